@@ -1,0 +1,33 @@
+"""One function run beside the main work, and told to stop when that ends early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from types import TracebackType
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Background(Generic[T]):
+    """Runs `function(cancelled)` in a thread; leaving the block makes `cancelled()` true and waits for its end."""
+
+    def __init__(self, function: Callable[[Callable[[], bool]], T]) -> None:
+        self._stop = Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._future = self._pool.submit(function, self._stop.is_set)
+
+    def __enter__(self) -> Background[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
+    def result(self) -> T:
+        """The function's result, waited for; its exception if it raised one."""
+        return self._future.result()

@@ -1,0 +1,83 @@
+"""The `tinyq` command: a table of names, each loaded when it is used, and one place that turns errors into a line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from gguf_tools import __version__
+from gguf_tools.errors import TinyqError
+
+COMMANDS = {
+    "convert": ("gguf_tools.commands.convert:convert", "Turn a checkpoint into a GGUF that stock llama.cpp runs."),
+    "eval": ("gguf_tools.commands.eval:evaluate", "Run a GGUF by llama.cpp and score it against the torch reference."),
+    "demo": ("gguf_tools.commands.demo:demo", "Convert, quantize and evaluate a bundled model, and show the table."),
+}
+"""Command name → (module:function, what the list of commands says)."""
+
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and name not in COMMANDS and not name.startswith("-"):
+            ctx.fail(f"there is no command {name!r}; commands are {', '.join(COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="tinyq")
+def tinyq() -> None:
+    """Trained decoders into llama.cpp, with proof that they arrived intact."""
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 good, 1 a threshold was missed, 2 bad usage or input, 3 llama.cpp failed."""
+    sys.exit(run(args))
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run the command line and return the exit code; expected errors become one line on stderr."""
+    try:
+        result: Any = tinyq.main(args=args, prog_name="tinyq", standalone_mode=False)
+    except TinyqError as error:
+        return _fail(str(error), error.exit_code)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; no output was left behind", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe has gone; a traceback at exit would help nobody.
+        sys.stderr.close()
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo("tinyq: " + " ".join(message.split()), err=True)
+    return code

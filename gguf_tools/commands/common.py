@@ -1,0 +1,85 @@
+"""Options, progress bars and formats that the commands share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gguf_tools.errors import OutputError
+
+json_option = click.option(
+    "--json", "json_path", metavar="FILE", help="Write the report as JSON to FILE, or to stdout with -."
+)
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bars and no summary.")
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="Threads to use; all cores by default.")
+force_option = click.option("--force", is_flag=True, help="Overwrite an output that exists.")
+
+
+def write_json(report: Mapping[str, Any], path: str | None) -> None:
+    """The report as JSON to a file, or to stdout for "-"; nothing without a path."""
+    if path is None:
+        return
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if path == "-":
+        click.echo(text, nl=False)
+        return
+    try:
+        Path(path).write_text(text, "utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: could not be written ({error.strerror}); give --json a path that can be") from error
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, label: str, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that counts bytes and shows the time left, where stderr is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    done = 0
+
+    def shown(_: object) -> str:
+        return f"{human_bytes(done)} of {human_bytes(total)}"
+
+    with click.progressbar(length=total, label=label, file=sys.stderr, item_show_func=shown) as bar:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            bar.update(count, done)
+
+        yield advance
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in the largest unit that leaves a number above 1: 512 B, 4.4 MB, 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def human_count(count: float) -> str:
+    """A number of weights: 950, 2.1 M, 1.7 B."""
+    for unit in ("", " K", " M", " B"):
+        if count < 1000 or unit == " B":
+            break
+        count /= 1000
+    return f"{count:.0f}" if not unit else f"{count:.1f}{unit}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns: the first to the left, the others to the right, under a rule."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(head), "  ".join("─" * width for width in widths), *map(line, rows)])

@@ -1,0 +1,45 @@
+"""The errors that tinyq raises on purpose.
+
+Each one is a single line that names the file, the tensor or the key, says what was found, what was expected and
+what to do. The command line prints it and exits with the error's code; nothing else may reach the user as a traceback.
+"""
+
+from __future__ import annotations
+
+
+class TinyqError(Exception):
+    """Base of all expected failures; `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class InputError(TinyqError):
+    """A source, an option or a file is not what it has to be (exit code 2)."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is broken or is not what its own files say: names the file and the tensor or key."""
+
+
+class UnsupportedError(InputError):
+    """A feature that no target can express, or that the target asked for lacks; names it."""
+
+
+class TokenizerError(InputError):
+    """A tokenizer that llama.cpp cannot reproduce; shows the first difference."""
+
+
+class OutputError(TinyqError):
+    """The output exists already, or could not be written (exit code 2)."""
+
+
+class ThresholdError(TinyqError):
+    """Everything was measured and fell short of a threshold that the user gave (exit code 1)."""
+
+    exit_code = 1
+
+
+class LlamaError(TinyqError):
+    """llama.cpp failed or its process died; carries the last lines that it logged (exit code 3)."""
+
+    exit_code = 3

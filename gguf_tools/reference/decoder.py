@@ -1,0 +1,93 @@
+"""The decoder in plain torch, as its spec states it.
+
+Stateless: a call runs whole token sequences and returns the logits of every position. Sequences of different lengths are
+padded on the right, which changes nothing before the padding because every mixer is causal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from gguf_tools.reference.feed_forward import gated_mlp, moe
+from gguf_tools.reference.mixers import attention, delta_net
+from gguf_tools.reference.norm import rms_norm
+from gguf_tools.spec import Attention, GatedMLP, LayerSpec, Model
+from gguf_tools.tensors import Tensor
+
+Observer = Callable[[int, str, torch.Tensor], None]
+"""Called with (layer, point, activations) at the points that llama.cpp's graph names too."""
+
+READ_ELEMENTS = 1 << 22
+
+
+def load(tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The whole tensor in memory as `dtype`, read in pieces."""
+    out = torch.empty(tensor.size, dtype=dtype)
+    for start in range(0, tensor.size, READ_ELEMENTS):
+        stop = min(start + READ_ELEMENTS, tensor.size)
+        out[start:stop] = torch.from_numpy(np.ascontiguousarray(tensor.flat(start, stop)))
+    return out.reshape(tensor.shape)
+
+
+class Reference:
+    """A model's weights in memory, and its forward pass.
+
+    `dtype` is the type of weights and arithmetic: float32 is what llama.cpp computes in; float64 leaves only
+    llama.cpp's own rounding in a comparison.
+    """
+
+    def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:
+        self.spec = model.spec
+        self.dtype = dtype
+        self.weights = {role: load(tensor, dtype) for role, tensor in model.tensors.items()}
+        self.layers = [
+            {name: self.weights[f"layers.{n}.{name}"] for name in layer.roles(self.spec.hidden)}
+            for n, layer in enumerate(self.spec.layers)
+        ]
+
+    def logits(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
+        """Logits of every position of each sequence, as arrays of shape (length, vocab_size)."""
+        longest = max(map(len, sequences))
+        tokens = torch.zeros((len(sequences), longest), dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            tokens[row, : len(sequence)] = torch.tensor(list(sequence))
+        with torch.inference_mode():
+            hidden = self.forward(tokens)
+            head = self.weights["embedding" if self.spec.tied else "output"]
+            return [
+                functional.linear(hidden[row, : len(sequence)], head).numpy() for row, sequence in enumerate(sequences)
+            ]
+
+    def forward(self, tokens: torch.Tensor, observe: Observer | None = None) -> torch.Tensor:
+        """Final normed hidden states, shape (batch, length, hidden), of tokens (batch, length)."""
+        x = functional.embedding(tokens, self.weights["embedding"])
+        for n, layer in enumerate(self.spec.layers):
+            x = self.layer(n, layer, x, observe or _ignore)
+        return rms_norm(x, self.weights["output_norm"], self.spec.output_norm)
+
+    def layer(self, n: int, layer: LayerSpec, x: torch.Tensor, observe: Observer) -> torch.Tensor:
+        """Layer n on the residual stream x, shape (batch, length, hidden)."""
+        weights = self.layers[n]
+        normed = rms_norm(x, weights["mixer_norm"], layer.mixer_norm)
+        observe(n, "mixer_norm", normed)
+        mixer = layer.mixer
+        mixed = attention(mixer, weights, normed) if isinstance(mixer, Attention) else delta_net(mixer, weights, normed)
+        observe(n, "mixer_out", mixed)
+        x = x + mixed
+        normed = rms_norm(x, weights["ffn_norm"], layer.ffn_norm)
+        observe(n, "ffn_norm", normed)
+        ffn = layer.feed_forward
+        out = gated_mlp(weights, normed) if isinstance(ffn, GatedMLP) else moe(ffn, weights, normed)
+        observe(n, "ffn_out", out)
+        x = x + out
+        observe(n, "layer_out", x)
+        return x
+
+
+def _ignore(_layer: int, _point: str, _values: torch.Tensor) -> None:
+    return

@@ -1,0 +1,49 @@
+"""Feed-forward blocks on activations of shape (batch, length, hidden)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional
+
+from gguf_tools.spec import MoE, Router
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """down(SiLU(gate x) ⊙ up x) (Shazeer 2020)."""
+    return functional.linear(functional.silu(functional.linear(x, gate)) * functional.linear(x, up), down)
+
+
+def gated_mlp(weights: Weights, x: torch.Tensor) -> torch.Tensor:
+    """The dense feed-forward."""
+    return swiglu(x, weights["ffn.gate"], weights["ffn.up"], weights["ffn.down"])
+
+
+def route(router: Router, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chosen experts and their weights, both (tokens, top_k), from router logits (tokens, experts)."""
+    scores = logits.softmax(-1)
+    chosen_scores, chosen = scores.topk(router.top_k, dim=-1)
+    if router.normalised:
+        chosen_scores = chosen_scores / chosen_scores.sum(-1, keepdim=True)
+    return chosen, chosen_scores * router.scale
+
+
+def moe(spec: MoE, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+    """Mixture of experts: no token is dropped; a shared expert is added."""
+    tokens = x.reshape(-1, x.shape[-1])
+    chosen, scores = route(spec.router, functional.linear(tokens, weights["moe.router"]))
+    out = torch.zeros_like(tokens)
+    for expert in range(spec.experts):
+        rows, slots = torch.where(chosen == expert)
+        if len(rows):
+            gate, up, down = (weights[f"moe.{name}"][expert] for name in ("gate", "up", "down"))
+            out.index_add_(0, rows, swiglu(tokens[rows], gate, up, down) * scores[rows, slots, None])
+    if spec.shared:
+        shared = swiglu(tokens, weights["shared.gate"], weights["shared.up"], weights["shared.down"])
+        if spec.shared.gated:
+            shared = shared * (tokens @ weights["shared.sigmoid"]).sigmoid()[:, None]
+        out = out + shared
+    return out.view_as(x)

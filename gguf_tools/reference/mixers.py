@@ -1,0 +1,104 @@
+"""Token mixers: softmax attention and the gated delta rule, on activations of shape (batch, length, hidden)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional
+
+from gguf_tools.reference.norm import rms_norm
+from gguf_tools.rope import Rope, frequencies
+from gguf_tools.spec import Attention, DeltaNet
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
+    """Rotary embedding of x, shape (batch, heads, length, head_dim), at positions 0 … length - 1.
+
+    Angles are computed in float64: their error would grow with the position.
+    """
+    inv, magnitude = frequencies(rope)
+    angles = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * torch.from_numpy(inv)
+    cos, sin = (angles.cos() * magnitude).to(x.dtype), (angles.sin() * magnitude).to(x.dtype)
+    turned, rest = x[..., : rope.dims], x[..., rope.dims :]
+    if rope.pairs == "half":
+        a, b = turned.chunk(2, dim=-1)
+        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    else:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+    return torch.cat([turned, rest], dim=-1)
+
+
+def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+    """Causal softmax attention with grouped queries (Ainslie et al. 2023), optionally gated."""
+    batch, length, _ = x.shape
+
+    def heads(name: str, count: int) -> torch.Tensor:
+        projected = functional.linear(x, weights[f"attn.{name}"], weights.get(f"attn.{name}_bias"))
+        return projected.view(batch, length, count, spec.head_dim)
+
+    q, k, v = heads("q", spec.heads), heads("k", spec.kv_heads), heads("v", spec.kv_heads)
+    if spec.qk_norm:
+        q = rms_norm(q, weights["attn.q_norm"], spec.qk_norm)
+        k = rms_norm(k, weights["attn.k_norm"], spec.qk_norm)
+    q, k, v = rotate(q.transpose(1, 2), spec.rope), rotate(k.transpose(1, 2), spec.rope), v.transpose(1, 2)
+    groups = spec.heads // spec.kv_heads
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = q @ k.transpose(-1, -2) / spec.head_dim**0.5
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    out = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+    out = out.transpose(1, 2).reshape(batch, length, -1)
+    if spec.gated:
+        out = out * functional.linear(x, weights["attn.gate"], weights.get("attn.gate_bias")).sigmoid()
+    return functional.linear(out, weights["attn.o"], weights.get("attn.o_bias"))
+
+
+def delta_net(spec: DeltaNet, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+    """Gated delta rule (Yang et al. 2024), token by token: the recurrence as it is defined, not the chunked form."""
+    batch, length, _ = x.shape
+    mixed = torch.cat([functional.linear(x, weights[f"delta.{name}"]) for name in "qkv"], dim=-1)
+    padded = functional.pad(mixed.transpose(1, 2), (spec.kernel - 1, 0))
+    conv = functional.conv1d(padded, weights["delta.conv"][:, None, :], groups=spec.channels)
+    key_width = spec.key_heads * spec.key_dim
+    widths = [key_width, key_width, spec.value_heads * spec.value_dim]
+    q, k, v = torch.split(functional.silu(conv).transpose(1, 2), widths, dim=-1)
+    groups = spec.value_heads // spec.key_heads
+    q, k = (
+        _unit(t.reshape(batch, length, spec.key_heads, spec.key_dim), spec.l2_eps).repeat_interleave(groups, dim=2)
+        for t in (q, k)
+    )
+    v = v.reshape(batch, length, spec.value_heads, spec.value_dim)
+    beta = functional.linear(x, weights["delta.beta"]).sigmoid()
+    rate = weights["delta.decay"] if spec.decay == "rate" else -weights["delta.decay"].exp()
+    step = _softplus(functional.linear(x, weights["delta.alpha"]) + weights["delta.dt_bias"])
+    out = _recurrence(q / spec.key_dim**0.5, k, v, beta, (rate * step).exp())
+    z = functional.linear(x, weights["delta.z"]).view_as(out)
+    gated = rms_norm(out, weights["delta.norm"], spec.norm) * functional.silu(z)
+    return functional.linear(gated.flatten(2), weights["delta.o"])
+
+
+def _recurrence(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor, decay: torch.Tensor
+) -> torch.Tensor:
+    """State S (batch, heads, key_dim, value_dim): S ← decay·S + k ⊗ beta·(v - kᵀ(decay·S)); output qᵀS."""
+    state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    out = []
+    for t in range(q.shape[1]):
+        state = state * decay[:, t, :, None, None]
+        known = torch.einsum("bhk,bhkv->bhv", k[:, t], state)
+        delta = (v[:, t] - known) * beta[:, t, :, None]
+        state = state + k[:, t, :, :, None] * delta[:, :, None, :]
+        out.append(torch.einsum("bhk,bhkv->bhv", q[:, t], state))
+    return torch.stack(out, dim=1)
+
+
+def _unit(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
+
+
+def _softplus(x: torch.Tensor) -> torch.Tensor:
+    # Exact for all x; torch's own goes linear above 20, which the definition does not.
+    return torch.logaddexp(x, torch.zeros_like(x))

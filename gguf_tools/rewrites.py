@@ -1,0 +1,121 @@
+"""Exact algebraic rewrites: a Model into another Model that computes the same function, in a form a target has.
+
+Each is proved by its own test, which runs the reference before and after. All factors are powers of two, or the rewrite
+says what it rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from gguf_tools.spec import Attention, LayerSpec, Model, ModelSpec, MoE, SharedExpert
+from gguf_tools.tensors import Filled, Tensor, scaled
+
+LayerTensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A named rewrite; `applies` says whether the spec has what it removes."""
+
+    name: str
+    why: str
+    applies: Callable[[ModelSpec], bool]
+    apply: Callable[[Model], Model]
+
+
+def map_layers(model: Model, change: Callable[[LayerSpec, LayerTensors], tuple[LayerSpec, LayerTensors]]) -> Model:
+    """The model with each layer, and its tensors by their names relative to the layer, replaced by `change`'s result."""
+    tensors = {role: tensor for role, tensor in model.tensors.items() if not role.startswith("layers.")}
+    layers = []
+    for n, layer in enumerate(model.spec.layers):
+        spec, changed = change(layer, model.layer(n))
+        layers.append(spec)
+        tensors |= {f"layers.{n}.{name}": tensor for name, tensor in changed.items()}
+    return replace(model, spec=replace(model.spec, layers=tuple(layers)), tensors=tensors)
+
+
+def _ungated_attention(layer: LayerSpec) -> bool:
+    return isinstance(layer.mixer, Attention) and not layer.mixer.gated
+
+
+def _shared_to_gate(layer: LayerSpec) -> bool:
+    ffn = layer.feed_forward
+    return isinstance(ffn, MoE) and ffn.shared is not None and not ffn.shared.gated
+
+
+def _no_shared(layer: LayerSpec) -> bool:
+    return isinstance(layer.feed_forward, MoE) and layer.feed_forward.shared is None
+
+
+def _gate_attention(model: Model) -> Model:
+    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        mixer = layer.mixer
+        if not isinstance(mixer, Attention) or mixer.gated:
+            return layer, tensors
+        gated = replace(mixer, gated=True)
+        roles = gated.roles(model.spec.hidden)
+        made: LayerTensors = {name: Filled(roles[name]) for name in ("attn.gate", "attn.gate_bias") if name in roles}
+        made["attn.o"] = scaled(tensors["attn.o"], 2.0)
+        return replace(layer, mixer=gated), {**tensors, **made}
+
+    return map_layers(model, change)
+
+
+def _gate_shared(model: Model) -> Model:
+    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        ffn = layer.feed_forward
+        if not isinstance(ffn, MoE) or ffn.shared is None or ffn.shared.gated:
+            return layer, tensors
+        made: LayerTensors = {
+            "shared.sigmoid": Filled((model.spec.hidden,)),
+            "shared.down": scaled(tensors["shared.down"], 2.0),
+        }
+        return replace(layer, feed_forward=replace(ffn, shared=replace(ffn.shared, gated=True))), {**tensors, **made}
+
+    return map_layers(model, change)
+
+
+EMPTY_SHARED_WIDTH = 32
+"""Width of a shared expert of zeros: the least that every block type of 32 holds."""
+
+
+def _empty_shared(model: Model) -> Model:
+    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        ffn = layer.feed_forward
+        if not isinstance(ffn, MoE) or ffn.shared is not None:
+            return layer, tensors
+        widths = {
+            ff.shared.width for ff in (la.feed_forward for la in model.spec.layers) if isinstance(ff, MoE) and ff.shared
+        }
+        made = replace(ffn, shared=SharedExpert(max(widths, default=EMPTY_SHARED_WIDTH), gated=True))
+        roles = made.roles(model.spec.hidden)
+        zeros: LayerTensors = {name: Filled(shape) for name, shape in roles.items() if name.startswith("shared.")}
+        return replace(layer, feed_forward=made), {**tensors, **zeros}
+
+    return map_layers(model, change)
+
+
+def _any(test: Callable[[LayerSpec], bool]) -> Callable[[ModelSpec], bool]:
+    return lambda spec: any(map(test, spec.layers))
+
+
+ZERO_ATTENTION_GATE = Rewrite(
+    "zero attention gate",
+    "sigmoid of a gate of zeros is 0.5, and the output projection is doubled",
+    _any(_ungated_attention),
+    _gate_attention,
+)
+ZERO_SHARED_GATE = Rewrite(
+    "zero shared-expert gate",
+    "sigmoid of a gate of zeros is 0.5, and the shared expert's down projection is doubled",
+    _any(_shared_to_gate),
+    _gate_shared,
+)
+EMPTY_SHARED_EXPERT = Rewrite(
+    "empty shared expert",
+    "a shared expert of zeros adds nothing",
+    _any(_no_shared),
+    _empty_shared,
+)

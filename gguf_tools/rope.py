@@ -1,0 +1,104 @@
+"""Rotary position embedding as facts: base, rotated dimensions, pair order and scaling, and the frequencies they give."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Positions divided by `factor` (position interpolation, Chen et al. 2023)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023): interpolation by frequency between `beta_fast` and `beta_slow` rotations.
+
+    `attention_factor` multiplies cosine and sine; None means 0.1 · ln(factor) + 1. `truncate` rounds the correction
+    range outwards to whole dimensions, which ggml always does.
+    """
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    @property
+    def magnitude(self) -> float:
+        """What multiplies cosine and sine."""
+        return default_magnitude(self.factor) if self.attention_factor is None else self.attention_factor
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's scaling: long wavelengths divided by `factor`, short ones kept, a smooth step between."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+
+Scaling = LinearScaling | YarnScaling | Llama3Scaling
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of the first `dims` dimensions of each head.
+
+    `pairs` says which dimensions turn together: "half" is (i, i + dims/2), NEOX; "interleaved" is (2i, 2i + 1).
+    """
+
+    theta: float
+    dims: int
+    pairs: Literal["half", "interleaved"] = "half"
+    scaling: Scaling | None = None
+
+
+def default_magnitude(factor: float) -> float:
+    """YaRN's recommended attention factor, 0.1 · ln(factor) + 1 (1 where nothing is extended)."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+
+
+def frequencies(rope: Rope) -> tuple[NDArray[np.float64], float]:
+    """Angle a position adds to each pair, shape (dims / 2,), and the factor on cosine and sine."""
+    base = rope.theta ** -(np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims)
+    match rope.scaling:
+        case None:
+            return base, 1.0
+        case LinearScaling(factor):
+            return base / factor, 1.0
+        case Llama3Scaling() as scaling:
+            return _llama3(base, scaling), 1.0
+        case YarnScaling() as scaling:
+            return _yarn(base, rope, scaling), scaling.magnitude
+
+
+def _llama3(base: NDArray[np.float64], scaling: Llama3Scaling) -> NDArray[np.float64]:
+    turns = scaling.original_context * base / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    smooth = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+    return np.asarray((1 - smooth) * base / scaling.factor + smooth * base, np.float64)
+
+
+def _yarn(base: NDArray[np.float64], rope: Rope, scaling: YarnScaling) -> NDArray[np.float64]:
+    def dimension(rotations: float) -> float:
+        turned = scaling.original_context / (rotations * 2 * math.pi)
+        return rope.dims * math.log(turned) / (2 * math.log(rope.theta))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dims - 1)
+    width = max(high - low, 0.001)
+    interpolated = np.clip((np.arange(rope.dims // 2) - low) / width, 0.0, 1.0)
+    return np.asarray(base * (1 - interpolated) + base / scaling.factor * interpolated, np.float64)

@@ -1,0 +1,45 @@
+"""What a target is: one llama.cpp architecture, what it can express, and how a Model is lowered to it and lifted back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gguf_tools.gguf_file import Metadata
+from gguf_tools.gguf_source import GGUFSource
+from gguf_tools.rewrites import Rewrite
+from gguf_tools.spec import Model, ModelSpec
+from gguf_tools.tensors import Tensor
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor under its GGUF name, in numpy's order of axes."""
+
+    name: str
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model in a target's terms: the architecture's metadata and all tensors in file order."""
+
+    architecture: str
+    metadata: Metadata
+    tensors: tuple[OutputTensor, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A llama.cpp architecture.
+
+    `rewrites` are tried in order before `lacks` names what the architecture cannot express of the spec that results;
+    `lower` is called only where it lacks nothing. `lift` describes a file of this architecture as a Model, with the
+    file's own numbers.
+    """
+
+    name: str
+    rewrites: tuple[Rewrite, ...]
+    lacks: Callable[[ModelSpec], list[str]]
+    lower: Callable[[Model], Lowered]
+    lift: Callable[[GGUFSource], Model]

@@ -1,0 +1,274 @@
+"""Lazy tensors: what a tensor is and how to read any part of it, without ever holding all of it.
+
+A tensor is read in flat pieces (`flat(start, stop)`, elements in row-major order, widened exactly to float32), so that
+peak memory is bounded by the piece and not by the tensor. Views (rows taken, parts joined, elements mapped) are lazy too
+and remember the names of the source tensors that they came from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+
+class Tensor(ABC):
+    """A lazy tensor: `shape` (row-major), `dtype` (as the source stores it: F64, F32, F16, BF16 …) and its `sources`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[str, ...]:
+        """Names of the source's tensors that this one is made of."""
+
+    @abstractmethod
+    def flat(self, start: int, stop: int) -> FloatArray:
+        """Elements `start` to `stop` in row-major order, as a float32 array of length stop - start."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Length of a row (the last axis)."""
+        return self.shape[-1]
+
+    def array(self) -> FloatArray:
+        """The whole tensor in memory, in its shape."""
+        return self.flat(0, self.size).reshape(self.shape)
+
+    def row_blocks(self, max_elements: int) -> Iterator[FloatArray]:
+        """The tensor as consecutive (n, columns) blocks of whole rows, each of about `max_elements` at most."""
+        step = max(1, max_elements // self.columns) * self.columns
+        for start in range(0, self.size, step):
+            yield self.flat(start, min(start + step, self.size)).reshape(-1, self.columns)
+
+
+@dataclass(frozen=True)
+class InMemory(Tensor):
+    """A tensor that lies in memory (made by a rewrite, or by a test)."""
+
+    values: FloatArray
+    names: tuple[str, ...] = ()
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.values.shape
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.names
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        return np.asarray(self.values.reshape(-1)[start:stop], np.float32)
+
+
+@dataclass(frozen=True)
+class Filled(Tensor):
+    """A constant tensor, which takes no memory."""
+
+    shape: tuple[int, ...]
+    value: float = 0.0
+    dtype: str = "F32"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return ()
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        return np.full(stop - start, self.value, np.float32)
+
+
+@dataclass(frozen=True)
+class Reshaped(Tensor):
+    """The same elements in another shape."""
+
+    base: Tensor
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if prod(self.shape) != self.base.size:
+            raise ValueError(f"{self.base.sources} of shape {self.base.shape} cannot be reshaped to {self.shape}")
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return self.base.dtype
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.base.sources
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        return self.base.flat(start, stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Taken(Tensor):
+    """Entries of the first axis, in the order of `index` (which may repeat or leave out some)."""
+
+    base: Tensor
+    index: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (len(self.index), *self.base.shape[1:])
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return self.base.dtype
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.base.sources
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        width = prod(self.base.shape[1:])
+        out = np.empty(stop - start, np.float32)
+        first, last = start // width, -(-stop // width)
+        index = self.index[first:last]
+        # Consecutive entries are read in one piece.
+        breaks = np.flatnonzero(np.diff(index) != 1) + 1
+        for left, right in zip([0, *breaks], [*breaks, len(index)], strict=True):
+            begin = max(start, (first + left) * width)
+            end = min(stop, (first + right) * width)
+            source = int(index[left]) * width + begin - (first + left) * width
+            out[begin - start : end - start] = self.base.flat(source, source + end - begin)
+        return out
+
+
+@dataclass(frozen=True)
+class Joined(Tensor):
+    """Parts one after another: concatenated along the first axis, or stacked, as `shape` says."""
+
+    parts: tuple[Tensor, ...]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if sum(part.size for part in self.parts) != prod(self.shape):
+            raise ValueError(f"{len(self.parts)} parts do not fill the shape {self.shape}")
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        kinds = {part.dtype for part in self.parts}
+        return kinds.pop() if len(kinds) == 1 else "F32"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.sources))
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        out = np.empty(stop - start, np.float32)
+        offset = 0
+        for part in self.parts:
+            begin, end = max(start, offset), min(stop, offset + part.size)
+            if begin < end:
+                out[begin - start : end - start] = part.flat(begin - offset, end - offset)
+            offset += part.size
+        return out
+
+
+Elementwise = Callable[[FloatArray, int], NDArray[np.floating]]
+"""Maps a flat piece, given the place in the tensor where it starts, to as many values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped(Tensor):
+    """Each element changed by `function`; `label` says how, for plans and provenance."""
+
+    base: Tensor
+    function: Elementwise
+    label: str
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.base.shape
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.base.sources
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        return np.asarray(self.function(self.base.flat(start, stop), start), np.float32)
+
+
+def concatenate(parts: Sequence[Tensor]) -> Tensor:
+    """The parts joined along the first axis; all other axes must agree."""
+    rest = {part.shape[1:] for part in parts}
+    if len(rest) != 1:
+        raise ValueError(f"cannot join shapes {[part.shape for part in parts]} along the first axis")
+    return Joined(tuple(parts), (sum(part.shape[0] for part in parts), *rest.pop()))
+
+
+def stack(parts: Sequence[Tensor]) -> Tensor:
+    """The parts as entries of a new first axis; all shapes must agree."""
+    shapes = {part.shape for part in parts}
+    if len(shapes) != 1:
+        raise ValueError(f"cannot stack shapes {sorted(shapes)}")
+    return Joined(tuple(parts), (len(parts), *shapes.pop()))
+
+
+def take(base: Tensor, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    """The entries `index` of the first axis, lazily."""
+    return Taken(base, np.asarray(index, np.int64))
+
+
+def scaled(base: Tensor, factor: float) -> Tensor:
+    """Every element times `factor`, computed in float64 and rounded once."""
+    return Mapped(base, lambda x, _: x.astype(np.float64) * factor, f"× {factor:g}")
+
+
+def shifted(base: Tensor, offset: float) -> Tensor:
+    """Every element plus `offset`."""
+    return Mapped(base, lambda x, _: x.astype(np.float64) + offset, f"{offset:+g}")
+
+
+def scaled_rows(base: Tensor, factors: NDArray[np.floating]) -> Tensor:
+    """Entry i of the first axis times factors[i]."""
+    width = prod(base.shape[1:])
+
+    def function(x: FloatArray, start: int) -> NDArray[np.floating]:
+        return x.astype(np.float64) * factors[(np.arange(start, start + len(x)) // width)]
+
+    return Mapped(base, function, "× a factor a row")
+
+
+def take_rows(tensor: Tensor, blocks: int, first: int, count: int) -> Tensor:
+    """From a tensor whose first axis is `blocks` equal blocks: rows `first` to `first + count` of each block."""
+    size = tensor.shape[0] // blocks
+    return take(tensor, [block * size + row for block in range(blocks) for row in range(first, first + count)])
+
+
+def interleave_rows(parts: Sequence[Tensor], blocks: int) -> Tensor:
+    """The inverse of splitting blocks: block b of each part in turn, for every b."""
+    joined = concatenate(parts)
+    starts = [0]
+    for part in parts[:-1]:
+        starts.append(starts[-1] + part.shape[0])
+    sizes = [part.shape[0] // blocks for part in parts]
+    index = [
+        start + b * size + row
+        for b in range(blocks)
+        for start, size in zip(starts, sizes, strict=True)
+        for row in range(size)
+    ]
+    return take(joined, index)
+
+
+def same_values(a: Tensor, b: Tensor, piece: int = 1 << 20) -> bool:
+    """Whether two tensors hold the same numbers, read piece by piece."""
+    if a.shape != b.shape:
+        return False
+    pieces = ((start, min(start + piece, a.size)) for start in range(0, a.size, piece))
+    return all(np.array_equal(a.flat(*ends), b.flat(*ends)) for ends in pieces)
