@@ -8,3 +8,12 @@ import os
 def available_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+SMALL_MODEL = 64 << 20
+"""Bytes of weights below which a second thread costs more in waiting than it saves in work."""
+
+
+def useful_threads(weight_bytes: int) -> int:
+    """Threads that make running a model of this many bytes of weights fastest."""
+    return 1 if weight_bytes < SMALL_MODEL else available_cores()

@@ -33,8 +33,9 @@ class Attention:
     """Softmax attention with grouped queries.
 
     Scores are multiplied by 1/sqrt(head_dim). `bias` names the projections that have one (of q, k, v, o).
-    `qk_norm` is applied to each head of q and k before rope. `gated` multiplies the heads' output by sigmoid(gate · x),
-    element by element, before the output projection.
+    `qk_norm` is applied to each head of q and k before rope; with `norm_per_head` each head has weights of its own, and
+    with `norm_gain` the normed head is multiplied by one number more. `value_scale` multiplies each value head by a
+    number. `gated` multiplies the heads' output by sigmoid(gate · x), element by element, before the output projection.
     """
 
     heads: int
@@ -44,6 +45,9 @@ class Attention:
     bias: frozenset[str] = frozenset()
     qk_norm: Norm | None = None
     gated: bool = False
+    norm_per_head: bool = False
+    norm_gain: bool = False
+    value_scale: bool = False
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""
@@ -56,8 +60,13 @@ class Attention:
         }
         for name in sorted(self.bias):
             roles[f"attn.{name}_bias"] = roles[f"attn.{name}"][:1]
-        if self.qk_norm:
-            roles |= {"attn.q_norm": (self.head_dim,), "attn.k_norm": (self.head_dim,)}
+        for name, heads in (("q", self.heads), ("k", self.kv_heads)):
+            if self.qk_norm:
+                roles[f"attn.{name}_norm"] = (heads, self.head_dim) if self.norm_per_head else (self.head_dim,)
+            if self.norm_gain:
+                roles[f"attn.{name}_gain"] = (heads,)
+        if self.value_scale:
+            roles["attn.v_scale"] = (self.kv_heads,)
         if self.gated:
             roles["attn.gate"] = (q, hidden)
             if "q" in self.bias:
@@ -124,12 +133,18 @@ class GatedMLP:
 
 @dataclass(frozen=True)
 class Router:
-    """How experts are chosen and weighted: softmax over all logits, the `top_k` largest, divided by their sum if
-    `normalised`, times `scale`."""
+    """How experts are chosen and weighted.
+
+    `score` of the logits gives each expert's weight: softmax over all experts, or a sigmoid each. The `top_k` largest are
+    chosen; with `selection_bias` by logit + bias, the bias being added before the score function and for the choice
+    alone. The weights of those chosen are divided by their sum if `normalised`, and multiplied by `scale`.
+    """
 
     top_k: int
     normalised: bool = True
     scale: float = 1.0
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    selection_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +172,8 @@ class MoE:
             "moe.up": (self.experts, self.width, hidden),
             "moe.down": (self.experts, hidden, self.width),
         }
+        if self.router.selection_bias:
+            roles["moe.router_bias"] = (self.experts,)
         if self.shared:
             width = self.shared.width
             roles |= {"shared.gate": (width, hidden), "shared.up": (width, hidden), "shared.down": (hidden, width)}
@@ -196,7 +213,11 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder: token embedding, layers, final norm, output projection (`tied` to the embedding or not)."""
+    """A decoder: token embedding, layers, final norm, output projection (`tied` to the embedding or not).
+
+    Embeddings are multiplied by `embedding_scale` on their way in (not where they are tied to the output), and logits by
+    `logit_scale`.
+    """
 
     vocab_size: int
     hidden: int
@@ -204,6 +225,8 @@ class ModelSpec:
     layers: tuple[LayerSpec, ...]
     output_norm: Norm
     tied: bool
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
 
     def roles(self) -> dict[str, Shape]:
         """Every tensor that the model has, by role, with its shape."""

@@ -26,8 +26,20 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--type", "type_name", default="auto", metavar="TYPE", show_default=True, help="auto is the smallest that is exact; or f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m … in either case.")  # fmt: skip
-@click.option("--tokenizer", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the tokenizer, where it does not lie in SOURCE.")  # fmt: skip
+@click.option(
+    "--type",
+    "type_name",
+    default="auto",
+    metavar="TYPE",
+    show_default=True,
+    help="auto is the smallest that is exact; or f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m … in either case.",
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the tokenizer, where it does not lie in SOURCE.",
+)
 @click.option("--target", metavar="NAME", help="Force a llama.cpp architecture instead of the cheapest exact one.")
 @click.option("--add-bos/--no-add-bos", default=None, help="Whether BOS comes first, against what the tokenizer says.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")

@@ -60,12 +60,13 @@ class Reference:
             hidden = self.forward(tokens)
             head = self.weights["embedding" if self.spec.tied else "output"]
             return [
-                functional.linear(hidden[row, : len(sequence)], head).numpy() for row, sequence in enumerate(sequences)
+                (functional.linear(hidden[row, : len(sequence)], head) * self.spec.logit_scale).numpy()
+                for row, sequence in enumerate(sequences)
             ]
 
     def forward(self, tokens: torch.Tensor, observe: Observer | None = None) -> torch.Tensor:
         """Final normed hidden states, shape (batch, length, hidden), of tokens (batch, length)."""
-        x = functional.embedding(tokens, self.weights["embedding"])
+        x = functional.embedding(tokens, self.weights["embedding"]) * self.spec.embedding_scale
         for n, layer in enumerate(self.spec.layers):
             x = self.layer(n, layer, x, observe or _ignore)
         return rms_norm(x, self.weights["output_norm"], self.spec.output_norm)

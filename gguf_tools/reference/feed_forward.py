@@ -22,19 +22,24 @@ def gated_mlp(weights: Weights, x: torch.Tensor) -> torch.Tensor:
     return swiglu(x, weights["ffn.gate"], weights["ffn.up"], weights["ffn.down"])
 
 
-def route(router: Router, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Chosen experts and their weights, both (tokens, top_k), from router logits (tokens, experts)."""
-    scores = logits.softmax(-1)
-    chosen_scores, chosen = scores.topk(router.top_k, dim=-1)
+def route(router: Router, logits: torch.Tensor, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chosen experts and their weights, both (tokens, top_k), from router logits (tokens, experts).
+
+    `bias` (experts,) is added to the logits for the choice alone.
+    """
+    chosen = (logits if bias is None else logits + bias).topk(router.top_k, dim=-1).indices
+    scores = (logits.softmax(-1) if router.score == "softmax" else logits.sigmoid()).gather(-1, chosen)
     if router.normalised:
-        chosen_scores = chosen_scores / chosen_scores.sum(-1, keepdim=True)
-    return chosen, chosen_scores * router.scale
+        scores = scores / scores.sum(-1, keepdim=True)
+    return chosen, scores * router.scale
 
 
 def moe(spec: MoE, weights: Weights, x: torch.Tensor) -> torch.Tensor:
     """Mixture of experts: no token is dropped; a shared expert is added."""
     tokens = x.reshape(-1, x.shape[-1])
-    chosen, scores = route(spec.router, functional.linear(tokens, weights["moe.router"]))
+    chosen, scores = route(
+        spec.router, functional.linear(tokens, weights["moe.router"]), weights.get("moe.router_bias")
+    )
     out = torch.zeros_like(tokens)
     for expert in range(spec.experts):
         rows, slots = torch.where(chosen == expert)

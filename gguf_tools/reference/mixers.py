@@ -44,6 +44,10 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tenso
     if spec.qk_norm:
         q = rms_norm(q, weights["attn.q_norm"], spec.qk_norm)
         k = rms_norm(k, weights["attn.k_norm"], spec.qk_norm)
+    if spec.norm_gain:
+        q, k = q * weights["attn.q_gain"][:, None], k * weights["attn.k_gain"][:, None]
+    if spec.value_scale:
+        v = v * weights["attn.v_scale"][:, None]
     q, k, v = rotate(q.transpose(1, 2), spec.rope), rotate(k.transpose(1, 2), spec.rope), v.transpose(1, 2)
     groups = spec.heads // spec.kv_heads
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)

@@ -97,6 +97,16 @@ def moes(spec: ModelSpec) -> list[MoE]:
     return [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, MoE)]
 
 
+def scale_lacks(spec: ModelSpec) -> list[str]:
+    """Most architectures scale neither embeddings nor logits; a rewrite folds the scales into weights first."""
+    lacks = []
+    if spec.embedding_scale != 1.0:
+        lacks.append(f"embeddings multiplied by {spec.embedding_scale:g}")
+    if spec.logit_scale != 1.0:
+        lacks.append(f"logits multiplied by {spec.logit_scale:g}")
+    return lacks
+
+
 def norm_lacks(spec: ModelSpec) -> list[str]:
     """One epsilon serves every norm of a file (`attention.layer_norm_rms_epsilon`)."""
     eps = [spec.output_norm.eps]
@@ -122,6 +132,12 @@ def attention_lacks(spec: ModelSpec, *, gated: bool, full_rope: bool) -> list[st
             lacks.append("an attention gate" if mixer.gated else "attention without a gate")
         if "o" in mixer.bias:
             lacks.append("a bias on the attention output")
+        if mixer.norm_per_head:
+            lacks.append("q/k norm weights of each head's own")
+        if mixer.norm_gain:
+            lacks.append("a gain after the q/k norm")
+        if mixer.value_scale:
+            lacks.append("a scale of the value heads")
         lacks += rope_lacks(mixer.rope, mixer.head_dim, full_rope)
     return list(dict.fromkeys(lacks))
 
@@ -150,6 +166,10 @@ def moe_lacks(spec: ModelSpec) -> list[str]:
     lacks = same(((m.experts, m.width) for m in moes(spec)), "number and width of experts")
     lacks += same((m.router for m in moes(spec)), "router")
     # With one expert chosen, renormalisation gives the weight 1, which an unnormalised router does not.
+    if any(m.router.score != "softmax" for m in moes(spec)):
+        lacks.append("a sigmoid router")
+    if any(m.router.selection_bias for m in moes(spec)):
+        lacks.append("a router bias added before the score function, for the selection alone")
     if any(not m.router.normalised for m in moes(spec)):
         lacks.append("router weights that are not renormalised (norm_topk_prob false)")
     return lacks

@@ -23,7 +23,12 @@ def lacks(spec: ModelSpec) -> list[str]:
         found.append("experts")
     widths = [layer.feed_forward.width for layer in spec.layers if isinstance(layer.feed_forward, GatedMLP)]
     found += common.same(widths, "feed-forward width")
-    return found + common.attention_lacks(spec, gated=False, full_rope=True) + common.norm_lacks(spec)
+    return (
+        found
+        + common.attention_lacks(spec, gated=False, full_rope=True)
+        + common.norm_lacks(spec)
+        + common.scale_lacks(spec)
+    )
 
 
 def lower(model: Model) -> Lowered:

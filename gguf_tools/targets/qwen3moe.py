@@ -23,7 +23,7 @@ def lacks(spec: ModelSpec) -> list[str]:
     if any(moe.shared for moe in common.moes(spec)):
         found.append("a shared expert")
     found += common.attention_lacks(spec, gated=False, full_rope=True)
-    return found + common.moe_lacks(spec) + common.norm_lacks(spec)
+    return found + common.moe_lacks(spec) + common.norm_lacks(spec) + common.scale_lacks(spec)
 
 
 def lower(model: Model) -> Lowered:

@@ -59,7 +59,7 @@ def lacks(spec: ModelSpec) -> list[str]:
             found.append("experts without a gated shared expert")
     found += common.same((moe.shared.width for moe in common.moes(spec) if moe.shared), "width of the shared expert")
     found += common.attention_lacks(spec, gated=True, full_rope=False)
-    return list(dict.fromkeys(found + common.moe_lacks(spec) + common.norm_lacks(spec)))
+    return list(dict.fromkeys(found + common.moe_lacks(spec) + common.norm_lacks(spec) + common.scale_lacks(spec)))
 
 
 def lower(model: Model) -> Lowered:
