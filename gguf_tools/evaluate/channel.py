@@ -1,0 +1,84 @@
+"""The frames that `runtime` and its worker exchange over a pair of pipes.
+
+A frame is the length of its header (4 bytes, little-endian), the header (JSON), and the raw little-endian bytes of at
+most one array, whose type and shape the header states. Nothing that is executed crosses the pipe (no pickle).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from io import RawIOBase
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+_LENGTH = struct.Struct("<I")
+_DTYPES = ("<f4", "<i4")
+
+Array = npt.NDArray[Any]
+
+
+class ChannelClosedError(Exception):
+    """The other side closed its end, or died, before a whole frame had come."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One message: what is asked or answered, and at most one array (float32 or int32)."""
+
+    header: dict[str, Any]
+    array: Array | None = None
+
+
+def write_frame(stream: RawIOBase, header: dict[str, Any], array: Array | None = None) -> None:
+    """Write one frame; raises ChannelClosedError where the reader is gone."""
+    if array is not None:
+        little = array.dtype.newbyteorder("<")
+        array = np.ascontiguousarray(array, dtype=little)
+        header = {**header, "dtype": little.str, "shape": list(array.shape)}
+    text = json.dumps(header).encode()
+    try:
+        _write_all(stream, memoryview(_LENGTH.pack(len(text)) + text))
+        if array is not None and array.size:
+            _write_all(stream, array.reshape(-1).view(np.uint8).data)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise ChannelClosedError from error
+
+
+def read_frame(stream: RawIOBase) -> Frame:
+    """Read one frame; raises ChannelClosedError at the end of the stream, also in the midst of a frame."""
+    (length,) = _LENGTH.unpack(_read_exactly(stream, _LENGTH.size))
+    header: dict[str, Any] = json.loads(bytes(_read_exactly(stream, length)))
+    if "dtype" not in header:
+        return Frame(header)
+    if header["dtype"] not in _DTYPES:
+        raise ValueError(f"a frame holds an array of type {header['dtype']!r}")
+    shape = tuple(int(size) for size in header["shape"])
+    array: Array = np.empty(shape, dtype=header["dtype"])
+    if math.prod(shape):
+        _fill(stream, array.reshape(-1).view(np.uint8).data)
+    return Frame(header, array)
+
+
+def _write_all(stream: RawIOBase, data: memoryview) -> None:
+    while data:
+        # A raw stream writes what fits; None would mean a non-blocking pipe, which these are not.
+        data = data[cast(int, stream.write(data)) :]
+
+
+def _read_exactly(stream: RawIOBase, count: int) -> bytearray:
+    data = bytearray(count)
+    _fill(stream, memoryview(data))
+    return data
+
+
+def _fill(stream: RawIOBase, data: memoryview) -> None:
+    while data:
+        count = stream.readinto(data)
+        if not count:
+            raise ChannelClosedError
+        data = data[count:]

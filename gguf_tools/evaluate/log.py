@@ -1,0 +1,41 @@
+"""What llama.cpp's log says about a failure, in one line."""
+
+from __future__ import annotations
+
+import re
+
+_MAX_LINES = 2
+_MAX_CHARS = 400
+
+_ASSERTION = re.compile(r"GGML_ASSERT|GGML_ABORT|^\S+\.(?:c|cpp|cu|h|hpp|m|mm):\d+: ")
+_FAILURE = re.compile(
+    r"error|fail|missing|invalid|unknown|unsupported|wrong|corrupt|mismatch|not (?:found|supported|within|enough)"
+    r"|requires|unable|cannot|can't|could not|out of memory|terminate called|what\(\)|exception|exceeds",
+    re.IGNORECASE,
+)
+# Lines that only repeat that the call above them failed, and those that list the file's contents or llama.cpp's plans.
+_NOISE = re.compile(
+    r"failed to load model(?:$|[ ,'])|failed to initialize the context$|^\s*warning"
+    r"|^(?:print_info|llama_model_loader: -|load_tensors|create_tensor|load|llama_context): ",
+    re.IGNORECASE,
+)
+_FUNCTION = re.compile(r"^(?:[\w:~]*_[\w:~]*: |error loading model: )+")
+
+
+def decisive_lines(log: str) -> str:
+    """The lines of a log that say why llama.cpp failed, joined with "; " ("" where none does).
+
+    An assertion decides alone. Else these are the last lines that speak of a failure, without those that only repeat
+    that something failed. Names of functions at a line's start are dropped.
+    """
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    asserted = [line for line in lines if _ASSERTION.search(line)]
+    if asserted:
+        return _shorten(re.sub(r"^\S*/", "", asserted[-1]))
+    failures = [line for line in lines if _FAILURE.search(line) and not _NOISE.search(line)]
+    chosen = list(dict.fromkeys(_FUNCTION.sub("", line) for line in failures))[-_MAX_LINES:]
+    return "; ".join(map(_shorten, chosen))
+
+
+def _shorten(line: str) -> str:
+    return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 1] + "…"

@@ -1,0 +1,174 @@
+"""How far a model's logits are from a reference's: pure numpy, accumulated in float64.
+
+Definitions follow llama.cpp where it has them: NMSE is `nmse` of `tests/test-backend-ops.cpp`, and the KL divergence
+is that of `llama-perplexity --kl-divergence`, in nats, with the reference as the first distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_tools.errors import InputError, LlamaError
+
+Float = npt.NDArray[np.float64]
+Logits = npt.NDArray[Any]
+Targets = npt.NDArray[np.integer[Any]]
+
+NO_TARGET = -1
+"""In `targets`, a position whose next token is not given and so does not count for the perplexity."""
+
+_BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class FidelityMetrics:
+    """What was measured over all positions of all prompts; the names are those of `tinyq eval --json`.
+
+    `nmse`: Σ|model − reference|² / Σ|reference|², over all positions and the whole vocabulary.
+    `max_abs_diff`: the largest |model − reference| of any logit.
+    `kl_mean`, `kl_p99`, `kl_max`: KL(reference ‖ model) per position, in nats.
+    `top1_agreement`: share of positions where both give the highest logit to the same token (lowest id on ties).
+    `ppl_reference`, `ppl_model`: exp of the mean negative log-likelihood of the given next tokens; None without any.
+    `n_prompts`, `n_tokens`: sequences and positions compared.
+    `noise`: the root mean square over the vocabulary of model − reference, both centred (a shift of all logits changes
+    no distribution), which 95 % of the positions do not exceed: experts that flip at some positions are in it, a fault
+    at a few positions is not.
+    `spread`: median over positions of the reference's own standard deviation over the vocabulary.
+    """
+
+    nmse: float
+    max_abs_diff: float
+    kl_mean: float
+    kl_p99: float
+    kl_max: float
+    top1_agreement: float
+    ppl_reference: float | None
+    ppl_model: float | None
+    n_prompts: int
+    n_tokens: int
+    noise: float
+    spread: float
+
+
+def log_softmax(logits: Logits) -> Float:
+    """Log-probabilities along the last axis, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True).astype(np.float64)
+    result: Float = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def kl_divergence(reference: Logits, model: Logits) -> Float:
+    """KL(reference ‖ model) in nats for each row of two (T, V) arrays of logits; never below 0."""
+    return _kl(log_softmax(reference), log_softmax(model))
+
+
+def _kl(reference: Float, model: Float) -> Float:
+    result: Float = (np.exp(reference) * (reference - model)).sum(axis=-1)
+    return np.maximum(result, 0.0, out=result)  # rounding may leave −1e-17 where the two agree
+
+
+class FidelityAccumulator:
+    """Adds up pairs of logits, one prompt at a time, in bounded memory (a few numbers a position remain)."""
+
+    def __init__(self) -> None:
+        self._difference = 0.0
+        self._energy = 0.0
+        self._max = 0.0
+        self._agree = 0
+        self._n_prompts = 0
+        self._n_targets = 0
+        self._nll_reference = 0.0
+        self._nll_model = 0.0
+        self._kl: list[Float] = []
+        self._noise: list[Float] = []
+        self._spread: list[Float] = []
+
+    def add(self, reference: Logits, model: Logits, targets: Targets | None = None, name: str | None = None) -> None:
+        """Add one prompt's logits, both (T, V), and the token that follows each position, (T,) or None.
+
+        `targets` may hold NO_TARGET. `name` is what errors call the prompt, by default its number. Raises InputError
+        where shapes differ or the reference has a logit that is not finite, LlamaError where the model has one.
+        """
+        name = f"prompt {self._n_prompts}" if name is None else name
+        if reference.shape != model.shape or reference.ndim != 2:
+            raise InputError(
+                f"{name}: the reference's logits have shape {reference.shape}, the model's {model.shape};"
+                " both must be (tokens, vocabulary), so this is not the model's reference"
+            )
+        for start, first, second in _blocks(reference, model):
+            _check_finite(second, f"{name}: the model's", start, LlamaError)
+            _check_finite(first, f"{name}: the reference's", start, InputError)
+            self._add_block(first, second)
+            first, second = log_softmax(first), log_softmax(second)
+            self._kl.append(_kl(first, second))
+            if targets is not None:
+                part = targets[start : start + len(first)]
+                rows = np.flatnonzero(part != NO_TARGET)
+                self._n_targets += len(rows)
+                self._nll_reference -= float(first[rows, part[rows]].sum())
+                self._nll_model -= float(second[rows, part[rows]].sum())
+        self._n_prompts += 1
+
+    def _add_block(self, reference: Float, model: Float) -> None:
+        difference = model - reference
+        self._difference += float(np.square(difference).sum())
+        self._energy += float(np.square(reference).sum())
+        self._max = max(self._max, float(np.abs(difference).max(initial=0.0)))
+        self._agree += int((reference.argmax(axis=-1) == model.argmax(axis=-1)).sum())
+        self._noise.append(difference.std(axis=-1))
+        self._spread.append(reference.std(axis=-1))
+
+    def result(self) -> FidelityMetrics:
+        """The metrics of all that was added; raises InputError where that was nothing."""
+        kl = np.concatenate(self._kl) if self._kl else np.zeros(0)
+        if not kl.size:
+            raise InputError("no position was compared; give at least one prompt that fits the context")
+        return FidelityMetrics(
+            nmse=_ratio(self._difference, self._energy),
+            max_abs_diff=self._max,
+            kl_mean=float(kl.mean()),
+            kl_p99=float(np.quantile(kl, 0.99)),
+            kl_max=float(kl.max()),
+            top1_agreement=self._agree / kl.size,
+            ppl_reference=self._perplexity(self._nll_reference),
+            ppl_model=self._perplexity(self._nll_model),
+            n_prompts=self._n_prompts,
+            n_tokens=int(kl.size),
+            noise=float(np.quantile(np.concatenate(self._noise), 0.95)),
+            spread=float(np.median(np.concatenate(self._spread))),
+        )
+
+    def _perplexity(self, nll: float) -> float | None:
+        if not self._n_targets:
+            return None
+        mean = nll / self._n_targets
+        return math.exp(mean) if mean < 700 else math.inf  # exp overflows at 709
+
+
+def _ratio(difference: float, energy: float) -> float:
+    if difference == 0.0:
+        return 0.0
+    return difference / energy if energy else math.inf
+
+
+def _blocks(reference: Logits, model: Logits) -> Iterator[tuple[int, Float, Float]]:
+    """Both arrays in float64, as many rows at a time as the working memory holds."""
+    rows = max(1, _BLOCK_BYTES // (8 * max(reference.shape[1], 1)))
+    for start in range(0, len(reference), rows):
+        part = slice(start, start + rows)
+        yield start, reference[part].astype(np.float64), model[part].astype(np.float64)
+
+
+def _check_finite(logits: Float, whose: str, start: int, kind: type[InputError] | type[LlamaError]) -> None:
+    bad = ~np.isfinite(logits)
+    if bad.any():
+        row, token = np.argwhere(bad)[0]
+        raise kind(
+            f"{whose} logit of token {token} at position {start + row} is {logits[row, token]}; it must be finite"
+        )

@@ -1,0 +1,200 @@
+"""Prompts: those built in, those from a file, and how a chat template turns messages into text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from gguf_tools.errors import InputError
+
+Message = Mapping[str, Any]
+
+_DATA = Path(__file__).parent / "data"
+_KEYS = ("prompt", "messages", "max_tokens")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Either `text`, continued as it stands, or `messages`, rendered by the model's chat template.
+
+    `max_tokens` bounds the continuation where the caller's own bound is higher; `origin` is where it came from, for
+    errors.
+    """
+
+    text: str = ""
+    messages: tuple[Message, ...] = ()
+    max_tokens: int | None = None
+    origin: str = "built in"
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it needs a chat template."""
+        return bool(self.messages)
+
+
+def base_prompts() -> list[Prompt]:
+    """The built-in openings of stories and of plain expository English (24)."""
+    return [Prompt(text=line) for line in _lines("base.txt")]
+
+
+def chat_prompts() -> list[Prompt]:
+    """The built-in short questions, each as a conversation of one user message (24)."""
+    return [Prompt(messages=({"role": "user", "content": line},)) for line in _lines("chat.txt")]
+
+
+def default_prompts(has_template: bool) -> list[Prompt]:
+    """24 prompts: openings for a model without a chat template, else half openings and half questions."""
+    base, chat = base_prompts(), chat_prompts()
+    return base[::2] + chat[::2] if has_template else base
+
+
+def default_text() -> str:
+    """The built-in passage of plain English for perplexity (about 600 words)."""
+    return (_DATA / "text.txt").read_text(encoding="utf-8").strip()
+
+
+def _lines(name: str) -> list[str]:
+    return (_DATA / name).read_text(encoding="utf-8").splitlines()
+
+
+def load_prompts(path: Path) -> list[Prompt]:
+    """Prompts from a file: JSON lines where its name ends in .jsonl or .json, else text with one prompt a line.
+
+    A JSON line is an object with either "prompt" (text) or "messages" (objects with "role" and "content"), and
+    optionally "max_tokens". Blank lines are skipped. Raises InputError that names the file and the line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    is_json = path.suffix.lower() in (".jsonl", ".json")
+    prompts: list[Prompt] = []
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        origin = f"{path}:{number}"
+        try:
+            line = raw.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{origin}: is not UTF-8 (byte {error.start + 1} of the line)") from error
+        if line:
+            prompts.append(_from_json(line, origin) if is_json else Prompt(text=line, origin=origin))
+    if not prompts:
+        raise InputError(f"{path}: has no prompt; write one a line")
+    return prompts
+
+
+def _from_json(line: str, origin: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise InputError(f"{origin}: is not JSON ({reason})") from error
+    if not isinstance(row, dict):
+        raise InputError(f'{origin}: is a {type(row).__name__}; an object such as {{"prompt": "…"}} is expected')
+    unknown = sorted(set(row) - set(_KEYS))
+    if unknown:
+        raise InputError(f"{origin}: key {unknown[0]!r} is not known; {', '.join(_KEYS)} are")
+    if ("prompt" in row) == ("messages" in row):
+        raise InputError(f'{origin}: needs either "prompt" or "messages", and not both')
+    limit = row.get("max_tokens")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise InputError(f"{origin}: max_tokens is {limit!r}; a whole number from 1 is expected")
+    if "prompt" in row:
+        if not isinstance(row["prompt"], str) or not row["prompt"]:
+            raise InputError(f"{origin}: prompt is {row['prompt']!r}; text is expected")
+        return Prompt(text=row["prompt"], max_tokens=limit, origin=origin)
+    return Prompt(messages=_messages(row["messages"], origin), max_tokens=limit, origin=origin)
+
+
+def _messages(value: Any, origin: str) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{origin}: messages is {value!r}; a list of objects is expected")
+    for index, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise InputError(f'{origin}: message {index} is not an object with "role" and "content"')
+    return tuple(value)
+
+
+# -- chat templates ----------------------------------------------------------------------------------------------
+
+
+def render_chat(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    bos_token: str = "",
+    eos_token: str = "",
+    **kwargs: Any,
+) -> str:
+    """The text of a conversation by a model's Jinja chat template, as transformers renders it.
+
+    `kwargs` reach the template (`enable_thinking=False`, `tools=[…]`). The template is untrusted: it runs in Jinja's
+    immutable sandbox. Raises InputError with the template's own complaint where it has one.
+    Source: `render_jinja_template` in transformers, which llama-cpp-python follows without the extensions.
+    """
+    names = {"tools": None, "documents": None, "bos_token": bos_token, "eos_token": eos_token, **kwargs}
+    try:
+        return _compile(template).render(
+            messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **names
+        )
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(f"the chat template is broken at its line {error.lineno}: {_one_line(error)}") from error
+    except Exception as error:
+        # Whatever a template's expressions raise (type errors, overflows, the sandbox's refusals) is its own fault.
+        raise InputError(f"the chat template refused the messages: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the assistant's text for training masks; for rendering it is only its body."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The nodes between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@lru_cache(maxsize=16)
+def _compile(template: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment.from_string(template)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes for HTML.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)

@@ -1,0 +1,150 @@
+"""Built-in prompts, prompt files and chat templates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_gguf import TEMPLATE
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluate.prompts import (
+    Prompt,
+    base_prompts,
+    chat_prompts,
+    default_prompts,
+    default_text,
+    load_prompts,
+    render_chat,
+)
+
+
+def test_built_in_prompts() -> None:
+    base, chat = base_prompts(), chat_prompts()
+    assert len(base) >= 20
+    assert len(chat) >= 20
+    assert "Once upon" in [p.text for p in base]
+    assert len({p.text for p in base}) == len(base)
+    assert len({p.messages[0]["content"] for p in chat}) == len(chat)
+    assert not any(p.is_chat for p in base)
+    assert all(p.is_chat for p in chat)
+    assert default_prompts(False) == base
+    mixed = default_prompts(True)
+    assert len(mixed) >= 20
+    assert sum(p.is_chat for p in mixed) * 2 == len(mixed)
+    assert len(default_text().split()) > 500
+
+
+def test_text_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes('\ufeffOnce upon\r\n\n   \nÜber die Brücke  \n{"not": json}'.encode())
+    prompts = load_prompts(path)
+    assert [p.text for p in prompts] == ["Once upon", "Über die Brücke", '{"not": json}']
+    assert prompts[1].origin == f"{path}:4"
+
+
+def test_json_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        '{"prompt": " a b"}\n\n{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 7}\n', encoding="utf-8"
+    )
+    assert load_prompts(path) == [
+        Prompt(text=" a b", origin=f"{path}:1"),
+        Prompt(messages=({"role": "user", "content": "hi"},), max_tokens=7, origin=f"{path}:3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100000, "is not JSON"),
+        ("[1]", "is a list"),
+        ('{"text": "a"}', "key 'text' is not known"),
+        ("{}", "needs either"),
+        ('{"prompt": "a", "messages": []}', "and not both"),
+        ('{"prompt": ""}', "text is expected"),
+        ('{"prompt": 3}', "text is expected"),
+        ('{"messages": []}', "a list of objects"),
+        ('{"messages": [{"role": "user"}]}', "message 0 is not"),
+        ('{"messages": [{"role": "user", "content": "a"}, 3]}', "message 1 is not"),
+        ('{"prompt": "a", "max_tokens": 0}', "whole number"),
+        ('{"prompt": "a", "max_tokens": true}', "whole number"),
+    ],
+)
+def test_wrong_json_names_the_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "good"}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=message) as caught:
+        load_prompts(path)
+    assert str(caught.value).startswith(f"{path}:2: ")
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load_prompts(tmp_path / "none.txt")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_prompts(tmp_path)
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    with pytest.raises(InputError, match="has no prompt"):
+        load_prompts(empty)
+    empty.write_bytes(b"ok\nab\xff\n")
+    with pytest.raises(InputError, match=r":2: is not UTF-8 \(byte 3"):
+        load_prompts(empty)
+
+
+MESSAGES = [{"role": "user", "content": "hi & <b>"}]
+
+
+def test_thinking_switch() -> None:
+    plain = "<|im_start|>user\nhi & <b><|im_end|>\n<|im_start|>assistant\n"
+    assert render_chat(TEMPLATE, MESSAGES) == plain
+    assert render_chat(TEMPLATE, MESSAGES, enable_thinking=True) == plain
+    assert render_chat(TEMPLATE, MESSAGES, enable_thinking=False) == plain + "<think>\n\n</think>\n\n"
+    assert render_chat(TEMPLATE, MESSAGES, add_generation_prompt=False) == plain.removesuffix("<|im_start|>assistant\n")
+
+
+RICH = """
+{%- if tools is not none %}TOOLS {{ tools | tojson }}
+{% endif -%}
+{{ bos_token }}
+{%- for message in messages %}
+    {% if message.role == 'system' %}{% continue %}{% endif %}
+    {%- set ns = namespace(seen=true) -%}
+    {% generation %}{{ message.content | trim }}{{ eos_token }}{% endgeneration %}
+    {% if loop.index > 5 %}{% break %}{% endif %}
+{%- endfor %}
+{{ messages | tojson(indent=2) }}{{ strftime_now('%Y') | length }}
+"""
+
+
+@pytest.mark.parametrize("tools", [None, [{"name": "ü<"}]])
+def test_like_transformers(tools: Any) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    messages = [{"role": "system", "content": "s"}, *MESSAGES * 7]
+    rendered, _ = utils.render_jinja_template(
+        conversations=[messages], tools=tools, chat_template=RICH, bos_token="<s>", eos_token="</s>"
+    )
+    ours = render_chat(RICH, messages, add_generation_prompt=False, bos_token="<s>", eos_token="</s>", tools=tools)
+    assert [ours] == rendered
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('only\nusers') }}", "refused the messages: only users"),
+        ("a\n{% if %}", "broken at its line 2"),
+        ("{% include 'x' %}", "refused"),
+        ("{{ messages[0].content.__class__.__mro__ }}", "refused.*unsafe"),
+        ("{{ messages.append(1) }}", "refused.*unsafe|refused.*not safely callable"),
+        ("{{ messages[3].content.x }}", "refused"),
+        ("{{ 1 / 0 }}", "refused"),
+        ("{% for i in range(10000000) %}x{% endfor %}", "refused"),
+    ],
+)
+def test_bad_templates(template: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        render_chat(template, MESSAGES)
+    assert "\n" not in str(caught.value)
