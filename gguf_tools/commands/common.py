@@ -74,12 +74,12 @@ def human_count(count: float) -> str:
     return f"{count:.0f}" if not unit else f"{count:.1f}{unit}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns: the first to the left, the others to the right, under a rule."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "<>") -> str:
+    """Aligned columns under a rule; `align` has < or > for each column, its last one standing for all that follow."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    sides = align.ljust(len(head), align[-1])
 
     def line(row: Sequence[str]) -> str:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        return "  ".join(cells).rstrip()
+        return "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
 
     return "\n".join([line(head), "  ".join("─" * width for width in widths), *map(line, rows)])

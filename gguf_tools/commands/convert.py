@@ -146,7 +146,7 @@ def plan_text(conversion: Conversion) -> str:
         origin = "(made)" if not names else names[0] if len(names) == 1 else f"{names[0]} + {len(names) - 1}"
         shape = "×".join(map(str, tensor.shape))
         rows.append((choice.name, shape, choice.type.name, human_bytes(entry.nbytes), origin))
-    listed = table(("tensor", "shape", "type", "size", "source"), rows)
+    listed = table(("tensor", "shape", "type", "size", "source"), rows, "<<<><")
     return f"{listed}\n\n{_overview(conversion)}\nnothing was written (--dry-run)"
 
 
