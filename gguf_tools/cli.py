@@ -66,6 +66,9 @@ def run(args: list[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "tinyq"
         return _fail(f"{error.format_message().rstrip('.')}; see {path} --help", error.exit_code)

@@ -1,0 +1,1 @@
+"""Quantization: which type each tensor gets, and how its rows are encoded."""

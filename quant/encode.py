@@ -1,0 +1,344 @@
+"""Rows of weights to a ggml type's bytes and back, on several threads, with bounded memory.
+
+All encoding is ggml's own `ggml_quantize_chunk`, called for a few rows at a time: what it writes for a row depends on that
+row (and its importance) alone, so neither blocks nor threads change a byte. Each call works through a tile that fits the
+processor's cache; a tile is widened, checked, encoded and measured before the next one is touched.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.errors import InputError
+from quant import ggml
+from quant.types import BF16, F16, F32, TensorType, row_bytes
+
+FloatArray = NDArray[np.float32]
+ByteArray = NDArray[np.uint8]
+RawArray = NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.uint8]
+
+# Weights in a tile: 512 KiB as float32, which stays in a core's second-level cache (1 MiB and up) with its encoded form.
+_TILE = 1 << 17
+
+_NARROW = (F16, BF16)
+
+# The magnitudes that round to infinity: half a step above the largest number of each 16-bit format.
+_OVERFLOW = {F32: np.inf, F16: 65520.0, BF16: float.fromhex("0x1.ffp127")}
+
+# No block type reaches further: Q6_K's F16 scale times an 8-bit scale times a 6-bit weight. Within it a scale that
+# overflows shows as infinity; far beyond it ggml's sums of squares overflow and it writes zeros without a word.
+_REACH = 65504.0 * 128 * 32
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What storing `weights` weights in a narrower type did to them.
+
+    `changed` of them are no longer equal; `overflowed` of those became infinite and are left out of the next two:
+    the largest absolute change and the sum of squared changes. `sum_sq` is the sum of squares before. Two add up.
+    """
+
+    weights: int = 0
+    changed: int = 0
+    overflowed: int = 0
+    max_abs_change: float = 0.0
+    sum_sq_change: float = 0.0
+    sum_sq: float = 0.0
+
+    def __add__(self, other: Narrowing) -> Narrowing:
+        return Narrowing(
+            self.weights + other.weights,
+            self.changed + other.changed,
+            self.overflowed + other.overflowed,
+            max(self.max_abs_change, other.max_abs_change),
+            self.sum_sq_change + other.sum_sq_change,
+            self.sum_sq + other.sum_sq,
+        )
+
+    @property
+    def rms_change(self) -> float:
+        """Root of the mean squared change."""
+        return float(np.sqrt(self.sum_sq_change / self.weights)) if self.weights else 0.0
+
+
+def encode_rows(
+    rows: FloatArray,
+    kind: TensorType,
+    imatrix: FloatArray | None = None,
+    out: ByteArray | None = None,
+    name: str = "(unnamed)",
+) -> ByteArray:
+    """`rows` (n, k) float32 as (n, row_bytes(kind, k)) bytes, as `ggml_quantize_chunk` writes them.
+
+    `imatrix` (k,) is the importance of each column, one for all rows; `out` takes the result if given. `name` is the
+    tensor's, for messages. Raises InputError if a weight is NaN or infinite, if one is too large for the type's scales,
+    or if rows do not fit the type's blocks. Safe to call from several threads at once.
+    """
+    return encode_block(Block(name, kind, rows, imatrix=imatrix), out).raw
+
+
+def decode_rows(raw: ByteArray, kind: TensorType, k: int, out: FloatArray | None = None) -> FloatArray:
+    """Encoded rows (n, row_bytes(kind, k)) as (n, k) float32 (the type's `to_float`). Safe to call from several threads."""
+    wide = row_bytes(kind, k)
+    if raw.ndim != 2 or raw.shape[1] != wide:
+        raise InputError(f"rows of {k} weights take {wide} bytes as {kind.name}; found an array of shape {raw.shape}")
+    target = np.empty((raw.shape[0], k), np.float32) if out is None else out
+    _decode(np.ascontiguousarray(raw), kind, target)
+    return target
+
+
+def widen(raw: NDArray[np.uint16], kind: TensorType, out: FloatArray | None = None) -> FloatArray:
+    """The bits of F16 or BF16 numbers as float32, exactly, in the same shape. Safe to call from several threads."""
+    if kind not in _NARROW:
+        raise ValueError(f"widen takes F16 or BF16, not {kind.name}")
+    target = np.empty(raw.shape, np.float32) if out is None else out
+    _decode(np.ascontiguousarray(raw), kind, target)
+    return target
+
+
+def narrowing_loss(rows: FloatArray, kind: TensorType, name: str = "(unnamed)") -> Narrowing:
+    """What storing float32 `rows` (any shape) as F16 or BF16 would change; nothing is kept of the result.
+
+    Raises InputError if a weight is NaN or infinite to begin with.
+    """
+    if kind not in _NARROW:
+        raise ValueError(f"narrowing_loss takes F16 or BF16, not {kind.name}")
+    flat = rows.reshape(-1)
+    narrow = np.empty(min(_TILE, flat.size), np.uint16)
+    total = Narrowing()
+    for start in range(0, flat.size, _TILE):
+        tile = np.ascontiguousarray(flat[start : start + _TILE])
+        _require_finite(tile.reshape(1, -1), name, start)
+        if kind is BF16 and not np.bitwise_or.reduce(tile.view(np.uint32)) & 0xFFFF:
+            total += Narrowing(weights=tile.size, sum_sq=_sum_sq(tile))  # a BF16 source: nothing to lose
+            continue
+        bits = narrow[: tile.size]
+        ggml.quantize_chunk(kind, tile.reshape(1, -1), bits.view(np.uint8), None)
+        total += _compare(tile, widen(bits, kind))
+    return total
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some rows of one tensor, and the type to encode them in.
+
+    `rows` is an array (n, k) of float32, or, with `source` telling how it is stored, rows as a file holds them: (n, k)
+    uint16 of F16 or BF16, (n, row_bytes(source, k)) uint8 of any type. It may also be a function that returns such an
+    array: the encoding thread calls it, so that reading is shared among threads too. `imatrix` (k,) holds for all rows:
+    a block does not reach across experts that have an importance each (`row_ranges`). With `measure`, what the encoding
+    changes is measured.
+    """
+
+    name: str
+    type: TensorType
+    rows: RawArray | Callable[[], RawArray]
+    source: TensorType = F32
+    imatrix: FloatArray | None = None
+    measure: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A block's bytes (n, row bytes); what encoding changed, if that was asked for."""
+
+    name: str
+    type: TensorType
+    raw: ByteArray
+    loss: Narrowing | None
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Rows `start` to `stop` of a tensor seen as (rows, k), all of the matrix (expert) `matrix`."""
+
+    start: int
+    stop: int
+    matrix: int
+
+
+def row_ranges(shape: tuple[int, ...], by_matrix: bool, weights: int = 1 << 18) -> Iterator[RowRange]:
+    """Cuts a tensor of `shape` (numpy order) into ranges of whole rows, of about `weights` weights at most.
+
+    With `by_matrix` no range reaches across two matrices (experts) of a 3-D tensor, as an importance matrix needs.
+    """
+    total = int(np.prod(shape[:-1], dtype=np.int64))
+    per_matrix = shape[-2] if len(shape) > 1 else 1
+    step = max(1, weights // max(1, shape[-1]))
+    start = 0
+    while start < total:
+        end = start - start % per_matrix + per_matrix if by_matrix else total
+        stop = min(start + step, end)
+        yield RowRange(start, stop, start // per_matrix)
+        start = stop
+
+
+def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
+    """Encodes one block in the calling thread; `out` (n, row bytes) takes the bytes if given. Errors as `encode_rows`."""
+    kind = block.type
+    if not kind.encodes and kind is not block.source:
+        raise InputError(
+            f"tensor {block.name} cannot be written as {kind.name}, which is only read; choose another type"
+        )
+    rows = block.rows() if callable(block.rows) else block.rows
+    n, k = _shape(block, rows)
+    raw = np.empty((n, row_bytes(kind, k)), np.uint8) if out is None else out
+    if raw.shape != (n, row_bytes(kind, k)) or raw.dtype != np.uint8 or not raw.flags.c_contiguous:
+        raise ValueError(f"out is {raw.dtype}{raw.shape}; expected contiguous uint8 ({n}, {row_bytes(kind, k)})")
+    imatrix = _checked_imatrix(block, k)
+    loss = Narrowing() if block.measure else None
+    step = max(1, _TILE // max(1, k))
+    scratch = None if block.source is F32 else np.empty((min(step, n), k), np.float32)
+    for start in range(0, n if k else 0, step):
+        part = cast(RawArray, np.ascontiguousarray(rows[start : start + step]))
+        target = raw[start : start + step]
+        tile = _as_float(part, block.source, k, scratch)
+        peak = _require_finite(tile, block.name, start * k)
+        if kind is block.source:
+            target[:] = part.view(np.uint8).reshape(target.shape)
+        else:
+            ggml.quantize_chunk(kind, tile, target, imatrix)
+            _require_range(target, kind, peak, block.name)
+        if loss is not None:
+            loss += _compare(tile, decode_rows(target, kind, k))
+    return Encoded(block.name, kind, raw, loss)
+
+
+class Encoder:
+    """A pool of threads that encodes blocks in order, so that reading, encoding and writing overlap.
+
+    At most `threads + ahead` blocks are in memory, the one being written included: with blocks of 2^18 weights that
+    is about 2 MB a block. Used as a context manager; leaving it waits for the blocks that are being encoded, drops the
+    rest, and ends the threads, after an error or Ctrl-C as well.
+    """
+
+    def __init__(self, threads: int, ahead: int | None = None) -> None:
+        if threads < 1:
+            raise InputError(f"threads is {threads}; expected 1 or more")
+        self._window = threads + (threads + 1 if ahead is None else ahead)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tinyq-encode")
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def encode(self, blocks: Iterable[Block]) -> Iterator[Encoded]:
+        """The encoded blocks, in order. `blocks` is drawn from in the caller's thread, only as far as the window goes.
+
+        The first error (of encoding, reading, or the iterable) is raised here; the blocks behind it are dropped.
+        """
+        pending: deque[Future[Encoded]] = deque()
+        try:
+            for block in blocks:
+                pending.append(self._pool.submit(encode_block, block))
+                if len(pending) >= self._window:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _shape(block: Block, rows: RawArray) -> tuple[int, int]:
+    """(n, k) of a block's rows; ValueError if they are not what `source` says."""
+    fits = {np.dtype(np.float32): block.source is F32, np.dtype(np.uint16): block.source in _NARROW}
+    if rows.ndim != 2 or not fits.get(rows.dtype, rows.dtype == np.uint8):
+        raise ValueError(
+            f"tensor {block.name}: {rows.dtype} rows of shape {rows.shape} are not 2-D {block.source.name}"
+        )
+    n, wide = rows.shape
+    if rows.dtype != np.uint8:
+        return n, wide
+    if wide % block.source.block_bytes:
+        raise ValueError(f"tensor {block.name}: {wide} bytes a row are not whole blocks of {block.source.name}")
+    return n, wide // block.source.block_bytes * block.source.block
+
+
+def _as_float(part: RawArray, source: TensorType, k: int, scratch: FloatArray | None) -> FloatArray:
+    if scratch is None:
+        return part.view(np.float32)
+    tile = scratch[: part.shape[0]]
+    _decode(part, source, tile)
+    return tile
+
+
+def _decode(raw: RawArray, kind: TensorType, out: FloatArray) -> None:
+    """Contiguous `raw` into `out`, which has as many elements as `raw` has weights."""
+    if not out.flags.c_contiguous or out.dtype != np.float32 or out.size * kind.block_bytes != raw.nbytes * kind.block:
+        raise ValueError(f"out is {out.dtype}{out.shape}, not contiguous float32 for {raw.nbytes} bytes of {kind.name}")
+    if kind is F32:
+        out.reshape(-1)[:] = raw.reshape(-1).view(np.float32)
+    else:
+        ggml.to_float(kind, raw.view(np.uint8), out)
+
+
+def _checked_imatrix(block: Block, k: int) -> FloatArray | None:
+    if block.imatrix is None:
+        return None
+    if block.imatrix.shape != (k,):
+        raise InputError(
+            f"the importance matrix has {block.imatrix.size} values for tensor {block.name}; expected {k}, one a column"
+        )
+    if not np.isfinite(block.imatrix).all():
+        raise InputError(f"the importance matrix holds NaN or infinity for tensor {block.name}; collect it again")
+    return np.ascontiguousarray(block.imatrix, np.float32)
+
+
+def _require_finite(tile: FloatArray, name: str, before: int) -> float:
+    """The largest magnitude in a tile (rows, k) that `before` weights precede. Raises InputError for NaN and infinity."""
+    if not tile.size:
+        return 0.0
+    peak = max(float(tile.max()), -float(tile.min()))  # a maximum over a NaN is NaN
+    if np.isfinite(peak):
+        return peak
+    flat = tile.reshape(-1)
+    at = int(np.flatnonzero(~np.isfinite(flat))[0])
+    raise InputError(
+        f"tensor {name} holds {flat[at]} at row {(before + at) // tile.shape[1]}, column {(before + at) % tile.shape[1]} "
+        "(counted from 0 in the rows given); expected finite weights; repair the checkpoint"
+    )
+
+
+def _require_range(raw: ByteArray, kind: TensorType, peak: float, name: str) -> None:
+    """Raises InputError if weights are too large for a type: an infinity or NaN that `ggml_validate_row_data` would find,
+    or a magnitude that no scale reaches."""
+    over = peak >= _OVERFLOW.get(kind, _REACH)
+    for at in kind.scales:
+        field = raw.reshape(-1, kind.block_bytes)[:, at : at + 2].view("<u2")
+        over = over or bool(((field & 0x7C00) == 0x7C00).any())
+    if over:
+        raise InputError(
+            f"tensor {name} reaches {peak:g}, too large for {kind.name}; use bf16 or f32 for it (--tensor-type NAME=bf16)"
+        )
+
+
+def _sum_sq(values: FloatArray) -> float:
+    # Not a dot product: BLAS would start threads of its own for it, which get in the way of ours.
+    return float(np.einsum("i,i", values, values, dtype=np.float64))
+
+
+def _compare(before: FloatArray, after: FloatArray) -> Narrowing:
+    with np.errstate(invalid="ignore"):
+        change = before.reshape(-1) - after.reshape(-1)
+    changed = int(np.count_nonzero(change))
+    overflowed = 0
+    if not np.isfinite(largest := float(np.abs(change).max(initial=0.0))):
+        finite = np.isfinite(change)
+        overflowed = change.size - int(np.count_nonzero(finite))
+        change = change[finite]
+        largest = float(np.abs(change).max(initial=0.0))
+    return Narrowing(
+        before.size, changed, overflowed, largest, _sum_sq(change) if changed else 0.0, _sum_sq(before.reshape(-1))
+    )

@@ -1,0 +1,110 @@
+"""A thin binding to libggml-base: encode, decode, validate.
+
+The library is the one that llama-cpp-python ships, found without importing that package (which loads all of llama.cpp).
+ctypes releases the GIL for the length of a call, and each function works on its arguments alone, so threads may call
+them at once. `ggml_quantize_chunk` makes the tables that a type needs on first use, under a lock of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.errors import LlamaError
+from quant.types import TensorType
+
+_NAMES = {
+    "darwin": ("libggml-base.dylib", "libggml-base.so"),
+    "win32": ("ggml-base.dll", "libggml-base.dll"),
+}
+
+
+class _TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits` of ggml.h."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("block", ctypes.c_int64),
+        ("block_interleave", ctypes.c_int64),
+        ("block_bytes", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+def library_folder() -> Path:
+    """Where llama-cpp-python keeps its libraries (`LLAMA_CPP_LIB_PATH` if set). Raises LlamaError if it is missing."""
+    told = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if told:
+        return Path(told)
+    spec = find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise LlamaError("llama-cpp-python is not installed; install it with `pip install llama-cpp-python`")
+    return Path(spec.origin).parent / "lib"
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """libggml-base, loaded once. Raises LlamaError if it is missing or cannot be loaded."""
+    folder = library_folder()
+    names = _NAMES.get(sys.platform, ("libggml-base.so",))
+    path = next((folder / name for name in names if (folder / name).exists()), None)
+    if path is None:
+        raise LlamaError(f"{folder} holds no {names[0]}; reinstall llama-cpp-python 0.3.36 or later")
+    try:
+        lib = ctypes.CDLL(str(path))
+        _declare(lib)
+    except (OSError, AttributeError) as error:
+        raise LlamaError(f"{path} cannot be used: {error}; reinstall llama-cpp-python 0.3.36 or later") from None
+    return lib
+
+
+def _declare(lib: ctypes.CDLL) -> None:
+    pointer, size, whole = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+    lib.ggml_quantize_chunk.argtypes = (ctypes.c_int, pointer, pointer, whole, whole, whole, pointer)
+    lib.ggml_quantize_chunk.restype = size
+    lib.ggml_validate_row_data.argtypes = (ctypes.c_int, pointer, size)
+    lib.ggml_validate_row_data.restype = ctypes.c_bool
+    lib.ggml_get_type_traits.argtypes = (ctypes.c_int,)
+    lib.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+
+
+@cache
+def traits(kind: TensorType) -> _TypeTraits:
+    """What the library itself says of a type (`ggml_get_type_traits`); lives as long as the library."""
+    return library().ggml_get_type_traits(kind.ggml_id).contents  # type: ignore[no-any-return]
+
+
+def quantize_chunk(
+    kind: TensorType, rows: NDArray[np.float32], out: NDArray[np.uint8], weights: NDArray[np.float32] | None
+) -> None:
+    """Encodes `rows` (n, k) into `out` (n, row bytes) with `ggml_quantize_chunk`; both must be contiguous.
+
+    `weights` (k,) is the importance of each column. ggml asserts, hence ends the process, on what does not fit:
+    `encode.encode_rows` checks before it calls.
+    """
+    importance = None if weights is None else weights.ctypes.data
+    library().ggml_quantize_chunk(
+        kind.ggml_id, rows.ctypes.data, out.ctypes.data, 0, rows.shape[0], rows.shape[1], importance
+    )
+
+
+def to_float(kind: TensorType, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """Decodes contiguous whole blocks into `out` with the type's own `to_float`."""
+    decode = traits(kind).to_float
+    if not decode:
+        raise LlamaError(f"ggml cannot decode {kind.name}")
+    decode(raw.ctypes.data, out.ctypes.data, out.size)
+
+
+def validate_row_data(kind: TensorType, raw: NDArray[np.uint8]) -> bool:
+    """Whether ggml accepts encoded blocks: no infinite scale and no NaN (`ggml_validate_row_data`, which also prints)."""
+    return bool(library().ggml_validate_row_data(kind.ggml_id, raw.ctypes.data, raw.nbytes))

@@ -1,0 +1,339 @@
+"""File types (q4_k_m and its like) and which tensor gets which type under each, as llama-quantize decides.
+
+`assign` gives what `llama_model_quantize` of llama-cpp-python 0.3.36 writes for the same tensors (src/llama-quant.cpp,
+`llama_tensor_get_type`). The facts it goes by are in `rules`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gguf_tools.errors import InputError
+from quant import rules
+from quant.rules import Place, Role
+from quant.types import (
+    BF16,
+    F16,
+    F32,
+    IQ4_NL,
+    IQ4_XS,
+    Q2_K,
+    Q3_K,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    TYPES,
+    TensorType,
+    nearest,
+    tensor_type,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A file type: its name, its number in `general.file_type` (`enum llama_ftype`) and the type most tensors get."""
+
+    name: str
+    file_type: int
+    base: TensorType
+
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("f32", 0, F32),
+        Recipe("f16", 1, F16),
+        Recipe("bf16", 32, BF16),
+        Recipe("q8_0", 7, Q8_0),
+        Recipe("q6_k", 18, Q6_K),
+        Recipe("q5_k_m", 17, Q5_K),
+        Recipe("q5_k_s", 16, Q5_K),
+        Recipe("q5_0", 8, Q5_0),
+        Recipe("q5_1", 9, Q5_1),
+        Recipe("q4_k_m", 15, Q4_K),
+        Recipe("q4_k_s", 14, Q4_K),
+        Recipe("q4_0", 2, Q4_0),
+        Recipe("q4_1", 3, Q4_1),
+        Recipe("q3_k_l", 13, Q3_K),
+        Recipe("q3_k_m", 12, Q3_K),
+        Recipe("q3_k_s", 11, Q3_K),
+        Recipe("q2_k", 10, Q2_K),
+        Recipe("iq4_nl", 25, IQ4_NL),
+        Recipe("iq4_xs", 30, IQ4_XS),
+    )
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe called `name`, in either case. Raises InputError with the nearest names."""
+    found = RECIPES.get(name.lower())
+    if found is None:
+        raise InputError(f"type {name} does not exist; nearest: {nearest(name, RECIPES)}")
+    return found
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the rules ask about a model.
+
+    `arch` is llama.cpp's name; `n_layer` is `block_count`, prediction (MTP) layers included, of which there are
+    `n_layer_nextn`; `n_head` and `n_head_kv` are those of layer 0 (0 where it has no attention); `has_imatrix` says
+    that an importance matrix is used, even one that lacks some tensors.
+    """
+
+    arch: str
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    n_expert: int = 0
+    has_imatrix: bool = False
+    n_layer_nextn: int = 0
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, object], *, has_imatrix: bool = False) -> ModelFacts:
+        """Facts from a GGUF's metadata (values as numbers, text, or sequences of numbers; one a layer counts for
+        layer 0). Raises InputError if the architecture or the layer count is missing."""
+        arch = metadata.get("general.architecture")
+        if not isinstance(arch, str):
+            raise InputError("general.architecture is missing or not text; it says which model this is")
+
+        def number(key: str, default: int) -> int:
+            value = metadata.get(f"{arch}.{key}", default)
+            if isinstance(value, Sequence) and not isinstance(value, str) and value:
+                value = value[0]
+            if not hasattr(value, "__index__"):
+                raise InputError(f"{arch}.{key} is {value!r}; expected a whole number")
+            return int(value)
+
+        n_layer = number("block_count", 0)
+        if n_layer <= 0:
+            raise InputError(f"{arch}.block_count is {n_layer}; expected the number of layers")
+        nextn = number("nextn_predict_layers", 0)
+        # Two architectures count layers that the file does not: llama.cpp's load_arch_hparams of each.
+        if arch == "nanbeige":
+            n_layer *= number("num_loops", 1)
+        elif arch == "graniteswitch":
+            n_layer, nextn = n_layer - nextn + 1, 1
+        n_head = number("attention.head_count", 0)
+        return cls(
+            arch=arch,
+            n_layer=n_layer,
+            n_head=n_head,
+            n_head_kv=number("attention.head_count_kv", n_head),
+            n_expert=number("expert_count", 0),
+            has_imatrix=has_imatrix,
+            n_layer_nextn=nextn,
+        )
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """A tensor's name and shape (numpy order: the last axis is the row), and the type it is in if it is left alone.
+
+    llama_model_quantize copies what it does not quantize as it is, so for `tinyq quantize` `source` is the input
+    file's type (a BF16 router stays BF16). A converter writes norms, biases, routers and the like as F32 whatever
+    the checkpoint holds: F32, the default.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: TensorType = F32
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The type that a tensor gets.
+
+    `wanted` is what the recipe or an option asked for; it differs from `type` where rows do not fit whole blocks.
+    `kept` tensors are never quantized. `reason` is a short text: why it is kept, why it fell back, which option
+    decided; empty where the recipe's rules did.
+    """
+
+    name: str
+    type: TensorType
+    wanted: TensorType
+    reason: str = ""
+    kept: bool = False
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether rows did not fit the wanted type."""
+        return self.type is not self.wanted
+
+
+@dataclass(frozen=True)
+class Override:
+    """`type` for tensors in whose name the regular expression `pattern` is found (`re.search`)."""
+
+    pattern: re.Pattern[str]
+    type: TensorType
+
+    @classmethod
+    def parse(cls, text: str) -> Override:
+        """An override from REGEX=TYPE. Raises InputError for a bad regex or a type that cannot be written."""
+        pattern, equals, name = text.rpartition("=")
+        if not equals or not pattern:
+            raise InputError(f"tensor type {text!r} is not of the form REGEX=TYPE, such as ffn_down=q6_k")
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"tensor type {text!r}: {pattern!r} is not a regular expression: {error}") from None
+        return cls(compiled, writable_type(name))
+
+
+def writable_type(name: str) -> TensorType:
+    """The type called `name`, in either case. Raises InputError if there is none or if it can only be read."""
+    kind = tensor_type(name)
+    if not kind.encodes:
+        can = ", ".join(known.name for known in TYPES if known.encodes)
+        raise InputError(f"tensor type {kind.name} can be read but not written; choose one of {can}")
+    return kind
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may change about a recipe.
+
+    `pure`: every tensor that is quantized gets the base type. `output_type`, `embedding_type`: for `output.weight`
+    and the token embedding. `overrides`: by name, the last that matches wins (llama_model_quantize takes the first).
+    `file_order`: rules that count tensors count them in the order given, as llama_model_quantize does with
+    `keep_split`; otherwise layer by layer, and by name within a layer.
+    """
+
+    pure: bool = False
+    output_type: TensorType | None = None
+    embedding_type: TensorType | None = None
+    overrides: tuple[Override, ...] = ()
+    file_order: bool = False
+
+    def override(self, name: str) -> Override | None:
+        """The override that decides for the tensor called `name`."""
+        return next((found for found in reversed(self.overrides) if found.pattern.search(name)), None)
+
+
+_LAYER = re.compile(r"blk\.(\d+)")
+
+
+def layer_of(name: str) -> int:
+    """The number in `blk.N.…`, or -1 for a tensor outside the layers."""
+    match = _LAYER.match(name)
+    return int(match[1]) if match else -1
+
+
+@dataclass
+class _Counts:
+    """How many tensors the rules have seen: `llama_tensor_get_type_impl` goes by these, not by the layer's number."""
+
+    values: int
+    seen: Counter[Role] = field(default_factory=Counter)
+
+
+def assign(
+    wanted: Recipe, model: ModelFacts, tensors: Sequence[TensorFacts], options: Options | None = None
+) -> tuple[Choice, ...]:
+    """The type of each tensor under a recipe, in the order given.
+
+    As `llama_model_quantize` decides, save that: the last override wins; overrides also act on f32, f16 and bf16,
+    where llama.cpp ignores them; and a type asked for by `output_type` or `embedding_type` falls back where rows do not
+    fit it, where llama.cpp aborts. All tensors of the file must be given: rules depend on how many there are.
+    Raises InputError if an override matches no tensor that is quantized, or if an expert model's feed-forward tensor
+    is in no layer.
+    """
+    options = options or Options()
+    _check_overrides(model, tensors, options)
+    names = {tensor.name for tensor in tensors}
+    tied = "output.weight" not in names
+    counts = _Counts(values=sum(rules.role_of(name) is Role.ATTN_V for name in names))
+    order = range(len(tensors))
+    walk = order if options.file_order else sorted(order, key=lambda at: _loader_order(tensors[at].name))
+    choices = {at: _choose(wanted, model, tensors[at], options, tied, counts) for at in walk}
+    return tuple(choices[at] for at in order)
+
+
+def _loader_order(name: str) -> tuple[int, bytes]:
+    """The order in which llama.cpp's loader keeps tensors (`weight_name_comparer`): by layer, then by name's bytes."""
+    return layer_of(name), name.encode()
+
+
+def _check_overrides(model: ModelFacts, tensors: Sequence[TensorFacts], options: Options) -> None:
+    open_names = [t.name for t in tensors if rules.left_alone(model.arch, t.name, t.shape) is None]
+    for override in options.overrides:
+        if not any(override.pattern.search(name) for name in open_names):
+            raise InputError(
+                f"tensor type {override.pattern.pattern}={override.type.name} matches none of the {len(open_names)} "
+                "tensors that can be quantized; list them with `tinyq inspect`"
+            )
+
+
+def _choose(
+    wanted: Recipe, model: ModelFacts, tensor: TensorFacts, options: Options, tied: bool, counts: _Counts
+) -> Choice:
+    """One tensor's choice (`llama_tensor_get_type`); advances `counts`."""
+    why = rules.left_alone(model.arch, tensor.name, tensor.shape)
+    if why is not None:
+        return Choice(tensor.name, tensor.source, tensor.source, why, kept=True)
+    kind, reason = _by_option(tensor.name, options)
+    if kind is None and options.pure:
+        kind = wanted.base
+    if kind is None and not wanted.base.plain:
+        kind, reason = _by_recipe(wanted, model, tensor.name, options, tied, counts)
+    kind = kind or wanted.base
+    fits = rules.fitting(kind, tensor.shape[-1])
+    if fits is not kind:
+        reason = f"rows of {tensor.shape[-1]} are not a multiple of {kind.block}"
+    return Choice(tensor.name, fits, kind, reason)
+
+
+def _by_option(name: str, options: Options) -> tuple[TensorType | None, str]:
+    """The type that an option gives to a tensor whatever the recipe, or None."""
+    role = rules.role_of(name)
+    override = options.override(name)
+    # The table of per-layer embeddings follows the embedding's type unless an override names it.
+    follows = name == "token_embd.weight" or override is None
+    if role is Role.EMBEDDING and options.embedding_type is not None and follows:
+        return options.embedding_type, "embedding type"
+    if role is Role.OUTPUT and options.output_type is not None:
+        return options.output_type, "output type"
+    if override is not None:
+        return override.type, f"override {override.pattern.pattern}"
+    return None, ""
+
+
+def _by_recipe(
+    wanted: Recipe, model: ModelFacts, name: str, options: Options, tied: bool, counts: _Counts
+) -> tuple[TensorType, str]:
+    """The type that a quantized recipe's own rules give (`llama_tensor_get_type_impl`); advances `counts`."""
+    if rules.at_least_q8_0(model.arch, name):
+        return Q8_0, ""
+    role = rules.role_of(name)
+    if role is Role.OUTPUT or (role is Role.EMBEDDING and tied):
+        if options.output_type is not None:
+            return options.output_type, "output type"
+        return rules.for_output(wanted.base, model.arch), ""
+    place = _place(model, role, name, counts)
+    counts.seen[role] += 1
+    seventy_b = rules.is_seventy_b(model.arch, model.n_layer - model.n_layer_nextn, model.n_head, model.n_head_kv)
+    return rules.by_role(wanted.name, wanted.base, role, place, seventy_b), ""
+
+
+def _place(model: ModelFacts, role: Role, name: str, counts: _Counts) -> Place:
+    index, count = counts.seen[role], model.n_layer
+    if role is Role.ATTN_V:
+        count = counts.values
+    elif role in (Role.FFN_UP, Role.FFN_GATE, Role.FFN_DOWN) and model.n_expert > 1:
+        # Such a model has several of them in a layer, so the name has to tell.
+        index = layer_of(name)
+        if not 0 <= index < model.n_layer:
+            raise InputError(
+                f"tensor {name} is in none of the {model.n_layer} layers; expected blk.N. with N below that"
+            )
+    gqa = model.n_head // model.n_head_kv if model.n_head_kv else 0
+    return Place(model.arch, index, count, gqa, model.n_expert, model.has_imatrix)

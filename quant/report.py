@@ -1,0 +1,80 @@
+"""What a choice of types amounts to: tensors and weights a type, bits per weight, and what fell back and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+
+from quant.recipes import Choice, Recipe, TensorFacts
+from quant.types import row_bytes
+
+
+@dataclass(frozen=True)
+class TypeShare:
+    """The tensors that have one type: how many, their weights and bytes."""
+
+    type: str
+    tensors: int
+    weights: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FallBack:
+    """Tensors that fell back from one type to another for the same reason."""
+
+    wanted: str
+    type: str
+    reason: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """`bits_per_weight` is 8 · `bytes` / `weights` over all tensors (data without padding and metadata);
+    `nominal_bits_per_weight` that of the recipe's base type. `types` has the largest share of bytes first."""
+
+    recipe: str
+    tensors: int
+    weights: int
+    bytes: int
+    bits_per_weight: float
+    nominal_bits_per_weight: float
+    types: tuple[TypeShare, ...]
+    fall_backs: tuple[FallBack, ...]
+    kept: int
+
+    @property
+    def fallen_back(self) -> int:
+        """How many tensors fell back."""
+        return sum(len(group.tensors) for group in self.fall_backs)
+
+    def as_dict(self) -> dict[str, object]:
+        """The report as plain data, for JSON."""
+        return {**asdict(self), "fallen_back": self.fallen_back}
+
+
+def summarize(recipe: Recipe, tensors: Sequence[TensorFacts], choices: Sequence[Choice]) -> Report:
+    """What `recipes.assign` chose for `tensors`, summed up. Both sequences are in the same order."""
+    shares: dict[str, TypeShare] = {}
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for tensor, choice in zip(tensors, choices, strict=True):
+        kind, weights = choice.type.name, prod(tensor.shape)
+        size = prod(tensor.shape[:-1]) * row_bytes(choice.type, tensor.shape[-1])
+        had = shares.get(kind, TypeShare(kind, 0, 0, 0))
+        shares[kind] = TypeShare(kind, had.tensors + 1, had.weights + weights, had.bytes + size)
+        if choice.fell_back:
+            groups.setdefault((choice.wanted.name, kind, choice.reason), []).append(choice.name)
+    weights, size = sum(share.weights for share in shares.values()), sum(share.bytes for share in shares.values())
+    return Report(
+        recipe=recipe.name,
+        tensors=len(choices),
+        weights=weights,
+        bytes=size,
+        bits_per_weight=8 * size / weights if weights else 0.0,
+        nominal_bits_per_weight=recipe.base.bits,
+        types=tuple(sorted(shares.values(), key=lambda share: -share.bytes)),
+        fall_backs=tuple(FallBack(*key, tuple(names)) for key, names in groups.items()),
+        kept=sum(choice.kept for choice in choices),
+    )

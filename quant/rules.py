@@ -1,0 +1,281 @@
+"""What llama-quantize knows about tensors, as data: roles, tensors it leaves alone, and which role gets which type.
+
+Everything here states what src/llama-quant.cpp of llama-cpp-python 0.3.36 does: `tensor_get_category` (roles),
+`tensor_allows_quantization` (tensors left alone), `llama_tensor_get_type_impl` (rules) and `tensor_type_fallback`
+(rows that do not fit). `recipes` puts it together; tests/quant hold it to the files that llama_model_quantize writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from quant.types import F16, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, TensorType
+
+
+class Role(Enum):
+    """What a tensor is for, as far as the recipes care."""
+
+    OUTPUT = "output"
+    EMBEDDING = "token embedding"
+    ATTN_V = "attention values"  # also fused qkv and the latent attention's kv_b, which hold the values
+    ATTN_K = "attention keys"
+    ATTN_OUTPUT = "attention output"
+    FFN_UP = "feed-forward up"
+    FFN_GATE = "feed-forward gate"
+    FFN_DOWN = "feed-forward down"
+    OTHER = "other"
+
+
+# The first line whose text occurs in the name decides; the output and the embeddings are known by their whole name.
+_ROLES: tuple[tuple[str, Role], ...] = (
+    ("attn_qkv.weight", Role.ATTN_V),
+    ("attn_kv_b.weight", Role.ATTN_V),
+    ("attn_v.weight", Role.ATTN_V),
+    ("attn_k.weight", Role.ATTN_K),
+    ("attn_q.weight", Role.OTHER),
+    ("attn_output.weight", Role.ATTN_OUTPUT),
+    ("ffn_up", Role.FFN_UP),
+    ("ffn_gate", Role.FFN_GATE),
+    ("ffn_down", Role.FFN_DOWN),
+)
+_ROLES_BY_NAME = {
+    "output.weight": Role.OUTPUT,
+    "token_embd.weight": Role.EMBEDDING,
+    "per_layer_token_embd.weight": Role.EMBEDDING,
+}
+
+
+def role_of(name: str) -> Role:
+    """The role of the tensor called `name` (`tensor_get_category`)."""
+    whole = _ROLES_BY_NAME.get(name)
+    return whole or next((role for text, role in _ROLES if text in name), Role.OTHER)
+
+
+# Tensors that are never quantized: (what they are, texts of which one occurs in the name).
+_LEFT_ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("norm", ("_norm.weight",)),
+    ("router", ("ffn_gate_inp.weight", "ffn_gate_tid2eid.weight")),
+    ("convolution", ("ssm_conv1d", "shortconv.conv.weight")),
+    ("sparse attention's indexer", ("indexer.k_proj.weight", "indexer.q_proj.weight")),
+    (
+        "RWKV's time mix",
+        tuple(
+            f"time_mix_{part}.weight"
+            for part in (
+                *("first", "w0", "w1", "w2", "v0", "v1", "v2", "a0", "a1", "a2", "g1", "g2"),
+                *("decay_w1", "decay_w2", "lerp_fused"),
+            )
+        ),
+    ),
+    ("Gemma 3n's small projections", ("altup", "laurel", "per_layer_model_proj")),
+    ("position bias", ("attn_rel_b.weight", ".rel_pos")),
+    (
+        "vision or audio",
+        (
+            *(".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".patch_embd", ".patch_merger"),
+            *("a.rvq.codebook", "mm.a.code_embd"),
+        ),
+    ),
+)
+_LEFT_ALONE_BY_NAME = {"position_embd.weight": "position embedding", "token_types.weight": "token types"}
+_LEFT_ALONE_BY_ARCH: Mapping[str, tuple[str, ...]] = {
+    "glm5-next": (
+        *("hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate"),
+        *("indexer_compressor_ape", "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight"),
+        *("ssm_beta.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight"),
+    )
+}
+
+
+def left_alone(arch: str, name: str, shape: tuple[int, ...]) -> str | None:
+    """Why this tensor is never quantized, or None if it may be (`tensor_allows_quantization`).
+
+    `shape` is in numpy order. Leading axes of length 1 do not count, so a (1, n) matrix is a vector (`ggml_n_dims`).
+    """
+    if all(length == 1 for length in shape[:-1]):
+        return "vector"
+    if not name.endswith("weight"):
+        return "not a weight"
+    if name in _LEFT_ALONE_BY_NAME:
+        return _LEFT_ALONE_BY_NAME[name]
+    for what, texts in _LEFT_ALONE:
+        if any(text in name for text in texts):
+            return what
+    if any(text in name for text in _LEFT_ALONE_BY_ARCH.get(arch, ())):
+        return f"small tensor of {arch}"
+    return None
+
+
+# What a block of 256 is replaced by where rows do not fit it. Rows that do not fit a block of 32 either become F16.
+FALLBACKS: Mapping[TensorType, TensorType] = {
+    Q2_K: Q4_0,
+    Q3_K: Q4_0,
+    Q4_K: Q5_0,
+    Q5_K: Q5_1,
+    Q6_K: Q8_0,
+    IQ4_XS: IQ4_NL,
+}
+
+
+def fitting(kind: TensorType, columns: int) -> TensorType:
+    """The type that rows of `columns` weights get where `kind` is wanted (`tensor_type_fallback`)."""
+    if columns % kind.block == 0:
+        return kind
+    smaller = FALLBACKS.get(kind, kind)
+    return smaller if columns % smaller.block == 0 else F16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands in its model: all that a rule may ask about.
+
+    `index` of `count`: for attention values, which of the model's value tensors this is; for the feed-forward, the
+    layer. `gqa` is query heads a key/value head (layer 0's; 0 if that has no attention).
+    """
+
+    arch: str
+    index: int
+    count: int
+    gqa: int
+    experts: int
+    has_imatrix: bool
+
+
+Condition = Callable[[Place], bool]
+
+
+def always(place: Place) -> bool:
+    """No condition."""
+    return True
+
+
+def falcon(place: Place) -> bool:
+    """Falcon has recipes of its own."""
+    return place.arch == "falcon"
+
+
+def shared_values(place: Place) -> bool:
+    """Four or more query heads share each value head, so that more bits for the values cost little."""
+    return place.gqa >= 4
+
+
+def eight_experts(place: Place) -> bool:
+    """A Mixtral: attention is so small a part of it that more bits there cost next to nothing."""
+    return place.experts == 8
+
+
+def more_bits(place: Place) -> bool:
+    """The first and last eighth of the layers, and every third one between (`use_more_bits`)."""
+    eighth = place.count // 8
+    return place.index < eighth or place.index >= 7 * place.count // 8 or (place.index - eighth) % 3 == 2
+
+
+def among_first(count: int) -> Condition:
+    """One of the first `count`."""
+    return lambda place: place.index < count
+
+
+def within_first(part: int) -> Condition:
+    """In the first 1/`part` of the layers."""
+    return lambda place: place.index < place.count // part
+
+
+def with_matrix(place: Place) -> bool:
+    """An importance matrix is used."""
+    return place.has_imatrix
+
+
+def both(*conditions: Condition) -> Condition:
+    """All conditions hold."""
+    return lambda place: all(condition(place) for condition in conditions)
+
+
+def no(condition: Condition) -> Condition:
+    """The condition does not hold."""
+    return lambda place: not condition(place)
+
+
+Rules = tuple[tuple[Condition, TensorType], ...]
+
+# A role's rules in each recipe that has any: the first whose condition holds gives the type, none means the base type.
+RULES: Mapping[Role, Mapping[str, Rules]] = {
+    Role.ATTN_V: {
+        "q2_k": ((shared_values, Q4_K), (always, Q3_K)),
+        "q3_k_m": ((among_first(2), Q5_K), (always, Q4_K)),
+        "q3_k_l": ((always, Q5_K),),
+        "q4_k_s": ((among_first(4), Q5_K),),
+        "q4_k_m": ((more_bits, Q6_K),),
+        "q5_k_m": ((more_bits, Q6_K),),
+        "iq4_nl": ((shared_values, Q5_K),),
+        "iq4_xs": ((shared_values, Q5_K),),
+    },
+    Role.FFN_DOWN: {
+        "q2_k": ((always, Q3_K),),
+        "q3_k_m": ((within_first(16), Q5_K), (both(falcon, no(more_bits)), Q3_K), (always, Q4_K)),
+        "q3_k_l": ((falcon, Q4_K), (always, Q5_K)),
+        "q4_k_s": ((both(no(falcon), within_first(8)), Q5_K),),
+        "q4_k_m": (
+            (both(falcon, within_first(16)), Q6_K),
+            (both(falcon, more_bits), Q5_K),
+            (both(no(falcon), more_bits), Q6_K),
+        ),
+        "q5_k_m": ((more_bits, Q6_K),),
+        "iq4_nl": ((both(no(with_matrix), within_first(8)), Q5_K),),
+        "iq4_xs": ((both(no(with_matrix), within_first(8)), Q5_K),),
+        # A matrix can make these two types fail in the first layers; without one llama.cpp keeps its old files' bytes.
+        "q4_0": ((both(with_matrix, within_first(8)), Q4_1),),
+        "q5_0": ((both(with_matrix, within_first(8)), Q5_1),),
+    },
+    Role.ATTN_OUTPUT: {
+        "q2_k": ((falcon, Q2_K), (eight_experts, Q5_K), (always, Q3_K)),
+        "q3_k_s": ((both(no(falcon), eight_experts), Q5_K),),
+        "q3_k_m": ((falcon, Q3_K), (eight_experts, Q5_K), (always, Q4_K)),
+        "q3_k_l": ((falcon, Q4_K), (eight_experts, Q3_K), (always, Q5_K)),
+        "q4_k_s": ((both(no(falcon), eight_experts), Q5_K),),
+        "q4_k_m": ((both(no(falcon), eight_experts), Q5_K),),
+        "iq4_nl": ((both(no(falcon), eight_experts), Q5_K),),
+        "iq4_xs": ((both(no(falcon), eight_experts), Q5_K),),
+    },
+}
+
+# Architectures and layer counts whose value tensors llama.cpp takes for a 70B model's, with eight heads sharing each.
+_SEVENTY_B = frozenset({("qwen2", 80), ("deci", 80), ("olmo", 80), ("jais2", 68)})
+_SEVENTY_B_IF_GROUPED = frozenset({("llama", 80), ("llama-embed", 80)})
+
+
+def is_seventy_b(arch: str, layers: int, heads: int, kv_heads: int) -> bool:
+    """Whether llama.cpp calls a model of `layers` layers (prediction layers not counted) a 70B one (`LLM_TYPE_70B`)."""
+    return (arch, layers) in _SEVENTY_B or ((arch, layers) in _SEVENTY_B_IF_GROUPED and heads != kv_heads)
+
+
+def by_role(recipe: str, base: TensorType, role: Role, place: Place, seventy_b: bool) -> TensorType:
+    """The type that a recipe gives to a role at a place, rows that do not fit aside.
+
+    For `OUTPUT` (also a tied embedding) see `for_output`.
+    """
+    rules = RULES.get(role, {}).get(recipe, ())
+    kind = next((kind for condition, kind in rules if condition(place)), base)
+    if role is Role.ATTN_V and seventy_b and kind in (Q3_K, Q4_K):
+        kind = Q5_K
+    if role in (Role.ATTN_V, Role.ATTN_K) and eight_experts(place):
+        kind = Q8_0
+    return kind
+
+
+def for_output(base: TensorType, arch: str) -> TensorType:
+    """The type that the output (or the embedding that serves as output) gets, rows that do not fit aside.
+
+    Where rows do not fit the base type llama.cpp goes to Q8_0 at once, which is also what Q6_K falls back to.
+    """
+    return Q8_0 if arch == "falcon" or base is Q8_0 else Q6_K
+
+
+# Tensors of one architecture that are not stored in less than Q8_0.
+_AT_LEAST_Q8_0: Mapping[str, tuple[str, ...]] = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
+
+
+def at_least_q8_0(arch: str, name: str) -> bool:
+    """Whether an architecture wants this tensor in Q8_0 in every quantized recipe."""
+    return any(text in name for text in _AT_LEAST_Q8_0.get(arch, ()))
