@@ -1,0 +1,381 @@
+"""Which of llama.cpp's pre-tokenizers splits text as a tokenizer.json does, found from its structure.
+
+llama.cpp knows a pre-tokenizer by name (`tokenizer.ggml.pre`) and keeps its regexes in `llm_tokenizer_bpe`
+(src/llama-vocab.cpp); each regex is applied to the pieces that the one before left, matches and gaps alike becoming
+pieces (`unicode_regex_split`). That is what tokenizers does for a `Sequence` of `Split` steps with the behaviour
+"Isolated", so a structure is reduced to the list of its regexes, brought into one spelling, and looked up in `TABLE`.
+
+Facts that hold for all of them (llama.cpp of llama-cpp-python 0.3.36, tokenizers 0.23):
+
+- Both sides agree on `\\s` and on `\\p{L}`, `\\p{N}`, `\\p{M}`, `\\p{P}`, `\\p{S}` for every character of Unicode 15.0;
+  tokenizers also knows characters added since, which llama.cpp takes for neither letters nor numbers.
+- `(?i:'s)` of tokenizers also matches the long s (U+017F), which llama.cpp does not.
+- Where llama.cpp has no hand-written splitter it falls back on std::regex, which knows no general categories: letters are
+  then told apart in case only within ASCII, see `Limit`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import groupby
+from typing import Any
+
+from gguf_tools.errors import CheckpointError, TokenizerError
+
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+LLAMA3 = rf"{CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|{SPACES}"
+QWEN2 = rf"{CONTRACTIONS}|{_WORD}|\p{{N}}|{_SIGNS}|{SPACES}"
+QWEN35 = (
+    rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}"
+)
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{{tail}}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{{tail}}"
+).replace("{tail}", "%s")
+_PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+GPT4O = _CASED % (f"{CONTRACTIONS}?", f"{CONTRACTIONS}?") + rf"|\p{{N}}{{1,3}}|{_PATHS}|{SPACES}"
+TEKKEN = _CASED % ("", "") + rf"|\p{{N}}|{_PATHS}|{SPACES}"
+_CJK = r"[一-龥぀-ゟ゠-ヿ]+"
+_DEEPSEEK_WORD = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"""
+)
+DEEPSEEK3 = rf"{_DEEPSEEK_WORD}[\r\n]*|{SPACES}"
+SPARK = rf"{_DEEPSEEK_WORD}|[\r\n]|\s+(?!\S)|\s+"
+_DEEPSEEK_LETTERS = (
+    # written as escapes, because several of these characters change under Unicode normalization
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af"
+    "\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5"
+    "\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba"
+    "\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45"
+    "\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe"
+    "\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc"
+    "\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139"
+    "\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3"
+    "\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06"
+    "\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3"
+    "\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df"
+    "\U0001e900-\U0001e943"
+)
+_HAN_TO_HANGUL = "[一-龥ࠀ-一가-퟿]+"
+BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
+DIGIT = r"\p{N}"
+DIGITS = r"\p{N}+"
+DIGITS3 = r"\p{N}{1,3}"
+PUNCTUATION = "<Punctuation Contiguous>"
+BYTES = "<ByteLevel>"
+"""Stands in a list of steps where more steps follow the translation into byte characters."""
+
+MAX_DEPTH = 8
+
+SPELLINGS: tuple[tuple[str, str], ...] = (
+    ("\r", r"\r"),
+    ("\n", r"\n"),
+    ("\t", r"\t"),
+    (r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", CONTRACTIONS),
+    (r"'(?i:[sdmt]|ll|ve|re)", CONTRACTIONS),
+    (r"'(?i:s|t|re|ve|m|ll|d)", CONTRACTIONS),
+    (r"(?i:'s|'d|'m|'t|'ll|'ve|'re)", CONTRACTIONS),
+    (r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])", CONTRACTIONS),
+    (r"'(?:[sdmt]|ll|ve|re)", r"'s|'t|'re|'ve|'m|'ll|'d"),
+    # a possessive quantifier equals a greedy one where what follows cannot match what it took
+    (r"?+\p{L}", r"?\p{L}"),
+    (r"]++[", r"]+["),
+    # \s takes all line ends up to the last one, so both match the same run
+    (r"\s*[\r\n]|", r"\s*[\r\n]+|"),
+    (r"\p{N}{1}|", r"\p{N}|"),
+    (r"[^\s\p{L}\p{N}\r\n]", r"[^\s\p{L}\p{N}]"),
+    (r"[^(\s|[.,!?…。，、।۔،])]", r"[^(\s|.,!?…。，、।۔،)]"),
+)
+"""Spellings of the same thing, replaced one after the other; what one pattern calls (?i:…) another writes out."""
+
+
+_WORD_PIECES = re.compile("[Uo]*[lo]+|[Uo]+[lo]*")
+"""How the GPT-4o pattern cuts a run of letters and marks: U stands for upper case, l for lower case, o for neither."""
+
+
+def _by_category(char: str) -> str:
+    return {"Lu": "U", "Lt": "U", "Ll": "l"}.get(unicodedata.category(char), "o")
+
+
+def _by_ascii(char: str) -> str:
+    return "U" if "A" <= char <= "Z" else "l" if "a" <= char <= "z" else "o"
+
+
+def _case_differs(text: str) -> bool:
+    """Whether words are cut at other places if case is known within ASCII only ("éHello", "ÉCOLE")."""
+    for is_word, run in groupby(text, key=lambda char: unicodedata.category(char)[0] in "LM"):
+        if is_word:
+            word = list(run)
+            cuts = [
+                [m.end() for m in _WORD_PIECES.finditer("".join(map(case, word)))] for case in (_by_category, _by_ascii)
+            ]
+            if cuts[0] != cuts[1]:
+                return True
+    return False
+
+
+def _case_or_marks_differ(text: str) -> bool:
+    return _case_differs(text) or any(unicodedata.category(char)[0] == "M" for char in text)
+
+
+def _has_far_space(text: str) -> bool:
+    return any(char > "\u07ff" and char.isspace() for char in text)
+
+
+def _has_foreign_digit(text: str) -> bool:
+    return any(char > "\x7f" and char.isdecimal() for char in text)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where llama.cpp's pre-tokenizer is known to split otherwise: said in a note, and left out of the probe."""
+
+    note: str
+    affects: Callable[[str], bool]
+
+
+ASCII_CASE = Limit(
+    "llama.cpp tells upper from lower case only within ASCII here, so words that mix other capitals with ASCII letters (ÉCOLE)"
+    " may be tokenized otherwise",
+    _case_differs,
+)
+ASCII_CASE_NO_MARKS = Limit(
+    ASCII_CASE.note
+    + ", as may scripts written with combining marks (Devanagari, Thai, …), where it cuts words at the marks",
+    _case_or_marks_differ,
+)
+# std::wregex gets a vertical tab in place of every space beyond ASCII, so the range U+0800 to U+4E00 does not match them.
+FAR_SPACES = Limit(
+    "Unicode spaces from U+0800 on (thin, ideographic, …) may be tokenized otherwise by llama.cpp", _has_far_space
+)
+ASCII_DIGITS = Limit("digits beyond ASCII may be grouped otherwise by llama.cpp", _has_foreign_digit)
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """One name that llama.cpp knows, the structure it stands for, and how faithful it is.
+
+    `ignore_merges`: whether llama.cpp takes a piece that is an entry of the vocabulary whole, without merging.
+    `refused`: why it does not reproduce that structure (then the name is only good for the error message).
+    """
+
+    name: str
+    steps: tuple[str, ...]
+    ignore_merges: bool = False
+    limit: Limit | None = None
+    refused: str = ""
+
+
+_CASE_LOST = "splits no word where its case changes (HelloWorld stays one piece)"
+
+TABLE: tuple[PreTokenizer, ...] = (
+    # Of one structure the most faithful or best-known name comes first; rows below it differ in ignore_merges. Names with the
+    # regexes and the ignore_merges of a row tokenize alike and are left out: phi-2, mpt, olmo, jais, … (gpt-2); refact,
+    # command-r, smollm, codeshell, exaone, minerva-7b, … (starcoder); deepseek-r1-qwen, megrez, hunyuan, stablelm2, … (qwen2);
+    # falcon3, lfm2, pixtral, glm4, … (llama-bpe); smaug-bpe, chatglm-bpe (dbrx); llama4, kanana2, minimax-m2 (gpt-4o);
+    # hunyuan-dense, joyai-llm, hy_v4 (deepseek-v3); poro-chat, gpt3-finnish (bloom); bailingmoe, grok-2 (qwen2).
+    PreTokenizer("gpt-2", (GPT2,)),
+    PreTokenizer("starcoder", (DIGIT, GPT2)),
+    PreTokenizer("llama-bpe", (LLAMA3,), ignore_merges=True),
+    PreTokenizer("dbrx", (LLAMA3,)),
+    PreTokenizer("qwen2", (QWEN2,)),
+    PreTokenizer("qwen35", (QWEN35,)),
+    PreTokenizer("granite-embed-multi-97m", (GPT4O,), ignore_merges=True, limit=ASCII_CASE),
+    PreTokenizer("gpt-4o", (GPT4O,), limit=ASCII_CASE_NO_MARKS),
+    PreTokenizer("tekken", (TEKKEN,), ignore_merges=True, limit=ASCII_CASE_NO_MARKS),
+    PreTokenizer("deepseek-v3", (DIGITS3, _CJK, DEEPSEEK3)),
+    PreTokenizer("spark2_5", (DIGITS3, _CJK, SPARK, DIGIT)),
+    # Its digits are \p{N}+ in llama.cpp: the same where no merge joins two digits, which training with this structure ensures.
+    PreTokenizer(
+        "deepseek-llm",
+        (r"[\r\n]", rf"\s?[{_DEEPSEEK_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _HAN_TO_HANGUL, DIGIT),
+        limit=FAR_SPACES,
+    ),
+    PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_TO_HANGUL, DIGIT), limit=FAR_SPACES),
+    # llama.cpp leaves out the step that parts digits from the space before them: the same where no merge joins the two.
+    PreTokenizer("falcon", (PUNCTUATION, GPT2, BYTES, DIGITS, "[0-9][0-9][0-9]")),
+    PreTokenizer("bloom", (BLOOM,)),
+    PreTokenizer("viking", (BLOOM, DIGIT)),
+    PreTokenizer("superbpe", (DIGITS, r"(?=(\d{3})+(?!\d))"), limit=ASCII_DIGITS),
+    PreTokenizer(
+        "jais-2",
+        (
+            rf"{CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|\s*[\r\n]+|\s{{512}}(?!\S)|\s{{256}}(?!\S)|\s{{128}}(?!\S)"
+            r"|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}",
+        ),
+    ),
+    PreTokenizer("seed-coder", (rf"{CONTRACTIONS}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|{SPACES}",)),
+    PreTokenizer("ufakzeka", (rf"{_WORD}|\p{{N}}|{_SIGNS}|{SPACES}",)),
+    PreTokenizer("laguna", (r"[^\n]+|[\n]+", QWEN2)),
+    PreTokenizer("minicpm5", (DIGITS3, rf"{CONTRACTIONS}|{_WORD}|\p{{N}}+|{_SIGNS}|{SPACES}"), ignore_merges=True),
+    PreTokenizer(
+        "exaone-moe",
+        (
+            rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+            rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|{SPACES}",
+        ),
+    ),
+    PreTokenizer("tiny_aya", (r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O), refused=_CASE_LOST),
+    PreTokenizer(
+        "kimi-k2",
+        (
+            r"[\p{Han}]+|"
+            + (_CASED % (f"{CONTRACTIONS}?", f"{CONTRACTIONS}?")).replace(r"\p{M}]", r"\p{M}&&[^\p{Han}]]")
+            + rf"|\p{{N}}{{1,3}}|{_SIGNS}|{SPACES}",
+        ),
+        refused=_CASE_LOST,
+    ),
+    PreTokenizer(
+        "youtu",
+        (
+            "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|" + _CJK,
+            _CASED % (f"{CONTRACTIONS}?", f"{CONTRACTIONS}?") + rf"|\p{{N}}|{_PATHS}|{SPACES}",
+        ),
+        refused=_CASE_LOST,
+    ),
+)
+
+
+def canonical(pattern: str) -> str:
+    """`pattern` in the spelling of `TABLE` (a pattern that is spelled in another way still is another pattern)."""
+    for found, written in SPELLINGS:
+        pattern = pattern.replace(found, written)
+    # A last whitespace that `\s+(?!\S)` left is one character before a word, whether it is matched or left as a gap.
+    if pattern.endswith(r"|\s+(?!\S)"):
+        return pattern + r"|\s+"
+    return pattern + "+" if pattern.endswith(r"|\s+(?!\S)|\s") else pattern
+
+
+_ROWS = tuple(
+    PreTokenizer(row.name, tuple(canonical(step) for step in row.steps), row.ignore_merges, row.limit, row.refused)
+    for row in TABLE
+)
+
+
+def split_steps(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[str, ...]:
+    """The canonical regexes of a tokenizer.json's `pre_tokenizer`, in order.
+
+    Raises TokenizerError for a step that llama.cpp has nothing like, by name; `where` names the file.
+    """
+    steps: list[str] = []
+    byte_levels = 0
+    for step in flatten(pre_tokenizer, where):
+        kind = step.get("type")
+        if kind == "ByteLevel":
+            byte_levels += 1
+            if step.get("add_prefix_space", True) is not False:
+                raise TokenizerError(
+                    f"{where}: ByteLevel has add_prefix_space=true, which puts a space before every text; llama.cpp never does"
+                    " that for byte-level BPE. Set it to false if the model was trained on text encoded so"
+                )
+            steps += [GPT2] if step.get("use_regex", True) is not False else []
+            steps.append(BYTES)
+        else:
+            steps.append(_step(step, where))
+    if byte_levels != 1:
+        found = "no ByteLevel step" if not byte_levels else f"{byte_levels} ByteLevel steps"
+        raise TokenizerError(
+            f"{where}: the pre-tokenizer has {found} ({_names(pre_tokenizer, where)}); expected one, as in GPT-2, Llama 3 or Qwen"
+        )
+    return tuple(steps[:-1] if steps[-1] == BYTES else steps)
+
+
+def find(steps: Sequence[str], where: str) -> tuple[PreTokenizer, ...]:
+    """The rows of `TABLE` that split as `steps` do, the most faithful first; they differ in `ignore_merges`.
+
+    Raises TokenizerError with the structure and the nearest known one if there is none.
+    """
+    rows = [row for row in _ROWS if row.steps == tuple(steps)]
+    if not rows:
+        shown = " → ".join(steps) or "ByteLevel without a regex"
+        known = {" → ".join(row.steps): row.name for row in _ROWS}
+        near = get_close_matches(shown, known, n=1, cutoff=0.0)
+        raise TokenizerError(
+            f"{where}: llama.cpp has no pre-tokenizer that splits by {shown!r}; the nearest is {known[near[0]]!r}, by {near[0]!r}"
+        )
+    faithful = [row for row in rows if not row.refused]
+    if not faithful:
+        raise TokenizerError(
+            f"{where}: this is the structure of llama.cpp's {rows[0].name!r}, but that one {rows[0].refused}"
+        )
+    return tuple(faithful)
+
+
+def flatten(
+    node: Mapping[str, Any] | None, where: str, depth: int = 0, items: str = "pretokenizers"
+) -> list[Mapping[str, Any]]:
+    """The steps of a pre-tokenizer or normalizer, with Sequences in Sequences laid out flat."""
+    if node is None:
+        return []
+    if not isinstance(node, Mapping) or not isinstance(node.get("type"), str):
+        raise CheckpointError(f"{where}: an entry of {items} is not an object with a type")
+    if node["type"] != "Sequence":
+        return [node]
+    inner = node.get(items)
+    if not isinstance(inner, list):
+        raise CheckpointError(f"{where}: {items} is not a list")
+    if depth == MAX_DEPTH:
+        raise CheckpointError(f"{where}: {items} nests Sequences more than {MAX_DEPTH} deep")
+    return [step for item in inner for step in flatten({} if item is None else item, where, depth + 1, items)]
+
+
+def _names(node: Mapping[str, Any] | None, where: str) -> str:
+    return ", ".join(str(step["type"]) for step in flatten(node, where)) or "none at all"
+
+
+def _step(step: Mapping[str, Any], where: str) -> str:
+    kind = step["type"]
+    if kind == "Digits":
+        return DIGIT if step.get("individual_digits", False) is True else DIGITS
+    if kind == "Punctuation":
+        return f"<Punctuation {step.get('behavior', 'Isolated')}>"
+    if kind != "Split":
+        raise TokenizerError(
+            f"{where}: llama.cpp has nothing like the pre-tokenizer step {kind!r}; it knows Split, Digits, Punctuation and"
+            " ByteLevel"
+        )
+    pattern = step.get("pattern")
+    regex = pattern.get("Regex") if isinstance(pattern, Mapping) else None
+    if not isinstance(regex, str):
+        raise TokenizerError(
+            f"{where}: a Split step has no regex (found {str(pattern)[:80]!r}); llama.cpp splits by regexes"
+        )
+    behavior, invert = step.get("behavior"), step.get("invert", False)
+    regex = canonical(regex)
+    # "Removed" with invert keeps the matches and drops what lies between them: nothing, where the regex matches everything.
+    total = regex.endswith(r"|\s+") and any(
+        sign in regex for sign in (r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{M}\p{N}]+")
+    )
+    if (behavior == "Isolated" and invert is False) or (behavior == "Removed" and invert is True and total):
+        return regex
+    raise TokenizerError(
+        f"{where}: a Split step has behavior {str(behavior)[:40]!r} with invert={str(invert)[:10]};"
+        " llama.cpp splits as 'Isolated' does"
+    )
+
+
+def normalizes_to_nfc(normalizer: Mapping[str, Any] | None, where: str) -> bool:
+    """Whether the tokenizer brings text into NFC, which llama.cpp does for no byte-level BPE.
+
+    Raises TokenizerError for any other normalizer: it would change ordinary text, and llama.cpp has nothing like it.
+    """
+    return any(_normalizer(step, where) for step in flatten(normalizer, where, items="normalizers"))
+
+
+def _normalizer(step: Mapping[str, Any], where: str) -> bool:
+    if step["type"] == "NFC":
+        return True
+    raise TokenizerError(
+        f"{where}: the normalizer {str(step['type'])[:40]!r} changes text before it is split; llama.cpp normalizes nothing for"
+        " byte-level BPE (NFC is let pass, because most text is in that form)"
+    )

@@ -1,0 +1,277 @@
+"""Reading the files of a Hugging Face tokenizer folder: every value's type is checked before it is used.
+
+The files may be broken or hostile, so all that fails here fails as a CheckpointError of one line that names the file and the
+key. What the values mean to llama.cpp is decided elsewhere (`tokenizer.py`, `pretokenizers.py`, `special_tokens.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.errors import CheckpointError
+
+TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+SPECIAL_MAP = "special_tokens_map.json"
+ADDED = "added_tokens.json"
+GENERATION = "generation_config.json"
+TEMPLATE = "chat_template.jinja"
+TEMPLATE_JSON = "chat_template.json"
+MORE_TEMPLATES = "additional_chat_templates"
+MAX_BYTES = 512 << 20
+"""Larger than any tokenizer's file; keeps a hostile one from filling the memory."""
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """`value` for an error message: one line, of bounded length, printable in any terminal."""
+    text = repr(value) if isinstance(value, str | int | float | bool | type(None)) else type(value).__name__
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def read_text(path: Path) -> str:
+    """A text file's content. Raises CheckpointError if it cannot be read, is too large or is not UTF-8."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise CheckpointError(f"{path}: {size} bytes is more than any tokenizer file has ({MAX_BYTES} at most)")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not UTF-8 at byte {error.start}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds one object. Raises CheckpointError for anything else."""
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: the JSON is nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise CheckpointError(f"{path}: broken JSON: {shown(str(error))}") from error
+    return as_object(value, str(path), "the file")
+
+
+def read_optional(folder: Path, name: str) -> dict[str, Any]:
+    """As `read_object`, or an empty object if the folder has no such file."""
+    path = folder / name
+    return read_object(path) if path.exists() else {}
+
+
+def as_object(value: object, where: str, key: str) -> dict[str, Any]:
+    """`value` if it is a JSON object."""
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; expected an object")
+    return value
+
+
+def as_list(value: object, where: str, key: str) -> list[Any]:
+    """`value` if it is a JSON list."""
+    if not isinstance(value, list):
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; expected a list")
+    return value
+
+
+def as_text(value: object, where: str, key: str) -> str:
+    """`value` if it is a string that UTF-8 can hold (JSON can spell halves of surrogate pairs)."""
+    if not isinstance(value, str):
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; expected a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"{where}: {key} is {shown(value)}, half of a surrogate pair, which is not text"
+        ) from error
+    return value
+
+
+def as_id(value: object, where: str, key: str) -> int:
+    """`value` if it is a whole number that a token id can be."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; expected a token id (a whole number from 0)")
+    return value
+
+
+def as_flag(value: object, where: str, key: str) -> bool:
+    """`value` if it is true or false."""
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; expected true or false")
+    return value
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """One token that is found in the text before anything else happens to it."""
+
+    id: int
+    content: str
+    special: bool
+    normalized: bool
+    lstrip: bool
+    rstrip: bool
+    single_word: bool
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The files of one folder, parsed; `document` is tokenizer.json, `model` its model, the rest empty where a file is absent.
+
+    `vocab` maps the model's own tokens to ids; `added` are the added tokens of all files by id; `notes` are oddities found.
+    """
+
+    path: Path
+    document: Mapping[str, Any]
+    model: Mapping[str, Any]
+    vocab: Mapping[str, int]
+    merges: tuple[tuple[str, str], ...]
+    added: tuple[AddedToken, ...]
+    config: Mapping[str, Any]
+    special_map: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """All tokens' ids by content."""
+        return {**self.vocab, **{token.content: token.id for token in self.added}}
+
+
+def read_files(folder: Path) -> TokenizerFiles:
+    """Reads and checks a tokenizer folder.
+
+    Raises CheckpointError: no tokenizer.json, broken JSON, wrong types, an id given to two tokens, a merge of tokens that do
+    not exist. Models other than BPE are read as far as their vocabulary is an object; refusing them is the caller's.
+    """
+    path = folder / TOKENIZER
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder}: has no {TOKENIZER}; give the tokenizer's folder, or make the file with"
+            " transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+        )
+    document = read_object(path)
+    model = as_object(document.get("model"), str(path), "model")
+    config = read_optional(folder, CONFIG)
+    bpe = model.get("type") == "BPE" or ("type" not in model and "merges" in model)
+    vocab = _vocab(model, str(path)) if bpe else {}
+    added, notes = _all_added(folder, document, config)
+    _check_ids(vocab, added, path)
+    return TokenizerFiles(
+        path=path,
+        document=document,
+        model=model,
+        vocab=vocab,
+        merges=_merges(model, vocab, str(path)) if bpe else (),
+        added=added,
+        config=config,
+        special_map=read_optional(folder, SPECIAL_MAP),
+        generation=read_optional(folder, GENERATION),
+        notes=notes,
+    )
+
+
+def _vocab(model: Mapping[str, Any], where: str) -> dict[str, int]:
+    vocab = as_object(model.get("vocab"), where, "model.vocab")
+    return {
+        as_text(token, where, "a token of model.vocab"): as_id(number, where, f"model.vocab[{shown(token)}]")
+        for token, number in vocab.items()
+    }
+
+
+def _merges(model: Mapping[str, Any], vocab: Mapping[str, int], where: str) -> tuple[tuple[str, str], ...]:
+    """The merges in order of rank; both spellings, ["a", "b"] and "a b", are in use."""
+    pairs: list[tuple[str, str]] = []
+    for rank, merge in enumerate(as_list(model.get("merges"), where, "model.merges")):
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise CheckpointError(
+                f'{where}: model.merges[{rank}] is {shown(merge)}; expected two tokens, ["a", "b"] or "a b"'
+            )
+        left, right = parts
+        for token in (left, right, left + right):
+            if token not in vocab:
+                raise CheckpointError(
+                    f"{where}: model.merges[{rank}] needs the token {shown(token)}, which model.vocab lacks"
+                )
+        pairs.append((left, right))
+    return tuple(pairs)
+
+
+def _added(value: object, where: str, key: str, number: object = None) -> AddedToken:
+    entry = as_object(value, where, key)
+
+    def flag(name: str) -> bool:
+        return as_flag(entry.get(name, False), where, f"{key}.{name}")
+
+    content = as_text(entry.get("content"), where, f"{key}.content")
+    if not content:
+        raise CheckpointError(f"{where}: {key} has an empty content")
+    return AddedToken(
+        id=as_id(entry.get("id") if number is None else number, where, f"{key}.id"),
+        content=content,
+        special=flag("special"),
+        normalized=flag("normalized"),
+        lstrip=flag("lstrip"),
+        rstrip=flag("rstrip"),
+        single_word=flag("single_word"),
+    )
+
+
+def _all_added(
+    folder: Path, document: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[tuple[AddedToken, ...], tuple[str, ...]]:
+    """Added tokens of tokenizer.json, then those that only the other files know (transformers adds these on loading)."""
+    where = str(folder / TOKENIZER)
+    entries = document.get("added_tokens")
+    main = [
+        _added(e, where, f"added_tokens[{i}]")
+        for i, e in enumerate(as_list([] if entries is None else entries, where, "added_tokens"))
+    ]
+    where = str(folder / CONFIG)
+    more: list[AddedToken] = []
+    for number, entry in as_object(config.get("added_tokens_decoder") or {}, where, "added_tokens_decoder").items():
+        key = f"added_tokens_decoder[{shown(number)}]"
+        if not (number.isascii() and number.isdigit() and len(number) < 11):
+            raise CheckpointError(f"{where}: {key} is not a token id")
+        more.append(_added(entry, where, key, int(number)))
+    where = str(folder / ADDED)
+    for content, number in read_optional(folder, ADDED).items():
+        more.append(_added({"content": content}, where, shown(content), number))
+    known = {token.content: token for token in main}
+    notes: list[str] = []
+    for token in more:
+        other = known.setdefault(token.content, token)
+        if other is token:
+            notes.append(
+                f"{TOKENIZER} lacks the added token {shown(token.content)} (id {token.id}) that other files list"
+            )
+        elif other.id != token.id:
+            notes.append(
+                f"{shown(token.content)} is {other.id} in {TOKENIZER} and {token.id} in another file; {TOKENIZER} was taken"
+            )
+    return tuple(sorted(known.values(), key=lambda token: token.id)), tuple(notes)
+
+
+def _check_ids(vocab: Mapping[str, int], added: Sequence[AddedToken], path: Path) -> None:
+    """One token for an id and one id for a token: llama.cpp's loader asserts that."""
+    names: dict[int, str] = {}
+    for token, number in [*vocab.items(), *((token.content, token.id) for token in added)]:
+        if names.setdefault(number, token) != token:
+            raise CheckpointError(
+                f"{path}: id {number} belongs to two tokens, {shown(names[number])} and {shown(token)}"
+            )
+    for entry in added:
+        if vocab.get(entry.content, entry.id) != entry.id:
+            raise CheckpointError(
+                f"{path}: {shown(entry.content)} has two ids, {vocab[entry.content]} in model.vocab"
+                f" and {entry.id} in added_tokens"
+            )
