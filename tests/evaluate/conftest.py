@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_gguf import write_dense, write_hybrid
 
 from gguf_tools.evaluate.runtime import Runtime, RuntimeOptions
+from tests.evaluate.tiny_gguf import write_dense, write_hybrid
 
 
 @pytest.fixture(scope="session")

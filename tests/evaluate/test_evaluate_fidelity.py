@@ -13,13 +13,13 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_gguf import VOCAB, dense_tensors, write_dense
 
 from gguf_tools.errors import InputError
 from gguf_tools.evaluate.fidelity import evaluate_fidelity, greedy_with_draft, render_prompt
 from gguf_tools.evaluate.prompts import Prompt, default_text
 from gguf_tools.evaluate.report import check_thresholds, format_report, format_table
 from gguf_tools.evaluate.runtime import Runtime, RuntimeOptions, Speed
+from tests.evaluate.tiny_gguf import VOCAB, dense_tensors, write_dense
 
 Change = Callable[[npt.NDArray[np.float64], list[int]], None]
 

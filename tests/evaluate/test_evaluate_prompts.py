@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_gguf import TEMPLATE
 
 from gguf_tools.errors import InputError
 from gguf_tools.evaluate.prompts import (
@@ -18,6 +17,7 @@ from gguf_tools.evaluate.prompts import (
     load_prompts,
     render_chat,
 )
+from tests.evaluate.tiny_gguf import TEMPLATE
 
 
 def test_built_in_prompts() -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_gguf import CONTEXT, EOS, VOCAB, dense_tensors, write_dense
 
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluate.log import decisive_lines
 from gguf_tools.evaluate.runtime import Runtime, RuntimeOptions
+from tests.evaluate.tiny_gguf import CONTEXT, EOS, VOCAB, dense_tensors, write_dense
 
 LENGTHS = (1, 5, 17, 70, 120)
 

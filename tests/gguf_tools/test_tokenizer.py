@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers_for_tests import (
+
+from gguf_tools import pretokenizers as P  # noqa: N812
+from gguf_tools.errors import TokenizerError
+from gguf_tools.gguf_file import string
+from gguf_tools.tokenizer import Tokenizer, load_tokenizer, probe
+from tests.gguf_tools.tokenizers_for_tests import (
     LlamaVocabulary,
     change_json,
     gpt2_style,
@@ -24,11 +29,6 @@ from tokenizers_for_tests import (
     train_byte_level,
     write_folder,
 )
-
-from gguf_tools import pretokenizers as P  # noqa: N812
-from gguf_tools.errors import TokenizerError
-from gguf_tools.gguf_file import string
-from gguf_tools.tokenizer import Tokenizer, load_tokenizer, probe
 
 SIZE = 3100
 NAMES = [row.name for row in P.TABLE if not row.refused]

@@ -13,10 +13,17 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers_for_tests import change_json, gpt2_style, llama_vocabulary, style_of, train_byte_level, write_folder
 
 from gguf_tools.errors import CheckpointError, TinyqError, TokenizerError
 from gguf_tools.tokenizer import load_tokenizer, probe
+from tests.gguf_tools.tokenizers_for_tests import (
+    change_json,
+    gpt2_style,
+    llama_vocabulary,
+    style_of,
+    train_byte_level,
+    write_folder,
+)
 
 SIZE = 400
 END, START, STOP = 300, 301, 302

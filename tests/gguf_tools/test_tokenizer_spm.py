@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 from tokenizers import normalizers, pre_tokenizers
 from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
-from tokenizers_for_tests import LlamaVocabulary, change_json, llama_vocabulary, train_sentencepiece, write_folder
 
 from gguf_tools.errors import TokenizerError
 from gguf_tools.tokenizer import Tokenizer, load_tokenizer, probe
+from tests.gguf_tools.tokenizers_for_tests import (
+    LlamaVocabulary,
+    change_json,
+    llama_vocabulary,
+    train_sentencepiece,
+    write_folder,
+)
 
 SIZE = 2100
 REPLACE = normalizers.Replace(" ", "▁")

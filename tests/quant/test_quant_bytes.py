@@ -10,13 +10,13 @@ import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from quant_models import FAMILIES, SEVENTY_B, TinyModel, write
-from quant_oracle import llama
 
 from quant import recipes
 from quant.encode import Block, encode_block, row_ranges
 from quant.recipes import Choice, ModelFacts, Options, Override, TensorFacts
 from quant.types import F32, TYPES, TensorType, row_bytes, type_of_id
+from tests.quant.quant_models import FAMILIES, SEVENTY_B, TinyModel, write
+from tests.quant.quant_oracle import llama
 
 
 @cache

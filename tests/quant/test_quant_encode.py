@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from quant_oracle import ROOT
 
 from gguf_tools.errors import InputError, LlamaError
 from quant import encode, ggml
 from quant.encode import Block, Encoder, Narrowing, decode_rows, encode_rows, narrowing_loss, row_ranges, widen
 from quant.types import BF16, F16, F32, Q4_0, Q4_K, Q8_0, TYPES, TensorType, row_bytes, tensor_type
+from tests.quant.quant_oracle import ROOT
 
 FloatArray = NDArray[np.float32]
 

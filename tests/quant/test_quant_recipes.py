@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quant_oracle import llama
 
 from gguf_tools.errors import InputError
 from quant import recipes
 from quant.recipes import RECIPES, Choice, ModelFacts, Options, Override, TensorFacts, assign, recipe
 from quant.types import BF16, F16, F32, Q4_K, Q6_K, Q8_0, TYPES, TensorType
+from tests.quant.quant_oracle import llama
 
 
 def words(text: str) -> tuple[str, ...]:
