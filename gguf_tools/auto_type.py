@@ -11,7 +11,7 @@ from functools import partial
 from gguf_tools.tensors import Tensor
 from gguf_tools.writer import Progress
 from quant.encode import Narrowing, narrowing_loss
-from quant.types import F16, TensorType
+from quant.types import BF16, F16, TensorType
 
 FLOAT_ROUNDING = 2.0**-24
 """Half a unit in the last place of float32: a relative change below it is what float arithmetic does anyway."""
@@ -39,7 +39,7 @@ def smallest_exact(wide: Sequence[Tensor], threads: int, progress: Progress) -> 
     for tensor in wide:
         dtypes[tensor.dtype] += tensor.size
     stored = ", ".join(dtype for dtype, _ in dtypes.most_common()) or "F32"
-    moved, blocker = 0, None
+    moved, furthest, blocker = 0, 0.0, None
     for tensor, loss in zip(wide, _losses(wide, F16, threads, progress), strict=True):
         relative = (loss.sum_sq_change / loss.sum_sq) ** 0.5 if loss.sum_sq else 0.0
         if loss.overflowed or relative > FLOAT_ROUNDING:
@@ -51,11 +51,11 @@ def smallest_exact(wide: Sequence[Tensor], threads: int, progress: Progress) -> 
             )
             blocker = f"f16 would give {name} {what}"
             break
-        moved += loss.changed
+        moved, furthest = moved + loss.changed, max(furthest, loss.max_abs_change)
     if blocker is None:
-        small = f"; {moved:,} weights below 7.6e-6 move by at most 3e-8, less than float rounding" if moved else ""
+        small = f"; {moved:,} small ones move by at most {furthest:.0e}, less than float rounding" if moved else ""
         return TypeDecision("f16", f"f16 holds the {stored} weights{small}")
-    if set(dtypes) <= {"BF16"}:
+    if not any(loss.changed for loss in _losses(wide, BF16, threads, lambda _: None)):
         return TypeDecision("bf16", f"{blocker}; bf16 holds the {stored} weights exactly")
     return TypeDecision("f32", f"{blocker}; f32 holds the {stored} weights exactly")
 

@@ -1,37 +1,54 @@
-"""Sources: folders in Hugging Face layout, opened lazily and checked as far as their headers go."""
+"""Sources: folders in Hugging Face layout and torch state dicts, opened lazily and checked as far as their headers go."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.errors import CheckpointError
+from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.safetensors_file import read_safetensors
+from gguf_tools.state_dict import SUFFIXES, read_state_dict, state_dict_files, without_prefix
 from gguf_tools.tensors import Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
+CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A source's tensors by their own names, its config and its files; nothing is read before it is asked for."""
+    """A source's tensors by their own names, its config and its files; nothing is read before it is asked for.
+
+    `path` is what was opened, a folder or a file; `notes` are sentences for the user about what was left out there or
+    restored (`gguf_tools.restore`).
+    """
 
     path: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     weight_files: tuple[Path, ...]
     metadata: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where config, tokenizer and model card lie: the folder opened, or the one that holds the file."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def with_context_length(self, tokens: int) -> Checkpoint:
+        """The checkpoint with another context length than its config states, under the keys that families read."""
+        return replace(self, config={**self.config, **dict.fromkeys(CONTEXT_KEYS, tokens)})
 
     def digest(self, cancelled: Callable[[], bool] = lambda: False) -> str:
         """SHA-256 over config and weight files, names included, in hexadecimal; cut short once `cancelled`."""
         total = hashlib.sha256()
-        config = self.path / CONFIG
+        config = self.folder / CONFIG
         for path in (*([config] if config.exists() else []), *self.weight_files):
             total.update(path.name.encode() + b"\0")
             with path.open("rb") as stream:
@@ -56,18 +73,55 @@ def read_json(path: Path) -> dict[str, Any]:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a folder in Hugging Face layout: config.json, and safetensors weights in one file or sharded with an index.
 
+    A torch state dict is opened as a file or as the only one in a folder without safetensors, a safetensors file by
+    itself too; both may lack config.json.
+
     Raises CheckpointError naming the file, tensor or key that is missing or broken.
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder; give a folder with config.json and safetensors weights")
     if not path.is_dir():
-        raise CheckpointError(f"{path}: is a file; give the folder that holds config.json and the safetensors weights")
-    config = read_json(path / CONFIG)
+        return _open_file(path)
+    _refuse_adapter(path)
     index = path / INDEX
+    if not index.exists() and not any(path.glob("*.safetensors")) and (files := state_dict_files(path)):
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files[:4])
+            raise CheckpointError(f"{path}: holds {len(files)} torch files ({names}); give the one that is meant")
+        return replace(_open_file(files[0]), path=path)
+    config = read_json(path / CONFIG)
     if (path / SINGLE).exists() or not index.exists():
         tensors, metadata = read_safetensors(_only_weights(path))
-        return Checkpoint(path, config, tensors, (_only_weights(path),), metadata)
+        return Checkpoint(path, config, without_prefix(tensors), (_only_weights(path),), metadata)
     return _open_sharded(path, config, index)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    beside = path.parent / CONFIG
+    config = read_json(beside) if beside.exists() else {}
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(path)
+        return Checkpoint(path, config, without_prefix(tensors), (path,), metadata)
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(
+            f"{path}: is a file, but no torch state dict ({', '.join(SUFFIXES)}) and no safetensors; give such a file, or a "
+            "folder that holds config.json and the weights"
+        )
+    found = read_state_dict(path)
+    notes = (f"{path.name} also holds {', '.join(found.left_out)}: left out",) if found.left_out else ()
+    # What was saved together with the weights knows them better than a file beside them.
+    return Checkpoint(path, {**config, **found.config}, found.tensors, (path,), {}, notes)
+
+
+def _refuse_adapter(path: Path) -> None:
+    adapter = path / "adapter_config.json"
+    if not adapter.exists() or (path / SINGLE).exists() or (path / INDEX).exists():
+        return
+    base = read_json(adapter).get("base_model_name_or_path") or "its base model"
+    raise UnsupportedError(
+        f"{path}: is an adapter (adapter_config.json), not a model; merge it into {base} first (peft: merge_and_unload, "
+        "then save_pretrained) and convert the result"
+    )
 
 
 def _only_weights(path: Path) -> Path:
@@ -90,7 +144,7 @@ def _open_sharded(path: Path, config: Mapping[str, Any], index: Path) -> Checkpo
         # The name comes from a file: it must not lead out of the folder.
         if Path(shard).name != shard or shard in ("", ".", ".."):
             raise CheckpointError(f"{index}: names the shard {shard!r}, which is not a plain file name")
-        if not (path / shard).exists():
+        if not os.path.exists(path / shard):  # Path.exists raises for names that are too long
             raise CheckpointError(f"{path / shard}: missing; {INDEX} names it as a shard; download it again")
         tensors, found = read_safetensors(path / shard)
         shards[shard] = tensors
@@ -105,4 +159,4 @@ def _open_sharded(path: Path, config: Mapping[str, Any], index: Path) -> Checkpo
         raise CheckpointError(
             f"{index}: does not list the tensor {unlisted[0]}, which a shard holds; the files do not agree"
         )
-    return Checkpoint(path, config, merged, tuple(path / shard for shard in shards), metadata)
+    return Checkpoint(path, config, without_prefix(merged), tuple(path / shard for shard in shards), metadata)

@@ -13,7 +13,10 @@ from gguf_tools.errors import TinyqError
 
 COMMANDS = {
     "convert": ("gguf_tools.commands.convert:convert", "Turn a checkpoint into a GGUF that stock llama.cpp runs."),
+    "surgery": ("gguf_tools.commands.surgery:surgery", "Swap, blend, repeat or drop layers of a checkpoint or a GGUF."),
+    "quantize": ("gguf_tools.commands.quantize:quantize", "Quantize a GGUF, byte for byte as llama.cpp does."),
     "eval": ("gguf_tools.commands.eval:evaluate", "Run a GGUF by llama.cpp and score it against the torch reference."),
+    "inspect": ("gguf_tools.commands.inspect:inspect_command", "Show what a checkpoint or a GGUF is."),
     "demo": ("gguf_tools.commands.demo:demo", "Convert, quantize and evaluate a bundled model, and show the table."),
 }
 """Command name → (module:function, what the list of commands says)."""
@@ -80,6 +83,9 @@ def run(args: list[str] | None = None) -> int:
         # The reader of a pipe has gone; a traceback at exit would help nobody.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", TinyqError.exit_code)
     return result if isinstance(result, int) else 0
 
 

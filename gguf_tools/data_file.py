@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import weakref
 from pathlib import Path
 
@@ -15,11 +16,15 @@ class DataFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.descriptor = os.open(path, os.O_RDONLY)
+            # A pipe would keep a blocking open waiting for a writer.
+            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-        self.size = os.fstat(self.descriptor).st_size
         weakref.finalize(self, os.close, self.descriptor)
+        state = os.fstat(self.descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise CheckpointError(f"{path}: is not a regular file; give one that holds weights")
+        self.size = state.st_size
 
     def read(self, offset: int, count: int) -> bytearray:
         """`count` bytes from `offset`; an error if the file ends before."""

@@ -80,6 +80,7 @@ def _sampling(generation: Mapping[str, Any]) -> Metadata:
     values: Metadata = {}
     for key, name in SAMPLING.items():
         value = generation.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            values[f"general.sampling.{name}"] = i32(int(value)) if key == "top_k" else f32(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1 << 31:
+            continue  # null, or no number that a sampler could use
+        values[f"general.sampling.{name}"] = i32(int(value)) if key == "top_k" else f32(value)
     return values

@@ -18,12 +18,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gguf_tools.errors import CheckpointError, InputError
+from gguf_tools.journal import recover
 from quant.types import TensorType, row_bytes, type_of_id
 
 MAGIC = b"GGUF"
 VERSION = 3
 DEFAULT_ALIGNMENT = 32
 ALIGNMENT_KEY = "general.alignment"
+RESERVE_KEY = "tinyq.reserve"
+RESERVE_BYTES = 512
+"""Spaces that a file keeps in its metadata, so that surgery in place has room to record what it did."""
 MAX_DIMENSIONS = 4
 MAX_NAME = 63
 """ggml keeps 64 bytes for a tensor's name, the closing zero included (`GGML_MAX_NAME`)."""
@@ -230,8 +234,10 @@ def read_header(path: Path) -> GGUFHeader:
     """Read a GGUF file's metadata and tensor entries.
 
     Raises CheckpointError, naming the file and the place, where the file is truncated, corrupt, of another version or
-    byte order, or has tensors that overlap, lie outside it or are of a type that ggml does not know.
+    byte order, or has tensors that overlap, lie outside it or are of a type that ggml does not know. A change in place
+    that was interrupted is carried through first.
     """
+    recover(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
@@ -320,7 +326,11 @@ def pack_header(metadata: Mapping[str, Field], tensors: Sequence[TensorEntry], a
 
 
 def _packed_text(text: str) -> bytes:
-    data = text.encode("utf-8", errors="surrogateescape")
+    try:
+        data = text.encode("utf-8", errors="surrogateescape")
+    except UnicodeEncodeError:
+        # JSON and YAML can spell halves of surrogate pairs, which no UTF-8 has.
+        data = text.encode("utf-8", errors="backslashreplace")
     return struct.pack("<Q", len(data)) + data
 
 

@@ -48,7 +48,14 @@ class Llama3Scaling:
     original_context: int
 
 
-Scaling = LinearScaling | YarnScaling | Llama3Scaling
+@dataclass(frozen=True)
+class FactorScaling:
+    """Each pair's frequency divided by a factor of its own (dims / 2 of them): how GGUF files state llama3 scaling."""
+
+    factors: tuple[float, ...]
+
+
+Scaling = LinearScaling | YarnScaling | Llama3Scaling | FactorScaling
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,8 @@ def frequencies(rope: Rope) -> tuple[NDArray[np.float64], float]:
             return base / factor, 1.0
         case Llama3Scaling() as scaling:
             return _llama3(base, scaling), 1.0
+        case FactorScaling(factors):
+            return base / np.asarray(factors, np.float64), 1.0
         case YarnScaling() as scaling:
             return _yarn(base, rope, scaling), scaling.magnitude
 

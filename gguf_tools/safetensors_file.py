@@ -16,12 +16,16 @@ import numpy as np
 
 from gguf_tools.data_file import DataFile
 from gguf_tools.errors import CheckpointError
+from gguf_tools.float8 import FLOAT8
 from gguf_tools.tensors import FloatArray, Tensor
-from quant.encode import widen
-from quant.types import tensor_type
+from quant.encode import RawArray, widen
+from quant.types import BF16, F16, F32, TensorType, tensor_type
 
 MAX_HEADER = 100_000_000
 """The safetensors library's own limit on the header's length, bytes."""
+
+MAX_RANK = 8
+"""More axes than any weight has."""
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1} | {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -52,9 +56,20 @@ class StoredTensor(Tensor):
             return np.frombuffer(raw, np.float32)
         if self.dtype == "F64":
             return np.frombuffer(raw, np.float64).astype(np.float32)
+        if self.dtype in FLOAT8:
+            return FLOAT8[self.dtype][np.frombuffer(raw, np.uint8)]
         raise CheckpointError(
-            f"{self.file.path}: tensor {self.name} is stored as {self.dtype}; weights in F64, F32, F16 or BF16 expected"
+            f"{self.file.path}: tensor {self.name} is stored as {self.dtype}; weights in F64, F32, F16, BF16 or FP8 expected"
         )
+
+    @property
+    def stored(self) -> TensorType:
+        return {"F16": F16, "BF16": BF16}.get(self.dtype, F32)
+
+    def raw(self, start: int, stop: int) -> RawArray:
+        if self.stored is F32:
+            return self.flat(start, stop)
+        return np.frombuffer(self.file.read(self.offset + start * 2, (stop - start) * 2), np.uint16)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -73,7 +88,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
         )
     try:
         header = json.loads(bytes(file.read(8, length)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: the header is not JSON ({error}); the file is corrupt, download it again"
         ) from error
@@ -82,6 +97,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
             f"{path}: the header is a {type(header).__name__}, an object expected; the file is corrupt"
         )
     metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(
+            f"{path}: __metadata__ is a {type(metadata).__name__}, an object expected; the file is corrupt"
+        )
     data = 8 + length
     tensors = {name: _entry(file, name, entry, data) for name, entry in header.items()}
     end = data
@@ -95,7 +114,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
 def _entry(file: DataFile, name: str, entry: Any, data: int) -> StoredTensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        whole = isinstance(dtype, str) and len(shape) <= MAX_RANK
+        whole = whole and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:

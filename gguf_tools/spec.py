@@ -36,6 +36,8 @@ class Attention:
     `qk_norm` is applied to each head of q and k before rope; with `norm_per_head` each head has weights of its own, and
     with `norm_gain` the normed head is multiplied by one number more. `value_scale` multiplies each value head by a
     number. `gated` multiplies the heads' output by sigmoid(gate · x), element by element, before the output projection.
+    With `window` a position sees itself and the window - 1 before it (Mistral; Beltagy et al. 2020), else all before it.
+    Value heads have `value_dim` dimensions, where that is not None, else as many as the key heads.
     """
 
     heads: int
@@ -48,15 +50,23 @@ class Attention:
     norm_per_head: bool = False
     norm_gain: bool = False
     value_scale: bool = False
+    window: int | None = None
+    value_dim: int | None = None
+
+    @property
+    def value_size(self) -> int:
+        """Dimensions of a value head."""
+        return self.head_dim if self.value_dim is None else self.value_dim
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        q, k = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        out, v = self.heads * self.value_size, self.kv_heads * self.value_size
         roles: dict[str, Shape] = {
             "attn.q": (q, hidden),
-            "attn.k": (kv, hidden),
-            "attn.v": (kv, hidden),
-            "attn.o": (hidden, q),
+            "attn.k": (k, hidden),
+            "attn.v": (v, hidden),
+            "attn.o": (hidden, out),
         }
         for name in sorted(self.bias):
             roles[f"attn.{name}_bias"] = roles[f"attn.{name}"][:1]
@@ -68,9 +78,9 @@ class Attention:
         if self.value_scale:
             roles["attn.v_scale"] = (self.kv_heads,)
         if self.gated:
-            roles["attn.gate"] = (q, hidden)
+            roles["attn.gate"] = (out, hidden)
             if "q" in self.bias:
-                roles["attn.gate_bias"] = (q,)
+                roles["attn.gate_bias"] = (out,)
         return roles
 
 
@@ -118,17 +128,21 @@ class DeltaNet:
 
 @dataclass(frozen=True)
 class GatedMLP:
-    """Dense feed-forward: down(SiLU(gate x) ⊙ up x)."""
+    """Dense feed-forward: down(SiLU(gate x) ⊙ up x). `bias` names the projections that have one (of gate, up, down)."""
 
     width: int
+    bias: frozenset[str] = frozenset()
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""
-        return {
+        roles: dict[str, Shape] = {
             "ffn.gate": (self.width, hidden),
             "ffn.up": (self.width, hidden),
             "ffn.down": (hidden, self.width),
         }
+        for name in sorted(self.bias):
+            roles[f"ffn.{name}_bias"] = roles[f"ffn.{name}"][:1]
+        return roles
 
 
 @dataclass(frozen=True)
@@ -237,6 +251,12 @@ class ModelSpec:
         if not self.tied:
             roles["output"] = (self.vocab_size, self.hidden)
         return roles
+
+    @property
+    def cache_width(self) -> int:
+        """Numbers that each token leaves in the key/value cache, all layers together."""
+        mixers = [layer.mixer for layer in self.layers]
+        return sum(m.kv_heads * (m.head_dim + m.value_size) for m in mixers if isinstance(m, Attention))
 
     @property
     def pattern(self) -> str:

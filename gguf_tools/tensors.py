@@ -11,11 +11,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.encode import RawArray
+from quant.types import BF16, F16, F32, TensorType
+
 FloatArray = NDArray[np.float32]
+
+NARROW = (F16, BF16)
+"""The types that views of stored elements hand on as they are: two bytes an element."""
 
 
 class Tensor(ABC):
@@ -32,6 +39,16 @@ class Tensor(ABC):
     @abstractmethod
     def flat(self, start: int, stop: int) -> FloatArray:
         """Elements `start` to `stop` in row-major order, as a float32 array of length stop - start."""
+
+    @property
+    def stored(self) -> TensorType:
+        """The type that `raw` gives the elements in: the one they are stored in where this is a plain view of them."""
+        return F32
+
+    def raw(self, start: int, stop: int) -> RawArray:
+        """Elements `start` to `stop` as `stored` says, in one dimension: float32 for F32, uint16 for F16 and BF16, the
+        bytes of all else; both ends are whole blocks of that type."""
+        return self.flat(start, stop)
 
     @property
     def size(self) -> int:
@@ -112,6 +129,13 @@ class Reshaped(Tensor):
     def flat(self, start: int, stop: int) -> FloatArray:
         return self.base.flat(start, stop)
 
+    @property
+    def stored(self) -> TensorType:
+        return self.base.stored
+
+    def raw(self, start: int, stop: int) -> RawArray:
+        return self.base.raw(start, stop)
+
 
 @dataclass(frozen=True, eq=False)
 class Taken(Tensor):
@@ -133,18 +157,34 @@ class Taken(Tensor):
         return self.base.sources
 
     def flat(self, start: int, stop: int) -> FloatArray:
-        width = prod(self.base.shape[1:])
         out = np.empty(stop - start, np.float32)
+        self._gather(self.base.flat, start, out)
+        return out
+
+    @property
+    def stored(self) -> TensorType:
+        return self.base.stored if self.base.stored in NARROW else F32
+
+    def raw(self, start: int, stop: int) -> RawArray:
+        if self.stored is F32:
+            return self.flat(start, stop)
+        out = np.empty(stop - start, np.uint16)
+        self._gather(self.base.raw, start, out)
+        return out
+
+    def _gather(self, read: Callable[[int, int], RawArray], start: int, out: NDArray[Any]) -> None:
+        """Elements from `start` on, as many as `out` holds, read from the base by `read` into `out`."""
+        stop = start + len(out)
+        width = prod(self.base.shape[1:])
         first, last = start // width, -(-stop // width)
         index = self.index[first:last]
         # Consecutive entries are read in one piece.
         breaks = np.flatnonzero(np.diff(index) != 1) + 1
-        for left, right in zip([0, *breaks], [*breaks, len(index)], strict=True):
+        for left, right in zip([0, *breaks], [*breaks, len(index)], strict=True) if len(index) else ():
             begin = max(start, (first + left) * width)
             end = min(stop, (first + right) * width)
             source = int(index[left]) * width + begin - (first + left) * width
-            out[begin - start : end - start] = self.base.flat(source, source + end - begin)
-        return out
+            out[begin - start : end - start] = read(source, source + end - begin)
 
 
 @dataclass(frozen=True)
@@ -169,13 +209,32 @@ class Joined(Tensor):
 
     def flat(self, start: int, stop: int) -> FloatArray:
         out = np.empty(stop - start, np.float32)
+        for part, begin, end, at in self._pieces(start, stop):
+            out[at : at + end - begin] = part.flat(begin, end)
+        return out
+
+    @property
+    def stored(self) -> TensorType:
+        kinds = {part.stored for part in self.parts}
+        kind = kinds.pop() if len(kinds) == 1 else F32
+        return kind if kind in NARROW else F32
+
+    def raw(self, start: int, stop: int) -> RawArray:
+        if self.stored is F32:
+            return self.flat(start, stop)
+        out = np.empty(stop - start, np.uint16)
+        for part, begin, end, at in self._pieces(start, stop):
+            out[at : at + end - begin] = part.raw(begin, end)
+        return out
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, int, int, int]]:
+        """The parts that elements `start` to `stop` lie in: the part, from where to where in it, and where in the result."""
         offset = 0
         for part in self.parts:
             begin, end = max(start, offset), min(stop, offset + part.size)
             if begin < end:
-                out[begin - start : end - start] = part.flat(begin - offset, end - offset)
+                yield part, begin - offset, end - offset, begin - start
             offset += part.size
-        return out
 
 
 Elementwise = Callable[[FloatArray, int], NDArray[np.floating]]
@@ -220,7 +279,15 @@ def stack(parts: Sequence[Tensor]) -> Tensor:
 
 
 def take(base: Tensor, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
-    """The entries `index` of the first axis, lazily."""
+    """The entries `index` of the first axis, lazily; ValueError for an entry that there is not."""
+    if isinstance(index, range):
+        # Seen before it becomes an array: a file's own numbers may be at work, and ask for any number of rows.
+        inside = not index or (min(index[0], index[-1]) >= 0 and max(index[0], index[-1]) < base.shape[0])
+    else:
+        index = np.asarray(index, np.int64)
+        inside = not len(index) or (int(index.min()) >= 0 and int(index.max()) < base.shape[0])
+    if not inside:
+        raise ValueError(f"{', '.join(base.sources)} of shape {base.shape} lacks some of the rows that are asked for")
     return Taken(base, np.asarray(index, np.int64))
 
 
@@ -246,7 +313,11 @@ def scaled_rows(base: Tensor, factors: NDArray[np.floating]) -> Tensor:
 
 def take_rows(tensor: Tensor, blocks: int, first: int, count: int) -> Tensor:
     """From a tensor whose first axis is `blocks` equal blocks: rows `first` to `first + count` of each block."""
-    size = tensor.shape[0] // blocks
+    size, rest = divmod(tensor.shape[0], blocks) if blocks > 0 else (0, 1)
+    if rest or first + count > size:
+        raise ValueError(
+            f"{', '.join(tensor.sources)} of shape {tensor.shape} is not {blocks} blocks of {first + count} rows"
+        )
     return take(tensor, [block * size + row for block in range(blocks) for row in range(first, first + count)])
 
 

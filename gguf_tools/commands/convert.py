@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,14 @@ from gguf_tools.commands.common import (
     threads_option,
     write_json,
 )
+from gguf_tools.commands.surgery_options import WithSurgery, given_options
+from gguf_tools.commands.type_options import parsed_options, type_options
 
 if TYPE_CHECKING:
-    from gguf_tools.convert import Conversion, Request, Result
+    from gguf_tools.convert import Conversion, Operation, Request, Result
 
 
-@click.command()
+@click.command(cls=WithSurgery)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="auto is the smallest that is exact; or f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m … in either case.",
 )
+@type_options
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
@@ -42,6 +46,22 @@ if TYPE_CHECKING:
 )
 @click.option("--target", metavar="NAME", help="Force a llama.cpp architecture instead of the cheapest exact one.")
 @click.option("--add-bos/--no-add-bos", default=None, help="Whether BOS comes first, against what the tokenizer says.")
+@click.option(
+    "--context-length",
+    type=click.IntRange(min=1, max=(1 << 31) - 1),
+    metavar="N",
+    help="Longest context to record, where the checkpoint does not say or says otherwise.",
+)
+@click.option(
+    "--allow-approximate", is_flag=True, help="Where no architecture is exact, take the nearest and say what was reached."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text to fit --allow-approximate to; a built-in one by default.",
+)
+@click.option("--text-only", is_flag=True, help="Leave out a vision or audio tower beside the text model.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @force_option
 @threads_option
@@ -51,18 +71,30 @@ def convert(
     source: Path,
     out: Path,
     type_name: str,
+    tensor_types: tuple[str, ...],
+    output_type: str | None,
+    embedding_type: str | None,
+    pure: bool,
+    imatrix: Path | None,
     tokenizer: Path | None,
     target: str | None,
     add_bos: bool | None,
+    context_length: int | None,
+    allow_approximate: bool,
+    calibration: Path | None,
+    text_only: bool,
     dry_run: bool,
     force: bool,
     threads: int | None,
     json_path: str | None,
     quiet: bool,
 ) -> None:
-    """Turn the checkpoint SOURCE (a folder in Hugging Face layout) into OUT, a GGUF that stock llama.cpp runs.
+    """Turn the checkpoint SOURCE into OUT, a GGUF that stock llama.cpp runs.
 
-    At the end a probe text is tokenized by both sides; the file appears only if they agree.
+    SOURCE is a folder in Hugging Face layout, or a torch state dict: a file, or the only one in its folder.
+
+    At the end a probe text is tokenized by both sides; the file appears only if they agree. Layer surgery is done on the
+    way, in the order of its options.
     """
     from gguf_tools.convert import Request, execute
     from gguf_tools.prove import prove_vocabulary
@@ -70,7 +102,22 @@ def convert(
 
     if not dry_run:
         check_output(out, force)
-    request = Request(source, type_name.lower(), tokenizer, target, add_bos, threads or 0)
+    operation = _operation(given_options())
+    request = Request(
+        source,
+        type_name.lower(),
+        tokenizer,
+        target,
+        add_bos,
+        threads or 0,
+        text_only,
+        operation,
+        context_length,
+        allow_approximate,
+        calibration,
+        parsed_options(tensor_types, output_type, embedding_type, pure),
+        imatrix,
+    )
     conversion = _prepared(request, quiet)
     if dry_run:
         write_json(plan_dict(conversion), json_path)
@@ -84,6 +131,18 @@ def convert(
     write_json(plan_dict(conversion) | result_dict(result), json_path)
     if not quiet and json_path != "-":
         click.echo(summary_text(conversion, result))
+
+
+def _operation(options: list[tuple[str, str]]) -> Operation | None:
+    """The layer surgery that the options ask for."""
+    if not options:
+        return None
+    from gguf_tools.convert import Operation
+    from surgery.model import operate
+    from surgery.recipe import from_options
+
+    recipe = from_options(options)
+    return Operation(str(recipe), lambda model: operate(model, recipe))
 
 
 def _prepared(request: Request, quiet: bool) -> Conversion:
@@ -101,8 +160,12 @@ def plan_dict(conversion: Conversion) -> dict[str, Any]:
     return {
         "family": conversion.family,
         "target": made.target.name,
+        "surgery": _recipe(conversion),
         "rewrites": [{"name": rewrite.name, "why": rewrite.why} for rewrite in made.rewrites],
         "extra_parameters": made.extra_parameters,
+        "extra_cache": made.extra_cache,
+        "approximate": [made.approximation.name] if made.approximation else [],
+        "fits": [asdict(fit) for fit in made.fits],
         "type": conversion.decision.recipe,
         "type_reason": conversion.decision.reason,
         "notes": list(conversion.notes),
@@ -124,8 +187,13 @@ def plan_dict(conversion: Conversion) -> dict[str, Any]:
     }
 
 
+def _recipe(conversion: Conversion) -> str | None:
+    field = conversion.metadata.get("tinyq.surgery")
+    return None if field is None else str(field.value)
+
+
 def result_dict(result: Result) -> dict[str, Any]:
-    """What the finished conversion adds: where the file is, and how many weights each narrowing changed."""
+    """What the finished conversion adds: where the file is, and what narrowing did to a sample of the weights."""
     narrowing = {
         name: {
             "weights": loss.weights,
@@ -135,7 +203,8 @@ def result_dict(result: Result) -> dict[str, Any]:
         }
         for name, loss in result.losses.items()
     }
-    return {"path": str(result.path), "bytes": result.bytes, "narrowing": narrowing}
+    errors = {name: loss.relative_error for name, loss in result.by_tensor.items()}
+    return {"path": str(result.path), "bytes": result.bytes, "narrowing": narrowing, "relative_rms_error": errors}
 
 
 def plan_text(conversion: Conversion) -> str:
@@ -156,12 +225,12 @@ def summary_text(conversion: Conversion, result: Result) -> str:
     for name, loss in result.losses.items():
         if loss.changed and name in ("f16", "bf16"):
             lines.append(
-                f"changed   {loss.changed:,} of {loss.weights:,} weights by storing them as {name}, "
+                f"changed   {loss.changed:,} of {loss.weights:,} weights looked at by storing them as {name}, "
                 f"by {loss.max_abs_change:.1e} at most"
             )
         elif loss.changed:
-            relative = (loss.sum_sq_change / loss.sum_sq) ** 0.5
-            lines.append(f"rounded   {loss.weights:,} weights to {name}, relative RMS error {relative:.2e}")
+            error = f"relative RMS error {loss.relative_error:.2e} in {loss.weights:,} weights looked at"
+            lines.append(f"rounded   to {name}: {error}")
     lines.append(f"wrote     {result.path} ({human_bytes(result.bytes)}); both sides tokenize the probe text alike")
     return "\n".join(lines)
 
@@ -173,9 +242,23 @@ def _overview(conversion: Conversion) -> str:
         f"{human_count(model.parameters)} parameters)",
         f"target    {made.target.name}",
     ]
+    if recipe := _recipe(conversion):
+        lines.append(f"surgery   {recipe}")
+    if made.approximation:
+        lines.append(f"NOT EXACT {made.approximation.name}: {made.approximation.why}")
+        lines += [
+            f"layer {fit.layer:<3} {fit.agreement:.2%} of the calibration tokens reach the same experts, whose weights differ "
+            f"by {fit.weight_error:.1e} (RMS); τ = {fit.slope:.3f}"
+            for fit in made.fits
+        ]
     lines += [f"rewrite   {rewrite.name}: {rewrite.why}" for rewrite in made.rewrites]
     if made.extra_parameters:
-        lines.append(f"cost      {human_count(made.extra_parameters)} parameters more")
+        share = made.extra_parameters / (model.parameters - made.extra_parameters)
+        cost = f"{human_count(made.extra_parameters)} parameters more ({share:.1%})"
+        if made.extra_cache:
+            before = model.spec.cache_width - made.extra_cache
+            cost += f", {model.spec.cache_width} numbers a token in the cache instead of {before}"
+        lines.append(f"cost      {cost}")
     types = ", ".join(f"{share.tensors} {share.type}" for share in report.types)
     lines.append(f"type      {conversion.decision.recipe}: {conversion.decision.reason}")
     lines.append(f"tensors   {types}; {report.bits_per_weight:.2f} bits per weight, {human_bytes(conversion.size)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from gguf_tools.checkpoint import Checkpoint, open_checkpoint
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.families.base import Family
+from gguf_tools.restore import restore
 from gguf_tools.spec import Model
 
 __all__ = ["Family", "all_families", "build_model", "load_model", "recognise"]
@@ -40,8 +41,12 @@ def recognise(checkpoint: Checkpoint) -> Family:
 
 
 def build_model(checkpoint: Checkpoint) -> Model:
-    """The checkpoint as a Model, by the family that recognises it."""
-    return recognise(checkpoint).build(checkpoint)
+    """The checkpoint as a Model, restored to the published layout first, by the family that recognises it.
+
+    Towers beside the text model are left out with a note; `restore` refuses them where they have to be asked about.
+    """
+    published = restore(checkpoint)
+    return recognise(published).build(published)
 
 
 def load_model(path: Path) -> Model:

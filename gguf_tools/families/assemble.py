@@ -50,8 +50,8 @@ def assemble(
         tensors,
         family,
         tuple(config.notes),
-        model_card(checkpoint.path),
-        generation_defaults(checkpoint.path),
+        model_card(checkpoint.folder),
+        generation_defaults(checkpoint.folder),
     )
 
 

@@ -5,22 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeGuard
 
 from gguf_tools.checkpoint import CONFIG, Checkpoint
 from gguf_tools.errors import CheckpointError
 from gguf_tools.spec import Model
 from gguf_tools.tensors import Tensor
 
+MAX_FLOAT32 = float.fromhex("0x1.fffffep127")
+
 
 @dataclass(frozen=True)
 class Family:
-    """A family of checkpoints: `matches` looks at tensor names and shapes only; `build` makes the Model."""
+    """A family of checkpoints: `matches` looks at tensor names and shapes only; `build` makes the Model.
+
+    `tiny(folder, variant, seed)` writes a random small checkpoint in the published layout, for each of `variants`.
+    """
 
     name: str
     title: str
     matches: Callable[[Checkpoint], bool]
     build: Callable[[Checkpoint], Model]
+    variants: tuple[str, ...] = ()
+    tiny: Callable[[Path, str, int], None] | None = None
 
 
 class Inventory:
@@ -34,15 +42,24 @@ class Inventory:
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor that must exist."""
+    def shape(self, name: str, rank: int = 2) -> tuple[int, ...]:
+        """The shape of a tensor that must exist and have `rank` axes."""
+        found = self._shape(name)
+        if len(found) != rank:
+            raise CheckpointError(f"{self.path}: tensor {name} has shape {found}, {rank} axes expected")
+        return found
+
+    def _shape(self, name: str) -> tuple[int, ...]:
         if name not in self.tensors:
             raise CheckpointError(f"{self.path}: tensor {name} is missing; the checkpoint is incomplete, save it again")
-        return self.tensors[name].shape
+        found = self.tensors[name].shape
+        if 0 in found:
+            raise CheckpointError(f"{self.path}: tensor {name} has shape {found}, which holds no weights; save it again")
+        return found
 
     def take(self, name: str, *shape: int | None) -> Tensor:
         """A tensor that must exist with this shape (None fits any length)."""
-        found = self.shape(name)
+        found = self._shape(name)
         if len(found) != len(shape) or any(want not in (None, have) for want, have in zip(shape, found, strict=True)):
             wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
             raise CheckpointError(
@@ -68,30 +85,41 @@ class Inventory:
             )
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a JSON value is a number that GGUF's float32 can hold: no truth value, not infinite, not NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT32
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """A config's value within a sentence: of bounded length, and without the halves of characters that JSON can spell."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 class Config:
     """Typed access to a config, and the notes on where it and the tensors disagree."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.path = checkpoint.path / CONFIG
+        self.path = checkpoint.folder / CONFIG
         self.values: Mapping[str, Any] = checkpoint.config
-        self.notes: list[str] = []
+        self.notes: list[str] = list(checkpoint.notes)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number; CheckpointError if it is missing without a default, or is not a number."""
+        """A number from 0; CheckpointError if it is missing without a default, or is no such number."""
         value = self.values.get(key)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.wrong(key, value, "a number")
-        return value
+        if not is_number(value) or value < 0:
+            raise self.wrong(key, value, "a number from 0")
+        return float(value)
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number above zero."""
+        """A whole number above zero, as large as llama.cpp can read."""
         value = self.values.get(key)
         if value is None and default is not None:
-            return default
-        if type(value) is not int or value < 1:
-            raise self.wrong(key, value, "a whole number above 0")
+            value = default
+        if type(value) is not int or not 0 < value < 1 << 31:
+            raise self.wrong(key, value, "a whole number above 0, below 2^31")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -110,8 +138,14 @@ class Config:
 
     def wrong(self, key: str, value: Any, expected: str) -> CheckpointError:
         """The error for a value that is missing or of the wrong kind."""
-        found = "missing" if value is None else f"{value!r}"
+        found = "missing" if value is None else shortened(repr(value))
         return CheckpointError(f"{self.path}: {key} is {found}, {expected} expected")
+
+    def assume(self, key: str, value: Any, why: str) -> None:
+        """Use `value` where the config does not give `key`, and say so."""
+        if all(place.get(key) is None for place in (self.values, self.mapping("rope_parameters"), self.mapping("rope_scaling"))):
+            self.values = {**self.values, key: value}
+            self.note(f"config.json does not give {key}: {value} is assumed, {why}")
 
     def expect(self, key: str, actual: Any, *, where: str = "the tensors have") -> None:
         """Note a contradiction: the config states `key` and it is not what the tensors say."""
@@ -121,6 +155,7 @@ class Config:
 
     def note(self, text: str) -> None:
         """Remember a sentence for the user, once."""
+        text = shortened(text, 300)
         if text not in self.notes:
             self.notes.append(text)
 

@@ -6,11 +6,11 @@ Tensors decide: what the config says beyond them is read only where shapes canno
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
-from gguf_tools.families.base import Config, Inventory
+from gguf_tools.families.base import Config, Inventory, is_number
 from gguf_tools.rope import LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling
 from gguf_tools.spec import Attention, GatedMLP, MoE, Norm, Router, SharedExpert
 from gguf_tools.tensors import Reshaped, Tensor, same_values, stack, take_rows
@@ -27,10 +27,10 @@ def rope(config: Config, head_dim: int) -> Rope:
         )
     values = {**config.values, **stated}
     theta = values.get("rope_theta", 10000.0)
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
+    if not is_number(theta) or theta <= 0:
         raise config.wrong("rope_theta", theta, "a number above 0")
     partial = values.get("partial_rotary_factor", 1.0)
-    if isinstance(partial, bool) or not isinstance(partial, int | float) or not 0 < partial <= 1:
+    if not is_number(partial) or not 0 < partial <= 1:
         raise config.wrong("partial_rotary_factor", partial, "a number above 0, at most 1")
     dims = int(head_dim * partial)
     if dims % 2 or not dims:
@@ -47,19 +47,26 @@ def _scaling(config: Config, stated: Mapping[str, Any]) -> Scaling | None:
     context = config.values.get("max_position_embeddings")
 
     def number(key: str, default: float | None = None) -> float:
-        value = stated.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        value = stated.get(key)
+        value = default if value is None else value
+        if not is_number(value) or value <= 0:
             raise config.wrong(f"rope_scaling.{key}", value, "a number above 0")
         return float(value)
 
-    original = int(number("original_max_position_embeddings", context if isinstance(context, int) else None))
+    length = number("original_max_position_embeddings", context if isinstance(context, int) else None)
+    if not 1 <= length < 1 << 31:
+        raise config.wrong("rope_scaling.original_max_position_embeddings", length, "a number of tokens")
+    original = int(length)
     if kind == "linear":
         return LinearScaling(number("factor"))
     if kind == "llama3":
         return Llama3Scaling(number("factor"), number("low_freq_factor"), number("high_freq_factor"), original)
     if kind == "yarn":
         factor = number("factor")
-        attention = stated.get("attention_factor")
+        attention = None if stated.get("attention_factor") is None else number("attention_factor")
+        truncate = stated.get("truncate", True)
+        if not isinstance(truncate, bool):
+            raise config.wrong("rope_scaling.truncate", truncate, "true or false")
         if attention is None and stated.get("mscale") and stated.get("mscale_all_dim"):
             mscale = YarnScaling(factor, original, attention_factor=None).magnitude - 1
             attention = (mscale * number("mscale") + 1) / (mscale * number("mscale_all_dim") + 1)
@@ -68,8 +75,8 @@ def _scaling(config: Config, stated: Mapping[str, Any]) -> Scaling | None:
             original,
             number("beta_fast", 32.0),
             number("beta_slow", 1.0),
-            None if attention is None else float(attention),
-            bool(stated.get("truncate", True)),
+            attention,
+            truncate,
         )
     raise UnsupportedError(
         f"{config.path}: rope scaling {kind!r} is not supported; default, linear, yarn and llama3 are"
@@ -77,19 +84,24 @@ def _scaling(config: Config, stated: Mapping[str, Any]) -> Scaling | None:
 
 
 def attention(
-    inventory: Inventory, config: Config, prefix: str, hidden: int, qk_norm: Norm | None
+    inventory: Inventory, config: Config, prefix: str, hidden: int, qk_norm: Norm | None, window: int | None = None
 ) -> tuple[Attention, Part]:
     """`self_attn` with separate projections; a query projection twice as wide as the output's input holds a gate.
 
     `qk_norm` is the norm that q_norm and k_norm use where they exist. The gate's rows follow the query's in each head
-    (Qwen3-Next).
+    (Qwen3-Next). `window` is the layer's sliding window (`sliding_window`).
     """
     wide = inventory.shape(f"{prefix}o_proj.weight")[1]
     normed = f"{prefix}q_norm.weight" in inventory
     heads_stated = config.integer("num_attention_heads")
     head_dim = (
-        inventory.shape(f"{prefix}q_norm.weight")[0] if normed else config.integer("head_dim", hidden // heads_stated)
+        inventory.shape(f"{prefix}q_norm.weight", 1)[0] if normed else config.integer("head_dim", hidden // heads_stated)
     )
+    if normed and head_dim == wide and heads_stated > 1:
+        raise UnsupportedError(
+            f"{inventory.path}: {prefix}q_norm.weight has {wide} entries, one norm across all {heads_stated} heads "
+            "(as OLMo has); only norms of each head are supported"
+        )
     k_rows = inventory.shape(f"{prefix}k_proj.weight")[0]
     if wide % head_dim or k_rows % head_dim or (wide // head_dim) % max(1, k_rows // head_dim):
         raise CheckpointError(
@@ -120,9 +132,49 @@ def attention(
         part["attn.q_norm"] = inventory.take(f"{prefix}q_norm.weight", head_dim)
         part["attn.k_norm"] = inventory.take(f"{prefix}k_norm.weight", head_dim)
     spec = Attention(
-        heads, kv_heads, head_dim, rope(config, head_dim), frozenset(bias), qk_norm if normed else None, gated
+        heads,
+        kv_heads,
+        head_dim,
+        rope(config, head_dim),
+        frozenset(bias),
+        qk_norm if normed else None,
+        gated,
+        window=window,
     )
     return spec, part
+
+
+def sliding_window(
+    config: Config, prefix: str, *, used: bool, limited: Callable[[int], bool] = lambda _: True
+) -> int | None:
+    """The sliding window of the layer whose tensors have `prefix`, as the config states it; None is full attention.
+
+    `used` is the family's default of use_sliding_window, `limited` its rule for the layers that have a window where
+    layer_types does not say.
+    """
+    if not config.flag("use_sliding_window", used) or config.values.get("sliding_window") is None:
+        return None
+    window = config.integer("sliding_window")
+    n = int(prefix.split(".")[-2])
+    kinds = config.values.get("layer_types")
+    if not isinstance(kinds, list) or n >= len(kinds):
+        return window if limited(n) else None
+    if kinds[n] not in ("full_attention", "sliding_attention"):
+        raise config.wrong(f"layer_types[{n}]", kinds[n], "full_attention or sliding_attention")
+    return window if kinds[n] == "sliding_attention" else None
+
+
+def after_full_layers(config: Config) -> Callable[[int], bool]:
+    """Qwen's rule for the layers that have a window: those from max_window_layers on (28 where it is not stated)."""
+    first = config.integer("max_window_layers", 28)
+    return lambda n: n >= first
+
+
+def expect_kind(config: Config, prefix: str, actual: str) -> None:
+    """Note it where the config's layer_types says otherwise of the layer whose tensors have `prefix`."""
+    kinds, n = config.values.get("layer_types"), int(prefix.split(".")[-2])
+    if isinstance(kinds, list) and n < len(kinds) and kinds[n] != actual:
+        config.note(f"config.json says layer {n} is {kinds[n]}, its tensors are {actual}")
 
 
 def gated_mlp(inventory: Inventory, prefix: str, hidden: int, role: str = "ffn") -> tuple[GatedMLP, Part]:
@@ -134,12 +186,16 @@ def gated_mlp(inventory: Inventory, prefix: str, hidden: int, role: str = "ffn")
         f"{role}.up": inventory.take(f"{prefix}up_proj.weight", width, hidden),
         f"{role}.down": inventory.take(f"{prefix}down_proj.weight", hidden, width),
     }
-    return GatedMLP(width), part
+    bias = frozenset(name for name in ("gate", "up", "down") if f"{prefix}{name}_proj.bias" in inventory)
+    for name in bias:
+        part[f"{role}.{name}_bias"] = inventory.take(f"{prefix}{name}_proj.bias", part[f"{role}.{name}"].shape[0])
+    return GatedMLP(width, bias), part
 
 
 def has_experts(inventory: Inventory, prefix: str) -> bool:
     """Whether the feed-forward under `prefix` has routed experts, one by one or fused."""
-    return any(f"{prefix}experts.{name}" in inventory for name in ("0.gate_proj.weight", "gate_up_proj"))
+    names = ("gate.weight", "experts.0.gate_proj.weight", "experts.gate_up_proj")
+    return any(f"{prefix}{name}" in inventory for name in names)
 
 
 def moe(inventory: Inventory, config: Config, prefix: str, hidden: int, *, normalised: bool) -> tuple[MoE, Part]:
@@ -172,8 +228,8 @@ def moe(inventory: Inventory, config: Config, prefix: str, hidden: int, *, norma
 
 def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> Part:
     fused = f"{prefix}experts.gate_up_proj"
-    if fused in inventory:
-        width = inventory.shape(fused)[1] // 2
+    if fused in inventory or f"{prefix}experts.down_proj" in inventory:
+        width = inventory.shape(fused, 3)[1] // 2
         both = inventory.take(fused, experts, 2 * width, hidden)
         rows = Reshaped(both, (experts * 2 * width, hidden))
         return {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gguf_tools.checkpoint import Checkpoint
-from gguf_tools.families import hf
+from gguf_tools.families import field_tiny, hf
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Config, Family, Inventory
 from gguf_tools.families.signature import signature
@@ -13,7 +15,7 @@ from gguf_tools.spec import LayerSpec, Model, Norm
 def matches(checkpoint: Checkpoint) -> bool:
     """Full attention with q_norm and k_norm in every layer, and no experts."""
     seen = signature(checkpoint)
-    return seen.qk_norm and not seen.experts and not seen.linear and not seen.gated
+    return seen.qk_norm and not seen.experts and not seen.hybrid
 
 
 def build(checkpoint: Checkpoint) -> Model:
@@ -21,7 +23,9 @@ def build(checkpoint: Checkpoint) -> Model:
     inventory, config = Inventory(checkpoint), Config(checkpoint)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
-        mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm)
+        window = hf.sliding_window(config, prefix, used=False, limited=hf.after_full_layers(config))
+        hf.expect_kind(config, prefix, "sliding_attention" if window else "full_attention")
+        mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
         ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
         config.expect("intermediate_size", ffn.width)
         return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
@@ -29,4 +33,9 @@ def build(checkpoint: Checkpoint) -> Model:
     return assemble(checkpoint, inventory, config, "qwen3", layer)
 
 
-FAMILY = Family("qwen3", "Qwen3, dense", matches, build)
+def tiny(folder: Path, variant: str, seed: int) -> None:
+    """A random small checkpoint of one of the variants."""
+    field_tiny.write(folder, field_tiny.QWEN3[variant], seed)
+
+
+FAMILY = Family("qwen3", "Qwen3, dense", matches, build, tuple(field_tiny.QWEN3), tiny)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gguf_tools.checkpoint import Checkpoint
-from gguf_tools.families import hf
+from gguf_tools.families import field_tiny, hf
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Config, Family, Inventory
 from gguf_tools.families.signature import signature
@@ -13,7 +15,7 @@ from gguf_tools.spec import FeedForward, LayerSpec, Model, Norm
 def matches(checkpoint: Checkpoint) -> bool:
     """Full attention with q_norm and k_norm in every layer, routed experts, and no shared expert."""
     seen = signature(checkpoint)
-    return seen.qk_norm and seen.experts and not (seen.linear or seen.gated or seen.shared)
+    return seen.qk_norm and seen.experts and not seen.hybrid
 
 
 def build(checkpoint: Checkpoint) -> Model:
@@ -21,7 +23,9 @@ def build(checkpoint: Checkpoint) -> Model:
     inventory, config = Inventory(checkpoint), Config(checkpoint)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
-        mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm)
+        window = hf.sliding_window(config, prefix, used=False)
+        hf.expect_kind(config, prefix, "sliding_attention" if window else "full_attention")
+        mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
         ffn: FeedForward
         if hf.has_experts(inventory, f"{prefix}mlp."):
             ffn, ffn_part = hf.moe(inventory, config, f"{prefix}mlp.", hidden, normalised=False)
@@ -32,4 +36,9 @@ def build(checkpoint: Checkpoint) -> Model:
     return assemble(checkpoint, inventory, config, "qwen3-moe", layer)
 
 
-FAMILY = Family("qwen3-moe", "Qwen3-MoE", matches, build)
+def tiny(folder: Path, variant: str, seed: int) -> None:
+    """A random small checkpoint of one of the variants."""
+    field_tiny.write(folder, field_tiny.QWEN3_MOE[variant], seed)
+
+
+FAMILY = Family("qwen3-moe", "Qwen3-MoE", matches, build, tuple(field_tiny.QWEN3_MOE), tiny)

@@ -19,7 +19,11 @@ def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Te
 
 def gated_mlp(weights: Weights, x: torch.Tensor) -> torch.Tensor:
     """The dense feed-forward."""
-    return swiglu(x, weights["ffn.gate"], weights["ffn.up"], weights["ffn.down"])
+
+    def project(name: str, y: torch.Tensor) -> torch.Tensor:
+        return functional.linear(y, weights[f"ffn.{name}"], weights.get(f"ffn.{name}_bias"))
+
+    return project("down", functional.silu(project("gate", x)) * project("up", x))
 
 
 def route(router: Router, logits: torch.Tensor, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

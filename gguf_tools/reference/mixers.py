@@ -38,7 +38,7 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tenso
 
     def heads(name: str, count: int) -> torch.Tensor:
         projected = functional.linear(x, weights[f"attn.{name}"], weights.get(f"attn.{name}_bias"))
-        return projected.view(batch, length, count, spec.head_dim)
+        return projected.view(batch, length, count, -1)
 
     q, k, v = heads("q", spec.heads), heads("k", spec.kv_heads), heads("v", spec.kv_heads)
     if spec.qk_norm:
@@ -52,8 +52,10 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tenso
     groups = spec.heads // spec.kv_heads
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = q @ k.transpose(-1, -2) / spec.head_dim**0.5
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    out = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+    if spec.window:
+        hidden |= torch.ones(length, length, dtype=torch.bool).tril(-spec.window)
+    out = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
     out = out.transpose(1, 2).reshape(batch, length, -1)
     if spec.gated:
         out = out * functional.linear(x, weights["attn.gate"], weights.get("attn.gate_bias")).sigmoid()

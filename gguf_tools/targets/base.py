@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gguf_tools.approximations import Approximation
 from gguf_tools.gguf_file import Metadata
 from gguf_tools.gguf_source import GGUFSource
 from gguf_tools.rewrites import Rewrite
@@ -35,7 +36,9 @@ class Target:
 
     `rewrites` are tried in order before `lacks` names what the architecture cannot express of the spec that results;
     `lower` is called only where it lacks nothing. `lift` describes a file of this architecture as a Model, with the
-    file's own numbers.
+    file's own numbers. `native` names the families that llama.cpp's users expect to find under this architecture: it is
+    preferred for them among targets that cost no more weights. `approximations` come near to what it lacks, and are
+    applied only where the user accepts that.
     """
 
     name: str
@@ -43,3 +46,5 @@ class Target:
     lacks: Callable[[ModelSpec], list[str]]
     lower: Callable[[Model], Lowered]
     lift: Callable[[GGUFSource], Model]
+    native: frozenset[str] = frozenset()
+    approximations: tuple[Approximation, ...] = ()

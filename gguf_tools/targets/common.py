@@ -7,12 +7,12 @@ Sources: `src/llama-arch.cpp` (names and keys), `src/llama-model.cpp` (`llama_mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.gguf_file import Field, Metadata, ValueType, array, f32, string, u32
 from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.rope import LinearScaling, Rope, Scaling, YarnScaling, default_magnitude
+from gguf_tools.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling, default_magnitude
 from gguf_tools.spec import Attention, DeltaNet, GatedMLP, Model, ModelSpec, MoE, Norm
 from gguf_tools.targets.base import OutputTensor
 from gguf_tools.tensors import Tensor, shifted
@@ -25,10 +25,12 @@ ATTENTION_NAMES = {
     "attn.v": "attn_v.weight",
     "attn.v_bias": "attn_v.bias",
     "attn.o": "attn_output.weight",
+    "attn.o_bias": "attn_output.bias",
     "attn.q_norm": "attn_q_norm.weight",
     "attn.k_norm": "attn_k_norm.weight",
 }
 FFN_NAMES = {"ffn.gate": "ffn_gate.weight", "ffn.up": "ffn_up.weight", "ffn.down": "ffn_down.weight"}
+FFN_BIAS_NAMES = {"ffn.gate_bias": "ffn_gate.bias", "ffn.up_bias": "ffn_up.bias", "ffn.down_bias": "ffn_down.bias"}
 MOE_NAMES = {
     "moe.router": "ffn_gate_inp.weight",
     "moe.gate": "ffn_gate_exps.weight",
@@ -119,34 +121,60 @@ def norm_lacks(spec: ModelSpec) -> list[str]:
     return same(eps, "norm epsilon")
 
 
-def attention_lacks(spec: ModelSpec, *, gated: bool, full_rope: bool) -> list[str]:
-    """What Qwen3's attention graphs cannot express of the model's attention layers."""
+def attention_lacks(
+    spec: ModelSpec,
+    *,
+    gated: bool,
+    full_rope: bool,
+    qk_norm: bool | None = True,
+    bias: str = "qkv",
+    pairs: Literal["half", "interleaved"] = "half",
+    rope_factors: bool = False,
+    windows: bool = False,
+    value_sizes: bool = False,
+) -> list[str]:
+    """What an attention graph cannot express of the model's attention layers.
+
+    The graph has an output gate or not (`gated`), turns whole heads only (`full_rope`), norms q and k always, never or
+    where it finds weights (`qk_norm` true, false, None), adds a bias to the projections of `bias`, turns `pairs`, reads a
+    divisor for each frequency (`rope_factors`), limits single layers to a sliding window (`windows`), and has value heads of
+    another size than key heads (`value_sizes`).
+    """
     found = attentions(spec)
-    lacks = same(((a.heads, a.kv_heads, a.head_dim) for a in found), "set of head counts") + same(
-        (a.rope for a in found), "rope"
-    )
+    sizes = ((a.heads, a.kv_heads, a.head_dim, a.value_size) for a in found)
+    lacks = same(sizes, "set of head counts and sizes") + same((a.rope for a in found), "rope")
     for mixer in found:
-        if mixer.qk_norm is None:
-            lacks.append("attention without q/k norm")
+        if qk_norm is not None and qk_norm != (mixer.qk_norm is not None):
+            lacks.append("q/k norm" if mixer.qk_norm else "attention without q/k norm")
         if mixer.gated != gated:
             lacks.append("an attention gate" if mixer.gated else "attention without a gate")
-        if "o" in mixer.bias:
-            lacks.append("a bias on the attention output")
+        for name in sorted(mixer.bias - set(bias)):
+            lacks.append("a bias on the attention output" if name == "o" else f"a bias on the attention's {name}")
+        if mixer.window and mixer.window < spec.context_length and not windows:
+            lacks.append(f"a sliding window of {mixer.window} tokens in a context of {spec.context_length}")
         if mixer.norm_per_head:
             lacks.append("q/k norm weights of each head's own")
         if mixer.norm_gain:
             lacks.append("a gain after the q/k norm")
         if mixer.value_scale:
             lacks.append("a scale of the value heads")
-        lacks += rope_lacks(mixer.rope, mixer.head_dim, full_rope)
+        if mixer.value_size != mixer.head_dim and not value_sizes:
+            lacks.append(f"value heads of {mixer.value_size} dimensions beside key heads of {mixer.head_dim}")
+        lacks += rope_lacks(mixer.rope, mixer.head_dim, full_rope, pairs, rope_factors)
     return list(dict.fromkeys(lacks))
 
 
-def rope_lacks(rope: Rope, head_dim: int, full: bool) -> list[str]:
-    """What the NEOX rope of an architecture without frequency factors cannot express."""
+def rope_lacks(
+    rope: Rope,
+    head_dim: int,
+    full: bool,
+    pairs: Literal["half", "interleaved"] = "half",
+    factors: bool = False,
+) -> list[str]:
+    """What a rope of NEOX order ("half") or NORM order ("interleaved"), with or without frequency factors, cannot express."""
     lacks = []
-    if rope.pairs != "half":
-        lacks.append("rope in interleaved pairs")
+    if rope.pairs != pairs:
+        lacks.append("rope in interleaved pairs" if pairs == "half" else "rope in pairs half a head apart")
     if full and rope.dims != head_dim:
         lacks.append(f"rope on {rope.dims} of {head_dim} dimensions")
     scaling = rope.scaling
@@ -156,13 +184,22 @@ def rope_lacks(rope: Rope, head_dim: int, full: bool) -> list[str]:
             lacks.append(f"YaRN with beta_fast {scaling.beta_fast:g} and beta_slow {scaling.beta_slow:g}")
         if not scaling.truncate:
             lacks.append("YaRN without truncation of the correction range")
-    elif scaling is not None and not isinstance(scaling, LinearScaling):
-        lacks.append("llama3 rope scaling")
+    elif isinstance(scaling, Llama3Scaling | FactorScaling) and not factors:
+        lacks.append("llama3 rope scaling" if isinstance(scaling, Llama3Scaling) else "rope with frequency factors")
     return lacks
 
 
-def moe_lacks(spec: ModelSpec) -> list[str]:
-    """What `build_moe_ffn`, as Qwen3's graphs call it (softmax, renormalised), cannot express."""
+def mlp_lacks(spec: ModelSpec, *, bias: bool = False) -> list[str]:
+    """Dense feed-forwards have one width, and biases only where the graph adds them (`bias`)."""
+    mlps = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, GatedMLP)]
+    lacks = same((mlp.width for mlp in mlps), "feed-forward width")
+    if any(mlp.bias for mlp in mlps) and not bias:
+        lacks.append("biases in the feed-forward")
+    return lacks
+
+
+def moe_lacks(spec: ModelSpec, *, normalised: bool = True, scale: bool = False) -> list[str]:
+    """What `build_moe_ffn` with softmax, renormalised or not, and with or without a scale read from the file, cannot express."""
     lacks = same(((m.experts, m.width) for m in moes(spec)), "number and width of experts")
     lacks += same((m.router for m in moes(spec)), "router")
     # With one expert chosen, renormalisation gives the weight 1, which an unnormalised router does not.
@@ -170,8 +207,14 @@ def moe_lacks(spec: ModelSpec) -> list[str]:
         lacks.append("a sigmoid router")
     if any(m.router.selection_bias for m in moes(spec)):
         lacks.append("a router bias added before the score function, for the selection alone")
-    if any(not m.router.normalised for m in moes(spec)):
-        lacks.append("router weights that are not renormalised (norm_topk_prob false)")
+    # Softmax over all experts sums to 1 already, so where all are chosen both are the same.
+    if any(m.router.normalised != normalised and m.router.top_k < m.experts for m in moes(spec)):
+        wanted = (
+            "that are not renormalised (norm_topk_prob false)" if normalised else "renormalised (norm_topk_prob true)"
+        )
+        lacks.append(f"router weights {wanted}")
+    if any(m.router.scale != 1.0 for m in moes(spec)) and not scale:
+        lacks.append("scaled router weights")
     return lacks
 
 
@@ -190,7 +233,7 @@ def common_metadata(arch: str, spec: ModelSpec) -> Metadata:
             "attention.head_count": u32(mixer.heads),
             "attention.head_count_kv": u32(mixer.kv_heads),
             "attention.key_length": u32(mixer.head_dim),
-            "attention.value_length": u32(mixer.head_dim),
+            "attention.value_length": u32(mixer.value_size),
             **rope_metadata(mixer.rope),
         }
     return {f"{arch}.{key}": value for key, value in values.items()}
@@ -232,30 +275,43 @@ def booleans(values: Iterable[bool]) -> Field:
     return array(ValueType.BOOL, [bool(value) for value in values])
 
 
-def lift_rope(source: GGUFSource, head_dim: int) -> Rope:
-    """The rope that llama.cpp computes for a file."""
-    theta = float(source.key("rope.freq_base", 10000.0))
-    dims = int(source.key("rope.dimension_count", head_dim))
-    factor = float(source.key("rope.scaling.factor", 0.0))
+def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rope:
+    """The rope that llama.cpp computes for a file; `dims` is how many it turns, where `rope.dimension_count` does not say."""
+    theta = source.number("rope.freq_base", 10000.0)
+    dims = source.integer("rope.dimension_count", head_dim) if dims is None else dims
+    factor = source.number("rope.scaling.factor", 0.0)
+    if theta <= 0 or dims % 2 or not 0 < dims <= head_dim:
+        raise CheckpointError(
+            f"{source.path}: rope of base {theta:g} on {dims} of {head_dim} dimensions cannot be; write it again"
+        )
     scaling: Scaling | None = None
     kind = source.key("rope.scaling.type", "linear")
+    if kind == "yarn" and factor <= 0:
+        raise CheckpointError(f"{source.path}: rope.scaling.factor is {factor:g}, a number above 0 expected")
     if kind == "yarn":
-        magnitude = default_magnitude(factor) * float(source.key("rope.scaling.attn_factor", 1.0))
-        original = int(source.key("rope.scaling.original_context_length", source.key("context_length")))
+        magnitude = default_magnitude(factor) * source.number("rope.scaling.attn_factor", 1.0)
+        original = source.integer("rope.scaling.original_context_length", source.integer("context_length"))
         scaling = YarnScaling(factor, original, attention_factor=magnitude)
     elif kind == "linear" and factor:
         scaling = LinearScaling(factor)
     return Rope(theta, dims, "half", scaling)
 
 
-def lift_attention(source: GGUFSource, n: int, norm: Norm) -> tuple[Attention, dict[str, Tensor]]:
-    """Layer n's attention without a gate, from the tensors that exist."""
-    heads, kv_heads = int(source.key("attention.head_count")), int(source.key("attention.head_count_kv"))
-    head_dim = int(source.key("attention.key_length", source.key("embedding_length") // heads))
+def lift_attention(
+    source: GGUFSource, n: int, norm: Norm, rope_dims: int | None = None
+) -> tuple[Attention, dict[str, Tensor]]:
+    """Layer n's attention without a gate, from the tensors that exist; `rope_dims` as in `lift_rope`."""
+    heads, kv_heads = source.integer("attention.head_count"), source.integer("attention.head_count_kv")
+    head_dim = source.integer("attention.key_length", source.integer("embedding_length") // max(heads, 1))
     part = lift_named(source, n, ATTENTION_NAMES)
-    bias = frozenset(name for name in "qkv" if f"attn.{name}_bias" in part)
+    bias = frozenset(name for name in "qkvo" if f"attn.{name}_bias" in part)
     qk_norm = norm if "attn.q_norm" in part else None
-    return Attention(heads, kv_heads, head_dim, lift_rope(source, head_dim), bias, qk_norm), part
+    value_dim = source.integer("attention.value_length", head_dim)
+    rope = lift_rope(source, head_dim, rope_dims)
+    spec = Attention(
+        heads, kv_heads, head_dim, rope, bias, qk_norm, value_dim=None if value_dim == head_dim else value_dim
+    )
+    return spec, part
 
 
 def lift_named(source: GGUFSource, n: int, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -268,7 +324,9 @@ def lift_named(source: GGUFSource, n: int, names: Mapping[str, str]) -> dict[str
 def lift_mlp(source: GGUFSource, n: int) -> tuple[GatedMLP, dict[str, Tensor]]:
     """Layer n's dense feed-forward."""
     part = {role: source.tensor(f"blk.{n}.{name}") for role, name in FFN_NAMES.items()}
-    return GatedMLP(part["ffn.gate"].shape[0]), part
+    biases = lift_named(source, n, FFN_BIAS_NAMES)
+    bias = frozenset(name for name in ("gate", "up", "down") if f"ffn.{name}_bias" in biases)
+    return GatedMLP(part["ffn.gate"].shape[0], bias), part | biases
 
 
 def lift_ends(source: GGUFSource) -> tuple[dict[str, Tensor], Norm, int]:
@@ -276,7 +334,7 @@ def lift_ends(source: GGUFSource) -> tuple[dict[str, Tensor], Norm, int]:
     part = {"embedding": source.tensor("token_embd.weight"), "output_norm": source.tensor("output_norm.weight")}
     if "output.weight" in source.tensors:
         part["output"] = source.tensors["output.weight"]
-    count = int(source.key("block_count"))
+    count = source.integer("block_count")
     if count < 1:
         raise CheckpointError(f"{source.path}: block_count is {count}, at least 1 expected")
-    return part, Norm(float(source.key("attention.layer_norm_rms_epsilon"))), count
+    return part, Norm(source.number("attention.layer_norm_rms_epsilon")), count

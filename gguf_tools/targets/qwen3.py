@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gguf_tools.gguf_file import u32
 from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.spec import GatedMLP, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.output_bias import OUTPUT_BIAS_BY_HEADS
+from gguf_tools.spec import LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.targets import common
 from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.lifting import lift_layers
@@ -21,10 +22,9 @@ def lacks(spec: ModelSpec) -> list[str]:
         found.append("linear attention layers")
     if common.moes(spec):
         found.append("experts")
-    widths = [layer.feed_forward.width for layer in spec.layers if isinstance(layer.feed_forward, GatedMLP)]
-    found += common.same(widths, "feed-forward width")
     return (
         found
+        + common.mlp_lacks(spec)
         + common.attention_lacks(spec, gated=False, full_rope=True)
         + common.norm_lacks(spec)
         + common.scale_lacks(spec)
@@ -49,4 +49,4 @@ def lift(source: GGUFSource) -> Model:
     return lift_layers(source, layer, "ffn_norm.weight")
 
 
-TARGET = Target(NAME, (), lacks, lower, lift)
+TARGET = Target(NAME, (OUTPUT_BIAS_BY_HEADS,), lacks, lower, lift, frozenset({"qwen3"}))

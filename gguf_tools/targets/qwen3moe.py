@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gguf_tools.gguf_source import GGUFSource
+from gguf_tools.output_bias import OUTPUT_BIAS_BY_HEADS
 from gguf_tools.spec import LayerSpec, Model, ModelSpec, MoE, Norm
 from gguf_tools.targets import common
 from gguf_tools.targets.base import Lowered, Target
@@ -44,4 +45,4 @@ def lift(source: GGUFSource) -> Model:
     return lift_layers(source, layer, "ffn_norm.weight")
 
 
-TARGET = Target(NAME, (), lacks, lower, lift)
+TARGET = Target(NAME, (OUTPUT_BIAS_BY_HEADS,), lacks, lower, lift, frozenset({"qwen3-moe"}))

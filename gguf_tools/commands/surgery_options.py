@@ -1,0 +1,69 @@
+"""The options of layer surgery, which several commands take: one for each op, in the order of the command line.
+
+click groups the values of an option that is given twice, which loses the order among different options; so these are
+taken out of the arguments before click sees them. They are listed, and the ops imported, only when they are asked for.
+"""
+
+from __future__ import annotations
+
+import click
+
+SECTION = "Layer surgery (in the order given; layers count from 0, as the model then stands)"
+_KEY = "tinyq.surgery.options"
+
+
+class WithSurgery(click.Command):
+    """A command that takes the options of layer surgery too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given, rest = _collected(args, ctx)
+        ctx.meta[_KEY] = given
+        return super().parse_args(ctx, rest)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        with formatter.section(SECTION):
+            formatter.write_dl(list(option_help()))
+
+
+def given_options() -> list[tuple[str, str]]:
+    """The options of surgery that the running command got: (name, value) in order."""
+    options: list[tuple[str, str]] = click.get_current_context().meta.get(_KEY, [])
+    return options
+
+
+def option_help() -> list[tuple[str, str]]:
+    """Each option with its value, and what it does."""
+    from surgery.ops import all_ops
+
+    rows = [(f"--{op.name} {op.usage}", op.help) for op in all_ops().values()]
+    return [
+        *rows,
+        ("--only attention|ffn", "Narrow the swap, blend or scale before it to that half of the layers."),
+        ("--recipe FILE|TEXT", 'The ops of a TOML file, or of a text such as "swap(1:3) + delete(5)".'),
+    ]
+
+
+def _collected(args: list[str], ctx: click.Context) -> tuple[list[tuple[str, str]], list[str]]:
+    """Surgery's options among the arguments, and the others."""
+    from surgery.ops import all_ops
+
+    names = {*all_ops(), "only", "recipe"}
+    given: list[tuple[str, str]] = []
+    rest: list[str] = []
+    left = list(args)
+    while left:
+        argument = left.pop(0)
+        if argument == "--":
+            rest += [argument, *left]
+            break
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--") or name[2:] not in names:
+            rest.append(argument)
+            continue
+        if not equals:
+            if not left:
+                raise click.UsageError(f"Option '{name}' requires an argument.", ctx)
+            value = left.pop(0)
+        given.append((name[2:], value))
+    return given, rest

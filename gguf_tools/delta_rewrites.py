@@ -1,0 +1,109 @@
+"""Exact rewrites for hybrids: keys wider than values in linear attention, dense layers among experts, one kind of mixer only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from gguf_tools.columns import Columns
+from gguf_tools.rewrites import LayerTensors, Rewrite, map_layers
+from gguf_tools.rope import Rope
+from gguf_tools.spec import Attention, DeltaNet, GatedMLP, LayerSpec, Mixer, Model, ModelSpec, MoE, SharedExpert
+from gguf_tools.tensors import Filled, Tensor, concatenate, scaled, take
+
+
+def _repeats(mixer: DeltaNet) -> int:
+    """How often a value head fills a key head's dimensions; 1 where it fits as it is or does not fit evenly."""
+    times, rest = divmod(mixer.key_dim, mixer.value_dim)
+    return 1 if rest or times < 1 else times
+
+
+def _wide_keys(spec: ModelSpec) -> bool:
+    return any(_repeats(layer.mixer) > 1 for layer in spec.layers if isinstance(layer.mixer, DeltaNet))
+
+
+def _repeat_values(model: Model) -> Model:
+    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        mixer = layer.mixer
+        if not isinstance(mixer, DeltaNet) or _repeats(mixer) == 1:
+            return layer, tensors
+        heads, old, new = mixer.value_heads, mixer.value_dim, mixer.key_dim
+        repeated = [head * old + d % old for head in range(heads) for d in range(new)]
+        # The copies get the RMS over the head right, and end at norm weights of zero.
+        zeroed = [head * old + d if d < old else heads * old for head in range(heads) for d in range(new)]
+        hidden, keys = model.spec.hidden, 2 * mixer.key_heads * mixer.key_dim
+        made: LayerTensors = {
+            "delta.v": take(tensors["delta.v"], repeated),
+            "delta.z": take(concatenate([tensors["delta.z"], Filled((1, hidden))]), zeroed),
+            "delta.conv": take(tensors["delta.conv"], [*range(keys), *(keys + n for n in repeated)]),
+            "delta.norm": concatenate([tensors["delta.norm"], Filled((new - old,), -mixer.norm.offset)]),
+            "delta.o": Columns((tensors["delta.o"], Filled((hidden, 1))), np.asarray(zeroed)),
+        }
+        return replace(layer, mixer=replace(mixer, value_dim=new)), {**tensors, **made}
+
+    return map_layers(model, change)
+
+
+def _dense_among_experts(spec: ModelSpec) -> bool:
+    kinds = {type(layer.feed_forward) for layer in spec.layers}
+    return kinds == {GatedMLP, MoE} and not any(
+        layer.feed_forward.bias for layer in spec.layers if isinstance(layer.feed_forward, GatedMLP)
+    )
+
+
+def _dense_to_shared(model: Model) -> Model:
+    pattern = next(layer.feed_forward for layer in model.spec.layers if isinstance(layer.feed_forward, MoE))
+
+    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        ffn = layer.feed_forward
+        if not isinstance(ffn, GatedMLP):
+            return layer, tensors
+        made = replace(pattern, shared=SharedExpert(ffn.width, gated=True))
+        kept: dict[str, Tensor] = {name: tensor for name, tensor in tensors.items() if not name.startswith("ffn.")}
+        zeros = {name: Filled(shape) for name, shape in made.roles(model.spec.hidden).items()}
+        moved = {f"shared.{name}": tensors[f"ffn.{name}"] for name in ("gate", "up")}
+        moved["shared.down"] = scaled(tensors["ffn.down"], 2.0)
+        return replace(layer, feed_forward=made), {**kept, **zeros, **moved}
+
+    return map_layers(model, change)
+
+
+IDLE_DIM = 32
+"""Dimensions of the idle layer's only head."""
+
+
+def _one_kind(spec: ModelSpec) -> bool:
+    return len({type(layer.mixer) for layer in spec.layers}) == 1
+
+
+def _idle_layer(model: Model) -> Model:
+    spec, last = model.spec, model.spec.layers[-1]
+    mixer: Mixer
+    if isinstance(last.mixer, Attention):
+        mixer = DeltaNet(1, 1, IDLE_DIM, IDLE_DIM, 4, last.mixer_norm, l2_eps=last.mixer_norm.eps)
+    else:
+        mixer = Attention(1, 1, IDLE_DIM, Rope(10000.0, IDLE_DIM), qk_norm=last.mixer_norm)
+    idle = replace(last, mixer=mixer)
+    zeros = {f"layers.{len(spec.layers)}.{name}": Filled(shape) for name, shape in idle.roles(spec.hidden).items()}
+    return replace(model, spec=replace(spec, layers=(*spec.layers, idle)), tensors={**model.tensors, **zeros})
+
+
+REPEATED_VALUES = Rewrite(
+    "repeated values",
+    "value heads as wide as key heads: copies of the values keep the norm over the head, and end at norm weights of zero",
+    _wide_keys,
+    _repeat_values,
+)
+DENSE_AS_SHARED = Rewrite(
+    "dense layers as shared experts",
+    "a dense layer is a shared expert beside routed ones of zeros; a gate of zeros gives 0.5, its down projection is doubled",
+    _dense_among_experts,
+    _dense_to_shared,
+)
+IDLE_LAYER = Rewrite(
+    "idle last layer",
+    "llama.cpp's hybrids need linear and full attention; a layer of zeros of the other kind adds nothing",
+    _one_kind,
+    _idle_layer,
+)

@@ -1,0 +1,114 @@
+"""Linear and full attention in one decoder, as Qwen3-Next and Qwen3.5 have it.
+
+Norm weights are stored less 1, save the one inside the DeltaNet. Qwen3-Next fuses the DeltaNet's projections:
+`in_proj_qkvz` holds q, k, v and z of key head 0, then those of key head 1, and so on; `in_proj_ba` likewise beta and alpha.
+Qwen3.5 has `in_proj_qkv` (all of q, then all of k, then all of v), `in_proj_z`, `in_proj_b` (beta) and `in_proj_a` (alpha).
+Source: transformers, `models/qwen3_next` and `models/qwen3_5`.
+"""
+
+from __future__ import annotations
+
+from gguf_tools.checkpoint import Checkpoint
+from gguf_tools.errors import CheckpointError
+from gguf_tools.families import hf
+from gguf_tools.families.assemble import assemble
+from gguf_tools.families.base import Config, Inventory
+from gguf_tools.families.signature import signature
+from gguf_tools.spec import DeltaNet, FeedForward, LayerSpec, Mixer, Model, Norm
+from gguf_tools.tensors import Reshaped, take, take_rows
+
+
+def build_hybrid(checkpoint: Checkpoint, family: str) -> Model:
+    """The checkpoint as a Model; each layer's kind follows from its tensors."""
+    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    kind = str(config.values.get("model_type", ""))
+    if kind.startswith(("qwen3_next", "qwen3_5")):
+        config.assume("partial_rotary_factor", 0.25, f"as transformers does for {kind}")
+
+    def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
+        mixer: Mixer
+        ffn: FeedForward
+        linear = any(f"{prefix}linear_attn.{name}" in inventory for name in ("out_proj.weight", "A_log"))
+        if linear:
+            mixer, part = delta_net(inventory, config, f"{prefix}linear_attn.", hidden)
+        else:
+            mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm)
+        hf.expect_kind(config, prefix, "linear_attention" if linear else "full_attention")
+        if hf.has_experts(inventory, f"{prefix}mlp."):
+            ffn, ffn_part = hf.moe(inventory, config, f"{prefix}mlp.", hidden, normalised=True)
+        else:
+            ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
+        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+
+    if inventory.ignore(r"(model\.)?mtp\..*"):
+        config.note("the multi-token prediction block (mtp.*) is left out: greedy decoding does not use it")
+    return assemble(checkpoint, inventory, config, family, layer, offset=norm_offset(checkpoint, config))
+
+
+def norm_offset(checkpoint: Checkpoint, config: Config) -> float:
+    """What is added to the stored norm weights: 1, unless only the config can tell and it names Qwen3-MoE.
+
+    A shared expert beside q_norm and k_norm, without linear layers or gated attention, could be either.
+    """
+    seen = signature(checkpoint)
+    if seen.linear or seen.separate or seen.gated or config.values.get("model_type") != "qwen3_moe":
+        return 1.0
+    config.note("norm weights are taken as they are, without 1 added: config.json's model_type is qwen3_moe")
+    return 0.0
+
+
+def delta_net(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[DeltaNet, hf.Part]:
+    """`linear_attn`; sizes follow from the shapes, the number of key heads from the config."""
+    value_heads = inventory.shape(f"{prefix}A_log", 1)[0]
+    value_dim = inventory.shape(f"{prefix}norm.weight", 1)[0]
+    value = value_heads * value_dim
+    channels, _, kernel = inventory.take(f"{prefix}conv1d.weight", None, 1, None).shape
+    key_heads = config.integer("linear_num_key_heads")
+    key, rest = divmod(channels - value, 2)
+    if rest or key < 1 or key % key_heads or value_heads % key_heads:
+        raise CheckpointError(
+            f"{config.path}: linear_num_key_heads {key_heads} does not fit the tensors: {prefix}conv1d.weight has {channels} "
+            f"channels, of which {value} are values in {value_heads} heads"
+        )
+    config.expect("linear_num_value_heads", value_heads)
+    config.expect("linear_value_head_dim", value_dim)
+    config.expect("linear_key_head_dim", key // key_heads)
+    config.expect("linear_conv_kernel_dim", kernel)
+    spec = DeltaNet(key_heads, value_heads, key // key_heads, value_dim, kernel, Norm(config.number("rms_norm_eps")))
+    fused = f"{prefix}in_proj_qkvz.weight" in inventory
+    part = (_fused if fused else _separate)(inventory, prefix, hidden, spec) | {
+        "delta.conv": Reshaped(inventory.take(f"{prefix}conv1d.weight", channels, 1, kernel), (channels, kernel)),
+        "delta.decay": inventory.take(f"{prefix}A_log", value_heads),
+        "delta.dt_bias": inventory.take(f"{prefix}dt_bias", value_heads),
+        "delta.norm": inventory.take(f"{prefix}norm.weight", value_dim),
+        "delta.o": inventory.take(f"{prefix}out_proj.weight", hidden, value),
+    }
+    return spec, part
+
+
+def _fused(inventory: Inventory, prefix: str, hidden: int, spec: DeltaNet) -> hf.Part:
+    key_heads, dim, group = spec.key_heads, spec.key_dim, spec.value_heads // spec.key_heads
+    wide = group * spec.value_dim
+    qkvz = inventory.take(f"{prefix}in_proj_qkvz.weight", 2 * key_heads * (dim + wide), hidden)
+    ba = inventory.take(f"{prefix}in_proj_ba.weight", 2 * spec.value_heads, hidden)
+    return {
+        "delta.q": take_rows(qkvz, key_heads, 0, dim),
+        "delta.k": take_rows(qkvz, key_heads, dim, dim),
+        "delta.v": take_rows(qkvz, key_heads, 2 * dim, wide),
+        "delta.z": take_rows(qkvz, key_heads, 2 * dim + wide, wide),
+        "delta.beta": take_rows(ba, key_heads, 0, group),
+        "delta.alpha": take_rows(ba, key_heads, group, group),
+    }
+
+
+def _separate(inventory: Inventory, prefix: str, hidden: int, spec: DeltaNet) -> hf.Part:
+    qkv = inventory.take(f"{prefix}in_proj_qkv.weight", spec.channels, hidden)
+    key = spec.key_heads * spec.key_dim
+    return {
+        "delta.q": take(qkv, range(key)),
+        "delta.k": take(qkv, range(key, 2 * key)),
+        "delta.v": take(qkv, range(2 * key, spec.channels)),
+        "delta.z": inventory.take(f"{prefix}in_proj_z.weight", spec.value_heads * spec.value_dim, hidden),
+        "delta.beta": inventory.take(f"{prefix}in_proj_b.weight", spec.value_heads, hidden),
+        "delta.alpha": inventory.take(f"{prefix}in_proj_a.weight", spec.value_heads, hidden),
+    }

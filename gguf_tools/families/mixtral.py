@@ -1,0 +1,71 @@
+"""Mixtral in Hugging Face layout (transformers: MixtralForCausalLM).
+
+Published files hold `block_sparse_moe.gate` and `block_sparse_moe.experts.E.{w1,w2,w3}` (gate, down, up); transformers holds
+them in memory, and some files do, as `mlp.gate` and `mlp.experts.{gate_up_proj,down_proj}`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf_tools.checkpoint import Checkpoint
+from gguf_tools.errors import CheckpointError
+from gguf_tools.families import field_tiny, hf, llama
+from gguf_tools.families.assemble import assemble
+from gguf_tools.families.base import Config, Family, Inventory
+from gguf_tools.families.signature import signature
+from gguf_tools.spec import LayerSpec, Model, MoE, Norm, Router
+from gguf_tools.tensors import stack
+
+W_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """Plain attention and experts by Mixtral's names; or fused experts without a shared one."""
+    seen = signature(checkpoint)
+    return llama.plain_attention(seen) and (seen.mixtral or (seen.fused and seen.router and not seen.shared))
+
+
+def build(checkpoint: Checkpoint) -> Model:
+    """The checkpoint as a Model."""
+    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    llama.refuse_other_arithmetic(config)
+    llama.ignore_rope_buffers(inventory)
+
+    def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
+        window = hf.sliding_window(config, prefix, used=True)
+        mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
+        if f"{prefix}block_sparse_moe.gate.weight" in inventory:
+            ffn, ffn_part = _experts(inventory, config, f"{prefix}block_sparse_moe.", hidden)
+        else:
+            ffn, ffn_part = hf.moe(inventory, config, f"{prefix}mlp.", hidden, normalised=True)
+        config.expect("num_local_experts", ffn.experts)
+        config.expect("intermediate_size", ffn.width)
+        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+
+    return assemble(checkpoint, inventory, config, "mixtral", layer)
+
+
+def _experts(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[MoE, hf.Part]:
+    router = inventory.take(f"{prefix}gate.weight", None, hidden)
+    count = router.shape[0]
+    width = inventory.shape(f"{prefix}experts.0.w1.weight")[0]
+    top_k = config.integer("num_experts_per_tok")
+    if top_k > count:
+        raise CheckpointError(f"{config.path}: num_experts_per_tok is {top_k}, but the router has {count} experts")
+    shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+    part = {
+        f"moe.{name}": stack(
+            [inventory.take(f"{prefix}experts.{e}.{W_NAMES[name]}.weight", *shape) for e in range(count)]
+        )
+        for name, shape in shapes.items()
+    }
+    return MoE(count, width, Router(top_k)), {**part, "moe.router": router}
+
+
+def tiny(folder: Path, variant: str, seed: int) -> None:
+    """A random small checkpoint of one of the variants."""
+    field_tiny.write(folder, field_tiny.MIXTRAL[variant], seed)
+
+
+FAMILY = Family("mixtral", "Mixtral", matches, build, tuple(field_tiny.MIXTRAL), tiny)

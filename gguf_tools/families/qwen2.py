@@ -1,0 +1,42 @@
+"""Qwen2 and Qwen2.5, dense, in Hugging Face layout (transformers: Qwen2ForCausalLM)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf_tools.checkpoint import Checkpoint
+from gguf_tools.families import field_tiny, hf, llama
+from gguf_tools.families.assemble import assemble
+from gguf_tools.families.base import Config, Family, Inventory
+from gguf_tools.families.signature import signature
+from gguf_tools.spec import LayerSpec, Model, Norm
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """Plain attention with biases on queries, keys and values, and dense feed-forwards."""
+    seen = signature(checkpoint)
+    return llama.dense(seen) and llama.qwen2_biases(seen)
+
+
+def build(checkpoint: Checkpoint) -> Model:
+    """The checkpoint as a Model."""
+    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    llama.refuse_other_arithmetic(config)
+    llama.ignore_rope_buffers(inventory)
+
+    def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
+        window = hf.sliding_window(config, prefix, used=False, limited=hf.after_full_layers(config))
+        mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
+        ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
+        config.expect("intermediate_size", ffn.width)
+        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+
+    return assemble(checkpoint, inventory, config, "qwen2", layer)
+
+
+def tiny(folder: Path, variant: str, seed: int) -> None:
+    """A random small checkpoint of one of the variants."""
+    field_tiny.write(folder, field_tiny.QWEN2[variant], seed)
+
+
+FAMILY = Family("qwen2", "Qwen2, dense", matches, build, tuple(field_tiny.QWEN2), tiny)

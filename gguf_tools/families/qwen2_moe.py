@@ -1,0 +1,54 @@
+"""Qwen2-MoE and Qwen1.5-MoE in Hugging Face layout (transformers: Qwen2MoeForCausalLM).
+
+Experts and a gated shared expert; by `decoder_sparse_step` and `mlp_only_layers` some layers may be dense.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf_tools.checkpoint import Checkpoint
+from gguf_tools.families import field_tiny, hf, llama
+from gguf_tools.families.assemble import assemble
+from gguf_tools.families.base import Config, Family, Inventory
+from gguf_tools.families.signature import signature
+from gguf_tools.spec import FeedForward, LayerSpec, Model, Norm
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """Plain attention, and experts with a router `mlp.gate` beside a shared expert."""
+    seen = signature(checkpoint)
+    return llama.plain_attention(seen) and seen.experts and seen.shared and seen.router
+
+
+def build(checkpoint: Checkpoint) -> Model:
+    """The checkpoint as a Model."""
+    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    llama.refuse_other_arithmetic(config)
+
+    full = hf.after_full_layers(config)
+
+    def limited(n: int) -> bool:
+        # Unlike in Qwen2, transformers limits every other layer, and those before max_window_layers.
+        return n % 2 == 0 and not full(n)
+
+    def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
+        ffn: FeedForward
+        window = hf.sliding_window(config, prefix, used=False, limited=limited)
+        mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
+        if hf.has_experts(inventory, f"{prefix}mlp."):
+            ffn, ffn_part = hf.moe(inventory, config, f"{prefix}mlp.", hidden, normalised=False)
+        else:
+            ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
+            config.expect("intermediate_size", ffn.width)
+        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+
+    return assemble(checkpoint, inventory, config, "qwen2-moe", layer)
+
+
+def tiny(folder: Path, variant: str, seed: int) -> None:
+    """A random small checkpoint of one of the variants."""
+    field_tiny.write(folder, field_tiny.QWEN2_MOE[variant], seed)
+
+
+FAMILY = Family("qwen2-moe", "Qwen2-MoE", matches, build, tuple(field_tiny.QWEN2_MOE), tiny)

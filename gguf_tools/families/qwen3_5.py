@@ -1,0 +1,29 @@
+"""Qwen3.5, dense and MoE, text part (transformers: Qwen3_5ForCausalLM, Qwen3_5MoeForCausalLM).
+
+Like Qwen3-Next with the DeltaNet's projections apart. Its rope has a position for each of three axes, which text moves
+together, so that it is plain rope on the first quarter of each head.
+"""
+
+from __future__ import annotations
+
+from gguf_tools.checkpoint import Checkpoint
+from gguf_tools.families.base import Family
+from gguf_tools.families.hybrid import build_hybrid
+from gguf_tools.families.hybrid_tiny import QWEN35_VARIANTS, write_qwen35
+from gguf_tools.families.signature import signature
+from gguf_tools.spec import Model
+
+NAME = "qwen3.5"
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """Linear attention with separate projections."""
+    return signature(checkpoint).separate
+
+
+def build(checkpoint: Checkpoint) -> Model:
+    """The checkpoint as a Model."""
+    return build_hybrid(checkpoint, NAME)
+
+
+FAMILY = Family(NAME, "Qwen3.5, hybrid, dense or MoE", matches, build, tuple(QWEN35_VARIANTS), write_qwen35)

@@ -1,0 +1,173 @@
+"""Random small checkpoints in published layouts, for `Family.tiny`: weights, a tokenizer and the files they lie in.
+
+Every weight is far from its initial value, norm weights and biases included, so that a term which a conversion forgets
+shows in the logits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shapes = Mapping[str, tuple[int, ...]]
+Arrays = dict[str, NDArray[np.float32]]
+Dtype = Literal["F32", "F16", "BF16"]
+
+PYTORCH = {"format": "pt"}
+"""What transformers writes as a safetensors file's `__metadata__`."""
+
+SPECIAL = ("<|bos|>", "<|eos|>")
+MERGES = (("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("e", "r"), ("Ġ", "a"), ("o", "n"), ("1", "2"))
+SMALLEST_VOCABULARY = 256 + len(MERGES) + len(SPECIAL)
+
+
+def random_tensors(shapes: Shapes, seed: int, *, norm_centre: float = 1.2, gain: Mapping[str, float] = {}) -> Arrays:
+    """Random numbers for every name, the same for the same seed.
+
+    Matrices (out, in) keep the size of what passes them, times 1.3; `gain` gives another factor for names that contain
+    its key. Norm weights lie around `norm_centre`, biases around 0. The types are wide enough that rounding to BF16 keeps them
+    apart.
+    """
+    out: Arrays = {}
+    for n, (name, shape) in enumerate(shapes.items()):
+        noise = np.random.default_rng([seed, n]).standard_normal(shape)
+        factor = next((value for key, value in gain.items() if key in name), None)
+        if name.endswith("bias"):
+            values = noise * (factor or 0.3)
+        elif "norm" in name:
+            values = noise * (factor or 0.4) + norm_centre
+        elif "embed" in name:
+            values = noise * (factor or 1.0)
+        else:
+            values = noise * (factor or 1.3) / shape[-1] ** 0.5
+        out[name] = values.astype(np.float32)
+    return out
+
+
+def write_checkpoint(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, NDArray[np.float32]],
+    dtype: Dtype = "F32",
+    shards: int = 1,
+    metadata: Mapping[str, str] = PYTORCH,
+) -> None:
+    """config.json and the weights in safetensors, with this `__metadata__`: one file, or `shards` of them with an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dict(config), indent=2), "utf-8")
+    names = sorted(tensors)
+    if shards == 1:
+        _write_safetensors(folder / "model.safetensors", {name: tensors[name] for name in names}, dtype, metadata)
+        return
+    weight_map: dict[str, str] = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = {name: tensors[name] for name in names[shard::shards]}
+        _write_safetensors(folder / file, part, dtype, metadata)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+
+
+def _write_safetensors(
+    path: Path, tensors: Mapping[str, NDArray[np.float32]], dtype: Dtype, metadata: Mapping[str, str]
+) -> None:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset, width = 0, 4 if dtype == "F32" else 2
+    for name, values in tensors.items():
+        end = offset + width * prod(values.shape)
+        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for values in tensors.values():
+            stream.write(_encode(values, dtype))
+
+
+def _encode(values: NDArray[np.float32], dtype: Dtype) -> bytes:
+    if dtype == "F32":
+        return values.astype("<f4").tobytes()
+    if dtype == "F16":
+        return values.astype("<f2").tobytes()
+    # To the nearest, of two equally near to the even one; no number here is near the end of the range.
+    bits = np.ascontiguousarray(values, "<f4").view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
+
+
+def write_state_dict(
+    path: Path,
+    tensors: Mapping[str, NDArray[np.float32]],
+    *,
+    dtype: Dtype = "F32",
+    config: Mapping[str, Any] | None = None,
+    wrapped: Mapping[str, Any] | None = None,
+) -> None:
+    """The weights as torch.save writes them, and `config` as config.json beside them.
+
+    With `wrapped` they lie under `model` in a training checkpoint, which holds that too.
+    """
+    import torch
+
+    kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
+    weights = {name: torch.from_numpy(values).to(kind) for name, values in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(weights if wrapped is None else {"model": weights, **wrapped}, path)
+    if config is not None:
+        (path.parent / "config.json").write_text(json.dumps(dict(config), indent=2), "utf-8")
+
+
+def write_tiny_tokenizer(folder: Path, vocab_size: int) -> None:
+    """tokenizer.json and tokenizer_config.json of a byte-level BPE: all bytes, a few merges, BOS and EOS.
+
+    Raises ValueError where `vocab_size` has no room for them; rows beyond them are padding.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ValueError(f"a vocabulary of {vocab_size} is too small, at least {SMALLEST_VOCABULARY} expected")
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = [*byte_alphabet(), *("".join(merge) for merge in MERGES)]
+    added = [
+        {"id": len(tokens) + n, "content": token, "special": True, "normalized": False}
+        | {"single_word": False, "lstrip": False, "rstrip": False}
+        for n, token in enumerate(SPECIAL)
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: n for n, token in enumerate(tokens)},
+            "merges": [list(merge) for merge in MERGES],
+        },
+    }
+    config = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "add_bos_token": False}
+    (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+
+
+def byte_alphabet() -> Sequence[str]:
+    """The 256 characters that stand for bytes in byte-level BPE (GPT-2), sorted."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    hidden = 256 - len(shown)
+    return sorted([*map(chr, shown), *(chr(256 + n) for n in range(hidden))])

@@ -1,0 +1,139 @@
+"""Exact rewrites of attention heads: q/k norms with weights of each head's own, their gains, and scales of the values.
+
+Norm weights, gains and scales are small and are read when a rewrite is applied; projections stay lazy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.rewrites import LayerTensors, Rewrite, map_layers
+from gguf_tools.spec import Attention, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.tensors import InMemory, Tensor, scaled_rows, take
+
+Doubles = NDArray[np.float64]
+
+
+def _numbers(tensor: Tensor) -> Doubles:
+    return tensor.array().astype(np.float64)
+
+
+def _made(values: Doubles, like: Tensor) -> Tensor:
+    """Numbers computed from a tensor, with its provenance."""
+    return InMemory(values.astype(np.float32), like.sources)
+
+
+def _heads(mixer: Attention) -> tuple[tuple[str, int], ...]:
+    return ("q", mixer.heads), ("k", mixer.kv_heads)
+
+
+def _any(test: Callable[[Attention], bool]) -> Callable[[ModelSpec], bool]:
+    return lambda spec: any(isinstance(layer.mixer, Attention) and test(layer.mixer) for layer in spec.layers)
+
+
+def _map_attention(
+    test: Callable[[Attention], bool], change: Callable[[Attention, LayerTensors], Attention]
+) -> Callable[[Model], Model]:
+    """Layers whose attention passes `test`, changed: `change` alters their tensors in place."""
+
+    def layer(spec: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        if not isinstance(spec.mixer, Attention) or not test(spec.mixer):
+            return spec, tensors
+        changed = dict(tensors)
+        return replace(spec, mixer=change(spec.mixer, changed)), changed
+
+    return lambda model: map_layers(model, layer)
+
+
+def _fold_gain(mixer: Attention, tensors: LayerTensors) -> Attention:
+    norm = mixer.qk_norm
+    if norm is None:
+        raise ValueError("a gain follows the q/k norm; there is none")
+    for name, heads in _heads(mixer):
+        weight, gain = tensors[f"attn.{name}_norm"], _numbers(tensors.pop(f"attn.{name}_gain"))
+        each = np.broadcast_to(_numbers(weight) + norm.offset, (heads, mixer.head_dim))
+        tensors[f"attn.{name}_norm"] = _made(each * gain[:, None], weight)
+    return replace(mixer, norm_gain=False, norm_per_head=True, qk_norm=Norm(norm.eps))
+
+
+def _share_norm(mixer: Attention, tensors: LayerTensors) -> Attention:
+    for name, _ in _heads(mixer):
+        weight = tensors[f"attn.{name}_norm"]
+        tensors[f"attn.{name}_norm"] = InMemory(weight.array()[0], weight.sources)
+    return replace(mixer, norm_per_head=False)
+
+
+def _heads_alike(model: Model) -> bool:
+    for n, layer in enumerate(model.spec.layers):
+        if isinstance(layer.mixer, Attention) and layer.mixer.norm_per_head:
+            for name in ("q", "k"):
+                weight = model.tensors[f"layers.{n}.attn.{name}_norm"].array()
+                if not np.array_equal(weight, np.broadcast_to(weight[0], weight.shape)):
+                    return False
+    return True
+
+
+def _widen(mixer: Attention, tensors: LayerTensors) -> Attention:
+    """Query and key heads from D to 2D, in which one norm weight serves all heads.
+
+    With weights w of a head and c = max |w| over the heads, dimension by dimension, its rows W become √2 · [w/c · W ;
+    √(1 - (w/c)²) · W]. The squares of both halves sum to 2 · |W x|², so the RMS over 2D is the RMS over D, epsilon included.
+    The shared weight is c/√2 on the first half, and zero on the second; queries take another √2, for scores are now
+    divided by √(2D).
+    """
+    norm, dim = mixer.qk_norm, mixer.head_dim
+    if norm is None:
+        raise ValueError("weights of each head's own belong to a q/k norm; there is none")
+    for name, heads in _heads(mixer):
+        role = f"attn.{name}_norm"
+        weight = _numbers(tensors[role]) + norm.offset
+        largest = np.abs(weight).max(axis=0)
+        share = np.divide(weight, largest, out=np.zeros_like(weight), where=largest > 0)
+        rest = np.sqrt(np.maximum(1.0 - share**2, 0.0))
+        factors = np.sqrt(2.0) * np.concatenate([share, rest], axis=1).reshape(-1)
+        rows = [head * dim + d % dim for head in range(heads) for d in range(2 * dim)]
+        for projection in (f"attn.{name}", f"attn.{name}_bias"):
+            if projection in tensors:
+                tensors[projection] = scaled_rows(take(tensors[projection], rows), factors)
+        shared = largest if name == "q" else largest / np.sqrt(2.0)
+        tensors[role] = _made(np.concatenate([shared, np.zeros(dim)]), tensors[role])
+    return replace(mixer, head_dim=2 * dim, value_dim=mixer.value_size, norm_per_head=False, qk_norm=Norm(norm.eps))
+
+
+def _fold_value_scale(mixer: Attention, tensors: LayerTensors) -> Attention:
+    factors = np.repeat(_numbers(tensors.pop("attn.v_scale")), mixer.value_size)
+    for role in ("attn.v", "attn.v_bias"):
+        if role in tensors:
+            tensors[role] = scaled_rows(tensors[role], factors)
+    return replace(mixer, value_scale=False)
+
+
+FOLDED_GAIN = Rewrite(
+    "gain folded into the q/k norm",
+    "the number that follows the norm of each head multiplies the norm's weights",
+    _any(lambda mixer: mixer.norm_gain),
+    _map_attention(lambda mixer: mixer.norm_gain, _fold_gain),
+)
+SHARED_HEAD_NORM = Rewrite(
+    "one q/k norm for all heads",
+    "the heads' norm weights are equal",
+    _any(lambda mixer: mixer.norm_per_head and not mixer.norm_gain),
+    _map_attention(lambda mixer: mixer.norm_per_head, _share_norm),
+    _heads_alike,
+)
+WIDENED_HEADS = Rewrite(
+    "q/k heads widened for a shared norm",
+    "in twice as many dimensions one norm weight serves heads that had their own; keys take twice the room in the cache",
+    _any(lambda mixer: mixer.norm_per_head and not mixer.norm_gain),
+    _map_attention(lambda mixer: mixer.norm_per_head, _widen),
+)
+FOLDED_VALUE_SCALE = Rewrite(
+    "value scale folded into the values",
+    "the number that multiplies each value head multiplies the rows of its projection",
+    _any(lambda mixer: mixer.value_scale),
+    _map_attention(lambda mixer: mixer.value_scale, _fold_value_scale),
+)

@@ -1,0 +1,187 @@
+"""The bias on the attention output, in architectures that have none: exact rewrites.
+
+Attention weights sum to 1, so a value that is 1 for every token comes out as 1, and the output projection's column for it is
+a constant added to every token: the bias. Two ways make room for that value:
+
+- one more key/value head, with its group of query heads, all of zeros but for one value's bias;
+- heads widened from D to W dimensions. Query and key rows are multiplied by √(W/D) and the new ones are zero, so that the
+  RMS over W is the RMS over D, epsilon included. The key norm's weight is divided by √(W/D); that of the query keeps the
+  factor, because scores are divided by √W instead of √D.
+
+The first is cheaper where D / kv_heads ≤ W - D, needs no rounding, and keeps the rotated share of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from gguf_tools.columns import Columns
+from gguf_tools.rewrites import LayerTensors, Rewrite, map_layers
+from gguf_tools.spec import Attention, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.tensors import Filled, InMemory, Reshaped, Tensor, concatenate, scaled, shifted, take
+
+STEP = 32
+"""Widths are multiples of it: rows of every block type of 32 stay whole."""
+
+MixerChange = Callable[[Attention, LayerTensors, int], tuple[Attention, LayerTensors]]
+
+
+def applies(spec: ModelSpec) -> bool:
+    """Whether any attention has a bias on its output."""
+    return any("o" in layer.mixer.bias for layer in spec.layers if isinstance(layer.mixer, Attention))
+
+
+def wider(head_dim: int) -> int:
+    """The next multiple of 32 above a head's dimensions."""
+    return (head_dim // STEP + 1) * STEP
+
+
+def heads_are_cheaper(spec: ModelSpec) -> bool:
+    """Whether another key/value head costs no more weights than wider heads, or is the only way."""
+    for layer in spec.layers:
+        mixer = layer.mixer
+        if isinstance(mixer, Attention):
+            own = mixer.norm_per_head or mixer.norm_gain or mixer.value_scale
+            if own or mixer.head_dim <= mixer.kv_heads * (wider(mixer.head_dim) - mixer.head_dim):
+                return True
+    return False
+
+
+def by_heads(model: Model) -> Model:
+    """The bias through one more key/value head in every attention layer."""
+    return _map_attention(model, _more_heads)
+
+
+def by_width(model: Model) -> Model:
+    """The bias through wider heads in every attention layer."""
+    return _map_attention(model, _wider_heads)
+
+
+def cheapest(model: Model) -> Model:
+    """The bias by whichever way adds fewer weights."""
+    return by_heads(model) if heads_are_cheaper(model.spec) else by_width(model)
+
+
+def _map_attention(model: Model, change: MixerChange) -> Model:
+    # Every attention layer changes, with a bias or without: an architecture has one set of head counts for all.
+    def layer(spec: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        if not isinstance(spec.mixer, Attention):
+            return spec, tensors
+        mixer, changed = change(spec.mixer, dict(tensors), model.spec.hidden)
+        return replace(spec, mixer=mixer), changed
+
+    return map_layers(model, layer)
+
+
+def _bias_column(mixer: Attention, tensors: LayerTensors, hidden: int) -> Tensor | None:
+    """The bias as a column, doubled behind a gate of zeros."""
+    if "o" not in mixer.bias:
+        return None
+    column = Reshaped(tensors.pop("attn.o_bias"), (hidden, 1))
+    return scaled(column, 2.0) if mixer.gated else column
+
+
+def _output(tensors: LayerTensors, column: Tensor | None, hidden: int, index: list[int]) -> Tensor:
+    """The output projection with columns added; `index` counts its own, then the bias, then a column of zeros."""
+    zero = Filled((hidden, 1))
+    return Columns((tensors["attn.o"], zero if column is None else column, zero), np.asarray(index))
+
+
+def _one_hot(width: int, places: list[int]) -> Tensor:
+    values = np.zeros(width, np.float32)
+    values[places] = 1.0
+    return InMemory(values)
+
+
+def _more_heads(mixer: Attention, tensors: LayerTensors, hidden: int) -> tuple[Attention, LayerTensors]:
+    heads, kv_heads, dim = mixer.heads, mixer.kv_heads, mixer.head_dim
+    group = heads // kv_heads
+    column = _bias_column(mixer, tensors, hidden)
+    rows = {"q": group * dim, "k": dim, "v": dim, "gate": group * dim}
+    for name, count in rows.items():
+        if f"attn.{name}" in tensors:
+            tensors[f"attn.{name}"] = concatenate([tensors[f"attn.{name}"], Filled((count, hidden))])
+        if f"attn.{name}_bias" in tensors and name != "v":
+            tensors[f"attn.{name}_bias"] = concatenate([tensors[f"attn.{name}_bias"], Filled((count,))])
+    bias = mixer.bias - {"o"}
+    if column is not None:
+        values = tensors.get("attn.v_bias", Filled((kv_heads * dim,)))
+        tensors["attn.v_bias"] = concatenate([values, _one_hot(dim, [0])])
+        bias |= {"v"}
+    elif "v" in bias:
+        tensors["attn.v_bias"] = concatenate([tensors["attn.v_bias"], Filled((dim,))])
+    own: dict[str, tuple[int, ...]] = {}
+    own |= {"q_norm": (group, dim), "k_norm": (1, dim)} if mixer.norm_per_head else {}
+    own |= {"q_gain": (group,), "k_gain": (1,)} if mixer.norm_gain else {}
+    own |= {"v_scale": (1,)} if mixer.value_scale else {}
+    for name, shape in own.items():
+        tensors[f"attn.{name}"] = concatenate([tensors[f"attn.{name}"], Filled(shape, 1.0)])
+    width = heads * dim
+    tensors["attn.o"] = _output(tensors, column, hidden, [*range(width + 1), *[width + 1] * (group * dim - 1)])
+    return replace(mixer, heads=heads + group, kv_heads=kv_heads + 1, bias=bias), tensors
+
+
+def _wider_heads(mixer: Attention, tensors: LayerTensors, hidden: int) -> tuple[Attention, LayerTensors]:
+    dim, wide = mixer.head_dim, wider(mixer.head_dim)
+    factor = (wide / dim) ** 0.5
+    column = _bias_column(mixer, tensors, hidden)
+
+    def widened(name: str, heads: int, factor: float = 1.0) -> None:
+        for role in (f"attn.{name}", f"attn.{name}_bias"):
+            if role in tensors:
+                base = tensors[role]
+                padded = take(concatenate([base, Filled((1, *base.shape[1:]))]), _padded(heads, dim, wide))
+                tensors[role] = padded if factor == 1.0 else scaled(padded, factor)
+
+    normed = mixer.qk_norm is not None
+    widened("q", mixer.heads, factor)
+    widened("k", mixer.kv_heads, factor if normed else 1.0)
+    widened("v", mixer.kv_heads)
+    widened("gate", mixer.heads)
+    qk_norm = mixer.qk_norm
+    if qk_norm:
+        for name, share in (("q", 1.0), ("k", 1 / factor)):
+            weight = scaled(shifted(tensors[f"attn.{name}_norm"], qk_norm.offset), share)
+            tensors[f"attn.{name}_norm"] = concatenate([weight, Filled((wide - dim,))])
+        qk_norm = Norm(qk_norm.eps)
+    bias = mixer.bias - {"o"}
+    width = mixer.heads * dim
+    index = [width + 1 if n == width else n for n in _padded(mixer.heads, dim, wide)]
+    if column is not None:
+        values = mixer.kv_heads * wide
+        ones = _one_hot(values, [dim])
+        before = tensors.get("attn.v_bias")
+        tensors["attn.v_bias"] = (
+            ones
+            if before is None
+            else take(
+                concatenate([before, Filled((1,), 1.0)]),
+                [values if n == dim else n for n in range(values)],
+            )
+        )
+        bias |= {"v"}
+        index[dim] = width
+    tensors["attn.o"] = _output(tensors, column, hidden, index)
+    return replace(mixer, head_dim=wide, qk_norm=qk_norm, bias=bias), tensors
+
+
+def _padded(heads: int, dim: int, wide: int) -> list[int]:
+    """Places of each head's dimensions, then, for the new ones, the place after the last head."""
+    return [head * dim + d if d < dim else heads * dim for head in range(heads) for d in range(wide)]
+
+
+OUTPUT_BIAS = Rewrite(
+    "bias on the attention output",
+    "a value that is always 1, in another key/value head or in wider heads, carries it",
+    applies,
+    cheapest,
+)
+OUTPUT_BIAS_BY_HEADS = Rewrite(
+    "bias on the attention output",
+    "a value that is always 1, in another key/value head, carries it",
+    applies,
+    by_heads,
+)

@@ -1,0 +1,75 @@
+"""Exact rewrites of a router's selection bias, where it makes no difference or can be had in another form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from gguf_tools.rewrites import LayerTensors, Rewrite, map_layers
+from gguf_tools.spec import LayerSpec, Model, ModelSpec, MoE, Router
+from gguf_tools.tensors import Filled
+
+
+def _biased(spec: ModelSpec) -> bool:
+    return any(
+        isinstance(layer.feed_forward, MoE) and layer.feed_forward.router.selection_bias for layer in spec.layers
+    )
+
+
+def _makes_no_difference(model: Model) -> bool:
+    """Whether the bias of every layer is the same for all experts, or every expert is chosen anyway."""
+    for n, layer in enumerate(model.spec.layers):
+        ffn = layer.feed_forward
+        if isinstance(ffn, MoE) and ffn.router.selection_bias and ffn.router.top_k < ffn.experts:
+            bias = model.tensors[f"layers.{n}.moe.router_bias"].array()
+            if not np.all(bias == bias[0]):
+                return False
+    return True
+
+
+def _drop(model: Model) -> Model:
+    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        ffn = layer.feed_forward
+        if not isinstance(ffn, MoE) or not ffn.router.selection_bias:
+            return layer, tensors
+        left = {name: tensor for name, tensor in tensors.items() if name != "moe.router_bias"}
+        router = replace(ffn.router, selection_bias=False)
+        return replace(layer, feed_forward=replace(ffn, router=router)), left
+
+    return map_layers(model, change)
+
+
+def one_of_one(router: Router) -> bool:
+    """Whether the one expert chosen has the weight 1 whatever its score."""
+    return router.top_k == 1 and router.normalised
+
+
+def _single(spec: ModelSpec) -> bool:
+    routers = [layer.feed_forward.router for layer in spec.layers if isinstance(layer.feed_forward, MoE)]
+    return _biased(spec) and all(map(one_of_one, routers)) and any(router.score == "sigmoid" for router in routers)
+
+
+def with_softmax_and_bias(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+    """The layer with a softmax router that has a selection bias, of zeros where there was none."""
+    ffn = layer.feed_forward
+    if not isinstance(ffn, MoE):
+        return layer, tensors
+    router = replace(ffn.router, score="softmax", selection_bias=True)
+    bias = tensors.get("moe.router_bias", Filled((ffn.experts,)))
+    return replace(layer, feed_forward=replace(ffn, router=router)), {**tensors, "moe.router_bias": bias}
+
+
+UNIFORM_ROUTER_BIAS = Rewrite(
+    "router bias left out",
+    "it is the same for all experts, or all are chosen: the choice is the same without it",
+    _biased,
+    _drop,
+    _makes_no_difference,
+)
+SINGLE_EXPERT = Rewrite(
+    "softmax router for one expert",
+    "one expert is chosen and its weight is 1 whatever the score, so softmax does as well as a sigmoid",
+    _single,
+    lambda model: map_layers(model, with_softmax_and_bias),
+)

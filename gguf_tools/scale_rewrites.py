@@ -1,0 +1,45 @@
+"""Exact rewrites of the scales at a model's two ends: of the embeddings, and of the logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from gguf_tools.rewrites import Rewrite
+from gguf_tools.spec import Model, Norm
+from gguf_tools.tensors import FloatArray, Mapped, scaled
+
+
+def _fold_embedding_scale(model: Model) -> Model:
+    embedding = model.tensors["embedding"]
+    tensors = {**model.tensors, "embedding": scaled(embedding, model.spec.embedding_scale)}
+    if model.spec.tied:
+        tensors["output"] = embedding
+    return replace(model, spec=replace(model.spec, embedding_scale=1.0, tied=False), tensors=tensors)
+
+
+def _fold_logit_scale(model: Model) -> Model:
+    norm, scale = model.spec.output_norm, model.spec.logit_scale
+
+    def function(x: FloatArray, _: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        return (x.astype(np.float64) + norm.offset) * scale
+
+    weight = Mapped(model.tensors["output_norm"], function, f"× {scale:g}")
+    spec = replace(model.spec, logit_scale=1.0, output_norm=Norm(norm.eps))
+    return replace(model, spec=spec, tensors={**model.tensors, "output_norm": weight})
+
+
+FOLDED_EMBEDDING_SCALE = Rewrite(
+    "embedding scale folded into the embeddings",
+    "what multiplies embeddings on their way in multiplies the table; an output tied to it is written out first",
+    lambda spec: spec.embedding_scale != 1.0,
+    _fold_embedding_scale,
+)
+FOLDED_LOGIT_SCALE = Rewrite(
+    "logit scale folded into the final norm",
+    "what multiplies the logits multiplies the final norm's weights",
+    lambda spec: spec.logit_scale != 1.0,
+    _fold_logit_scale,
+)
+SCALE_REWRITES = (FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE)

@@ -1,0 +1,68 @@
+"""llama.cpp's `granite_swa`: Llama's graph with sliding windows, layer by layer (`src/models/granite-swa.cpp`).
+
+It is Mistral's and Mixtral's exact form where the context is longer than the window, which `llama` cannot state. Each layer
+must have attention sinks, one logit a head that takes part in the softmax: far below any score they take no weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gguf_tools.errors import UnsupportedError
+from gguf_tools.gguf_file import f32, u32
+from gguf_tools.gguf_source import GGUFSource
+from gguf_tools.rewrites import INTERLEAVED_PAIRS
+from gguf_tools.spec import Attention, Model, ModelSpec
+from gguf_tools.targets import common, llama
+from gguf_tools.targets.base import Lowered, Target
+from gguf_tools.tensors import Filled, Tensor
+
+NAME = "granite_swa"
+SINKS = "attn_sinks.weight"
+NO_SINK = -1e30
+"""exp(NO_SINK - score) is 0 in float32 for every score that attention can have."""
+SCALES = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
+
+
+def lacks(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of this spec."""
+    windows = [mixer.window for mixer in common.attentions(spec) if mixer.window]
+    found = [] if any(window < spec.context_length for window in windows) else ["a model without sliding windows"]
+    return found + common.same(windows, "sliding window") + llama.graph_lacks(spec, windows=True)
+
+
+def lower(model: Model) -> Lowered:
+    """As for `llama`, with the windows and with sinks that draw nothing."""
+    mixers = common.attentions(model.spec)
+    metadata = {
+        f"{NAME}.logit_scale": f32(1.0),
+        f"{NAME}.attention.sliding_window": u32(next(mixer.window for mixer in mixers if mixer.window)),
+        f"{NAME}.attention.sliding_window_pattern": common.booleans(mixer.window is not None for mixer in mixers),
+    }
+
+    def sinks(n: int) -> dict[str, Tensor]:
+        return {SINKS: Filled((mixers[n].heads,), NO_SINK)}
+
+    return llama.lower_as(NAME, model, metadata, sinks)
+
+
+def lift(source: GGUFSource) -> Model:
+    """A file of this architecture as a Model; UnsupportedError where sinks or Granite's scales have an effect."""
+    for key in SCALES:
+        value = float(source.key(key, 0.0))
+        if value not in (0.0, 1.0):
+            raise UnsupportedError(f"{source.path}: {NAME}.{key} is {value:g}, 1 expected; tinyq has no such scale")
+    pattern = [bool(windowed) for windowed in source.key("attention.sliding_window_pattern")]
+    window = int(source.key("attention.sliding_window"))
+
+    def change(n: int, mixer: Attention) -> Attention:
+        name = f"blk.{n}.{SINKS}"
+        highest = float(source.tensor(name).array().max())
+        if highest > NO_SINK:
+            raise UnsupportedError(f"{source.path}: {name} goes up to {highest:g}; tinyq has no attention sinks")
+        return replace(mixer, window=window if pattern[n] else None)
+
+    return llama.lift_with(source, change)
+
+
+TARGET = Target(NAME, (INTERLEAVED_PAIRS,), lacks, lower, lift, frozenset({"mistral", "mixtral", "qwen2"}))

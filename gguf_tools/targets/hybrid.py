@@ -1,0 +1,118 @@
+"""What the hybrid architectures share (`qwen3next`, `qwen35`, `qwen35moe`): Gated DeltaNet and gated attention in any order.
+
+Sources: `src/models/{qwen3next,qwen35,qwen35moe,delta-net-base}.cpp` of llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gguf_tools.delta_rewrites import IDLE_LAYER, REPEATED_VALUES
+from gguf_tools.errors import CheckpointError
+from gguf_tools.gguf_file import Metadata, u32
+from gguf_tools.gguf_source import GGUFSource
+from gguf_tools.output_bias import OUTPUT_BIAS
+from gguf_tools.rewrites import ZERO_ATTENTION_GATE
+from gguf_tools.spec import Attention, DeltaNet, ModelSpec, Norm
+from gguf_tools.targets import common
+from gguf_tools.tensors import Mapped, Tensor, concatenate, interleave_rows, take, take_rows
+
+POST_NORM = "post_attention_norm.weight"
+DELTA_NAMES = {
+    "delta.qkv": "attn_qkv.weight",
+    "delta.z": "attn_gate.weight",
+    "delta.conv": "ssm_conv1d.weight",
+    "delta.dt_bias": "ssm_dt.bias",
+    "delta.decay": "ssm_a",
+    "delta.norm": "ssm_norm.weight",
+    "delta.o": "ssm_out.weight",
+}
+REWRITES = (IDLE_LAYER, REPEATED_VALUES, OUTPUT_BIAS, ZERO_ATTENTION_GATE)
+
+
+def deltas(spec: ModelSpec) -> list[DeltaNet]:
+    """The DeltaNet of every layer that has one."""
+    return [layer.mixer for layer in spec.layers if isinstance(layer.mixer, DeltaNet)]
+
+
+def hybrid_lacks(spec: ModelSpec) -> list[str]:
+    """What the graphs cannot express of this spec's mixers, norms and scales."""
+    found = common.same(deltas(spec), "shape of linear attention")
+    # The graph's memory has a part for each kind, and an empty one is a failed assertion.
+    found += [] if deltas(spec) else ["a model without linear attention layers"]
+    found += [] if common.attentions(spec) else ["a model without full attention layers"]
+    found += [
+        f"linear attention with keys of {d.key_dim} and values of {d.value_dim}"
+        for d in dict.fromkeys(deltas(spec))
+        if d.key_dim != d.value_dim
+    ]
+    found += common.attention_lacks(spec, gated=True, full_rope=False)
+    return found + common.norm_lacks(spec) + common.scale_lacks(spec)
+
+
+def hybrid_metadata(arch: str, spec: ModelSpec) -> Metadata:
+    """Sizes, heads, rope, the DeltaNet's shape, and which layers are linear."""
+    delta = deltas(spec)[0]
+    values = {
+        "ssm.conv_kernel": delta.kernel,
+        "ssm.state_size": delta.key_dim,
+        "ssm.group_count": delta.key_heads,
+        "ssm.time_step_rank": delta.value_heads,
+        "ssm.inner_size": delta.value_heads * delta.value_dim,
+    }
+    metadata = common.common_metadata(arch, spec) | {f"{arch}.{key}": u32(value) for key, value in values.items()}
+    recurrent = [isinstance(layer.mixer, DeltaNet) for layer in spec.layers]
+    metadata[f"{arch}.attention.recurrent_layers"] = common.booleans(recurrent)
+    return metadata
+
+
+def join_gate(mixer: Attention, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Query and gate interleaved a head at a time."""
+    out = dict(tensors)
+    out["attn.q"] = interleave_rows([out["attn.q"], out.pop("attn.gate")], mixer.heads)
+    if "attn.gate_bias" in out:
+        out["attn.q_bias"] = interleave_rows([out["attn.q_bias"], out.pop("attn.gate_bias")], mixer.heads)
+    return out
+
+
+def join_delta(mixer: DeltaNet, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value in one matrix, and the decay as a rate."""
+    out = dict(tensors)
+    out["delta.qkv"] = concatenate([out.pop("delta.q"), out.pop("delta.k"), out.pop("delta.v")])
+    if mixer.decay == "log":
+        out["delta.decay"] = Mapped(out["delta.decay"], lambda a, _: -np.exp(a.astype(np.float64)), "-exp")
+    return out
+
+
+def lift_gated_attention(source: GGUFSource, n: int, norm: Norm) -> tuple[Attention, dict[str, Tensor]]:
+    """Layer n's attention, query and gate apart."""
+    spec, part = common.lift_attention(source, n, norm)
+    for name in ("q", "q_bias"):
+        if f"attn.{name}" in part:
+            both = expect_rows(source, part[f"attn.{name}"], 2 * spec.heads * spec.head_dim)
+            part[f"attn.{name}"] = take_rows(both, spec.heads, 0, spec.head_dim)
+            part[f"attn.{name.replace('q', 'gate')}"] = take_rows(both, spec.heads, spec.head_dim, spec.head_dim)
+    gated = Attention(spec.heads, spec.kv_heads, spec.head_dim, spec.rope, spec.bias, spec.qk_norm, gated=True)
+    return gated, part
+
+
+def expect_rows(source: GGUFSource, tensor: Tensor, rows: int) -> Tensor:
+    """The tensor, if it has as many rows as the metadata say; views of some of its rows would not show it."""
+    if tensor.shape[0] != rows:
+        raise CheckpointError(f"{source.path}: tensor {tensor.sources[0]} has shape {tensor.shape}, {rows} rows expected")
+    return tensor
+
+
+def lift_delta(source: GGUFSource, n: int, norm: Norm) -> tuple[DeltaNet, dict[str, Tensor]]:
+    """Layer n's DeltaNet, query, key and value apart, without beta and alpha."""
+    key_heads, value_heads = source.integer("ssm.group_count"), source.integer("ssm.time_step_rank")
+    dim, kernel = source.integer("ssm.state_size"), source.integer("ssm.conv_kernel")
+    spec = DeltaNet(key_heads, value_heads, dim, dim, kernel, norm, "rate", norm.eps)
+    part = {role: source.tensor(f"blk.{n}.{name}") for role, name in DELTA_NAMES.items()}
+    qkv, key = part.pop("delta.qkv"), key_heads * dim
+    part |= {
+        "delta.q": take(qkv, range(key)),
+        "delta.k": take(qkv, range(key, 2 * key)),
+        "delta.v": take(qkv, range(2 * key, qkv.shape[0])),
+    }
+    return spec, part

@@ -1,0 +1,131 @@
+"""llama.cpp's `llama`: Llama, Mistral, Mixtral (`src/models/llama.cpp`).
+
+Rope turns neighbouring dimensions, with a divisor for each frequency where `rope_freqs.weight` exists; every projection may
+have a bias; either all layers have experts (softmax, renormalised) or none has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from gguf_tools.errors import UnsupportedError
+from gguf_tools.gguf_file import Metadata, u32
+from gguf_tools.gguf_source import GGUFSource
+from gguf_tools.rewrites import INTERLEAVED_PAIRS
+from gguf_tools.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling, frequencies
+from gguf_tools.spec import Attention, FeedForward, GatedMLP, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.targets import common
+from gguf_tools.targets.base import Lowered, OutputTensor, Target
+from gguf_tools.targets.lifting import lift_layers, lift_moe
+from gguf_tools.tensors import InMemory, Tensor
+
+NAME = "llama"
+ROPE_FACTORS = "rope_freqs.weight"
+NAMES = {
+    "mixer_norm": "attn_norm.weight",
+    **common.ATTENTION_NAMES,
+    "ffn_norm": "ffn_norm.weight",
+    **common.FFN_NAMES,
+    **common.FFN_BIAS_NAMES,
+    **common.MOE_NAMES,
+}
+
+
+def lacks(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of this spec."""
+    return graph_lacks(spec, windows=False)
+
+
+def graph_lacks(spec: ModelSpec, *, windows: bool) -> list[str]:
+    """What Llama's graph cannot express, with or without sliding windows."""
+    found = []
+    if any(layer.letter.upper() != "A" for layer in spec.layers):
+        found.append("linear attention layers")
+    if len({isinstance(layer.feed_forward, GatedMLP) for layer in spec.layers}) > 1:
+        found.append("dense layers among layers with experts")
+    if any(moe.shared for moe in common.moes(spec)):
+        found.append("a shared expert")
+    found += common.attention_lacks(
+        spec,
+        gated=False,
+        full_rope=True,
+        qk_norm=False,
+        bias="qkvo",
+        pairs="interleaved",
+        rope_factors=True,
+        windows=windows,
+    )
+    found += common.mlp_lacks(spec, bias=True) + common.moe_lacks(spec)
+    return found + common.norm_lacks(spec) + common.scale_lacks(spec)
+
+
+def lower(model: Model) -> Lowered:
+    """Every tensor keeps its numbers; only names change."""
+    return lower_as(NAME, model, {}, lambda _: {})
+
+
+def lower_as(arch: str, model: Model, metadata: Metadata, extra: Callable[[int], Mapping[str, Tensor]]) -> Lowered:
+    """The model under architecture `arch`, with more metadata, and `extra` tensors for each layer by their GGUF names."""
+    spec = model.spec
+    # The width of experts is read from the dense feed-forward's key.
+    metadata = common.common_metadata(arch, spec) | {f"{arch}.feed_forward_length": u32(_width(spec))} | metadata
+    if moes := common.moes(spec):
+        metadata |= common.moe_metadata(arch, moes[0])
+
+    def layer(n: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**common.rename(tensors, NAMES), **extra(n)}
+
+    tensors = common.lower_tensors(model, layer)
+    factors = rope_factors(common.attentions(spec)[0].rope)
+    if factors:
+        tensors = (tensors[0], OutputTensor(ROPE_FACTORS, factors), *tensors[1:])
+    return Lowered(arch, metadata, tensors)
+
+
+def _width(spec: ModelSpec) -> int:
+    return spec.layers[0].feed_forward.width
+
+
+def rope_factors(rope: Rope) -> Tensor | None:
+    """What each pair's frequency is divided by, (dims / 2,), where the scaling has no name in llama.cpp."""
+    if not isinstance(rope.scaling, Llama3Scaling | FactorScaling):
+        return None
+    base, _ = frequencies(replace(rope, scaling=None))
+    return InMemory((base / frequencies(rope)[0]).astype(np.float32))
+
+
+def lift(source: GGUFSource) -> Model:
+    """A file of this architecture as a Model."""
+    return lift_with(source, lambda n, mixer: mixer)
+
+
+def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention]) -> Model:
+    """A file with Llama's tensors as a Model; `change` completes each layer's attention."""
+
+    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+        mixer, part = common.lift_attention(source, n, norm)
+        mixer = replace(mixer, rope=_lift_factors(source, replace(mixer.rope, pairs="interleaved")))
+        ffn: FeedForward
+        if f"blk.{n}.ffn_gate_inp.weight" in source.tensors:
+            ffn, ffn_part = lift_moe(source, n)
+        else:
+            ffn, ffn_part = common.lift_mlp(source, n)
+        return LayerSpec(change(n, mixer), ffn, norm, norm), part | ffn_part
+
+    return lift_layers(source, layer, "ffn_norm.weight")
+
+
+def _lift_factors(source: GGUFSource, rope: Rope) -> Rope:
+    if ROPE_FACTORS not in source.tensors:
+        return rope
+    if isinstance(rope.scaling, YarnScaling):
+        raise UnsupportedError(f"{source.path}: has YaRN and {ROPE_FACTORS} as well, which tinyq does not describe")
+    factor = rope.scaling.factor if isinstance(rope.scaling, LinearScaling) else 1.0
+    values = source.tensors[ROPE_FACTORS].array().astype(np.float64) * factor
+    return replace(rope, scaling=FactorScaling(tuple(values.tolist())))
+
+
+TARGET = Target(NAME, (INTERLEAVED_PAIRS,), lacks, lower, lift, frozenset({"llama", "mistral", "mixtral", "qwen2"}))

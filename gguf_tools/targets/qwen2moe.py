@@ -1,0 +1,67 @@
+"""llama.cpp's `qwen2moe`: qwen2's attention, experts and a gated shared expert in every layer (`src/models/qwen2moe.cpp`).
+
+The chosen experts' weights are not renormalised, and the output projection must be in the file.
+"""
+
+from __future__ import annotations
+
+from gguf_tools.errors import UnsupportedError
+from gguf_tools.gguf_source import GGUFSource
+from gguf_tools.rewrites import UNTIED_OUTPUT
+from gguf_tools.spec import LayerSpec, Model, ModelSpec, MoE, Norm
+from gguf_tools.targets import common
+from gguf_tools.targets.base import Lowered, Target
+from gguf_tools.targets.lifting import lift_layers, lift_moe
+from gguf_tools.targets.qwen2 import attention_lacks
+from gguf_tools.tensors import Tensor
+
+NAME = "qwen2moe"
+NAMES = {"mixer_norm": "attn_norm.weight", **common.ATTENTION_NAMES, "ffn_norm": "ffn_norm.weight", **common.MOE_NAMES}
+
+
+def lacks(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of this spec."""
+    found = []
+    if any(layer.letter.upper() != "A" for layer in spec.layers):
+        found.append("linear attention layers")
+    if any(not isinstance(layer.feed_forward, MoE) for layer in spec.layers):
+        found.append("layers without experts")
+    # A gate of zeros would not do: the graph computes the sigmoid of z as SiLU(z) / z.
+    if any(moe.shared is None or not moe.shared.gated for moe in common.moes(spec)):
+        found.append("experts without a gated shared expert")
+    found += common.same((moe.shared.width for moe in common.moes(spec) if moe.shared), "width of the shared expert")
+    if spec.tied:
+        found.append("an output projection tied to the embedding")
+    found += attention_lacks(spec) + common.moe_lacks(spec, normalised=False)
+    return found + common.norm_lacks(spec) + common.scale_lacks(spec)
+
+
+def lower(model: Model) -> Lowered:
+    """Every tensor keeps its numbers; only names change.
+
+    Raises UnsupportedError for a shared expert's gate of zeros, with which the graph divides zero by zero.
+    """
+    for n in range(len(model.spec.layers)):
+        gate = model.layer(n)["shared.sigmoid"]
+        if not gate.array().any():
+            raise UnsupportedError(
+                f"tensor {', '.join(gate.sources)} is zero throughout: llama.cpp's {NAME} computes the gate's sigmoid as "
+                "SiLU(z) / z, which is not a number there; train on, or give one of its weights a small value"
+            )
+    moe = common.moes(model.spec)[0]
+    metadata = common.common_metadata(NAME, model.spec) | common.moe_metadata(NAME, moe)
+    return Lowered(NAME, metadata, common.lower_tensors(model, lambda _, tensors: common.rename(tensors, NAMES)))
+
+
+def lift(source: GGUFSource) -> Model:
+    """A file of this architecture as a Model."""
+
+    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+        mixer, part = common.lift_attention(source, n, norm)
+        ffn, ffn_part = lift_moe(source, n, normalised=False)
+        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+
+    return lift_layers(source, layer, "ffn_norm.weight")
+
+
+TARGET = Target(NAME, (UNTIED_OUTPUT,), lacks, lower, lift, frozenset({"qwen2-moe"}))

@@ -1,0 +1,117 @@
+"""llama.cpp's `qwen35`: Gated DeltaNet and gated attention in any order, a dense feed-forward in every layer
+(`src/models/qwen35.cpp`).
+
+Its graph repeats key heads for value heads as ggml broadcasts: value head v reads key head v mod key_heads. Value heads
+that share a key head lie apart in the file, where a checkpoint has them side by side. Rope has a position for each of three
+axes; for text all are equal, and the sections have to cover every pair, because a fourth axis is always 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gguf_tools.columns import take_columns
+from gguf_tools.gguf_file import Metadata, ValueType, array, u32
+from gguf_tools.gguf_source import GGUFSource
+from gguf_tools.spec import Attention, DeltaNet, GatedMLP, LayerSpec, Mixer, Model, ModelSpec, Norm
+from gguf_tools.targets import common, hybrid
+from gguf_tools.targets.base import Lowered, OutputTensor, Target
+from gguf_tools.targets.lifting import lift_layers
+from gguf_tools.tensors import Tensor, take
+
+NAME = "qwen35"
+DELTA_NAMES = {**hybrid.DELTA_NAMES, "delta.beta": "ssm_beta.weight", "delta.alpha": "ssm_alpha.weight"}
+MIXER_NAMES = {
+    "mixer_norm": "attn_norm.weight",
+    **common.ATTENTION_NAMES,
+    **DELTA_NAMES,
+    "ffn_norm": hybrid.POST_NORM,
+}
+NAMES = MIXER_NAMES | common.FFN_NAMES
+
+
+def lacks(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of this spec."""
+    found = ["experts"] if common.moes(spec) else []
+    return list(dict.fromkeys(found + common.mlp_lacks(spec) + hybrid.hybrid_lacks(spec)))
+
+
+def rope_sections(dims: int) -> list[int]:
+    """How many pairs turn with each of three axes in turn, and none with the fourth; together all dims / 2."""
+    pairs = dims // 2
+    return [(pairs + 2 - axis) // 3 for axis in range(3)] + [0]
+
+
+def metadata_of(arch: str, spec: ModelSpec) -> Metadata:
+    """The hybrid's metadata with the rope sections, which the loader requires."""
+    sections = array(ValueType.INT32, rope_sections(common.attentions(spec)[0].rope.dims))
+    return hybrid.hybrid_metadata(arch, spec) | {f"{arch}.rope.dimension_sections": sections}
+
+
+def lower_layers(model: Model, names: Mapping[str, str]) -> tuple[OutputTensor, ...]:
+    """All tensors: query and gate interleaved a head at a time, value heads in the order that the graph repeats keys in."""
+
+    def layer(n: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        mixer = model.spec.layers[n].mixer
+        if isinstance(mixer, Attention):
+            return common.rename(hybrid.join_gate(mixer, tensors), names)
+        return common.rename(hybrid.join_delta(mixer, reorder_values(mixer, tensors, _tiled(mixer))), names)
+
+    return common.lower_tensors(model, layer)
+
+
+def _tiled(mixer: DeltaNet) -> list[int]:
+    """For each value head in the file, which one of the model it is."""
+    group = mixer.value_heads // mixer.key_heads
+    return [key * group + member for member in range(group) for key in range(mixer.key_heads)]
+
+
+def _grouped(mixer: DeltaNet) -> list[int]:
+    """For each value head of the model, which one of the file it is."""
+    group = mixer.value_heads // mixer.key_heads
+    return [member * mixer.key_heads + key for key in range(mixer.key_heads) for member in range(group)]
+
+
+def reorder_values(mixer: DeltaNet, tensors: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
+    """The DeltaNet's tensors with its value heads in another order."""
+    rows = [head * mixer.value_dim + d for head in order for d in range(mixer.value_dim)]
+    keys = mixer.channels - len(rows)
+    out = dict(tensors)
+    for name in ("delta.v", "delta.z"):
+        out[name] = take(out[name], rows)
+    for name in ("delta.beta", "delta.alpha", "delta.decay", "delta.dt_bias"):
+        out[name] = take(out[name], order)
+    out["delta.conv"] = take(out["delta.conv"], [*range(keys), *(keys + row for row in rows)])
+    out["delta.o"] = take_columns(out["delta.o"], rows)
+    return out
+
+
+def lower(model: Model) -> Lowered:
+    """The model in this architecture's terms."""
+    ffn = model.spec.layers[0].feed_forward
+    assert isinstance(ffn, GatedMLP)
+    metadata = metadata_of(NAME, model.spec) | {f"{NAME}.feed_forward_length": u32(ffn.width)}
+    return Lowered(NAME, metadata, lower_layers(model, NAMES))
+
+
+def lift_mixer(source: GGUFSource, n: int, norm: Norm) -> tuple[Mixer, dict[str, Tensor]]:
+    """Layer n's attention or DeltaNet, value heads in the model's order."""
+    if f"blk.{n}.ssm_a" not in source.tensors:
+        return hybrid.lift_gated_attention(source, n, norm)
+    mixer, part = hybrid.lift_delta(source, n, norm)
+    part |= {role: source.tensor(f"blk.{n}.{DELTA_NAMES[role]}") for role in ("delta.beta", "delta.alpha")}
+    return mixer, reorder_values(mixer, part, _grouped(mixer))
+
+
+def lift(source: GGUFSource) -> Model:
+    """A file of this architecture as a Model."""
+
+    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+        mixer, part = lift_mixer(source, n, norm)
+        ffn, ffn_part = common.lift_mlp(source, n)
+        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+
+    return lift_layers(source, layer, hybrid.POST_NORM)
+
+
+TARGET = Target(NAME, hybrid.REWRITES, lacks, lower, lift, frozenset({"qwen3.5"}))

@@ -1,0 +1,45 @@
+"""llama.cpp's `qwen35moe`: like qwen35, with experts and a gated shared expert in every layer (`src/models/qwen35moe.cpp`)."""
+
+from __future__ import annotations
+
+from gguf_tools.gguf_source import GGUFSource
+from gguf_tools.rewrites import EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE
+from gguf_tools.spec import LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.targets import common, hybrid
+from gguf_tools.targets.base import Lowered, Target
+from gguf_tools.targets.lifting import lift_layers, lift_moe
+from gguf_tools.targets.qwen3next import experts_lacks
+from gguf_tools.targets.qwen35 import MIXER_NAMES, lift_mixer, lower_layers, metadata_of
+from gguf_tools.tensors import Tensor
+
+NAME = "qwen35moe"
+NAMES = MIXER_NAMES | common.MOE_NAMES
+
+
+def lacks(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of this spec."""
+    shared = (moe.shared.width for moe in common.moes(spec) if moe.shared)
+    found = experts_lacks(spec) + common.same(shared, "width of the shared expert")
+    return list(dict.fromkeys(found + hybrid.hybrid_lacks(spec)))
+
+
+def lower(model: Model) -> Lowered:
+    """The model in this architecture's terms."""
+    metadata = metadata_of(NAME, model.spec) | common.moe_metadata(NAME, common.moes(model.spec)[0])
+    return Lowered(NAME, metadata, lower_layers(model, NAMES))
+
+
+def lift(source: GGUFSource) -> Model:
+    """A file of this architecture as a Model."""
+
+    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+        mixer, part = lift_mixer(source, n, norm)
+        ffn, ffn_part = lift_moe(source, n)
+        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+
+    return lift_layers(source, layer, hybrid.POST_NORM)
+
+
+TARGET = Target(
+    NAME, (*hybrid.REWRITES, EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE), lacks, lower, lift, frozenset({"qwen3.5"})
+)

@@ -1,0 +1,172 @@
+"""llama.cpp's `step35`: dense or MoE layer by layer, with much left to the file (`src/models/step35.cpp`).
+
+Ungated shared experts, softmax or sigmoid routers, a selection bias, q/k norms where there are weights, rope on a part of
+the head, keys wider than values, and a sliding window layer by layer. Its quirks:
+
+- Some layer must have a window, or it aborts. Where the model has none, all layers get one beyond any context.
+- Of `rope.dimension_count` the layers without a window use the half; the others read keys of their own (`…_swa`), and know no
+  rope scaling.
+- Every MoE layer adds a shared expert, and the output projection is required.
+- Weights of experts, where they are to sum to 1, are divided by their sum, but at least by 6.1e-5: sigmoid routers whose
+  chosen logits all lie below -9.7 come out smaller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from gguf_tools.approximations import SOFTMAX_ROUTER
+from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.gguf_file import Field, Metadata, boolean, f32, u32
+from gguf_tools.gguf_source import GGUFSource
+from gguf_tools.head_rewrites import WIDENED_HEADS
+from gguf_tools.rewrites import EMPTY_UNGATED_EXPERT, HALF_PAIRS, UNTIED_OUTPUT
+from gguf_tools.router_rewrites import SINGLE_EXPERT
+from gguf_tools.spec import FeedForward, LayerSpec, Model, ModelSpec, MoE, Norm, Router
+from gguf_tools.targets import common
+from gguf_tools.targets.base import Lowered, Target
+from gguf_tools.targets.lifting import lift_layers, lift_moe
+from gguf_tools.tensors import Tensor
+
+NAME = "step35"
+MOE_NAMES = {**common.MOE_NAMES, "moe.router_bias": "exp_probs_b.bias"}
+NAMES = {
+    "mixer_norm": "attn_norm.weight",
+    **common.ATTENTION_NAMES,
+    "ffn_norm": "ffn_norm.weight",
+    **common.FFN_NAMES,
+    **MOE_NAMES,
+}
+ENDLESS = 1 << 23
+"""A window beyond any context; times 256 sequences it still fits llama.cpp's 32 bits."""
+SWA_THETA = 10000.0
+"""llama.cpp's base for layers with a window, where the file does not say."""
+SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3
+"""`expert_gating_func`; the last is softmax over the raw logits of those chosen, which `exp_probs_b` is added to."""
+
+
+def lacks(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of this spec."""
+    found = []
+    if any(layer.letter.upper() != "A" for layer in spec.layers):
+        found.append("linear attention layers")
+    found += common.attention_lacks(spec, gated=False, full_rope=False, qk_norm=None, windows=True, value_sizes=True)
+    if any(mixer.rope.scaling for mixer in common.attentions(spec)):
+        found.append("rope scaling")
+    windows = (mixer.window for mixer in common.attentions(spec) if mixer.window)
+    found += common.same(windows, "sliding window")
+    return found + _moe_lacks(spec) + common.mlp_lacks(spec) + common.norm_lacks(spec) + common.scale_lacks(spec)
+
+
+def _moe_lacks(spec: ModelSpec) -> list[str]:
+    moes = common.moes(spec)
+    found = common.same(((moe.experts, moe.width) for moe in moes), "number and width of experts")
+    found += common.same((moe.router for moe in moes), "router")
+    if any(moe.router.selection_bias and _gating(moe.router) != SOFTMAX_OF_CHOSEN for moe in moes):
+        found.append("a router bias added before the score function, for the selection alone")
+    shared = [moe.shared for moe in moes if moe.shared]
+    if len(shared) < len(moes):
+        found.append("experts without a shared expert")
+    if any(expert.gated for expert in shared):
+        found.append("a gate on the shared expert")
+    return found + common.same((expert.width for expert in shared), "width of shared experts")
+
+
+def _gating(router: Router) -> int:
+    if router.score == "sigmoid":
+        return SIGMOID
+    return SOFTMAX_OF_CHOSEN if router.normalised else SOFTMAX
+
+
+def lower(model: Model) -> Lowered:
+    """Every tensor keeps its numbers; only names change."""
+    metadata = common.common_metadata(NAME, model.spec) | {
+        f"{NAME}.{key}": value for key, value in {**_attention_keys(model.spec), **_expert_keys(model.spec)}.items()
+    }
+    return Lowered(NAME, metadata, common.lower_tensors(model, lambda _, tensors: common.rename(tensors, NAMES)))
+
+
+def _attention_keys(spec: ModelSpec) -> dict[str, Field]:
+    mixers = common.attentions(spec)
+    first = mixers[0]
+    window = next((mixer.window for mixer in mixers if mixer.window), None)
+    return {
+        "rope.dimension_count": u32(2 * first.rope.dims),
+        "rope.dimension_count_swa": u32(first.rope.dims),
+        "rope.freq_base_swa": f32(first.rope.theta),
+        "attention.key_length_swa": u32(first.head_dim),
+        "attention.value_length_swa": u32(first.value_size),
+        "attention.sliding_window": u32(window or ENDLESS),
+        "attention.sliding_window_pattern": common.booleans(not window or mixer.window is not None for mixer in mixers),
+    }
+
+
+def _expert_keys(spec: ModelSpec) -> Metadata:
+    moe = next(iter(common.moes(spec)), None)
+    dense = next((ffn.width for ffn in (layer.feed_forward for layer in spec.layers) if not isinstance(ffn, MoE)), None)
+    values: Metadata = {"feed_forward_length": u32(dense or (moe.width if moe else 0))}
+    if moe is None:
+        # The key is required, and without experts it is not used.
+        return values | {"expert_feed_forward_length": u32(0)}
+    prefix = f"{NAME}."
+    values |= {key.removeprefix(prefix): value for key, value in common.moe_metadata(NAME, moe).items()}
+    gating = _gating(moe.router)
+    values["expert_gating_func"] = u32(gating)
+    values["expert_weights_norm"] = boolean(moe.router.normalised and gating != SOFTMAX_OF_CHOSEN)
+    return values
+
+
+def lift(source: GGUFSource) -> Model:
+    """A file of this architecture as a Model; UnsupportedError for a selection bias after the score function."""
+    pattern, layers = source.key("attention.sliding_window_pattern"), source.integer("block_count")
+    if not isinstance(pattern, tuple) or len(pattern) < layers:
+        raise CheckpointError(
+            f"{source.path}: {NAME}.attention.sliding_window_pattern does not have a value for each of {layers} layers; "
+            "write the file again"
+        )
+    stated = source.integer("attention.sliding_window")
+    window = stated if stated < source.integer("context_length") else None
+
+    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+        local = bool(pattern[n])
+        dims = source.integer("rope.dimension_count_swa") if local else source.integer("rope.dimension_count") // 2
+        mixer, part = common.lift_attention(source, n, norm, dims)
+        gate = f"blk.{n}.attn_gate.weight"
+        if gate in source.tensors:
+            raise UnsupportedError(f"{source.path}: {gate} is one gate for a whole head, which tinyq does not have")
+        if local:
+            rope = replace(mixer.rope, theta=source.number("rope.freq_base_swa", SWA_THETA), scaling=None)
+            mixer = replace(mixer, rope=rope, window=window)
+        ffn: FeedForward
+        if f"blk.{n}.ffn_gate_inp.weight" in source.tensors:
+            ffn, ffn_part = _lift_experts(source, n)
+        else:
+            ffn, ffn_part = common.lift_mlp(source, n)
+        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+
+    return lift_layers(source, layer, "ffn_norm.weight")
+
+
+def _lift_experts(source: GGUFSource, n: int) -> tuple[MoE, dict[str, Tensor]]:
+    gating = source.integer("expert_gating_func", SIGMOID)
+    score: Literal["softmax", "sigmoid"] = "sigmoid" if gating == SIGMOID else "softmax"
+    normalised = gating == SOFTMAX_OF_CHOSEN or bool(source.key("expert_weights_norm", False))
+    moe, part = lift_moe(source, n, normalised=normalised)
+    bias = f"blk.{n}.{MOE_NAMES['moe.router_bias']}"
+    biased = bias in source.tensors
+    if biased and gating != SOFTMAX_OF_CHOSEN:
+        raise UnsupportedError(f"{source.path}: {bias} is added after the score function, which tinyq does not have")
+    if biased:
+        part["moe.router_bias"] = source.tensor(bias)
+    return replace(moe, router=replace(moe.router, score=score, selection_bias=biased)), part
+
+
+TARGET = Target(
+    NAME,
+    (SINGLE_EXPERT, HALF_PAIRS, WIDENED_HEADS, EMPTY_UNGATED_EXPERT, UNTIED_OUTPUT),
+    lacks,
+    lower,
+    lift,
+    approximations=(SOFTMAX_ROUTER,),
+)

@@ -1,0 +1,79 @@
+"""Checkpoints and a command line that tests of several packages share.
+
+The checkpoints are made once a session and must not be changed: `copied` gives one of a test's own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Examples take longer on a machine that has other work.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
+
+
+@pytest.fixture(scope="session")
+def qwen3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen3 in bf16, one file."""
+    import torch
+
+    from tests.tiny_models import checkpoint, dense
+
+    return checkpoint(tmp_path_factory.mktemp("qwen3") / "tiny-qwen3", dense(), dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def sharded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen3-MoE in float32, in several shards."""
+    from tests.tiny_models import checkpoint, moe
+
+    return checkpoint(tmp_path_factory.mktemp("moe") / "tiny-moe", moe(), max_shard_size="40KB")
+
+
+@pytest.fixture(scope="session")
+def hybrid_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen3-Next in bf16, one file."""
+    import torch
+
+    from tests.tiny_models import checkpoint, hybrid
+
+    return checkpoint(tmp_path_factory.mktemp("hybrid") / "tiny-hybrid", hybrid(), dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copies a checkpoint for a test that changes it."""
+
+    def copy(folder: Path) -> Path:
+        return shutil.copytree(folder, tmp_path / folder.name)
+
+    return copy
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run of the command line left: the exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def tinyq(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs `tinyq` in this process."""
+    from gguf_tools.cli import run
+
+    def call(*args: object) -> Ran:
+        capsys.readouterr()
+        code = run([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return call
