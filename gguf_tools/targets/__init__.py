@@ -77,7 +77,7 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
         made = _exact(candidate, model)
         lacks = candidate.lacks(made.model.spec)
         if lacks:
-            refusals.append(f"{candidate.name} lacks {', '.join(lacks)}")
+            refusals.append((len(lacks), f"{candidate.name} lacks {', '.join(lacks)}"))
         else:
             plans.append(made)
     if plans:
@@ -92,8 +92,13 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
         return replace(made, approximation=way, fits=fits)
     hints = "".join(f"; --allow-approximate accepts {candidate.name} with a {way.name}" for candidate, way in offers)
     raise UnsupportedError(
-        f"no llama.cpp architecture expresses this {model.family} model exactly: {'; '.join(refusals)}{hints}"
+        f"no llama.cpp architecture expresses this {model.family} model exactly: {_listed(refusals)}{hints}"
     )
+
+
+def _listed(refusals: list[tuple[int, str]]) -> str:
+    """What each target lacks, those that lack least first: (number of lacks, sentence) of each."""
+    return "; ".join(text for _, text in sorted(refusals))
 
 
 def _exact(target: Target, model: Model) -> Plan:

@@ -1,0 +1,178 @@
+"""The published forward passes of the custom families, written from their descriptions: straight, slow, in float64.
+
+They share nothing with the package: weights come from torch and safetensors themselves, under their published names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights in float64 without a wrapper or a prefix, and the config."""
+    config: dict[str, Any] = {}
+    if (folder / "config.json").exists():
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    files = [path for path in folder.iterdir() if path.suffix in (".pt", ".safetensors")]
+    assert len(files) == 1
+    loaded: Any = load_file(files[0]) if files[0].suffix == ".safetensors" else torch.load(files[0], weights_only=True)
+    if "model" in loaded:
+        config, loaded = loaded["cfg"], loaded["model"]
+    return {name.removeprefix("_orig_mod."): tensor.double() for name, tensor in loaded.items()}, config
+
+
+def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def turned_halves(x: Tensor, theta: float) -> Tensor:
+    """Rope of x (length, heads, dim): dimension i turns with i + dim/2."""
+    length, _, dim = x.shape
+    angles = torch.outer(torch.arange(length).double(), theta ** (-torch.arange(0, dim, 2).double() / dim))
+    turned = (
+        torch.complex(x[..., : dim // 2], x[..., dim // 2 :]) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    )
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+def turned_pairs(x: Tensor, theta: float, dims: int) -> Tensor:
+    """Rope of the first `dims` dimensions of x (length, heads, dim): 2i turns with 2i + 1."""
+    length, heads, _ = x.shape
+    angles = torch.outer(torch.arange(length).double(), theta ** (-torch.arange(0, dims, 2).double() / dims))
+    pairs = torch.view_as_complex(x[..., :dims].reshape(length, heads, dims // 2, 2).contiguous())
+    turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None])
+    return torch.cat([turned.reshape(length, heads, dims), x[..., dims:]], -1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of q (length, heads, dim) on k and v (length, kv_heads, dim): (length, heads · dim)."""
+    length, heads, dim = q.shape
+    group = heads // k.shape[1]
+    out = torch.zeros(length, heads, v.shape[-1], dtype=torch.double)
+    for head in range(heads):
+        for position in range(length):
+            scores = k[: position + 1, head // group] @ q[position, head] / dim**0.5
+            out[position, head] = scores.softmax(0) @ v[: position + 1, head // group]
+    return out.flatten(1)
+
+
+def simplified_qwen_moe(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
+    """Logits (length, vocabulary) of the simplified Qwen-MoE."""
+    heads, kv_heads, eps = config["num_attention_heads"], config["num_key_value_heads"], config["rms_norm_eps"]
+    dim = config["hidden_size"] // heads
+
+    def mlp(x: Tensor, prefix: str) -> Tensor:
+        gate, up, down = (w[f"{prefix}{name}_proj.weight"] for name in ("gate", "up", "down"))
+        return (silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    x = w["model.embed_tokens.weight"][tokens]
+    for n in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{n}."
+        y = rms(x, w[f"{prefix}input_layernorm.weight"], eps)
+        q, k, v = (
+            (y @ w[f"{prefix}self_attn.{name}_proj.weight"].T).view(len(tokens), count, dim)
+            for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
+        )
+        q, k = turned_halves(q, config["rope_theta"]), turned_halves(k, config["rope_theta"])
+        x = x + attend(q, k, v) @ w[f"{prefix}self_attn.o_proj.weight"].T
+        y = rms(x, w[f"{prefix}post_attention_layernorm.weight"], eps)
+        if n % config["moe_layer_freq"]:
+            x = x + mlp(y, f"{prefix}mlp.")
+            continue
+        logits = y @ w[f"{prefix}mlp.gate.gate.weight"].T
+        best, chosen = logits.topk(config["num_experts_per_tok"])
+        shares = best.softmax(-1)
+        out = mlp(y, f"{prefix}mlp.shared_expert.ffn.")
+        for row in range(len(tokens)):
+            for share, expert in zip(shares[row], chosen[row].tolist(), strict=True):
+                out[row] += share * mlp(y[row], f"{prefix}mlp.experts.{expert}.ffn.")
+        x = x + out
+    return rms(x, w["model.norm.weight"], eps) @ w["lm_head.weight"].T
+
+
+def from_scratch_qwen3(w: Weights, _: Mapping[str, Any], tokens: Tensor) -> Tensor:
+    """Logits (length, vocabulary) of the from-scratch Qwen3."""
+    hidden = w["tok_emb.weight"].shape[1]
+    x = w["tok_emb.weight"][tokens] * hidden**0.5
+    for n in range(sum(name.endswith("norm1.weight") for name in w)):
+        prefix = f"blocks.{n}."
+        norms = {name: w[f"{prefix}attention.{name}_norm.weight"] for name in "qk"}
+        y = rms(x, w[f"{prefix}norm1.weight"], 1e-6)
+        q, k, v = (
+            (y @ w[f"{prefix}attention.W_{name}.weight"].T).view(len(tokens), -1, len(norms["q"]))
+            for name in ("query", "key", "value")
+        )
+        q, k = (turned_halves(rms(part, norms[name], 1e-6), 10000.0) for name, part in (("q", q), ("k", k)))
+        x = x + attend(q, k, v) @ w[f"{prefix}attention.out_proj.weight"].T
+        y = rms(x, w[f"{prefix}norm2.weight"], 1e-6)
+        gate, up, down = (w[f"{prefix}feed_forward.{name}_proj.weight"] for name in ("gate", "up", "down"))
+        x = x + (silu(y @ gate.T) * (y @ up.T)) @ down.T
+    return rms(x, w["final_norm.weight"], 1e-6) @ w["out_head.weight"].T
+
+
+def moe_model(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
+    """Logits (length, vocabulary) of MoEModel."""
+    eps, dim = config["rms_eps"], config["head_dim"]
+
+    def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return (silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    def mlp(x: Tensor, prefix: str) -> Tensor:
+        return swiglu(x, *(w[f"{prefix}{name}.weight"] for name in ("gate", "up", "down")))
+
+    def expert(x: Tensor, prefix: str, number: int) -> Tensor:
+        if f"{prefix}gate" in w:
+            return swiglu(x, *(w[f"{prefix}{name}"][number] for name in ("gate", "up", "down")))
+        return mlp(x, f"{prefix}routed_experts.{number}.")
+
+    x = w["embed.weight"][tokens]
+    for n in range(config["n_layers"]):
+        prefix = f"blocks.{n}."
+        y = rms(x, w[f"{prefix}attn_norm.weight"], eps)
+        q, k, v = ((y @ w[f"{prefix}attn.{name}_proj.weight"].T).view(len(tokens), -1, dim) for name in "qkv")
+        q, k = (
+            turned_pairs(
+                rms(part, w[f"{prefix}attn.{name}_norm.weight"], eps) * w[f"{prefix}attn.{name}_norm.gain"],
+                config["rope_theta"],
+                config["rope_partial"],
+            )
+            for name, part in (("q", q), ("k", k))
+        )
+        if config["smear_gate"]:
+            v = v * w[f"{prefix}attn.smear"].view(1, -1, 1)
+        x = x + attend(q, k, v) @ w[f"{prefix}attn.o_proj.weight"].T
+        y = rms(x, w[f"{prefix}ffn_norm.weight"], eps)
+        if n < config["moe_first_layer"]:
+            x = x + mlp(y, f"{prefix}ffn.")
+            continue
+        logits = y @ w[f"{prefix}ffn.router.w"].T
+        chosen = (logits + w[f"{prefix}ffn.router.bias"]).topk(config["top_k"]).indices
+        out = mlp(y, f"{prefix}ffn.shared_expert.")
+        for row in range(len(tokens)):
+            shares = logits[row, chosen[row]].sigmoid()
+            for share, number in zip(shares / shares.sum(), chosen[row].tolist(), strict=True):
+                out[row] += share * expert(y[row], f"{prefix}ffn.", number)
+        x = x + out
+    head = w["embed.weight"] if config["tie_embeddings"] else w["lm_head.weight"]
+    scale = float((config["mup_base_d"] / config["d_model"]) ** 0.5)
+    return rms(x, w["final_norm.weight"], eps) @ head.T * scale
+
+
+FORWARD = {
+    "qwen-moe-simplified": simplified_qwen_moe,
+    "qwen3-from-scratch": from_scratch_qwen3,
+    "moe-model": moe_model,
+}
