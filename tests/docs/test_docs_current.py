@@ -1,0 +1,21 @@
+"""The generated pages say what the code says; the README's table and links hold."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from docs.generate import COMMANDS_PAGE, commands_page
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_commands_page() -> None:
+    assert COMMANDS_PAGE.read_text("utf-8") == commands_page(), "run make docs"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "examples" / "README.md"]:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page.name} links to {link}"
