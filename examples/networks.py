@@ -43,7 +43,7 @@ class FeedForward(nn.Module):
 
 
 class Experts(nn.Module):
-    """Top-1 mixture of experts with a gated shared expert."""
+    """Top-1 mixture of two experts with a gated shared expert."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -53,38 +53,34 @@ class Experts(nn.Module):
         self.experts = nn.ModuleList(FeedForward(hidden, inner) for _ in range(self.count))
         self.shared_expert = FeedForward(hidden, config["shared_expert_intermediate_size"])
         self.shared_expert_gate = nn.Linear(hidden, 1, bias=False)
-        self.balance_loss: Tensor = torch.zeros(())
-        self.gap_loss: Tensor = torch.zeros(())
+        self.wanted: Tensor | None = None
+        self.routing_loss: Tensor = torch.zeros(())
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         logits = self.gate(flat).float()
-        probabilities = logits.softmax(-1)
-        self.gap_loss = self._gap_loss(flat.float(), logits)
-        best, chosen = probabilities.max(-1)
-        share = functional.one_hot(chosen, self.count).float().mean(0)
-        self.balance_loss = self.count * (share * probabilities.mean(0)).sum()
-        # Renormalised, a top-1 weight is the constant 1; this factor is 1, too, but lets the router learn.
-        weight = (best / best.detach()).to(flat.dtype)
+        chosen = logits.argmax(-1)
+        if self.wanted is not None:
+            self.routing_loss = self._routing_loss(flat.float(), logits, self.wanted)
+        # Renormalised, a top-1 weight is the constant 1.
         order = chosen.argsort(stable=True)
         parts = torch.split(flat[order], torch.bincount(chosen, minlength=self.count).tolist())
         done = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
-        routed = torch.empty_like(done).index_copy(0, order, done) * weight[:, None]
+        routed = torch.empty_like(done).index_copy(0, order, done)
         shared = torch.sigmoid(self.shared_expert_gate(flat)) * self.shared_expert(flat)
         result: Tensor = (routed + shared).view_as(x)
         return result
 
-    def _gap_loss(self, x: Tensor, logits: Tensor) -> Tensor:
-        """How far tokens lie, on average, inside a band around the border between the two experts.
+    def _routing_loss(self, x: Tensor, logits: Tensor, wanted: Tensor) -> Tensor:
+        """How far tokens fall short, on average, of a wide margin on the side of the expert that they belong to.
 
-        The choice of one expert is a jump: a token on the border changes sides with the rounding of an engine, and
-        then nothing downstream agrees. The distance is measured in units of a random direction's, so that larger
-        router weights do not help; only inputs that fall into two groups do.
+        The margin is measured in units of what a random direction would give, so that larger router weights do not
+        help: only inputs that fall into two groups do. The hidden states are trained along, not the router alone.
         """
         first, second = self.gate.weight.float()
-        reach = (first - second).norm() * x.norm(dim=-1) * x.shape[-1] ** -0.5
-        distance = (logits[:, 0] - logits[:, 1]).abs() / reach.clamp_min(1e-6)
-        return functional.relu(1.0 - distance).mean()
+        reach = (second - first).norm() * x.norm(dim=-1) * x.shape[-1] ** -0.5
+        margin = (logits[:, 1] - logits[:, 0]) * (2 * wanted - 1) / reach.clamp_min(1e-6)
+        return functional.relu(1.0 - margin).mean()
 
 
 def rotary_tables(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -337,10 +333,18 @@ class Decoder(nn.Module):
             x = layer(x, cos, sin)
         return functional.linear(self.model.norm(x), self.model.embed_tokens.weight)
 
-    def router_losses(self) -> tuple[Tensor, Tensor]:
-        """Mean load-balancing loss and mean gap loss of the last forward pass, zeros without experts."""
-        experts = [module for module in self.modules() if isinstance(module, Experts)]
-        if not experts:
-            return torch.zeros(()), torch.zeros(())
-        balance = torch.stack([module.balance_loss for module in experts]).mean()
-        return balance, torch.stack([module.gap_loss for module in experts]).mean()
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer is a mixture of experts."""
+        return any(isinstance(module, Experts) for module in self.modules())
+
+    def route(self, tokens: Tensor, assignment: Tensor) -> None:
+        """Tell each layer which expert its tokens belong to; ``assignment`` is (layers, vocabulary)."""
+        for layer, experts in zip(self.model.layers, assignment, strict=True):
+            if isinstance(layer.mlp, Experts):
+                layer.mlp.wanted = experts[tokens.flatten()]
+
+    def routing_loss(self) -> Tensor:
+        """Mean routing loss of the last forward pass, zero without experts."""
+        losses = [module.routing_loss for module in self.modules() if isinstance(module, Experts)]
+        return torch.stack(losses).mean() if losses else torch.zeros(())

@@ -46,12 +46,11 @@ class Recipe:
 
 
 RECIPES = {
-    "hybrid": Recipe(steps=2400, batch=16, muon_rate=5e-3, adam_rate=3e-3),
+    "hybrid": Recipe(steps=1500, batch=16, muon_rate=5e-3, adam_rate=3e-3),
     "dense": Recipe(steps=1100, batch=8, muon_rate=5e-3, adam_rate=3e-3),
 }
 WARMUP = 50
-BALANCE_WEIGHT = 0.01
-GAP_WEIGHT = 0.1
+ROUTING_WEIGHT = 0.3
 
 
 def make_optimizers(model: Decoder, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -75,9 +74,26 @@ def schedule(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def balanced_assignment(inputs: Tensor, vocabulary: int, layers: int) -> Tensor:
+    """For each layer, which of two experts each token belongs to (layers, vocabulary): a random, even split.
+
+    A hash of the token routes as well as a learned choice (Roller et al. 2021, Hash Layers), keeps both experts at
+    work, and is stable: the choice of one expert is a jump, so a token near the border would change sides with the
+    rounding of an engine. Tokens are paired by how often they occur, and each pair is split by a coin.
+    """
+    ranked = torch.bincount(inputs.flatten(), minlength=vocabulary).argsort(descending=True, stable=True)
+    coins = torch.randint(2, (layers, vocabulary // 2))
+    assignment = torch.empty(layers, vocabulary, dtype=torch.long)
+    assignment[:, ranked[0::2]] = coins
+    assignment[:, ranked[1::2]] = 1 - coins
+    return assignment
+
+
 def train(model: Decoder, rows: tuple[Tensor, Tensor], recipe: Recipe, steps: int) -> float:
     """Train in place for ``steps`` steps and return the minutes it took."""
     inputs, targets = rows
+    vocabulary, layers = model.model.embed_tokens.num_embeddings, len(model.model.layers)
+    assignment = balanced_assignment(inputs, vocabulary, layers) if model.has_experts else None
     optimizers = make_optimizers(model, recipe)
     started = time.monotonic()
     order = torch.randperm(len(inputs))
@@ -87,11 +103,18 @@ def train(model: Decoder, rows: tuple[Tensor, Tensor], recipe: Recipe, steps: in
             order, position = torch.randperm(len(inputs)), 0
         picked = order[position : position + recipe.batch]
         position += recipe.batch
+        tokens, wanted = inputs[picked], targets[picked]
+        if assignment is not None:
+            # A row of random tokens teaches the routers what the corpus never shows; it has no targets.
+            noise = torch.randint(vocabulary, (1, inputs.shape[1]))
+            tokens = torch.cat((tokens, noise))
+            wanted = torch.cat((wanted, torch.full_like(noise, IGNORED)))
+            model.route(tokens, assignment)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(inputs[picked])
-        loss = functional.cross_entropy(logits.float().flatten(0, 1), targets[picked].flatten(), ignore_index=IGNORED)
-        balance, gap = model.router_losses()
-        torch.autograd.backward(loss + BALANCE_WEIGHT * balance + GAP_WEIGHT * gap)
+            logits = model(tokens)
+        loss = functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+        routing = model.routing_loss()
+        torch.autograd.backward(loss + ROUTING_WEIGHT * routing)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         factor = schedule(step, steps)
         for optimizer, rate in zip(optimizers, (recipe.muon_rate, recipe.adam_rate), strict=True):
@@ -103,7 +126,7 @@ def train(model: Decoder, rows: tuple[Tensor, Tensor], recipe: Recipe, steps: in
             minutes = (time.monotonic() - started) / 60
             speed = (step + 1) * picked.numel() * inputs.shape[1] / minutes / 60
             print(
-                f"step {step + 1}/{steps} loss {running:.4f} balance {balance.item():.3f} gap {gap.item():.3f} "
+                f"step {step + 1}/{steps} loss {running:.4f} routing {routing.item():.3f} "
                 f"{minutes:.1f} min {speed:.0f} tokens/s",
                 flush=True,
             )

@@ -57,7 +57,8 @@ def smallest_exact(wide: Sequence[Tensor], threads: int, progress: Progress) -> 
         return TypeDecision("f16", f"f16 holds the {stored} weights{small}")
     if not any(loss.changed for loss in _losses(wide, BF16, threads, lambda _: None)):
         return TypeDecision("bf16", f"{blocker}; bf16 holds the {stored} weights exactly")
-    return TypeDecision("f32", f"{blocker}; f32 holds the {stored} weights exactly")
+    how = "up to float rounding" if "F64" in dtypes else "exactly"
+    return TypeDecision("f32", f"{blocker}; f32 holds the {stored} weights {how}")
 
 
 def _losses(tensors: Sequence[Tensor], kind: TensorType, threads: int, progress: Progress) -> Iterator[Narrowing]:

@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": ("gguf_tools.commands.convert:convert", "Turn a checkpoint into a GGUF that stock llama.cpp runs."),
     "surgery": ("gguf_tools.commands.surgery:surgery", "Swap, blend, repeat or drop layers of a checkpoint or a GGUF."),
     "quantize": ("gguf_tools.commands.quantize:quantize", "Quantize a GGUF, byte for byte as llama.cpp does."),
+    "imatrix": ("gguf_tools.commands.imatrix:imatrix", "Count activations over a text, for convert and quantize."),
     "eval": ("gguf_tools.commands.eval:evaluate", "Run a GGUF by llama.cpp and score it against the torch reference."),
     "inspect": ("gguf_tools.commands.inspect:inspect_command", "Show what a checkpoint or a GGUF is."),
     "demo": ("gguf_tools.commands.demo:demo", "Convert, quantize and evaluate a bundled model, and show the table."),

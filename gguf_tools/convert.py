@@ -12,8 +12,9 @@ from gguf_tools import __version__
 from gguf_tools.auto_type import TypeDecision, smallest_exact
 from gguf_tools.background import Background
 from gguf_tools.calibration import calibration_tokens
-from gguf_tools.checkpoint import Checkpoint, open_checkpoint
+from gguf_tools.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from gguf_tools.encoding import tensor_blocks
+from gguf_tools.errors import OutputError
 from gguf_tools.families import build_model
 from gguf_tools.general import general_metadata
 from gguf_tools.gguf_file import (
@@ -104,7 +105,8 @@ class Request:
 
     `add_bos` overrides what the tokenizer's files say; `text_only` leaves out a vision or audio tower; `operation` is
     done to the model first. `context_length` overrides what the config says. `allow_approximate` accepts a target that comes
-    near, fitted to the text in `calibration` or to a built-in one.
+    near, fitted to the text in `calibration` or to a built-in one. `label` is what the file calls its type instead of the
+    recipe's name.
     """
 
     source: Path
@@ -120,6 +122,7 @@ class Request:
     calibration: Path | None = None
     options: Options = field(default_factory=Options)
     imatrix: Path | None = None
+    label: str | None = None
 
     @property
     def workers(self) -> int:
@@ -198,6 +201,7 @@ def prepare(request: Request, opened: Opened | None = None, progress: Progress =
         metadata["general.quantization_version"] = u32(QUANTIZATION_VERSION)
     metadata |= lowered.metadata | opened.tokenizer.metadata() | _provenance(opened.plan, model, decision)
     metadata |= _surgery(request, opened.checkpoint) | (recorded(matrix) if matrix else {})
+    metadata |= {"tinyq.type": string(request.label)} if request.label else {}
     return Conversion(
         opened.checkpoint.path,
         model.family,
@@ -266,12 +270,10 @@ def execute(
     """
     check_output(out, force)
     checkpoint = open_checkpoint(conversion.source)
-    metadata = conversion.metadata | {
-        "tinyq.source.path": _relative(conversion.source, out),
-        "tinyq.source.digest": string("0" * 64),
-    }
-    if conversion.tokenizer_folder:
-        metadata["tinyq.tokenizer.path"] = _relative(conversion.tokenizer_folder, out)
+    inputs = (*checkpoint.weight_files, checkpoint.folder / CONFIG, conversion.tokenizer.path)
+    if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
+        raise OutputError(f"{out}: is a file of the source, which is never changed; choose another name")
+    metadata = placed_metadata(conversion, out)
     losses: dict[str, Narrowing] = {}
     size = conversion.layout.size(metadata)
     with atomic_output(out, force=force, size=size) as stream, Background(checkpoint.digest) as digest:
@@ -289,6 +291,17 @@ def execute(
         if choice.name in losses:
             by_type[choice.type.name] = by_type.get(choice.type.name, Narrowing()) + losses[choice.name]
     return Result(out, size, by_type, losses)
+
+
+def placed_metadata(conversion: Conversion, out: Path) -> Metadata:
+    """The metadata of a file that lies at `out`; the source's digest is a place holder, as long as it will be."""
+    metadata = conversion.metadata | {
+        "tinyq.source.path": _relative(conversion.source, out),
+        "tinyq.source.digest": string("0" * 64),
+    }
+    if conversion.tokenizer_folder:
+        metadata["tinyq.tokenizer.path"] = _relative(conversion.tokenizer_folder, out)
+    return metadata
 
 
 def _relative(path: Path, out: Path) -> Field:

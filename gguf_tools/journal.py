@@ -147,6 +147,7 @@ def _finish(path: Path, file: int) -> bool:
     records = undo_paths(path)
     if not record.undoes:
         number = int(records[-1].name.rpartition("-")[2]) + 1 if records else 1
+        # Not flushed: should the name be lost with the power, the change is carried through once more, to no effect.
         os.replace(journal, path.with_name(f".{path.name}.tinyq-undo-{number}"))
     else:
         # After a crash between these two steps the record that was undone is gone already: another is left alone.
@@ -155,7 +156,6 @@ def _finish(path: Path, file: int) -> bool:
             records[-1].unlink()
             _sync_folder(path)
         journal.unlink()
-    _sync_folder(path)
     return True
 
 

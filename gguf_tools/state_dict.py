@@ -10,7 +10,9 @@ import ctypes
 import mmap
 import pickle
 import re
+import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -109,6 +111,8 @@ def read_state_dict(path: Path) -> StateDict:
     outer = next((key for key in WEIGHTS_KEYS if isinstance(loaded.get(key), Mapping)), None)
     weights = loaded if outer is None else loaded[outer]
     tensors = {str(name): _checked(path, str(name), value, mapped) for name, value in weights.items()}
+    if mapped:
+        _check_records(path, tensors)
     if outer is None:
         return StateDict(without_prefix(tensors), {}, ())
     stated = next((key for key in CONFIG_KEYS if isinstance(loaded.get(key), Mapping)), None)
@@ -131,7 +135,10 @@ def _load(path: Path) -> tuple[Any, bool]:
     # Files from before torch 1.6 are no zip archives: they cannot be mapped and have to be read whole.
     mapped = zipfile.is_zipfile(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), mapped
+        with warnings.catch_warnings():
+            # What torch thinks of a file that it can hardly read; the error that follows says enough.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), mapped
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked is None:
@@ -164,6 +171,28 @@ def _checked(path: Path, name: str, value: object, mapped: bool) -> StateTensor:
             f"{path}: tensor {name} of shape {tuple(value.shape)} has more elements than the file holds"
         )
     return StateTensor(name, value.detach(), mapped)
+
+
+def _check_records(path: Path, tensors: Mapping[str, StateTensor]) -> None:
+    """CheckpointError where a storage is not as long as any record of the archive that could hold it.
+
+    A mapped storage is a piece of the file of the length that the pickle claims; torch does not compare it with the record.
+    """
+    with zipfile.ZipFile(path) as archive:
+        stored = (info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED)
+        free = Counter(info.file_size for info in stored if "/data/" in info.filename)
+    seen = set()
+    for name, tensor in tensors.items():
+        storage = tensor.values.untyped_storage()
+        if storage.data_ptr() in seen or not storage.nbytes():
+            continue
+        seen.add(storage.data_ptr())
+        free[storage.nbytes()] -= 1
+        if free[storage.nbytes()] < 0:
+            raise CheckpointError(
+                f"{path}: tensor {name} claims {storage.nbytes()} bytes, which no record of the file holds; it is corrupt, "
+                "download or save it again"
+            )
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -33,6 +33,8 @@ def check_output(path: Path, force: bool) -> None:
         raise OutputError(f"{path}: is a folder; give the name of the file to write")
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already; choose another name or overwrite it with --force")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is not a regular file, which a new file would replace; give another name")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
 
@@ -44,12 +46,12 @@ def atomic_output(path: Path, *, force: bool = False, size: int = 0) -> Iterator
     `size` is what will be written, in bytes, if known: OutputError before the start where the disk has less room.
     """
     check_output(path, force)
-    _remove_leftovers(path)
-    free = shutil.disk_usage(path.parent).free
-    if size > free:
-        raise OutputError(f"{path}: needs {size:,} bytes, but the disk has {free:,} free; make room or write elsewhere")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        _remove_leftovers(path)
+        free = shutil.disk_usage(path.parent).free
+        if size > free:
+            raise OutputError(f"{path}: needs {size:,} bytes, but the disk has {free:,} free; make room or write elsewhere")
         with temporary.open("w+b") as stream:
             yield stream
             stream.flush()
@@ -62,7 +64,8 @@ def atomic_output(path: Path, *, force: bool = False, size: int = 0) -> Iterator
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise OutputError(f"{path}: could not be written ({reason}); nothing was left behind") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -68,6 +68,11 @@ class Narrowing:
         """Root of the mean squared change."""
         return float(np.sqrt(self.sum_sq_change / self.weights)) if self.weights else 0.0
 
+    @property
+    def relative_error(self) -> float:
+        """Root of the squared changes over the squares of the weights; 0 where all weights are 0."""
+        return float(np.sqrt(self.sum_sq_change / self.sum_sq)) if self.sum_sq else 0.0
+
 
 def encode_rows(
     rows: FloatArray,
@@ -93,6 +98,11 @@ def decode_rows(raw: ByteArray, kind: TensorType, k: int, out: FloatArray | None
     target = np.empty((raw.shape[0], k), np.float32) if out is None else out
     _decode(np.ascontiguousarray(raw), kind, target)
     return target
+
+
+def can_decode(kind: TensorType) -> bool:
+    """Whether ggml turns the type into float32: all but integers and doubles."""
+    return kind is F32 or bool(ggml.traits(kind).to_float)
 
 
 def widen(raw: NDArray[np.uint16], kind: TensorType, out: FloatArray | None = None) -> FloatArray:

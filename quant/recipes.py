@@ -205,7 +205,7 @@ class Options:
     `pure`: every tensor that is quantized gets the base type. `output_type`, `embedding_type`: for `output.weight`
     and the token embedding. `overrides`: by name, the last that matches wins (llama_model_quantize takes the first).
     `file_order`: rules that count tensors count them in the order given, as llama_model_quantize does with
-    `keep_split`; otherwise layer by layer, and by name within a layer.
+    `keep_split`; otherwise layer by layer, and by name within a layer. `types`: by whole name, where nothing above decides.
     """
 
     pure: bool = False
@@ -213,6 +213,7 @@ class Options:
     embedding_type: TensorType | None = None
     overrides: tuple[Override, ...] = ()
     file_order: bool = False
+    types: Mapping[str, TensorType] = field(default_factory=dict)
 
     def override(self, name: str) -> Override | None:
         """The override that decides for the tensor called `name`."""
@@ -304,6 +305,8 @@ def _by_option(name: str, options: Options) -> tuple[TensorType | None, str]:
         return options.output_type, "output type"
     if override is not None:
         return override.type, f"override {override.pattern.pattern}"
+    if name in options.types:
+        return options.types[name], "target size"
     return None, ""
 
 

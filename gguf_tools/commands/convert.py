@@ -19,8 +19,10 @@ from gguf_tools.commands.common import (
     threads_option,
     write_json,
 )
+from gguf_tools.commands.eval import stage_bars
 from gguf_tools.commands.surgery_options import WithSurgery, given_options
-from gguf_tools.commands.type_options import parsed_options, type_options
+from gguf_tools.commands.type_options import parsed_options, parsed_target, type_options
+from gguf_tools.errors import InputError
 
 if TYPE_CHECKING:
     from gguf_tools.convert import Conversion, Operation, Request, Result
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text to fit --allow-approximate to; a built-in one by default.",
+    help="Text to fit --allow-approximate to (by default a built-in one) and to measure --target-bpw on (what the model writes).",
 )
 @click.option("--text-only", is_flag=True, help="Leave out a vision or audio tower beside the text model.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
@@ -76,6 +78,8 @@ def convert(
     embedding_type: str | None,
     pure: bool,
     imatrix: Path | None,
+    target_bpw: float | None,
+    target_size: str | None,
     tokenizer: Path | None,
     target: str | None,
     add_bos: bool | None,
@@ -118,9 +122,21 @@ def convert(
         parsed_options(tensor_types, output_type, embedding_type, pure),
         imatrix,
     )
-    conversion = _prepared(request, quiet)
+    size = parsed_target(target_bpw, target_size, calibration)
+    if size is None:
+        conversion, measured = _prepared(request, quiet), dict[str, Any]()
+    elif request.type != "auto":
+        raise InputError("--type and a size (--target-bpw, --target-size) contradict each other; give one of them")
+    else:
+        from gguf_tools.convert_target import prepare_target
+
+        with stage_bars(quiet) as show:
+            conversion, chosen = prepare_target(request, size, out, show)
+        measured = {"allocation": chosen.as_dict()}
+        if not quiet and json_path != "-":
+            click.echo(chosen.sentence)
     if dry_run:
-        write_json(plan_dict(conversion), json_path)
+        write_json(plan_dict(conversion) | measured, json_path)
         if json_path != "-":
             click.echo(plan_text(conversion))
         return
@@ -128,7 +144,7 @@ def convert(
         result = execute(
             conversion, out, force=force, threads=request.workers, progress=advance, prove=prove_vocabulary
         )
-    write_json(plan_dict(conversion) | result_dict(result), json_path)
+    write_json(plan_dict(conversion) | measured | result_dict(result), json_path)
     if not quiet and json_path != "-":
         click.echo(summary_text(conversion, result))
 
@@ -169,8 +185,8 @@ def plan_dict(conversion: Conversion) -> dict[str, Any]:
         "type": conversion.decision.recipe,
         "type_reason": conversion.decision.reason,
         "notes": list(conversion.notes),
-        "bytes": conversion.size,
         **conversion.report.as_dict(),
+        "bytes": conversion.size,
         "tensors": [
             {
                 "name": choice.name,

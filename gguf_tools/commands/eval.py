@@ -73,11 +73,12 @@ def evaluate(
     from gguf_tools.evaluate.run import evaluate_file
     from gguf_tools.evaluate.runtime import RuntimeOptions
     from gguf_tools.evaluate.source import find_reference
+    from surgery.model import operate_text
 
     options = RuntimeOptions(kv_type, flash_attn, gpu_layers, threads, context)
     chosen = load_prompts(prompts) if prompts else None
     passage = _read_text(text) if text else None
-    source = find_reference(model, reference)
+    source = find_reference(model, reference, operate_text)
     with stage_bars(quiet) as progress:
         result = evaluate_file(
             model,

@@ -17,18 +17,27 @@ from gguf_tools.commands.common import (
     threads_option,
     write_json,
 )
-from gguf_tools.commands.type_options import parse_size, parsed_options, type_options
+from gguf_tools.commands.eval import stage_bars
+from gguf_tools.commands.type_options import parse_size, parsed_options, parsed_target, type_options
+from gguf_tools.errors import InputError
 
 if TYPE_CHECKING:
     from gguf_tools.quantize import Quantization, Quantized
+    from gguf_tools.target_size import Chosen
     from quant.encode import Narrowing
 
 
 @click.command()
 @click.argument("source", metavar="IN.gguf", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.gguf", type=click.Path(path_type=Path))
-@click.argument("type_name", metavar="TYPE")
+@click.argument("type_name", metavar="TYPE", required=False)
 @type_options
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text to measure on for --target-bpw and --target-size; by default what the model itself writes.",
+)
 @click.option("--allow-requantize", is_flag=True, help="Quantize what is quantized already, which loses more.")
 @click.option("--keep-split", is_flag=True, help="As many parts as the source has, with the same tensors in each.")
 @click.option("--split-max-size", metavar="SIZE", help="Split into parts of at most SIZE tensor data, such as 2G.")
@@ -40,12 +49,15 @@ if TYPE_CHECKING:
 def quantize(
     source: Path,
     out: Path,
-    type_name: str,
+    type_name: str | None,
     tensor_types: tuple[str, ...],
     output_type: str | None,
     embedding_type: str | None,
     pure: bool,
     imatrix: Path | None,
+    target_bpw: float | None,
+    target_size: str | None,
+    calibration: Path | None,
     allow_requantize: bool,
     keep_split: bool,
     split_max_size: str | None,
@@ -57,35 +69,46 @@ def quantize(
 ) -> None:
     """Quantize a GGUF (any part of it where it is split) to TYPE: q8_0, q6_k, q4_k_m … in either case.
 
-    The tensors' bytes are those that llama.cpp's own quantizer writes.
+    The tensors' bytes are those that llama.cpp's own quantizer writes. With --target-bpw or --target-size instead of TYPE,
+    the types of all tensors are chosen: the model is run with each tensor alone rounded, and the bits go where that hurts.
     """
-    from gguf_tools.quantize import QuantizeRequest, check_outputs, execute, prepare
+    from gguf_tools.quantize import QuantizeRequest, check_outputs, execute, prepare, prepare_target
+    from gguf_tools.writer import check_output
 
-    plan = prepare(
-        QuantizeRequest(
-            source,
-            type_name.lower(),
-            parsed_options(tensor_types, output_type, embedding_type, pure),
-            imatrix,
-            allow_requantize,
-            keep_split,
-            parse_size(split_max_size, "--split-max-size") if split_max_size else None,
-        )
+    target = parsed_target(target_bpw, target_size, calibration)
+    if (type_name is None) == (target is None):
+        raise InputError("give either TYPE or a size (--target-bpw, --target-size), and not both")
+    request = QuantizeRequest(
+        source,
+        (type_name or "q8_0").lower(),
+        parsed_options(tensor_types, output_type, embedding_type, pure),
+        imatrix,
+        allow_requantize,
+        keep_split,
+        parse_size(split_max_size, "--split-max-size") if split_max_size else None,
     )
+    chosen = None
+    if target is None:
+        plan = prepare(request)
+    else:
+        if not dry_run:
+            check_output(out, force)
+        with stage_bars(quiet) as show:
+            plan, chosen = prepare_target(request, target, out, threads=threads or 0, progress=show)
     if dry_run:
-        write_json(plan_dict(plan), json_path)
+        write_json(plan_dict(plan, chosen=chosen), json_path)
         if json_path != "-":
-            click.echo(plan_text(plan))
+            click.echo(plan_text(plan, chosen))
         return
     check_outputs(plan, out, force)
     with progress_bar(plan.report.bytes, "quantizing", quiet) as advance:
         result = execute(plan, out, force=force, threads=threads or 0, progress=advance)
-    write_json(plan_dict(plan, result), json_path)
+    write_json(plan_dict(plan, result, chosen), json_path)
     if not quiet and json_path != "-":
-        click.echo(summary_text(plan, result))
+        click.echo(summary_text(plan, result, chosen))
 
 
-def plan_dict(plan: Quantization, result: Quantized | None = None) -> dict[str, Any]:
+def plan_dict(plan: Quantization, result: Quantized | None = None, chosen: Chosen | None = None) -> dict[str, Any]:
     """The plan as JSON, and what a finished quantization adds: the files, and each tensor's relative RMS error."""
     report: dict[str, Any] = {
         "source": [str(header.path) for header in plan.sources],
@@ -107,6 +130,8 @@ def plan_dict(plan: Quantization, result: Quantized | None = None) -> dict[str, 
             for choice, tensor, entry in zip(plan.choices, plan.tensors, plan.entries, strict=True)
         ],
     }
+    if chosen:
+        report["allocation"] = chosen.as_dict()
     if result:
         report["paths"] = [str(path) for path in result.paths]
     return report
@@ -119,7 +144,7 @@ def _loss_dict(loss: Narrowing | None) -> dict[str, Any]:
     }
 
 
-def plan_text(plan: Quantization) -> str:
+def plan_text(plan: Quantization, chosen: Chosen | None = None) -> str:
     """The plan as a table of tensors, and the summary."""
     rows = [
         (
@@ -132,10 +157,10 @@ def plan_text(plan: Quantization) -> str:
         for choice, tensor, entry in zip(plan.choices, plan.tensors, plan.entries, strict=True)
     ]
     listed = table(("tensor", "shape", "from", "type", "size"), rows, "<<<<>")
-    return f"{listed}\n\n{_overview(plan)}\nnothing was written (--dry-run)"
+    return f"{listed}\n\n{_overview(plan, chosen)}\nnothing was written (--dry-run)"
 
 
-def summary_text(plan: Quantization, result: Quantized) -> str:
+def summary_text(plan: Quantization, result: Quantized, chosen: Chosen | None = None) -> str:
     """What was done: a line for each type with its error, and the fall-backs."""
     losses: dict[str, Narrowing] = {}
     for choice in plan.choices:
@@ -153,20 +178,22 @@ def summary_text(plan: Quantization, result: Quantized) -> str:
     ]
     listed = table(("type", "tensors", "size", "relative RMS error"), rows, "<>")
     names = result.paths[0] if len(result.paths) == 1 else f"{result.paths[0]} and {len(result.paths) - 1} more"
-    return f"{listed}\n\n{_overview(plan)}\nwrote     {names} ({human_bytes(result.bytes)})"
+    return f"{listed}\n\n{_overview(plan, chosen)}\nwrote     {names} ({human_bytes(result.bytes)})"
 
 
-def _overview(plan: Quantization) -> str:
+def _overview(plan: Quantization, chosen: Chosen | None) -> str:
     report = plan.report
     lines = [
         f"source    {plan.sources[0].path}" + (f" ({len(plan.sources)} parts)" if len(plan.sources) > 1 else ""),
-        f"type      {plan.recipe.name}: {report.bits_per_weight:.2f} bits per weight "
-        f"(nominally {report.nominal_bits_per_weight:.2f}), {plan.size:,} bytes"
-        + (f" in {len(plan.parts)} parts" if len(plan.parts) > 1 else ""),
+        f"type      {chosen.target.label if chosen else plan.recipe.name}: {report.bits_per_weight:.2f} bits per weight "
+        + ("" if chosen else f"(nominally {report.nominal_bits_per_weight:.2f}) ")
+        + f"in {plan.size:,} bytes"
+        + (f", {len(plan.parts)} parts" if len(plan.parts) > 1 else ""),
         "tensors   "
         + ", ".join(f"{share.tensors} {share.type}" for share in report.types)
         + f"; {report.kept} of them are never quantized",
     ]
+    lines += [f"target    {chosen.sentence}"] if chosen else []
     if plan.importance:
         quantized = [choice.name for choice in plan.choices if not choice.type.plain]
         without = [name for name in quantized if name not in plan.importance]

@@ -12,6 +12,7 @@ import click
 from gguf_tools.errors import InputError
 
 if TYPE_CHECKING:
+    from gguf_tools.target_size import Target
     from quant.recipes import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,11 +34,19 @@ _OPTIONS = (
         metavar="FILE",
         help="Importance matrix (see `tinyq imatrix`), GGUF or old .dat.",
     ),
+    click.option(
+        "--target-bpw",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="BITS",
+        help="Instead of a type: choose types by measuring each tensor, for this many bits per weight.",
+    ),
+    click.option("--target-size", metavar="SIZE", help="The same for a file of at most SIZE, such as 500M or 2GiB."),
 )
 
 
 def type_options(command: F) -> F:
-    """Adds the options to a command, which gets tensor_types, output_type, embedding_type, pure and imatrix."""
+    """Adds the options to a command, which gets tensor_types, output_type, embedding_type, pure, imatrix, target_bpw and
+    target_size."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -55,6 +64,18 @@ def parsed_options(
         embedding_type=writable_type(embedding_type) if embedding_type else None,
         overrides=tuple(Override.parse(text) for text in tensor_types),
     )
+
+
+def parsed_target(target_bpw: float | None, target_size: str | None, calibration: Path | None) -> Target | None:
+    """The size that was asked for, if any. Raises InputError where two were."""
+    from gguf_tools.target_size import Target
+
+    if target_bpw is None and target_size is None:
+        return None
+    if target_bpw is not None and target_size is not None:
+        raise InputError("--target-bpw and --target-size are two sizes; give one of them")
+    size = parse_size(target_size, "--target-size") if target_size is not None else None
+    return Target(target_bpw, size, calibration)
 
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) *(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)

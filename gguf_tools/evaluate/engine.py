@@ -49,6 +49,7 @@ class Engine:
         self._options = options
         self._context: Any = None
         self._context_size = (0, 0)
+        self._observer: Any = None
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options["gpu_layers"]
         params.vocab_only = options["vocab_only"]
@@ -234,6 +235,47 @@ class Engine:
                     break
         return statistics.median(reading), statistics.median(writing)
 
+    def activations(
+        self, tokens: Tokens, lengths: Sequence[int], process_output: bool, progress: Progress
+    ) -> tuple[list[dict[str, Any]], Logits]:
+        """Statistics of what enters each weight matrix while the chunks in `tokens`, `lengths` long, are read.
+
+        For each tensor its name, the tokens that each of its matrices saw, and how many sums of squares it has; and these
+        sums, of all tensors one after the other.
+        """
+        from gguf_tools.evaluate.activations import Collector
+        from gguf_tools.evaluate.graph import GraphTensor
+
+        collector = Collector(process_output)
+
+        def observe(address: int, ask: bool, _: Any) -> bool:
+            return collector.observe(GraphTensor.from_address(address), ask)
+
+        self.close_context()
+        self._observer = lib.ggml_backend_sched_eval_callback(observe)
+        try:
+            done = 0
+            for length in lengths:
+                self._prepare(1, max(lengths))
+                for start in range(0, length, self._n_batch):
+                    part = tokens[done : done + min(self._n_batch, length - start)]
+                    positions = np.arange(start, start + len(part), dtype=np.int32)
+                    # Where a position's logits are not wanted, the last layer leaves it out.
+                    self._decode(part, positions, np.zeros_like(part), np.ones(len(part), dtype=np.int8))
+                    if collector.error:
+                        raise LlamaError(str(collector.error)) from collector.error
+                    done += len(part)
+                    progress(done, len(tokens))
+        finally:
+            self.close_context()
+            self._observer = None
+        found = [
+            {"name": name, "counts": collector.counts[name].tolist(), "size": sums.size}
+            for name, sums in collector.sums.items()
+        ]
+        flat = [sums.astype(np.float32).reshape(-1) for sums in collector.sums.values()]
+        return found, np.concatenate([np.zeros(0, np.float32), *flat])
+
     # -- the context ---------------------------------------------------------------------------------------------
 
     def _parallel(self, wanted: int, context: int) -> int:
@@ -270,6 +312,8 @@ class Engine:
         params.offload_kqv = params.op_offload = options["gpu_layers"] != 0
         params.kv_unified = False
         params.no_perf = True
+        if self._observer is not None:
+            params.cb_eval = self._observer
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             self._context = None
@@ -281,6 +325,11 @@ class Engine:
         if self._context is not None:
             lib.llama_free(self._context)
             self._context = None
+
+    def close(self) -> None:
+        """Free the model; nothing may be asked of it any more."""
+        self.close_context()
+        lib.llama_model_free(self._model)
 
     def _decode(self, tokens: Tokens, positions: Tokens, sequences: Tokens, wanted: npt.NDArray[np.int8]) -> None:
         count = len(tokens)

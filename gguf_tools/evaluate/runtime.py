@@ -27,6 +27,7 @@ from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluate.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
 from gguf_tools.evaluate.log import decisive_lines
 from gguf_tools.gguf_file import is_gguf
+from quant.imatrix import Statistics
 
 KVType = Literal["f32", "f16", "q8_0"]
 Progress = Callable[[int, int], None]
@@ -151,15 +152,18 @@ class Runtime:
             env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONSAFEPATH": ""},
         )
         try:
-            threads = self.options.threads or available_cores()
-            options = asdict(replace(self.options, threads=threads))
-            answer = self._call("load", {"path": str(self.path.resolve()), "options": options})
+            self.reload()
         except BaseException:
             self.close()
             raise
-        info = answer.header["info"]
-        self._info = ModelInfo(**{**info, "eog": frozenset(info["eog"])})
         return self
+
+    def reload(self) -> None:
+        """Load the file again, which may have changed since."""
+        threads = self.options.threads or available_cores()
+        options = asdict(replace(self.options, threads=threads))
+        info = self._call("load", {"path": str(self.path.resolve()), "options": options}).header["info"]
+        self._info = ModelInfo(**{**info, "eog": frozenset(info["eog"])})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -267,6 +271,24 @@ class Runtime:
         header = {"n_prompt": n_prompt, "n_generate": n_generate, "repeat": repeat}
         answer = self._call("speed", header, progress=progress).header
         return Speed(answer["prompt_tok_s"], answer["generate_tok_s"], n_prompt, n_generate)
+
+    def activations(
+        self, chunks: Sequence[Sequence[int]], process_output: bool = False, progress: Progress | None = None
+    ) -> dict[str, Statistics]:
+        """Statistics of the activations that enter each weight matrix while each chunk is read by itself.
+
+        `process_output` counts those of the output matrix too. `progress` gets (done, total) tokens.
+        """
+        self._check_lengths(chunks, 0)
+        header = {"lengths": [len(chunk) for chunk in chunks], "process_output": process_output}
+        answer = self._call("activations", header, self._ids(chunks, "activations"), progress)
+        found: dict[str, Statistics] = {}
+        sums, at = _array(answer), 0
+        for tensor in answer.header["tensors"]:
+            counts = np.array(tensor["counts"], np.int64)
+            found[tensor["name"]] = Statistics(sums[at : at + tensor["size"]].reshape(len(counts), -1), counts)
+            at += tensor["size"]
+        return found
 
     # -- requests ------------------------------------------------------------------------------------------------
 

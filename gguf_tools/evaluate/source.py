@@ -7,16 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gguf_tools.checkpoint import CONFIG, open_checkpoint
+from gguf_tools.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.families import build_model
 from gguf_tools.gguf_file import GGUFHeader, is_gguf, read_header
 from gguf_tools.gguf_source import open_gguf
 from gguf_tools.spec import Model
+from gguf_tools.state_dict import state_dict_files
 from gguf_tools.targets import lift
 from gguf_tools.tokenizer import Tokenizer, load_tokenizer
 
 Origin = Literal["given", "recorded", "beside", "rebuilt"]
+
+Operate = Callable[[Model, str], Model]
+"""Does a recipe of layer surgery, as text, to a model."""
+
+DIGEST_KEY = "tinyq.source.digest"
+SURGERY_KEY = "tinyq.surgery"
 
 
 @dataclass(frozen=True)
@@ -47,40 +54,45 @@ def encoded(tokenizer: Tokenizer, text: str, add_special: bool) -> list[int]:
     return [*head, *ids, *tail]
 
 
-def find_reference(path: Path, given: Path | None = None) -> ReferenceSource:
+def find_reference(path: Path, given: Path | None = None, operate: Operate | None = None) -> ReferenceSource:
     """The reference for the GGUF at `path`.
 
     In order: the checkpoint (or GGUF) `given`; the source recorded in the file, then a checkpoint lying beside it, if
-    the digest recorded still matches; else the file's own tensors, so that only the engine is compared.
+    the digest recorded still matches; else the file's own tensors, so that only the engine is compared. Layer surgery
+    that the file records is done to the source recorded by `operate`, and to a source given too if it is that one.
 
     Raises CheckpointError where the source given, or the GGUF, is broken; UnsupportedError where no family knows it.
     """
     header = read_header(path)
     if given is not None:
-        return _given(header, given)
-    digest = header.get("tinyq.source.digest")
+        return _given(header, given, operate)
+    digest = header.get(DIGEST_KEY)
     reason = "the file records no source"
     if isinstance(digest, str):
-        found, reason = _recorded(header, digest)
+        found, reason = _recorded(header, digest, operate)
         if found:
             return found
     note = f"only the engine was compared, on the file's own weights: {reason}; give --reference to compare the source"
     return ReferenceSource(lift(open_gguf(path)), "rebuilt", path, None, note)
 
 
-def _given(header: GGUFHeader, given: Path) -> ReferenceSource:
+def _given(header: GGUFHeader, given: Path, operate: Operate | None) -> ReferenceSource:
     if given.is_file() and is_gguf(given):
         return ReferenceSource(lift(open_gguf(given)), "given", given, None, f"compared with the weights of {given}")
     checkpoint = open_checkpoint(given)
     model = build_model(checkpoint)
     note = f"compared with {given}"
-    recorded = header.get("tinyq.source.digest")
-    if isinstance(recorded, str) and recorded != checkpoint.digest():
-        note += ", which is not, or no longer, what the file was made from"
-    return ReferenceSource(model, "given", given, _tokenizer(given, model), note)
+    recorded = header.get(DIGEST_KEY)
+    if isinstance(recorded, str):
+        if recorded == checkpoint.digest():
+            model, after = _operated(header, model, operate)
+            note += after
+        else:
+            note += ", which is not, or no longer, what the file was made from"
+    return ReferenceSource(model, "given", given, _tokenizer(header, checkpoint, model), note)
 
 
-def _recorded(header: GGUFHeader, digest: str) -> tuple[ReferenceSource | None, str]:
+def _recorded(header: GGUFHeader, digest: str, operate: Operate | None) -> tuple[ReferenceSource | None, str]:
     folder = header.path.resolve().parent
     recorded = header.get("tinyq.source.path")
     places: list[tuple[Origin, Path]] = [("beside", folder), ("beside", folder / "hf")]
@@ -88,7 +100,7 @@ def _recorded(header: GGUFHeader, digest: str) -> tuple[ReferenceSource | None, 
         places.insert(0, ("recorded", folder / recorded))
     reason = "its source is not where it was"
     for origin, place in places:
-        if not (place / CONFIG).exists():
+        if not _may_be_checkpoint(place):
             continue
         try:
             checkpoint = open_checkpoint(place)
@@ -98,15 +110,32 @@ def _recorded(header: GGUFHeader, digest: str) -> tuple[ReferenceSource | None, 
         if checkpoint.digest() != digest:
             reason = f"{place} is not, or no longer, what it was made from"
             continue
-        model = build_model(checkpoint)
+        model, after = _operated(header, build_model(checkpoint), operate)
         how = "the source recorded in the file" if origin == "recorded" else "the source beside the file"
-        return ReferenceSource(model, origin, place, _tokenizer(place, model), f"compared with {how}"), ""
+        tokenizer = _tokenizer(header, checkpoint, model)
+        return ReferenceSource(model, origin, place, tokenizer, f"compared with {how}{after}"), ""
     return None, reason
 
 
-def _tokenizer(folder: Path, model: Model) -> Tokenizer | None:
+def _may_be_checkpoint(place: Path) -> bool:
+    if place.is_dir():
+        return (place / CONFIG).exists() or bool(state_dict_files(place))
+    return place.is_file()
+
+
+def _operated(header: GGUFHeader, model: Model, operate: Operate | None) -> tuple[Model, str]:
+    """The model after the surgery that the file records, and how the note goes on about it."""
+    recipe = header.get(SURGERY_KEY)
+    if not isinstance(recipe, str) or operate is None:
+        return model, ""
+    return operate(model, recipe), f" after {recipe}"
+
+
+def _tokenizer(header: GGUFHeader, checkpoint: Checkpoint, model: Model) -> Tokenizer | None:
+    recorded = header.get("tinyq.tokenizer.path")
+    folder = header.path.resolve().parent / recorded if isinstance(recorded, str) else checkpoint.folder
     try:
-        return load_tokenizer(folder, model.spec.vocab_size)
+        return load_tokenizer(folder, model.spec.vocab_size, config=checkpoint.config)
     except InputError:
         # A checkpoint may have its tokenizer elsewhere (convert --tokenizer); the logits can be compared without it.
         return None

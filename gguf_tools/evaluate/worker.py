@@ -94,6 +94,7 @@ class _Service:
             "logits": self._logits,
             "greedy": self._greedy,
             "speed": self._speed,
+            "activations": self._activations,
         }
         return handlers[frame.header["op"]](frame.header, frame.array)
 
@@ -107,6 +108,9 @@ class _Service:
     def _load(self, header: dict[str, Any], _: Any) -> Answer:
         from gguf_tools.evaluate.engine import Engine
 
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
         self._engine = Engine(header["path"], header["options"], self._progress)
         return {"kind": "info", "info": self._engine.info()}, None
 
@@ -133,6 +137,10 @@ class _Service:
             header["n_prompt"], header["n_generate"], header["repeat"], self._progress
         )
         return {"kind": "speed", "prompt_tok_s": reading, "generate_tok_s": writing}, None
+
+    def _activations(self, header: dict[str, Any], array: Any) -> Answer:
+        tensors, sums = self._engine.activations(array, header["lengths"], header["process_output"], self._progress)
+        return {"kind": "activations", "tensors": tensors}, sums
 
 
 if __name__ == "__main__":

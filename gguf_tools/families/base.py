@@ -54,7 +54,9 @@ class Inventory:
             raise CheckpointError(f"{self.path}: tensor {name} is missing; the checkpoint is incomplete, save it again")
         found = self.tensors[name].shape
         if 0 in found:
-            raise CheckpointError(f"{self.path}: tensor {name} has shape {found}, which holds no weights; save it again")
+            raise CheckpointError(
+                f"{self.path}: tensor {name} has shape {found}, which holds no weights; save it again"
+            )
         return found
 
     def take(self, name: str, *shape: int | None) -> Tensor:
@@ -143,7 +145,10 @@ class Config:
 
     def assume(self, key: str, value: Any, why: str) -> None:
         """Use `value` where the config does not give `key`, and say so."""
-        if all(place.get(key) is None for place in (self.values, self.mapping("rope_parameters"), self.mapping("rope_scaling"))):
+        if all(
+            place.get(key) is None
+            for place in (self.values, self.mapping("rope_parameters"), self.mapping("rope_scaling"))
+        ):
             self.values = {**self.values, key: value}
             self.note(f"config.json does not give {key}: {value} is assumed, {why}")
 

@@ -95,7 +95,9 @@ def attention(
     normed = f"{prefix}q_norm.weight" in inventory
     heads_stated = config.integer("num_attention_heads")
     head_dim = (
-        inventory.shape(f"{prefix}q_norm.weight", 1)[0] if normed else config.integer("head_dim", hidden // heads_stated)
+        inventory.shape(f"{prefix}q_norm.weight", 1)[0]
+        if normed
+        else config.integer("head_dim", hidden // heads_stated)
     )
     if normed and head_dim == wide and heads_stated > 1:
         raise UnsupportedError(

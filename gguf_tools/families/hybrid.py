@@ -13,7 +13,7 @@ from gguf_tools.errors import CheckpointError
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Config, Inventory
-from gguf_tools.families.signature import signature
+from gguf_tools.families.signature import gated_queries, signature
 from gguf_tools.spec import DeltaNet, FeedForward, LayerSpec, Mixer, Model, Norm
 from gguf_tools.tensors import Reshaped, take, take_rows
 
@@ -21,6 +21,7 @@ from gguf_tools.tensors import Reshaped, take, take_rows
 def build_hybrid(checkpoint: Checkpoint, family: str) -> Model:
     """The checkpoint as a Model; each layer's kind follows from its tensors."""
     inventory, config = Inventory(checkpoint), Config(checkpoint)
+    _refuse_mixed_gates(checkpoint)
     kind = str(config.values.get("model_type", ""))
     if kind.startswith(("qwen3_next", "qwen3_5")):
         config.assume("partial_rotary_factor", 0.25, f"as transformers does for {kind}")
@@ -43,6 +44,18 @@ def build_hybrid(checkpoint: Checkpoint, family: str) -> Model:
     if inventory.ignore(r"(model\.)?mtp\..*"):
         config.note("the multi-token prediction block (mtp.*) is left out: greedy decoding does not use it")
     return assemble(checkpoint, inventory, config, family, layer, offset=norm_offset(checkpoint, config))
+
+
+def _refuse_mixed_gates(checkpoint: Checkpoint) -> None:
+    """A gate in some layers alone is rather a tensor of a wrong shape, and it would decide about all the norms."""
+    gates = gated_queries(checkpoint)
+    for kind in (True, False):
+        odd = [name for name, gated in gates.items() if gated is kind]
+        if 0 < len(odd) <= len(gates) / 2:
+            has = "holds a gate, but other layers' do not" if kind else "holds no gate, but other layers' do"
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {odd[0]} of shape {checkpoint.tensors[odd[0]].shape} {has}; save the checkpoint again"
+            )
 
 
 def norm_offset(checkpoint: Checkpoint, config: Config) -> float:

@@ -43,7 +43,7 @@ def signature(checkpoint: Checkpoint) -> Signature:
         qk_norm="self_attn.q_norm.weight" in suffixes,
         linear="linear_attn.in_proj_qkvz.weight" in suffixes,
         separate="linear_attn.in_proj_qkv.weight" in suffixes,
-        gated=any(_gated(checkpoint, name) for name in checkpoint.tensors if name.endswith("self_attn.q_proj.weight")),
+        gated=any(gated_queries(checkpoint).values()),
         experts=any(suffix.startswith("mlp.experts.") for suffix in suffixes),
         shared=any(suffix.startswith("mlp.shared_expert.") for suffix in suffixes),
         attention={f"self_attn.{name}_proj.weight" for name in "qkvo"} <= suffixes,
@@ -53,6 +53,12 @@ def signature(checkpoint: Checkpoint) -> Signature:
         router="mlp.gate.weight" in suffixes,
         biases=frozenset(name for name in "qkvo" if f"self_attn.{name}_proj.bias" in suffixes),
     )
+
+
+def gated_queries(checkpoint: Checkpoint) -> dict[str, bool]:
+    """For each query projection, whether it holds a gate: whether it has twice the rows that the output's inputs need."""
+    queries = (name for name in checkpoint.tensors if name.endswith("self_attn.q_proj.weight"))
+    return {name: _gated(checkpoint, name) for name in queries}
 
 
 def _gated(checkpoint: Checkpoint, query: str) -> bool:

@@ -1,0 +1,171 @@
+"""One-pass conversion against llama.cpp's two steps: wall time and peak memory, in turns, on the same machine.
+
+The checkpoint is random, of Qwen3-0.6B's shape, in bf16, sharded (1.2 GB). Ours is `tinyq convert --type T`, which reads the
+checkpoint, quantizes, proves the vocabulary and flushes to the disk; theirs is convert_hf_to_gguf.py to BF16 and then
+`llama_model_quantize`, which flush nothing. Everything runs in child processes, with as many threads. The tensors of both
+results are compared byte by byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.shapes import QWEN3_0_6B, write_checkpoint
+from gguf_tools.commands.common import table
+from gguf_tools.gguf_source import open_gguf
+from gguf_tools.machine import available_cores
+from quant.recipes import recipe
+
+CACHE = Path(".bench")
+SDIST = "llama-cpp-python==0.3.36"
+SOURCE_VARIABLE = "TINYQ_LLAMA_SOURCE"
+TYPES = ("q8_0", "q4_k_m", "q6_k")
+TOOLS = Path(__file__).with_name("llama_tools.py")
+PIECE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Run:
+    """One child process: wall seconds, and its peak resident memory in bytes (mapped pages included)."""
+
+    seconds: float
+    peak: int
+
+
+def run(*command: object) -> Run:
+    """Run a command quietly and measure it; its own output is shown if it fails."""
+    start = time.perf_counter()
+    child = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert child.stdout is not None
+    output = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - start
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(output.decode(errors="replace")[-3000:])
+    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+
+def llama_source() -> Path:
+    """llama.cpp's source tree: where the variable says, or unpacked from the sdist, which is fetched once."""
+    told = os.environ.get(SOURCE_VARIABLE)
+    if told:
+        return Path(told)
+    found = list(CACHE.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    if not found:
+        fetch = ("pip", "download", "--no-deps", "--no-binary", ":all:", SDIST, "--dest", CACHE)
+        run(sys.executable, "-m", *fetch)
+        with tarfile.open(next(CACHE.glob("llama_cpp_python-*.tar.gz"))) as archive:
+            archive.extractall(CACHE, filter="data")
+        found = list(CACHE.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    return found[0]
+
+
+def same_tensors(ours: Path, theirs: Path) -> bool:
+    """Whether both files hold the same tensors, types and bytes; the order may differ."""
+    mine, other = open_gguf(ours).tensors, open_gguf(theirs).tensors
+    if {n: (t.shape, t.dtype) for n, t in mine.items()} != {n: (t.shape, t.dtype) for n, t in other.items()}:
+        return False
+    step = PIECE // 256 * 256
+    return all(
+        (tensor.raw(at, min(at + step, tensor.size)) == other[name].raw(at, min(at + step, tensor.size))).all()
+        for name, tensor in mine.items()
+        for at in range(0, tensor.size, step)
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians for one type: seconds and peak bytes of ours, and of their two steps."""
+
+    type: str
+    ours: float
+    their_convert: float
+    their_quantize: float
+    our_peak: int
+    their_peak: int
+    same: bool
+
+    @property
+    def time_ratio(self) -> float:
+        """Our seconds over theirs, both steps."""
+        return self.ours / (self.their_convert + self.their_quantize)
+
+    @property
+    def peak_ratio(self) -> float:
+        """Our peak over the larger of their two."""
+        return self.our_peak / self.their_peak
+
+
+def measure(kind: str, source: Path, llama: Path, threads: int, repeat: int) -> Row:
+    """Medians over `repeat` turns: ours, their conversion, their quantization."""
+    ours, middle, theirs = (CACHE / name for name in ("ours.gguf", "middle.gguf", "theirs.gguf"))
+    once: list[Run] = []
+    first: list[Run] = []
+    second: list[Run] = []
+    for _ in range(repeat):
+        tinyq = (sys.executable, "-m", "gguf_tools", "convert", source, ours, "--type", kind)
+        once.append(run(*tinyq, "--threads", threads, "--force", "--quiet"))
+        first.append(run(sys.executable, TOOLS, "convert", llama, source, middle))
+        second.append(run(sys.executable, TOOLS, "quantize", middle, theirs, recipe(kind).file_type, threads))
+    ours_s, convert_s, quantize_s = (statistics.median(one.seconds for one in runs) for runs in (once, first, second))
+    peaks = [max(a.peak, b.peak) for a, b in zip(first, second, strict=True)]
+    our_peak, their_peak = (int(statistics.median(found)) for found in ([one.peak for one in once], peaks))
+    row = Row(kind, ours_s, convert_s, quantize_s, our_peak, their_peak, same_tensors(ours, theirs))
+    for path in (ours, middle, theirs):
+        path.unlink()
+    return row
+
+
+def report(rows: list[Row], threads: int, repeat: int) -> str:
+    """The table, and what it was measured on."""
+    head = ("type", "tinyq s", "theirs s (convert + quantize)", "ratio", "tinyq MB", "theirs MB", "ratio", "same bytes")
+    body = [
+        (
+            row.type,
+            f"{row.ours:.1f}",
+            f"{row.their_convert + row.their_quantize:.1f} ({row.their_convert:.1f} + {row.their_quantize:.1f})",
+            f"{row.time_ratio:.2f}",
+            f"{row.our_peak / 1e6:.0f}",
+            f"{row.their_peak / 1e6:.0f}",
+            f"{row.peak_ratio:.2f}",
+            "yes" if row.same else "NO",
+        )
+        for row in rows
+    ]
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    return (
+        f"{table(head, body)}\n\nmedians of {repeat}, {threads} threads on {available_cores()} cores, load average {load}; "
+        "peaks count mapped pages; their converter ran unchanged\nbut for the tokenizer's name, which it was told "
+        "(it knows tokenizers only by hash)"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__)
+    parser.add_argument("--types", nargs="+", default=TYPES)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(arguments)
+    CACHE.mkdir(exist_ok=True)
+    source, llama = write_checkpoint(CACHE / "qwen3-0.6b", QWEN3_0_6B), llama_source()
+    rows = [measure(kind, source, llama, given.threads, given.repeat) for kind in given.types]
+    print(report(rows, given.threads, given.repeat))
+    if given.json:
+        found = [asdict(row) | {"time_ratio": row.time_ratio, "peak_ratio": row.peak_ratio} for row in rows]
+        given.json.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

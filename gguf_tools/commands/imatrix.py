@@ -1,0 +1,141 @@
+"""`tinyq imatrix`: activation statistics for quantization."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gguf_tools.commands.common import (
+    force_option,
+    human_bytes,
+    json_option,
+    quiet_option,
+    table,
+    threads_option,
+    write_json,
+)
+from gguf_tools.commands.eval import stage_bars
+from gguf_tools.errors import InputError
+
+if TYPE_CHECKING:
+    from quant.imatrix import Coverage, ImportanceMatrix
+
+SHOWN = 10
+
+
+@click.command()
+@click.argument("model", metavar="[MODEL.gguf", required=False, type=click.Path(path_type=Path))
+@click.argument("text", metavar="TEXT]", required=False, type=click.Path(path_type=Path))
+@click.option("--out", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where to write the matrix.")
+@click.option(
+    "--merge",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Count this matrix too (GGUF or old .dat); repeatable, and enough without MODEL and TEXT.",
+)
+@click.option("--chunk", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens read together.")
+@click.option("--chunks", type=click.IntRange(min=1), help="Read no more chunks than this.")
+@click.option("--process-output", is_flag=True, help="Count what enters output.weight too.")
+@click.option("--parse-special", is_flag=True, help='Read "<|…|>" in the text as one token.')
+@click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
+@force_option
+@threads_option
+@json_option
+@quiet_option
+def imatrix(
+    model: Path | None,
+    text: Path | None,
+    out: Path | None,
+    merge: tuple[Path, ...],
+    chunk: int,
+    chunks: int | None,
+    process_output: bool,
+    parse_special: bool,
+    gpu_layers: int,
+    force: bool,
+    threads: int | None,
+    json_path: str | None,
+    quiet: bool,
+) -> None:
+    """Count how strongly TEXT drives each column of MODEL's weights, experts separately, for convert and quantize.
+
+    Writes llama.cpp's own GGUF format. Without MODEL and TEXT it merges, or only shows, the matrices given by --merge.
+    """
+    from gguf_tools.evaluate.runtime import RuntimeOptions
+    from gguf_tools.gguf_source import open_gguf
+    from gguf_tools.imatrix_collect import CollectRequest, collect
+    from gguf_tools.imatrix_file import in_tokens, read_imatrix, write_imatrix
+    from gguf_tools.writer import check_output
+    from quant.imatrix import coverage
+    from quant.imatrix import merge as merged
+    from quant.recipes import TensorFacts
+
+    if model is not None and text is None:
+        raise InputError(f"{model}: a text is missing; give MODEL.gguf and TEXT, or only --merge FILE")
+    if model is None and not merge:
+        raise InputError("nothing to count; give MODEL.gguf and TEXT, or --merge FILE")
+    if model is not None and out is None:
+        raise InputError("where to write the matrix is missing; give it with -o FILE")
+    if out is not None:
+        check_output(out, force)
+    matrices = [in_tokens(read_imatrix(path)) for path in merge]
+    if model is not None and text is not None:
+        facts = [TensorFacts(name, tensor.shape) for name, tensor in open_gguf(model).tensors.items()]
+        for given in matrices:
+            given.importance(facts)
+        request = CollectRequest(model, text, chunk, chunks, process_output, parse_special)
+        options = RuntimeOptions(threads=threads, gpu_layers=gpu_layers)
+        with stage_bars(quiet) as show:
+            matrices.append(collect(request, options, show and partial(show, "tokens")))
+    matrix = merged(matrices)
+    found = coverage(matrix)
+    size = write_imatrix(matrix, out, force=force) if out is not None else None
+    write_json(report_dict(matrix, found, out, size), json_path)
+    if not quiet and json_path != "-":
+        click.echo(report_text(matrix, found))
+        if out is not None and size is not None:
+            click.echo(f"wrote     {out} ({human_bytes(size)})")
+
+
+def report_dict(
+    matrix: ImportanceMatrix, found: tuple[Coverage, ...], out: Path | None, size: int | None
+) -> dict[str, Any]:
+    """What was counted, as JSON; the least covered tensors first."""
+    return {
+        "path": str(out) if out else None,
+        "size": size,
+        "tensors": len(matrix.entries),
+        "chunks": matrix.chunks,
+        "chunk_size": matrix.chunk_size,
+        "datasets": list(matrix.datasets),
+        "tokens": max((int(entry.counts.max()) for entry in matrix.entries.values()), default=0),
+        "unseen_experts": sum(one.unseen for one in found),
+        "coverage": [vars(one) for one in found],
+    }
+
+
+def report_text(matrix: ImportanceMatrix, found: tuple[Coverage, ...]) -> str:
+    """The least covered tensors and experts as a table, and a summary."""
+    rows = [
+        (
+            one.name,
+            f"{one.matrix} of {one.matrices}" if one.matrices > 1 else "",
+            str(one.tokens),
+            str(one.unseen or ""),
+        )
+        for one in found[:SHOWN]
+    ]
+    listed = table(("least covered", "expert", "tokens", "experts unseen"), rows, "<<>>")
+    unseen = sum(one.unseen for one in found)
+    lines = [listed, "", f"counted   {len(found)} tensors, {matrix.chunks} chunks of {matrix.chunk_size} tokens"]
+    lines += [f"text      {', '.join(matrix.datasets)}"] if matrix.datasets else []
+    if unseen:
+        lines.append(
+            f"note      {unseen} matrices of experts saw no token: their columns will count alike; a longer or more varied "
+            "text helps"
+        )
+    return "\n".join(lines)

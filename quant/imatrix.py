@@ -1,0 +1,127 @@
+"""Importance matrices: how strongly each column of each weight matrix is driven by a text.
+
+Statistics are as llama.cpp's `llama-imatrix` keeps them: for each tensor that multiplies activations, the sum over tokens of
+their squares, a number for each column (and for each expert), and how many tokens were counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.errors import InputError
+from quant.recipes import TensorFacts
+
+FloatArray = NDArray[np.float32]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """One tensor's statistics: `sums` (matrices, columns) of squared activations, and `counts` (matrices,) of tokens."""
+
+    sums: FloatArray
+    counts: Counts
+
+    @property
+    def importance(self) -> FloatArray:
+        """Mean square of each column's activations, in the shape of `sums`; 1 where an expert has seen no token."""
+        counts = self.counts.astype(np.float32)[:, None]
+        seen = np.divide(self.sums, counts, out=np.ones_like(self.sums), where=counts > 0)
+        return seen
+
+
+@dataclass(frozen=True)
+class ImportanceMatrix:
+    """Statistics by tensor name, and what they were collected from: names of texts, chunks of `chunk_size` tokens."""
+
+    entries: Mapping[str, Statistics]
+    datasets: tuple[str, ...] = ()
+    chunks: int = 0
+    chunk_size: int = 0
+    name: str = "the importance matrix"
+
+    def importance(self, tensors: Iterable[TensorFacts]) -> dict[str, FloatArray]:
+        """The importance (matrices, columns) of each tensor that the matrix has statistics of.
+
+        Raises InputError, with the first mismatch, where the matrix is of another model.
+        """
+        shapes = {tensor.name: tensor.shape for tensor in tensors}
+        found: dict[str, FloatArray] = {}
+        for name, statistics in self.entries.items():
+            shape = shapes.get(name)
+            if shape is None:
+                raise InputError(
+                    f"{self.name}: has statistics of {name}, which the model lacks; collect them with this very model"
+                )
+            columns, matrices = shape[-1], prod(shape[:-2])
+            if statistics.sums.size != columns * matrices:
+                raise InputError(
+                    f"{self.name}: has {statistics.sums.size} values for {name}, whose shape {shape} needs "
+                    f"{columns * matrices}; collect them with this very model"
+                )
+            found[name] = statistics.importance.reshape(matrices, columns)
+        return found
+
+
+def merge(matrices: Sequence[ImportanceMatrix]) -> ImportanceMatrix:
+    """All tokens of several matrices counted together.
+
+    Raises InputError where two have different sizes for a tensor.
+    """
+    entries: dict[str, Statistics] = {}
+    for matrix in matrices:
+        for name, new in matrix.entries.items():
+            old = entries.get(name)
+            entries[name] = new if old is None else _added(name, old, new, matrix.name)
+    return ImportanceMatrix(
+        entries,
+        tuple(dict.fromkeys(dataset for matrix in matrices for dataset in matrix.datasets)),
+        sum(matrix.chunks for matrix in matrices),
+        max((matrix.chunk_size for matrix in matrices), default=0),
+    )
+
+
+def _added(name: str, old: Statistics, new: Statistics, whose: str) -> Statistics:
+    if old.sums.size != new.sums.size:
+        raise InputError(
+            f"{whose}: has {new.sums.size} values for {name}, another matrix {old.sums.size}; they are of different models"
+        )
+    # An old file has one count for all experts.
+    count = max(len(old.counts), len(new.counts))
+    if count % len(old.counts) or count % len(new.counts):
+        raise InputError(f"{whose}: counts {len(new.counts)} matrices in {name}, another matrix {len(old.counts)}")
+    sums = old.sums.reshape(count, -1) + new.sums.reshape(count, -1)
+    counts = np.repeat(old.counts, count // len(old.counts)) + np.repeat(new.counts, count // len(new.counts))
+    return Statistics(sums, counts)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many tokens a tensor's least seen matrix (expert) has seen; `matrix` is that one, `unseen` how many saw none."""
+
+    name: str
+    tokens: int
+    matrix: int
+    matrices: int
+    unseen: int
+
+
+def coverage(matrix: ImportanceMatrix) -> tuple[Coverage, ...]:
+    """The coverage of every tensor, the least covered first."""
+    found = [
+        Coverage(
+            name,
+            int(entry.counts.min(initial=1 << 62)),
+            int(entry.counts.argmin()),
+            len(entry.counts),
+            int((entry.counts == 0).sum()),
+        )
+        for name, entry in matrix.entries.items()
+        if entry.counts.size
+    ]
+    return tuple(sorted(found, key=lambda one: (one.tokens, -one.unseen, one.name)))

@@ -1,0 +1,184 @@
+"""Lazy tensors that blend and scale others, in float64, rounded once to the type that the tensor has in its source.
+
+A blend of bfloat16 tensors is again bfloat16: so a checkpoint operated upon and then converted, and one that is operated
+upon while it is converted, hold the same numbers.
+
+Slerp (Shoemake 1985) turns each row, the weights of one output, along the arc between the two rows; rows that have no
+arc (parallel, opposite, or zero) and tensors of one row (norms, biases) are blended linearly. Going row by row makes the
+result independent of how a format permutes, splits or joins rows, and needs no pass over the whole tensor.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.errors import InputError
+from gguf_tools.tensors import FloatArray, Tensor
+from surgery.plan import Method
+
+Doubles = NDArray[np.float64]
+
+SMALLEST_SINE = 1e-6
+"""Below this sine of the angle between two rows slerp and the linear blend differ by less than 1e-12, relatively."""
+
+
+class Computed(Tensor):
+    """A tensor computed from others: `values` in float64, `flat` rounded once to `dtype`."""
+
+    @abstractmethod
+    def values(self, start: int, stop: int) -> Doubles:
+        """Elements `start` to `stop` before rounding."""
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        values = self.values(start, stop)
+        rounded = rounded_to(values, self.dtype)
+        if not np.isfinite(rounded).all() and np.isfinite(values).all():
+            peak = float(np.abs(values).max())
+            raise InputError(f"tensor {', '.join(self.sources[:2])} would reach {peak:g}, too large for {self.dtype}")
+        return rounded
+
+
+def exact(tensor: Tensor, start: int, stop: int) -> Doubles:
+    """Elements in float64; those of a computed tensor before their rounding."""
+    if isinstance(tensor, Computed):
+        return tensor.values(start, stop)
+    return tensor.flat(start, stop).astype(np.float64)
+
+
+def rounded_to(values: Doubles, dtype: str) -> FloatArray:
+    """The values rounded once to a stored type (as float32); types other than F16 and BF16 are left to float32."""
+    with np.errstate(over="ignore"):
+        if dtype.upper() == "F16":
+            return values.astype(np.float16).astype(np.float32)
+        single = values.astype(np.float32)
+    if dtype.upper() != "BF16":
+        return single
+    # To odd first: an inexact float32 that ends in a set bit cannot be mistaken for a tie by the second rounding.
+    bits = single.view(np.uint32)
+    error = values - single.astype(np.float64)
+    inexact = (error != 0) & (bits & 1 == 0) & np.isfinite(single)
+    outward = np.signbit(error) == np.signbit(single)
+    odd = np.where(inexact, np.where(outward, bits + 1, bits - 1), bits).astype(np.uint32)
+    even = (odd + 0x7FFF + ((odd >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isfinite(single), even, bits).astype(np.uint32).view(np.float32)
+
+
+def common_dtype(tensors: Sequence[Tensor]) -> str:
+    """The one type that all are stored in, else F32."""
+    kinds = {tensor.dtype for tensor in tensors}
+    return kinds.pop() if len(kinds) == 1 else "F32"
+
+
+def names_of(tensors: Sequence[Tensor]) -> tuple[str, ...]:
+    """The source tensors of all, each once."""
+    return tuple(dict.fromkeys(name for tensor in tensors for name in tensor.sources))
+
+
+@dataclass(frozen=True, eq=False)
+class Mean(Computed):
+    """A weighted sum of tensors of one shape."""
+
+    parts: tuple[tuple[Tensor, float], ...]
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.parts[0][0].shape
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return names_of([tensor for tensor, _ in self.parts])
+
+    def values(self, start: int, stop: int) -> Doubles:
+        total = np.zeros(stop - start, np.float64)
+        for tensor, weight in self.parts:
+            total += weight * exact(tensor, start, stop)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Arc(Computed):
+    """Each row between those of `first` and `second`, at `t` of the angle."""
+
+    first: Tensor
+    second: Tensor
+    t: float
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.first.shape
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return names_of((self.first, self.second))
+
+    def values(self, start: int, stop: int) -> Doubles:
+        width = self.columns
+        begin, end = start // width * width, -(-stop // width) * width
+        a, b = (exact(tensor, begin, end).reshape(-1, width) for tensor in (self.first, self.second))
+        sizes = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosine = np.einsum("ij,ij->i", a, b) / np.where(sizes > 0, sizes, 1.0)
+        angle = np.arccos(np.clip(cosine, -1.0, 1.0))
+        sine = np.sin(angle)
+        arc = (sizes > 0) & (sine > SMALLEST_SINE)
+        divisor = np.where(arc, sine, 1.0)
+        left = np.where(arc, np.sin((1.0 - self.t) * angle) / divisor, 1.0 - self.t)
+        right = np.where(arc, np.sin(self.t * angle) / divisor, self.t)
+        mixed: Doubles = left[:, None] * a + right[:, None] * b
+        return mixed.reshape(-1)[start - begin : stop - begin]
+
+
+@dataclass(frozen=True, eq=False)
+class Through(Computed):
+    """Each element through a function of float64 arrays."""
+
+    base: Tensor
+    function: Callable[[Doubles], Doubles]
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.base.shape
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.base.sources
+
+    def values(self, start: int, stop: int) -> Doubles:
+        return self.function(exact(self.base, start, stop))
+
+
+def times(tensor: Tensor, factor: float) -> Tensor:
+    """Every element times `factor`."""
+    return Through(tensor, lambda values: values * factor, tensor.dtype)
+
+
+def mixed(parts: Sequence[tuple[Tensor, float]], method: Method, dtype: str | None = None) -> Tensor:
+    """The blend of tensors of one shape, weights summing to 1, rounded to `dtype` (the one they have by default)."""
+    tensors = [tensor for tensor, _ in parts]
+    kind = dtype or common_dtype(tensors)
+    if method == "slerp" and prod(tensors[0].shape[:-1]) > 1:
+        (first, _), (second, t) = parts
+        return Arc(first, second, t, kind)
+    return Mean(tuple(parts), kind)
+
+
+def mixed_logs(parts: Sequence[tuple[Tensor, float]], dtype: str) -> Tensor:
+    """The blend of tensors that hold -exp(a), taken over a: the source's space of a decay (A_log)."""
+    logs = [(Through(tensor, _log_of_negative, "F32"), weight) for tensor, weight in parts]
+    return Through(Mean(tuple(logs), "F32"), lambda values: -np.exp(values), dtype)
+
+
+def _log_of_negative(values: Doubles) -> Doubles:
+    if not (values < 0).all():
+        raise InputError(
+            "a decay of the file is not negative; it cannot be -exp(A_log), so its layers cannot be blended"
+        )
+    return np.asarray(np.log(-values))

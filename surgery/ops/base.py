@@ -1,0 +1,166 @@
+"""What an op is, and the small language of its arguments."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import ClassVar
+
+from gguf_tools.errors import InputError
+from surgery.plan import HALVES, METHODS, Half, Method, Stack
+
+Span = tuple[int, int]
+"""First and last index, both included."""
+
+
+class Op(ABC):
+    """One step of a recipe: a frozen description that maps a stack of layers to a stack of layers.
+
+    `usage` is the form of its option's value; `parse` reads that value, or what stands in the parentheses of a recipe.
+    """
+
+    name: ClassVar[str]
+    usage: ClassVar[str]
+    help: ClassVar[str]
+    takes_only: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, args: Arguments) -> Op:
+        """The op that the arguments describe; InputError showing the form otherwise."""
+
+    @abstractmethod
+    def apply(self, stack: Stack) -> Stack:
+        """The new stack; InputError with the valid range where an index is not in the stack."""
+
+    @property
+    @abstractmethod
+    def arguments(self) -> tuple[str, ...]:
+        """What stands in the recipe's parentheses."""
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(self.arguments)})"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """An op's arguments: `parts` between commas, and those of the form key=value."""
+
+    op: type[Op]
+    text: str
+    parts: tuple[str, ...]
+    keywords: Mapping[str, str]
+
+    @classmethod
+    def read(cls, op: type[Op], text: str) -> Arguments:
+        """Split an option's value, or the inside of a recipe's parentheses."""
+        pieces = [piece.strip() for piece in text.split(",")]
+        named = [piece for piece in pieces if re.match(r"[a-z]+\s*=", piece)]
+        keywords = {key.strip(): value.strip() for key, _, value in (piece.partition("=") for piece in named)}
+        known = {"only", "method", "replace"}
+        args = cls(op, text, tuple(piece for piece in pieces if piece not in named), keywords)
+        if set(keywords) - known:
+            raise args.wrong(f"{min(set(keywords) - known)!r} is not an argument")
+        if not args.parts or not all(args.parts):
+            raise args.wrong("an argument is missing")
+        return args
+
+    def wrong(self, problem: str) -> InputError:
+        """The error for arguments that do not have the op's form."""
+        return InputError(f"{self.op.name} {self.text}: {problem}; write {self.op.name} as {self.op.usage}")
+
+    def refuse(self, *keywords: str) -> None:
+        """Complain about these keywords where they were given."""
+        for key in keywords:
+            if key in self.keywords:
+                raise self.wrong(f"{self.op.name} takes no {key}")
+
+    def one(self) -> str:
+        """The only part."""
+        if len(self.parts) != 1:
+            raise self.wrong(f"{len(self.parts)} arguments found, one expected")
+        return self.parts[0]
+
+    def index(self, text: str) -> int:
+        """A layer's or an expert's number."""
+        if not re.fullmatch(r"\d{1,9}", text.strip()):
+            raise self.wrong(f"{text.strip()!r} is not a number of a layer")
+        return int(text)
+
+    def pair(self, text: str) -> tuple[int, int]:
+        """A:B."""
+        first, colon, second = text.partition(":")
+        if not colon:
+            raise self.wrong(f"{text!r} is not a pair")
+        return self.index(first), self.index(second)
+
+    def span(self, text: str) -> Span:
+        """I..J, or one number."""
+        first, dots, last = text.partition("..")
+        start = self.index(first)
+        stop = self.index(last) if dots else start
+        if stop < start:
+            raise self.wrong(f"{text} runs backwards; write {stop}..{start}")
+        return start, stop
+
+    def number(self, text: str) -> float:
+        """A finite number."""
+        try:
+            value = float(text)
+        except ValueError:
+            raise self.wrong(f"{text.strip()!r} is not a number") from None
+        if not isfinite(value):
+            raise self.wrong(f"{text.strip()!r} is not a finite number")
+        return value
+
+    @property
+    def only(self) -> Half | None:
+        """The half that only=… names."""
+        value = self.keywords.get("only")
+        if value is not None and value not in HALVES:
+            raise self.wrong(f"only={value} is not known, {' or '.join(HALVES)} expected")
+        return value
+
+    @property
+    def method(self) -> Method:
+        """How to blend: method=…, or the bare word among the parts."""
+        word = next((part for part in self.parts if part in METHODS), None)
+        value = self.keywords.get("method", word or "linear")
+        if value not in METHODS:
+            raise self.wrong(f"method={value} is not known, {' or '.join(METHODS)} expected")
+        return value
+
+
+def keyword_texts(method: Method = "linear", only: Half | None = None) -> tuple[str, ...]:
+    """The two keywords as recipes write them, where they are not the default."""
+    texts = (f"method={method}" if method != "linear" else "", f"only={only}" if only else "")
+    return tuple(text for text in texts if text)
+
+
+def span_text(span: Span) -> str:
+    """I..J, or the one number."""
+    return str(span[0]) if span[0] == span[1] else f"{span[0]}..{span[1]}"
+
+
+def expand(spans: Sequence[Span]) -> list[int]:
+    """Every index of the spans, in order."""
+    return [index for first, last in spans for index in range(first, last + 1)]
+
+
+def check(op: Op, stack: Stack, *indices: int) -> None:
+    """InputError with the valid range where an index is not in the stack."""
+    for index in indices:
+        if not 0 <= index < len(stack):
+            raise InputError(
+                f"{op}: there is no layer {index}; the model has {len(stack)} layers at this point, 0 to {len(stack) - 1}"
+            )
+
+
+def check_once(op: Op, indices: Sequence[int], what: str = "layer") -> None:
+    """InputError where an index is named twice."""
+    twice = next((index for n, index in enumerate(indices) if index in indices[:n]), None)
+    if twice is not None:
+        raise InputError(f"{op}: {what} {twice} is named twice; name each once, or give two ops one after another")

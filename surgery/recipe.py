@@ -1,0 +1,155 @@
+"""Recipes: ops in order, as text, as a TOML file, and as the options of a command line gave them.
+
+Text: `swap(12:13, 16:17) + interpolate(20:22, 0.5) + bridge(5:20)`. A file holds the same steps as a list of strings:
+
+    layers = 28     # of the model it was made for; checked where it is given
+    steps = [
+        "swap(12:13, 16:17)",
+        "interpolate(20:22, 0.5)",
+        "bridge(5:20)",
+    ]
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf_tools.errors import InputError, OutputError
+from surgery.ops import Op, op_named, parse_op
+from surgery.plan import Stack, identity
+
+SURGERY_KEY = "tinyq.surgery"
+"""Metadata of a GGUF file: the recipe that was applied since the source whose digest the file records."""
+MAX_LAYERS = 4096
+"""A bound on what a recipe can make, far beyond any model (llama.cpp itself holds 512 layers)."""
+
+_STEP = re.compile(r"\s*([A-Za-z-]+)\s*\(([^()]*)\)\s*")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ops in the order in which they apply; `layers` is how many the model must have, if that was stated."""
+
+    ops: tuple[Op, ...] = ()
+    layers: int | None = None
+
+    def apply(self, count: int) -> Stack:
+        """The stack that the ops make of a model of `count` layers."""
+        if self.layers not in (None, count):
+            raise InputError(
+                f"the recipe is for a model of {self.layers} layers; this one has {count}, 0 to {count - 1}"
+            )
+        stack = identity(count)
+        for op in self.ops:
+            stack = op.apply(stack)
+            if len(stack) > MAX_LAYERS:
+                raise InputError(f"{op}: {len(stack)} layers would result; at most {MAX_LAYERS} are possible")
+        return stack
+
+    def then(self, other: Recipe) -> Recipe:
+        """This recipe and another after it; the number of layers stated is that before the first."""
+        return Recipe(self.ops + other.ops, self.layers if self.ops else other.layers)
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.ops))
+
+    def __bool__(self) -> bool:
+        return bool(self.ops)
+
+
+def parse_text(text: str) -> Recipe:
+    """A recipe in text form; InputError naming what cannot be read."""
+    ops: list[Op] = []
+    position = 0
+    while True:
+        match = _STEP.match(text, position)
+        if match is None:
+            rest = text[position:].strip() or "nothing"
+            raise InputError(f"recipe: {rest[:40]!r} found where an op such as swap(1:3) was expected")
+        ops.append(parse_op(match[1], match[2]))
+        position = match.end()
+        if position == len(text):
+            return Recipe(tuple(ops))
+        if text[position] != "+":
+            raise InputError(f"recipe: {text[position:][:40]!r} found where + and another op was expected")
+        position += 1
+
+
+def load_recipe(given: str) -> Recipe:
+    """A recipe given as text or as the name of a TOML file (a text has a parenthesis)."""
+    if "(" in given and not given.endswith(".toml"):
+        return parse_text(given)
+    return read_file(Path(given))
+
+
+def read_file(path: Path) -> Recipe:
+    """The recipe in a TOML file."""
+    # The module is tomllib from Python 3.11 on, and its backport tomli before.
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        data = toml.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"recipe {path}: cannot be read ({error.strerror}); give a TOML file or a text such as 'swap(1:3)'"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"recipe {path}: not valid TOML ({error})") from error
+    steps, layers = data.get("steps"), data.get("layers")
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
+        raise InputError(f'recipe {path}: a list of steps is expected, such as steps = ["swap(1:3)"]')
+    if layers is not None and (type(layers) is not int or layers < 1):
+        raise InputError(f"recipe {path}: layers is {layers!r}, a whole number above 0 expected")
+    unknown = sorted(set(data) - {"steps", "layers"})
+    if unknown:
+        raise InputError(f"recipe {path}: {unknown[0]} is not known; a recipe has steps, and perhaps layers")
+    return Recipe(parse_text(" + ".join(steps)).ops, layers)
+
+
+def file_text(recipe: Recipe, layers: int | None = None) -> str:
+    """The recipe as a TOML file, for a model of `layers` layers."""
+    count = recipe.layers if layers is None else layers
+    lines = [] if count is None else [f"layers = {count}"]
+    # A JSON string in ASCII is a TOML basic string too.
+    return "\n".join([*lines, "steps = [", *(f"    {json.dumps(str(op))}," for op in recipe.ops), "]", ""])
+
+
+def save_recipe(recipe: Recipe, path: Path, layers: int) -> None:
+    """Write the recipe to a TOML file; OutputError where that fails."""
+    try:
+        path.write_text(file_text(recipe, layers), "utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"{path}: could not be written ({error.strerror}); give --save-recipe another path"
+        ) from error
+
+
+def from_options(options: Iterable[tuple[str, str]]) -> Recipe:
+    """The recipe that options (name, value) in the order of the command line make.
+
+    `only` narrows the op before it to one half; `recipe` stands for all the ops of a recipe.
+    """
+    recipe = Recipe()
+    texts: list[tuple[str, str]] = []
+    for name, value in options:
+        if name == "only":
+            if not texts or not op_named(texts[-1][0]).takes_only:
+                raise InputError(
+                    f"--only {value}: follows no swap, blend or scale; put it right after the op it narrows"
+                )
+            texts[-1] = (texts[-1][0], f"{texts[-1][1]},only={value}")
+        elif name == "recipe":
+            recipe = recipe.then(_parsed(texts)).then(load_recipe(value))
+            texts = []
+        else:
+            texts.append((name, value))
+    return recipe.then(_parsed(texts))
+
+
+def _parsed(texts: Iterable[tuple[str, str]]) -> Recipe:
+    return Recipe(tuple(parse_op(name, text) for name, text in texts))

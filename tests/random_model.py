@@ -1,0 +1,53 @@
+"""Models made of a spec and random weights alone, for what no checkpoint of transformers has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gguf_tools.rope import Rope
+from gguf_tools.spec import (
+    Attention,
+    DeltaNet,
+    FeedForward,
+    GatedMLP,
+    LayerSpec,
+    Mixer,
+    Model,
+    ModelSpec,
+    MoE,
+    Norm,
+    Router,
+)
+from gguf_tools.tensors import InMemory
+
+VOCAB, HIDDEN, CONTEXT = 40, 24, 64
+PROMPTS: tuple[tuple[int, ...], ...] = (tuple(range(3, 23)), (5, 5, 7), (1,))
+
+ATTENTION = Attention(4, 2, 8, Rope(1e4, 8), qk_norm=Norm(1e-6))
+DELTA = DeltaNet(2, 4, 8, 8, 4, Norm(1e-6))
+MLP = GatedMLP(20)
+EXPERTS = MoE(4, 12, Router(2))
+
+
+def layer(mixer: Mixer = ATTENTION, feed_forward: FeedForward = MLP, offset: float = 0.0) -> LayerSpec:
+    """A layer whose two norms are alike."""
+    norm = Norm(1e-6, offset)
+    return LayerSpec(mixer, feed_forward, norm, norm)
+
+
+def random_model(layers: Sequence[LayerSpec], *, tied: bool = False, seed: int = 0, **scales: Any) -> Model:
+    """A model of these layers with random weights, float32 numbers all of them."""
+    spec = ModelSpec(VOCAB, HIDDEN, CONTEXT, tuple(layers), Norm(1e-6), tied, **scales)
+    rng = np.random.default_rng(seed)
+    tensors = {
+        role: InMemory(
+            (rng.standard_normal(shape) / math.sqrt(shape[-1]) + (0.7 if len(shape) == 1 else 0.0)).astype(np.float32),
+            (role,),
+        )
+        for role, shape in spec.roles().items()
+    }
+    return Model(spec, tensors, "made up")

@@ -1,0 +1,76 @@
+"""GGUF files that tests of surgery start from, changed by header alone where that is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.convert import Operation
+from gguf_tools.gguf_file import Field, pack_header, place, read_header
+from surgery.gguf import plan_gguf, write_plan
+from surgery.gguf_header import scan_header
+from surgery.gguf_layers import open_layered
+from surgery.model import operate
+from surgery.recipe import parse_text
+
+
+def operated(source: Path, out: Path, recipe: str) -> Path:
+    """The GGUF after the recipe."""
+    write_plan(plan_gguf(open_layered(source), parse_text(recipe)), out)
+    return out
+
+
+def operation(recipe: str) -> Operation:
+    """What `tinyq convert` is given."""
+    return Operation(recipe, partial(operate, recipe=parse_text(recipe)))
+
+
+def with_metadata(source: Path, out: Path, changes: Mapping[str, Field | None]) -> Path:
+    """The same tensors under other metadata."""
+    header = scan_header(source)
+    data = source.read_bytes()[header.data_offset :]
+    out.write_bytes(header.rewritten(changes, header.entries) + data)
+    return out
+
+
+def raw_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Type, shape and bytes of every tensor."""
+    header = read_header(path)
+    data = path.read_bytes()
+    start = header.data_offset
+    return {
+        entry.name: (entry.type.name, entry.shape, data[start + entry.offset : start + entry.offset + entry.nbytes])
+        for entry in header.tensors
+    }
+
+
+def split(source: Path, prefix: Path, parts: int) -> list[Path]:
+    """The file in so many splits, as llama.cpp's gguf-split lays them out."""
+    from gguf_tools.gguf_file import ValueType
+
+    header = read_header(source)
+    tensors = raw_tensors(source)
+    paths = []
+    for n, names in enumerate(np.array_split(np.array(list(tensors)), parts)):
+        keys = {
+            "split.no": Field(ValueType.UINT16, n),
+            "split.count": Field(ValueType.UINT16, parts),
+            "split.tensors.count": Field(ValueType.INT32, len(tensors)),
+        }
+        metadata = {**header.metadata, **keys} if n == 0 else keys
+        shapes = {entry.name: (entry.name, entry.shape, entry.type) for entry in header.tensors}
+        entries, _ = place([shapes[str(name)] for name in names], header.alignment)
+        path = prefix.with_name(f"{prefix.name}-{n + 1:05d}-of-{parts:05d}.gguf")
+        data = b"".join(tensors[str(name)][2] + b"\0" * (-len(tensors[str(name)][2]) % 32) for name in names)
+        path.write_bytes(pack_header(metadata, entries, header.alignment) + data)
+        paths.append(path)
+    return paths
+
+
+def close(a: bytes, b: bytes) -> NDArray[np.bool_]:
+    """Whether two F32 tensors agree."""
+    return np.isclose(np.frombuffer(a, np.float32), np.frombuffer(b, np.float32), rtol=1e-5, atol=1e-7)
