@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.rewrites import LayerTensors, map_layers
-from gguf_tools.router_rewrites import with_softmax_and_bias
+from gguf_tools.rewrites.router import with_softmax_and_bias
 from gguf_tools.spec import LayerSpec, Model, ModelSpec, MoE
 from gguf_tools.tensors import scaled
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Any, NoReturn
 
@@ -59,6 +60,10 @@ def tinyq() -> None:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 good, 1 a threshold was missed, 2 bad usage or input, 3 llama.cpp failed."""
+    for stream in (sys.stdout, sys.stderr):
+        # Tables, tokens and file names hold characters that some terminals' encodings lack.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(args))
 
 

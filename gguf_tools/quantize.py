@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -21,8 +20,6 @@ from gguf_tools.gguf_source import GGUFTensor, gguf_tensors
 from gguf_tools.gguf_split import MAX_PARTS, cut, joined_header, part_path, read_parts, split_keys
 from gguf_tools.imatrix_file import read_imatrix, recorded
 from gguf_tools.machine import available_cores
-from gguf_tools.target_size import Chosen, Frame, Target, choose, nearest_recipe
-from gguf_tools.tensors import Tensor
 from gguf_tools.writer import Layout, Progress, atomic_output, check_output, write_gguf
 from quant.encode import ByteArray, Encoder, FloatArray, Narrowing, can_decode
 from quant.recipes import Choice, ModelFacts, Options, Recipe, TensorFacts, assign, layer_of, recipe
@@ -283,33 +280,3 @@ def _copied(tensor: GGUFTensor) -> Iterator[ByteArray]:
     """The bytes of a tensor that ggml cannot decode, hence cannot quantize."""
     for start in range(0, tensor.entry.nbytes, COPY_BYTES):
         yield tensor.read(start, min(COPY_BYTES, tensor.entry.nbytes - start))
-
-
-def prepare_target(
-    request: QuantizeRequest,
-    target: Target,
-    out: Path,
-    *,
-    threads: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[Quantization, Chosen]:
-    """Plan a quantization to a size: types are chosen by measuring, on an F32 copy of the source beside `out`.
-
-    Errors as `prepare` and `execute`; InputError where the target is too small.
-    """
-    if request.options.pure or request.split_max_size is not None:
-        raise InputError("a target size contradicts --pure and --split-max-size; leave them out")
-    request = replace(request, label=target.label)
-    weights = prepare(request).report.weights
-    request = replace(request, type=nearest_recipe(target, weights).name)
-    plan = prepare(request)
-    sources: dict[str, Tensor] = {tensor.entry.name: tensor for tensor in plan.tensors}
-    frame = Frame(
-        plan.size - sum(part.layout.data_bytes for part in plan.parts),
-        max(part.layout.alignment for part in plan.parts),
-    )
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        scratch = Path(folder) / "scratch.gguf"
-        execute(prepare(QuantizeRequest(request.source, "f32", allow_requantize=True)), scratch, threads=threads)
-        chosen = choose(target, scratch, sources, plan.choices, frame, plan.importance, threads or None, progress)
-    return prepare(replace(request, options=replace(request.options, types=chosen.types))), chosen

@@ -99,15 +99,22 @@ def _llama3(base: NDArray[np.float64], scaling: Llama3Scaling) -> NDArray[np.flo
     return np.asarray((1 - smooth) * base / scaling.factor + smooth * base, np.float64)
 
 
-def _yarn(base: NDArray[np.float64], rope: Rope, scaling: YarnScaling) -> NDArray[np.float64]:
+def correction_range(rope: Rope, scaling: YarnScaling) -> tuple[float, float]:
+    """YaRN's first and last pair between those that are kept and those that are interpolated (transformers:
+    `find_correction_range`). For contexts that are odd for the base the last may come before the first."""
+
     def dimension(rotations: float) -> float:
-        turned = scaling.original_context / (rotations * 2 * math.pi)
-        return rope.dims * math.log(turned) / (2 * math.log(rope.theta))
+        turned = math.log(scaling.original_context / (2 * math.pi)) - math.log(rotations)
+        return rope.dims * turned / (2 * math.log(rope.theta))
 
     low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rope.dims - 1)
-    width = max(high - low, 0.001)
+    return max(low, 0), min(high, rope.dims - 1)
+
+
+def _yarn(base: NDArray[np.float64], rope: Rope, scaling: YarnScaling) -> NDArray[np.float64]:
+    low, high = correction_range(rope, scaling)
+    width = high - low or 0.001
     interpolated = np.clip((np.arange(rope.dims // 2) - low) / width, 0.0, 1.0)
     return np.asarray(base * (1 - interpolated) + base / scaling.factor * interpolated, np.float64)

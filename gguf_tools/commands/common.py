@@ -30,7 +30,8 @@ def write_json(report: Mapping[str, Any], path: str | None) -> None:
         click.echo(text, nl=False)
         return
     try:
-        Path(path).write_text(text, "utf-8")
+        # A file's name may hold bytes that are no UTF-8; so they become escapes that JSON knows.
+        Path(path).write_text(text, "utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{path}: could not be written ({error.strerror}); give --json a path that can be") from error
 

@@ -130,6 +130,7 @@ def convert(
     else:
         from gguf_tools.convert_target import prepare_target
 
+        check_output(out, force or dry_run)  # measuring needs room beside the output
         with stage_bars(quiet) as show:
             conversion, chosen = prepare_target(request, size, out, show)
         measured = {"allocation": chosen.as_dict()}

@@ -72,7 +72,7 @@ def quantize(
     The tensors' bytes are those that llama.cpp's own quantizer writes. With --target-bpw or --target-size instead of TYPE,
     the types of all tensors are chosen: the model is run with each tensor alone rounded, and the bits go where that hurts.
     """
-    from gguf_tools.quantize import QuantizeRequest, check_outputs, execute, prepare, prepare_target
+    from gguf_tools.quantize import QuantizeRequest, check_outputs, execute, prepare
     from gguf_tools.writer import check_output
 
     target = parsed_target(target_bpw, target_size, calibration)
@@ -91,8 +91,9 @@ def quantize(
     if target is None:
         plan = prepare(request)
     else:
-        if not dry_run:
-            check_output(out, force)
+        from gguf_tools.quantize_target import prepare_target
+
+        check_output(out, force or dry_run)  # measuring takes a while, and room beside the output
         with stage_bars(quiet) as show:
             plan, chosen = prepare_target(request, target, out, threads=threads or 0, progress=show)
     if dry_run:

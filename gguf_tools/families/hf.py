@@ -18,7 +18,7 @@ from gguf_tools.tensors import Reshaped, Tensor, same_values, stack, take_rows
 Part = dict[str, Tensor]
 
 
-def rope(config: Config, head_dim: int) -> Rope:
+def rope(config: Config, head_dim: int, *, whole: bool = False) -> Rope:
     """Rotary embedding as the config states it, in the old keys (rope_theta, rope_scaling) or the new rope_parameters."""
     stated = {**config.mapping("rope_scaling"), **config.mapping("rope_parameters")}
     if any(isinstance(value, dict) for value in stated.values()):
@@ -32,12 +32,17 @@ def rope(config: Config, head_dim: int) -> Rope:
     partial = values.get("partial_rotary_factor", 1.0)
     if not is_number(partial) or not 0 < partial <= 1:
         raise config.wrong("partial_rotary_factor", partial, "a number above 0, at most 1")
-    dims = int(head_dim * partial)
+    if whole and partial != 1:
+        config.note(f"config.json says partial_rotary_factor {partial}, models with these tensors turn whole heads")
+    dims = head_dim if whole else int(head_dim * partial)
     if dims % 2 or not dims:
         raise CheckpointError(
             f"{config.path}: rope would turn {dims} of {head_dim} dimensions, an even number expected"
         )
-    return Rope(float(theta), dims, "half", _scaling(config, stated))
+    scaling = _scaling(config, stated)
+    if isinstance(scaling, YarnScaling) and theta <= 1:
+        raise config.wrong("rope_theta", theta, "a number above 1 for YaRN")
+    return Rope(float(theta), dims, "half", scaling)
 
 
 def _scaling(config: Config, stated: Mapping[str, Any]) -> Scaling | None:
@@ -84,12 +89,20 @@ def _scaling(config: Config, stated: Mapping[str, Any]) -> Scaling | None:
 
 
 def attention(
-    inventory: Inventory, config: Config, prefix: str, hidden: int, qk_norm: Norm | None, window: int | None = None
+    inventory: Inventory,
+    config: Config,
+    prefix: str,
+    hidden: int,
+    qk_norm: Norm | None,
+    window: int | None = None,
+    *,
+    whole_rope: bool = False,
 ) -> tuple[Attention, Part]:
     """`self_attn` with separate projections; a query projection twice as wide as the output's input holds a gate.
 
     `qk_norm` is the norm that q_norm and k_norm use where they exist. The gate's rows follow the query's in each head
-    (Qwen3-Next). `window` is the layer's sliding window (`sliding_window`).
+    (Qwen3-Next). `window` is the layer's sliding window (`sliding_window`). With `whole_rope` the
+    family's code knows no partial_rotary_factor.
     """
     wide = inventory.shape(f"{prefix}o_proj.weight")[1]
     normed = f"{prefix}q_norm.weight" in inventory
@@ -137,7 +150,7 @@ def attention(
         heads,
         kv_heads,
         head_dim,
-        rope(config, head_dim),
+        rope(config, head_dim, whole=whole_rope),
         frozenset(bias),
         qk_norm if normed else None,
         gated,

@@ -25,7 +25,7 @@ def build(checkpoint: Checkpoint) -> Model:
     def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
         window = hf.sliding_window(config, prefix, used=False, limited=hf.after_full_layers(config))
         hf.expect_kind(config, prefix, "sliding_attention" if window else "full_attention")
-        mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
+        mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window, whole_rope=True)
         ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
         config.expect("intermediate_size", ffn.width)
         return LayerSpec(mixer, ffn, norm, norm), part | ffn_part

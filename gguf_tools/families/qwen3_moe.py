@@ -25,7 +25,7 @@ def build(checkpoint: Checkpoint) -> Model:
     def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
         window = hf.sliding_window(config, prefix, used=False)
         hf.expect_kind(config, prefix, "sliding_attention" if window else "full_attention")
-        mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
+        mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window, whole_rope=True)
         ffn: FeedForward
         if hf.has_experts(inventory, f"{prefix}mlp."):
             ffn, ffn_part = hf.moe(inventory, config, f"{prefix}mlp.", hidden, normalised=False)

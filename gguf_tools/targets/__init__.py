@@ -11,10 +11,10 @@ from functools import cache
 from gguf_tools.approximations import Approximation, LayerFit, Tokens
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.head_rewrites import FOLDED_GAIN, FOLDED_VALUE_SCALE, SHARED_HEAD_NORM
 from gguf_tools.rewrites import Rewrite
-from gguf_tools.router_rewrites import UNIFORM_ROUTER_BIAS
-from gguf_tools.scale_rewrites import SCALE_REWRITES
+from gguf_tools.rewrites.heads import FOLDED_GAIN, FOLDED_VALUE_SCALE, SHARED_HEAD_NORM
+from gguf_tools.rewrites.router import UNIFORM_ROUTER_BIAS
+from gguf_tools.rewrites.scales import SCALE_REWRITES
 from gguf_tools.spec import Model
 from gguf_tools.targets.base import Lowered, Target
 

@@ -12,7 +12,16 @@ from typing import Any, Literal
 from gguf_tools.errors import CheckpointError
 from gguf_tools.gguf_file import Field, Metadata, ValueType, array, f32, string, u32
 from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling, default_magnitude
+from gguf_tools.rope import (
+    FactorScaling,
+    LinearScaling,
+    Llama3Scaling,
+    Rope,
+    Scaling,
+    YarnScaling,
+    correction_range,
+    default_magnitude,
+)
 from gguf_tools.spec import Attention, DeltaNet, GatedMLP, Model, ModelSpec, MoE, Norm
 from gguf_tools.targets.base import OutputTensor
 from gguf_tools.tensors import Tensor, shifted
@@ -184,6 +193,10 @@ def rope_lacks(
             lacks.append(f"YaRN with beta_fast {scaling.beta_fast:g} and beta_slow {scaling.beta_slow:g}")
         if not scaling.truncate:
             lacks.append("YaRN without truncation of the correction range")
+        # There transformers divides by what is below zero, and llama.cpp by 0.001.
+        low, high = correction_range(rope, scaling)
+        if high < low:
+            lacks.append(f"YaRN with a correction range from pair {low:g} back to {high:g}")
     elif isinstance(scaling, Llama3Scaling | FactorScaling) and not factors:
         lacks.append("llama3 rope scaling" if isinstance(scaling, Llama3Scaling) else "rope with frequency factors")
     return lacks
@@ -286,8 +299,8 @@ def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rop
         )
     scaling: Scaling | None = None
     kind = source.key("rope.scaling.type", "linear")
-    if kind == "yarn" and factor <= 0:
-        raise CheckpointError(f"{source.path}: rope.scaling.factor is {factor:g}, a number above 0 expected")
+    if kind == "yarn" and (factor <= 0 or theta <= 1):
+        raise CheckpointError(f"{source.path}: YaRN by {factor:g} of base {theta:g} cannot be; write the file again")
     if kind == "yarn":
         magnitude = default_magnitude(factor) * source.number("rope.scaling.attn_factor", 1.0)
         original = source.integer("rope.scaling.original_context_length", source.integer("context_length"))

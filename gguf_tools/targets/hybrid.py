@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_tools.delta_rewrites import IDLE_LAYER, REPEATED_VALUES
 from gguf_tools.errors import CheckpointError
 from gguf_tools.gguf_file import Metadata, u32
 from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.output_bias import OUTPUT_BIAS
 from gguf_tools.rewrites import ZERO_ATTENTION_GATE
+from gguf_tools.rewrites.delta import IDLE_LAYER, REPEATED_VALUES
+from gguf_tools.rewrites.output_bias import OUTPUT_BIAS
 from gguf_tools.spec import Attention, DeltaNet, ModelSpec, Norm
 from gguf_tools.targets import common
 from gguf_tools.tensors import Mapped, Tensor, concatenate, interleave_rows, take, take_rows
@@ -99,7 +99,9 @@ def lift_gated_attention(source: GGUFSource, n: int, norm: Norm) -> tuple[Attent
 def expect_rows(source: GGUFSource, tensor: Tensor, rows: int) -> Tensor:
     """The tensor, if it has as many rows as the metadata say; views of some of its rows would not show it."""
     if tensor.shape[0] != rows:
-        raise CheckpointError(f"{source.path}: tensor {tensor.sources[0]} has shape {tensor.shape}, {rows} rows expected")
+        raise CheckpointError(
+            f"{source.path}: tensor {tensor.sources[0]} has shape {tensor.shape}, {rows} rows expected"
+        )
     return tensor
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.output_bias import OUTPUT_BIAS_BY_HEADS
+from gguf_tools.rewrites.output_bias import OUTPUT_BIAS_BY_HEADS
 from gguf_tools.spec import LayerSpec, Model, ModelSpec, MoE, Norm
 from gguf_tools.targets import common
 from gguf_tools.targets.base import Lowered, Target

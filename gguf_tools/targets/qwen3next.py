@@ -3,10 +3,10 @@ layer (`src/models/qwen3next.cpp`)."""
 
 from __future__ import annotations
 
-from gguf_tools.delta_rewrites import DENSE_AS_SHARED
 from gguf_tools.gguf_file import ValueType, array
 from gguf_tools.gguf_source import GGUFSource
 from gguf_tools.rewrites import EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE
+from gguf_tools.rewrites.delta import DENSE_AS_SHARED
 from gguf_tools.spec import Attention, DeltaNet, LayerSpec, Mixer, Model, ModelSpec, MoE, Norm
 from gguf_tools.targets import common, hybrid
 from gguf_tools.targets.base import Lowered, Target

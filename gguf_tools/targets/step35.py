@@ -20,9 +20,9 @@ from gguf_tools.approximations import SOFTMAX_ROUTER
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.gguf_file import Field, Metadata, boolean, f32, u32
 from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.head_rewrites import WIDENED_HEADS
 from gguf_tools.rewrites import EMPTY_UNGATED_EXPERT, HALF_PAIRS, UNTIED_OUTPUT
-from gguf_tools.router_rewrites import SINGLE_EXPERT
+from gguf_tools.rewrites.heads import WIDENED_HEADS
+from gguf_tools.rewrites.router import SINGLE_EXPERT
 from gguf_tools.spec import FeedForward, LayerSpec, Model, ModelSpec, MoE, Norm, Router
 from gguf_tools.targets import common
 from gguf_tools.targets.base import Lowered, Target

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gguf_tools.head_rewrites import FOLDED_GAIN, FOLDED_VALUE_SCALE, SHARED_HEAD_NORM, WIDENED_HEADS
 from gguf_tools.rewrites import EMPTY_UNGATED_EXPERT, HALF_PAIRS, INTERLEAVED_PAIRS, UNTIED_OUTPUT, Rewrite
+from gguf_tools.rewrites.heads import FOLDED_GAIN, FOLDED_VALUE_SCALE, SHARED_HEAD_NORM, WIDENED_HEADS
+from gguf_tools.rewrites.router import SINGLE_EXPERT, UNIFORM_ROUTER_BIAS
+from gguf_tools.rewrites.scales import FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE
 from gguf_tools.rope import Rope
-from gguf_tools.router_rewrites import SINGLE_EXPERT, UNIFORM_ROUTER_BIAS
-from gguf_tools.scale_rewrites import FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE
 from gguf_tools.spec import Attention, GatedMLP, LayerSpec, Model, ModelSpec, MoE, Norm, Router, SharedExpert
 from gguf_tools.tensors import InMemory, Tensor
 from tests.oracle import nmse, reference

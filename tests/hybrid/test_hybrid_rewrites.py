@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_tools import delta_rewrites, output_bias
 from gguf_tools.columns import Columns, side_by_side, take_columns
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.families import load_model
 from gguf_tools.families.hybrid_tiny import Shape, write
-from gguf_tools.rewrites import Rewrite
+from gguf_tools.rewrites import Rewrite, delta, output_bias
 from gguf_tools.spec import Attention, Model
 from gguf_tools.targets import plan
 from gguf_tools.tensors import InMemory
@@ -78,10 +77,10 @@ def test_the_cheaper_way_is_taken(tmp_path: Path, heads: int, head_dim: int, kv_
 @pytest.mark.parametrize(
     ("rewrite", "shape"),
     [
-        (delta_rewrites.REPEATED_VALUES, Shape("DA", key_dim=48)),
-        (delta_rewrites.DENSE_AS_SHARED, Shape("dAa", experts=4, top_k=2)),
-        (delta_rewrites.IDLE_LAYER, Shape("DD")),
-        (delta_rewrites.IDLE_LAYER, Shape("aa")),
+        (delta.REPEATED_VALUES, Shape("DA", key_dim=48)),
+        (delta.DENSE_AS_SHARED, Shape("dAa", experts=4, top_k=2)),
+        (delta.IDLE_LAYER, Shape("DD")),
+        (delta.IDLE_LAYER, Shape("aa")),
     ],
 )
 def test_a_rewrite_changes_nothing(tmp_path: Path, rewrite: Rewrite, shape: Shape) -> None:

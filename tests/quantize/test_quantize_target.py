@@ -90,7 +90,7 @@ def test_errors_weigh_by_activations() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = dense(hidden_size=256, intermediate_size=256, num_hidden_layers=2, head_dim=64)
+    config = dense(hidden_size=256, intermediate_size=256, num_hidden_layers=1, head_dim=64)
     return checkpoint(tmp_path_factory.mktemp("target") / "model", config, dtype=torch.bfloat16)
 
 
@@ -139,12 +139,21 @@ def test_both_commands(folder: Path, source: Path, text: Path, tmp_path: Path, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "b.gguf", "r.json"]
 
 
+def test_dry_run(source: Path, text: Path, tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
+    common = ("--target-size", "350K", "--calibration", text, "--threads", 1)
+    ran = tinyq("quantize", source, tmp_path / "out.gguf", *common, "--dry-run", "--json", "-")
+    assert 340_000 < json.loads(ran.out)["size"] <= 350_000
+    assert not list(tmp_path.iterdir())
+    ran = tinyq("quantize", source, tmp_path / "none" / "out.gguf", *common, "--dry-run")
+    assert (ran.code, "does not exist; create it first" in ran.err) == (2, True)
+
+
 def test_sizes_in_bytes(folder: Path, source: Path, text: Path, tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
     for command, given_source in (("quantize", source), ("convert", folder)):
         out = tmp_path / f"{command}.gguf"
-        ran = tinyq(command, given_source, out, "--target-size", "700K", "--calibration", text, "--threads", 1)
+        ran = tinyq(command, given_source, out, "--target-size", "350K", "--calibration", text, "--threads", 1)
         assert ran.code == 0, ran.err
-        assert 690_000 < out.stat().st_size <= 700_000
+        assert 340_000 < out.stat().st_size <= 350_000
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,7 @@ def _claims_the_hybrid(folder: Path) -> None:
             "linear_conv_kernel_dim": 4,
             "shared_expert_intermediate_size": 24,
             "full_attention_interval": 2,
+            "partial_rotary_factor": 0.25,
         },
     )
 
@@ -266,7 +267,12 @@ CASES = {
         {"num_experts_per_tok": 1, "tie_word_embeddings": True},
         "qwen3moe",
         folder_edit=_claims_the_hybrid,
-        notes=("config.json names a shared expert, the tensors have none", "layer 0", "layer 2"),
+        notes=(
+            "config.json names a shared expert, the tensors have none",
+            "config.json says layer 0 is linear_attention",
+            "config.json says layer 2 is linear_attention",
+            "config.json says partial_rotary_factor 0.25",
+        ),
     ),
     # Qwen3-Next
     "hybrid": Case(hybrid, target="qwen3next"),

@@ -70,6 +70,7 @@ BY_QWEN3: dict[str, tuple[list[LayerSpec], str]] = {
     "interleaved": ([layer(replace(ATTENTION, rope=Rope(1e4, 8, "interleaved")))], "rope in interleaved pairs"),
     "betas": ([scaled(YarnScaling(2.0, 16, 16.0, 2.0))], "YaRN with beta_fast 16 and beta_slow 2"),
     "truncation": ([scaled(YarnScaling(2.0, 16, truncate=False))], "YaRN without truncation of the correction range"),
+    "empty range": ([scaled(YarnScaling(2.0, 10**12))], "YaRN with a correction range from pair 9 back to 7"),
     "llama3": ([scaled(Llama3Scaling(8.0, 1.0, 4.0, 32))], "llama3 rope scaling"),
     "epsilons": (
         [replace(layer(), ffn_norm=Norm(1e-5))],
