@@ -24,7 +24,8 @@ from surgery.gguf_layers import LAYER, ByteRange, GGUFHalf, GGUFSpace, LayeredFi
 from surgery.plan import HALVES, Half, Stack, evaluate, origins, parted
 from surgery.recipe import SURGERY_KEY, Recipe, parse_text
 
-SOURCE_PATH_KEY = "tinyq.source.path"
+PATH_KEYS = ("tinyq.source.path", "tinyq.tokenizer.path")
+"""Paths that are relative to the file's folder."""
 LLAMA_MAX_LAYERS = 512
 """Blocks that llama.cpp holds (`LLAMA_MAX_LAYERS`)."""
 COPY_BYTES = 1 << 26
@@ -176,7 +177,7 @@ def write_plan(
     if out.exists() and any(out.samefile(source) for source in _sources(plan)):
         raise OutputError(f"{out}: is the source itself; give another name, or --in-place for a pure permutation")
     entries, data_bytes = plan.entries
-    header = plan.file.header.rewritten(plan.changes | _source_path(plan.file, out), entries)
+    header = plan.file.header.rewritten(plan.changes | _paths(plan.file, out), entries)
     size = len(header) + data_bytes
     with atomic_output(out, force=force, size=size) as stream, Encoder(threads) as encoder:
         _allocate(stream, size)
@@ -193,13 +194,15 @@ def write_plan(
     return size
 
 
-def _source_path(file: LayeredFile, out: Path) -> dict[str, Field | None]:
+def _paths(file: LayeredFile, out: Path) -> dict[str, Field | None]:
     """Where the file's source lies, as seen from the new file's folder."""
-    path = file.header.get(SOURCE_PATH_KEY)
-    if not isinstance(path, str):
-        return {}
-    source = os.path.normpath(file.header.path.resolve().parent / path)
-    return {SOURCE_PATH_KEY: string(Path(os.path.relpath(source, out.resolve().parent)).as_posix())}
+    here, there = file.header.path.resolve().parent, out.resolve().parent
+    paths = {key: file.header.get(key) for key in PATH_KEYS}
+    return {
+        key: string(Path(os.path.relpath(here / path, there)).as_posix())
+        for key, path in paths.items()
+        if isinstance(path, str)
+    }
 
 
 def _allocate(stream: BinaryIO, size: int) -> None:

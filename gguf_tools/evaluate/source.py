@@ -110,7 +110,11 @@ def _recorded(header: GGUFHeader, digest: str, operate: Operate | None) -> tuple
         if checkpoint.digest() != digest:
             reason = f"{place} is not, or no longer, what it was made from"
             continue
-        model, after = _operated(header, build_model(checkpoint), operate)
+        try:
+            model, after = _operated(header, build_model(checkpoint), operate)
+        except InputError as error:
+            reason = f"the surgery that it records cannot be done again ({error})"
+            continue
         how = "the source recorded in the file" if origin == "recorded" else "the source beside the file"
         tokenizer = _tokenizer(header, checkpoint, model)
         return ReferenceSource(model, origin, place, tokenizer, f"compared with {how}{after}"), ""

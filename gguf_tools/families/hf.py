@@ -181,7 +181,11 @@ def sliding_window(
 
 def after_full_layers(config: Config) -> Callable[[int], bool]:
     """Qwen's rule for the layers that have a window: those from max_window_layers on (28 where it is not stated)."""
-    first = config.integer("max_window_layers", 28)
+    first = config.values.get("max_window_layers")
+    if first is None:
+        first = 28
+    if type(first) is not int or first < 0:
+        raise config.wrong("max_window_layers", first, "a whole number from 0")
     return lambda n: n >= first
 
 

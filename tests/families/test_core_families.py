@@ -213,7 +213,10 @@ def test_windows_are_part_of_the_model(folders: dict[str, Path]) -> None:
     assert [layer.mixer.window for layer in model.spec.layers if isinstance(layer.mixer, Attention)] == [None, None, 8]
     with pytest.raises(UnsupportedError, match="qwen3 lacks a sliding window of 8 tokens"):
         plan(model, "qwen3")
-    unused = build_model(replace(opened, config={**opened.config, "sliding_window": 8}))
+    without_kinds = {**opened.config, **windows, "max_window_layers": 0, "layer_types": None}
+    model = build_model(replace(opened, config=without_kinds))
+    assert [layer.mixer.window for layer in model.spec.layers if isinstance(layer.mixer, Attention)] == [8, 8, 8]
+    unused = build_model(replace(opened, config={**opened.config, "sliding_window": 8, "max_window_layers": 0}))
     assert unused.spec == build_model(opened).spec
 
 
