@@ -62,6 +62,7 @@ class Experts(nn.Module):
         chosen = logits.argmax(-1)
         if self.wanted is not None:
             self.routing_loss = self._routing_loss(flat.float(), logits, self.wanted)
+            self.wanted = None  # it was for this pass alone
         # Renormalised, a top-1 weight is the constant 1.
         order = chosen.argsort(stable=True)
         parts = torch.split(flat[order], torch.bincount(chosen, minlength=self.count).tolist())
