@@ -35,9 +35,10 @@ PIECE = 1 << 24
 
 @dataclass(frozen=True)
 class Run:
-    """One child process: wall seconds, and its peak resident memory in bytes (mapped pages included)."""
+    """One child process: seconds on the wall and of all cores, and peak resident memory in bytes (mapped pages included)."""
 
     seconds: float
+    cpu: float
     peak: int
 
 
@@ -52,7 +53,8 @@ def run(*command: object) -> Run:
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(output.decode(errors="replace")[-3000:])
-    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, peak)
 
 
 def llama_source() -> Path:
@@ -85,12 +87,14 @@ def same_tensors(ours: Path, theirs: Path) -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """Medians for one type: seconds and peak bytes of ours, and of their two steps."""
+    """Medians for one type: seconds, seconds of all cores and peak bytes of ours, and of their two steps."""
 
     type: str
     ours: float
     their_convert: float
     their_quantize: float
+    our_cpu: float
+    their_cpu: float
     our_peak: int
     their_peak: int
     same: bool
@@ -120,7 +124,9 @@ def measure(kind: str, source: Path, llama: Path, threads: int, repeat: int) -> 
     ours_s, convert_s, quantize_s = (statistics.median(one.seconds for one in runs) for runs in (once, first, second))
     peaks = [max(a.peak, b.peak) for a, b in zip(first, second, strict=True)]
     our_peak, their_peak = (int(statistics.median(found)) for found in ([one.peak for one in once], peaks))
-    row = Row(kind, ours_s, convert_s, quantize_s, our_peak, their_peak, same_tensors(ours, theirs))
+    our_cpu = statistics.median(one.cpu for one in once)
+    their_cpu = statistics.median(a.cpu + b.cpu for a, b in zip(first, second, strict=True))
+    row = Row(kind, ours_s, convert_s, quantize_s, our_cpu, their_cpu, our_peak, their_peak, same_tensors(ours, theirs))
     for path in (ours, middle, theirs):
         path.unlink()
     return row
@@ -128,13 +134,19 @@ def measure(kind: str, source: Path, llama: Path, threads: int, repeat: int) -> 
 
 def report(rows: list[Row], threads: int, repeat: int) -> str:
     """The table, and what it was measured on."""
-    head = ("type", "tinyq s", "theirs s (convert + quantize)", "ratio", "tinyq MB", "theirs MB", "ratio", "same bytes")
+    head = (
+        *("type", "tinyq s", "theirs s (convert + quantize)", "ratio", "tinyq CPU s", "theirs", "ratio"),
+        *("tinyq MB", "theirs", "ratio", "same bytes"),
+    )
     body = [
         (
             row.type,
             f"{row.ours:.1f}",
             f"{row.their_convert + row.their_quantize:.1f} ({row.their_convert:.1f} + {row.their_quantize:.1f})",
             f"{row.time_ratio:.2f}",
+            f"{row.our_cpu:.1f}",
+            f"{row.their_cpu:.1f}",
+            f"{row.our_cpu / row.their_cpu:.2f}",
             f"{row.our_peak / 1e6:.0f}",
             f"{row.their_peak / 1e6:.0f}",
             f"{row.peak_ratio:.2f}",

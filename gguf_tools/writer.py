@@ -51,7 +51,9 @@ def atomic_output(path: Path, *, force: bool = False, size: int = 0) -> Iterator
         _remove_leftovers(path)
         free = shutil.disk_usage(path.parent).free
         if size > free:
-            raise OutputError(f"{path}: needs {size:,} bytes, but the disk has {free:,} free; make room or write elsewhere")
+            raise OutputError(
+                f"{path}: needs {size:,} bytes, but the disk has {free:,} free; make room or write elsewhere"
+            )
         with temporary.open("w+b") as stream:
             yield stream
             stream.flush()

@@ -55,7 +55,9 @@ if TYPE_CHECKING:
     help="Longest context to record, where the checkpoint does not say or says otherwise.",
 )
 @click.option(
-    "--allow-approximate", is_flag=True, help="Where no architecture is exact, take the nearest and say what was reached."
+    "--allow-approximate",
+    is_flag=True,
+    help="Where no architecture is exact, take the nearest and say what was reached.",
 )
 @click.option(
     "--calibration",

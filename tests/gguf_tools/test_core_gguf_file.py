@@ -339,7 +339,7 @@ def test_any_truncation_is_noticed(path: Path, converted: bytes, data: st.DataOb
         read_header(path)
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(st.data())
 def test_any_damage_is_refused_or_read(path: Path, converted: bytes, data: st.DataObject) -> None:
     damaged = bytearray(converted)
