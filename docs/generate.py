@@ -31,7 +31,7 @@ runs the checkpoint's own numbers. NMSE is the largest order of magnitude seen, 
 def commands_page() -> str:
     """Every command's own help, as one page."""
     lines = ["# Commands", "", "Generated from the commands' own help by `make docs`.", ""]
-    parent = click.Context(tinyq, info_name="tinyq")
+    parent = click.Context(tinyq, info_name="tinyq", help_option_names=tinyq.context_settings["help_option_names"])
     for name in COMMANDS:
         command = tinyq.get_command(parent, name)
         if command is None:
