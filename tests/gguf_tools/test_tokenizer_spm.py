@@ -124,7 +124,8 @@ def test_byte_tokens_listed_as_special_are_found_in_no_text() -> None:
     tokenizer = load_tokenizer(folder, SIZE)
     llama = llama_vocabulary(folder, tokenizer)
     for special in (False, True):
-        text = "a<0x41>\x00\x7f🦙"
+        # No NUL: where training happened to give it a token, llama.cpp cannot hold that, which is noted.
+        text = "a<0x41>\x01\x7f🦙"
         assert llama.encode(text, special) == tokenizer.encode(text, special=special)
 
 
