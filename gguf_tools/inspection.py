@@ -11,7 +11,7 @@ from typing import Any
 from gguf_tools.checkpoint import Checkpoint, open_checkpoint
 from gguf_tools.errors import InputError
 from gguf_tools.families import build_model
-from gguf_tools.gguf_file import GGUFHeader, is_gguf
+from gguf_tools.gguf_file import RESERVE_KEY, GGUFHeader, is_gguf
 from gguf_tools.gguf_source import open_gguf
 from gguf_tools.rope import Rope
 from gguf_tools.safetensors_file import WIDTHS
@@ -161,7 +161,8 @@ def _inspect_gguf(path: Path) -> Inspection:
             # Metadata of the wrong kind, in a file that another program wrote or damaged.
             facts["problems"] += (f"{path}: metadata and tensors do not describe a {architecture} model ({error})",)
     facts["parameters"] = sum(share.weights for share in types)
-    own = {key: field.value for key, field in header.metadata.items() if key.startswith(("tinyq.", "general.name"))}
+    told = {key: field.value for key, field in header.metadata.items() if key.startswith(("tinyq.", "general.name"))}
+    own = {key: value for key, value in told.items() if key != RESERVE_KEY}
     return Inspection(
         path=str(path),
         kind="gguf",
