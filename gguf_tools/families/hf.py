@@ -269,6 +269,8 @@ def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> Pa
 def embeddings(inventory: Inventory, config: Config) -> tuple[Part, bool]:
     """Token embedding, final norm and output projection; tied where the file has no `lm_head.weight` of its own.
 
+    A config that says they are not tied, beside a file without `lm_head.weight`, is an incomplete checkpoint: what else the
+    output projection would be, nothing tells.
     A saved `lm_head.weight` that only repeats the embedding under a config that ties them is the tied case; one that
     differs is used as it is.
     """
@@ -276,6 +278,11 @@ def embeddings(inventory: Inventory, config: Config) -> tuple[Part, bool]:
     vocab, hidden = embedding.shape
     part = {"embedding": embedding, "output_norm": inventory.take("model.norm.weight", hidden)}
     tied = "lm_head.weight" not in inventory
+    if tied and config.values.get("tie_word_embeddings") is False:
+        raise CheckpointError(
+            f"{inventory.path}: tensor lm_head.weight is missing, and config.json says that it is not tied to the embedding; "
+            "save the checkpoint again, or set tie_word_embeddings to true if it is"
+        )
     if not tied:
         output = inventory.take("lm_head.weight", vocab, hidden)
         tied = config.flag("tie_word_embeddings", False) and same_values(embedding, output)

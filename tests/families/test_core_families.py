@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gguf_tools.checkpoint import Checkpoint, open_checkpoint
 from gguf_tools.errors import CheckpointError, TinyqError, UnsupportedError
@@ -47,6 +48,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 # Recognition
+
+
+def test_a_missing_output_projection_is_not_taken_for_a_tied_one(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "untied", dense())
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("lm_head.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"tensor lm_head\.weight is missing"):
+        load_model(folder)
 
 
 def test_families_have_names_of_their_own() -> None:
