@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def available_cores() -> int:
@@ -17,3 +18,17 @@ SMALL_MODEL = 64 << 20
 def useful_threads(weight_bytes: int) -> int:
     """Threads that make running a model of this many bytes of weights fastest."""
     return 1 if weight_bytes < SMALL_MODEL else available_cores()
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may run on: its affinity, without the second threads of a core."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    siblings = set()
+    for cpu in allowed:
+        try:
+            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
+        except OSError:
+            return len(allowed)
+    return len(siblings)

@@ -61,7 +61,7 @@ def atomic_output(path: Path, *, force: bool = False, size: int = 0) -> Iterator
         # Another process may have made the output meanwhile.
         check_output(path, force)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise OutputError(f"{path}: could not be written ({reason}); nothing was left behind") from error
@@ -74,11 +74,12 @@ def _remove_leftovers(path: Path) -> None:
     pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.tmp")
     for other in path.parent.iterdir():
         match = pattern.fullmatch(other.name)
-        if match and not _alive(int(match[1])):
+        if match and not alive(int(match[1])):
             other.unlink(missing_ok=True)
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether a process of this number runs; what cannot be told counts as running."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -88,7 +89,8 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk."""
     # Makes the rename itself durable; not every file system lets a folder be synced.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 
 from gguf_tools.errors import OutputError
-from gguf_tools.writer import Progress
+from gguf_tools.writer import Progress, alive
 
 ALIGNMENT = 8
 
@@ -89,22 +89,12 @@ def _settle_leftovers(path: Path) -> None:
     pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.(tmp|old)")
     for other in path.resolve().parent.iterdir():
         match = pattern.fullmatch(other.name)
-        if not match or _alive(int(match[1])):
+        if not match or alive(int(match[1])):
             continue
         if match[2] == "old" and not path.exists():
             other.rename(path)
         else:
             shutil.rmtree(other, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def _sync(path: Path) -> None:

@@ -27,6 +27,7 @@ from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluate.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
 from gguf_tools.evaluate.log import decisive_lines
 from gguf_tools.gguf_file import is_gguf
+from gguf_tools.machine import physical_cores
 from quant.imatrix import Statistics
 
 KVType = Literal["f32", "f16", "q8_0"]
@@ -160,7 +161,7 @@ class Runtime:
 
     def reload(self) -> None:
         """Load the file again, which may have changed since."""
-        threads = self.options.threads or available_cores()
+        threads = self.options.threads or physical_cores()
         options = asdict(replace(self.options, threads=threads))
         info = self._call("load", {"path": str(self.path.resolve()), "options": options}).header["info"]
         self._info = ModelInfo(**{**info, "eog": frozenset(info["eog"])})
@@ -386,17 +387,3 @@ def _array(frame: Frame) -> npt.NDArray[Any]:
     if frame.array is None:
         raise LlamaError("the llama.cpp process answered without the numbers that were asked for")
     return frame.array
-
-
-def available_cores() -> int:
-    """Physical cores that this process may run on: its affinity, without the second threads of a core."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    allowed = os.sched_getaffinity(0)
-    siblings = set()
-    for cpu in allowed:
-        try:
-            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
-        except OSError:
-            return len(allowed)
-    return len(siblings)
