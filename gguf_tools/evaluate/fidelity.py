@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gguf_tools.errors import InputError
 from gguf_tools.evaluate.metrics import NO_TARGET, FidelityAccumulator, FidelityMetrics, Logits
-from gguf_tools.evaluate.prompts import Prompt, default_prompts, render_chat
+from gguf_tools.evaluate.prompts import Message, Prompt, default_prompts
 from gguf_tools.evaluate.runtime import GreedyResult, ModelInfo
 
 Encode = Callable[[str, bool], Sequence[int]]
@@ -53,6 +53,9 @@ class RuntimeLike(Protocol):
 
     def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
         """Text of token ids."""
+
+    def render_chat(self, messages: Sequence[Message], **options: Any) -> str:
+        """Text of a conversation by the file's own chat template."""
 
     def iter_logits(self, sequences: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
         """Logits at every position of each sequence, (T, n_vocab)."""
@@ -251,12 +254,10 @@ def render_prompt(runtime: RuntimeLike, prompt: Prompt, chat_options: Mapping[st
     """A prompt's text, messages rendered by the model's own chat template; InputError where it has none."""
     if not prompt.is_chat:
         return prompt.text
-    info = runtime.info
-    if info.chat_template is None:
+    if runtime.info.chat_template is None:
         raise InputError(f"{prompt.origin}: has messages, but the model has no chat template; give it as text")
-    bos, eos = ("" if i is None else runtime.detokenize([i], special=True) for i in (info.bos, info.eos))
     try:
-        return render_chat(info.chat_template, prompt.messages, bos_token=bos, eos_token=eos, **chat_options)
+        return runtime.render_chat(prompt.messages, **chat_options)
     except InputError as error:
         raise InputError(f"{prompt.origin}: {error}") from error
 

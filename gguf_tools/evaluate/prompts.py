@@ -1,20 +1,12 @@
-"""Prompts: those built in, those from a file, and how a chat template turns messages into text."""
+"""Prompts: those built in, and those from a file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gguf_tools.errors import InputError
 
@@ -123,78 +115,3 @@ def _messages(value: Any, origin: str) -> tuple[Message, ...]:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
             raise InputError(f'{origin}: message {index} is not an object with "role" and "content"')
     return tuple(value)
-
-
-# -- chat templates ----------------------------------------------------------------------------------------------
-
-
-def render_chat(
-    template: str,
-    messages: Sequence[Message],
-    *,
-    add_generation_prompt: bool = True,
-    bos_token: str = "",
-    eos_token: str = "",
-    **kwargs: Any,
-) -> str:
-    """The text of a conversation by a model's Jinja chat template, as transformers renders it.
-
-    `kwargs` reach the template (`enable_thinking=False`, `tools=[…]`). The template is untrusted: it runs in Jinja's
-    immutable sandbox. Raises InputError with the template's own complaint where it has one.
-    Source: `render_jinja_template` in transformers, which llama-cpp-python follows without the extensions.
-    """
-    names = {"tools": None, "documents": None, "bos_token": bos_token, "eos_token": eos_token, **kwargs}
-    try:
-        return _compile(template).render(
-            messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **names
-        )
-    except jinja2.TemplateSyntaxError as error:
-        raise InputError(f"the chat template is broken at its line {error.lineno}: {_one_line(error)}") from error
-    except Exception as error:
-        # Whatever a template's expressions raise (type errors, overflows, the sandbox's refusals) is its own fault.
-        raise InputError(f"the chat template refused the messages: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks the assistant's text for training masks; for rendering it is only its body."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The nodes between the tags."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-@lru_cache(maxsize=16)
-def _compile(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(template)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes for HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)

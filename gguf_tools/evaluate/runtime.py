@@ -26,6 +26,7 @@ import numpy.typing as npt
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluate.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
 from gguf_tools.evaluate.log import decisive_lines
+from gguf_tools.evaluate.prompts import Message
 from gguf_tools.gguf_file import is_gguf
 from gguf_tools.machine import physical_cores
 from quant.imatrix import Statistics
@@ -213,6 +214,33 @@ class Runtime:
         """Text of token ids; `special` shows special tokens; bytes that are not UTF-8 become U+FFFD."""
         return str(self._call("detokenize", {"special": special}, self._ids([ids], "detokenize")).header["text"])
 
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        **options: Any,
+    ) -> str:
+        """The text of a conversation by the file's own chat template, or by `template`, rendered by llama-cpp-python.
+
+        `options` reach the template (`enable_thinking=False`, `tools=[…]`); they and the messages must be plain JSON.
+        Raises InputError where there is no template, or with its own complaint where it refuses the messages.
+        """
+        template = template or self.info.chat_template
+        if template is None:
+            raise InputError(f"{self.path}: has no chat template, which messages need; give the prompt as text")
+        bos, eos = ("" if i is None else self.detokenize([i], special=True) for i in (self.info.bos, self.info.eos))
+        request = {
+            "template": template,
+            "messages": list(messages),
+            "bos_token": bos,
+            "eos_token": eos,
+            "add_generation_prompt": add_generation_prompt,
+            "options": options,
+        }
+        return str(self._call("render", {"request": request}).header["text"])
+
     def iter_logits(self, sequences: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
         """For each sequence in turn, its logits at every position: (T, n_vocab) float32.
 
@@ -337,6 +365,8 @@ class Runtime:
             # Interrupted in the midst of an answer: what is left of it could not be told from the next one.
             self.close()
             raise
+        if frame.header["kind"] == "refused":
+            raise InputError(f"{self.path}: {frame.header['message']}")
         if frame.header["kind"] == "error":
             raise LlamaError(self._message(op, frame.header["message"], log_start))
         return frame

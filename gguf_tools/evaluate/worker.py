@@ -91,6 +91,7 @@ class _Service:
             "load": self._load,
             "tokenize": self._tokenize,
             "detokenize": self._detokenize,
+            "render": self._render,
             "logits": self._logits,
             "greedy": self._greedy,
             "speed": self._speed,
@@ -121,6 +122,14 @@ class _Service:
 
     def _detokenize(self, header: dict[str, Any], array: Any) -> Answer:
         return {"kind": "text", "text": self._engine.detokenize(array.tolist(), header["special"])}, None
+
+    def _render(self, header: dict[str, Any], _: Any) -> Answer:
+        from gguf_tools.evaluate.chat import TemplateRefusalError, render
+
+        try:
+            return {"kind": "text", "text": render(**header["request"])}, None
+        except TemplateRefusalError as error:
+            return {"kind": "refused", "message": str(error)}, None
 
     def _logits(self, header: dict[str, Any], array: Any) -> Answer:
         return {"kind": "logits"}, self._engine.logits(array, header["context"], self._progress)

@@ -1,9 +1,8 @@
-"""Built-in prompts, prompt files and chat templates."""
+"""Built-in prompts and prompt files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,9 +14,7 @@ from gguf_tools.evaluate.prompts import (
     default_prompts,
     default_text,
     load_prompts,
-    render_chat,
 )
-from tests.evaluate.tiny_gguf import TEMPLATE
 
 
 def test_built_in_prompts() -> None:
@@ -93,58 +90,3 @@ def test_wrong_files(tmp_path: Path) -> None:
     empty.write_bytes(b"ok\nab\xff\n")
     with pytest.raises(InputError, match=r":2: is not UTF-8 \(byte 3"):
         load_prompts(empty)
-
-
-MESSAGES = [{"role": "user", "content": "hi & <b>"}]
-
-
-def test_thinking_switch() -> None:
-    plain = "<|im_start|>user\nhi & <b><|im_end|>\n<|im_start|>assistant\n"
-    assert render_chat(TEMPLATE, MESSAGES) == plain
-    assert render_chat(TEMPLATE, MESSAGES, enable_thinking=True) == plain
-    assert render_chat(TEMPLATE, MESSAGES, enable_thinking=False) == plain + "<think>\n\n</think>\n\n"
-    assert render_chat(TEMPLATE, MESSAGES, add_generation_prompt=False) == plain.removesuffix("<|im_start|>assistant\n")
-
-
-RICH = """
-{%- if tools is not none %}TOOLS {{ tools | tojson }}
-{% endif -%}
-{{ bos_token }}
-{%- for message in messages %}
-    {% if message.role == 'system' %}{% continue %}{% endif %}
-    {%- set ns = namespace(seen=true) -%}
-    {% generation %}{{ message.content | trim }}{{ eos_token }}{% endgeneration %}
-    {% if loop.index > 5 %}{% break %}{% endif %}
-{%- endfor %}
-{{ messages | tojson(indent=2) }}{{ strftime_now('%Y') | length }}
-"""
-
-
-@pytest.mark.parametrize("tools", [None, [{"name": "ü<"}]])
-def test_like_transformers(tools: Any) -> None:
-    utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    messages = [{"role": "system", "content": "s"}, *MESSAGES * 7]
-    rendered, _ = utils.render_jinja_template(
-        conversations=[messages], tools=tools, chat_template=RICH, bos_token="<s>", eos_token="</s>"
-    )
-    ours = render_chat(RICH, messages, add_generation_prompt=False, bos_token="<s>", eos_token="</s>", tools=tools)
-    assert [ours] == rendered
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{{ raise_exception('only\nusers') }}", "refused the messages: only users"),
-        ("a\n{% if %}", "broken at its line 2"),
-        ("{% include 'x' %}", "refused"),
-        ("{{ messages[0].content.__class__.__mro__ }}", "refused.*unsafe"),
-        ("{{ messages.append(1) }}", "refused.*unsafe|refused.*not safely callable"),
-        ("{{ messages[3].content.x }}", "refused"),
-        ("{{ 1 / 0 }}", "refused"),
-        ("{% for i in range(10000000) %}x{% endfor %}", "refused"),
-    ],
-)
-def test_bad_templates(template: str, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        render_chat(template, MESSAGES)
-    assert "\n" not in str(caught.value)

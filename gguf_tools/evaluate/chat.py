@@ -1,0 +1,53 @@
+"""Chat templates as the worker process renders them: by llama-cpp-python's formatter, in its sandbox.
+
+A template comes with a file and is untrusted. Jinja's immutable sandbox keeps it from the interpreter, and the process
+that it runs in can be killed where it does not come to an end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+
+class TemplateRefusalError(Exception):
+    """A template that is broken, or that does not accept the messages: its own complaint, in one line."""
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    bos_token: str,
+    eos_token: str,
+    add_generation_prompt: bool,
+    options: Mapping[str, Any],
+) -> str:
+    """The text of a conversation; `options` reach the template. Raises TemplateRefusalError.
+
+    Source: `Jinja2ChatFormatter` in llama_cpp/llama_chat_format.py, which renders as transformers' `render_jinja_template`.
+    """
+    names = {"documents": None, **options}  # transformers defines it, the formatter does not
+    try:
+        formatter = _formatter(template, bos_token, eos_token, add_generation_prompt)
+        plain: Any = [dict(message) for message in messages]
+        return str(formatter(messages=plain, **names).prompt)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateRefusalError(
+            f"the chat template is broken at its line {error.lineno}: {_one_line(error)}"
+        ) from error
+    except Exception as error:
+        # Whatever a template's expressions raise (type errors, overflows, the sandbox's refusals) is its own fault.
+        raise TemplateRefusalError(f"the chat template refused the messages: {_one_line(error)}") from error
+
+
+@lru_cache(maxsize=16)
+def _formatter(template: str, bos_token: str, eos_token: str, add_generation_prompt: bool) -> Jinja2ChatFormatter:
+    return Jinja2ChatFormatter(template, eos_token, bos_token, add_generation_prompt)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
