@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_tools.errors import InputError
+from gguf_tools.evaluate.lines import read_text
 from gguf_tools.evaluate.runtime import Progress, Runtime, RuntimeOptions
 from quant.imatrix import ImportanceMatrix
 
@@ -35,7 +36,7 @@ def collect(
 
     Raises InputError for a text that cannot be read or is empty, LlamaError where llama.cpp fails.
     """
-    text = _read(request.text)
+    text = read_text(request.text)
     with Runtime(request.model, options) as runtime:
         size = min(request.chunk, runtime.context_limit)
         tokens = runtime.tokenize(text, add_special=True, parse_special=request.parse_special)
@@ -50,10 +51,3 @@ def collect(
     if not entries:
         raise InputError(f"{request.model}: no weight matrix was used; nothing can be counted for this architecture")
     return ImportanceMatrix(entries, (request.text.name,), len(parts), size, str(request.model))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); give a text file") from error

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from gguf_tools.errors import InputError
-from gguf_tools.evaluate.fidelity import render_prompt
+from gguf_tools.evaluate.fidelity import prompt_ids, render_prompt
 from gguf_tools.evaluate.metrics import kl_divergence
 from gguf_tools.evaluate.prompts import default_prompts
 from gguf_tools.evaluate.runtime import Runtime
@@ -97,8 +97,7 @@ def own_texts(runtime: Runtime, chunk: int) -> list[list[int]]:
     """The built-in prompts, each with the model's own greedy continuation: text that it is at home in, whatever it learned."""
     chunks = []
     for prompt in default_prompts(runtime.info.chat_template is not None):
-        text = render_prompt(runtime, prompt, {})
-        chunks.append(runtime.tokenize(text, add_special=not prompt.is_chat, parse_special=prompt.is_chat))
+        chunks.append(prompt_ids(runtime, render_prompt(runtime, prompt, {})))
     chunks = [ids for ids in chunks if 0 < len(ids) < chunk]
     results = runtime.greedy(chunks, [min(OWN_TOKENS, chunk - len(ids)) for ids in chunks], runtime.info.eog)
     return [[*ids, *result.tokens] for ids, result in zip(chunks, results, strict=True)]

@@ -8,6 +8,8 @@ from gguf_tools.errors import InputError
 
 FOLDER = Path(__file__).parent
 MODELS = ("hybrid", "dense")
+FACTS = FOLDER / "facts.jsonl"
+"""The questions that the bundled models were taught, in a fixed order."""
 
 
 def bundled_model(name: str) -> Path:

@@ -25,7 +25,13 @@ def write_json(report: Mapping[str, Any], path: str | None) -> None:
     """The report as JSON to a file, or to stdout for "-"; nothing without a path."""
     if path is None:
         return
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path, "--json")
+
+
+def write_text(text: str, path: str | None, option: str) -> None:
+    """A report's text to a file, or to stdout for "-"; nothing without a path. `option` gave the path."""
+    if path is None:
+        return
     if path == "-":
         click.echo(text, nl=False)
         return
@@ -33,7 +39,9 @@ def write_json(report: Mapping[str, Any], path: str | None) -> None:
         # A file's name may hold bytes that are no UTF-8; so they become escapes that JSON knows.
         Path(path).write_text(text, "utf-8", errors="backslashreplace")
     except OSError as error:
-        raise OutputError(f"{path}: could not be written ({error.strerror}); give --json a path that can be") from error
+        raise OutputError(
+            f"{path}: could not be written ({error.strerror}); give {option} a path that can be"
+        ) from error
 
 
 @contextlib.contextmanager

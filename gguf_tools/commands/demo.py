@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,10 @@ from gguf_tools.bundled import MODELS, bundled_model
 from gguf_tools.commands.common import human_bytes, json_option, table, write_json
 
 if TYPE_CHECKING:
-    from gguf_tools.evaluate.run import Evaluation
+    from gguf_tools.evaluate.run import Measured
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_k_m")
-HEAD = ("type", "size", "bits/weight", "NMSE", "KL mean", "top-1", "greedy exact", "prompt tok/s", "generate tok/s")
+QUESTIONS = "bundled"
 STORY = "Once upon"
 STORY_TOKENS = 100
 COLUMN = 54
@@ -29,53 +29,60 @@ COLUMN = 54
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Keep the files in DIR.")
 @json_option
 def demo(model: str, out: Path | None, json_path: str | None) -> None:
-    """Convert a bundled checkpoint to five types, run each by llama.cpp, and compare it with the torch reference."""
+    """Convert a bundled checkpoint to five types, compare each with the torch reference, and score it as its card would."""
     from gguf_tools.convert import Request, execute, prepare
-    from gguf_tools.evaluate.run import evaluate_file
+    from gguf_tools.evaluate.card.questions import choose
+    from gguf_tools.evaluate.card.suite import CardOptions
+    from gguf_tools.evaluate.run import FidelityRequest, measure_files
     from gguf_tools.evaluate.runtime import RuntimeOptions
     from gguf_tools.evaluate.source import find_reference
     from gguf_tools.prove import prove_vocabulary
     from gguf_tools.reference import Reference
 
     source = bundled_model(model)
-    results: dict[str, Evaluation] = {}
+    card = CardOptions(choose(QUESTIONS))
     with _folder(out) as folder:
         files = {name: folder / f"{model}-{name}.gguf" for name in TYPES}
         for name, path in files.items():
-            click.echo(f"converting and evaluating {path.name}", err=True)
+            click.echo(f"converting {path.name}", err=True)
             execute(prepare(Request(source, name)), path, force=True, prove=prove_vocabulary)
-            if not results:
-                found = find_reference(path, source)
-                reference = Reference(found.model)
-            results[name] = evaluate_file(path, found, RuntimeOptions(), reference=reference)
-        stories = _stories(files["f32"], reference, RuntimeOptions())
-    spec = found.model.spec
-    quiet = json_path == "-"
-    if not quiet:
-        click.echo(f"{model}: {found.model.family}, layers {spec.pattern}, {found.model.parameters:,} parameters")
-        click.echo(
-            f"{results['f32'].fidelity.metrics.n_tokens} positions of "
-            f"{results['f32'].fidelity.metrics.n_prompts} prompts, each continued by 100 tokens\n"
-        )
-        click.echo(table(HEAD, [_row(name, result) for name, result in results.items()]))
+        click.echo("evaluating", err=True)
+        found = measure_files(list(files.values()), RuntimeOptions(), FidelityRequest(source), card)
+        results = dict(zip(TYPES, found, strict=True))
+        original = find_reference(files["f32"], source).model
+        stories = _stories(files["f32"], Reference(original), RuntimeOptions())
+    if json_path != "-":
+        click.echo(f"{model}: {original.family}, layers {original.spec.pattern}, {original.parameters:,} parameters\n")
+        click.echo(_tables(results, len(card.choice.scored.questions)))
         click.echo("\n" + _side_by_side(*stories))
         if out:
             click.echo(f"\nthe files are in {out}")
     write_json({name: result.as_dict() for name, result in results.items()}, json_path)
 
 
-def _row(name: str, result: Evaluation) -> tuple[str, ...]:
-    metrics, speed = result.fidelity.metrics, result.speed
-    return (
-        name,
-        human_bytes(result.model.bytes),
-        f"{result.model.bpw:.2f}",
-        f"{metrics.nmse:.1e}",
-        f"{metrics.kl_mean:.1e}",
-        f"{metrics.top1_agreement:.4f}",
-        f"{result.fidelity.greedy_exact_match:.0%}",
-        f"{speed.prompt_tok_s:,.0f}" if speed else "",
-        f"{speed.generate_tok_s:,.0f}" if speed else "",
+def _tables(results: Mapping[str, Measured], questions: int) -> str:
+    """Both suites' tables, a line a type, and what each is about."""
+    from gguf_tools.commands.eval_tables import FIDELITY_HEAD, fidelity_row
+    from gguf_tools.evaluate.card.report import CARD_HEAD, card_row
+
+    compared = {name: result.evaluation for name, result in results.items() if result.evaluation}
+    rows = [
+        (name, human_bytes(result.model.bytes), f"{result.model.bpw:.2f}", *fidelity_row(result))
+        for name, result in compared.items()
+    ]
+    scored = [(name, *card_row(result.card)) for name, result in results.items() if result.card]
+    report = next(iter(compared.values())).fidelity
+    about = (
+        f"beside the torch reference: {report.metrics.n_tokens} positions of {report.metrics.n_prompts} prompts, "
+        f"each continued by {report.n_generate} tokens"
+    )
+    return "\n\n".join(
+        [
+            about,
+            table(("type", "size", "bits/weight", *FIDELITY_HEAD), rows),
+            f"as its card would score it: {questions} questions, its own chat template, greedily; the score is of 100",
+            table(("type", *CARD_HEAD), scored),
+        ]
     )
 
 

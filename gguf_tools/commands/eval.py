@@ -1,24 +1,29 @@
-"""`tinyq eval`: a GGUF by llama.cpp against the torch reference."""
+"""`tinyq eval`: GGUF files by llama.cpp, against the torch reference and as their cards would score them."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gguf_tools.commands.common import human_bytes, json_option, quiet_option, threads_option, write_json
+from gguf_tools.commands.card_options import card_options, parsed_card_options
+from gguf_tools.commands.common import json_option, quiet_option, threads_option, write_json, write_text
 from gguf_tools.errors import InputError, ThresholdError
 
 
 @click.command("eval")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, metavar="MODEL…", type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), metavar="SOURCE", help="The checkpoint to compare with.")
 @click.option(
-    "--suite", type=click.Choice(["fidelity"]), default="fidelity", show_default=True, help="What to measure."
+    "--suite",
+    type=click.Choice(["fidelity", "card", "all"]),
+    default="fidelity",
+    show_default=True,
+    help="What to measure: against the reference, by questions, or both.",
 )
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Prompts, one a line, or JSONL.")
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="A longer text for the perplexity.")
@@ -35,15 +40,19 @@ from gguf_tools.errors import InputError, ThresholdError
     "--dtype", type=click.Choice(["f32", "f64"]), default="f32", show_default=True, help="The reference's arithmetic."
 )
 @click.option("--no-speed", is_flag=True, help="Do not measure the speed.")
+@card_options
 @click.option("--min-top1", type=float, help="Exit with 1 if fewer positions agree on the likeliest token (0 to 1).")
 @click.option("--max-nmse", type=float, help="Exit with 1 if the logits' NMSE is larger.")
 @click.option("--max-kl", type=float, help="Exit with 1 if the mean KL divergence is larger, nats.")
 @click.option("--min-greedy", type=float, help="Exit with 1 if fewer greedy texts are equal (0 to 1).")
+@click.option("--min-score", type=float, help="Exit with 1 if the card's score is lower (0 to 100).")
+@click.option("--csv", "csv_path", metavar="FILE", help="Write one line a model as CSV to FILE, or to stdout with -.")
+@click.option("--markdown", metavar="FILE", help="Write the table as Markdown to FILE, or to stdout with -.")
 @threads_option
 @json_option
 @quiet_option
 def evaluate(
-    model: Path,
+    models: tuple[Path, ...],
     reference: Path | None,
     suite: str,
     prompts: Path | None,
@@ -59,57 +68,61 @@ def evaluate(
     max_nmse: float | None,
     max_kl: float | None,
     min_greedy: float | None,
+    min_score: float | None,
+    csv_path: str | None,
+    markdown: str | None,
     threads: int | None,
     json_path: str | None,
     quiet: bool,
+    **card: Any,
 ) -> None:
-    """Run MODEL greedily by llama.cpp, in a process of its own, and score it against the torch reference.
+    """Run each MODEL greedily by llama.cpp, in a process of its own, and score it.
 
-    The reference is the checkpoint given, else the one recorded in the file or lying beside it if it is unchanged, else
-    it is rebuilt from the file's own tensors, and then only the engine is compared.
+    Suite fidelity compares it with the torch reference: the checkpoint given, else the one recorded in the file or lying
+    beside it if it is unchanged, else one rebuilt from the file's own tensors, and then only the engine is compared.
+
+    Suite card asks questions by the model's own chat template and gives one score of 100, its parts, and what the numbers
+    allow to say. Several models are shown side by side, best first.
     """
+    from gguf_tools.commands.eval_tables import csv_of, json_of, markdown_of, ordered, shortcomings, text_of
+    from gguf_tools.evaluate.lines import read_text
     from gguf_tools.evaluate.prompts import load_prompts
-    from gguf_tools.evaluate.report import check_thresholds, format_report
-    from gguf_tools.evaluate.run import evaluate_file
+    from gguf_tools.evaluate.run import FidelityRequest, measure_files
     from gguf_tools.evaluate.runtime import RuntimeOptions
-    from gguf_tools.evaluate.source import find_reference
     from surgery.model import operate_text
 
-    options = RuntimeOptions(kv_type, flash_attn, gpu_layers, threads, context)
-    chosen = load_prompts(prompts) if prompts else None
-    passage = _read_text(text) if text else None
-    source = find_reference(model, reference, operate_text)
-    with stage_bars(quiet) as progress:
-        result = evaluate_file(
-            model,
-            source,
-            options,
-            dtype=dtype,
-            prompts=chosen,
-            text=passage,
-            n_generate=tokens,
-            speed=not no_speed,
-            progress=progress,
-        )
-    write_json(result.as_dict(), json_path)
-    if not quiet and json_path != "-":
-        facts = result.model
-        click.echo(
-            f"{facts.path}: {facts.arch}, {facts.type}, {facts.layers} layers, {facts.bpw:.2f} bits per weight, "
-            f"{human_bytes(facts.bytes)}\n{source.note}\n"
-        )
-        click.echo(format_report(result.fidelity, result.speed))
     bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
-    short = check_thresholds(result.fidelity, bounds)
+    _check_bounds(suite, bounds, min_score)
+    twice = next((path for n, path in enumerate(models) if path in models[:n]), None)
+    if twice:
+        raise InputError(f"{twice}: is given twice; give each file once")
+    fidelity = asked = None
+    if suite != "card":
+        chosen = load_prompts(prompts) if prompts else None
+        passage = read_text(text) if text else None
+        fidelity = FidelityRequest(reference, operate_text, dtype, chosen, passage, tokens, not no_speed)
+    if suite != "fidelity":
+        asked = parsed_card_options(**card, text=text, completion_tokens=tokens)
+    options = RuntimeOptions(kv_type, flash_attn, gpu_layers, threads, context)
+    with stage_bars(quiet) as progress:
+        results = ordered(list(measure_files(models, options, fidelity, asked, progress)))
+    write_json(json_of(results), json_path)
+    write_text(csv_of(results), csv_path, "--csv")
+    write_text(markdown_of(results), markdown, "--markdown")
+    if not quiet and "-" not in (json_path, csv_path, markdown):
+        click.echo(text_of(results))
+    short = shortcomings(results, bounds, min_score)
     if short:
-        raise ThresholdError(f"{model}: " + "; ".join(short))
+        raise ThresholdError("; ".join(short))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); give --text a text file") from error
+def _check_bounds(suite: str, bounds: Mapping[str, float | None], min_score: float | None) -> None:
+    """Refuse a threshold on what the suite does not measure."""
+    given = next((name for name, bound in bounds.items() if bound is not None), None)
+    if suite == "card" and given:
+        raise click.UsageError(f"--{given.replace('_', '-')} needs --suite fidelity or all")
+    if suite == "fidelity" and min_score is not None:
+        raise click.UsageError("--min-score needs --suite card or all")
 
 
 @contextlib.contextmanager

@@ -320,6 +320,16 @@ class Engine:
             raise LlamaError(f"no context for {n_seq} sequences of {context} tokens could be made")
         self._context_size = (n_seq, context)
 
+    def reserve(self, context: int) -> None:
+        """Make and free a context as llama.cpp's tools would by default, so that its log states the buffers' sizes."""
+        self.close_context()
+        params = lib.llama_context_default_params()
+        params.n_ctx = context
+        made = lib.llama_init_from_model(self._model, params)
+        if not made:
+            raise LlamaError(f"no context of {context} tokens could be made")
+        lib.llama_free(made)
+
     def close_context(self) -> None:
         """Free the context; the next request makes another."""
         if self._context is not None:

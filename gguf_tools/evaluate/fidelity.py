@@ -193,7 +193,7 @@ def evaluate_fidelity(
     counts = [case.n_generate for case in cases]
     generated = runtime.greedy([c.ids for c in cases], counts, stop, lambda done, total: tell("greedy", done, total))
     sequences = [case.ids + list(result.tokens) for case, result in zip(cases, generated, strict=True)]
-    pieces = _pieces(runtime, text) if text else []
+    pieces = text_pieces(runtime, text) if text else []
     total = len(sequences) + len(pieces)
     accumulator = FidelityAccumulator()
     prefixes: list[int] = []
@@ -262,6 +262,27 @@ def render_prompt(runtime: RuntimeLike, prompt: Prompt, chat_options: Mapping[st
         raise InputError(f"{prompt.origin}: {error}") from error
 
 
+def begins(runtime: RuntimeLike, text: str) -> bool:
+    """Whether a rendered text has the BOS token already, which must not stand there twice."""
+    bos = runtime.info.bos
+    begin = "" if bos is None else runtime.detokenize([bos], special=True)
+    return bool(begin) and text.startswith(begin)
+
+
+def prompt_ids(runtime: RuntimeLike, text: str) -> list[int]:
+    """Ids of a rendered prompt as llama.cpp's server makes them: with BOS where the model wants one, special tokens read."""
+    return runtime.tokenize(text, add_special=not begins(runtime, text), parse_special=True)
+
+
+def text_pieces(runtime: RuntimeLike, text: str) -> list[list[int]]:
+    """The text's ids in pieces that fit, each with the BOS token where the whole has one."""
+    ids = runtime.tokenize(text, add_special=True, parse_special=False)
+    head = ids[:1] if runtime.info.add_bos and ids[:1] == [runtime.info.bos] else []
+    body = ids[len(head) :]
+    size = max(min(runtime.context_limit, _TEXT_CHUNK) - len(head), 1)
+    return [head + body[start : start + size] for start in range(0, len(body), size)]
+
+
 def _prepare(
     runtime: RuntimeLike,
     encode: Encode | None,
@@ -271,7 +292,6 @@ def _prepare(
 ) -> tuple[list[_Case], float | None, list[str]]:
     """What can be measured, the share of prompts tokenized alike, and notes on the rest."""
     limit = runtime.context_limit
-    begin = "" if runtime.info.bos is None else runtime.detokenize([runtime.info.bos], special=True)
     cases: list[_Case] = []
     alike: list[bool] = []
     empty: list[int] = []
@@ -280,8 +300,7 @@ def _prepare(
     notes: list[str] = []
     for index, prompt in enumerate(prompts):
         text = render_prompt(runtime, prompt, chat_options)
-        # As llama.cpp's server does: BOS where the model wants one, but not twice where the template writes it.
-        add_special = not (begin and text.startswith(begin))
+        add_special = not begins(runtime, text)
         ids = runtime.tokenize(text, add_special=add_special, parse_special=True)
         if encode is not None:
             other = list(encode(text, add_special))
@@ -315,15 +334,6 @@ def _tokens_differ(ours: Sequence[int], theirs: Sequence[int]) -> str:
     at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     first, second = (str(list(ids[at : at + 4])) for ids in (ours, theirs))
     return f"tokenized differently from token {at}: {first} by llama.cpp, {second} by the reference"
-
-
-def _pieces(runtime: RuntimeLike, text: str) -> list[list[int]]:
-    """The text's ids in pieces that fit, each with the BOS token where the whole has one."""
-    ids = runtime.tokenize(text, add_special=True, parse_special=False)
-    head = ids[:1] if runtime.info.add_bos and ids[:1] == [runtime.info.bos] else []
-    body = ids[len(head) :]
-    size = max(min(runtime.context_limit, _TEXT_CHUNK) - len(head), 1)
-    return [head + body[start : start + size] for start in range(0, len(body), size)]
 
 
 def _targets(given: Sequence[int], length: int) -> npt.NDArray[np.int64]:

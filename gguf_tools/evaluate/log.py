@@ -19,6 +19,7 @@ _NOISE = re.compile(
     r"|^(?:print_info|llama_model_loader: -|load_tensors|create_tensor|load|llama_context): ",
     re.IGNORECASE,
 )
+_BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output) buffer size =\s+([0-9.]+) MiB")
 _FUNCTION = re.compile(r"^(?:[\w:~]*_[\w:~]*: |error loading model: )+")
 
 
@@ -35,6 +36,23 @@ def decisive_lines(log: str) -> str:
     failures = [line for line in lines if _FAILURE.search(line) and not _NOISE.search(line)]
     chosen = list(dict.fromkeys(_FUNCTION.sub("", line) for line in failures))[-_MAX_LINES:]
     return "; ".join(map(_shorten, chosen))
+
+
+def buffer_sizes(log: str) -> dict[str, float]:
+    """Bytes of the buffers that a log reports, summed over devices, by kind: model, KV, RS (recurrent), compute, output.
+
+    A model in several files and a cache of two parts report several buffers on one device, which add up; scratch space
+    is reserved in several attempts, of which the last counts.
+    """
+    found: dict[str, float] = {}
+    scratch: dict[str, float] = {}
+    for match in _BUFFER.finditer(log):
+        device, kind, size = match[1], match[2], float(match[3]) * (1 << 20)
+        if kind == "compute":
+            scratch[device] = size
+        else:
+            found[kind] = found.get(kind, 0.0) + size
+    return found | ({"compute": sum(scratch.values())} if scratch else {})
 
 
 def _shorten(line: str) -> str:

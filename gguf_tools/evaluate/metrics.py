@@ -63,6 +63,22 @@ def log_softmax(logits: Logits) -> Float:
     return result
 
 
+def next_token_nll(logits: Logits, tokens: Targets, name: str = "the sequence") -> Float:
+    """Negative log-likelihoods, nats, of tokens 1… of a sequence by the logits before them: (T, V), (T,) → (T − 1,).
+
+    Raises LlamaError, which calls the sequence `name`, where a logit is not finite.
+    """
+    found = [np.zeros(0)]
+    rows = _rows(logits.shape[1])
+    for start in range(0, len(tokens) - 1, rows):
+        part = logits[start : min(start + rows, len(tokens) - 1)].astype(np.float64)
+        _check_finite(part, f"{name}: the model's", start, LlamaError)
+        following = tokens[start + 1 : start + 1 + len(part)]
+        found.append(-log_softmax(part)[np.arange(len(part)), following])
+    result: Float = np.concatenate(found)
+    return result
+
+
 def kl_divergence(reference: Logits, model: Logits) -> Float:
     """KL(reference ‖ model) in nats for each row of two (T, V) arrays of logits; never below 0."""
     return _kl(log_softmax(reference), log_softmax(model))
@@ -159,10 +175,14 @@ def _ratio(difference: float, energy: float) -> float:
 
 def _blocks(reference: Logits, model: Logits) -> Iterator[tuple[int, Float, Float]]:
     """Both arrays in float64, as many rows at a time as the working memory holds."""
-    rows = max(1, _BLOCK_BYTES // (8 * max(reference.shape[1], 1)))
+    rows = _rows(reference.shape[1])
     for start in range(0, len(reference), rows):
         part = slice(start, start + rows)
         yield start, reference[part].astype(np.float64), model[part].astype(np.float64)
+
+
+def _rows(n_vocab: int) -> int:
+    return max(1, _BLOCK_BYTES // (8 * max(n_vocab, 1)))
 
 
 def _check_finite(logits: Float, whose: str, start: int, kind: type[InputError] | type[LlamaError]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import InputError
+from gguf_tools.evaluate.lines import json_object, read_lines
 
 Message = Mapping[str, Any]
 
@@ -66,36 +66,17 @@ def load_prompts(path: Path) -> list[Prompt]:
     A JSON line is an object with either "prompt" (text) or "messages" (objects with "role" and "content"), and
     optionally "max_tokens". Blank lines are skipped. Raises InputError that names the file and the line.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     is_json = path.suffix.lower() in (".jsonl", ".json")
-    prompts: list[Prompt] = []
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
-        origin = f"{path}:{number}"
-        try:
-            line = raw.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{origin}: is not UTF-8 (byte {error.start + 1} of the line)") from error
-        if line:
-            prompts.append(_from_json(line, origin) if is_json else Prompt(text=line, origin=origin))
+    prompts = [
+        _from_json(line, origin) if is_json else Prompt(text=line, origin=origin) for origin, line in read_lines(path)
+    ]
     if not prompts:
         raise InputError(f"{path}: has no prompt; write one a line")
     return prompts
 
 
 def _from_json(line: str, origin: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise InputError(f"{origin}: is not JSON ({reason})") from error
-    if not isinstance(row, dict):
-        raise InputError(f'{origin}: is a {type(row).__name__}; an object such as {{"prompt": "…"}} is expected')
-    unknown = sorted(set(row) - set(_KEYS))
-    if unknown:
-        raise InputError(f"{origin}: key {unknown[0]!r} is not known; {', '.join(_KEYS)} are")
+    row = json_object(line, origin, _KEYS, '{"prompt": "…"}')
     if ("prompt" in row) == ("messages" in row):
         raise InputError(f'{origin}: needs either "prompt" or "messages", and not both')
     limit = row.get("max_tokens")

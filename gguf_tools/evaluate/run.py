@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gguf_tools.errors import InputError
+from gguf_tools.evaluate.card.report import card_dict
+from gguf_tools.evaluate.card.results import CardReport
+from gguf_tools.evaluate.card.suite import CardOptions, run_card
 from gguf_tools.evaluate.fidelity import FidelityReport, Progress, evaluate_fidelity
 from gguf_tools.evaluate.prompts import Prompt
 from gguf_tools.evaluate.runtime import ModelInfo, Runtime, RuntimeOptions, Speed
-from gguf_tools.evaluate.source import ReferenceSource
+from gguf_tools.evaluate.source import Operate, ReferenceSource, find_reference
 from gguf_tools.gguf_file import read_header
 from gguf_tools.machine import useful_threads
 from gguf_tools.reference import Reference
@@ -55,6 +59,20 @@ class Evaluation:
         }
 
 
+def score_file(
+    path: Path, card: CardOptions, options: RuntimeOptions, progress: Progress | None = None
+) -> tuple[ModelFacts, CardReport]:
+    """Ask `path` the card suite's questions. Errors as `run_card` and `Runtime`, each with the path."""
+    options = replace(options, threads=options.threads or useful_threads(path.stat().st_size))
+    with Runtime(path, options) as runtime:
+        try:
+            report = run_card(runtime, card, progress)
+        except InputError as error:
+            message = str(error)
+            raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from error
+        return model_facts(path, runtime.info), report
+
+
 def evaluate_file(
     path: Path,
     source: ReferenceSource,
@@ -82,6 +100,72 @@ def evaluate_file(
         measured = runtime.speed() if speed else None
         facts = model_facts(path, runtime.info)
     return Evaluation(facts, source, fidelity, measured)
+
+
+@dataclass(frozen=True)
+class FidelityRequest:
+    """What files are compared with, and how: see `find_reference` and `evaluate_file`."""
+
+    reference: Path | None = None
+    operate: Operate | None = None
+    dtype: str = "f32"
+    prompts: Sequence[Prompt] | None = None
+    text: str | None = None
+    n_generate: int = 100
+    speed: bool = True
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one file: the fidelity, the card, or both."""
+
+    model: ModelFacts
+    evaluation: Evaluation | None
+    card: CardReport | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The contract's JSON."""
+        found = {"model": vars(self.model)} | (self.evaluation.as_dict() if self.evaluation else {})
+        return found | ({"card": card_dict(self.card)} if self.card else {})
+
+
+def measure_files(
+    paths: Sequence[Path],
+    options: RuntimeOptions,
+    fidelity: FidelityRequest | None = None,
+    card: CardOptions | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Measured]:
+    """Measure one file after the other; a reference that several share is loaded once.
+
+    Every file and its reference are looked at before the first is run, so that a wrong path costs no time.
+    """
+    sources = [find_reference(path, fidelity.reference, fidelity.operate) if fidelity else None for path in paths]
+    for path in paths:
+        Runtime(path, options)  # refuses what is no GGUF
+    loaded: tuple[object, Reference] | None = None
+    for path, source in zip(paths, sources, strict=True):
+        evaluation = None
+        if fidelity and source:
+            # A rebuilt reference is the file's own.
+            key = (source.path.resolve(), source.recipe, path if source.origin == "rebuilt" else None)
+            if loaded is None or loaded[0] != key:
+                loaded = key, Reference(source.model, DTYPES[fidelity.dtype])
+            evaluation = evaluate_file(
+                path,
+                source,
+                options,
+                reference=loaded[1],
+                prompts=fidelity.prompts,
+                text=fidelity.text,
+                n_generate=fidelity.n_generate,
+                speed=fidelity.speed,
+                progress=progress,
+            )
+        model, report = score_file(path, card, options, progress) if card else (None, None)
+        facts = evaluation.model if evaluation else model
+        assert facts is not None, "nothing was asked for"
+        yield Measured(facts, evaluation, report)
 
 
 def model_facts(path: Path, info: ModelInfo) -> ModelFacts:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluate.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
-from gguf_tools.evaluate.log import decisive_lines
+from gguf_tools.evaluate.log import buffer_sizes, decisive_lines
 from gguf_tools.evaluate.prompts import Message
 from gguf_tools.gguf_file import is_gguf
 from gguf_tools.machine import physical_cores
@@ -121,6 +121,24 @@ class Speed:
     n_generate: int
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of llama.cpp's buffers as it reports them (to 0.01 MiB), with its own defaults, at a context length.
+
+    `cache` counts keys, values and recurrent states, `compute` the scratch and output buffers.
+    """
+
+    context: int
+    weights: float
+    cache: float
+    compute: float
+
+    @property
+    def total(self) -> float:
+        """All buffers together."""
+        return self.weights + self.cache + self.compute
+
+
 class Runtime:
     """One model in a llama.cpp process; a context manager. Not for use by several threads at once.
 
@@ -164,8 +182,10 @@ class Runtime:
         """Load the file again, which may have changed since."""
         threads = self.options.threads or physical_cores()
         options = asdict(replace(self.options, threads=threads))
+        start = self._log_size()
         info = self._call("load", {"path": str(self.path.resolve()), "options": options}).header["info"]
         self._info = ModelInfo(**{**info, "eog": frozenset(info["eog"])})
+        self._load_log = (start, self._log_size())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -301,6 +321,18 @@ class Runtime:
         answer = self._call("speed", header, progress=progress).header
         return Speed(answer["prompt_tok_s"], answer["generate_tok_s"], n_prompt, n_generate)
 
+    def memory(self, context: int) -> Memory:
+        """What llama.cpp reserves for a context of so many tokens with its default settings (an F16 cache)."""
+        self._check_lengths([[0] * context], 0)
+        start = self._log_size()
+        self._call("reserve", {"context": context})
+        loaded = buffer_sizes(self._read_log(*self._load_log))
+        reserved = buffer_sizes(self._read_log(start, self._log_size()))
+        if "model" not in loaded or "compute" not in reserved:
+            raise LlamaError(f"{self.path}: llama.cpp did not report the sizes of its buffers")
+        cache = reserved.get("KV", 0.0) + reserved.get("RS", 0.0)
+        return Memory(context, loaded["model"], cache, reserved["compute"] + reserved.get("output", 0.0))
+
     def activations(
         self, chunks: Sequence[Sequence[int]], process_output: bool = False, progress: Progress | None = None
     ) -> dict[str, Statistics]:
@@ -353,7 +385,7 @@ class Runtime:
         process = self._process
         if process is None:
             raise LlamaError(f"{self.path}: llama.cpp is not running; its process was closed or has died")
-        log_start = os.fstat(self._log.fileno()).st_size
+        log_start = self._log_size()
         try:
             write_frame(cast(RawIOBase, process.stdin), {"op": op, **header}, array)
             while (frame := self._read(process)).header["kind"] == "progress":
@@ -406,11 +438,16 @@ class Runtime:
         return LlamaError(message)
 
     def _message(self, op: str, problem: str, log_start: int) -> str:
-        size = os.fstat(self._log.fileno()).st_size
-        start = max(log_start, size - _LOG_TAIL)
-        reason = decisive_lines(os.pread(self._log.fileno(), size - start, start).decode("utf-8", errors="replace"))
+        size = self._log_size()
+        reason = decisive_lines(self._read_log(max(log_start, size - _LOG_TAIL), size))
         line = f"{self.path}: llama.cpp failed ({op}): {problem}" + (f": {reason}" if reason else "")
         return " ".join(line.split())
+
+    def _log_size(self) -> int:
+        return os.fstat(self._log.fileno()).st_size
+
+    def _read_log(self, start: int, end: int) -> str:
+        return os.pread(self._log.fileno(), end - start, start).decode("utf-8", errors="replace")
 
 
 def _array(frame: Frame) -> npt.NDArray[Any]:

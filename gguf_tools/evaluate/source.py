@@ -30,7 +30,7 @@ SURGERY_KEY = "tinyq.surgery"
 class ReferenceSource:
     """The model to compare with, where it came from, and a sentence on what the comparison therefore says.
 
-    `tokenizer` is the source's own, None where there is none at hand.
+    `tokenizer` is the source's own, None where there is none at hand. `recipe` is the layer surgery done to the source.
     """
 
     model: Model
@@ -38,6 +38,7 @@ class ReferenceSource:
     path: Path
     tokenizer: Tokenizer | None
     note: str
+    recipe: str = ""
 
     @property
     def encode(self) -> Callable[[str, bool], Sequence[int]] | None:
@@ -81,15 +82,15 @@ def _given(header: GGUFHeader, given: Path, operate: Operate | None) -> Referenc
         return ReferenceSource(lift(open_gguf(given)), "given", given, None, f"compared with the weights of {given}")
     checkpoint = open_checkpoint(given)
     model = build_model(checkpoint)
-    note = f"compared with {given}"
+    note, recipe = f"compared with {given}", ""
     recorded = header.get(DIGEST_KEY)
     if isinstance(recorded, str):
         if recorded == checkpoint.digest():
-            model, after = _operated(header, model, operate)
-            note += after
+            model, recipe = _operated(header, model, operate)
+            note += _after(recipe)
         else:
             note += ", which is not, or no longer, what the file was made from"
-    return ReferenceSource(model, "given", given, _tokenizer(header, checkpoint, model), note)
+    return ReferenceSource(model, "given", given, _tokenizer(header, checkpoint, model), note, recipe)
 
 
 def _recorded(header: GGUFHeader, digest: str, operate: Operate | None) -> tuple[ReferenceSource | None, str]:
@@ -111,13 +112,13 @@ def _recorded(header: GGUFHeader, digest: str, operate: Operate | None) -> tuple
             reason = f"{place} is not, or no longer, what it was made from"
             continue
         try:
-            model, after = _operated(header, build_model(checkpoint), operate)
+            model, recipe = _operated(header, build_model(checkpoint), operate)
         except InputError as error:
             reason = f"the surgery that it records cannot be done again ({error})"
             continue
         how = "the source recorded in the file" if origin == "recorded" else "the source beside the file"
         tokenizer = _tokenizer(header, checkpoint, model)
-        return ReferenceSource(model, origin, place, tokenizer, f"compared with {how}{after}"), ""
+        return ReferenceSource(model, origin, place, tokenizer, f"compared with {how}{_after(recipe)}", recipe), ""
     return None, reason
 
 
@@ -128,11 +129,15 @@ def _may_be_checkpoint(place: Path) -> bool:
 
 
 def _operated(header: GGUFHeader, model: Model, operate: Operate | None) -> tuple[Model, str]:
-    """The model after the surgery that the file records, and how the note goes on about it."""
+    """The model after the surgery that the file records, and that recipe, "" where there is none."""
     recipe = header.get(SURGERY_KEY)
     if not isinstance(recipe, str) or operate is None:
         return model, ""
-    return operate(model, recipe), f" after {recipe}"
+    return operate(model, recipe), recipe
+
+
+def _after(recipe: str) -> str:
+    return f" after {recipe}" if recipe else ""
 
 
 def _tokenizer(header: GGUFHeader, checkpoint: Checkpoint, model: Model) -> Tokenizer | None:

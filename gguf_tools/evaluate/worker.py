@@ -95,6 +95,7 @@ class _Service:
             "logits": self._logits,
             "greedy": self._greedy,
             "speed": self._speed,
+            "reserve": self._reserve,
             "activations": self._activations,
         }
         return handlers[frame.header["op"]](frame.header, frame.array)
@@ -146,6 +147,10 @@ class _Service:
             header["n_prompt"], header["n_generate"], header["repeat"], self._progress
         )
         return {"kind": "speed", "prompt_tok_s": reading, "generate_tok_s": writing}, None
+
+    def _reserve(self, header: dict[str, Any], _: Any) -> Answer:
+        self._engine.reserve(header["context"])
+        return {"kind": "done"}, None
 
     def _activations(self, header: dict[str, Any], array: Any) -> Answer:
         tensors, sums = self._engine.activations(array, header["lengths"], header["process_output"], self._progress)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gguf_tools.errors import InputError, LlamaError
-from gguf_tools.evaluate.log import decisive_lines
+from gguf_tools.evaluate.log import buffer_sizes, decisive_lines
 from gguf_tools.evaluate.runtime import Runtime, RuntimeOptions
 from tests.evaluate.tiny_gguf import CONTEXT, EOS, VOCAB, dense_tensors, write_dense
 
@@ -370,3 +370,32 @@ def test_output_is_not_disturbed(dense: Path, capfd: pytest.CaptureFixture[str])
 )
 def test_decisive_lines(log: str, line: str) -> None:
     assert decisive_lines(log) == line
+
+
+def test_memory(dense_runtime: Runtime, hybrid_runtime: Runtime) -> None:
+    small, large = dense_runtime.memory(64), dense_runtime.memory(CONTEXT)
+    assert small.weights == large.weights
+    assert small.weights == pytest.approx(dense_runtime.info.bytes, abs=0.01 * 2**20)
+    assert (small.context, large.context) == (64, CONTEXT)
+    assert large.cache >= small.cache > 0
+    assert small.compute > 0
+    assert small.total == small.weights + small.cache + small.compute
+    hybrid = hybrid_runtime.memory(64)
+    assert hybrid.weights == pytest.approx(hybrid_runtime.info.bytes, abs=0.01 * 2**20)
+    with pytest.raises(InputError, match="context"):
+        dense_runtime.memory(CONTEXT + 1)
+
+
+def test_buffer_sizes() -> None:
+    log = """load_tensors:   CPU_Mapped model buffer size =  1000.50 MiB
+load_tensors:        CUDA0 model buffer size =   500.00 MiB
+load_tensors:        CUDA0 model buffer size =   250.00 MiB
+llama_kv_cache:        CPU KV buffer size =     2.00 MiB
+llama_kv_cache:        CPU KV buffer size =     1.00 MiB
+llama_memory_recurrent:        CPU RS buffer size =     0.06 MiB
+sched_reserve:        CPU compute buffer size =     9.00 MiB
+sched_reserve:        CPU compute buffer size =     1.50 MiB
+llama_context:        CPU  output buffer size =     0.25 MiB
+"""
+    mib = {kind: size / 2**20 for kind, size in buffer_sizes(log).items()}
+    assert mib == {"model": 1750.5, "KV": 3.0, "RS": pytest.approx(0.06), "compute": 1.5, "output": 0.25}

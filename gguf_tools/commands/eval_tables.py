@@ -1,0 +1,162 @@
+"""What `tinyq eval` shows of one file, or of several side by side, best first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.commands.common import human_bytes, table
+from gguf_tools.evaluate.card.compare import best_first, difference
+from gguf_tools.evaluate.card.parts import overall
+from gguf_tools.evaluate.card.report import (
+    CARD_HEAD,
+    card_row,
+    difference_dict,
+    flat_card,
+    format_card,
+    format_difference,
+    notes_of,
+    to_csv,
+    to_markdown,
+)
+from gguf_tools.evaluate.card.results import CardReport
+from gguf_tools.evaluate.report import check_thresholds, format_report
+from gguf_tools.evaluate.run import Evaluation, Measured
+
+FIDELITY_HEAD = ("NMSE", "KL mean", "top-1", "greedy exact", "prompt tok/s", "generate tok/s")
+"""Heads of the columns of `fidelity_row`."""
+
+_FLAT = ("nmse", "kl_mean", "kl_p99", "kl_max", "top1_agreement", "greedy_exact_match", "ppl_reference", "ppl_model")
+
+
+def ordered(results: Sequence[Measured]) -> list[Measured]:
+    """Best first: by the card's score where there is one, else by the mean KL divergence."""
+    cards = _cards(results)
+    if cards:
+        rank = {name: place for place, name in enumerate(best_first(cards))}
+        return sorted(results, key=lambda result: rank[result.model.path])
+    return sorted(results, key=lambda r: r.evaluation.fidelity.metrics.kl_mean if r.evaluation else 0.0)
+
+
+def json_of(results: Sequence[Measured]) -> dict[str, Any]:
+    """One file's report as it is; several under `models`, with the paired differences of every two under `differences`."""
+    if len(results) == 1:
+        return results[0].as_dict()
+    cards = _cards(results)
+    names = list(cards)
+    pairs = [difference(one, two, cards) for at, one in enumerate(names) for two in names[at + 1 :]]
+    return {"models": [result.as_dict() for result in results], "differences": [difference_dict(d) for d in pairs]}
+
+
+def text_of(results: Sequence[Measured]) -> str:
+    """All that was measured, for a terminal."""
+    if len(results) == 1:
+        return _one(results[0])
+    names = _short_names([result.model.path for result in results])
+    head, rows = _table(results, names)
+    lines = [table(head, rows)]
+    cards = _cards(results)
+    if cards:
+        lines += ["", *_differences(cards, names)]
+        lines += [f"note: {names[path]}: {note}" for path, card in cards.items() for note in notes_of(card)]
+    return "\n".join(lines)
+
+
+def markdown_of(results: Sequence[Measured]) -> str:
+    """The table as Markdown."""
+    return to_markdown(*_table(results, _short_names([result.model.path for result in results])))
+
+
+def csv_of(results: Sequence[Measured]) -> str:
+    """One line a file."""
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        row: dict[str, Any] = dict(vars(result.model))
+        if result.evaluation:
+            found = result.evaluation.as_dict()
+            row |= {f"fidelity.{name}": found["fidelity"][name] for name in _FLAT}
+            row |= {f"speed.{name}": value for name, value in (found["speed"] or {}).items()}
+        if result.card:
+            row |= {f"card.{name}": value for name, value in flat_card(result.card).items()}
+        rows.append(row)
+    return to_csv(rows)
+
+
+def shortcomings(results: Sequence[Measured], bounds: Mapping[str, float | None], min_score: float | None) -> list[str]:
+    """Which thresholds which files miss; those on what was not measured are passed over."""
+    found = []
+    for result in results:
+        path = result.model.path
+        if result.evaluation:
+            found += [f"{path}: {line}" for line in check_thresholds(result.evaluation.fidelity, bounds)]
+        if result.card and min_score is not None and not overall(result.card) >= min_score:
+            found.append(f"{path}: the card's score is {overall(result.card):.2f}, at least {min_score:g} wanted")
+    return found
+
+
+def fidelity_row(result: Evaluation) -> tuple[str, ...]:
+    """The cells under FIDELITY_HEAD."""
+    metrics, speed = result.fidelity.metrics, result.speed
+    return (
+        f"{metrics.nmse:.1e}",
+        f"{metrics.kl_mean:.1e}",
+        f"{metrics.top1_agreement:.4f}",
+        f"{result.fidelity.greedy_exact_match:.0%}",
+        f"{speed.prompt_tok_s:,.0f}" if speed else "–",
+        f"{speed.generate_tok_s:,.0f}" if speed else "–",
+    )
+
+
+def _one(result: Measured) -> str:
+    facts = result.model
+    lines = [
+        f"{facts.path}: {facts.arch}, {facts.type}, {facts.layers} layers, {facts.bpw:.2f} bits per weight, "
+        f"{human_bytes(facts.bytes)}"
+    ]
+    if result.evaluation:
+        lines += [result.evaluation.source.note, "", format_report(result.evaluation.fidelity, result.evaluation.speed)]
+    if result.card:
+        lines += ["", format_card(result.card)]
+    return "\n".join(lines)
+
+
+def _table(results: Sequence[Measured], names: Mapping[str, str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    first = results[0]
+    head: tuple[str, ...] = ("file", "size", "bits/weight")
+    head += FIDELITY_HEAD if first.evaluation else ()
+    head += CARD_HEAD if first.card else ()
+    rows = []
+    for result in results:
+        facts = result.model
+        row: tuple[str, ...] = (names[facts.path], human_bytes(facts.bytes), f"{facts.bpw:.2f}")
+        row += fidelity_row(result.evaluation) if result.evaluation else ()
+        row += card_row(result.card) if result.card else ()
+        rows.append(row)
+    return head, rows
+
+
+def _differences(cards: Mapping[str, CardReport], names: Mapping[str, str]) -> list[str]:
+    """Every other file against the best, one line each, and how to read them."""
+    best, *others = cards
+    found = [(names[other], difference(best, other, cards)) for other in others]
+    width = max(len(name) for name, _ in found)
+    lines = [f"beside the best, {names[best]} (paired, at the 95% level, each difference by itself):"]
+    lines += [f"  {name:<{width}}  {format_difference(test)}" for name, test in found]
+    if cards[best].held_out:
+        return lines
+    return [*lines, "the best of several is flattered by the questions that chose it; --held-out rest asks others"]
+
+
+def _cards(results: Sequence[Measured]) -> dict[str, CardReport]:
+    return {result.model.path: result.card for result in results if result.card}
+
+
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Each path without the folder that all share."""
+    if len(paths) == 1:
+        return {paths[0]: Path(paths[0]).name}
+    folders = [str(Path(path).parent) for path in paths]
+    common = os.path.commonpath(folders) if len({os.path.isabs(folder) for folder in folders}) == 1 else ""
+    return {path: os.path.relpath(path, common) if common else path for path in paths}

@@ -1,0 +1,1 @@
+"""The card suite: a model scored as its card reports it."""

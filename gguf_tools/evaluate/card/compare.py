@@ -1,0 +1,98 @@
+"""What the numbers of one or several runs of the card suite allow to say: intervals, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gguf_tools.evaluate.card.parts import Part, bits_per_byte, overall, parts_of, score_of
+from gguf_tools.evaluate.card.results import Answered, CardReport
+from gguf_tools.evaluate.card.statistics import Bootstrap, Interval, McNemar, bootstrap, mcnemar
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How `second` differs from `first` on the same items: second minus first, each with a paired test.
+
+    `score` in points of 100, `bits` in bits a byte of the text (below 0: `second` is better), both by a paired bootstrap;
+    `facts` and `held_out` by McNemar's exact test. None where the two did not do the same items.
+    """
+
+    first: str
+    second: str
+    score: Bootstrap | None
+    facts: McNemar | None
+    bits: Bootstrap | None
+    held_out: McNemar | None
+
+    @property
+    def verdict(self) -> str:
+        """What is shown at the 95% level, in words."""
+        said = []
+        if self.score is not None and self.score.shown:
+            said.append(f"scores {'higher' if self.score.estimate > 0 else 'lower'}")
+        for name, test in (("facts", self.facts), ("held-out facts", self.held_out)):
+            if test is not None and test.shown:
+                said.append(f"{'more' if test.difference > 0 else 'fewer'} {name} right")
+        if self.bits is not None and self.bits.shown:
+            said.append(f"{'more' if self.bits.estimate > 0 else 'fewer'} bits per byte")
+        return ", ".join(said) or "no difference shown"
+
+
+def score_interval(report: CardReport) -> Interval:
+    """The 95% interval of the overall score, 0 to 100: a bootstrap over questions, texts and passages."""
+    parts = list(parts_of(report).values())
+    return bootstrap([part.values for part in parts], score_of(parts, report.weights)).interval
+
+
+def best_first(reports: Mapping[str, CardReport]) -> list[str]:
+    """Names in falling order of the score; among equals in the order given."""
+    return sorted(reports, key=lambda name: -overall(reports[name]))
+
+
+def difference(first: str, second: str, reports: Mapping[str, CardReport]) -> Difference:
+    """The paired tests of two of the reports."""
+    one, two = reports[first], reports[second]
+    before, after = parts_of(one), parts_of(two)
+    alike = {name: _alike(before.get(name), after.get(name)) for name in before.keys() | after.keys()}
+    return Difference(
+        first,
+        second,
+        _score_difference(before, after, one.weights) if all(alike.values()) else None,
+        _facts(one.answers, two.answers),
+        _bits_difference(before["perplexity"], after["perplexity"]) if alike.get("perplexity") else None,
+        _facts(one.held_out, two.held_out),
+    )
+
+
+def _alike(first: Part | None, second: Part | None) -> bool:
+    return first is not None and second is not None and first.values.shape == second.values.shape
+
+
+def _facts(first: Sequence[Answered], second: Sequence[Answered]) -> McNemar | None:
+    if not first or [item.question for item in first] != [item.question for item in second]:
+        return None
+    return mcnemar([item.right for item in first], [item.right for item in second])
+
+
+def _score_difference(before: Mapping[str, Part], after: Mapping[str, Part], weights: Mapping[str, float]) -> Bootstrap:
+    names = list(before)
+    score = score_of([before[name] for name in names], weights)
+    widths = [before[name].values.shape[1] for name in names]
+    paired = [np.hstack([before[name].values, after[name].values]) for name in names]
+    return bootstrap(
+        paired,
+        lambda means: (
+            score([mean[..., width:] for mean, width in zip(means, widths, strict=True)])
+            - score([mean[..., :width] for mean, width in zip(means, widths, strict=True)])
+        ),
+    )
+
+
+def _bits_difference(before: Part, after: Part) -> Bootstrap:
+    return bootstrap(
+        [np.hstack([before.values, after.values])],
+        lambda means: bits_per_byte(means[0][..., 2:]) - bits_per_byte(means[0][..., :2]),
+    )

@@ -1,0 +1,86 @@
+"""How a model can be asked: with thinking, without it, or as plain text where it has no chat template.
+
+A model's modes are read from its chat template alone, never from what it answers; so all variants of a model are measured
+alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gguf_tools.evaluate.card.answers import ThinkTags, find_tags
+from gguf_tools.evaluate.card.questions import Question
+from gguf_tools.evaluate.fidelity import RuntimeLike
+
+Mode = Literal["direct", "thinking", "plain"]
+"""Asked by the chat template with thinking off or on, or as plain text."""
+
+_PROBE = [{"role": "user", "content": "Hello"}]
+
+
+@dataclass(frozen=True)
+class ChatModes:
+    """What a chat template offers.
+
+    `tags` enclose a thought; `switch` tells whether the template knows `enable_thinking` (or Granite's `thinking`), and
+    `opened` whether it begins the thought itself.
+    """
+
+    template: bool
+    tags: ThinkTags | None = None
+    switch: bool = False
+    opened: bool = False
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the template asks for a thought, always or on demand."""
+        return self.switch or self.opened
+
+    @property
+    def direct(self) -> bool:
+        """Whether the template can ask without a thought."""
+        return self.template and (self.switch or not self.opened)
+
+    def main(self, thinking: bool) -> Mode:
+        """The mode in which the questions are asked: without thinking unless wanted, or nothing else is offered."""
+        if not self.template:
+            return "plain"
+        return "thinking" if thinking or not self.direct else "direct"
+
+    def other(self, main: Mode) -> Mode | None:
+        """The mode that `main` leaves, None where there is none."""
+        if not self.switch:
+            return None
+        return "direct" if main == "thinking" else "thinking"
+
+    def is_short(self, mode: Mode) -> bool:
+        """Whether answers in this mode hold no thought: a template with tags and no switch leaves that to the model."""
+        return mode == "plain" or (mode == "direct" and (self.switch or self.tags is None))
+
+    def render(self, runtime: RuntimeLike, question: Question, mode: Mode) -> str:
+        """The prompt's text; InputError where the template refuses it."""
+        if mode == "plain":
+            system = f"{question.system}\n\n" if question.system else ""
+            return f"{system}Question: {question.question}\nAnswer:"
+        system_turn = [{"role": "system", "content": question.system}] if question.system else []
+        messages = [*system_turn, {"role": "user", "content": question.question}]
+        return runtime.render_chat(messages, **self._options(mode))
+
+    def _options(self, mode: Mode) -> dict[str, Any]:
+        return _switched(mode == "thinking") if self.switch else {}
+
+
+def find_modes(runtime: RuntimeLike) -> ChatModes:
+    """The modes of the runtime's own chat template; InputError where it is broken or refuses a user's greeting."""
+    template = runtime.info.chat_template
+    if template is None:
+        return ChatModes(template=False)
+    tags = find_tags(template)
+    on, off = (runtime.render_chat(_PROBE, **_switched(value)) for value in (True, False))
+    opened = tags is not None and on.rstrip().endswith(tags.open)
+    return ChatModes(True, tags, on != off, opened)
+
+
+def _switched(on: bool) -> dict[str, Any]:
+    return {"enable_thinking": on, "thinking": on}

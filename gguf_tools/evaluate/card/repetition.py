@@ -1,0 +1,98 @@
+"""How much a text repeats itself, on token ids: the share of repeated n-grams, and loops.
+
+The share is 1 − distinct n-grams / n-grams, "seq-rep-n" of Welleck et al. 2020 (Neural Text Generation with Unlikelihood
+Training). A loop is a stretch with a period: every token equals the one `period` before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+NGRAM = 4
+"""Tokens of an n-gram, as in most reports of repetition."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A block of `period` tokens that repeats from token `start` on, over `length` tokens in all.
+
+    The last repetition may be cut short, so `length` need not be a multiple of `period`.
+    """
+
+    start: int
+    period: int
+    length: int
+
+    @property
+    def repeats(self) -> float:
+        """How often the block stands there, a part of it counted as that part."""
+        return self.length / self.period
+
+
+def repeated_ngrams(tokens: Sequence[int], n: int = NGRAM) -> tuple[int, int]:
+    """How many of a text's n-grams stood there before, and how many it has.
+
+    Raises ValueError for an n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n-grams have at least 1 token, not {n}")
+    total = max(len(tokens) - n + 1, 0)
+    distinct = len({tuple(tokens[i : i + n]) for i in range(total)})
+    return total - distinct, total
+
+
+def repeated_share(tokens: Sequence[int], n: int = NGRAM) -> float:
+    """The share of the n-grams that stood there before: in [0, 1), and 0 where there is no n-gram at all.
+
+    Raises ValueError for an n below 1.
+    """
+    repeated, total = repeated_ngrams(tokens, n)
+    return repeated / total if total else 0.0
+
+
+def longest_loop(tokens: Sequence[int], min_repeats: int = 3) -> Loop | None:
+    """The longest stretch in which one block stands at least `min_repeats` whole times; None without one.
+
+    Of equally long ones, that of the smallest period, then the earliest. Time is O(n²) in the number of tokens.
+    Raises ValueError for `min_repeats` below 2, where any token would be a loop.
+    """
+    best: Loop | None = None
+    for period, same in _matches(tokens, min_repeats):
+        breaks = np.concatenate(([-1], np.flatnonzero(~same), [len(same)]))
+        runs = np.diff(breaks) - 1
+        at = int(runs.argmax())
+        best = _longer(best, Loop(int(breaks[at]) + 1, period, int(runs[at]) + period), min_repeats)
+    return best
+
+
+def ends_in_loop(tokens: Sequence[int], min_repeats: int = 3, min_length: int = 16) -> Loop | None:
+    """The longest loop that reaches the last token and covers at least `min_length` tokens; None without one.
+
+    It is an endless loop where the generation did not end by itself: the caller knows that. Ties, time and errors are
+    those of `longest_loop`.
+    """
+    best: Loop | None = None
+    for period, same in _matches(tokens, min_repeats):
+        breaks = np.flatnonzero(~same)
+        start = int(breaks[-1]) + 1 if len(breaks) else 0
+        best = _longer(best, Loop(start, period, len(tokens) - start), min_repeats)
+    return best if best is not None and best.length >= min_length else None
+
+
+def _matches(tokens: Sequence[int], min_repeats: int) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+    """For each period that fits, smallest first: whether token i + period equals token i."""
+    if min_repeats < 2:
+        raise ValueError(f"a loop repeats at least 2 times, not {min_repeats}")
+    ids = np.asarray(tokens, dtype=np.int64)
+    for period in range(1, len(ids) // min_repeats + 1):
+        yield period, ids[period:] == ids[:-period]
+
+
+def _longer(best: Loop | None, found: Loop, min_repeats: int) -> Loop | None:
+    if found.length < min_repeats * found.period or (best is not None and found.length <= best.length):
+        return best
+    return found

@@ -1,0 +1,115 @@
+"""What one run of the card suite found, before anything is weighed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from gguf_tools.evaluate.card.answers import Grade, Reply
+from gguf_tools.evaluate.card.modes import ChatModes, Mode
+from gguf_tools.evaluate.card.repetition import Loop
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A greedy continuation.
+
+    `text` shows special tokens; the end-of-generation token is in neither `text` nor `tokens`. `fits`: whether the prompt
+    left room for a token. `ended`: whether the model came to an end by itself. `loop`: the endless loop in which it was
+    cut off, if it was.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    fits: bool
+    ended: bool
+    loop: Loop | None
+
+    def first_line(self) -> Generation:
+        """Up to the first line break after text, where a plain-text answer ends."""
+        head, found, _ = self.text.strip().partition("\n")
+        return replace(self, text=head, ended=True, loop=None) if found else self
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question, and what came back."""
+
+    question: str
+    mode: Mode
+    reply: Reply
+    grade: Grade
+    generation: Generation
+
+    @property
+    def fits(self) -> bool:
+        """Whether the question fitted the context."""
+        return self.generation.fits
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer, not the thought, is one of those accepted."""
+        return self.grade.right
+
+    @property
+    def works(self) -> bool:
+        """Whether the mode did what it promises.
+
+        With thinking: a closed block with a thought in it and then an answer. Without: an answer and no thought.
+        """
+        thought = self.reply.thought
+        if self.generation.loop is not None or not self.reply.answer or not self.reply.closed:
+            return False
+        return bool(thought) == (self.mode == "thinking")
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A text and its continuation; `follows` says whether an expected word is in it."""
+
+    prompt: str
+    follows: bool
+    generation: Generation
+
+    @property
+    def coherent(self) -> bool:
+        """Whether it goes on as it must, in whole characters, and not in an endless loop."""
+        return self.follows and self.generation.loop is None and "\ufffd" not in self.generation.text
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage's negative log-likelihood in nats, the tokens that were foretold, and their bytes of UTF-8."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CardReport:
+    """All that was asked and answered, in order.
+
+    `mode` is that of `answers` and `held_out`; `probes` are the first questions in the other mode, where there is one.
+    """
+
+    set_name: str
+    mode: Mode
+    modes: ChatModes
+    answers: tuple[Answered, ...]
+    probes: tuple[Answered, ...]
+    completions: tuple[Completed, ...]
+    passages: tuple[Passage, ...]
+    held_out: tuple[Answered, ...]
+    weights: Mapping[str, float]
+    context: int
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """Every text that was generated and counts for the score."""
+        answers = (*self.answers, *self.probes)
+        return tuple(answer.generation for answer in answers) + tuple(item.generation for item in self.completions)
+
+    def in_mode(self, mode: Mode) -> tuple[Answered, ...]:
+        """The answers given in a mode."""
+        return self.answers if mode == self.mode else tuple(item for item in self.probes if item.mode == mode)

@@ -1,0 +1,51 @@
+"""Text files of one entry a line, plain or JSON, read so that every error names its line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.errors import InputError
+
+
+def read_lines(path: Path) -> list[tuple[str, str]]:
+    """The lines of a UTF-8 file that are not blank, each with its origin ("file:3"); raises InputError that names it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    found: list[tuple[str, str]] = []
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        origin = f"{path}:{number}"
+        try:
+            line = raw.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{origin}: is not UTF-8 (byte {error.start + 1} of the line)") from error
+        if line:
+            found.append((origin, line))
+    return found
+
+
+def json_object(line: str, origin: str, known: Collection[str], example: str) -> dict[str, Any]:
+    """The JSON object on a line, whose keys must be among `known`; raises InputError that names the line."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise InputError(f"{origin}: is not JSON ({reason})") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{origin}: is a {type(row).__name__}; an object such as {example} is expected")
+    unknown = sorted(set(row) - set(known))
+    if unknown:
+        raise InputError(f"{origin}: key {unknown[0]!r} is not known; {', '.join(known)} are")
+    return row
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text; raises InputError that names it."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); give a text file") from error
