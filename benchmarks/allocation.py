@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from gguf_tools.bundled import MODELS, bundled_model
-from gguf_tools.commands.common import table
 from gguf_tools.convert import Request
 from gguf_tools.convert import execute as convert
 from gguf_tools.convert import prepare as prepare_convert
@@ -27,6 +26,7 @@ from gguf_tools.imatrix_collect import CollectRequest, collect
 from gguf_tools.imatrix_file import write_imatrix
 from gguf_tools.quantize import Quantization, QuantizeRequest, execute, prepare
 from gguf_tools.target_size import Frame, Target, allocated, free_to_choose, measure
+from gguf_tools.text import table
 from quant.encode import FloatArray
 from quant.recipes import Options
 

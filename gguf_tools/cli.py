@@ -17,7 +17,11 @@ COMMANDS = {
     "surgery": ("gguf_tools.commands.surgery:surgery", "Swap, blend, repeat or drop layers of a checkpoint or a GGUF."),
     "quantize": ("gguf_tools.commands.quantize:quantize", "Quantize a GGUF, byte for byte as llama.cpp does."),
     "imatrix": ("gguf_tools.commands.imatrix:imatrix", "Count activations over a text, for convert and quantize."),
-    "eval": ("gguf_tools.commands.eval:evaluate", "Run a GGUF by llama.cpp and score it against the torch reference."),
+    "eval": (
+        "gguf_tools.commands.eval:evaluate",
+        "Score GGUF files by llama.cpp: against the torch reference, or by questions.",
+    ),
+    "card": ("gguf_tools.commands.card:card", "Write a model card, and an Ollama Modelfile, for quantized files."),
     "inspect": ("gguf_tools.commands.inspect:inspect_command", "Show what a checkpoint or a GGUF is."),
     "demo": ("gguf_tools.commands.demo:demo", "Convert, quantize and evaluate a bundled model, and show the table."),
 }

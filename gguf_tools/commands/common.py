@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gguf_tools.errors import OutputError
+from gguf_tools.text import human_bytes
 
 json_option = click.option(
     "--json", "json_path", metavar="FILE", help="Write the report as JSON to FILE, or to stdout with -."
@@ -65,30 +66,19 @@ def progress_bar(total: int, label: str, quiet: bool) -> Iterator[Callable[[int]
         yield advance
 
 
-def human_bytes(count: float) -> str:
-    """Bytes in the largest unit that leaves a number above 1: 512 B, 4.4 MB, 1.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+@contextlib.contextmanager
+def stage_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """One line on stderr that says which stage is how far, where stderr is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
 
+    def show(stage: str, done: int, total: int) -> None:
+        sys.stderr.write(f"\r\033[K{stage} {done} of {total}")
+        sys.stderr.flush()
 
-def human_count(count: float) -> str:
-    """A number of weights: 950, 2.1 M, 1.7 B."""
-    for unit in ("", " K", " M", " B"):
-        if count < 1000 or unit == " B":
-            break
-        count /= 1000
-    return f"{count:.0f}" if not unit else f"{count:.1f}{unit}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "<>") -> str:
-    """Aligned columns under a rule; `align` has < or > for each column, its last one standing for all that follow."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    sides = align.ljust(len(head), align[-1])
-
-    def line(row: Sequence[str]) -> str:
-        return "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
-
-    return "\n".join([line(head), "  ".join("─" * width for width in widths), *map(line, rows)])
+    try:
+        yield show
+    finally:
+        sys.stderr.write("\r\033[K")
+        sys.stderr.flush()

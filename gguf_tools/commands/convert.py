@@ -10,19 +10,17 @@ import click
 
 from gguf_tools.commands.common import (
     force_option,
-    human_bytes,
-    human_count,
     json_option,
     progress_bar,
     quiet_option,
-    table,
+    stage_bars,
     threads_option,
     write_json,
 )
-from gguf_tools.commands.eval import stage_bars
 from gguf_tools.commands.surgery_options import WithSurgery, given_options
 from gguf_tools.commands.type_options import parsed_options, parsed_target, type_options
 from gguf_tools.errors import InputError
+from gguf_tools.text import human_bytes, human_count, table
 
 if TYPE_CHECKING:
     from gguf_tools.convert import Conversion, Operation, Request, Result

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_tools.bundled import MODELS, bundled_model
-from gguf_tools.commands.common import human_bytes, json_option, table, write_json
+from gguf_tools.commands.common import json_option, write_json
+from gguf_tools.text import human_bytes, table
 
 if TYPE_CHECKING:
     from gguf_tools.evaluate.run import Measured

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gguf_tools.commands.card_options import card_options, parsed_card_options
-from gguf_tools.commands.common import json_option, quiet_option, threads_option, write_json, write_text
+from gguf_tools.commands.common import json_option, quiet_option, stage_bars, threads_option, write_json, write_text
 from gguf_tools.errors import InputError, ThresholdError
 
 
@@ -123,21 +121,3 @@ def _check_bounds(suite: str, bounds: Mapping[str, float | None], min_score: flo
         raise click.UsageError(f"--{given.replace('_', '-')} needs --suite fidelity or all")
     if suite == "fidelity" and min_score is not None:
         raise click.UsageError("--min-score needs --suite card or all")
-
-
-@contextlib.contextmanager
-def stage_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """One line on stderr that says which stage is how far, where stderr is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-
-    def show(stage: str, done: int, total: int) -> None:
-        sys.stderr.write(f"\r\033[K{stage} {done} of {total}")
-        sys.stderr.flush()
-
-    try:
-        yield show
-    finally:
-        sys.stderr.write("\r\033[K")
-        sys.stderr.flush()

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.commands.common import human_bytes, table
 from gguf_tools.evaluate.card.compare import best_first, difference
 from gguf_tools.evaluate.card.parts import overall
 from gguf_tools.evaluate.card.report import (
@@ -19,11 +18,11 @@ from gguf_tools.evaluate.card.report import (
     format_difference,
     notes_of,
     to_csv,
-    to_markdown,
 )
 from gguf_tools.evaluate.card.results import CardReport
 from gguf_tools.evaluate.report import check_thresholds, format_report
 from gguf_tools.evaluate.run import Evaluation, Measured
+from gguf_tools.text import human_bytes, markdown_table, table
 
 FIDELITY_HEAD = ("NMSE", "KL mean", "top-1", "greedy exact", "prompt tok/s", "generate tok/s")
 """Heads of the columns of `fidelity_row`."""
@@ -66,7 +65,7 @@ def text_of(results: Sequence[Measured]) -> str:
 
 def markdown_of(results: Sequence[Measured]) -> str:
     """The table as Markdown."""
-    return to_markdown(*_table(results, _short_names([result.model.path for result in results])))
+    return markdown_table(*_table(results, _short_names([result.model.path for result in results])))
 
 
 def csv_of(results: Sequence[Measured]) -> str:

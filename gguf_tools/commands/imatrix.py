@@ -8,17 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_tools.commands.common import (
-    force_option,
-    human_bytes,
-    json_option,
-    quiet_option,
-    table,
-    threads_option,
-    write_json,
-)
-from gguf_tools.commands.eval import stage_bars
+from gguf_tools.commands.common import force_option, json_option, quiet_option, stage_bars, threads_option, write_json
 from gguf_tools.errors import InputError
+from gguf_tools.text import human_bytes, table
 
 if TYPE_CHECKING:
     from quant.imatrix import Coverage, ImportanceMatrix

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gguf_tools.commands.common import human_bytes, human_count, json_option, table, write_json
+from gguf_tools.commands.common import json_option, write_json
+from gguf_tools.text import human_bytes, human_count, table
 
 if TYPE_CHECKING:
     from gguf_tools.inspection import Inspection

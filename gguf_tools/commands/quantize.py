@@ -9,17 +9,16 @@ import click
 
 from gguf_tools.commands.common import (
     force_option,
-    human_bytes,
     json_option,
     progress_bar,
     quiet_option,
-    table,
+    stage_bars,
     threads_option,
     write_json,
 )
-from gguf_tools.commands.eval import stage_bars
 from gguf_tools.commands.type_options import parse_size, parsed_options, parsed_target, type_options
 from gguf_tools.errors import InputError
+from gguf_tools.text import human_bytes, table
 
 if TYPE_CHECKING:
     from gguf_tools.quantize import Quantization, Quantized

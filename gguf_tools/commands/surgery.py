@@ -7,17 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_tools.commands.common import (
-    force_option,
-    human_bytes,
-    json_option,
-    progress_bar,
-    quiet_option,
-    threads_option,
-    write_json,
-)
+from gguf_tools.commands.common import force_option, json_option, progress_bar, quiet_option, threads_option, write_json
 from gguf_tools.commands.surgery_options import WithSurgery, given_options
 from gguf_tools.errors import InputError
+from gguf_tools.text import human_bytes
 
 if TYPE_CHECKING:
     from surgery.checkpoint import CheckpointPlan

@@ -37,6 +37,10 @@ def json_object(line: str, origin: str, known: Collection[str], example: str) ->
         raise InputError(f"{origin}: is not JSON ({reason})") from error
     if not isinstance(row, dict):
         raise InputError(f"{origin}: is a {type(row).__name__}; an object such as {example} is expected")
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{origin}: has an escape that is half a character (a lone surrogate)") from error
     unknown = sorted(set(row) - set(known))
     if unknown:
         raise InputError(f"{origin}: key {unknown[0]!r} is not known; {', '.join(known)} are")
@@ -46,6 +50,8 @@ def json_object(line: str, origin: str, known: Collection[str], example: str) ->
 def read_text(path: Path) -> str:
     """A UTF-8 file's text; raises InputError that names it."""
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); give a text file") from error
+        return path.read_text("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 (at byte {error.start + 1}); give a text file") from error

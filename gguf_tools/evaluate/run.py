@@ -163,9 +163,14 @@ def measure_files(
                 progress=progress,
             )
         model, report = score_file(path, card, options, progress) if card else (None, None)
-        facts = evaluation.model if evaluation else model
-        assert facts is not None, "nothing was asked for"
+        facts = evaluation.model if evaluation else model or file_facts(path, options)
         yield Measured(facts, evaluation, report)
+
+
+def file_facts(path: Path, options: RuntimeOptions) -> ModelFacts:
+    """The facts of a file alone."""
+    with Runtime(path, options) as runtime:
+        return model_facts(path, runtime.info)
 
 
 def model_facts(path: Path, info: ModelInfo) -> ModelFacts:

@@ -139,11 +139,14 @@ class _Probe:
         for previous, role, word in zip(("", *roles), roles, words, strict=False):
             between[previous, role], found, rest = rest.partition(word)
             if not found or word in rest:
-                raise InputError(
-                    f"the chat template does not show {', '.join(roles)} messages once each, in order and as they are"
-                    f" ({' '.join(words)}): {text!r:.160}"
-                )
+                raise InputError(_not_in_order(text, roles, words))
         return between, rest
+
+
+def _not_in_order(text: str, roles: Sequence[str], words: Sequence[str]) -> str:
+    for number, word in enumerate(words, 1):
+        text = text.replace(word, f"⟨{number}⟩")
+    return f"the chat template does not show {', '.join(roles)} messages once each and in order: {text!r:.120}"
 
 
 def _word(index: int) -> str:
@@ -160,7 +163,8 @@ def _without(after: Mapping[str, str], previous: str, role: str, text: str) -> s
     closing = after.get(previous, "")
     if not text.startswith(closing):
         raise InputError(
-            f"the chat template ends {previous} messages in its own way before {role} messages: {text!r:.40}, not {closing!r:.40}"
+            f"the chat template ends {previous} messages in its own way before {role} messages: {text!r:.40},"
+            f" not {closing!r:.40}"
         )
     return text.removeprefix(closing)
 

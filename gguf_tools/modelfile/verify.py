@@ -25,9 +25,6 @@ _SHAPES: Mapping[str, tuple[str, ...]] = {
     "three questions": ("user", "a", "assistant", _A, "user", "b", "assistant", "c", "user", "d"),
     "a system prompt and a question": ("system", _S, "user", _U),
     "a system prompt and three questions": ("system", _S, *("user", "a", "assistant", "b") * 2, "user", "c"),
-    "an empty system prompt": ("system", "", "user", _U, "assistant", _A, "user", "b"),
-    "an empty answer": ("user", _U, "assistant", "", "user", "b"),
-    "an empty question": ("user", "", "assistant", _A, "user", ""),
     "several lines": ("system", "1\n2\n\n3", "user", "a\nb", "assistant", "- c\n- d\n\te", "user", "f\n\ng"),
     "other characters": ("user", "{{ x }} {% y %} <b>&amp;</b>", "assistant", "\"'`\\n 🙂 语", "user", "#}"),
     "white space around questions": ("user", " \n a \n", "assistant", _A, "user", "\tb\n"),
@@ -35,6 +32,9 @@ _SHAPES: Mapping[str, tuple[str, ...]] = {
     "white space around a system prompt": ("system", "\n s \n", "user", _U),
 }
 _RARE_SHAPES: Mapping[str, tuple[str, ...]] = {
+    "an empty system prompt": ("system", "", "user", _U, "assistant", _A, "user", "b"),
+    "an empty answer": ("user", _U, "assistant", "", "user", "b"),
+    "an empty question": ("user", "", "assistant", _A, "user", ""),
     "an answer before the first question": ("assistant", _A, "user", _U, "assistant", "c", "user", "d"),
     "an answer after the system prompt": ("system", _S, "assistant", _A, "user", _U),
     "a system prompt between": ("user", _U, "assistant", _A, "system", _S, "user", "b"),
@@ -55,8 +55,8 @@ def rendering(render: Render, messages: Sequence[Message], options: Mapping[str,
 def first_difference(render: Render, layout: ChatLayout, bos: str = "") -> str | None:
     """One line about the first conversation on which layout and template differ; None if they agree on all.
 
-    Orders of roles that the template refuses prove nothing and are passed over, as long as they are unusual or have
-    a system prompt that it takes nowhere.
+    Conversations that the template refuses prove nothing and are passed over, as long as they are unusual or have a
+    system prompt that it takes nowhere.
     """
     for think, options in THINKING.items():
         for name, messages, may_refuse in _conversations(layout):
@@ -87,7 +87,7 @@ def _answer(content: str, thoughts: str) -> Message:
 
 
 def _difference_in_continuation(render: Render, layout: ChatLayout, bos: str) -> str | None:
-    """The same for an answer that the model is to continue: the template's text without what closes the answer."""
+    """The same for an answer that the model is to continue: the template's text up to the end of that answer."""
     answers: dict[str, Message] = {"an answer to continue": {"role": "assistant", "content": _A}}
     if layout.thoughts:
         answers["an answer to continue after thoughts"] = _answer(_A, "2 + 2 is 4.")
@@ -96,7 +96,7 @@ def _difference_in_continuation(render: Render, layout: ChatLayout, bos: str) ->
         messages = [*start, {"role": "user", "content": _U}, answer]
         expected = rendering(render, messages, {"add_generation_prompt": False}, bos)
         found = layout.render(messages)
-        if not expected.startswith(found) or not layout.assistant.after.startswith(expected[len(found) :]):
+        if not expected.startswith(found):
             return _difference(name, None, expected, found)
     return None
 

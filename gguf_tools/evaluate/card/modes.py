@@ -34,8 +34,13 @@ class ChatModes:
 
     @property
     def thinking(self) -> bool:
-        """Whether the template asks for a thought, always or on demand."""
-        return self.switch or self.opened
+        """Whether the template asks for a thought, always or on demand; one without known tags cannot be told apart."""
+        return self.opened or (self.switch and self.tags is not None)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the template knows thoughts and leaves it to the model whether to have any."""
+        return self.template and self.tags is not None and not self.thinking
 
     @property
     def direct(self) -> bool:
@@ -50,13 +55,13 @@ class ChatModes:
 
     def other(self, main: Mode) -> Mode | None:
         """The mode that `main` leaves, None where there is none."""
-        if not self.switch:
+        if not self.switch or not self.thinking:
             return None
         return "direct" if main == "thinking" else "thinking"
 
     def is_short(self, mode: Mode) -> bool:
-        """Whether answers in this mode hold no thought: a template with tags and no switch leaves that to the model."""
-        return mode == "plain" or (mode == "direct" and (self.switch or self.tags is None))
+        """Whether answers in this mode should hold no thought."""
+        return mode == "plain" or (mode == "direct" and not self.undecided)
 
     def render(self, runtime: RuntimeLike, question: Question, mode: Mode) -> str:
         """The prompt's text; InputError where the template refuses it."""

@@ -71,8 +71,8 @@ def parts_of(report: CardReport) -> dict[str, Part]:
         "completion": (_shares(item.coherent for item in report.completions), _first),
         "perplexity": (_columns((p.nats / math.log(2), p.bytes) for p in report.passages), _from_bits),
         "repetition": (_columns(repeated_ngrams(g.tokens) for g in report.generations), _from_repeats),
-        "thinking": (_shares(answer.works for answer in report.in_mode("thinking")), _first),
-        "non_thinking": (_shares(answer.works for answer in report.in_mode("direct")), _first),
+        "thinking": (_shares(answer.works for answer in report.promised("thinking")), _first),
+        "non_thinking": (_shares(answer.works for answer in report.promised("direct")), _first),
     }
     return {name: Part(name, *found) for name, found in values.items() if found[0].size}
 

@@ -90,7 +90,7 @@ def choose(questions: str = "general", sets: int = 1, held_out: str | None = Non
     if size > len(ordered):
         raise InputError(
             f"{questions}: has {len(ordered)} questions, and {sets} sets of {SET_SIZE} need {size}; "
-            f"at most {len(ordered) // SET_SIZE} can be taken"
+            f"at most {max(len(ordered) // SET_SIZE, 1)} can be taken"
         )
     passages = whole.passages if text is None else split_passages(read_text(text), str(text))
     scored = CardSet(whole.name, ordered[:size], whole.completions[: COMPLETIONS * sets], passages)
@@ -112,7 +112,7 @@ def _held_out(
     if both is not None:
         raise InputError(
             f"{held_out}: the question {both.question!r} is among those that the choice is made on; "
-            "held-out questions must be others"
+            "held-out questions must be others; rest takes those that are left"
         )
     return found
 

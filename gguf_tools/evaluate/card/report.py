@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,11 +15,14 @@ import numpy as np
 from gguf_tools.evaluate.card.compare import Difference, score_interval
 from gguf_tools.evaluate.card.modes import Mode
 from gguf_tools.evaluate.card.parts import bits_per_byte, overall, parts_of
-from gguf_tools.evaluate.card.repetition import NGRAM, longest_loop, repeated_ngrams
+from gguf_tools.evaluate.card.repetition import NGRAM, Loop, longest_loop, repeated_ngrams
 from gguf_tools.evaluate.card.results import Answered, CardReport, Generation, Passage
-from gguf_tools.evaluate.card.statistics import Interval, bootstrap, wilson
+from gguf_tools.evaluate.card.statistics import Bootstrap, Interval, McNemar, bootstrap, wilson
+from gguf_tools.text import table
 
 Counted = Sequence[bool]
+
+_ASKED: Mapping[Mode, str] = {"direct": "without thinking", "thinking": "with thinking", "plain": "as plain text"}
 
 _MISSING = {
     "perplexity": "there was no text",
@@ -66,12 +70,12 @@ def share_dict(outcomes: Counted) -> dict[str, Any]:
 
 
 def _part_facts(report: CardReport) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for name, outcomes in _outcomes(report).items():
-        if outcomes:
-            found[name] = share_dict(outcomes)
-    found["perplexity"] = _text_dict(report.passages)
-    found["repetition"] = _repetition_dict(report.generations)
+    """What is known of each part that was measured, beside its score."""
+    found = {name: share_dict(outcomes) for name, outcomes in _outcomes(report).items() if outcomes}
+    if report.passages:
+        found["perplexity"] = _text_dict(report.passages)
+    if report.generations:
+        found["repetition"] = _repetition_dict(report.generations)
     return found
 
 
@@ -80,8 +84,8 @@ def _outcomes(report: CardReport) -> dict[str, list[bool]]:
     return {
         "facts": [item.right for item in report.answers],
         "completion": [item.coherent for item in report.completions],
-        "thinking": [item.works for item in report.in_mode("thinking")],
-        "non_thinking": [item.works for item in report.in_mode("direct")],
+        "thinking": [item.works for item in report.promised("thinking")],
+        "non_thinking": [item.works for item in report.promised("direct")],
     }
 
 
@@ -110,10 +114,14 @@ def _repetition_dict(generations: Sequence[Generation]) -> dict[str, Any]:
         "repeated_share": share.estimate,
         "interval": _pair(share.interval),
         "ngram": NGRAM,
-        "longest_loop": None if longest is None else {"period": longest.period, "tokens": longest.length},
+        "longest_loop": _loop_dict(longest),
         "endless_loops": sum(g.loop is not None for g in generations),
         "texts": len(generations),
     }
+
+
+def _loop_dict(loop: Loop | None) -> dict[str, int] | None:
+    return None if loop is None else {"period": loop.period, "tokens": loop.length}
 
 
 def _answer_dict(item: Answered) -> dict[str, Any]:
@@ -127,13 +135,24 @@ def _answer_dict(item: Answered) -> dict[str, Any]:
         "works": item.works,
         "ended": item.generation.ended,
         "tokens": len(item.generation.tokens),
+        "endless_loop": _loop_dict(item.generation.loop),
     }
 
 
 def difference_dict(found: Difference) -> dict[str, Any]:
     """One comparison for JSON."""
-    tests = {name: value and asdict(value) for name, value in vars(found).items() if name not in ("first", "second")}
-    return {"first": found.first, "second": found.second, **tests, "verdict": found.verdict}
+    tests = {"score": found.score, "facts": found.facts, "bits": found.bits, "held_out": found.held_out}
+    return {
+        "first": found.first,
+        "second": found.second,
+        "verdict": found.verdict,
+        **{name: None if test is None else _test_dict(test) for name, test in tests.items()},
+    }
+
+
+def _test_dict(test: Bootstrap | McNemar) -> dict[str, Any]:
+    interval = {"interval": _pair(test.interval)} if isinstance(test, Bootstrap) else {}
+    return {**asdict(test), **interval, "shown": test.shown}
 
 
 def _pair(interval: Interval) -> list[float]:
@@ -148,45 +167,51 @@ def notes_of(report: CardReport) -> list[str]:
     notes: list[str] = []
     if not report.modes.template:
         notes.append("the model has no chat template: the questions were asked as plain text, and no mode was tried")
-    for mode in ("direct", "thinking", "plain"):
-        notes += _mode_notes(report, mode)
-    for item in report.completions:
-        if item.generation.loop is not None:
-            notes.append(f"the continuation of {item.prompt!r} is {_loop_text(item.generation)}")
-        elif not item.generation.fits:
-            notes.append(f"{item.prompt!r} does not fit the context of {report.context} tokens")
+    for mode, asked in _ASKED.items():
+        held_out = report.held_out if mode == report.mode else ()
+        answers = [*report.in_mode(mode), *held_out]
+        notes += _grouped(f"asked {asked}", [(item.question, _answer_fault(report, item)) for item in answers])
+    return notes + _grouped("continued", [(c.prompt, _fault(report, c.generation)) for c in report.completions])
+
+
+def _answer_fault(report: CardReport, item: Answered) -> str | None:
+    """The first thing that went wrong with an answer, whether it is right or not."""
+    fault = _fault(report, item.generation)
+    if fault:
+        return fault
+    if not item.reply.closed:
+        return "a thought that is never closed"
+    if item.grade.reason == "empty":
+        return "an empty answer"
+    if not item.generation.ended:
+        return "cut off before its end"
+    if item.mode == "thinking" and not item.reply.thought:
+        return "no thought"
+    if item.mode == "direct" and item.reply.thought and not report.modes.undecided:
+        return "a thought that was not asked for"
+    return None
+
+
+def _fault(report: CardReport, generation: Generation) -> str | None:
+    """What can go wrong with any text."""
+    if not generation.fits:
+        return f"no room in the context of {report.context} tokens"
+    if generation.loop:
+        return "an endless loop"
+    return None if generation.tokens else "nothing was said"
+
+
+def _grouped(asked: str, faults: Sequence[tuple[str, str | None]]) -> list[str]:
+    """A note for each kind of fault, with some of the texts that have it."""
+    by_fault: dict[str, list[str]] = {}
+    for text, fault in faults:
+        if fault:
+            by_fault.setdefault(fault, []).append(textwrap.shorten(text, 60, placeholder=" …"))
+    notes = []
+    for fault, texts in by_fault.items():
+        more = f"; and {len(texts) - 2} more" if len(texts) > 2 else ""
+        notes.append(f"{asked}, {len(texts)} of {len(faults)}: {fault} ({'; '.join(texts[:2])}{more})")
     return notes
-
-
-def _mode_notes(report: CardReport, mode: Mode) -> list[str]:
-    held_out = report.held_out if mode == report.mode else ()
-    answers = [*report.in_mode(mode), *held_out]
-    asked = {"direct": "without thinking", "thinking": "with thinking", "plain": "as plain text"}[mode]
-    room = [item for item in answers if not item.fits]
-    loops = [item for item in answers if item.generation.loop is not None]
-    cut = [item for item in answers if item.fits and not item.generation.ended and item not in loops]
-    open_thought = [item for item in answers if not item.reply.closed]
-    empty = [item for item in answers if item.fits and item.grade.reason == "empty" and item not in open_thought]
-    found = [
-        (room, f"no room in the context of {report.context} tokens"),
-        (loops, "an endless loop" + (f", {_loop_text(loops[0].generation)}" if loops else "")),
-        (open_thought, "a thought that is never closed"),
-        (empty, "an empty answer"),
-        (cut, "cut off before its end"),
-    ]
-    total = len(answers)
-    return [f"asked {asked}, {len(items)} of {total}: {what} ({_some(items)})" for items, what in found if items]
-
-
-def _some(items: Sequence[Answered]) -> str:
-    shown = "; ".join(item.question for item in items[:2])
-    return shown + (f"; and {len(items) - 2} more" if len(items) > 2 else "")
-
-
-def _loop_text(generation: Generation) -> str:
-    loop = generation.loop
-    assert loop is not None
-    return f"{loop.period} tokens over and over, {loop.length} in all"
 
 
 def _why_missing(report: CardReport, name: str) -> str:
@@ -194,6 +219,8 @@ def _why_missing(report: CardReport, name: str) -> str:
         return _MISSING[name]
     if not report.modes.template:
         return "the model has no chat template"
+    if report.modes.undecided:
+        return "the chat template leaves it to the model whether to think"
     if name == "thinking":
         return "the chat template has no thinking mode"
     return "the chat template always thinks"
@@ -219,87 +246,140 @@ def card_row(report: CardReport) -> tuple[str, ...]:
     """The cells under CARD_HEAD."""
     outcomes = _outcomes(report)
     low, high = _pair(score_interval(report))
-    facts, text = _part_facts(report), _text_dict(report.passages)
-    counted = {name: f"{sum(found)}/{len(found)}" if found else "–" for name, found in outcomes.items()}
+    found = _part_facts(report)
+    counted = {name: f"{sum(right)}/{len(right)}" if right else "–" for name, right in outcomes.items()}
+    text, repetition = found.get("perplexity"), found.get("repetition")
     return (
         f"{overall(report):.2f}",
         f"{low:.1f}–{high:.1f}",
         counted["facts"],
-        _percents(facts["facts"]["interval"]) if "facts" in facts else "–",
+        _percents(found["facts"]["interval"]) if "facts" in found else "–",
         counted["completion"],
-        "–" if text["perplexity"] is None else f"{text['perplexity']:.4g}",
-        f"{text['bits_per_byte']:.3f}",
-        f"{facts['repetition']['repeated_share']:.1%}",
+        _number(text["perplexity"]) if text else "–",
+        f"{text['bits_per_byte']:.3f}" if text else "–",
+        f"{repetition['repeated_share']:.1%}" if repetition else "–",
         counted["thinking"],
         counted["non_thinking"],
     )
 
 
+HELD_OUT_HEAD = ("held out", "95%")
+
+
+def held_out_row(report: CardReport) -> tuple[str, ...]:
+    """The cells under HELD_OUT_HEAD."""
+    if not report.held_out:
+        return ("–", "–")
+    found = share_dict([item.right for item in report.held_out])
+    return (f"{found['right']}/{found['total']}", _percents(found["interval"]))
+
+
 def format_card(report: CardReport) -> str:
-    """One model's report as aligned lines and notes."""
+    """One model's report: the score, a table of its parts, and notes."""
     found = card_dict(report)
     low, high = found["interval"]
-    rows = [("score", f"{found['score']:.2f} of 100   95% interval {low:.1f} to {high:.1f}")]
-    labels = {
-        "facts": "right",
-        "completion": "coherent",
-        "thinking": "a closed thought and then an answer",
-        "non_thinking": "an answer and no thought",
-    }
-    for name, part in found["parts"].items():
-        title = name.replace("_", "-")
-        if part["score"] is None:
-            rows.append((title, f"not measured: {part['missing']}"))
-        elif name == "perplexity":
-            ppl = "more than any float" if part["perplexity"] is None else f"{part['perplexity']:.4g} a token"
-            rows.append((title, f"{ppl}, {part['bits_per_byte']:.3f} bits a byte, {part['tokens']} tokens"))
-        elif name == "repetition":
-            rows.append((title, _repetition_line(part)))
-        else:
-            rows.append((title, f"{_share_line(part)} {labels[name]}"))
-    if found["held_out"]:
-        rows.append(("held out", f"{_share_line(found['held_out'])} right"))
-    width = max(len(name) for name, _ in rows)
-    weights = {name.replace("_", "-"): f"   weight {part['weight']:g}" for name, part in found["parts"].items()}
-    lines = [f"{name:<{width}}  {text}{weights.get(name, '')}" for name, text in rows]
-    return "\n".join([*lines, *([""] if found["notes"] else []), *(f"note: {note}" for note in found["notes"])])
+    held_out = found["held_out"]
+    rows = [
+        (name.replace("_", "-"), f"{part['weight']:g}", _points(part), _PART_TEXTS[name](part))
+        for name, part in found["parts"].items()
+    ]
+    rows += [("held out", "–", _points(held_out), _share_text(held_out, "right"))] if held_out else []
+    lines = [
+        f"score {found['score']:.2f} of 100, 95% interval {low:.1f} to {high:.1f}",
+        f"{len(report.answers)} questions of the set {report.set_name}, asked {_ASKED[report.mode]}",
+        "",
+        table(("part", "weight", "points", ""), rows, "<>><"),
+        *([""] if found["notes"] else []),
+        *(f"note: {note}" for note in found["notes"]),
+    ]
+    return "\n".join(lines)
 
 
-def _share_line(part: Mapping[str, Any]) -> str:
-    return f"{part['right']} of {part['total']} ({part['share']:.0%}, 95% interval {_percents(part['interval'])})"
+def _points(part: Mapping[str, Any]) -> str:
+    points = part["score"] if "score" in part else 100 * part["share"]
+    return "–" if points is None else f"{points:.1f}"
 
 
-def _repetition_line(part: Mapping[str, Any]) -> str:
-    line = f"{part['repeated_share']:.1%} of the {part['ngram']}-grams of {part['texts']} texts repeat"
-    if part["longest_loop"]:
-        line += f", longest loop {part['longest_loop']['tokens']} tokens"
-    return line
+def _share_text(part: Mapping[str, Any], what: str) -> str:
+    return f"{part['right']} of {part['total']} {what} ({part['share']:.0%}, {_within(part, _percent)})"
+
+
+def _text_text(part: Mapping[str, Any]) -> str:
+    perplexity = f"{_number(part['perplexity'])} a token ({_within(part, _number)})"
+    return f"{perplexity}, {part['bits_per_byte']:.3f} bits a byte, {part['tokens']} tokens"
+
+
+def _repetition_text(part: Mapping[str, Any]) -> str:
+    share = f"{part['repeated_share']:.1%} of the {part['ngram']}-grams of {part['texts']} texts repeat"
+    loop = part["longest_loop"]
+    return f"{share} ({_within(part, _percent)})" + (f", longest loop {loop['tokens']} tokens" if loop else "")
+
+
+def _measured(describe: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapping[str, Any]], str]:
+    return lambda part: f"not measured: {part['missing']}" if "missing" in part else describe(part)
+
+
+_PART_TEXTS = {
+    "facts": _measured(lambda part: _share_text(part, "right")),
+    "completion": _measured(lambda part: _share_text(part, "coherent")),
+    "perplexity": _measured(_text_text),
+    "repetition": _measured(_repetition_text),
+    "thinking": _measured(lambda part: _share_text(part, "with a closed thought and then an answer")),
+    "non_thinking": _measured(lambda part: _share_text(part, "with an answer and no thought")),
+}
+
+
+def _within(part: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
+    low, high = part["interval"]
+    return f"95% interval {shown(low)}–{shown(high)}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}"
 
 
 def _percents(interval: Sequence[float]) -> str:
-    return f"{interval[0]:.0%}–{interval[1]:.0%}"
+    return "–".join(map(_percent, interval))
+
+
+def _number(perplexity: float | None) -> str:
+    return "∞" if perplexity is None else f"{perplexity:.4g}"
+
+
+DIFFERENCE_HEAD = ("score", "facts", "held out", "bits/byte", "verdict")
+
+
+def difference_row(found: Difference) -> tuple[str, ...]:
+    """The cells under DIFFERENCE_HEAD: differences with their 95% intervals or p-values."""
+    return (
+        _change(found.score, 2),
+        _changed_count(found.facts),
+        _changed_count(found.held_out),
+        _change(found.bits, 3),
+        found.verdict,
+    )
 
 
 def format_difference(found: Difference) -> str:
     """One line: what is shown, and the numbers that it rests on."""
-    numbers = []
-    if found.score is not None:
-        low, high = _pair(found.score.interval)
-        numbers.append(f"score {found.score.estimate:+.2f} ({low:+.1f} to {high:+.1f})")
-    for name, test in (("facts", found.facts), ("held out", found.held_out)):
-        if test is not None:
-            numbers.append(f"{name} {test.second_only - test.first_only:+d} (p = {test.p_value:.2g})")
-    if found.bits is not None:
-        numbers.append(f"bits/byte {found.bits.estimate:+.3f}")
-    return f"{found.verdict}: {', '.join(numbers)}"
+    *cells, verdict = difference_row(found)
+    numbers = [f"{name} {cell}" for name, cell in zip(DIFFERENCE_HEAD, cells, strict=False) if cell != "–"]
+    return f"{verdict}: {', '.join(numbers)}" if numbers else verdict
 
 
-def to_markdown(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "<>") -> str:
-    """A Markdown table; `align` as in `commands.common.table`."""
-    sides = align.ljust(len(head), align[-1])
-    rule = [":---" if side == "<" else "---:" for side in sides]
-    lines = [head, rule, *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+def _change(test: Bootstrap | None, decimals: int) -> str:
+    if test is None:
+        return "–"
+    estimate, low, high = (_signed(value, decimals) for value in (test.estimate, *_pair(test.interval)))
+    return f"{estimate} ({low} to {high})"
+
+
+def _changed_count(test: McNemar | None) -> str:
+    return "–" if test is None else f"{test.second_only - test.first_only:+d} (p = {test.p_value:.2g})"
+
+
+def _signed(value: float, decimals: int) -> str:
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"  # adding 0 makes -0 +0
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -316,10 +396,10 @@ def flat_card(report: CardReport) -> dict[str, Any]:
     found = card_dict(report)
     flat: dict[str, Any] = {"score": found["score"]}
     flat["score.low"], flat["score.high"] = found["interval"]
-    for name, part in found["parts"].items():
-        flat[name] = part["score"]
-        for key in ("right", "total", "perplexity", "bits_per_byte", "repeated_share"):
-            if key in part and key != name:
+    for name, part in {**found["parts"], "held_out": found["held_out"] or {}}.items():
+        for key in ("score", "right", "total", "perplexity", "bits_per_byte", "repeated_share"):
+            if key in part:
                 flat[f"{name}.{key}"] = part[key]
-    held = found["held_out"] or {"right": None, "total": None}
-    return {**flat, "held_out.right": held["right"], "held_out.total": held["total"]}
+        if "interval" in part:
+            flat[f"{name}.low"], flat[f"{name}.high"] = part["interval"]
+    return flat

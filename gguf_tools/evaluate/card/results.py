@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gguf_tools.evaluate.card.answers import Grade, Reply
 from gguf_tools.evaluate.card.modes import ChatModes, Mode
@@ -12,7 +12,7 @@ from gguf_tools.evaluate.card.repetition import Loop
 
 @dataclass(frozen=True)
 class Generation:
-    """A greedy continuation.
+    """A greedy continuation, as far as it counts.
 
     `text` shows special tokens; the end-of-generation token is in neither `text` nor `tokens`. `fits`: whether the prompt
     left room for a token. `ended`: whether the model came to an end by itself. `loop`: the endless loop in which it was
@@ -24,11 +24,6 @@ class Generation:
     fits: bool
     ended: bool
     loop: Loop | None
-
-    def first_line(self) -> Generation:
-        """Up to the first line break after text, where a plain-text answer ends."""
-        head, found, _ = self.text.strip().partition("\n")
-        return replace(self, text=head, ended=True, loop=None) if found else self
 
 
 @dataclass(frozen=True)
@@ -113,3 +108,7 @@ class CardReport:
     def in_mode(self, mode: Mode) -> tuple[Answered, ...]:
         """The answers given in a mode."""
         return self.answers if mode == self.mode else tuple(item for item in self.probes if item.mode == mode)
+
+    def promised(self, mode: Mode) -> tuple[Answered, ...]:
+        """The answers in a mode that the template decides on; not where it leaves it to the model whether to think."""
+        return () if self.modes.undecided else self.in_mode(mode)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from gguf_tools.errors import InputError
-from gguf_tools.evaluate.card.answers import grade, mentions, split_reply
+from gguf_tools.evaluate.card.answers import find_tags, grade, mentions, split_reply
 from gguf_tools.evaluate.card.modes import ChatModes, Mode, find_modes
 from gguf_tools.evaluate.card.parts import DEFAULT_WEIGHTS
 from gguf_tools.evaluate.card.questions import Choice, Completion, Question
@@ -92,12 +92,23 @@ class _Suite:
 
     def _answered(self, question: Question, mode: Mode, prompt: str, generation: Generation) -> Answered:
         if mode == "plain":
-            generation = generation.first_line()
-        tags = self._modes.tags
+            generation = self._first_line(generation)
+        # Some models think though their template does not know it.
+        tags = self._modes.tags or find_tags(generation.text)
         reply = split_reply(generation.text, tags, opened=tags is not None and prompt.rstrip().endswith(tags.open))
         return Answered(
             question.question, mode, reply, grade(reply.answer, question.accept, question.question), generation
         )
+
+    def _first_line(self, generation: Generation) -> Generation:
+        """Up to the first line break after text, where a plain-text answer ends."""
+        head, found, _ = generation.text.strip().partition("\n")
+        if not found:
+            return generation
+        tokens = generation.tokens
+        shown = (self._runtime.detokenize(tokens[:count], special=True) for count in range(len(tokens) + 1))
+        count = next((count for count, text in enumerate(shown) if "\n" in text.lstrip()), len(tokens))
+        return replace(generation, text=head, tokens=tokens[:count], ended=True, loop=None)
 
     def complete(self, completions: Sequence[Completion]) -> tuple[Completed, ...]:
         """Continue each text as it stands, without the chat template."""
@@ -108,7 +119,7 @@ class _Suite:
         )
 
     def read(self, passages: Sequence[str]) -> tuple[Passage, ...]:
-        """The likelihood of each passage, every one by itself."""
+        """The likelihood of each passage, every one by itself, but for those of which no token can be foretold."""
         found = []
         for index, passage in enumerate(passages):
             nats, tokens, size = 0.0, 0, len(passage.encode())
@@ -119,7 +130,8 @@ class _Suite:
                 if len(ids) and ids[0] != self._runtime.info.bos:
                     # Nothing foretells a piece's first token where no BOS precedes it.
                     size -= len(self._runtime.detokenize(ids[:1]).encode())
-            found.append(Passage(nats, tokens, size))
+            if tokens:
+                found.append(Passage(nats, tokens, size))
             self._tell("text", index + 1, len(passages))
         return tuple(found)
 

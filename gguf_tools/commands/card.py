@@ -1,0 +1,102 @@
+"""`tinyq card`: a model card, and an Ollama Modelfile, for quantized files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gguf_tools.commands.card_options import card_options, parsed_card_options
+from gguf_tools.commands.common import force_option, json_option, quiet_option, stage_bars, threads_option, write_json
+
+CARD = "README.md"
+MODELFILE = "Modelfile"
+
+
+@click.command("card")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, metavar="FILES…", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help=f"The card; {CARD} beside the first file by default."
+)
+@click.option("--modelfile", is_flag=True, help=f"Write an Ollama {MODELFILE} for the first file beside the card.")
+@click.option("--base-model", metavar="OWNER/NAME", help="What the files were made from, on the hub.")
+@click.option("--quantized-by", metavar="NAME", help="Who made the files.")
+@click.option(
+    "--suite",
+    type=click.Choice(["none", "fidelity", "card", "all"]),
+    default="all",
+    show_default=True,
+    help="What to measure; what is not measured is left out of the card.",
+)
+@click.option(
+    "--context", type=click.IntRange(min=1), help="Tokens at which memory is stated; 4096 if there are as many."
+)
+@click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
+@card_options
+@force_option
+@threads_option
+@json_option
+@quiet_option
+def card(
+    source: Path,
+    files: tuple[Path, ...],
+    out: Path | None,
+    modelfile: bool,
+    base_model: str | None,
+    quantized_by: str | None,
+    suite: str,
+    context: int | None,
+    gpu_layers: int,
+    force: bool,
+    threads: int | None,
+    json_path: str | None,
+    quiet: bool,
+    **asked: Any,
+) -> None:
+    """Measure FILES, made from SOURCE, and write a model card that the hub accepts.
+
+    It states each file's real bits per weight, size, distance from SOURCE, memory and score, the layer surgery and what
+    else its header records, and how to use it. Nothing is invented: what is not known or was not measured is left out.
+    """
+    from gguf_tools.evaluate.run import FidelityRequest
+    from gguf_tools.evaluate.runtime import RuntimeOptions
+    from gguf_tools.model_card import card_page, gather
+    from gguf_tools.writer import atomic_output, check_output
+    from surgery.model import operate_text
+
+    page = out or files[0].parent / CARD
+    second = page.parent / MODELFILE if modelfile else None
+    outputs = [path for path in (page, second) if path]
+    for path in outputs:
+        check_output(path, force)
+    with stage_bars(quiet) as progress:
+        facts = gather(
+            source,
+            files,
+            RuntimeOptions(gpu_layers=gpu_layers, threads=threads),
+            fidelity=FidelityRequest(source, operate_text, speed=False) if suite in ("fidelity", "all") else None,
+            card=parsed_card_options(**asked) if suite in ("card", "all") else None,
+            context=context,
+            base_model=base_model,
+            quantized_by=quantized_by,
+            progress=progress,
+        )
+    texts = [card_page(facts, page.parent, second), facts.modelfile.text]
+    for path, text in zip(outputs, texts, strict=False):
+        with atomic_output(path, force=force) as stream:
+            stream.write(text.encode("utf-8", errors="replace"))
+    write_json(
+        {
+            "outputs": [str(path) for path in outputs],
+            "models": [file.measured.as_dict() | {"memory": vars(file.memory)} for file in facts.files],
+            "modelfile": {"template": facts.modelfile.layout is not None, "reason": facts.modelfile.reason},
+        },
+        json_path,
+    )
+    if not quiet and json_path != "-":
+        for path in outputs:
+            click.echo(f"wrote {path}")
+        if second and facts.modelfile.reason:
+            click.echo(f"{second} has no TEMPLATE: {facts.modelfile.reason}")

@@ -1,0 +1,138 @@
+"""What a model card states: facts of the files' headers, of llama.cpp's own reports, and of measurements."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.checkpoint import CONFIG
+from gguf_tools.errors import InputError
+from gguf_tools.evaluate.card.modes import ChatModes, find_modes
+from gguf_tools.evaluate.card.suite import CardOptions, Progress
+from gguf_tools.evaluate.run import FidelityRequest, Measured, measure_files
+from gguf_tools.evaluate.runtime import Memory, Runtime, RuntimeOptions
+from gguf_tools.evaluate.source import SURGERY_KEY
+from gguf_tools.gguf_file import GGUFHeader, read_header
+from gguf_tools.inspection import Inspection, inspect
+from gguf_tools.modelfile import Modelfile, modelfile_for, sampling_parameters
+from gguf_tools.tokenizer_files import read_object
+
+DEFAULT_CONTEXT = 4096
+"""Tokens at which memory is stated, where the model was trained on as many."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
+_HUB_URL = "https://huggingface.co/"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """One GGUF: what was measured, what it takes in memory, and where it comes from.
+
+    `recipe` is the layer surgery that its header records, "" for none; `provenance` its tinyq keys.
+    """
+
+    path: Path
+    measured: Measured
+    memory: Memory
+    recipe: str
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that a card may say. `metadata` are the general keys of the first file; `base_models` are ids on the hub."""
+
+    name: str
+    files: tuple[FileFacts, ...]
+    model: Inspection
+    metadata: Mapping[str, Any]
+    base_models: tuple[str, ...]
+    sampling: Mapping[str, float | int]
+    modes: ChatModes
+    modelfile: Modelfile
+    quantized_by: str | None
+    weights: Mapping[str, float] | None
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """The surgeries of the files, each once."""
+        return tuple(dict.fromkeys(file.recipe for file in self.files if file.recipe))
+
+
+def gather(
+    source: Path,
+    paths: Sequence[Path],
+    options: RuntimeOptions,
+    *,
+    fidelity: FidelityRequest | None = None,
+    card: CardOptions | None = None,
+    context: int | None = None,
+    base_model: str | None = None,
+    quantized_by: str | None = None,
+    progress: Progress | None = None,
+) -> CardFacts:
+    """Measure the files and read the rest from their headers and from `source`, a checkpoint or a GGUF.
+
+    `context` is the length at which memory is stated. Raises InputError where a file or the source is not what it has to
+    be, or a name is none that the hub accepts; LlamaError where llama.cpp fails.
+    """
+    if base_model is not None and not _HUB_ID.fullmatch(base_model):
+        raise InputError(f"base model {base_model!r} is no id on the hub; owner/name is expected")
+    headers = [read_header(path) for path in paths]
+    base_models = (base_model,) if base_model else _base_models(source, headers[0])
+    measured = list(measure_files(paths, options, fidelity, card, progress))
+    files = []
+    for path, header, found in zip(paths, headers, measured, strict=True):
+        with Runtime(path, options) as runtime:
+            length = context or min(DEFAULT_CONTEXT, runtime.context_limit)
+            files.append(FileFacts(path, found, runtime.memory(length), _recipe(header), _provenance(header)))
+            if path == paths[0]:
+                modes, modelfile = find_modes(runtime), modelfile_for(path, runtime, context)
+                sampling = sampling_parameters(runtime.info.metadata)
+    general = {key: field.value for key, field in headers[0].metadata.items() if key.startswith("general.")}
+    return CardFacts(
+        name=str(general.get("general.name") or paths[0].stem),
+        files=tuple(files),
+        model=inspect(paths[0]),
+        metadata=general,
+        base_models=base_models,
+        sampling=sampling,
+        modes=modes,
+        modelfile=modelfile,
+        quantized_by=quantized_by,
+        weights=card.weights if card else None,
+    )
+
+
+def _recipe(header: GGUFHeader) -> str:
+    found = header.get(SURGERY_KEY)
+    return found if isinstance(found, str) else ""
+
+
+def _provenance(header: GGUFHeader) -> dict[str, Any]:
+    return {key: field.value for key, field in header.metadata.items() if key.startswith("tinyq.")}
+
+
+def _base_models(source: Path, header: GGUFHeader) -> tuple[str, ...]:
+    """Ids on the hub of what the files were made from: the source's own where it is known, else its recorded ancestors."""
+    own = _hub_id(source)
+    if own:
+        return (own,)
+    count = header.get("general.base_model.count")
+    urls = [header.get(f"general.base_model.{n}.repo_url") for n in range(count if isinstance(count, int) else 0)]
+    ids = [url.removeprefix(_HUB_URL) for url in urls if isinstance(url, str) and url.startswith(_HUB_URL)]
+    return tuple(found for found in ids if _HUB_ID.fullmatch(found))
+
+
+def _hub_id(source: Path) -> str | None:
+    """The source's id on the hub: from its place in the hub's cache, or as its config names it."""
+    for part in source.resolve().parts:
+        if match := _HUB_CACHE.fullmatch(part):
+            return f"{match[1]}/{match[2]}"
+    config = source / CONFIG
+    name = read_object(config).get("_name_or_path") if config.is_file() else None
+    return name if isinstance(name, str) and _HUB_ID.fullmatch(name) and not Path(name).exists() else None

@@ -1,0 +1,156 @@
+"""A card's text: tables of the files and of what was measured, where they come from, and how to use them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gguf_tools import __version__
+from gguf_tools.evaluate.card.compare import best_first, difference
+from gguf_tools.evaluate.card.report import CARD_HEAD, card_row, format_difference, notes_of
+from gguf_tools.evaluate.card.results import CardReport
+from gguf_tools.model_card.facts import CardFacts
+from gguf_tools.model_card.front_matter import front_matter
+from gguf_tools.model_card.usage import usage
+from gguf_tools.text import human_bytes, human_count, markdown_table, one_line
+
+
+def card_page(facts: CardFacts, folder: Path, modelfile: Path | None) -> str:
+    """The whole README.md for a card in `folder`; `modelfile` lies beside it or, where None, is shown in it."""
+    sections = [
+        _head(facts),
+        _files(facts, folder),
+        _scores(facts),
+        _surgery(facts),
+        _details(facts),
+        usage(facts, show_modelfile=modelfile is None),
+        _provenance(facts),
+    ]
+    return front_matter(facts) + "\n" + "\n".join(section for section in sections if section)
+
+
+def _head(facts: CardFacts) -> str:
+    model = facts.model
+    size = f"{human_count(model.parameters)} parameters"
+    if model.active_parameters not in (None, model.parameters):
+        size += f", {human_count(model.active_parameters or 0)} of them active for a token"
+    layers = sorted({file.measured.model.layers for file in facts.files})
+    counted = " or ".join(map(str, layers)) + (" layer" if layers == [1] else " layers")
+    made = f", made from {_linked(facts.base_models)}" if facts.base_models else ""
+    after = " by layer surgery" if facts.recipes else ""
+    return f"# {one_line(facts.name)}\n\nGGUF files for llama.cpp{made}{after}: {counted}, {size}.\n"
+
+
+def _linked(ids: Sequence[str]) -> str:
+    return ", ".join(f"[{name}](https://huggingface.co/{name})" for name in ids)
+
+
+def _files(facts: CardFacts, folder: Path) -> str:
+    rows = []
+    for file in facts.files:
+        found = file.measured.model
+        row = [_link(file.path, folder), found.type, f"{found.bpw:.2f}", human_bytes(found.bytes)]
+        if file.measured.evaluation:
+            metrics = file.measured.evaluation.fidelity.metrics
+            row += [f"{metrics.kl_mean:.2g}", f"{metrics.top1_agreement:.2%}"]
+        memory = file.memory
+        rows.append([*row, *map(human_bytes, (memory.weights, memory.cache, memory.compute, memory.total))])
+    head = ["File", "Type", "Bits/weight", "Size"]
+    told = "Bits a weight count all bytes of the tensors. "
+    evaluation = facts.files[0].measured.evaluation
+    if evaluation:
+        head += ["KL (nats)", "Top-1"]
+        metrics = evaluation.fidelity.metrics
+        told += (
+            "KL is the mean divergence from the reference, and top-1 the share of positions with the same likeliest token, "
+            f"over {metrics.n_tokens:,} positions of {metrics.n_prompts} sequences; the reference runs the checkpoint's own "
+            "numbers in torch, the file runs in llama.cpp with an F32 cache. "
+        )
+    head += ["Weights", "Cache", "Compute", "Memory"]
+    lengths = " or ".join(f"{length:,}" for length in sorted({file.memory.context for file in facts.files}))
+    told += f"Memory is what llama.cpp reserves with its default settings for {lengths} tokens.\n"
+    return f"## Files\n\n{markdown_table(head, rows, '<<>')}\n{told}"
+
+
+def _scores(facts: CardFacts) -> str:
+    cards = {file.path.name: file.measured.card for file in facts.files if file.measured.card}
+    if not cards:
+        return ""
+    weights = ", ".join(f"{name.replace('_', '-')} {weight:g}" for name, weight in (facts.weights or {}).items())
+    first = next(iter(cards.values()))
+    names = best_first(cards)
+    rows = [[name, *card_row(cards[name])] for name in names]
+    asked = {"direct": "without thinking", "thinking": "with thinking", "plain": "as plain text"}[first.mode]
+    lines = [
+        "## Score\n",
+        f"{len(first.answers)} questions of the set {one_line(Path(first.set_name).name)}, asked {asked}, greedily, with the "
+        f"file's own chat template; weights of the parts: {weights}. Intervals are at the 95% level.\n",
+        markdown_table(["File", *CARD_HEAD], rows),
+        *_differences(cards, names),
+        *(f"- {one_line(name)}: {one_line(note)}" for name in names for note in notes_of(cards[name])),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _differences(cards: dict[str, CardReport], names: Sequence[str]) -> Iterator[str]:
+    best, *others = names
+    if others:
+        yield f"Beside {one_line(best)}, on the same questions:\n"
+    for other in others:
+        yield f"- {one_line(other)}: {format_difference(difference(best, other, cards))}"
+    if others:
+        yield ""
+
+
+def _surgery(facts: CardFacts) -> str:
+    if not facts.recipes:
+        return ""
+    lines = [f"- {one_line(file.path.name)}: `{one_line(file.recipe)}`" for file in facts.files if file.recipe]
+    if len(facts.recipes) == 1 and all(file.recipe for file in facts.files):
+        lines = [f"`{one_line(facts.recipes[0])}`"]
+    return "## Layer surgery\n\nDone without retraining, by this recipe:\n\n" + "\n".join(lines) + "\n"
+
+
+def _details(facts: CardFacts) -> str:
+    model = facts.model
+    rows: list[tuple[str, Any]] = [
+        ("Architecture", facts.files[0].measured.model.arch),
+        ("Parameters", f"{model.parameters:,}"),
+        ("Layers", model.layers if model.layers is not None else None),
+        ("Hidden size", model.hidden),
+        *((key.capitalize(), text) for key, text in model.details.items()),
+        ("Vocabulary", f"{model.vocabulary.size:,} tokens" if model.vocabulary else None),
+        ("Context", f"{model.context:,} tokens" if model.context else None),
+    ]
+    kept = [[name, one_line(str(value))] for name, value in rows if value is not None]
+    return f"## Model\n\n{markdown_table(['', ''], kept, '<')}"
+
+
+def _provenance(facts: CardFacts) -> str:
+    found = facts.files[0].provenance
+    rows = [("Made by", f"tinyq {found['tinyq.version']}") if "tinyq.version" in found else None]
+    labels = {
+        "tinyq.family": "Checkpoint",
+        "tinyq.target": "Target",
+        "tinyq.source.digest": "SHA-256 of config and weights",
+        "tinyq.rewrites": "Rewrites",
+        "tinyq.approximate": "Approximated",
+        "tinyq.notes": "Notes",
+    }
+    for key, label in labels.items():
+        value = found.get(key)
+        if value:
+            rows.append((label, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)))
+    measured = f"tinyq {__version__}, llama-cpp-python {version('llama-cpp-python')}"
+    rows.append(("Measured with", measured))
+    kept = [[name, one_line(text)] for name, text in filter(None, rows)]
+    return f"## Provenance\n\n{markdown_table(['', ''], kept, '<')}"
+
+
+def _link(path: Path, folder: Path) -> str:
+    """A Markdown link to a file, by its path from the card's folder."""
+    target = Path(os.path.relpath(path, folder)).as_posix()
+    return f"[{one_line(path.name)}](<{target}>)"
