@@ -61,9 +61,12 @@ _OPTIONS = (
 )
 
 
+CARD_OPTION_NAMES = ("questions", "repeat_set", "held_out", "weights", "thinking", "answer_tokens", "think_tokens")
+"""The arguments that a command with `card_options` gets."""
+
+
 def card_options(command: F) -> F:
-    """Adds the options to a command, which gets questions, repeat_set, held_out, weights, thinking, answer_tokens and
-    think_tokens."""
+    """Adds the options to a command, which gets CARD_OPTION_NAMES."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

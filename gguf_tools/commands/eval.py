@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from gguf_tools.commands.card_options import card_options, parsed_card_options
+from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, parsed_card_options
 from gguf_tools.commands.common import json_option, quiet_option, stage_bars, threads_option, write_json, write_text
 from gguf_tools.errors import InputError, ThresholdError
+
+_FIDELITY_ONLY = ("reference", "prompts", "dtype", "no_speed", "min_top1", "max_nmse", "max_kl", "min_greedy")
+_CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
 
 
 @click.command("eval")
@@ -24,9 +27,13 @@ from gguf_tools.errors import InputError, ThresholdError
     help="What to measure: against the reference, by questions, or both.",
 )
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Prompts, one a line, or JSONL.")
-@click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="A longer text for the perplexity.")
+@click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="Another text for the perplexity.")
 @click.option(
-    "--tokens", type=click.IntRange(min=1), default=100, show_default=True, help="Tokens to generate a prompt."
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Tokens by which to continue a prompt or text.",
 )
 @click.option(
     "--kv-type", type=click.Choice(["f32", "f16", "q8_0"]), default="f32", show_default=True, help="llama.cpp's cache."
@@ -89,8 +96,9 @@ def evaluate(
     from gguf_tools.evaluate.runtime import RuntimeOptions
     from surgery.model import operate_text
 
-    bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
-    _check_bounds(suite, bounds, min_score)
+    _check_options(suite)
+    if [json_path, csv_path, markdown].count("-") > 1:
+        raise click.UsageError("only one of --json, --csv and --markdown can go to stdout")
     twice = next((path for n, path in enumerate(models) if path in models[:n]), None)
     if twice:
         raise InputError(f"{twice}: is given twice; give each file once")
@@ -104,20 +112,24 @@ def evaluate(
     options = RuntimeOptions(kv_type, flash_attn, gpu_layers, threads, context)
     with stage_bars(quiet) as progress:
         results = ordered(list(measure_files(models, options, fidelity, asked, progress)))
-    write_json(json_of(results), json_path)
-    write_text(csv_of(results), csv_path, "--csv")
-    write_text(markdown_of(results), markdown, "--markdown")
+    if json_path is not None:
+        write_json(json_of(results), json_path)
+    if csv_path is not None:
+        write_text(csv_of(results), csv_path, "--csv")
+    if markdown is not None:
+        write_text(markdown_of(results), markdown, "--markdown")
     if not quiet and "-" not in (json_path, csv_path, markdown):
         click.echo(text_of(results))
+    bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
     short = shortcomings(results, bounds, min_score)
     if short:
         raise ThresholdError("; ".join(short))
 
 
-def _check_bounds(suite: str, bounds: Mapping[str, float | None], min_score: float | None) -> None:
-    """Refuse a threshold on what the suite does not measure."""
-    given = next((name for name, bound in bounds.items() if bound is not None), None)
-    if suite == "card" and given:
-        raise click.UsageError(f"--{given.replace('_', '-')} needs --suite fidelity or all")
-    if suite == "fidelity" and min_score is not None:
-        raise click.UsageError("--min-score needs --suite card or all")
+def _check_options(suite: str) -> None:
+    """Refuse an option, or a threshold, on what the suite does not measure."""
+    context = click.get_current_context()
+    for names, other in ((_FIDELITY_ONLY, "fidelity"), (_CARD_ONLY, "card")):
+        for param in context.command.params if suite not in (other, "all") else ():
+            if param.name in names and context.get_parameter_source(param.name) == ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"{param.opts[0]} needs --suite {other} or all")

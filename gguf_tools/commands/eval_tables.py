@@ -11,11 +11,14 @@ from gguf_tools.evaluate.card.compare import best_first, difference
 from gguf_tools.evaluate.card.parts import overall
 from gguf_tools.evaluate.card.report import (
     CARD_HEAD,
+    DIFFERENCE_HEAD,
+    HELD_OUT_HEAD,
     card_row,
     difference_dict,
+    difference_row,
     flat_card,
     format_card,
-    format_difference,
+    held_out_row,
     notes_of,
     to_csv,
 )
@@ -26,6 +29,8 @@ from gguf_tools.text import human_bytes, markdown_table, table
 
 FIDELITY_HEAD = ("NMSE", "KL mean", "top-1", "greedy exact", "prompt tok/s", "generate tok/s")
 """Heads of the columns of `fidelity_row`."""
+
+_DIFFERENCE_ALIGN = "<>>>><"
 
 _FLAT = ("nmse", "kl_mean", "kl_p99", "kl_max", "top1_agreement", "greedy_exact_match", "ppl_reference", "ppl_model")
 
@@ -54,18 +59,31 @@ def text_of(results: Sequence[Measured]) -> str:
     if len(results) == 1:
         return _one(results[0])
     names = _short_names([result.model.path for result in results])
-    head, rows = _table(results, names)
-    lines = [table(head, rows)]
-    cards = _cards(results)
+    fidelity, cards = [result for result in results if result.evaluation], _cards(results)
+    blocks = []
+    if fidelity:
+        blocks.append(table(*_table(fidelity, names, card=False)))
     if cards:
-        lines += ["", *_differences(cards, names)]
-        lines += [f"note: {names[path]}: {note}" for path, card in cards.items() for note in notes_of(card)]
-    return "\n".join(lines)
+        blocks.append(table(*_table(results, names, fidelity=False)))
+        best = next(iter(cards))
+        blocks.append(f"{_about_differences(names[best])}:\n\n{table(*_differences(cards, names), _DIFFERENCE_ALIGN)}")
+        if not cards[best].held_out:
+            blocks.append(
+                "the best of several is flattered by the questions that chose it; --held-out rest asks others"
+            )
+    notes = [f"note: {names[result.model.path]}: {note}" for result in results for note in _notes(result)]
+    return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
 
 
 def markdown_of(results: Sequence[Measured]) -> str:
-    """The table as Markdown."""
-    return markdown_table(*_table(results, _short_names([result.model.path for result in results])))
+    """The table as Markdown, and the differences of several cards."""
+    names = _short_names([result.model.path for result in results])
+    blocks = [markdown_table(*_table(results, names))]
+    cards = _cards(results)
+    if len(cards) > 1:
+        blocks.append(f"{_about_differences(names[next(iter(cards))])}:\n")
+        blocks.append(markdown_table(*_differences(cards, names), _DIFFERENCE_ALIGN))
+    return "\n".join(blocks)
 
 
 def csv_of(results: Sequence[Measured]) -> str:
@@ -121,31 +139,45 @@ def _one(result: Measured) -> str:
     return "\n".join(lines)
 
 
-def _table(results: Sequence[Measured], names: Mapping[str, str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _table(
+    results: Sequence[Measured], names: Mapping[str, str], *, fidelity: bool = True, card: bool = True
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows: what is asked for of what was measured."""
     first = results[0]
+    held_out = bool(first.card and first.card.held_out)
     head: tuple[str, ...] = ("file", "size", "bits/weight")
-    head += FIDELITY_HEAD if first.evaluation else ()
-    head += CARD_HEAD if first.card else ()
+    head += FIDELITY_HEAD if fidelity and first.evaluation else ()
+    head += CARD_HEAD if card and first.card else ()
+    head += HELD_OUT_HEAD if card and held_out else ()
     rows = []
     for result in results:
         facts = result.model
         row: tuple[str, ...] = (names[facts.path], human_bytes(facts.bytes), f"{facts.bpw:.2f}")
-        row += fidelity_row(result.evaluation) if result.evaluation else ()
-        row += card_row(result.card) if result.card else ()
+        row += fidelity_row(result.evaluation) if fidelity and result.evaluation else ()
+        row += card_row(result.card) if card and result.card else ()
+        row += held_out_row(result.card) if card and held_out and result.card else ()
         rows.append(row)
     return head, rows
 
 
-def _differences(cards: Mapping[str, CardReport], names: Mapping[str, str]) -> list[str]:
-    """Every other file against the best, one line each, and how to read them."""
+def _about_differences(best: str) -> str:
+    return f"beside the best, {best}, on the same items (95% intervals and p of paired tests, each file by itself)"
+
+
+def _differences(
+    cards: Mapping[str, CardReport], names: Mapping[str, str]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows: every other file against the best."""
     best, *others = cards
-    found = [(names[other], difference(best, other, cards)) for other in others]
-    width = max(len(name) for name, _ in found)
-    lines = [f"beside the best, {names[best]} (paired, at the 95% level, each difference by itself):"]
-    lines += [f"  {name:<{width}}  {format_difference(test)}" for name, test in found]
-    if cards[best].held_out:
-        return lines
-    return [*lines, "the best of several is flattered by the questions that chose it; --held-out rest asks others"]
+    return ("file", *DIFFERENCE_HEAD), [
+        (names[other], *difference_row(difference(best, other, cards))) for other in others
+    ]
+
+
+def _notes(result: Measured) -> list[str]:
+    evaluation, card = result.evaluation, result.card
+    found = [evaluation.source.note, *evaluation.fidelity.notes] if evaluation else []
+    return found + (notes_of(card) if card else [])
 
 
 def _cards(results: Sequence[Measured]) -> dict[str, CardReport]:

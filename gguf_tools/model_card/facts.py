@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.checkpoint import CONFIG
+from gguf_tools.checkpoint import CONFIG, open_checkpoint
 from gguf_tools.errors import InputError
 from gguf_tools.evaluate.card.modes import ChatModes, find_modes
 from gguf_tools.evaluate.card.suite import CardOptions, Progress
 from gguf_tools.evaluate.run import FidelityRequest, Measured, measure_files
 from gguf_tools.evaluate.runtime import Memory, Runtime, RuntimeOptions
 from gguf_tools.evaluate.source import SURGERY_KEY
-from gguf_tools.gguf_file import GGUFHeader, read_header
+from gguf_tools.gguf_file import GGUFHeader, is_gguf, read_header
 from gguf_tools.inspection import Inspection, inspect
 from gguf_tools.modelfile import Modelfile, modelfile_for, sampling_parameters
 from gguf_tools.tokenizer_files import read_object
@@ -82,6 +82,7 @@ def gather(
     """
     if base_model is not None and not _HUB_ID.fullmatch(base_model):
         raise InputError(f"base model {base_model!r} is no id on the hub; owner/name is expected")
+    _check_source(source)
     headers = [read_header(path) for path in paths]
     base_models = (base_model,) if base_model else _base_models(source, headers[0])
     measured = list(measure_files(paths, options, fidelity, card, progress))
@@ -106,6 +107,14 @@ def gather(
         quantized_by=quantized_by,
         weights=card.weights if card else None,
     )
+
+
+def _check_source(source: Path) -> None:
+    """Refuse what is neither a checkpoint nor a GGUF, also where nothing is compared with it."""
+    if source.is_file() and is_gguf(source):
+        read_header(source)
+    else:
+        open_checkpoint(source)
 
 
 def _recipe(header: GGUFHeader) -> str:

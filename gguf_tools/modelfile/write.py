@@ -33,8 +33,9 @@ _PARAMETERS = {
 }
 """Keys of generation_config.json → Ollama's parameters."""
 
+NO_CHAT_TEMPLATE = "the file has no chat template"
 _TOOLS_NOTE = (
-    "Tools are not in TEMPLATE. From 0.30 on, Ollama runs the file's own chat template instead, because that has them"
+    "Tools are not in TEMPLATE. From 0.30 on, Ollama as a rule runs the file's own chat template, because that has them"
     " (OLLAMA_GO_TEMPLATE=1 makes it run TEMPLATE)."
 )
 _NO_SYSTEM_NOTE = "The chat template shows no system prompts, so TEMPLATE leaves them out."
@@ -62,7 +63,7 @@ def modelfile_for(path: Path, runtime: Runtime, context: int | None = None) -> M
         return runtime.render_chat(messages, **options)
 
     bos = "" if info.bos is None or not info.add_bos else runtime.detokenize([info.bos], special=True)
-    layout: ChatLayout | str = "the file has no chat template"
+    layout: ChatLayout | str = NO_CHAT_TEMPLATE
     if template:
         layout = derive_layout(render, template, bos)
     stop = [runtime.detokenize([token], special=True) for token in sorted(info.eog)]
@@ -101,7 +102,8 @@ def modelfile_text(
     """
     lines = [f"FROM {_file(gguf_name)}"]
     if isinstance(layout, str):
-        lines += [_comment(f"No TEMPLATE: {layout}. {_FALLBACK_NOTE}")]
+        note = "" if layout == NO_CHAT_TEMPLATE else f" {_FALLBACK_NOTE}"
+        lines += [_comment(f"No TEMPLATE: {layout}.{note}")]
     else:
         lines += [_comment(_TOOLS_NOTE)] if tools else []
         lines += [_comment(_NO_SYSTEM_NOTE)] if layout.system is None else []

@@ -1,4 +1,4 @@
-"""Readers of what tinyq writes for Ollama, which share no code with the writer: Go templates and Modelfiles.
+"""Chat templates, and readers of what tinyq writes for Ollama, which share no code with the writer.
 
 The Go subset: text, actions with {{- and -}} (if, else if, else, range over a list with two variables, end, variables,
 assignment, fields, strings, and, or, not, eq, ne, len, slice). Source: the documentation of Go's text/template.
@@ -7,10 +7,83 @@ assignment, fields, strings, and, or, not, eq, ne, len, slice). Source: the docu
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import gguf_tools
+
+BUNDLED = Path(gguf_tools.__file__).parent / "bundled" / "hybrid"
+BOS = "<s>"
+
+CHATML = """{%- if messages[0].role != 'system' -%}
+<|im_start|>system
+You are a test.<|im_end|>
+{% endif -%}
+{%- for m in messages -%}
+<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif %}"""
+ALTERNATES = """{{ bos_token }}{% set first = 1 if messages[0].role == 'system' else 0 %}
+{% for m in messages[first:] %}
+{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must take turns') }}{% endif %}
+{% if m.role == 'user' %}{{ '[INST] ' + (messages[0].content + '\\n\\n' if loop.first and first else '') }}
+{{- m.content + ' [/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"""
+NO_SYSTEM = """{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}
+{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}{% endif %}
+{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content + '<end_of_turn>\\n' }}
+{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+IGNORES_SYSTEM = """{% for m in messages %}{% if m.role != 'system' %}{{ m.role[0] + ': ' + m.content + '\\n' }}{% endif %}
+{% endfor %}{{ 'a: ' if add_generation_prompt }}"""
+FIRST_SYSTEM = """{% if messages[0].role == 'system' and messages[0].content %}{{ messages[0].content }}{% else %}Hm."a"
+{% endif %}{% for m in messages %}{% if m.role != 'system' %}{{ '\\n' + m.role + ':' + m.content + eos_token }}{% endif %}
+{% endfor %}{{ '\\nassistant:' if add_generation_prompt }}"""
+ODD_TEXT = r'''{% for m in messages %}{{ '{{"""\u200b{' + m.role + '\\"}\r\n{' }}{{ m.content }}{{ '{{{' }}
+{% endfor %}{{ '""\n""""' if add_generation_prompt }}'''
+ALWAYS_THINKS = """{% for m in messages %}{{ '<' + m.role + '>' }}{% if m.reasoning_content %}
+{{ '[' + m.reasoning_content + ']' }}{% endif %}{{ m.content + '\\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<assistant>' + ('[' if enable_thinking is true else
+ '[]' if enable_thinking is false else '') }}{% endif %}"""
+ON_SWITCH = CHATML.removesuffix("{% endif %}") + "{{ '<think>' if enable_thinking }}{% endif %}"
+QWEN3 = str(json.loads((BUNDLED / "tokenizer_config.json").read_text("utf-8"))["chat_template"])
+
+GOOD = {
+    "chatml": CHATML,
+    "alternates": ALTERNATES,
+    "no system": NO_SYSTEM,
+    "ignores system": IGNORES_SYSTEM,
+    "first system": FIRST_SYSTEM,
+    "odd text": ODD_TEXT,
+    "always thinks": ALWAYS_THINKS,
+    "on switch": ON_SWITCH,
+    "qwen3": QWEN3,
+}
+
+LLAMA3 = """{% for m in messages %}{% set text = '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim
+ + '<|eot_id|>' %}{{ bos_token + text if loop.first else text }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
+LAST_SYSTEM = """{% set s = messages[0].content if messages[0].role == 'system' %}{% for m in messages[1 if s else 0:] %}
+{% if m.role == 'user' %}[INST] {{ s + '\\n\\n' if s and loop.last }}{{ m.content }} [/INST]
+{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"""
+COUNTS = """{% for m in messages %}{{ loop.index ~ m.role ~ ': ' ~ m.content ~ '\\n' }}{% endfor %}"""
+REFUSED = {
+    "trims": (LLAMA3, "white space around questions"),
+    "last system": (LAST_SYSTEM, "system"),
+    "counts": (COUNTS, "assistant"),
+    "date": ("{{ strftime_now('%d %b %Y') }}" + CHATML, "today's date (strftime_now)"),
+    "no answers": ("{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}", "once each and in order"),
+    "upper": (CHATML.replace("m.content", "m.content | upper"), "once each and in order"),
+    "broken": ("{% for %}", "Expected an expression"),
+    "thinking in system": (CHATML.replace("a test", "{{ 'fast' if enable_thinking is false }}"), "thinking off"),
+    "no empty answer": (CHATML.replace("{{ m.content }}", "{{ m.content or 'nothing' }}"), "an empty"),
+}
+
 
 _TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|:=|[()=,]|[$.\w]+)')
 
@@ -145,7 +218,7 @@ def _call(function: str, operands: list[Any]) -> Any:
     if function == "slice":
         return first[rest[0] :]
     assert not rest
-    return {"": lambda: first, "not": lambda: not first, "len": lambda: len(first)}[function]()
+    return len(first) if function == "len" else {"": first, "not": not first}[function]
 
 
 def ollama_prompt(template: str, messages: Sequence[Mapping[str, Any]], think: bool | None) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-import gguf_tools
 from gguf_tools.convert import Request, execute, prepare
 from gguf_tools.errors import InputError
 from gguf_tools.evaluate.runtime import Runtime, RuntimeOptions
@@ -28,75 +31,37 @@ from gguf_tools.modelfile import (
     modelfile_text,
     sampling_parameters,
 )
-from tests.gguf_tools.modelfiles_for_tests import inferred_tags, ollama_prompt, parse, parse_modelfile
+from tests.gguf_tools.modelfiles_for_tests import (
+    ALTERNATES,
+    BOS,
+    BUNDLED,
+    GOOD,
+    REFUSED,
+    inferred_tags,
+    ollama_prompt,
+    parse,
+    parse_modelfile,
+)
 
-BUNDLED = Path(gguf_tools.__file__).parent / "bundled" / "hybrid"
-BOS = "<s>"
+GO_PROGRAM = """package main
 
-CHATML = """{%- if messages[0].role != 'system' -%}
-<|im_start|>system
-You are a test.<|im_end|>
-{% endif -%}
-{%- for m in messages -%}
-<|im_start|>{{ m.role }}
-{{ m.content }}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{% endif %}"""
-ALTERNATES = """{{ bos_token }}{% set first = 1 if messages[0].role == 'system' else 0 %}
-{% for m in messages[first:] %}
-{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must take turns') }}{% endif %}
-{% if m.role == 'user' %}{{ '[INST] ' + (messages[0].content + '\\n\\n' if loop.first and first else '') }}
-{{- m.content + ' [/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"""
-NO_SYSTEM = """{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}
-{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}{% endif %}
-{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content + '<end_of_turn>\\n' }}
-{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
-IGNORES_SYSTEM = """{% for m in messages %}{% if m.role != 'system' %}{{ m.role[0] + ': ' + m.content + '\\n' }}{% endif %}
-{% endfor %}{{ 'a: ' if add_generation_prompt }}"""
-FIRST_SYSTEM = """{% if messages[0].role == 'system' and messages[0].content %}{{ messages[0].content }}{% else %}Hm."a"
-{% endif %}{% for m in messages %}{% if m.role != 'system' %}{{ '\\n' + m.role + ':' + m.content + eos_token }}{% endif %}
-{% endfor %}{{ '\\nassistant:' if add_generation_prompt }}"""
-ODD_TEXT = r'''{% for m in messages %}{{ '{{"""\u200b{' + m.role + '\\"}\r\n{' }}{{ m.content }}{{ '{{{' }}
-{% endfor %}{{ '""\n""""' if add_generation_prompt }}'''
-ALWAYS_THINKS = """{% for m in messages %}{{ '<' + m.role + '>' }}{% if m.reasoning_content %}
-{{ '[' + m.reasoning_content + ']' }}{% endif %}{{ m.content + '\\n' }}{% endfor %}
-{% if add_generation_prompt %}{{ '<assistant>' + ('[' if enable_thinking is true else
- '[]' if enable_thinking is false else '') }}{% endif %}"""
-ON_SWITCH = CHATML.removesuffix("{% endif %}") + "{{ '<think>' if enable_thinking }}{% endif %}"
-QWEN3 = str(json.loads((BUNDLED / "tokenizer_config.json").read_text("utf-8"))["chat_template"])
+import ("bytes"; "encoding/json"; "fmt"; "os"; "text/template")
 
-GOOD = {
-    "chatml": CHATML,
-    "alternates": ALTERNATES,
-    "no system": NO_SYSTEM,
-    "ignores system": IGNORES_SYSTEM,
-    "first system": FIRST_SYSTEM,
-    "odd text": ODD_TEXT,
-    "always thinks": ALWAYS_THINKS,
-    "on switch": ON_SWITCH,
-    "qwen3": QWEN3,
+type Message struct{ Role, Content, Thinking string }
+type Data struct{ Messages []*Message; Think, IsThinkSet bool }
+type Case struct{ Template, Expected string; Data Data }
+
+func main() {
+	var cases []Case
+	text, _ := os.ReadFile("cases.json")
+	if err := json.Unmarshal(text, &cases); err != nil { panic(err) }
+	for _, c := range cases {
+		var out bytes.Buffer
+		err := template.Must(template.New("").Parse(c.Template)).Execute(&out, c.Data)
+		if err != nil || out.String() != c.Expected { fmt.Printf("%v %q %q\\n", err, out.String(), c.Expected) }
+	}
 }
-
-LLAMA3 = """{% for m in messages %}{% set text = '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim
- + '<|eot_id|>' %}{{ bos_token + text if loop.first else text }}{% endfor %}
-{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
-LAST_SYSTEM = """{% set s = messages[0].content if messages[0].role == 'system' %}{% for m in messages[1 if s else 0:] %}
-{% if m.role == 'user' %}[INST] {{ s + '\\n\\n' if s and loop.last }}{{ m.content }} [/INST]
-{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"""
-COUNTS = """{% for m in messages %}{{ loop.index ~ m.role ~ ': ' ~ m.content ~ '\\n' }}{% endfor %}"""
-REFUSED = {
-    "trims": (LLAMA3, "white space around questions"),
-    "last system": (LAST_SYSTEM, "system"),
-    "counts": (COUNTS, "assistant"),
-    "date": ("{{ strftime_now('%d %b %Y') }}" + CHATML, "today's date (strftime_now)"),
-    "no answers": ("{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}", "once each and in order"),
-    "upper": (CHATML.replace("m.content", "m.content | upper"), "once each and in order"),
-    "broken": ("{% for %}", "Expected an expression"),
-    "thinking in system": (CHATML.replace("a test", "{{ 'fast' if enable_thinking is false }}"), "thinking off"),
-    "no empty answer": (CHATML.replace("{{ m.content }}", "{{ m.content or 'nothing' }}"), "an empty"),
-}
+"""
 
 
 def renderer(template: str) -> Render:
@@ -104,7 +69,7 @@ def renderer(template: str) -> Render:
         options = dict(options)
         try:
             format_chat = Jinja2ChatFormatter(template, "</s>", BOS, options.pop("add_generation_prompt"))
-            return str(format_chat(messages=list(messages), **options).prompt)
+            return str(format_chat(messages=cast(Any, list(messages)), **options).prompt)
         except (ValueError, TypeError, jinja2.TemplateError) as error:
             raise InputError(f"the chat template refused the messages: {error}") from error
 
@@ -231,9 +196,11 @@ def test_a_modelfile_gives_back_all_that_was_put_in(name: str) -> None:
 
 
 def test_text_that_a_modelfile_cannot_hold_becomes_a_comment() -> None:
-    text = modelfile_text("m.gguf", "no", {}, ["a\u200bb", '"""'], None)
-    assert parse_modelfile(text) == [("FROM", "./m.gguf")]
+    layout = replace(LAYOUTS["chatml"], default_system='"""\n')
+    text = modelfile_text("m.gguf", layout, {}, ["a\u200bb", '"""'], None)
+    assert [command for command, _ in parse_modelfile(text)] == ["FROM", "TEMPLATE"]
     assert text.count("# PARAMETER stop left out") == 2
+    assert text.count("# SYSTEM left out") == 1
     for name in ("", "..", "a/b", "a\nb", "a\tb", "a\udc80"):
         with pytest.raises(InputError, match="cannot stand in a Modelfile"):
             modelfile_text(name, "no", {}, [], None)
@@ -269,6 +236,24 @@ def test_the_modelfile_of_the_bundled_model(tmp_path: Path) -> None:
     assert ("stop", "<|im_end|>") in parse_modelfile(modelfile.text)
     assert values["num_ctx"] == "256"
     assert "# Tools are not in TEMPLATE." in modelfile.text
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="has no Go")
+def test_go_itself_reads_the_templates_in_the_same_way(tmp_path: Path) -> None:
+    cases = []
+    for layout, think, system in product(LAYOUTS.values(), (None, True, False), ("", "S")):
+        roles = ["system", "user", "assistant", "user", "assistant"]
+        contents = [system, "{{ . }}", " a\n", '"', "It"]
+        for count in (2, 4, 5):
+            messages = [_message(*pair) for pair in zip(roles[:count], contents, strict=False)]
+            expected = layout.render(messages, think)
+            go_messages = [{"Role": m["role"], "Content": m["content"], "Thinking": ""} for m in messages]
+            data = {"Messages": go_messages, "Think": think is True, "IsThinkSet": think is not None}
+            cases.append({"Template": go_template(layout), "Data": data, "Expected": expected})
+    (tmp_path / "main.go").write_text(GO_PROGRAM, "utf-8")
+    (tmp_path / "cases.json").write_text(json.dumps(cases), "utf-8")
+    done = subprocess.run(["go", "run", "main.go"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_model_without_a_chat_template_gets_none() -> None:

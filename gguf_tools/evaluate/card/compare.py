@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from gguf_tools.evaluate.card.parts import Part, bits_per_byte, overall, parts_of, score_of
 from gguf_tools.evaluate.card.results import Answered, CardReport
-from gguf_tools.evaluate.card.statistics import Bootstrap, Interval, McNemar, bootstrap, mcnemar
+from gguf_tools.evaluate.card.statistics import Interval, McNemar, Paired, bootstrap, mcnemar, paired_difference
 
 
 @dataclass(frozen=True)
 class Difference:
     """How `second` differs from `first` on the same items: second minus first, each with a paired test.
 
-    `score` in points of 100, `bits` in bits a byte of the text (below 0: `second` is better), both by a paired bootstrap;
-    `facts` and `held_out` by McNemar's exact test. None where the two did not do the same items.
+    `score` in points of 100, `bits` in bits a byte of the text (below 0: `second` is better), both by a permutation test
+    and with a bootstrap interval; `facts` and `held_out` by McNemar's exact test. None where the two did not do the same
+    items.
     """
 
     first: str
     second: str
-    score: Bootstrap | None
+    score: Paired | None
     facts: McNemar | None
-    bits: Bootstrap | None
+    bits: Paired | None
     held_out: McNemar | None
 
     @property
@@ -80,22 +79,11 @@ def _facts(first: Sequence[Answered], second: Sequence[Answered]) -> McNemar | N
     return mcnemar([item.right for item in first], [item.right for item in second])
 
 
-def _score_difference(before: Mapping[str, Part], after: Mapping[str, Part], weights: Mapping[str, float]) -> Bootstrap:
-    names = list(before)
-    score = score_of([before[name] for name in names], weights)
-    widths = [before[name].values.shape[1] for name in names]
-    paired = [np.hstack([before[name].values, after[name].values]) for name in names]
-    return bootstrap(
-        paired,
-        lambda means: (
-            score([mean[..., width:] for mean, width in zip(means, widths, strict=True)])
-            - score([mean[..., :width] for mean, width in zip(means, widths, strict=True)])
-        ),
-    )
+def _score_difference(before: Mapping[str, Part], after: Mapping[str, Part], weights: Mapping[str, float]) -> Paired:
+    first = [before[name] for name in before]
+    second = [after[name].values for name in before]
+    return paired_difference([part.values for part in first], second, score_of(first, weights))
 
 
-def _bits_difference(before: Part, after: Part) -> Bootstrap:
-    return bootstrap(
-        [np.hstack([before.values, after.values])],
-        lambda means: bits_per_byte(means[0][..., 2:]) - bits_per_byte(means[0][..., :2]),
-    )
+def _bits_difference(before: Part, after: Part) -> Paired:
+    return paired_difference([before.values], [after.values], lambda means: bits_per_byte(means[0]))

@@ -17,7 +17,7 @@ from gguf_tools.evaluate.card.modes import Mode
 from gguf_tools.evaluate.card.parts import bits_per_byte, overall, parts_of
 from gguf_tools.evaluate.card.repetition import NGRAM, Loop, longest_loop, repeated_ngrams
 from gguf_tools.evaluate.card.results import Answered, CardReport, Generation, Passage
-from gguf_tools.evaluate.card.statistics import Bootstrap, Interval, McNemar, bootstrap, wilson
+from gguf_tools.evaluate.card.statistics import Interval, McNemar, Paired, bootstrap, wilson
 from gguf_tools.text import table
 
 Counted = Sequence[bool]
@@ -150,8 +150,8 @@ def difference_dict(found: Difference) -> dict[str, Any]:
     }
 
 
-def _test_dict(test: Bootstrap | McNemar) -> dict[str, Any]:
-    interval = {"interval": _pair(test.interval)} if isinstance(test, Bootstrap) else {}
+def _test_dict(test: Paired | McNemar) -> dict[str, Any]:
+    interval = {"interval": _pair(test.interval)} if isinstance(test, Paired) else {}
     return {**asdict(test), **interval, "shown": test.shown}
 
 
@@ -171,7 +171,11 @@ def notes_of(report: CardReport) -> list[str]:
         held_out = report.held_out if mode == report.mode else ()
         answers = [*report.in_mode(mode), *held_out]
         notes += _grouped(f"asked {asked}", [(item.question, _answer_fault(report, item)) for item in answers])
-    return notes + _grouped("continued", [(c.prompt, _fault(report, c.generation)) for c in report.completions])
+    faults = [
+        (item.prompt, _fault(report, item.generation) or (None if item.generation.tokens else "an empty continuation"))
+        for item in report.completions
+    ]
+    return notes + _grouped("continued", faults)
 
 
 def _answer_fault(report: CardReport, item: Answered) -> str | None:
@@ -196,9 +200,7 @@ def _fault(report: CardReport, generation: Generation) -> str | None:
     """What can go wrong with any text."""
     if not generation.fits:
         return f"no room in the context of {report.context} tokens"
-    if generation.loop:
-        return "an endless loop"
-    return None if generation.tokens else "nothing was said"
+    return "an endless loop" if generation.loop else None
 
 
 def _grouped(asked: str, faults: Sequence[tuple[str, str | None]]) -> list[str]:
@@ -312,7 +314,8 @@ def _text_text(part: Mapping[str, Any]) -> str:
 def _repetition_text(part: Mapping[str, Any]) -> str:
     share = f"{part['repeated_share']:.1%} of the {part['ngram']}-grams of {part['texts']} texts repeat"
     loop = part["longest_loop"]
-    return f"{share} ({_within(part, _percent)})" + (f", longest loop {loop['tokens']} tokens" if loop else "")
+    within = _within(part, lambda value: f"{value:.1%}")
+    return f"{share} ({within})" + (f", longest loop {loop['tokens']} tokens" if loop else "")
 
 
 def _measured(describe: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapping[str, Any]], str]:
@@ -343,7 +346,9 @@ def _percents(interval: Sequence[float]) -> str:
 
 
 def _number(perplexity: float | None) -> str:
-    return "∞" if perplexity is None else f"{perplexity:.4g}"
+    if perplexity is None:
+        return "∞"
+    return f"{perplexity:.3f}" if perplexity < 1000 else f"{perplexity:.4g}"
 
 
 DIFFERENCE_HEAD = ("score", "facts", "held out", "bits/byte", "verdict")
@@ -367,7 +372,7 @@ def format_difference(found: Difference) -> str:
     return f"{verdict}: {', '.join(numbers)}" if numbers else verdict
 
 
-def _change(test: Bootstrap | None, decimals: int) -> str:
+def _change(test: Paired | None, decimals: int) -> str:
     if test is None:
         return "–"
     estimate, low, high = (_signed(value, decimals) for value in (test.estimate, *_pair(test.interval)))

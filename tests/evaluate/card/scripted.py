@@ -2,48 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_tools.errors import InputError
+from gguf_tools.evaluate.card.parts import DEFAULT_WEIGHTS
+from gguf_tools.evaluate.card.questions import CardSet, Choice, Completion, Question
+from gguf_tools.evaluate.card.results import CardReport
+from gguf_tools.evaluate.card.suite import CardOptions, run_card
 from gguf_tools.evaluate.runtime import GreedyResult, ModelInfo
 
 EOS = 0xFFFF
 VOCAB = 1 << 16
+TEXT_VOCAB = 256
+"""Ids that have a logit; texts for the perplexity have no others."""
+
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
 SWITCH = PLAIN + "{% if enable_thinking is false %}<think></think>{% endif %}"
 OPENED = PLAIN + "<think>"
+UNDECIDED = PLAIN + "{# <think> #}"
+UNTAGGED = "{% if thinking %}Think.{% endif %}" + PLAIN
+REFUSING = "{% for m in messages %}{% if m.role == 'system' %}{{ 1 / 0 }}{% endif %}{{ m.content }}{% endfor %}:"
 
 Answer = Callable[[str], str]
+Logits = Callable[[Sequence[int]], npt.NDArray[np.float32]]
+
+
+def uniform(ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Every token equally likely."""
+    return np.zeros((len(ids), TEXT_VOCAB), np.float32)
 
 
 class Scripted:
     """One token a character; `answer` gives the continuation of a prompt, which ends unless it ends in "…"."""
 
-    def __init__(self, answer: Answer, template: str | None = SWITCH, context: int = 4096) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        template: str | None = SWITCH,
+        context: int = 4096,
+        bos: str | None = None,
+        logits: Logits = uniform,
+    ) -> None:
         self._answer = answer
         self._template = template
+        self._bos = None if bos is None else ord(bos)
+        self._logits = logits
         self.context_limit = context
         self.prompts: list[str] = []
         self.calls: list[tuple[int, ...]] = []
+        self.read: list[str] = []
 
     @property
     def info(self) -> ModelInfo:
         """Facts of no file."""
         return ModelInfo(
-            "scripted", "", VOCAB, 1, 1, 1, 4096, "", self._template, None, EOS, None, False, frozenset([EOS]), {}
+            arch="scripted",
+            description="",
+            n_vocab=VOCAB,
+            n_layer=1,
+            n_params=1,
+            bytes=1,
+            context_train=4096,
+            file_type="",
+            chat_template=self._template,
+            bos=self._bos,
+            eos=EOS,
+            eot=None,
+            add_bos=self._bos is not None,
+            eog=frozenset([EOS]),
+            metadata={},
         )
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """One token a character."""
-        return [ord(character) for character in text]
+        begin = [self._bos] if add_special and self._bos is not None else []
+        return begin + [ord(character) for character in text]
 
     def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
         """The characters."""
-        return "".join(map(chr, ids))
+        return "".join(chr(i) for i in ids if special or i != self._bos)
 
     def render_chat(self, messages: Sequence[Any], **options: Any) -> str:
         """The template by Jinja itself."""
@@ -52,13 +93,15 @@ class Scripted:
         assert self._template is not None
         try:
             return jinja2.Environment().from_string(self._template).render(messages=messages, **options)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, ArithmeticError) as error:
             raise InputError(f"the chat template refused the messages: {error}") from error
 
     def iter_logits(self, sequences: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
-        """Every token equally likely."""
+        """Those of the script."""
         for sequence in sequences:
-            yield np.zeros((len(sequence), 256), np.float32)
+            assert 0 < len(sequence) <= self.context_limit
+            self.read.append(self.detokenize(sequence, special=True))
+            yield self._logits(sequence)
 
     def greedy(
         self,
@@ -71,13 +114,59 @@ class Scripted:
         counts = [n_tokens] * len(prompts) if isinstance(n_tokens, int) else list(n_tokens)
         self.calls.append(tuple(counts))
         results = []
-        for prompt, count in zip(prompts, counts, strict=True):
+        for done, (prompt, count) in enumerate(zip(prompts, counts, strict=True), 1):
+            assert count > 0 < len(prompt)
             assert len(prompt) + count <= self.context_limit
-            text = self.detokenize(prompt)
+            text = self.detokenize(prompt, special=True)
             self.prompts.append(text)
             said = self._answer(text)
             ids = [ord(c) for c in said.removesuffix("…") * (count if said.endswith("…") else 1)]
             ids += [] if said.endswith("…") else [EOS]
             tokens = tuple(ids[:count])
             results.append(GreedyResult(tokens, (1.0,) * len(tokens)))
+            if progress is not None:
+                progress(done, len(prompts))
         return results
+
+
+CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo"}
+QUESTIONS = tuple(Question(f"The capital of {country}?", (city,)) for country, city in CAPITALS.items())
+COMPLETIONS = (Completion("One, two,", ("three",)), Completion("Red, green,", ("blue",)))
+PASSAGES = ("It rains.", "The sun is out again.", "So be it.")
+RULER = "the quick brown fox jumps over a lazy dog"
+
+
+def asked(prompt: str) -> str | None:
+    """The city that answers a prompt, None for other prompts."""
+    return next((city for country, city in CAPITALS.items() if country in prompt), None)
+
+
+def perfect(prompt: str) -> str:
+    """All right, with a thought where one is asked for; nothing repeats."""
+    if prompt == COMPLETIONS[0].prompt:
+        return " three."
+    if prompt == COMPLETIONS[1].prompt:
+        return " blue."
+    city = asked(prompt)
+    thought = "" if prompt.endswith("</think>") or "<think>" not in prompt + OPENED else "<think>Hm.</think>"
+    return f"{thought}{city}"
+
+
+def card_set(
+    questions: Sequence[Question] = QUESTIONS,
+    completions: Sequence[Completion] = COMPLETIONS,
+    passages: Sequence[str] = PASSAGES,
+) -> CardSet:
+    """A set made for a test."""
+    return CardSet("made up", tuple(questions), tuple(completions), tuple(passages))
+
+
+def scored(
+    runtime: Scripted,
+    content: CardSet | None = None,
+    held_out: Sequence[Question] = (),
+    weights: Mapping[str, float] = DEFAULT_WEIGHTS,
+    **options: Any,
+) -> CardReport:
+    """The suite's report on a scripted runtime."""
+    return run_card(runtime, CardOptions(Choice(content or card_set(), tuple(held_out)), weights=weights, **options))
