@@ -83,11 +83,15 @@ def _scores(facts: CardFacts) -> str:
     first = next(iter(cards.values()))
     names = best_first(cards)
     rows = [[name, *card_row(cards[name])] for name in names]
-    asked = {"direct": "without thinking", "thinking": "with thinking", "plain": "as plain text"}[first.mode]
+    asked = {
+        "direct": "by the file's own chat template without thinking",
+        "thinking": "by the file's own chat template with thinking",
+        "plain": "as plain text",
+    }[first.mode]
     lines = [
         "## Score\n",
-        f"{len(first.answers)} questions of the set {one_line(Path(first.set_name).name)}, asked {asked}, greedily, with the "
-        f"file's own chat template; weights of the parts: {weights}. Intervals are at the 95% level.\n",
+        f"{len(first.answers)} questions of the set {one_line(Path(first.set_name).name)}, asked {asked}, "
+        f"greedily; weights of the parts: {weights}. Intervals are at the 95% level.\n",
         markdown_table(["File", *CARD_HEAD], rows),
         *_differences(cards, names),
         *(f"- {one_line(name)}: {one_line(note)}" for name in names for note in notes_of(cards[name])),
