@@ -47,7 +47,7 @@ _OPTIONS = (
     click.option(
         "--answer-tokens",
         type=click.IntRange(min=1),
-        default=64,
+        default=128,
         show_default=True,
         help="Card suite: most tokens of an answer.",
     ),

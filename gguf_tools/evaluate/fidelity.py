@@ -32,7 +32,7 @@ Progress = Callable[[str, int, int], None]
 Verdict = Literal["tie", "fault"]
 
 _REFERENCE_BYTES = 256 << 20  # logits of one batch of the reference, at 8 bytes each
-_TEXT_CHUNK = 512
+TEXT_CHUNK = 512
 _TIE_SIGMAS = 4.0
 _MAX_NOISE = 0.3
 
@@ -279,7 +279,7 @@ def text_pieces(runtime: RuntimeLike, text: str) -> list[list[int]]:
     ids = runtime.tokenize(text, add_special=True, parse_special=False)
     head = ids[:1] if runtime.info.add_bos and ids[:1] == [runtime.info.bos] else []
     body = ids[len(head) :]
-    size = max(min(runtime.context_limit, _TEXT_CHUNK) - len(head), 1)
+    size = max(min(runtime.context_limit, TEXT_CHUNK) - len(head), 1)
     return [head + body[start : start + size] for start in range(0, len(body), size)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gguf_tools.errors import InputError
+from gguf_tools.evaluate.card.parts import overall
 from gguf_tools.evaluate.card.report import card_dict
 from gguf_tools.evaluate.card.results import CardReport
 from gguf_tools.evaluate.card.suite import CardOptions, run_card
@@ -67,6 +68,7 @@ def score_file(
     with Runtime(path, options) as runtime:
         try:
             report = run_card(runtime, card, progress)
+            overall(report)  # refuses weights of which no part could be measured
         except InputError as error:
             message = str(error)
             raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gguf_tools.errors import InputError
 from gguf_tools.evaluate.card.answers import ThinkTags, find_tags
 from gguf_tools.evaluate.card.questions import Question
 from gguf_tools.evaluate.fidelity import RuntimeLike
@@ -70,7 +71,10 @@ class ChatModes:
             return f"{system}Question: {question.question}\nAnswer:"
         system_turn = [{"role": "system", "content": question.system}] if question.system else []
         messages = [*system_turn, {"role": "user", "content": question.question}]
-        return runtime.render_chat(messages, **self._options(mode))
+        try:
+            return runtime.render_chat(messages, **self._options(mode))
+        except InputError as error:
+            raise InputError(f"{error}; asked {question.question!r}") from error
 
     def _options(self, mode: Mode) -> dict[str, Any]:
         return _switched(mode == "thinking") if self.switch else {}

@@ -79,8 +79,9 @@ def choose(questions: str = "general", sets: int = 1, held_out: str | None = Non
     """What a run asks: `sets` times 17 questions, and 2 completions for each set while they last.
 
     `questions` names a set or a file; a file brings its own questions, and the rest is the general set's. `held_out` is
-    None, "rest", or again a set or a file. `text` replaces the text for the perplexity. Questions are taken from one
-    topic after the other, in the order of the file within a topic; so a choice is the same in every run.
+    None, "rest", or again a set or a file, of which what is scored already is left out. `text` replaces the text for the
+    perplexity. Questions are taken from one topic after the other, in the order of the file within a topic; so a choice
+    is the same in every run.
 
     Raises InputError where a file is broken or has too few questions.
     """
@@ -102,18 +103,12 @@ def _held_out(
 ) -> tuple[Question, ...]:
     if held_out is None:
         return ()
-    if held_out == REST:
-        if not rest:
-            raise InputError(f"{questions}: no question is left to be held out; name another file, or take fewer sets")
-        return rest
     asked = {question.question for question in scored.questions}
-    found = _by_turns(_load(held_out).questions)
-    both = next((question for question in found if question.question in asked), None)
-    if both is not None:
-        raise InputError(
-            f"{held_out}: the question {both.question!r} is among those that the choice is made on; "
-            "held-out questions must be others; rest takes those that are left"
-        )
+    others = rest if held_out == REST else _by_turns(_load(held_out).questions)
+    found = tuple(question for question in others if question.question not in asked)
+    if not found:
+        where = questions if held_out == REST else held_out
+        raise InputError(f"{where}: no question is left to be held out; name another file, or take fewer sets")
     return found
 
 

@@ -18,6 +18,7 @@ from gguf_tools.evaluate.card.parts import bits_per_byte, overall, parts_of
 from gguf_tools.evaluate.card.repetition import NGRAM, Loop, longest_loop, repeated_ngrams
 from gguf_tools.evaluate.card.results import Answered, CardReport, Generation, Passage
 from gguf_tools.evaluate.card.statistics import Interval, McNemar, Paired, bootstrap, wilson
+from gguf_tools.evaluate.fidelity import TEXT_CHUNK
 from gguf_tools.text import table
 
 Counted = Sequence[bool]
@@ -167,6 +168,12 @@ def notes_of(report: CardReport) -> list[str]:
     notes: list[str] = []
     if not report.modes.template:
         notes.append("the model has no chat template: the questions were asked as plain text, and no mode was tried")
+    cut = sum(passage.pieces > 1 for passage in report.passages)
+    if cut:
+        notes.append(
+            f"{cut} of {len(report.passages)} passages were cut into pieces that fit (at most {report.context} tokens and"
+            f" {TEXT_CHUNK}), which makes the perplexity worse"
+        )
     for mode, asked in _ASKED.items():
         held_out = report.held_out if mode == report.mode else ()
         answers = [*report.in_mode(mode), *held_out]
@@ -286,9 +293,10 @@ def format_card(report: CardReport) -> str:
         for name, part in found["parts"].items()
     ]
     rows += [("held out", "–", _points(held_out), _share_text(held_out, "right"))] if held_out else []
+    asked = "question" if len(report.answers) == 1 else "questions"
     lines = [
         f"score {found['score']:.2f} of 100, 95% interval {low:.1f} to {high:.1f}",
-        f"{len(report.answers)} questions of the set {report.set_name}, asked {_ASKED[report.mode]}",
+        f"{len(report.answers)} {asked} of the set {report.set_name}, asked {_ASKED[report.mode]}",
         "",
         table(("part", "weight", "points", ""), rows, "<>><"),
         *([""] if found["notes"] else []),

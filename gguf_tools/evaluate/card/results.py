@@ -50,10 +50,11 @@ class Answered:
     def works(self) -> bool:
         """Whether the mode did what it promises.
 
-        With thinking: a closed block with a thought in it and then an answer. Without: an answer and no thought.
+        With thinking: a closed block with a thought in it and then an answer. Without: an answer and no thought. Either
+        comes to an end by itself.
         """
         thought = self.reply.thought
-        if self.generation.loop is not None or not self.reply.answer or not self.reply.closed:
+        if not self.generation.ended or self.grade.reason == "empty" or not self.reply.closed:
             return False
         return bool(thought) == (self.mode == "thinking")
 
@@ -74,11 +75,15 @@ class Completed:
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage's negative log-likelihood in nats, the tokens that were foretold, and their bytes of UTF-8."""
+    """A passage's negative log-likelihood in nats, the tokens that were foretold, and their bytes of UTF-8.
+
+    `pieces`: into how many it was cut to fit the context.
+    """
 
     nats: float
     tokens: int
     bytes: int
+    pieces: int = 1
 
 
 @dataclass(frozen=True)

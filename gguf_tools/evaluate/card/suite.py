@@ -34,7 +34,7 @@ class CardOptions:
     choice: Choice
     thinking: bool = False
     probes: int = 4
-    answer_tokens: int = 64
+    answer_tokens: int = 128
     think_tokens: int = 1024
     completion_tokens: int = 100
     weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
@@ -131,7 +131,7 @@ class _Suite:
                     # Nothing foretells a piece's first token where no BOS precedes it.
                     size -= len(self._runtime.detokenize(ids[:1]).encode())
             if tokens:
-                found.append(Passage(nats, tokens, size))
+                found.append(Passage(nats, tokens, size, len(pieces)))
             self._tell("text", index + 1, len(passages))
         return tuple(found)
 

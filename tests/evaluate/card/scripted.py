@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,12 @@ UNDECIDED = PLAIN + "{# <think> #}"
 UNTAGGED = "{% if thinking %}Think.{% endif %}" + PLAIN
 REFUSING = "{% for m in messages %}{% if m.role == 'system' %}{{ 1 / 0 }}{% endif %}{{ m.content }}{% endfor %}:"
 
+TAGS = {"<think>": 0xE000, "</think>": 0xE001}
+"""Texts that are one token."""
+
+_TOKEN = re.compile("|".join(map(re.escape, TAGS)) + "|.", re.DOTALL)
+_TEXTS = {token: text for text, token in TAGS.items()}
+
 Answer = Callable[[str], str]
 Logits = Callable[[Sequence[int]], npt.NDArray[np.float32]]
 
@@ -36,8 +43,13 @@ def uniform(ids: Sequence[int]) -> npt.NDArray[np.float32]:
     return np.zeros((len(ids), TEXT_VOCAB), np.float32)
 
 
+def tokens_of(text: str) -> list[int]:
+    """One token a character, and one a tag."""
+    return [TAGS.get(piece) or ord(piece) for piece in _TOKEN.findall(text)]
+
+
 class Scripted:
-    """One token a character; `answer` gives the continuation of a prompt, which ends unless it ends in "…"."""
+    """One token a character or tag; `answer` gives the continuation of a prompt, which ends unless it ends in "…"."""
 
     def __init__(
         self,
@@ -78,13 +90,14 @@ class Scripted:
         )
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """One token a character."""
+        """`tokens_of`, tags only where `parse_special` says so."""
         begin = [self._bos] if add_special and self._bos is not None else []
-        return begin + [ord(character) for character in text]
+        return begin + (tokens_of(text) if parse_special else [ord(character) for character in text])
 
     def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
-        """The characters."""
-        return "".join(chr(i) for i in ids if special or i != self._bos)
+        """The characters; a tag is a special token."""
+        shown = ids if special else [i for i in ids if i != self._bos and i not in _TEXTS]
+        return "".join(_TEXTS.get(i) or chr(i) for i in shown)
 
     def render_chat(self, messages: Sequence[Any], **options: Any) -> str:
         """The template by Jinja itself."""
@@ -120,7 +133,7 @@ class Scripted:
             text = self.detokenize(prompt, special=True)
             self.prompts.append(text)
             said = self._answer(text)
-            ids = [ord(c) for c in said.removesuffix("…") * (count if said.endswith("…") else 1)]
+            ids = tokens_of(said.removesuffix("…") * (count if said.endswith("…") else 1))
             ids += [] if said.endswith("…") else [EOS]
             tokens = tuple(ids[:count])
             results.append(GreedyResult(tokens, (1.0,) * len(tokens)))
@@ -133,7 +146,6 @@ CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tok
 QUESTIONS = tuple(Question(f"The capital of {country}?", (city,)) for country, city in CAPITALS.items())
 COMPLETIONS = (Completion("One, two,", ("three",)), Completion("Red, green,", ("blue",)))
 PASSAGES = ("It rains.", "The sun is out again.", "So be it.")
-RULER = "the quick brown fox jumps over a lazy dog"
 
 
 def asked(prompt: str) -> str | None:
@@ -142,14 +154,14 @@ def asked(prompt: str) -> str | None:
 
 
 def perfect(prompt: str) -> str:
-    """All right, with a thought where one is asked for; nothing repeats."""
-    if prompt == COMPLETIONS[0].prompt:
-        return " three."
-    if prompt == COMPLETIONS[1].prompt:
-        return " blue."
-    city = asked(prompt)
-    thought = "" if prompt.endswith("</think>") or "<think>" not in prompt + OPENED else "<think>Hm.</think>"
-    return f"{thought}{city}"
+    """All right by the template SWITCH, with a thought where one is asked for; nothing repeats."""
+    continued = {COMPLETIONS[0].prompt: " three.", COMPLETIONS[1].prompt: " blue."}.get(prompt)
+    return continued or ("" if prompt.endswith("</think>") else "<think>Hm.</think>") + f"{asked(prompt)}"
+
+
+def direct(prompt: str) -> str:
+    """The same without any thought."""
+    return perfect(prompt).removeprefix("<think>Hm.</think>")
 
 
 def card_set(
