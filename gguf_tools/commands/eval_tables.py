@@ -7,20 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gguf_tools.evaluate.card.as_json import difference_dict, flat_card, to_csv
 from gguf_tools.evaluate.card.compare import best_first, difference
+from gguf_tools.evaluate.card.notes import notes_of
 from gguf_tools.evaluate.card.parts import overall
 from gguf_tools.evaluate.card.report import (
     CARD_HEAD,
     DIFFERENCE_HEAD,
     HELD_OUT_HEAD,
     card_row,
-    difference_dict,
     difference_row,
-    flat_card,
     format_card,
     held_out_row,
-    notes_of,
-    to_csv,
 )
 from gguf_tools.evaluate.card.results import CardReport
 from gguf_tools.evaluate.report import check_thresholds, format_report

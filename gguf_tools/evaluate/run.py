@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from gguf_tools.errors import InputError
+from gguf_tools.evaluate.card.as_json import card_dict
 from gguf_tools.evaluate.card.parts import overall
-from gguf_tools.evaluate.card.report import card_dict
 from gguf_tools.evaluate.card.results import CardReport
 from gguf_tools.evaluate.card.suite import CardOptions, run_card
 from gguf_tools.evaluate.fidelity import FidelityReport, Progress, evaluate_fidelity

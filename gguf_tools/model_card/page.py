@@ -10,7 +10,8 @@ from typing import Any
 
 from gguf_tools import __version__
 from gguf_tools.evaluate.card.compare import best_first, difference
-from gguf_tools.evaluate.card.report import CARD_HEAD, card_row, format_difference, notes_of
+from gguf_tools.evaluate.card.notes import notes_of
+from gguf_tools.evaluate.card.report import CARD_HEAD, card_row, format_difference
 from gguf_tools.evaluate.card.results import CardReport
 from gguf_tools.model_card.facts import CardFacts
 from gguf_tools.model_card.front_matter import front_matter

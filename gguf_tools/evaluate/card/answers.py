@@ -1,52 +1,19 @@
-"""What a model answered, apart from what it thought, and whether that is right.
+"""Whether an answer is right.
 
-An answer is right where it says an accepted phrase: the same words after normalising, not negated, not offered beside
-another answer. The rules are those of English; other languages are matched, their negations are not understood.
+It is where it says an accepted phrase: the same words after normalising, not negated, not offered beside another answer.
+The rules are those of English; other languages are matched, their negations are not understood.
 """
 
 from __future__ import annotations
 
-import html
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gguf_tools.evaluate.card.words import Phrase, normalise, plain, read
+
 Reason = Literal["right", "empty", "other", "negated", "alternatives"]
-Phrase = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ThinkTags:
-    """The tags a model puts around its thoughts."""
-
-    open: str
-    close: str
-
-
-KNOWN_TAGS: tuple[ThinkTags, ...] = (
-    ThinkTags("<think>", "</think>"),
-    ThinkTags("<thinking>", "</thinking>"),
-    ThinkTags("<reasoning>", "</reasoning>"),
-    ThinkTags("<thought>", "</thought>"),
-    ThinkTags("[THINK]", "[/THINK]"),
-    ThinkTags("<seed:think>", "</seed:think>"),
-    ThinkTags("<|begin_of_thought|>", "<|end_of_thought|>"),
-)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A generated text in its two parts, both stripped.
-
-    `thought`: None where no block was opened; "" where it was empty. `closed`: False where the last block never
-    closed; `answer` is then "".
-    """
-
-    thought: str | None
-    answer: str
-    closed: bool
 
 
 @dataclass(frozen=True)
@@ -60,140 +27,6 @@ class Grade:
     right: bool
     reason: Reason
 
-
-def find_tags(template: str) -> ThinkTags | None:
-    """The first of KNOWN_TAGS of which one tag stands in a chat template; None without any."""
-    return next((tags for tags in KNOWN_TAGS if tags.open in template or tags.close in template), None)
-
-
-def split_reply(text: str, tags: ThinkTags | None, opened: bool = False) -> Reply:
-    """Thought and answer of a generated text; `opened`: the prompt itself ended in an open block.
-
-    The answer is what follows the last closing tag or, where nothing does, what stood outside the blocks. What
-    precedes a closing tag that nothing opened is thought. Without tags all is answer.
-    """
-    if tags is None:
-        return Reply(None, text.strip(), True)
-    thoughts: list[str] = []
-    outside: list[str] = []
-    inside = opened
-    pieces = re.split(f"({re.escape(tags.open)}|{re.escape(tags.close)})", text)
-    for piece in pieces:
-        if piece == tags.open:
-            inside = True
-        elif piece == tags.close:
-            if not inside:
-                thoughts, outside = thoughts + outside, []
-            inside = False
-        else:
-            (thoughts if inside else outside).append(piece.strip())
-    thought = "\n".join(filter(None, thoughts)) if opened or len(pieces) > 1 else None
-    if inside:
-        return Reply(thought, "", False)
-    return Reply(thought, outside[-1] or "\n".join(filter(None, outside)), True)
-
-
-# --- Words -----------------------------------------------------------------------------------------------------------
-
-# Scripts without spaces, and Hangul, whose particles stick to the noun: each character is a word.
-_SINGLE = (
-    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-)
-# Vowel signs and the like, which `\w` leaves out.
-_MARKS = "".join(chr(code) for code in range(0x0370, 0x2000) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
-_LETTERS = rf"(?:[^\W_{_SINGLE}]|[{_MARKS}])*"
-_WORD = re.compile(
-    rf"[{_SINGLE}]"
-    r"|(?:(?<![^\s(\[{=:,;\"'<>≈])[-−–])?√?\d+(?:[.:/^]-?\d+)*" + _LETTERS + rf"|[^\W_{_SINGLE}]{_LETTERS}"
-)
-
-
-def _without_marks(match: re.Match[str]) -> str:
-    return re.sub(r"[.,]", "", match[0])
-
-
-_BEFORE_FOLDING = [
-    (r"[’‘ʼ´′]", "'"),
-    (r"≠|!=", " not "),
-    (r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", ""),  # 1 000
-    (r"(?<=\d)(?=[⁰¹²³⁴-⁹⁻])", "^"),  # 10² is not 102
-    (r"(?<=\d)(?=[¼-¾⅐-⅞])", " "),
-]
-_AFTER_FOLDING: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-    ("⁄", "/"),
-    # HTML, Markdown and addresses
-    (r"<(?:br|p|li|div|tr|h\d)\b[^<>]*>", "\n"),
-    (r"<sup>(?=-?\d)", "^"),
-    (r"</?[a-z][^<>]*>", ""),
-    (r"\]\([^()\s]*\)", "]"),
-    (r"https?://\S+", " "),
-    # LaTeX
-    (r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"\1/\2"),
-    (r"\\sqrt\b", "√"),
-    (r"\\(?:times|cdot)\b", "×"),
-    (r"\\div\b", "÷"),
-    (r"\^?\{?\\(?:circ|degree)\b\}?", " "),
-    (r"\\(?:f?boxed|text\w*|math\w+|mbox|operatorname|left|right|displaystyle)(?![a-z])\*?", ""),
-    (r"(?<=\d)(?:\\,|\{,\})(?=\d{3})", ","),
-    (r"\\[,;:!]", " "),
-    (r"\$", " "),
-    (r"(?<=\d)\s*(?<!\*)\*(?!\*)\s*(?=\d)", "×"),
-    (r"[{}*_`#~]", ""),
-    # English
-    (r"\b(can)(?:not|'?t)\b", r"\1 not"),
-    (r"(?<=\w)n't\b", " not"),
-    (r"\b(is|are|was|were|do|does|did|has|have|had|would|could|should|wo)nt\b", r"\1 not"),
-    (r"(?<=\w)'(?:s|m|d|ll|re|ve|t)\b", ""),
-    (r"\b(dr|mr|mrs|ms|st|prof|mt|jr|sr|vs|approx)\.", r"\1 "),
-    # Numbers
-    (r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)", _without_marks),  # 1,000
-    (r"(?<![\d.,])(\d+),(\d+)(?!\d|,\d)", r"\1.\2"),  # 3,14
-    (r"(?<![\w.)])\.(?=\d)", "0."),
-    (r"(?<!\d )\b(?:minus|negative)\s+(?=\d)", "-"),
-    # U.S.A.
-    (r"(?<!\w)[^\W\d_](?:\.[^\W\d_](?!\w))+\.?", _without_marks),
-]
-_NUMBERED = re.compile(r"^[ \t]*(\d+)[.)][ \t]+(?=\S)", re.MULTILINE)
-
-
-def normalise(text: str) -> Phrase:
-    """The words of a text as they are compared: without case, accents, markup, punctuation and symbols.
-
-    A number is one word, with its sign, fraction or exponent: "1,000" is "1000"; "-5", "3.14" and "1/2" stay. A "n't"
-    becomes "not". Characters of scripts without spaces are words of their own. Symbols are dropped, so "%" has no words.
-    """
-    return tuple(_read(text)[0])
-
-
-def _read(text: str) -> tuple[list[str], list[str]]:
-    """The words, and what stands before each of them and after the last."""
-    text = _plain(text)
-    words: list[str] = []
-    gaps: list[str] = []
-    end = 0
-    for match in _WORD.finditer(text):
-        gaps.append(text[end : match.start()])
-        words.append(re.sub("^[−–]", "-", match[0]))
-        end = match.end()
-    return words, [*gaps, text[end:]]
-
-
-def _plain(text: str) -> str:
-    """The text folded and without markup, its punctuation kept."""
-    text = html.unescape(text)
-    for pattern, replacement in _BEFORE_FOLDING:
-        text = re.sub(pattern, replacement, text)
-    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
-    # Only the accents of alphabets: other combining marks (voiced kana, vowel signs) are letters.
-    text = unicodedata.normalize("NFC", re.sub("[\u0300-\u036f]", "", text))
-    for pattern, rewrite in _AFTER_FOLDING:
-        text = re.sub(pattern, rewrite, text)
-    if _NUMBERED.findall(text)[:2] == ["1", "2"]:
-        text = _NUMBERED.sub("", text)  # the numbers of a list are not answers
-    return text
-
-
-# --- Grades ----------------------------------------------------------------------------------------------------------
 
 _HERE = "\0"
 """Stands for the accepted phrase in the sentences that the patterns below read; "_" precedes words of the question."""
@@ -251,7 +84,7 @@ _NO_ITEMS = _LEADS | _set(
 
 def mentions(text: str, accept: Sequence[str]) -> bool:
     """Whether an accepted phrase stands in a text as a run of whole words, whatever is said about it."""
-    return bool(_places(_read(text)[0], _phrases(accept)))
+    return bool(_places(read(text)[0], _phrases(accept)))
 
 
 def grade(answer: str, accept: Sequence[str], question: str = "") -> Grade:
@@ -264,11 +97,11 @@ def grade(answer: str, accept: Sequence[str], question: str = "") -> Grade:
     - Alternatives are what "or" or "/" joins with anything not accepted, and an enumeration of three or more short items
       of which the phrase is one, unless the question asks for several things or the phrase stands elsewhere by itself.
     """
-    words, gaps = _read(answer)
+    words, gaps = read(answer)
     if not words:
         return Grade(False, "empty")
     accepted = _phrases(accept)
-    text = _Text(words, gaps, _echoed(words, normalise(question)), bool(_ASKS_FOR_SEVERAL.search(_plain(question))))
+    text = _Text(words, gaps, _echoed(words, normalise(question)), bool(_ASKS_FOR_SEVERAL.search(plain(question))))
     found = {_judge(text, start, end, accepted) for start, end in _places(words, accepted)}
     for verdict, reason in _VERDICTS:
         if verdict in found:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gguf_tools.errors import InputError
-from gguf_tools.evaluate.card.answers import ThinkTags, find_tags
 from gguf_tools.evaluate.card.questions import Question
+from gguf_tools.evaluate.card.reply import ThinkTags, find_tags
 from gguf_tools.evaluate.fidelity import RuntimeLike
 
 Mode = Literal["direct", "thinking", "plain"]

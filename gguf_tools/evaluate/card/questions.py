@@ -13,7 +13,7 @@ from typing import Any
 
 from gguf_tools.bundled import FACTS
 from gguf_tools.errors import InputError
-from gguf_tools.evaluate.card.answers import normalise
+from gguf_tools.evaluate.card.words import normalise
 from gguf_tools.evaluate.lines import json_object, read_lines, read_text
 
 SET_SIZE = 17

@@ -45,15 +45,6 @@ def repeated_ngrams(tokens: Sequence[int], n: int = NGRAM) -> tuple[int, int]:
     return total - distinct, total
 
 
-def repeated_share(tokens: Sequence[int], n: int = NGRAM) -> float:
-    """The share of the n-grams that stood there before: in [0, 1), and 0 where there is no n-gram at all.
-
-    Raises ValueError for an n below 1.
-    """
-    repeated, total = repeated_ngrams(tokens, n)
-    return repeated / total if total else 0.0
-
-
 def longest_loop(tokens: Sequence[int], min_repeats: int = 3) -> Loop | None:
     """The longest stretch in which one block stands at least `min_repeats` whole times; None without one.
 

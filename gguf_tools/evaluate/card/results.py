@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gguf_tools.evaluate.card.answers import Grade, Reply
+from gguf_tools.evaluate.card.answers import Grade
 from gguf_tools.evaluate.card.modes import ChatModes, Mode
 from gguf_tools.evaluate.card.repetition import Loop
+from gguf_tools.evaluate.card.reply import Reply
 
 
 @dataclass(frozen=True)

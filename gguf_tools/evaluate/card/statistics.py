@@ -26,6 +26,10 @@ class Interval:
     low: float
     high: float
 
+    def as_list(self) -> list[float]:
+        """Both ends, as JSON has them."""
+        return [self.low, self.high]
+
 
 @dataclass(frozen=True)
 class McNemar:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gguf_tools.errors import InputError
-from gguf_tools.evaluate.card.answers import find_tags, grade, mentions, split_reply
+from gguf_tools.evaluate.card.answers import grade, mentions
 from gguf_tools.evaluate.card.modes import ChatModes, Mode, find_modes
 from gguf_tools.evaluate.card.parts import DEFAULT_WEIGHTS
 from gguf_tools.evaluate.card.questions import Choice, Completion, Question
 from gguf_tools.evaluate.card.repetition import ends_in_loop
+from gguf_tools.evaluate.card.reply import find_tags, split_reply
 from gguf_tools.evaluate.card.results import Answered, CardReport, Completed, Generation, Passage
 from gguf_tools.evaluate.fidelity import RuntimeLike, prompt_ids, text_pieces
 from gguf_tools.evaluate.metrics import next_token_nll

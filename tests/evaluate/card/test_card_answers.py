@@ -10,17 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gguf_tools.evaluate.card.answers import (
-    KNOWN_TAGS,
-    Grade,
-    Reply,
-    ThinkTags,
-    find_tags,
-    grade,
-    mentions,
-    normalise,
-    split_reply,
-)
+from gguf_tools.evaluate.card.answers import Grade, grade, mentions
+from gguf_tools.evaluate.card.reply import KNOWN_TAGS, Reply, ThinkTags, find_tags, split_reply
+from gguf_tools.evaluate.card.words import normalise
 
 FRANCE = "What is the capital of France?"
 THINK = KNOWN_TAGS[0]

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_tools.evaluate.card.repetition import Loop, ends_in_loop, longest_loop, repeated_ngrams, repeated_share
+from gguf_tools.evaluate.card.repetition import Loop, ends_in_loop, longest_loop, repeated_ngrams
+
+
+def repeated_share(tokens: list[int], n: int) -> float:
+    """The share of the n-grams that stood there before, 0 where there are none."""
+    repeated, total = repeated_ngrams(tokens, n)
+    assert 0 <= repeated <= total
+    return repeated / max(total, 1)
+
 
 small = st.lists(st.integers(0, 2), max_size=24)
 texts = st.lists(st.integers(0, 1 << 40), max_size=40)

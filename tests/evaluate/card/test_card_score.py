@@ -17,21 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_tools.errors import InputError
+from gguf_tools.evaluate.card.as_json import card_dict, difference_dict, flat_card, to_csv
 from gguf_tools.evaluate.card.compare import Difference, best_first, difference, score_interval
 from gguf_tools.evaluate.card.parts import DEFAULT_WEIGHTS, checked_weights, overall, parts_of
 from gguf_tools.evaluate.card.report import (
     CARD_HEAD,
     DIFFERENCE_HEAD,
     HELD_OUT_HEAD,
-    card_dict,
     card_row,
-    difference_dict,
     difference_row,
-    flat_card,
     format_card,
     format_difference,
     held_out_row,
-    to_csv,
 )
 from gguf_tools.evaluate.card.results import CardReport, Passage
 from gguf_tools.evaluate.card.statistics import Interval, Paired

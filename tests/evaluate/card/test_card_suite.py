@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_tools.errors import InputError
+from gguf_tools.evaluate.card.as_json import card_dict
 from gguf_tools.evaluate.card.modes import ChatModes, find_modes
+from gguf_tools.evaluate.card.notes import notes_of
 from gguf_tools.evaluate.card.questions import Choice, Completion, Question
-from gguf_tools.evaluate.card.report import card_dict, notes_of
 from gguf_tools.evaluate.card.results import CardReport, Generation
 from gguf_tools.evaluate.card.suite import CardOptions, run_card
 from tests.evaluate.card.scripted import (
