@@ -13,10 +13,11 @@ from gguf_tools.evaluate.card.notes import notes_of
 from gguf_tools.evaluate.card.parts import overall
 from gguf_tools.evaluate.card.report import (
     CARD_HEAD,
+    DIFFERENCE_ALIGN,
     DIFFERENCE_HEAD,
     HELD_OUT_HEAD,
+    beside_the_best,
     card_row,
-    difference_row,
     format_card,
     held_out_row,
 )
@@ -27,8 +28,6 @@ from gguf_tools.text import human_bytes, markdown_table, table
 
 FIDELITY_HEAD = ("NMSE", "KL mean", "top-1", "greedy exact", "prompt tok/s", "generate tok/s")
 """Heads of the columns of `fidelity_row`."""
-
-_DIFFERENCE_ALIGN = "<>>>><"
 
 _FLAT = ("nmse", "kl_mean", "kl_p99", "kl_max", "top1_agreement", "greedy_exact_match", "ppl_reference", "ppl_model")
 
@@ -64,7 +63,8 @@ def text_of(results: Sequence[Measured]) -> str:
     if cards:
         blocks.append(table(*_table(results, names, fidelity=False)))
         best = next(iter(cards))
-        blocks.append(f"{_about_differences(names[best])}:\n\n{table(*_differences(cards, names), _DIFFERENCE_ALIGN)}")
+        about, rows = beside_the_best(cards, names)
+        blocks.append(f"{about}:\n\n{table(('file', *DIFFERENCE_HEAD), rows, DIFFERENCE_ALIGN)}")
         if not cards[best].held_out:
             blocks.append(
                 "the best of several is flattered by the questions that chose it; --held-out rest asks others"
@@ -79,8 +79,8 @@ def markdown_of(results: Sequence[Measured]) -> str:
     blocks = [markdown_table(*_table(results, names))]
     cards = _cards(results)
     if len(cards) > 1:
-        blocks.append(f"{_about_differences(names[next(iter(cards))])}:\n")
-        blocks.append(markdown_table(*_differences(cards, names), _DIFFERENCE_ALIGN))
+        about, rows = beside_the_best(cards, names)
+        blocks += [f"{about}:\n", markdown_table(("file", *DIFFERENCE_HEAD), rows, DIFFERENCE_ALIGN)]
     return "\n".join(blocks)
 
 
@@ -156,20 +156,6 @@ def _table(
         row += held_out_row(result.card) if card and held_out and result.card else ()
         rows.append(row)
     return head, rows
-
-
-def _about_differences(best: str) -> str:
-    return f"beside the best, {best}, on the same items (95% intervals and p of paired tests, each file by itself)"
-
-
-def _differences(
-    cards: Mapping[str, CardReport], names: Mapping[str, str]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows: every other file against the best."""
-    best, *others = cards
-    return ("file", *DIFFERENCE_HEAD), [
-        (names[other], *difference_row(difference(best, other, cards))) for other in others
-    ]
 
 
 def _notes(result: Measured) -> list[str]:

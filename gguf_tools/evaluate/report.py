@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from gguf_tools.errors import InputError
 from gguf_tools.evaluate.fidelity import FidelityReport, FirstDifference
 from gguf_tools.evaluate.runtime import Speed
+from gguf_tools.text import table
 
 _MAX_DIFFERENCES = 10
 
@@ -45,7 +46,7 @@ def _differences(differences: Sequence[FirstDifference]) -> list[str]:
     """One row a prompt: both candidates with both sides' logits, faults first."""
     ordered = sorted(differences, key=lambda d: (d.verdict == "tie", -d.margin))
     header = ("prompt", "token", "llama.cpp chose", "its logits", "reference chose", "its logits", "margin", "verdict")
-    rows = [header]
+    rows = []
     for d in ordered[:_MAX_DIFFERENCES]:
         rows.append(
             (
@@ -64,22 +65,7 @@ def _differences(differences: Sequence[FirstDifference]) -> list[str]:
     title = (
         f"first differences of {len(differences)} continuations ({ties} ties, {len(differences) - ties} faults){more}"
     )
-    return [title, *format_table(rows)]
-
-
-def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the columns of `rows` (the first is the header) aligned, numbers to the right."""
-    columns = list(zip(*rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    right = [all(_is_number(cell) for cell in column[1:]) for column in columns]
-    return [
-        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
-def _is_number(cell: str) -> bool:
-    return cell.strip("%").replace(".", "", 1).replace("-", "").replace("+", "").replace("e", "", 1).isdigit()
+    return [title, table(header, rows, ">><<<<><")]
 
 
 def _token(text: str) -> str:

@@ -55,7 +55,6 @@ class CardFacts:
     modes: ChatModes
     modelfile: Modelfile
     quantized_by: str | None
-    weights: Mapping[str, float] | None
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -105,7 +104,6 @@ def gather(
         modes=modes,
         modelfile=modelfile,
         quantized_by=quantized_by,
-        weights=card.weights if card else None,
     )
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from gguf_tools import __version__
-from gguf_tools.evaluate.card.compare import best_first, difference
-from gguf_tools.evaluate.card.notes import notes_of
-from gguf_tools.evaluate.card.report import CARD_HEAD, card_row, format_difference
-from gguf_tools.evaluate.card.results import CardReport
+from gguf_tools.evaluate.card.compare import best_first
+from gguf_tools.evaluate.card.notes import ASKED, notes_of
+from gguf_tools.evaluate.card.report import (
+    CARD_HEAD,
+    DIFFERENCE_ALIGN,
+    DIFFERENCE_HEAD,
+    HELD_OUT_HEAD,
+    beside_the_best,
+    card_row,
+    held_out_row,
+)
 from gguf_tools.model_card.facts import CardFacts
 from gguf_tools.model_card.front_matter import front_matter
 from gguf_tools.model_card.usage import usage
@@ -80,34 +87,26 @@ def _scores(facts: CardFacts) -> str:
     cards = {file.path.name: file.measured.card for file in facts.files if file.measured.card}
     if not cards:
         return ""
-    weights = ", ".join(f"{name.replace('_', '-')} {weight:g}" for name, weight in (facts.weights or {}).items())
+    cards = {name: cards[name] for name in best_first(cards)}
     first = next(iter(cards.values()))
-    names = best_first(cards)
-    rows = [[name, *card_row(cards[name])] for name in names]
-    asked = {
-        "direct": "by the file's own chat template without thinking",
-        "thinking": "by the file's own chat template with thinking",
-        "plain": "as plain text",
-    }[first.mode]
+    head = ["File", *CARD_HEAD, *(HELD_OUT_HEAD if first.held_out else ())]
+    rows = [
+        [one_line(name), *card_row(card), *(held_out_row(card) if card.held_out else ())]
+        for name, card in cards.items()
+    ]
+    by = "" if first.mode == "plain" else " by the file's own chat template"
+    weights = ", ".join(f"{name.replace('_', '-')} {weight:g}" for name, weight in first.weights.items())
     lines = [
         "## Score\n",
-        f"{len(first.answers)} questions of the set {one_line(Path(first.set_name).name)}, asked {asked}, "
+        f"{len(first.answers)} questions of the set {one_line(Path(first.set_name).name)}, asked{by} {ASKED[first.mode]}, "
         f"greedily; weights of the parts: {weights}. Intervals are at the 95% level.\n",
-        markdown_table(["File", *CARD_HEAD], rows),
-        *_differences(cards, names),
-        *(f"- {one_line(name)}: {one_line(note)}" for name in names for note in notes_of(cards[name])),
+        markdown_table(head, rows),
     ]
+    if len(cards) > 1:
+        about, differences = beside_the_best(cards, {name: one_line(name) for name in cards})
+        lines += [f"{about[0].upper()}{about[1:]}:\n", markdown_table(["File", *DIFFERENCE_HEAD], differences, DIFFERENCE_ALIGN)]
+    lines += [f"- {one_line(name)}: {one_line(note)}" for name, card in cards.items() for note in notes_of(card)]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _differences(cards: dict[str, CardReport], names: Sequence[str]) -> Iterator[str]:
-    best, *others = names
-    if others:
-        yield f"Beside {one_line(best)}, on the same questions:\n"
-    for other in others:
-        yield f"- {one_line(other)}: {format_difference(difference(best, other, cards))}"
-    if others:
-        yield ""
 
 
 def _surgery(facts: CardFacts) -> str:

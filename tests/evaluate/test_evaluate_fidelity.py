@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gguf_tools.errors import InputError
 from gguf_tools.evaluate.fidelity import evaluate_fidelity, greedy_with_draft, render_prompt
 from gguf_tools.evaluate.prompts import Prompt, default_text
-from gguf_tools.evaluate.report import check_thresholds, format_report, format_table
+from gguf_tools.evaluate.report import check_thresholds, format_report
 from gguf_tools.evaluate.runtime import Runtime, RuntimeOptions, Speed
 from tests.evaluate.tiny_gguf import VOCAB, dense_tensors, write_dense
 
@@ -277,4 +277,3 @@ def test_report_edges(dense_runtime: Runtime) -> None:
     assert check_thresholds(report, {}) == []
     with pytest.raises(InputError, match="min_top5"):
         check_thresholds(report, {"min_top5": 1.0})
-    assert format_table([("name", "n"), ("a", "5"), ("bcdef", "12")]) == ["name    n", "a       5", "bcdef  12"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gguf_tools.evaluate.card.as_json import card_dict, outcomes_of, part_facts, share_dict
-from gguf_tools.evaluate.card.compare import Difference, score_interval
+from gguf_tools.evaluate.card.compare import Difference, difference, score_interval
 from gguf_tools.evaluate.card.notes import ASKED
 from gguf_tools.evaluate.card.parts import overall
 from gguf_tools.evaluate.card.results import CardReport
@@ -149,11 +149,17 @@ def difference_row(found: Difference) -> tuple[str, ...]:
     )
 
 
-def format_difference(found: Difference) -> str:
-    """One line: what is shown, and the numbers that it rests on."""
-    *cells, verdict = difference_row(found)
-    numbers = [f"{name} {cell}" for name, cell in zip(DIFFERENCE_HEAD, cells, strict=False) if cell != "–"]
-    return f"{verdict}: {', '.join(numbers)}" if numbers else verdict
+DIFFERENCE_ALIGN = "<>>>><"
+"""The sides of a column of names and those of DIFFERENCE_HEAD."""
+
+
+def beside_the_best(cards: Mapping[str, CardReport], names: Mapping[str, str]) -> tuple[str, list[tuple[str, ...]]]:
+    """A sentence, and a row for each report but the first, the best: its name and the cells under DIFFERENCE_HEAD."""
+    best, *others = cards
+    about = (
+        f"beside the best, {names[best]}, on the same items (95% intervals and p of paired tests, each file by itself)"
+    )
+    return about, [(names[other], *difference_row(difference(best, other, cards))) for other in others]
 
 
 def _change(test: Paired | None, decimals: int) -> str:
