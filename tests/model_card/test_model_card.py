@@ -39,7 +39,7 @@ def front_of(text: str) -> dict[str, Any]:
 def rows_of(text: str, section: str) -> list[dict[str, str]]:
     """The first table under a heading, a dictionary a line."""
     body = text.split(f"## {section}\n", 1)[1]
-    lines = next(part for part in body.split("\n\n") if part.startswith("|")).strip().splitlines()
+    lines = next(part.strip() for part in body.split("\n\n") if part.strip().startswith("|")).splitlines()
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     assert len({len(row) for row in cells}) == 1
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
