@@ -22,7 +22,11 @@ KNOWN_TAGS: tuple[ThinkTags, ...] = (
     ThinkTags("[THINK]", "[/THINK]"),
     ThinkTags("<seed:think>", "</seed:think>"),
     ThinkTags("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ThinkTags("<|START_THINKING|>", "<|END_THINKING|>"),  # Command R
+    ThinkTags("<|channel>thought", "<channel|>"),  # Gemma 4
+    ThinkTags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
 )
+"""The tags of the families of models that llama.cpp ships chat templates of (its models/templates)."""
 
 
 @dataclass(frozen=True)
