@@ -104,7 +104,10 @@ def _scores(facts: CardFacts) -> str:
     ]
     if len(cards) > 1:
         about, differences = beside_the_best(cards, {name: one_line(name) for name in cards})
-        lines += [f"{about[0].upper()}{about[1:]}:\n", markdown_table(["File", *DIFFERENCE_HEAD], differences, DIFFERENCE_ALIGN)]
+        lines += [
+            f"{about[0].upper()}{about[1:]}:\n",
+            markdown_table(["File", *DIFFERENCE_HEAD], differences, DIFFERENCE_ALIGN),
+        ]
     lines += [f"- {one_line(name)}: {one_line(note)}" for name, card in cards.items() for note in notes_of(card)]
     return "\n".join(lines).rstrip() + "\n"
 
