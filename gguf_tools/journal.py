@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_tools.errors import InputError, OutputError
+from gguf_tools.machine import sync_folder
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _begin(path: Path, file: int, record: Record) -> None:
     finally:
         os.close(target)
     os.replace(temporary, journal_path(path))
-    _sync_folder(path)
+    sync_folder(path.parent)
     _finish(path, file)
 
 
@@ -154,7 +155,7 @@ def _finish(path: Path, file: int) -> bool:
         undone = tuple(patch.reversed for patch in record.patches)
         if records and _read(records[-1]).patches == undone:
             records[-1].unlink()
-            _sync_folder(path)
+            sync_folder(path.parent)
         journal.unlink()
     return True
 
@@ -174,11 +175,3 @@ def _read(path: Path) -> Record:
     if not whole:
         raise InputError(f"{path}: its changes do not fit the file; remove it")
     return record
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

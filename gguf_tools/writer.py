@@ -20,6 +20,7 @@ import numpy as np
 
 from gguf_tools.errors import OutputError
 from gguf_tools.gguf_file import DEFAULT_ALIGNMENT, MAX_NAME, Metadata, TensorEntry, pack_header, place
+from gguf_tools.machine import sync_folder
 from quant.encode import ByteArray
 from quant.types import TensorType
 
@@ -61,7 +62,8 @@ def atomic_output(path: Path, *, force: bool = False, size: int = 0) -> Iterator
         # Another process may have made the output meanwhile.
         check_output(path, force)
         temporary.replace(path)
-        sync_folder(path.parent)
+        with contextlib.suppress(OSError):  # not every file system lets a folder be synced
+            sync_folder(path.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise OutputError(f"{path}: could not be written ({reason}); nothing was left behind") from error
@@ -87,17 +89,6 @@ def alive(process: int) -> bool:
     except OSError:
         pass
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    # Makes the rename itself durable; not every file system lets a folder be synced.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,17 @@ def scale_lacks(spec: ModelSpec) -> list[str]:
     return lacks
 
 
+def linear_lacks(spec: ModelSpec) -> list[str]:
+    """What an architecture of attention alone cannot express of the mixers."""
+    return ["linear attention layers"] if any(layer.letter.upper() != "A" for layer in spec.layers) else []
+
+
+def dense_lacks(spec: ModelSpec) -> list[str]:
+    """What an architecture with experts in every layer cannot express of the feed-forwards."""
+    dense = any(not isinstance(layer.feed_forward, MoE) for layer in spec.layers)
+    return ["layers without experts"] if dense else []
+
+
 def norm_lacks(spec: ModelSpec) -> list[str]:
     """One epsilon serves every norm of a file (`attention.layer_norm_rms_epsilon`)."""
     eps = [spec.output_norm.eps]

@@ -41,9 +41,7 @@ def lacks(spec: ModelSpec) -> list[str]:
 
 def graph_lacks(spec: ModelSpec, *, windows: bool) -> list[str]:
     """What Llama's graph cannot express, with or without sliding windows."""
-    found = []
-    if any(layer.letter.upper() != "A" for layer in spec.layers):
-        found.append("linear attention layers")
+    found = common.linear_lacks(spec)
     if len({isinstance(layer.feed_forward, GatedMLP) for layer in spec.layers}) > 1:
         found.append("dense layers among layers with experts")
     if any(moe.shared for moe in common.moes(spec)):

@@ -12,9 +12,7 @@ NAME = "qwen2"
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    found = []
-    if any(layer.letter.upper() != "A" for layer in spec.layers):
-        found.append("linear attention layers")
+    found = common.linear_lacks(spec)
     if common.moes(spec):
         found.append("experts")
     found += attention_lacks(spec) + common.mlp_lacks(spec)

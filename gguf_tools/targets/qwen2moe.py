@@ -8,7 +8,7 @@ from __future__ import annotations
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.gguf_source import GGUFSource
 from gguf_tools.rewrites import UNTIED_OUTPUT
-from gguf_tools.spec import LayerSpec, Model, ModelSpec, MoE, Norm
+from gguf_tools.spec import LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.targets import common
 from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.lifting import lift_layers, lift_moe
@@ -21,11 +21,7 @@ NAMES = {"mixer_norm": "attn_norm.weight", **common.ATTENTION_NAMES, "ffn_norm":
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    found = []
-    if any(layer.letter.upper() != "A" for layer in spec.layers):
-        found.append("linear attention layers")
-    if any(not isinstance(layer.feed_forward, MoE) for layer in spec.layers):
-        found.append("layers without experts")
+    found = common.linear_lacks(spec) + common.dense_lacks(spec)
     # A gate of zeros would not do: the graph computes the sigmoid of z as SiLU(z) / z.
     if any(moe.shared is None or not moe.shared.gated for moe in common.moes(spec)):
         found.append("experts without a gated shared expert")

@@ -13,9 +13,7 @@ NAME = "qwen3"
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    found = []
-    if any(layer.letter.upper() != "A" for layer in spec.layers):
-        found.append("linear attention layers")
+    found = common.linear_lacks(spec)
     if common.moes(spec):
         found.append("experts")
     return (

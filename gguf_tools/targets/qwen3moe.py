@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gguf_tools.gguf_source import GGUFSource
 from gguf_tools.rewrites.output_bias import OUTPUT_BIAS_BY_HEADS
-from gguf_tools.spec import LayerSpec, Model, ModelSpec, MoE, Norm
+from gguf_tools.spec import LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.targets import common
 from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.lifting import lift_layers, lift_moe
@@ -16,11 +16,7 @@ NAMES = {"mixer_norm": "attn_norm.weight", **common.ATTENTION_NAMES, "ffn_norm":
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    found = []
-    if any(layer.letter.upper() != "A" for layer in spec.layers):
-        found.append("linear attention layers")
-    if any(not isinstance(layer.feed_forward, MoE) for layer in spec.layers):
-        found.append("layers without experts")
+    found = common.linear_lacks(spec) + common.dense_lacks(spec)
     if any(moe.shared for moe in common.moes(spec)):
         found.append("a shared expert")
     found += common.attention_lacks(spec, gated=False, full_rope=True)

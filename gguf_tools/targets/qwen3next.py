@@ -7,7 +7,7 @@ from gguf_tools.gguf_file import ValueType, array
 from gguf_tools.gguf_source import GGUFSource
 from gguf_tools.rewrites import EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE
 from gguf_tools.rewrites.delta import DENSE_AS_SHARED
-from gguf_tools.spec import Attention, DeltaNet, LayerSpec, Mixer, Model, ModelSpec, MoE, Norm
+from gguf_tools.spec import Attention, DeltaNet, LayerSpec, Mixer, Model, ModelSpec, Norm
 from gguf_tools.targets import common, hybrid
 from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.lifting import lift_layers, lift_moe
@@ -26,9 +26,7 @@ NAMES = {
 
 def experts_lacks(spec: ModelSpec) -> list[str]:
     """What an architecture with experts and a gated shared expert in every layer lacks."""
-    found = []
-    if any(not isinstance(layer.feed_forward, MoE) for layer in spec.layers):
-        found.append("layers without experts")
+    found = common.dense_lacks(spec)
     if any(moe.shared is None or not moe.shared.gated for moe in common.moes(spec)):
         found.append("experts without a gated shared expert")
     return found + common.moe_lacks(spec)

@@ -48,9 +48,7 @@ SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    found = []
-    if any(layer.letter.upper() != "A" for layer in spec.layers):
-        found.append("linear attention layers")
+    found = common.linear_lacks(spec)
     found += common.attention_lacks(spec, gated=False, full_rope=False, qk_norm=None, windows=True, value_sizes=True)
     if any(mixer.rope.scaling for mixer in common.attentions(spec)):
         found.append("rope scaling")
