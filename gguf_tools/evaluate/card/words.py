@@ -28,7 +28,6 @@ def _without_marks(match: re.Match[str]) -> str:
 
 _BEFORE_FOLDING = [
     (r"[’‘ʼ´′]", "'"),
-    (r"≠|!=", " not "),
     (r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", ""),  # 1 000
     (r"(?<=\d)(?=[⁰¹²³⁴-⁹⁻])", "^"),  # 10² is not 102
     (r"(?<=\d)(?=[¼-¾⅐-⅞])", " "),
@@ -39,17 +38,12 @@ _AFTER_FOLDING: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"<(?:br|p|li|div|tr|h\d)\b[^<>]*>", "\n"),
     (r"<sup>(?=-?\d)", "^"),
     (r"</?[a-z][^<>]*>", ""),
-    (r"\]\([^()\s]*\)", "]"),
     (r"https?://\S+", " "),
     # LaTeX
     (r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"\1/\2"),
     (r"\\sqrt\b", "√"),
-    (r"\\(?:times|cdot)\b", "×"),
-    (r"\\div\b", "÷"),
-    (r"\^?\{?\\(?:circ|degree)\b\}?", " "),
+    (r"\\(?:times|cdot|div)\b", "×"),
     (r"\\(?:f?boxed|text\w*|math\w+|mbox|operatorname|left|right|displaystyle)(?![a-z])\*?", ""),
-    (r"(?<=\d)(?:\\,|\{,\})(?=\d{3})", ","),
-    (r"\\[,;:!]", " "),
     (r"\$", " "),
     (r"(?<=\d)\s*(?<!\*)\*(?!\*)\s*(?=\d)", "×"),
     (r"[{}*_`#~]", ""),
@@ -58,16 +52,16 @@ _AFTER_FOLDING: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(?<=\w)n't\b", " not"),
     (r"\b(is|are|was|were|do|does|did|has|have|had|would|could|should|wo)nt\b", r"\1 not"),
     (r"(?<=\w)'(?:s|m|d|ll|re|ve|t)\b", ""),
-    (r"\b(dr|mr|mrs|ms|st|prof|mt|jr|sr|vs|approx)\.", r"\1 "),
     # Numbers
     (r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)", _without_marks),  # 1,000
     (r"(?<![\d.,])(\d+),(\d+)(?!\d|,\d)", r"\1.\2"),  # 3,14
     (r"(?<![\w.)])\.(?=\d)", "0."),
+    (r"(?<![\d.])(\d+)\.0+(?![\d.])", r"\1"),
     (r"(?<!\d )\b(?:minus|negative)\s+(?=\d)", "-"),
     # U.S.A.
     (r"(?<!\w)[^\W\d_](?:\.[^\W\d_](?!\w))+\.?", _without_marks),
 ]
-_NUMBERED = re.compile(r"^[ \t]*(\d+)[.)][ \t]+(?=\S)", re.MULTILINE)
+_MARKER = re.compile(r"^[ \t]*\(?(\d+|[a-z])[.)](?:[ \t]+|$)|\s\(?([a-z])\)[ \t]+", re.MULTILINE)
 
 
 def normalise(text: str) -> Phrase:
@@ -102,6 +96,6 @@ def plain(text: str) -> str:
     text = unicodedata.normalize("NFC", re.sub("[\u0300-\u036f]", "", text))
     for pattern, rewrite in _AFTER_FOLDING:
         text = re.sub(pattern, rewrite, text)
-    if _NUMBERED.findall(text)[:2] == ["1", "2"]:
-        text = _NUMBERED.sub("", text)  # the numbers of a list are not answers
+    if list(map("".join, _MARKER.findall(text)))[:2] in (["1", "2"], ["a", "b"]):
+        text = _MARKER.sub(", ", text)  # the numbers and letters of a list are not answers
     return text

@@ -90,6 +90,7 @@ def test_a_reply_is_put_together_again(thought: str, answer: str, tags: ThinkTag
         ("3,14", "3.14"),
         (".5", "0.5"),
         ("5.", "5"),
+        ("5.0 5.00 5.05", "5 5 5.05"),
         ("1, 2,3,4", "1 2 3 4"),
         ("-5", "-5"),
         ("x = −5", "x -5"),
@@ -120,6 +121,14 @@ def test_a_reply_is_put_together_again(thought: str, answer: str, tags: ThinkTag
         ("दिल्ली", "दिल्ली"),
         ("1. Paris\n2. Rome", "paris rome"),
         ("1. Paris", "1 paris"),
+        ("1.\n2.\n3.", ""),
+        ("12.", "12"),
+        ("12. Twelve", "12 twelve"),
+        ("A) Paris (B) Rome", "paris rome"),
+        ("a. Paris\nb. Rome", "paris rome"),
+        ("A) Paris", "a paris"),
+        ("Paris<br>Rome", "paris rome"),
+        ("$-5$", "-5"),
         ("rock &amp; roll", "rock roll"),
     ],
 )
@@ -169,6 +178,10 @@ PARIS = {
         France has Lyon, Nice, and Paris. The capital is Paris.
         Would you say London? Paris.
         Paris has no rival and 2 or 3 airports.
+        Paris. However, Paris is not the oldest city of France.
+        Paris. Unlike Lyon or Paris, Nice is by the sea.
+        A) Paris
+        With no other city in sight the answer is Paris.
     """,
     "negated": """
         not Paris
@@ -190,7 +203,6 @@ PARIS = {
         Paris is wrong
         Paris would be incorrect.
         Paris is the wrong answer
-        Paris. No wait, it is not Paris.
         neither London nor Paris
         anything but Paris
         London rather than Paris
@@ -209,6 +221,8 @@ PARIS = {
         Rome, Berlin, and Paris.
         The answer is Paris, London, Rome.
         The cities are London, Paris and Rome.
+        London, Paris and Rome are cities.
+        A) London B) Paris C) Rome
         It is not London, Rome, Paris.
     """,
     "other": """
@@ -249,6 +263,7 @@ def test_a_list_of_lines_is_alternatives(answer: str) -> None:
         ("**Answer:** $\\boxed{8}$", ["8"], "", "right"),
         ("2 + 2 = 4", ["4"], "What is 2 plus 2?", "right"),
         ("2 + 2 = 5", ["2"], "", "other"),
+        ("2 * 2 = 5", ["2"], "", "other"),
         ("8 × 7 = 56", ["56"], "What is 8 times 7?", "right"),
         ("seven times one is eight", ["seven"], "", "other"),
         ("It's 12 (twelve).", ["12", "twelve"], "", "right"),
@@ -325,6 +340,14 @@ def test_form_does_not_change_the_grade(words: list[str], accept: list[str]) -> 
 def test_an_accepted_variant_is_right_unless_it_asks(text: str, others: list[str]) -> None:
     assume(normalise(text) and not set("?؟") & set(unicodedata.normalize("NFKC", html.unescape(text))))
     assert grade(text, [text, *others]).right
+
+
+@given(variants, frames, other_words, st.booleans())
+def test_what_else_is_said_does_not_make_it_wrong(
+    accept: list[str], frame: str, words: list[str], before: bool
+) -> None:
+    sentences = [frame.format(accept[0]), f"It is not {' '.join(words)} {accept[0]} or so"]
+    assert grade(". ".join(sentences[::-1] if before else sentences), accept).right
 
 
 @given(variants, frames.filter(lambda frame: frame[0] == "{"))
