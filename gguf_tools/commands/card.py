@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gguf_tools.commands.card_options import card_options, parsed_card_options
+from gguf_tools.commands.card_options import card_options, check_outputs, parsed_card_options
 from gguf_tools.commands.common import force_option, json_option, quiet_option, stage_bars, threads_option, write_json
 
 CARD = "README.md"
@@ -71,10 +72,12 @@ def card(
     outputs = [path for path in (page, second) if path]
     for path in outputs:
         check_output(path, force)
+    check_outputs({"--out": page, "--modelfile": second, "--json": json_path}, (source, *files))
     with stage_bars(quiet) as progress:
         facts = gather(
             source,
             files,
+            page.parent,
             RuntimeOptions(gpu_layers=gpu_layers, threads=threads),
             fidelity=FidelityRequest(source, operate_text, speed=False) if suite in ("fidelity", "all") else None,
             card=parsed_card_options(**asked) if suite in ("card", "all") else None,
@@ -83,10 +86,12 @@ def card(
             quantized_by=quantized_by,
             progress=progress,
         )
-    texts = [card_page(facts, page.parent, second), facts.modelfile.text]
-    for path, text in zip(outputs, texts, strict=False):
-        with atomic_output(path, force=force) as stream:
+    texts = [card_page(facts, second), facts.modelfile.text]
+    with ExitStack() as whole:
+        for path, text in zip(outputs, texts, strict=False):
+            stream = whole.enter_context(atomic_output(path, force=force))
             stream.write(text.encode("utf-8", errors="replace"))
+            stream.flush()
     write_json(
         {
             "outputs": [str(path) for path in outputs],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gguf_tools.errors import InputError
+from gguf_tools.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from gguf_tools.evaluate.card.suite import CardOptions
@@ -97,6 +97,24 @@ def parsed_card_options(
         completion_tokens=completion_tokens,
         weights=checked_weights(dict(map(_weight, weights))),
     )
+
+
+def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Sequence[Path]) -> None:
+    """Refuse, before anything is measured, outputs by option that cannot be written or would replace a file in use."""
+    used: dict[Path, str] = {path.resolve(): "is what the command reads" for path in inputs}
+    for option, output in outputs.items():
+        path = Path(output or "-")
+        if str(path) == "-":
+            continue
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; give {option} the name of a file")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
+        if path.exists() and not path.is_file():
+            continue
+        if path.resolve() in used:
+            raise OutputError(f"{path}: {used[path.resolve()]}; give {option} another name")
+        used[path.resolve()] = f"is what {option} writes"
 
 
 def _weight(text: str) -> tuple[str, float]:

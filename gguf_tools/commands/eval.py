@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, parsed_card_options
+from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, check_outputs, parsed_card_options
 from gguf_tools.commands.common import json_option, quiet_option, stage_bars, threads_option, write_json, write_text
 from gguf_tools.errors import InputError, ThresholdError
 
@@ -99,6 +99,7 @@ def evaluate(
     _check_options(suite)
     if [json_path, csv_path, markdown].count("-") > 1:
         raise click.UsageError("only one of --json, --csv and --markdown can go to stdout")
+    check_outputs({"--json": json_path, "--csv": csv_path, "--markdown": markdown}, models)
     twice = next((path for n, path in enumerate(models) if path in models[:n]), None)
     if twice:
         raise InputError(f"{twice}: is given twice; give each file once")

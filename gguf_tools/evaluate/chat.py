@@ -13,6 +13,11 @@ from typing import Any
 import jinja2
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+MOST_CHARACTERS = 4_000_000
+"""Of a rendered conversation: about a million tokens."""
+
+_LONGEST_COMPLAINT = 300
+
 
 class TemplateRefusalError(Exception):
     """A template that is broken, or that does not accept the messages: its own complaint, in one line."""
@@ -34,7 +39,7 @@ def render(
     try:
         formatter = _formatter(template, bos_token, eos_token, add_generation_prompt)
         plain: Any = [dict(message) for message in messages]
-        return str(formatter(messages=plain, **names).prompt)
+        text = str(formatter(messages=plain, **names).prompt)
     except jinja2.TemplateSyntaxError as error:
         raise TemplateRefusalError(
             f"the chat template is broken at its line {error.lineno}: {_one_line(error)}"
@@ -42,6 +47,11 @@ def render(
     except Exception as error:
         # Whatever a template's expressions raise (type errors, overflows, the sandbox's refusals) is its own fault.
         raise TemplateRefusalError(f"the chat template refused the messages: {_one_line(error)}") from error
+    if len(text) > MOST_CHARACTERS:
+        raise TemplateRefusalError(
+            f"the chat template wrote {len(text):,} characters, and at most {MOST_CHARACTERS:,} are taken"
+        )
+    return text
 
 
 @lru_cache(maxsize=16)
@@ -50,4 +60,5 @@ def _formatter(template: str, bos_token: str, eos_token: str, add_generation_pro
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_COMPLAINT else text[: _LONGEST_COMPLAINT - 1] + "…"

@@ -9,6 +9,15 @@ from typing import Any
 
 from gguf_tools.errors import InputError
 
+_LONGEST = 120
+"""Characters of a wrong value that an error shows."""
+
+
+def shown(value: object) -> str:
+    """A wrong value as an error shows it: as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
 
 def read_lines(path: Path) -> list[tuple[str, str]]:
     """The lines of a UTF-8 file that are not blank, each with its origin ("file:3"); raises InputError that names it."""
@@ -43,7 +52,7 @@ def json_object(line: str, origin: str, known: Collection[str], example: str) ->
         raise InputError(f"{origin}: has an escape that is half a character (a lone surrogate)") from error
     unknown = sorted(set(row) - set(known))
     if unknown:
-        raise InputError(f"{origin}: key {unknown[0]!r} is not known; {', '.join(known)} are")
+        raise InputError(f"{origin}: key {shown(unknown[0])} is not known; {', '.join(known)} are")
     return row
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from gguf_tools.tokenizer_files import read_object
 DEFAULT_CONTEXT = 4096
 """Tokens at which memory is stated, where the model was trained on as many."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
+_BASE_MODEL = re.compile(r"general\.base_model\.\d+\.repo_url")
 _HUB_URL = "https://huggingface.co/"
 
 
@@ -32,10 +34,13 @@ _HUB_URL = "https://huggingface.co/"
 class FileFacts:
     """One GGUF: what was measured, what it takes in memory, and where it comes from.
 
-    `recipe` is the layer surgery that its header records, "" for none; `provenance` its tinyq keys.
+    `place` is its path from the card's folder, with forward slashes; `label` its name, or `place` where another file has
+    the same name. `recipe` is the layer surgery that its header records, "" for none; `provenance` its tinyq keys.
     """
 
     path: Path
+    place: str
+    label: str
     measured: Measured
     memory: Memory
     recipe: str
@@ -65,6 +70,7 @@ class CardFacts:
 def gather(
     source: Path,
     paths: Sequence[Path],
+    folder: Path,
     options: RuntimeOptions,
     *,
     fidelity: FidelityRequest | None = None,
@@ -76,23 +82,37 @@ def gather(
 ) -> CardFacts:
     """Measure the files and read the rest from their headers and from `source`, a checkpoint or a GGUF.
 
-    `context` is the length at which memory is stated. Raises InputError where a file or the source is not what it has to
-    be, or a name is none that the hub accepts; LlamaError where llama.cpp fails.
+    The card is to lie in `folder`; `context` is the length at which memory is stated. What takes long is measured last.
+    Raises InputError where a file or the source is not what it has to be, or a name is none that the hub accepts;
+    LlamaError where llama.cpp fails.
     """
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise InputError(f"{path}: is given twice; give each file once")
+    if quantized_by is not None and not quantized_by.isprintable():
+        raise InputError(f"who made the files is {quantized_by!r}; a name in one line is expected")
     if base_model is not None and not _HUB_ID.fullmatch(base_model):
         raise InputError(f"base model {base_model!r} is no id on the hub; owner/name is expected")
     _check_source(source)
     headers = [read_header(path) for path in paths]
     base_models = (base_model,) if base_model else _base_models(source, headers[0])
-    measured = list(measure_files(paths, options, fidelity, card, progress))
-    files = []
-    for path, header, found in zip(paths, headers, measured, strict=True):
+    places = [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
+    memories = []
+    for path in paths:
         with Runtime(path, options) as runtime:
-            length = context or min(DEFAULT_CONTEXT, runtime.context_limit)
-            files.append(FileFacts(path, found, runtime.memory(length), _recipe(header), _provenance(header)))
+            memories.append(_memory(runtime, context))
             if path == paths[0]:
-                modes, modelfile = find_modes(runtime), modelfile_for(path, runtime, context)
+                modes, modelfile = find_modes(runtime), modelfile_for(places[0], runtime, context)
                 sampling = sampling_parameters(runtime.info.metadata)
+    names = [path.name for path in paths]
+    labels = [place if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
+    measured = measure_files(paths, options, fidelity, card, progress)
+    files = [
+        FileFacts(path, place, label, found, memory, _recipe(header), _provenance(header))
+        for path, place, label, found, memory, header in zip(
+            paths, places, labels, measured, memories, headers, strict=True
+        )
+    ]
     general = {key: field.value for key, field in headers[0].metadata.items() if key.startswith("general.")}
     return CardFacts(
         name=str(general.get("general.name") or paths[0].stem),
@@ -115,6 +135,13 @@ def _check_source(source: Path) -> None:
         open_checkpoint(source)
 
 
+def _memory(runtime: Runtime, context: int | None) -> Memory:
+    limit = runtime.context_limit
+    if context is not None and context > limit:
+        raise InputError(f"{runtime.path}: the context of the model is {limit} tokens, and --context is {context}")
+    return runtime.memory(context or min(DEFAULT_CONTEXT, limit))
+
+
 def _recipe(header: GGUFHeader) -> str:
     found = header.get(SURGERY_KEY)
     return found if isinstance(found, str) else ""
@@ -129,8 +156,7 @@ def _base_models(source: Path, header: GGUFHeader) -> tuple[str, ...]:
     own = _hub_id(source)
     if own:
         return (own,)
-    count = header.get("general.base_model.count")
-    urls = [header.get(f"general.base_model.{n}.repo_url") for n in range(count if isinstance(count, int) else 0)]
+    urls = [field.value for key, field in header.metadata.items() if _BASE_MODEL.fullmatch(key)]
     ids = [url.removeprefix(_HUB_URL) for url in urls if isinstance(url, str) and url.startswith(_HUB_URL)]
     return tuple(found for found in ids if _HUB_ID.fullmatch(found))
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from gguf_tools.model_card.facts import CardFacts
+from gguf_tools.text import one_line
 
 
 def front_matter(facts: CardFacts) -> str:
@@ -23,7 +24,7 @@ def front_matter(facts: CardFacts) -> str:
         "language": _list(general, "languages"),
         "base_model": list(facts.base_models) if len(facts.base_models) != 1 else facts.base_models[0],
         "base_model_relation": "quantized" if facts.base_models and not facts.recipes else None,
-        "model_name": facts.name,
+        "model_name": one_line(facts.name),
         "pipeline_tag": "text-generation",
         "quantized_by": facts.quantized_by,
         "tags": _tags(facts),
@@ -40,9 +41,10 @@ def _tags(facts: CardFacts) -> list[str]:
 
 def _text(general: Mapping[str, Any], key: str) -> str | None:
     value = general.get(f"general.{key}")
-    return value if isinstance(value, str) else None
+    return one_line(value) if isinstance(value, str) else None
 
 
 def _list(general: Mapping[str, Any], key: str) -> list[str]:
     value = general.get(f"general.{key}")
-    return [item for item in value if isinstance(item, str)] if isinstance(value, tuple) else []
+    items = value if isinstance(value, tuple) else ()
+    return [text for item in items if isinstance(item, str) and (text := one_line(item))]

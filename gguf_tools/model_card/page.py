@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from gguf_tools import __version__
 from gguf_tools.evaluate.card.compare import best_first
@@ -20,17 +22,17 @@ from gguf_tools.evaluate.card.report import (
     card_row,
     held_out_row,
 )
-from gguf_tools.model_card.facts import CardFacts
+from gguf_tools.model_card.facts import CardFacts, FileFacts
 from gguf_tools.model_card.front_matter import front_matter
 from gguf_tools.model_card.usage import usage
 from gguf_tools.text import human_bytes, human_count, markdown_table, one_line
 
 
-def card_page(facts: CardFacts, folder: Path, modelfile: Path | None) -> str:
-    """The whole README.md for a card in `folder`; `modelfile` lies beside it or, where None, is shown in it."""
+def card_page(facts: CardFacts, modelfile: Path | None) -> str:
+    """The whole README.md; `modelfile` lies beside it or, where None, is shown in it."""
     sections = [
         _head(facts),
-        _files(facts, folder),
+        _files(facts),
         _scores(facts),
         _surgery(facts),
         _details(facts),
@@ -49,18 +51,18 @@ def _head(facts: CardFacts) -> str:
     counted = " or ".join(map(str, layers)) + (" layer" if layers == [1] else " layers")
     made = f", made from {_linked(facts.base_models)}" if facts.base_models else ""
     after = " by layer surgery" if facts.recipes else ""
-    return f"# {one_line(facts.name)}\n\nGGUF files for llama.cpp{made}{after}: {counted}, {size}.\n"
+    return f"# {_plain(facts.name)}\n\nGGUF files for llama.cpp{made}{after}: {counted}, {size}.\n"
 
 
 def _linked(ids: Sequence[str]) -> str:
     return ", ".join(f"[{name}](https://huggingface.co/{name})" for name in ids)
 
 
-def _files(facts: CardFacts, folder: Path) -> str:
+def _files(facts: CardFacts) -> str:
     rows = []
     for file in facts.files:
         found = file.measured.model
-        row = [_link(file.path, folder), found.type, f"{found.bpw:.2f}", human_bytes(found.bytes)]
+        row = [_link(file), _plain(found.type), f"{found.bpw:.2f}", human_bytes(found.bytes)]
         if file.measured.evaluation:
             metrics = file.measured.evaluation.fidelity.metrics
             row += [f"{metrics.kl_mean:.2g}", f"{metrics.top1_agreement:.2%}"]
@@ -84,38 +86,36 @@ def _files(facts: CardFacts, folder: Path) -> str:
 
 
 def _scores(facts: CardFacts) -> str:
-    cards = {file.path.name: file.measured.card for file in facts.files if file.measured.card}
+    cards = {_plain(file.label): file.measured.card for file in facts.files if file.measured.card}
     if not cards:
         return ""
     cards = {name: cards[name] for name in best_first(cards)}
     first = next(iter(cards.values()))
     head = ["File", *CARD_HEAD, *(HELD_OUT_HEAD if first.held_out else ())]
-    rows = [
-        [one_line(name), *card_row(card), *(held_out_row(card) if card.held_out else ())]
-        for name, card in cards.items()
-    ]
+    rows = [[name, *card_row(card), *(held_out_row(card) if card.held_out else ())] for name, card in cards.items()]
     by = "" if first.mode == "plain" else " by the file's own chat template"
     weights = ", ".join(f"{name.replace('_', '-')} {weight:g}" for name, weight in first.weights.items())
+    asked = "1 question" if len(first.answers) == 1 else f"{len(first.answers)} questions"
     lines = [
         "## Score\n",
-        f"{len(first.answers)} questions of the set {one_line(Path(first.set_name).name)}, asked{by} {ASKED[first.mode]}, "
+        f"{asked} of the set {_plain(Path(first.set_name).name)}, asked{by} {ASKED[first.mode]}, "
         f"greedily; weights of the parts: {weights}. Intervals are at the 95% level.\n",
         markdown_table(head, rows),
     ]
     if len(cards) > 1:
-        about, differences = beside_the_best(cards, {name: one_line(name) for name in cards})
+        about, differences = beside_the_best(cards, {name: name for name in cards})
         lines += [
             f"{about[0].upper()}{about[1:]}:\n",
             markdown_table(["File", *DIFFERENCE_HEAD], differences, DIFFERENCE_ALIGN),
         ]
-    lines += [f"- {one_line(name)}: {one_line(note)}" for name, card in cards.items() for note in notes_of(card)]
+    lines += [f"- {name}: {_plain(note)}" for name, card in cards.items() for note in notes_of(card)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _surgery(facts: CardFacts) -> str:
     if not facts.recipes:
         return ""
-    lines = [f"- {one_line(file.path.name)}: `{one_line(file.recipe)}`" for file in facts.files if file.recipe]
+    lines = [f"- {_plain(file.label)}: `{one_line(file.recipe)}`" for file in facts.files if file.recipe]
     if len(facts.recipes) == 1 and all(file.recipe for file in facts.files):
         lines = [f"`{one_line(facts.recipes[0])}`"]
     return "## Layer surgery\n\nDone without retraining, by this recipe:\n\n" + "\n".join(lines) + "\n"
@@ -132,7 +132,7 @@ def _details(facts: CardFacts) -> str:
         ("Vocabulary", f"{model.vocabulary.size:,} tokens" if model.vocabulary else None),
         ("Context", f"{model.context:,} tokens" if model.context else None),
     ]
-    kept = [[name, one_line(str(value))] for name, value in rows if value is not None]
+    kept = [[name, _plain(value)] for name, value in rows if value is not None]
     return f"## Model\n\n{markdown_table(['', ''], kept, '<')}"
 
 
@@ -153,11 +153,16 @@ def _provenance(facts: CardFacts) -> str:
             rows.append((label, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)))
     measured = f"tinyq {__version__}, llama-cpp-python {version('llama-cpp-python')}"
     rows.append(("Measured with", measured))
-    kept = [[name, one_line(text)] for name, text in filter(None, rows)]
+    kept = [[name, _plain(text)] for name, text in filter(None, rows)]
     return f"## Provenance\n\n{markdown_table(['', ''], kept, '<')}"
 
 
-def _link(path: Path, folder: Path) -> str:
+def _link(file: FileFacts) -> str:
     """A Markdown link to a file, by its path from the card's folder."""
-    target = Path(os.path.relpath(path, folder)).as_posix()
-    return f"[{one_line(path.name)}](<{target}>)"
+    return f"[{_plain(file.label)}]({quote(os.fsencode(file.place))})"
+
+
+def _plain(text: object) -> str:
+    """Text from a file's metadata in one line, without what Markdown would take for HTML, a link or an image."""
+    printable = "".join(character if character.isprintable() else " " for character in str(text))
+    return re.sub(r"[\\<\[\]]", r"\\\g<0>", one_line(printable))

@@ -14,7 +14,7 @@ _GREETING = "Hello!"
 
 def usage(facts: CardFacts, show_modelfile: bool) -> str:
     """The section on use, for the first file; `show_modelfile` where none lies beside the card."""
-    name, context = facts.files[0].path.name, facts.files[0].memory.context
+    name, context = facts.files[0].place, facts.files[0].memory.context
     return "\n".join(
         [
             "## Usage\n",
@@ -29,7 +29,7 @@ def _with_llama_cpp(facts: CardFacts, name: str, context: int) -> Iterator[str]:
     yield (
         "With llama.cpp, which takes the sampling settings from the file:\n" if facts.sampling else "With llama.cpp:\n"
     )
-    model = f"-m {shlex.quote(name)} -c {context}"
+    model = f"-m {shlex.quote(f'./{name}' if name.startswith('-') else name)} -c {context}"
     plain = f'llama-completion {model} -p "{_STORY}"'
     lines = [f"llama-cli {model} --jinja" if facts.modes.template else plain]
     if facts.modes.switch:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,10 +50,11 @@ class Modelfile:
     reason: str | None
 
 
-def modelfile_for(path: Path, runtime: Runtime, context: int | None = None) -> Modelfile:
-    """The Modelfile of a GGUF that `runtime` has open (its vocabulary is enough), to stand beside it.
+def modelfile_for(place: str, runtime: Runtime, context: int | None = None) -> Modelfile:
+    """The Modelfile of a GGUF that `runtime` has open (its vocabulary is enough).
 
-    `context` is the length that Ollama shall run with; None leaves that to Ollama.
+    `place` is the file's path from the Modelfile's folder, with forward slashes. `context` is the length that Ollama shall
+    run with; None leaves that to Ollama.
     """
     info = runtime.info
     template = info.chat_template or ""
@@ -68,7 +68,7 @@ def modelfile_for(path: Path, runtime: Runtime, context: int | None = None) -> M
         layout = derive_layout(render, template, bos)
     stop = [runtime.detokenize([token], special=True) for token in sorted(info.eog)]
     tools = "tools" in template or "tool_call" in template
-    text = modelfile_text(path.name, layout, sampling_parameters(info.metadata), stop, context, tools=tools)
+    text = modelfile_text(place, layout, sampling_parameters(info.metadata), stop, context, tools=tools)
     return Modelfile(text, *((None, layout) if isinstance(layout, str) else (layout, None)))
 
 
@@ -86,7 +86,7 @@ def sampling_parameters(metadata: Mapping[str, str]) -> dict[str, float | int]:
 
 
 def modelfile_text(
-    gguf_name: str,
+    place: str,
     layout: ChatLayout | str,
     defaults: Mapping[str, float | int],
     stop: Sequence[str],
@@ -95,12 +95,12 @@ def modelfile_text(
     tools: bool = False,
     license: str | None = None,
 ) -> str:
-    """A Modelfile for the file `gguf_name` beside it; `layout` may be the reason why there is no TEMPLATE.
+    """A Modelfile for the file at `place`, a path from its folder; `layout` may be the reason why there is no TEMPLATE.
 
     `tools`: the file's chat template has tools, which is said in a comment. Raises InputError for a file name that a
     Modelfile cannot name.
     """
-    lines = [f"FROM {_file(gguf_name)}"]
+    lines = [f"FROM {_file(place)}"]
     if isinstance(layout, str):
         note = "" if layout == NO_CHAT_TEMPLATE else f" {_FALLBACK_NOTE}"
         lines += [_comment(f"No TEMPLATE: {layout}.{note}")]
@@ -117,10 +117,11 @@ def modelfile_text(
     return "\n".join(lines) + "\n"
 
 
-def _file(name: str) -> str:
-    if not name or name in (".", "..") or "/" in name or not name.isprintable():
-        raise InputError(f"file name {name!r} cannot stand in a Modelfile; rename the file")
-    return f'"./{name}"' if " " in name else f"./{name}"
+def _file(place: str) -> str:
+    if place.rpartition("/")[2] in ("", ".", "..") or not place.isprintable():
+        raise InputError(f"file name {place!r} cannot stand in a Modelfile; rename the file")
+    path = place if place.startswith(("/", "../")) else f"./{place}"
+    return f'"{path}"' if " " in path else path
 
 
 def _line(keyword: str, text: str, what: str) -> str:

@@ -411,6 +411,20 @@ def test_files_are_looked_at_before_any_is_run(tinyq: Tinyq, plain: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("no_llama")
+def test_outputs_that_cannot_be_written_are_refused_at_once(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
+    before = plain.read_bytes()
+    out = tmp_path / "out.x"
+    for outputs, expected in (
+        (("--json", plain), f"{plain}: is what the command reads; give --json another name"),
+        (("--markdown", tmp_path), f"{tmp_path}: is a folder; give --markdown the name of a file"),
+        (("--csv", tmp_path / "gone" / "x"), f"the folder {tmp_path / 'gone'} does not exist; create it first"),
+        (("--json", out, "--csv", out), f"{out}: is what --json writes; give --csv another name"),
+    ):
+        assert expected in refused(tinyq("eval", plain, *CARD, *outputs), tmp_path)
+    assert plain.read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_llama")
 def test_a_model_is_needed(tinyq: Tinyq, tmp_path: Path) -> None:
     assert "MODEL" in refused(tinyq("eval", "--suite", "card"), tmp_path)
 

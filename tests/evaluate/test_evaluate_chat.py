@@ -60,12 +60,15 @@ def test_like_transformers(chat_runtime: Runtime, tools: Any) -> None:
         ("{{ messages[3].content.x }}", "refused"),
         ("{{ 1 / 0 }}", "refused"),
         ("{% for i in range(10000000) %}x{% endfor %}", "refused"),
+        ("{{ 'x' * 10 ** 7 }}", "wrote 10,000,000 characters, and at most 4,000,000 are taken"),
+        ("{{ raise_exception('x' * 10 ** 6) }}", "refused the messages: x+…$"),
     ],
 )
 def test_bad_templates(chat_runtime: Runtime, template: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         chat_runtime.render_chat(MESSAGES, template=template)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_refusal_leaves_the_process_running(chat_runtime: Runtime) -> None:

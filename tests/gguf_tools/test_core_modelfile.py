@@ -201,9 +201,17 @@ def test_text_that_a_modelfile_cannot_hold_becomes_a_comment() -> None:
     assert [command for command, _ in parse_modelfile(text)] == ["FROM", "TEMPLATE"]
     assert text.count("# PARAMETER stop left out") == 2
     assert text.count("# SYSTEM left out") == 1
-    for name in ("", "..", "a/b", "a\nb", "a\tb", "a\udc80"):
+    for name in ("", "..", "a/", "a/..", "a\nb", "a\tb", "a\udc80"):
         with pytest.raises(InputError, match="cannot stand in a Modelfile"):
             modelfile_text(name, "no", {}, [], None)
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [("-m.gguf", "./-m.gguf"), ("a b/m.gguf", "./a b/m.gguf"), ("../m.gguf", "../m.gguf"), ("/x/m.gguf", "/x/m.gguf")],
+)
+def test_a_modelfile_finds_a_file_in_another_folder(place: str, expected: str) -> None:
+    assert parse_modelfile(modelfile_text(place, "no", {}, [], None)) == [("FROM", expected)]
 
 
 def test_sampling_defaults_are_those_of_the_file_and_no_others() -> None:
@@ -226,7 +234,7 @@ def test_the_modelfile_of_the_bundled_model(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     execute(prepare(Request(BUNDLED, "f16")), path)
     with Runtime(path, RuntimeOptions(vocab_only=True)) as runtime:
-        modelfile = modelfile_for(path, runtime, 256)
+        modelfile = modelfile_for("tiny.gguf", runtime, 256)
     assert modelfile.layout == LAYOUTS["qwen3"]
     assert modelfile.reason is None
     values = dict(parse_modelfile(modelfile.text))
@@ -259,7 +267,7 @@ def test_go_itself_reads_the_templates_in_the_same_way(tmp_path: Path) -> None:
 def test_a_model_without_a_chat_template_gets_none() -> None:
     info = SimpleNamespace(chat_template=None, bos=None, add_bos=True, eog=frozenset({3}), metadata={})
     runtime = SimpleNamespace(info=info, detokenize=lambda ids, special: "<eos>")
-    modelfile = modelfile_for(Path("base.gguf"), cast(Runtime, runtime))
+    modelfile = modelfile_for("base.gguf", cast(Runtime, runtime))
     assert modelfile.layout is None
     assert modelfile.reason == "the file has no chat template"
     assert parse_modelfile(modelfile.text) == [("FROM", "./base.gguf"), ("stop", "<eos>")]

@@ -12,16 +12,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import yaml
+from gguf import GGUFWriter
 
 from gguf_tools.bundled import bundled_model
 from gguf_tools.convert import Request, execute, prepare
+from gguf_tools.errors import OutputError
 from gguf_tools.evaluate.runtime import Runtime
 from gguf_tools.gguf_file import read_header
 from gguf_tools.text import human_bytes
 from tests.conftest import Ran
+from tests.evaluate.tiny_gguf import write_dense
 
 Tinyq = Callable[..., Ran]
 
@@ -89,7 +93,7 @@ def test_every_figure_is_one_that_was_measured(made: tuple[Path, dict[str, Any]]
     text = (folder / "README.md").read_text("utf-8")
     rows = rows_of(text, "Files")
     for row, path, model in zip(rows, files, report["models"], strict=True):
-        assert row["File"] == f"[{path.name}](<{path.name}>)"
+        assert row["File"] == f"[{path.name}]({quote(path.name)})"
         size = path.stat().st_size
         weights = sum(math.prod(entry.shape) for entry in read_header(path).tensors)
         assert row["Size"] == human_bytes(size) == human_bytes(model["model"]["bytes"])
@@ -147,8 +151,10 @@ def test_what_was_not_measured_is_left_out(tinyq: Tinyq, files: tuple[Path, Path
     assert not any(word in text for word in ("## Score", "KL", "Top-1", "quantized_by", "base_model", "surgery"))
     assert "Hello!" in text, "no question was asked that could stand as an example"
     (row,) = rows_of(text, "Files")
-    assert row["File"].endswith(f"](<{Path(os.path.relpath(files[1], tmp_path)).as_posix()}>)")
-    assert 'FROM "./small q4_k_m.gguf"' in text, "the Modelfile is shown where none is written"
+    place = Path(os.path.relpath(files[1], tmp_path)).as_posix()
+    assert shlex.quote(place) in text
+    assert row["File"].endswith(f"]({quote(place)})")
+    assert f'FROM "{place}"' in text, "the Modelfile is shown where none is written"
     assert not (tmp_path / "Modelfile").exists()
 
 
@@ -206,7 +212,11 @@ def test_the_worst_names_stay_in_their_place(tinyq: Tinyq, tmp_path: Path) -> No
     [
         (("--base-model", "no id"), "base model 'no id' is no id on the hub; owner/name is expected"),
         (("--questions", "nowhere"), "nowhere: is neither a set of questions"),
-        (("--context", "100000"), "the context of"),
+        (("--context", "100000"), "the context of the model is 256 tokens, and --context is 100000"),
+        (("--context", "9" * 30), "the context of the model is 256 tokens"),
+        (("--base-model", "../.."), "base model '../..' is no id on the hub; owner/name is expected"),
+        (("--quantized-by", "a\n---\nb"), "who made the files is 'a\\n---\\nb'; a name in one line is expected"),
+        (("--json", "nowhere/x.json"), "the folder nowhere does not exist"),
         (("--out", "nowhere/card.md"), "the folder nowhere does not exist"),
     ],
 )
@@ -233,3 +243,83 @@ def test_outputs_that_exist_are_refused_before_anything_is_measured(
     missing = tinyq("card", tmp_path / "nothing", files[0], "--out", tmp_path / "README.md", "--suite", "none")
     assert missing.code == 2
     assert "nothing" in missing.err
+
+
+def test_nothing_is_written_over_what_is_read(tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    shutil.copy(files[0], path)
+    before = path.read_bytes()
+    for option in ("--out", "--json"):
+        ran = tinyq("card", HYBRID, path, "--suite", "none", "--force", option, path)
+        assert (ran.code, ran.out) == (2, "")
+        assert f"{path}: is what the command reads; give {option} another name" in ran.err
+    both = tinyq("card", HYBRID, path, "--suite", "none", "--modelfile", "--out", tmp_path / "Modelfile")
+    assert f"{tmp_path / 'Modelfile'}: is what --out writes" in both.err
+    twice = tinyq("card", HYBRID, path, path, "--suite", "none")
+    assert f"{path}: is given twice; give each file once" in twice.err
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_card_and_modelfile_appear_together_or_not_at_all(
+    tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gguf_tools import writer
+
+    def failing(path: Path, **options: Any) -> Any:
+        if path.name == "Modelfile":
+            raise OutputError(f"{path}: could not be written (the disk is full)")
+        return whole(path, **options)
+
+    whole = writer.atomic_output
+    monkeypatch.setattr(writer, "atomic_output", failing)
+    ran = tinyq("card", HYBRID, files[0], "--suite", "none", "--modelfile", "--out", tmp_path / "README.md")
+    assert (ran.code, ran.out) == (2, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_one_name_in_two_folders(tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path) -> None:
+    question = tmp_path / "one.jsonl"
+    question.write_text('{"question": "What is 2 plus 2?", "accept": ["4"]}\n', "utf-8")
+    paths = tmp_path / "a" / "m.gguf", tmp_path / "b" / "m.gguf"
+    for path, file in zip(paths, files, strict=True):
+        path.parent.mkdir()
+        shutil.copy(file, path)
+    page = tmp_path / "README.md"
+    options = ("--suite", "card", "--questions", question, "--out", page, "-q")
+    assert tinyq("card", HYBRID, *paths, *options).code == 0
+    text = page.read_text("utf-8")
+    assert [row["File"] for row in rows_of(text, "Files")] == ["[a/m.gguf](a/m.gguf)", "[b/m.gguf](b/m.gguf)"]
+    assert {row["File"] for row in rows_of(text, "Score")} == {"a/m.gguf", "b/m.gguf"}
+    assert "\n1 question of the set" in text
+    assert "FROM ./a/m.gguf\n" in text
+
+
+def test_hostile_metadata_stays_text(tinyq: Tinyq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = "x\n---\n# <script> ![i](http://x) [l](http://y) | `c` \x1b[31m \u202e"
+
+    def add_name(writer: GGUFWriter, _: str) -> None:
+        writer.add_string("general.name", hostile)
+        writer.add_string("general.license", hostile)
+        writer.add_array("general.tags", [hostile, "", "good"])
+        writer.add_uint32("general.base_model.count", 0xFFFFFFFF)
+        writer.add_string("general.base_model.0.repo_url", "https://huggingface.co/some/model")
+        writer.add_string("general.base_model.1.repo_url", "https://huggingface.co/../..")
+        writer.add_uint32("tinyq.type", 7)
+        writer.add_string("tinyq.family", hostile)
+
+    monkeypatch.setattr(GGUFWriter, "add_name", add_name)
+    path = write_dense(tmp_path / "a]b<c>#d?.gguf", chat=True)
+    assert tinyq("card", path, path, "--suite", "none", "-q").code == 0
+    text = (tmp_path / "README.md").read_text("utf-8")
+    front = front_of(text)
+    assert front["base_model"] == "some/model"
+    assert front["tags"][-1] == "good"
+    assert "" not in front["tags"]
+    assert front["license"].startswith("x --- # <script>")
+    body = FRONT.sub("", text)
+    assert not re.search(r"(?<!\\)<|\x1b|\u202e", body.split("## Usage")[0] + body.split("## Provenance")[1])
+    assert re.search(r"^# x --- # \\<script> !\\\[i\\\]\(http://x\)", body, re.MULTILINE)
+    (row,) = rows_of(text, "Files")
+    assert row["File"] == "[a\\]b\\<c>#d?.gguf](a%5Db%3Cc%3E%23d%3F.gguf)"
+    assert row["Type"] == "7"

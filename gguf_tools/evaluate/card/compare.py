@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gguf_tools.evaluate.card.parts import Part, bits_per_byte, overall, parts_of, score_of
+from gguf_tools.evaluate.card.parts import Float, bits_per_byte, overall, parts_of, samples_of, score_of
 from gguf_tools.evaluate.card.results import Answered, CardReport
 from gguf_tools.evaluate.card.statistics import Interval, McNemar, Paired, bootstrap, mcnemar, paired_difference
 
@@ -45,8 +45,8 @@ class Difference:
 
 def score_interval(report: CardReport) -> Interval:
     """The 95% interval of the overall score, 0 to 100: a bootstrap over questions, texts and passages."""
-    parts = list(parts_of(report).values())
-    return bootstrap([part.values for part in parts], score_of(parts, report.weights)).interval
+    samples, combine = samples_of(report), score_of(report)
+    return bootstrap(list(samples.values()), lambda means: combine(dict(zip(samples, means, strict=True)))).interval
 
 
 def best_first(reports: Mapping[str, CardReport]) -> list[str]:
@@ -57,20 +57,18 @@ def best_first(reports: Mapping[str, CardReport]) -> list[str]:
 def difference(first: str, second: str, reports: Mapping[str, CardReport]) -> Difference:
     """The paired tests of two of the reports."""
     one, two = reports[first], reports[second]
-    before, after = parts_of(one), parts_of(two)
-    alike = {name: _alike(before.get(name), after.get(name)) for name in before.keys() | after.keys()}
+    before, after = samples_of(one), samples_of(two)
+    alike = {kind: before[kind].shape == after[kind].shape for kind in before.keys() & after.keys()}
+    same = before.keys() == after.keys() and all(alike.values())
+    same = same and one.mode == two.mode and parts_of(one).keys() == parts_of(two).keys()
     return Difference(
         first,
         second,
-        _score_difference(before, after, one.weights) if all(alike.values()) else None,
+        _score_difference(before, after, one) if same else None,
         _facts(one.answers, two.answers),
-        _bits_difference(before["perplexity"], after["perplexity"]) if alike.get("perplexity") else None,
+        _bits_difference(before["passages"], after["passages"]) if alike.get("passages") else None,
         _facts(one.held_out, two.held_out),
     )
-
-
-def _alike(first: Part | None, second: Part | None) -> bool:
-    return first is not None and second is not None and first.values.shape == second.values.shape
 
 
 def _facts(first: Sequence[Answered], second: Sequence[Answered]) -> McNemar | None:
@@ -79,11 +77,14 @@ def _facts(first: Sequence[Answered], second: Sequence[Answered]) -> McNemar | N
     return mcnemar([item.right for item in first], [item.right for item in second])
 
 
-def _score_difference(before: Mapping[str, Part], after: Mapping[str, Part], weights: Mapping[str, float]) -> Paired:
-    first = [before[name] for name in before]
-    second = [after[name].values for name in before]
-    return paired_difference([part.values for part in first], second, score_of(first, weights))
+def _score_difference(before: Mapping[str, Float], after: Mapping[str, Float], report: CardReport) -> Paired:
+    combine = score_of(report)
+    return paired_difference(
+        list(before.values()),
+        [after[kind] for kind in before],
+        lambda means: combine(dict(zip(before, means, strict=True))),
+    )
 
 
-def _bits_difference(before: Part, after: Part) -> Paired:
-    return paired_difference([before.values], [after.values], lambda means: bits_per_byte(means[0]))
+def _bits_difference(before: Float, after: Float) -> Paired:
+    return paired_difference([before], [after], lambda means: bits_per_byte(means[0]))

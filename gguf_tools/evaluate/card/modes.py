@@ -13,6 +13,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluate.card.questions import Question
 from gguf_tools.evaluate.card.reply import ThinkTags, find_tags
 from gguf_tools.evaluate.fidelity import RuntimeLike
+from gguf_tools.evaluate.lines import shown
 
 Mode = Literal["direct", "thinking", "plain"]
 """Asked by the chat template with thinking off or on, or as plain text."""
@@ -74,19 +75,21 @@ class ChatModes:
         try:
             return runtime.render_chat(messages, **self._options(mode))
         except InputError as error:
-            raise InputError(f"{error}; asked {question.question!r}") from error
+            raise InputError(f"{error}; asked {shown(question.question)}") from error
 
     def _options(self, mode: Mode) -> dict[str, Any]:
         return _switched(mode == "thinking") if self.switch else {}
 
 
 def find_modes(runtime: RuntimeLike) -> ChatModes:
-    """The modes of the runtime's own chat template; InputError where it is broken or refuses a user's greeting."""
+    """The modes of the runtime's own chat template; InputError where it is broken, refuses a user's greeting or says nothing."""
     template = runtime.info.chat_template
     if template is None:
         return ChatModes(template=False)
     tags = find_tags(template)
     on, off = (runtime.render_chat(_PROBE, **_switched(value)) for value in (True, False))
+    if not (on and off):
+        raise InputError("the chat template gives no text for a question; mend it, or take it out of the file")
     opened = tags is not None and on.rstrip().endswith(tags.open)
     return ChatModes(True, tags, on != off, opened)
 

@@ -14,7 +14,7 @@ from typing import Any
 from gguf_tools.bundled import FACTS
 from gguf_tools.errors import InputError
 from gguf_tools.evaluate.card.words import normalise
-from gguf_tools.evaluate.lines import json_object, read_lines, read_text
+from gguf_tools.evaluate.lines import json_object, read_lines, read_text, shown
 
 SET_SIZE = 17
 """Questions of one set, as many as the cards of layer surgeries report."""
@@ -132,7 +132,7 @@ def load_questions(path: Path) -> tuple[Question, ...]:
         row = json_object(line, origin, _QUESTION_KEYS, _QUESTION_EXAMPLE)
         for key in ("system", "topic"):
             if row.get(key) is not None and not isinstance(row[key], str):
-                raise InputError(f"{origin}: {key} is {row[key]!r}; text is expected")
+                raise InputError(f"{origin}: {key} is {shown(row[key])}; text is expected")
         question = Question(
             _required(row, "question", origin, _QUESTION_EXAMPLE),
             _accepted(row, origin, _QUESTION_EXAMPLE),
@@ -140,7 +140,7 @@ def load_questions(path: Path) -> tuple[Question, ...]:
             row.get("topic") or "",
         )
         if question.question in found:
-            raise InputError(f"{origin}: the question {question.question!r} stands there twice; remove one")
+            raise InputError(f"{origin}: the question {shown(question.question)} stands there twice; remove one")
         found[question.question] = question
     if not found:
         raise InputError(f"{path}: has no question; write one a line, such as {_QUESTION_EXAMPLE}")
@@ -160,17 +160,19 @@ def load_completions(path: Path) -> tuple[Completion, ...]:
 def _required(row: dict[str, Any], key: str, origin: str, example: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{origin}: {key} is {value!r}; text is expected, as in {example}")
+        raise InputError(f"{origin}: {key} is {shown(value)}; text is expected, as in {example}")
     return value
 
 
 def _accepted(row: dict[str, Any], origin: str, example: str) -> tuple[str, ...]:
     value = row.get("accept")
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise InputError(f"{origin}: accept is {value!r}; a list of accepted answers is expected, as in {example}")
+        raise InputError(f"{origin}: accept is {shown(value)}; a list of accepted answers is expected, as in {example}")
     unusable = next((item for item in value if not normalise(item)), None)
     if unusable is not None:
-        raise InputError(f"{origin}: the accepted answer {unusable!r} has neither a letter nor a digit to look for")
+        raise InputError(
+            f"{origin}: the accepted answer {shown(unusable)} has neither a letter nor a digit to look for"
+        )
     return tuple(value)
 
 

@@ -84,6 +84,23 @@ def test_a_fault_names_file_and_line(tmp_path: Path, row: Any, expected: str) ->
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**GOOD, "k" * 10_000: 1},
+        {**GOOD, "system": [1] * 10_000},
+        {**GOOD, "accept": "b" * 10_000},
+        {**GOOD, "accept": ["!" * 10_000]},
+        {"question": [1] * 10_000, "accept": ["a"]},
+    ],
+)
+def test_a_huge_fault_is_shown_in_part(tmp_path: Path, row: Any) -> None:
+    path = written(tmp_path, [row])
+    with pytest.raises(InputError, match="…") as found:
+        choose(str(path))
+    assert len(str(found.value)) < len(str(path)) + 300
+
+
 def test_files_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"own\.jsonl: has no question; write one a line, such as \{"):
         load_questions(written(tmp_path, ["", " "]))

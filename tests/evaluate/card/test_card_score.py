@@ -198,7 +198,8 @@ def test_weights_are_one_table() -> None:
     ("weights", "expected"),
     [
         ({"fact": 1.0}, "there is no part 'fact' to weigh; parts are facts, completion, perplexity"),
-        ({"facts": -1.0}, "the weight of facts is -1.0; a number from 0 is expected"),
+        ({"facts": -1.0}, "the weight of facts is -1.0; a number from 0 to 1,000,000 is expected"),
+        ({"facts": 1e308}, "the weight of facts is 1e+308; a number from 0 to 1,000,000 is expected"),
         ({"facts": math.nan}, "the weight of facts is nan"),
         ({"facts": math.inf}, "the weight of facts is inf"),
         (dict.fromkeys(DEFAULT_WEIGHTS, 0.0), "all parts weigh 0; at least one must count"),
@@ -320,6 +321,22 @@ def test_few_questions_show_nothing() -> None:
     assert result.bits is not None
     assert result.bits.p_value == pytest.approx(2 / 2**3, abs=0.02)
     assert result.verdict == "scores lower", "only both together are enough"
+
+
+def test_an_answer_that_loses_in_several_parts_counts_once() -> None:
+    """Five answers that are wrong and never end cost facts, non-thinking and repetition, and are still five items."""
+    broken = scored(Scripted(lambda prompt: "Wronk " * 20 + "…", PLAIN, logits=one_of(1)))
+    whole = scored(Scripted(direct, PLAIN, logits=one_of(1)))
+    broken = replace(broken, completions=whole.completions)
+    assert {name for name, part in parts_of(broken).items() if part.score < 1} == {
+        "facts",
+        "repetition",
+        "non_thinking",
+    }
+    result = difference("whole", "broken", {"whole": whole, "broken": broken})
+    assert result.score is not None
+    assert result.score.p_value == pytest.approx(2 / 2**5, abs=0.01)
+    assert result.verdict == "no difference shown"
 
 
 def test_the_same_number_wrong_is_no_difference_in_facts() -> None:

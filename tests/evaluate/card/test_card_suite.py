@@ -93,6 +93,12 @@ def test_a_broken_template_is_refused(template: str) -> None:
     assert runtime.calls == []
 
 
+@pytest.mark.parametrize("template", ["", "{# nothing #}", "{% if enable_thinking %}" + PLAIN + "{% endif %}"])
+def test_a_template_that_says_nothing_is_refused(template: str) -> None:
+    with pytest.raises(InputError, match="the chat template gives no text for a question"):
+        scored(Scripted(perfect, template))
+
+
 @pytest.mark.parametrize("template", [None, PLAIN, UNDECIDED, UNTAGGED])
 def test_thinking_cannot_be_asked_of_a_model_without_it(template: str | None) -> None:
     runtime = Scripted(perfect, template)
