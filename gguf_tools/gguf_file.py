@@ -237,6 +237,8 @@ def read_header(path: Path) -> GGUFHeader:
     byte order, or has tensors that overlap, lie outside it or are of a type that ggml does not know. A change in place
     that was interrupted is carried through first.
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: is not a regular file; give a GGUF file")
     recover(path)
     try:
         size = path.stat().st_size

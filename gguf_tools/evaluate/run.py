@@ -18,7 +18,7 @@ from gguf_tools.evaluate.fidelity import FidelityReport, Progress, evaluate_fide
 from gguf_tools.evaluate.prompts import Prompt
 from gguf_tools.evaluate.runtime import ModelInfo, Runtime, RuntimeOptions, Speed
 from gguf_tools.evaluate.source import Operate, ReferenceSource, find_reference
-from gguf_tools.gguf_file import read_header
+from gguf_tools.gguf_split import read_parts
 from gguf_tools.machine import useful_threads
 from gguf_tools.reference import Reference
 
@@ -96,6 +96,11 @@ def evaluate_file(
     torch.set_num_threads(threads)
     reference = reference or Reference(source.model, DTYPES[dtype])
     with Runtime(path, replace(options, threads=threads)) as runtime:
+        if runtime.info.n_vocab != source.model.spec.vocab_size:
+            raise InputError(
+                f"{path}: has a vocabulary of {runtime.info.n_vocab} tokens, and {source.path} one of "
+                f"{source.model.spec.vocab_size}, so that is not its reference; give the checkpoint that it was made from"
+            )
         fidelity = evaluate_fidelity(
             runtime, reference, source.encode, prompts, n_generate, text=text, progress=progress
         )
@@ -142,9 +147,10 @@ def measure_files(
 
     Every file and its reference are looked at before the first is run, so that a wrong path costs no time.
     """
-    sources = [find_reference(path, fidelity.reference, fidelity.operate) if fidelity else None for path in paths]
     for path in paths:
         Runtime(path, options)  # refuses what is no GGUF
+        read_parts(path)  # refuses what is cut short or broken
+    sources = [find_reference(path, fidelity.reference, fidelity.operate) if fidelity else None for path in paths]
     loaded: tuple[object, Reference] | None = None
     for path, source in zip(paths, sources, strict=True):
         evaluation = None
@@ -176,7 +182,10 @@ def file_facts(path: Path, options: RuntimeOptions) -> ModelFacts:
 
 
 def model_facts(path: Path, info: ModelInfo) -> ModelFacts:
-    """The file's facts: its real bits per weight are those of the tensors' bytes."""
-    header = read_header(path)
-    kind = header.get("tinyq.type") or info.file_type
-    return ModelFacts(str(path), info.arch, kind, info.bits_per_weight, path.stat().st_size, info.n_layer)
+    """The file's facts, all its parts together: its real bits per weight are those of the tensors' bytes."""
+    parts = read_parts(path)
+    kind = parts[0].get("tinyq.type")
+    if not isinstance(kind, str):
+        kind = info.file_type.removeprefix("(guessed) ")
+    size = sum(part.path.stat().st_size for part in parts)
+    return ModelFacts(str(path), info.arch, kind, info.bits_per_weight, size, info.n_layer)

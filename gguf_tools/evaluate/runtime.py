@@ -154,7 +154,8 @@ class Runtime:
         self._info: ModelInfo | None = None
         self._silent = False
         if not self.path.is_file():
-            found = "is a folder" if self.path.is_dir() else "does not exist"
+            found = "is not a regular file" if self.path.exists() else "does not exist"
+            found = "is a folder" if self.path.is_dir() else found
             raise InputError(f"{self.path}: {found}; give a GGUF file")
         if not is_gguf(self.path):
             raise InputError(f"{self.path}: is not a GGUF file (it does not start with 'GGUF')")

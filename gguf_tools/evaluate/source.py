@@ -31,6 +31,7 @@ class ReferenceSource:
     """The model to compare with, where it came from, and a sentence on what the comparison therefore says.
 
     `tokenizer` is the source's own, None where there is none at hand. `recipe` is the layer surgery done to the source.
+    `is_source`: whether it is what the file says that it was made from; None where the file does not say.
     """
 
     model: Model
@@ -39,6 +40,7 @@ class ReferenceSource:
     tokenizer: Tokenizer | None
     note: str
     recipe: str = ""
+    is_source: bool | None = None
 
     @property
     def encode(self) -> Callable[[str, bool], Sequence[int]] | None:
@@ -84,13 +86,13 @@ def _given(header: GGUFHeader, given: Path, operate: Operate | None) -> Referenc
     model = build_model(checkpoint)
     note, recipe = f"compared with {given}", ""
     recorded = header.get(DIGEST_KEY)
-    if isinstance(recorded, str):
-        if recorded == checkpoint.digest():
-            model, recipe = _operated(header, model, operate)
-            note += _after(recipe)
-        else:
-            note += ", which is not, or no longer, what the file was made from"
-    return ReferenceSource(model, "given", given, _tokenizer(header, checkpoint, model), note, recipe)
+    is_source = recorded == checkpoint.digest() if isinstance(recorded, str) else None
+    if is_source:
+        model, recipe = _operated(header, model, operate)
+        note += _after(recipe)
+    elif is_source is False:
+        note += ", which is not, or no longer, what the file was made from"
+    return ReferenceSource(model, "given", given, _tokenizer(header, checkpoint, model), note, recipe, is_source)
 
 
 def _recorded(header: GGUFHeader, digest: str, operate: Operate | None) -> tuple[ReferenceSource | None, str]:
@@ -118,7 +120,9 @@ def _recorded(header: GGUFHeader, digest: str, operate: Operate | None) -> tuple
             continue
         how = "the source recorded in the file" if origin == "recorded" else "the source beside the file"
         tokenizer = _tokenizer(header, checkpoint, model)
-        return ReferenceSource(model, origin, place, tokenizer, f"compared with {how}{_after(recipe)}", recipe), ""
+        return ReferenceSource(
+            model, origin, place, tokenizer, f"compared with {how}{_after(recipe)}", recipe, True
+        ), ""
     return None, reason
 
 

@@ -81,8 +81,17 @@ def _files(facts: CardFacts) -> str:
         )
     head += ["Weights", "Cache", "Compute", "Memory"]
     lengths = " or ".join(f"{length:,}" for length in sorted({file.memory.context for file in facts.files}))
+    other = [_plain(file.label) for file in facts.files if _is_from_elsewhere(file)]
+    if other:
+        told += f"The reference is not, or no longer, what {', '.join(other)} was made from. "
     told += f"Memory is what llama.cpp reserves with its default settings for {lengths} tokens.\n"
     return f"## Files\n\n{markdown_table(head, rows, '<<>')}\n{told}"
+
+
+def _is_from_elsewhere(file: FileFacts) -> bool:
+    """Whether the file records another source than the one that it was compared with."""
+    evaluation = file.measured.evaluation
+    return evaluation is not None and evaluation.source.is_source is False
 
 
 def _scores(facts: CardFacts) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -447,3 +448,38 @@ def test_a_context_too_short_for_any_question(tinyq: Tinyq, models: Path, tmp_pa
 def test_a_model_without_a_thinking_mode(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
     ran = tinyq("eval", plain, *CARD, "--thinking", "--json", tmp_path / "out.json")
     assert f"{plain}: thinking was asked for, but the model's chat template has no" in refused(ran, tmp_path)
+
+
+def test_a_reference_of_another_vocabulary(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
+    ran = tinyq("eval", plain, "--reference", bundled_model("hybrid"))
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+    assert "has a vocabulary of 260 tokens, and" in ran.err
+    assert "one of 1024, so that is not its reference" in ran.err
+
+
+@pytest.mark.usefixtures("no_llama")
+def test_a_second_file_that_is_cut_short_is_found_first(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(plain.read_bytes()[:-100])
+    ran = tinyq("eval", plain, cut, "--suite", "card")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert ran.err.startswith(f"tinyq: {cut}: ")
+
+
+def test_a_split_file_has_the_size_of_all_parts(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
+    assert tinyq("quantize", plain, tmp_path / "split.gguf", "f16", "--split-max-size", "20K", "-q").code == 0
+    parts = sorted(tmp_path.glob("split-*.gguf"))
+    assert len(parts) > 2
+    assert tinyq("eval", parts[0], "--suite", "card", "--json", tmp_path / "out.json", "-q").code == 0
+    model = json.loads((tmp_path / "out.json").read_text("utf-8"))["model"]
+    assert model["bytes"] == sum(part.stat().st_size for part in parts)
+
+
+def test_a_pipe_is_no_file(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo.gguf"
+    os.mkfifo(fifo)
+    for args in (("eval", fifo, "--suite", "card"), ("card", plain, fifo)):
+        ran = tinyq(*args)
+        assert (ran.code, ran.err.count("\n")) == (2, 1)
+        assert "is not a regular file" in ran.err

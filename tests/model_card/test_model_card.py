@@ -322,4 +322,17 @@ def test_hostile_metadata_stays_text(tinyq: Tinyq, tmp_path: Path, monkeypatch: 
     assert re.search(r"^# x --- # \\<script> !\\\[i\\\]\(http://x\)", body, re.MULTILINE)
     (row,) = rows_of(text, "Files")
     assert row["File"] == "[a\\]b\\<c>#d?.gguf](a%5Db%3Cc%3E%23d%3F.gguf)"
-    assert row["Type"] == "7"
+    assert row["Type"] == "all F32", "what is no text is not the type"
+
+
+def test_another_source_is_told(tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path) -> None:
+    """As where the weights were trained on after the files had been made."""
+    other = tmp_path / "other"
+    shutil.copytree(HYBRID, other)
+    config = json.loads((other / "config.json").read_text("utf-8"))
+    (other / "config.json").write_text(json.dumps(config | {"transformers_version": "0"}), "utf-8")
+    page = tmp_path / "card.md"
+    assert tinyq("card", other, files[0], "--suite", "fidelity", "--out", page, "-q").code == 0
+    assert f"The reference is not, or no longer, what {files[0].name} was made from." in page.read_text("utf-8")
+    assert tinyq("card", HYBRID, files[0], "--suite", "fidelity", "--out", page, "-q", "--force").code == 0
+    assert "no longer" not in page.read_text("utf-8")
