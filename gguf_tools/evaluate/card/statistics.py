@@ -197,12 +197,16 @@ def _exchanged_means(first: Float, second: Float, resamples: int, rng: np.random
 
 
 def _resampled_means(sample: Float, resamples: int, rng: np.random.Generator) -> Float:
-    """Means of `resamples` draws of all items with replacement, (resamples, k), in bounded memory."""
+    """Means of `resamples` draws with replacement, (resamples, k), in bounded memory.
+
+    One item fewer is drawn than there are, so that the draws vary as the mean of so few items does (Rao & Wu 1988).
+    """
     items, columns = sample.shape
-    rows = max(1, _BLOCK_BYTES // (8 * items * max(columns, 1)))
+    drawn = max(items - 1, 1)
+    rows = max(1, _BLOCK_BYTES // (8 * drawn * max(columns, 1)))
     means = np.empty((resamples, columns))
     for start in range(0, resamples, rows):
-        chosen = rng.integers(0, items, (min(rows, resamples - start), items))
+        chosen = rng.integers(0, items, (min(rows, resamples - start), drawn))
         means[start : start + rows] = sample[chosen].mean(axis=1)
     return means
 
