@@ -238,7 +238,7 @@ def read_header(path: Path) -> GGUFHeader:
     that was interrupted is carried through first.
     """
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: is not a regular file; give a GGUF file")
+        raise CheckpointError(f"{path}: cannot be read: it is not a regular file; give a GGUF file")
     recover(path)
     try:
         size = path.stat().st_size
