@@ -36,13 +36,21 @@ def write_text(text: str, path: str | None, option: str) -> None:
     if path == "-":
         click.echo(text, nl=False)
         return
+    from gguf_tools.writer import atomic_output
+
+    # A file's name may hold bytes that are no UTF-8; so they become escapes that JSON knows.
+    data = text.encode("utf-8", errors="backslashreplace")
+    target = Path(path)
     try:
-        # A file's name may hold bytes that are no UTF-8; so they become escapes that JSON knows.
-        Path(path).write_text(text, "utf-8", errors="backslashreplace")
+        if target.is_symlink() or (target.exists() and not target.is_file()):
+            target.write_bytes(data)  # /dev/stdout and pipes, which a new file must not replace
+            return
     except OSError as error:
         raise OutputError(
             f"{path}: could not be written ({error.strerror}); give {option} a path that can be"
         ) from error
+    with atomic_output(target, force=True) as stream:
+        stream.write(data)
 
 
 @contextlib.contextmanager

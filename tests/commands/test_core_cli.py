@@ -199,3 +199,34 @@ def test_a_closed_pipe_ends_quietly(qwen3_folder: Path) -> None:
         err = child.stderr.read()
     assert "Traceback" not in err
     assert "Exception" not in err
+
+
+# Reports
+
+
+def test_a_report_appears_whole_or_not_at_all(
+    tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = tmp_path / "report.json"
+    report.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        ran = tinyq("inspect", qwen3_folder, "--json", report)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert f"{report}: could not be written (the disk is full)" in ran.err
+    assert (report.read_text(), list(tmp_path.iterdir())) == ("old", [report])
+    assert tinyq("inspect", qwen3_folder, "--json", report).code == 0
+    assert json.loads(report.read_text("utf-8"))["family"] == "qwen3"
+
+
+def test_a_report_goes_through_a_link(tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path) -> None:
+    """As /dev/stdout is one."""
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    assert tinyq("inspect", qwen3_folder, "--json", link).code == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text("utf-8"))["kind"]
