@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gguf_tools.commands.card_options import card_options, check_outputs, parsed_card_options
-from gguf_tools.commands.common import force_option, json_option, quiet_option, stage_bars, threads_option, write_json
+from gguf_tools.commands.common import output_options, stage_bars, write_json
 
 CARD = "README.md"
 MODELFILE = "Modelfile"
@@ -36,10 +36,7 @@ MODELFILE = "Modelfile"
 )
 @click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
 @card_options
-@force_option
-@threads_option
-@json_option
-@quiet_option
+@output_options
 def card(
     source: Path,
     files: tuple[Path, ...],

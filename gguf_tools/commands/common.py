@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from gguf_tools.errors import OutputError
 from gguf_tools.text import human_bytes
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option(
     "--json", "json_path", metavar="FILE", help="Write the report as JSON to FILE, or to stdout with -."
@@ -20,6 +22,13 @@ json_option = click.option(
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bars and no summary.")
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Threads to use; all cores by default.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an output that exists.")
+
+
+def output_options(command: F) -> F:
+    """Adds what every command has that writes a file: force, threads, json_path and quiet."""
+    for option in (quiet_option, json_option, threads_option, force_option):
+        command = option(command)
+    return command
 
 
 def write_json(report: Mapping[str, Any], path: str | None) -> None:

@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_tools.commands.common import (
-    force_option,
-    json_option,
+    output_options,
     progress_bar,
-    quiet_option,
     stage_bars,
-    threads_option,
     write_json,
 )
 from gguf_tools.commands.surgery_options import WithSurgery, given_options
@@ -65,10 +62,7 @@ if TYPE_CHECKING:
 )
 @click.option("--text-only", is_flag=True, help="Leave out a vision or audio tower beside the text model.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
-@force_option
-@threads_option
-@json_option
-@quiet_option
+@output_options
 def convert(
     source: Path,
     out: Path,

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_tools.commands.common import (
-    force_option,
-    json_option,
+    output_options,
     progress_bar,
-    quiet_option,
     stage_bars,
-    threads_option,
     write_json,
 )
 from gguf_tools.commands.type_options import parse_size, parsed_options, parsed_target, type_options
@@ -41,10 +38,7 @@ if TYPE_CHECKING:
 @click.option("--keep-split", is_flag=True, help="As many parts as the source has, with the same tensors in each.")
 @click.option("--split-max-size", metavar="SIZE", help="Split into parts of at most SIZE tensor data, such as 2G.")
 @click.option("--dry-run", is_flag=True, help="Show types and the exact size, and write nothing.")
-@force_option
-@threads_option
-@json_option
-@quiet_option
+@output_options
 def quantize(
     source: Path,
     out: Path,

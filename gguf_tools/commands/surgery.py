@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_tools.commands.common import force_option, json_option, progress_bar, quiet_option, threads_option, write_json
+from gguf_tools.commands.common import output_options, progress_bar, write_json
 from gguf_tools.commands.surgery_options import WithSurgery, given_options
 from gguf_tools.errors import InputError
 from gguf_tools.text import human_bytes
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 @click.option("--undo", is_flag=True, help="Take back the last change that was made to SOURCE in place.")
 @click.option("--save-recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write the ops to a TOML file.")
 @click.option("--dry-run", is_flag=True, help="Draw the old and the new layers side by side and write nothing.")
-@force_option
-@threads_option
-@json_option
-@quiet_option
+@output_options
 def surgery(
     source: Path,
     out: Path | None,
