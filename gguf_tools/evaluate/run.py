@@ -17,7 +17,7 @@ from gguf_tools.evaluate.card.suite import CardOptions, run_card
 from gguf_tools.evaluate.fidelity import FidelityReport, Progress, evaluate_fidelity
 from gguf_tools.evaluate.prompts import Prompt
 from gguf_tools.evaluate.runtime import ModelInfo, Runtime, RuntimeOptions, Speed
-from gguf_tools.evaluate.source import Operate, ReferenceSource, find_reference
+from gguf_tools.evaluate.source import Checkpoints, Operate, ReferenceSource, find_reference
 from gguf_tools.gguf_split import read_parts
 from gguf_tools.machine import useful_threads
 from gguf_tools.reference import Reference
@@ -150,7 +150,10 @@ def measure_files(
     for path in paths:
         Runtime(path, options)  # refuses what is no GGUF
         read_parts(path)  # refuses what is cut short or broken
-    sources = [find_reference(path, fidelity.reference, fidelity.operate) if fidelity else None for path in paths]
+    shared = Checkpoints()
+    sources = [
+        find_reference(path, fidelity.reference, fidelity.operate, shared) if fidelity else None for path in paths
+    ]
     loaded: tuple[object, Reference] | None = None
     for path, source in zip(paths, sources, strict=True):
         evaluation = None

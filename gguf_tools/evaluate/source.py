@@ -57,36 +57,60 @@ def encoded(tokenizer: Tokenizer, text: str, add_special: bool) -> list[int]:
     return [*head, *ids, *tail]
 
 
-def find_reference(path: Path, given: Path | None = None, operate: Operate | None = None) -> ReferenceSource:
+class Checkpoints:
+    """Checkpoints that several files may have been made from: each is opened, and read for its digest, once."""
+
+    def __init__(self) -> None:
+        self._opened: dict[Path, Checkpoint] = {}
+        self._digests: dict[Path, str] = {}
+
+    def open(self, place: Path) -> Checkpoint:
+        """The checkpoint at `place`; errors as `open_checkpoint`."""
+        if place not in self._opened:
+            self._opened[place] = open_checkpoint(place)
+        return self._opened[place]
+
+    def digest(self, place: Path) -> str:
+        """Its digest, for which all of it is read."""
+        if place not in self._digests:
+            self._digests[place] = self.open(place).digest()
+        return self._digests[place]
+
+
+def find_reference(
+    path: Path, given: Path | None = None, operate: Operate | None = None, checkpoints: Checkpoints | None = None
+) -> ReferenceSource:
     """The reference for the GGUF at `path`.
 
     In order: the checkpoint (or GGUF) `given`; the source recorded in the file, then a checkpoint lying beside it, if
     the digest recorded still matches; else the file's own tensors, so that only the engine is compared. Layer surgery
     that the file records is done to the source recorded by `operate`, and to a source given too if it is that one.
+    `checkpoints` spares files that share a source reading it again.
 
     Raises CheckpointError where the source given, or the GGUF, is broken; UnsupportedError where no family knows it.
     """
     header = read_header(path)
+    checkpoints = checkpoints or Checkpoints()
     if given is not None:
-        return _given(header, given, operate)
+        return _given(header, given, operate, checkpoints)
     digest = header.get(DIGEST_KEY)
     reason = "the file records no source"
     if isinstance(digest, str):
-        found, reason = _recorded(header, digest, operate)
+        found, reason = _recorded(header, digest, operate, checkpoints)
         if found:
             return found
     note = f"only the engine was compared, on the file's own weights: {reason}; give --reference to compare the source"
     return ReferenceSource(lift(open_gguf(path)), "rebuilt", path, None, note)
 
 
-def _given(header: GGUFHeader, given: Path, operate: Operate | None) -> ReferenceSource:
+def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints: Checkpoints) -> ReferenceSource:
     if given.is_file() and is_gguf(given):
         return ReferenceSource(lift(open_gguf(given)), "given", given, None, f"compared with the weights of {given}")
-    checkpoint = open_checkpoint(given)
+    checkpoint = checkpoints.open(given)
     model = build_model(checkpoint)
     note, recipe = f"compared with {given}", ""
     recorded = header.get(DIGEST_KEY)
-    is_source = recorded == checkpoint.digest() if isinstance(recorded, str) else None
+    is_source = recorded == checkpoints.digest(given) if isinstance(recorded, str) else None
     if is_source:
         model, recipe = _operated(header, model, operate)
         note += _after(recipe)
@@ -95,7 +119,9 @@ def _given(header: GGUFHeader, given: Path, operate: Operate | None) -> Referenc
     return ReferenceSource(model, "given", given, _tokenizer(header, checkpoint, model), note, recipe, is_source)
 
 
-def _recorded(header: GGUFHeader, digest: str, operate: Operate | None) -> tuple[ReferenceSource | None, str]:
+def _recorded(
+    header: GGUFHeader, digest: str, operate: Operate | None, checkpoints: Checkpoints
+) -> tuple[ReferenceSource | None, str]:
     folder = header.path.resolve().parent
     recorded = header.get("tinyq.source.path")
     places: list[tuple[Origin, Path]] = [("beside", folder), ("beside", folder / "hf")]
@@ -106,11 +132,11 @@ def _recorded(header: GGUFHeader, digest: str, operate: Operate | None) -> tuple
         if not _may_be_checkpoint(place):
             continue
         try:
-            checkpoint = open_checkpoint(place)
+            checkpoint = checkpoints.open(place)
         except CheckpointError as error:
             reason = f"its source cannot be read ({error})"
             continue
-        if checkpoint.digest() != digest:
+        if checkpoints.digest(place) != digest:
             reason = f"{place} is not, or no longer, what it was made from"
             continue
         try:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gguf_tools.checkpoint import Checkpoint
 from gguf_tools.conformance import family_named
 from gguf_tools.convert import Operation, Request, execute, prepare
 from gguf_tools.errors import CheckpointError
-from gguf_tools.evaluate.source import find_reference
+from gguf_tools.evaluate.source import Checkpoints, find_reference
 from gguf_tools.families import load_model
 from gguf_tools.gguf_file import string
 from surgery.model import operate_text
@@ -99,3 +100,22 @@ def test_recorded_surgery_is_done_to_the_source(work: Path, given: bool) -> None
     assert found.note.endswith(f"after {recipe}")
     plain = load_model(work / "source")
     assert np.array_equal(found.model.tensors["layers.0.attn.q"].array(), plain.tensors["layers.1.attn.q"].array())
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "recorded"])
+def test_files_that_share_a_source_read_it_once(work: Path, monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
+    shutil.copy(work / "out.gguf", work / "twin.gguf")
+    read: list[Path] = []
+    digest = Checkpoint.digest
+
+    def counted(checkpoint: Checkpoint) -> str:
+        read.append(checkpoint.path)
+        return digest(checkpoint)
+
+    monkeypatch.setattr(Checkpoint, "digest", counted)
+    shared = Checkpoints()
+    source = work / "source" if given else None
+    first, second = (find_reference(work / name, source, None, shared) for name in ("out.gguf", "twin.gguf"))
+    assert len(read) == 1
+    assert first.note == second.note
+    assert first.is_source is second.is_source is True
