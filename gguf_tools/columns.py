@@ -48,8 +48,3 @@ class Columns(Tensor):
 def take_columns(base: Tensor, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
     """The columns `index` of a matrix, lazily."""
     return Columns((base,), np.asarray(index, np.int64))
-
-
-def side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """Matrices of as many rows joined along the last axis."""
-    return Columns(tuple(parts), np.arange(sum(part.columns for part in parts)))

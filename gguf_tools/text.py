@@ -45,3 +45,9 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], align: st
 def one_line(text: str) -> str:
     """Text from a file's metadata in one line, without what would end a table, a heading or a code span."""
     return " ".join(text.split()).replace("`", "'")
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """Text for an error or a table, `limit` characters at most, without the halves of characters that JSON can spell."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= limit else text[: limit - 1] + "…"

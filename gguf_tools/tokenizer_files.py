@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import CheckpointError
+from gguf_tools.text import shortened
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -29,8 +30,7 @@ MAX_BYTES = 512 << 20
 def shown(value: object, limit: int = 60) -> str:
     """`value` for an error message: one line, of bounded length, printable in any terminal."""
     text = repr(value) if isinstance(value, str | int | float | bool | type(None)) else type(value).__name__
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return shortened(text, limit)
 
 
 def read_text(path: Path) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from gguf_tools.commands.card_options import card_options, check_outputs, parsed_card_options
-from gguf_tools.commands.common import output_options, stage_bars, write_json
+from gguf_tools.commands.card_options import card_options, parsed_card_options
+from gguf_tools.commands.common import check_outputs, output_options, stage_bars, write_json
 
 CARD = "README.md"
 MODELFILE = "Modelfile"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from gguf_tools.errors import InputError, OutputError
+from gguf_tools.commands.common import F
+from gguf_tools.errors import InputError
 
 if TYPE_CHECKING:
     from gguf_tools.evaluate.card.suite import CardOptions
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
@@ -60,7 +58,6 @@ _OPTIONS = (
     ),
 )
 
-
 CARD_OPTION_NAMES = ("questions", "repeat_set", "held_out", "weights", "thinking", "answer_tokens", "think_tokens")
 """The arguments that a command with `card_options` gets."""
 
@@ -97,24 +94,6 @@ def parsed_card_options(
         completion_tokens=completion_tokens,
         weights=checked_weights(dict(map(_weight, weights))),
     )
-
-
-def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Sequence[Path]) -> None:
-    """Refuse, before anything is measured, outputs by option that cannot be written or would replace a file in use."""
-    used: dict[Path, str] = {path.resolve(): "is what the command reads" for path in inputs}
-    for option, output in outputs.items():
-        path = Path(output or "-")
-        if str(path) == "-":
-            continue
-        if path.is_dir():
-            raise OutputError(f"{path}: is a folder; give {option} the name of a file")
-        if not path.parent.is_dir():
-            raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
-        if path.exists() and not path.is_file():
-            continue
-        if path.resolve() in used:
-            raise OutputError(f"{path}: {used[path.resolve()]}; give {option} another name")
-        used[path.resolve()] = f"is what {option} writes"
 
 
 def _weight(text: str) -> tuple[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +60,24 @@ def write_text(text: str, path: str | None, option: str) -> None:
         ) from error
     with atomic_output(target, force=True) as stream:
         stream.write(data)
+
+
+def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Sequence[Path]) -> None:
+    """Refuse, before anything is measured, outputs by option that cannot be written or would replace a file in use."""
+    used: dict[Path, str] = {path.resolve(): "is what the command reads" for path in inputs}
+    for option, output in outputs.items():
+        path = Path(output or "-")
+        if str(path) == "-":
+            continue
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; give {option} the name of a file")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
+        if path.exists() and not path.is_file():
+            continue
+        if path.resolve() in used:
+            raise OutputError(f"{path}: {used[path.resolve()]}; give {option} another name")
+        used[path.resolve()] = f"is what {option} writes"
 
 
 @contextlib.contextmanager

@@ -8,8 +8,16 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, check_outputs, parsed_card_options
-from gguf_tools.commands.common import json_option, quiet_option, stage_bars, threads_option, write_json, write_text
+from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, parsed_card_options
+from gguf_tools.commands.common import (
+    check_outputs,
+    json_option,
+    quiet_option,
+    stage_bars,
+    threads_option,
+    write_json,
+    write_text,
+)
 from gguf_tools.errors import InputError, ThresholdError
 
 _FIDELITY_ONLY = ("reference", "prompts", "dtype", "no_speed", "min_top1", "max_nmse", "max_kl", "min_greedy")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gguf_tools.commands.common import json_option, write_json
-from gguf_tools.text import human_bytes, human_count, table
+from gguf_tools.text import human_bytes, human_count, shortened, table
 
 if TYPE_CHECKING:
     from gguf_tools.inspection import Inspection
@@ -96,4 +96,4 @@ def _target(found: Inspection) -> list[tuple[str, str]]:
 
 def _short(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text if len(text) <= LINE else text[: LINE - 1] + "…"
+    return shortened(text, LINE)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
+from gguf_tools.commands.common import F
 from gguf_tools.errors import InputError
 
 if TYPE_CHECKING:
     from gguf_tools.target_size import Target
     from quant.recipes import Options
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(

@@ -13,6 +13,8 @@ from typing import Any
 import jinja2
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from gguf_tools.text import shortened
+
 MOST_CHARACTERS = 4_000_000
 """Of a rendered conversation: about a million tokens."""
 
@@ -60,5 +62,4 @@ def _formatter(template: str, bos_token: str, eos_token: str, add_generation_pro
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST_COMPLAINT else text[: _LONGEST_COMPLAINT - 1] + "…"
+    return shortened(" ".join(str(error).split()) or type(error).__name__, _LONGEST_COMPLAINT)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import InputError
+from gguf_tools.text import shortened
 
 _LONGEST = 120
 """Characters of a wrong value that an error shows."""
@@ -15,8 +16,7 @@ _LONGEST = 120
 
 def shown(value: object) -> str:
     """A wrong value as an error shows it: as Python writes it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return shortened(repr(value), _LONGEST)
 
 
 def read_lines(path: Path) -> list[tuple[str, str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from gguf_tools.text import shortened
+
 _MAX_LINES = 2
 _MAX_CHARS = 400
 
@@ -32,10 +34,10 @@ def decisive_lines(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     asserted = [line for line in lines if _ASSERTION.search(line)]
     if asserted:
-        return _shorten(re.sub(r"^\S*/", "", asserted[-1]))
+        return shortened(re.sub(r"^\S*/", "", asserted[-1]), _MAX_CHARS)
     failures = [line for line in lines if _FAILURE.search(line) and not _NOISE.search(line)]
     chosen = list(dict.fromkeys(_FUNCTION.sub("", line) for line in failures))[-_MAX_LINES:]
-    return "; ".join(map(_shorten, chosen))
+    return "; ".join(shortened(line, _MAX_CHARS) for line in chosen)
 
 
 def buffer_sizes(log: str) -> dict[str, float]:
@@ -53,7 +55,3 @@ def buffer_sizes(log: str) -> dict[str, float]:
         else:
             found[kind] = found.get(kind, 0.0) + size
     return found | ({"compute": sum(scratch.values())} if scratch else {})
-
-
-def _shorten(line: str) -> str:
-    return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 1] + "…"

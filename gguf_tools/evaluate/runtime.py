@@ -154,8 +154,8 @@ class Runtime:
         self._info: ModelInfo | None = None
         self._silent = False
         if not self.path.is_file():
-            found = "is not a regular file" if self.path.exists() else "does not exist"
-            found = "is a folder" if self.path.is_dir() else found
+            other = "is not a regular file" if self.path.exists() else "does not exist"
+            found = "is a folder" if self.path.is_dir() else other
             raise InputError(f"{self.path}: {found}; give a GGUF file")
         if not is_gguf(self.path):
             raise InputError(f"{self.path}: is not a GGUF file (it does not start with 'GGUF')")
@@ -324,7 +324,11 @@ class Runtime:
 
     def memory(self, context: int) -> Memory:
         """What llama.cpp reserves for a context of so many tokens with its default settings (an F16 cache)."""
-        self._check_lengths([[0] * context], 0)
+        self._check_weights()
+        if context > self.context_limit:
+            raise InputError(
+                f"{self.path}: the context of the model is {self.context_limit} tokens, and {context} are asked for"
+            )
         start = self._log_size()
         self._call("reserve", {"context": context})
         loaded = buffer_sizes(self._read_log(*self._load_log))
@@ -363,10 +367,13 @@ class Runtime:
             )
         return flat.astype(np.int32)
 
-    def _check_lengths(self, sequences: Sequence[Sequence[int]], more: int | Sequence[int]) -> int:
-        """The longest sequence with what is to follow it; each must have a token and fit the context."""
+    def _check_weights(self) -> None:
         if self.options.vocab_only:
             raise InputError(f"{self.path}: only the vocabulary was loaded; nothing can be computed")
+
+    def _check_lengths(self, sequences: Sequence[Sequence[int]], more: int | Sequence[int]) -> int:
+        """The longest sequence with what is to follow it; each must have a token and fit the context."""
+        self._check_weights()
         extra = [more] * len(sequences) if isinstance(more, int) else more
         needed = 0
         for index, (sequence, count) in enumerate(zip(sequences, extra, strict=True)):

@@ -12,6 +12,7 @@ from gguf_tools.checkpoint import CONFIG, Checkpoint
 from gguf_tools.errors import CheckpointError
 from gguf_tools.spec import Model
 from gguf_tools.tensors import Tensor
+from gguf_tools.text import shortened
 
 MAX_FLOAT32 = float.fromhex("0x1.fffffep127")
 
@@ -90,12 +91,6 @@ class Inventory:
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a JSON value is a number that GGUF's float32 can hold: no truth value, not infinite, not NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT32
-
-
-def shortened(text: str, limit: int = 80) -> str:
-    """A config's value within a sentence: of bounded length, and without the halves of characters that JSON can spell."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class Config:

@@ -93,7 +93,6 @@ def modelfile_text(
     context: int | None,
     *,
     tools: bool = False,
-    license: str | None = None,
 ) -> str:
     """A Modelfile for the file at `place`, a path from its folder; `layout` may be the reason why there is no TEMPLATE.
 
@@ -113,7 +112,6 @@ def modelfile_text(
     lines += [f"PARAMETER {name} {_number(value)}" for name, value in defaults.items()]
     lines += [_line("PARAMETER stop", text, "a stop text") for text in dict.fromkeys(stop) if text]
     lines += [f"PARAMETER num_ctx {context}"] if context is not None else []
-    lines += [_line("LICENSE", license, "the license")] if license is not None else []
     return "\n".join(lines) + "\n"
 
 

@@ -50,8 +50,6 @@ MOE_NAMES = {
     "shared.up": "ffn_up_shexp.weight",
     "shared.down": "ffn_down_shexp.weight",
 }
-NORM_ROLES = {"mixer_norm", "ffn_norm", "attn.q_norm", "attn.k_norm"}
-"""Roles whose norm may have an offset; llama.cpp's norms have none, so it is added to the weights."""
 
 
 def lower_tensors(

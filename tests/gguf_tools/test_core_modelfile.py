@@ -184,7 +184,7 @@ def test_bos_is_left_out_only_where_ollama_adds_it() -> None:
 def test_a_modelfile_gives_back_all_that_was_put_in(name: str) -> None:
     layout = LAYOUTS[name]
     stop = ["<|im_end|>", "two words", " x ", 'say "', '""q', "a\nb", "", "<|im_end|>"]
-    text = modelfile_text("my model.gguf", layout, {"temperature": 0.7, "top_k": 20}, stop, 4096, license='"L"\n')
+    text = modelfile_text("my model.gguf", layout, {"temperature": 0.7, "top_k": 20}, stop, 4096)
     commands = parse_modelfile(text)
     assert commands[0] == ("FROM", "./my model.gguf")
     assert dict(commands)["TEMPLATE"] == go_template(layout)
@@ -192,7 +192,6 @@ def test_a_modelfile_gives_back_all_that_was_put_in(name: str) -> None:
     assert [value for command, value in commands if command == "stop"] == stop[:-2]
     values = dict(commands)
     assert (values["temperature"], values["top_k"], values["num_ctx"]) == ("0.7", "20", "4096")
-    assert values["LICENSE"] == '"L"\n'
 
 
 def test_text_that_a_modelfile_cannot_hold_becomes_a_comment() -> None:

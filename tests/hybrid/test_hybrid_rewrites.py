@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_tools.columns import Columns, side_by_side, take_columns
+from gguf_tools.columns import Columns, take_columns
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.families import load_model
 from gguf_tools.families.hybrid_tiny import Shape, write
@@ -117,7 +117,7 @@ def test_columns_are_numpy_s() -> None:
     assert np.array_equal(found.array(), wanted)
     flat = wanted.reshape(-1)
     assert all(np.array_equal(found.flat(a, b), flat[a:b]) for a in range(26) for b in range(a, 26))
-    assert np.array_equal(side_by_side([InMemory(left), InMemory(right)]).array()[:, index], wanted)
+    assert np.array_equal(Columns((InMemory(left), InMemory(right)), np.arange(7)).array()[:, index], wanted)
     assert np.array_equal(take_columns(InMemory(left), [2, 1]).array(), left[:, [2, 1]])
     with pytest.raises(ValueError, match="side by side"):
-        side_by_side([InMemory(left), InMemory(right[:4])])
+        Columns((InMemory(left), InMemory(right[:4])), np.arange(7))
