@@ -15,20 +15,21 @@ from pathlib import Path
 
 import numpy as np
 
+from gguf_tools.allocation.choose import FileOverhead, SizeTarget, allocated, free_to_choose, measure
 from gguf_tools.bundled import MODELS, bundled_model
-from gguf_tools.convert import Request
-from gguf_tools.convert import execute as convert
-from gguf_tools.convert import prepare as prepare_convert
-from gguf_tools.evaluate.metrics import kl_divergence
-from gguf_tools.evaluate.runtime import Runtime, RuntimeOptions
-from gguf_tools.gguf_source import open_gguf
-from gguf_tools.imatrix_collect import CollectRequest, collect
-from gguf_tools.imatrix_file import write_imatrix
-from gguf_tools.quantize import Quantization, QuantizeRequest, execute, prepare
-from gguf_tools.target_size import Frame, Target, allocated, free_to_choose, measure
+from gguf_tools.conversion.plan import prepare as prepare_convert
+from gguf_tools.conversion.request import Request
+from gguf_tools.conversion.write import execute as convert
+from gguf_tools.evaluation.imatrix import CollectRequest, collect
+from gguf_tools.evaluation.metrics import kl_divergence
+from gguf_tools.formats.gguf.imatrix import write_imatrix
+from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.quantization.plan import Quantization, QuantizeRequest, prepare
+from gguf_tools.quantization.write import execute
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.text import table
 from quant.encode import FloatArray
-from quant.recipes import Options
+from quant.recipes import TypeOptions
 
 CALIBRATION_STORIES, HELD_OUT_STORIES = 12, 40
 ONE = RuntimeOptions(threads=1)
@@ -80,9 +81,9 @@ def compare(model: str, folder: Path) -> list[tuple[str, ...]]:
             free = free_to_choose(some.choices, sources)
             measured = measure(scratch, sources, free, some.importance, calibration, threads=1)
             for kind, plan in fixed.items():
-                target = Target(plan.report.bits_per_weight)
-                chosen = allocated(target, measured, plan.choices, sources, Frame(0, 1))
-                request = QuantizeRequest(source, kind, Options(types=chosen.types), imatrix)
+                target = SizeTarget(plan.report.bits_per_weight)
+                chosen = allocated(target, measured, plan.choices, sources, FileOverhead(0, 1))
+                request = QuantizeRequest(source, kind, TypeOptions(types=chosen.types), imatrix)
                 made = prepare(request)
                 assert made.report.bytes <= plan.report.bytes
                 found = held_out.divergence(written(made, folder))

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.shapes import QWEN3_0_6B, write_checkpoint
-from gguf_tools.gguf_source import open_gguf
+from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.machine import available_cores
 from gguf_tools.text import table
 from quant.recipes import recipe

@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gguf_tools.gguf_file import RESERVE_BYTES, RESERVE_KEY, ValueType, array, pack_header, place, string, u32
-from gguf_tools.journal import undo
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import RESERVE_BYTES, ValueType, array, pack_header, place, string, u32
+from gguf_tools.formats.journal import undo
 from quant.types import F32, Q4_K, TensorType
-from surgery.gguf import plan_gguf, write_plan
-from surgery.gguf_layers import open_layered
-from surgery.in_place import apply_in_place, plan_in_place
+from surgery.gguf.in_place import apply_in_place, plan_in_place
+from surgery.gguf.layers import open_layered
+from surgery.gguf.rewrite import plan_gguf, write_plan
 from surgery.recipe import parse_text
 
 HIDDEN, WIDTH, VOCABULARY = 2048, 6144, 151_936
@@ -54,7 +55,7 @@ def make(path: Path, gigabytes: float) -> None:
         "qwen3.block_count": u32(layers),
         "tokenizer.ggml.tokens": array(ValueType.STRING, [f"token{n}" for n in range(VOCABULARY)]),
         "tokenizer.ggml.merges": array(ValueType.STRING, [f"to ken{n}" for n in range(VOCABULARY)]),
-        RESERVE_KEY: string(" " * RESERVE_BYTES),
+        keys.RESERVE: string(" " * RESERVE_BYTES),
     }
     piece = os.urandom(1 << 24)
     with path.open("wb") as stream:

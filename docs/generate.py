@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from gguf_tools.cli import COMMANDS, tinyq
-from gguf_tools.conformance import Outcome, cases, run
+from gguf_tools.evaluation.conformance import Outcome, cases, run
 
 DOCS = Path(__file__).parent
 COMMANDS_PAGE = DOCS / "commands.md"

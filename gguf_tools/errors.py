@@ -6,15 +6,18 @@ what to do. The command line prints it and exits with the error's code; nothing 
 
 from __future__ import annotations
 
+from quant.errors import InputError, LlamaError, TinyqError
 
-class TinyqError(Exception):
-    """Base of all expected failures; `exit_code` is what the command line returns."""
-
-    exit_code = 2
-
-
-class InputError(TinyqError):
-    """A source, an option or a file is not what it has to be (exit code 2)."""
+__all__ = [
+    "CheckpointError",
+    "InputError",
+    "LlamaError",
+    "OutputError",
+    "ThresholdError",
+    "TinyqError",
+    "TokenizerError",
+    "UnsupportedError",
+]
 
 
 class CheckpointError(InputError):
@@ -37,9 +40,3 @@ class ThresholdError(TinyqError):
     """Everything was measured and fell short of a threshold that the user gave (exit code 1)."""
 
     exit_code = 1
-
-
-class LlamaError(TinyqError):
-    """llama.cpp failed or its process died; carries the last lines that it logged (exit code 3)."""
-
-    exit_code = 3

@@ -32,12 +32,3 @@ def physical_cores() -> int:
         except OSError:
             return len(allowed)
     return len(siblings)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, which makes a rename durable; OSError where the file system cannot."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

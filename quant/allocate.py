@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gguf_tools.errors import InputError
+from quant.errors import InputError
 from quant.types import TensorType
 
 

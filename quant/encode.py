@@ -17,8 +17,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.errors import InputError
 from quant import ggml
+from quant.errors import InputError
 from quant.types import BF16, F16, F32, TensorType, row_bytes
 
 FloatArray = NDArray[np.float32]

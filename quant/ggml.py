@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.errors import LlamaError
+from quant.errors import LlamaError
 from quant.types import TensorType
 
 _NAMES = {

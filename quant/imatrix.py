@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.errors import InputError
+from quant.errors import InputError
 from quant.recipes import TensorFacts
 
 FloatArray = NDArray[np.float32]

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gguf_tools.errors import InputError
 from quant import rules
-from quant.rules import Place, Role
+from quant.errors import InputError
+from quant.rules import Role, TensorPlace
 from quant.types import (
     BF16,
     F16,
@@ -38,7 +38,7 @@ from quant.types import (
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TypeRecipe:
     """A file type: its name, its number in `general.file_type` (`enum llama_ftype`) and the type most tensors get."""
 
     name: str
@@ -46,33 +46,33 @@ class Recipe:
     base: TensorType
 
 
-RECIPES: Mapping[str, Recipe] = {
+RECIPES: Mapping[str, TypeRecipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("f32", 0, F32),
-        Recipe("f16", 1, F16),
-        Recipe("bf16", 32, BF16),
-        Recipe("q8_0", 7, Q8_0),
-        Recipe("q6_k", 18, Q6_K),
-        Recipe("q5_k_m", 17, Q5_K),
-        Recipe("q5_k_s", 16, Q5_K),
-        Recipe("q5_0", 8, Q5_0),
-        Recipe("q5_1", 9, Q5_1),
-        Recipe("q4_k_m", 15, Q4_K),
-        Recipe("q4_k_s", 14, Q4_K),
-        Recipe("q4_0", 2, Q4_0),
-        Recipe("q4_1", 3, Q4_1),
-        Recipe("q3_k_l", 13, Q3_K),
-        Recipe("q3_k_m", 12, Q3_K),
-        Recipe("q3_k_s", 11, Q3_K),
-        Recipe("q2_k", 10, Q2_K),
-        Recipe("iq4_nl", 25, IQ4_NL),
-        Recipe("iq4_xs", 30, IQ4_XS),
+        TypeRecipe("f32", 0, F32),
+        TypeRecipe("f16", 1, F16),
+        TypeRecipe("bf16", 32, BF16),
+        TypeRecipe("q8_0", 7, Q8_0),
+        TypeRecipe("q6_k", 18, Q6_K),
+        TypeRecipe("q5_k_m", 17, Q5_K),
+        TypeRecipe("q5_k_s", 16, Q5_K),
+        TypeRecipe("q5_0", 8, Q5_0),
+        TypeRecipe("q5_1", 9, Q5_1),
+        TypeRecipe("q4_k_m", 15, Q4_K),
+        TypeRecipe("q4_k_s", 14, Q4_K),
+        TypeRecipe("q4_0", 2, Q4_0),
+        TypeRecipe("q4_1", 3, Q4_1),
+        TypeRecipe("q3_k_l", 13, Q3_K),
+        TypeRecipe("q3_k_m", 12, Q3_K),
+        TypeRecipe("q3_k_s", 11, Q3_K),
+        TypeRecipe("q2_k", 10, Q2_K),
+        TypeRecipe("iq4_nl", 25, IQ4_NL),
+        TypeRecipe("iq4_xs", 30, IQ4_XS),
     )
 }
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str) -> TypeRecipe:
     """The recipe called `name`, in either case. Raises InputError with the nearest names."""
     found = RECIPES.get(name.lower())
     if found is None:
@@ -149,7 +149,7 @@ class TensorFacts:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TypeChoice:
     """The type that a tensor gets.
 
     `wanted` is what the recipe or an option asked for; it differs from `type` where rows do not fit whole blocks.
@@ -199,7 +199,7 @@ def writable_type(name: str) -> TensorType:
 
 
 @dataclass(frozen=True)
-class Options:
+class TypeOptions:
     """What a user may change about a recipe.
 
     `pure`: every tensor that is quantized gets the base type. `output_type`, `embedding_type`: for `output.weight`
@@ -238,8 +238,8 @@ class _Counts:
 
 
 def assign(
-    wanted: Recipe, model: ModelFacts, tensors: Sequence[TensorFacts], options: Options | None = None
-) -> tuple[Choice, ...]:
+    wanted: TypeRecipe, model: ModelFacts, tensors: Sequence[TensorFacts], options: TypeOptions | None = None
+) -> tuple[TypeChoice, ...]:
     """The type of each tensor under a recipe, in the order given.
 
     As `llama_model_quantize` decides, save that: the last override wins; overrides also act on f32, f16 and bf16,
@@ -248,7 +248,7 @@ def assign(
     Raises InputError if an override matches no tensor that is quantized, or if an expert model's feed-forward tensor
     is in no layer.
     """
-    options = options or Options()
+    options = options or TypeOptions()
     _check_overrides(model, tensors, options)
     names = {tensor.name for tensor in tensors}
     tied = "output.weight" not in names
@@ -264,7 +264,7 @@ def _loader_order(name: str) -> tuple[int, bytes]:
     return layer_of(name), name.encode()
 
 
-def _check_overrides(model: ModelFacts, tensors: Sequence[TensorFacts], options: Options) -> None:
+def _check_overrides(model: ModelFacts, tensors: Sequence[TensorFacts], options: TypeOptions) -> None:
     open_names = [t.name for t in tensors if rules.left_alone(model.arch, t.name, t.shape) is None]
     for override in options.overrides:
         if not any(override.pattern.search(name) for name in open_names):
@@ -275,12 +275,12 @@ def _check_overrides(model: ModelFacts, tensors: Sequence[TensorFacts], options:
 
 
 def _choose(
-    wanted: Recipe, model: ModelFacts, tensor: TensorFacts, options: Options, tied: bool, counts: _Counts
-) -> Choice:
+    wanted: TypeRecipe, model: ModelFacts, tensor: TensorFacts, options: TypeOptions, tied: bool, counts: _Counts
+) -> TypeChoice:
     """One tensor's choice (`llama_tensor_get_type`); advances `counts`."""
     why = rules.left_alone(model.arch, tensor.name, tensor.shape)
     if why is not None:
-        return Choice(tensor.name, tensor.source, tensor.source, why, kept=True)
+        return TypeChoice(tensor.name, tensor.source, tensor.source, why, kept=True)
     kind, reason = _by_option(tensor.name, options)
     if kind is None and options.pure:
         kind = wanted.base
@@ -290,10 +290,10 @@ def _choose(
     fits = rules.fitting(kind, tensor.shape[-1])
     if fits is not kind:
         reason = f"rows of {tensor.shape[-1]} are not a multiple of {kind.block}"
-    return Choice(tensor.name, fits, kind, reason)
+    return TypeChoice(tensor.name, fits, kind, reason)
 
 
-def _by_option(name: str, options: Options) -> tuple[TensorType | None, str]:
+def _by_option(name: str, options: TypeOptions) -> tuple[TensorType | None, str]:
     """The type that an option gives to a tensor whatever the recipe, or None."""
     role = rules.role_of(name)
     override = options.override(name)
@@ -311,7 +311,7 @@ def _by_option(name: str, options: Options) -> tuple[TensorType | None, str]:
 
 
 def _by_recipe(
-    wanted: Recipe, model: ModelFacts, name: str, options: Options, tied: bool, counts: _Counts
+    wanted: TypeRecipe, model: ModelFacts, name: str, options: TypeOptions, tied: bool, counts: _Counts
 ) -> tuple[TensorType, str]:
     """The type that a quantized recipe's own rules give (`llama_tensor_get_type_impl`); advances `counts`."""
     if rules.at_least_q8_0(model.arch, name):
@@ -327,7 +327,7 @@ def _by_recipe(
     return rules.by_role(wanted.name, wanted.base, role, place, seventy_b), ""
 
 
-def _place(model: ModelFacts, role: Role, name: str, counts: _Counts) -> Place:
+def _place(model: ModelFacts, role: Role, name: str, counts: _Counts) -> TensorPlace:
     index, count = counts.seen[role], model.n_layer
     if role is Role.ATTN_V:
         count = counts.values
@@ -339,4 +339,4 @@ def _place(model: ModelFacts, role: Role, name: str, counts: _Counts) -> Place:
                 f"tensor {name} is in none of the {model.n_layer} layers; expected blk.N. with N below that"
             )
     gqa = model.n_head // model.n_head_kv if model.n_head_kv else 0
-    return Place(model.arch, index, count, gqa, model.n_expert, model.has_imatrix)
+    return TensorPlace(model.arch, index, count, gqa, model.n_expert, model.has_imatrix)

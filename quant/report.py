@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 
-from quant.recipes import Choice, Recipe, TensorFacts
+from quant.recipes import TensorFacts, TypeChoice, TypeRecipe
 from quant.types import row_bytes
 
 
@@ -55,7 +55,7 @@ class Report:
         return {**asdict(self), "fallen_back": self.fallen_back}
 
 
-def summarize(recipe: Recipe, tensors: Sequence[TensorFacts], choices: Sequence[Choice]) -> Report:
+def summarize(recipe: TypeRecipe, tensors: Sequence[TensorFacts], choices: Sequence[TypeChoice]) -> Report:
     """What `recipes.assign` chose for `tensors`, summed up. Both sequences are in the same order."""
     shares: dict[str, TypeShare] = {}
     groups: dict[tuple[str, str, str], list[str]] = {}

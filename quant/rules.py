@@ -128,7 +128,7 @@ def fitting(kind: TensorType, columns: int) -> TensorType:
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a tensor stands in its model: all that a rule may ask about.
 
     `index` of `count`: for attention values, which of the model's value tensors this is; for the feed-forward, the
@@ -143,30 +143,30 @@ class Place:
     has_imatrix: bool
 
 
-Condition = Callable[[Place], bool]
+Condition = Callable[[TensorPlace], bool]
 
 
-def always(place: Place) -> bool:
+def always(place: TensorPlace) -> bool:
     """No condition."""
     return True
 
 
-def falcon(place: Place) -> bool:
+def falcon(place: TensorPlace) -> bool:
     """Falcon has recipes of its own."""
     return place.arch == "falcon"
 
 
-def shared_values(place: Place) -> bool:
+def shared_values(place: TensorPlace) -> bool:
     """Four or more query heads share each value head, so that more bits for the values cost little."""
     return place.gqa >= 4
 
 
-def eight_experts(place: Place) -> bool:
+def eight_experts(place: TensorPlace) -> bool:
     """A Mixtral: attention is so small a part of it that more bits there cost next to nothing."""
     return place.experts == 8
 
 
-def more_bits(place: Place) -> bool:
+def more_bits(place: TensorPlace) -> bool:
     """The first and last eighth of the layers, and every third one between (`use_more_bits`)."""
     eighth = place.count // 8
     return place.index < eighth or place.index >= 7 * place.count // 8 or (place.index - eighth) % 3 == 2
@@ -182,7 +182,7 @@ def within_first(part: int) -> Condition:
     return lambda place: place.index < place.count // part
 
 
-def with_matrix(place: Place) -> bool:
+def with_matrix(place: TensorPlace) -> bool:
     """An importance matrix is used."""
     return place.has_imatrix
 
@@ -250,7 +250,7 @@ def is_seventy_b(arch: str, layers: int, heads: int, kv_heads: int) -> bool:
     return (arch, layers) in _SEVENTY_B or ((arch, layers) in _SEVENTY_B_IF_GROUPED and heads != kv_heads)
 
 
-def by_role(recipe: str, base: TensorType, role: Role, place: Place, seventy_b: bool) -> TensorType:
+def by_role(recipe: str, base: TensorType, role: Role, place: TensorPlace, seventy_b: bool) -> TensorType:
     """The type that a recipe gives to a role at a place, rows that do not fit aside.
 
     For `OUTPUT` (also a tied embedding) see `for_output`.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import takewhile
 
-from gguf_tools.errors import InputError
+from quant.errors import InputError
 
 
 @dataclass(frozen=True)

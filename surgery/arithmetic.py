@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import InputError
-from gguf_tools.tensors import FloatArray, Tensor
-from surgery.plan import Method
+from gguf_tools.tensors.base import FloatArray, Tensor
+from surgery.algebra import Method
 
 Doubles = NDArray[np.float64]
 

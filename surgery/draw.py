@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from surgery.plan import Original, Stack, describe, identity, origins
+from surgery.algebra import Original, Stack, describe, identity, origins
 
 FOLD = 5
 """So many layers in a row that stay as they are become one line."""

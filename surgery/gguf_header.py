@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gguf_tools.errors import CheckpointError, InputError
-from gguf_tools.gguf_file import (
+from gguf_tools.formats.gguf.header import (
     ALIGNMENT_KEY,
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -30,7 +30,7 @@ from gguf_tools.gguf_file import (
     align,
     pack_header,
 )
-from gguf_tools.journal import recover
+from gguf_tools.formats.journal import recover
 from quant.types import type_of_id
 
 PREAMBLE = 24

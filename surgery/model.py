@@ -10,10 +10,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gguf_tools.errors import InputError
-from gguf_tools.spec import Attention, DeltaNet, GatedMLP, LayerSpec, Model, MoE
-from gguf_tools.tensors import Tensor, take
+from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, LayerSpec, Model, MoE
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.views import take
+from surgery.algebra import Half, Method, Space, Stack, evaluate
 from surgery.arithmetic import mixed, times
-from surgery.plan import Half, Method, Space, Stack, evaluate
 from surgery.recipe import Recipe, parse_text
 
 OUTPUT_ROLES = frozenset(

@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_tools.errors import InputError, OutputError
+from surgery.algebra import Stack, identity
 from surgery.ops import Op, op_named, parse_op
-from surgery.plan import Stack, identity
 
-SURGERY_KEY = "tinyq.surgery"
 """Metadata of a GGUF file: the recipe that was applied since the source whose digest the file records."""
 MAX_LAYERS = 4096
 """A bound on what a recipe can make, far beyond any model (llama.cpp itself holds 512 layers)."""

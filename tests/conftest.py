@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.made_checkpoints", "tests.running_models"]
+
 # Examples take longer on a machine that has other work.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")

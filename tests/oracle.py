@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gguf_tools.convert import Request, execute, prepare
-from gguf_tools.evaluate.runtime import Runtime, RuntimeOptions
-from gguf_tools.families import load_model
-from gguf_tools.gguf_source import open_gguf
+from gguf_tools.conversion.plan import prepare
+from gguf_tools.conversion.request import Request
+from gguf_tools.conversion.write import execute
+from gguf_tools.families.registry import load_model
+from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.model.spec import Model
 from gguf_tools.reference import Reference
-from gguf_tools.spec import Model
-from gguf_tools.targets import lift
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.targets.registry import lift
 from tests.tiny_models import VOCAB
 
 Logits = list[NDArray[np.floating[Any]]]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gguf_tools.rope import Rope
-from gguf_tools.spec import (
+from gguf_tools.model.rope import Rope
+from gguf_tools.model.spec import (
     Attention,
     DeltaNet,
     FeedForward,
@@ -22,7 +22,7 @@ from gguf_tools.spec import (
     Norm,
     Router,
 )
-from gguf_tools.tensors import InMemory
+from gguf_tools.tensors.base import InMemory
 
 VOCAB, HIDDEN, CONTEXT = 40, 24, 64
 PROMPTS: tuple[tuple[int, ...], ...] = (tuple(range(3, 23)), (5, 5, 7), (1,))

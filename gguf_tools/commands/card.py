@@ -58,10 +58,10 @@ def card(
     It states each file's real bits per weight, size, distance from SOURCE, memory and score, the layer surgery and what
     else its header records, and how to use it. Nothing is invented: what is not known or was not measured is left out.
     """
-    from gguf_tools.evaluate.run import FidelityRequest
-    from gguf_tools.evaluate.runtime import RuntimeOptions
-    from gguf_tools.model_card import card_page, gather
-    from gguf_tools.writer import atomic_output, check_output
+    from gguf_tools.evaluation.run import FidelityRequest
+    from gguf_tools.formats.output import atomic_output, check_output
+    from gguf_tools.publishing.model_card import card_page, gather
+    from gguf_tools.runtime.process import RuntimeOptions
     from surgery.model import operate_text
 
     page = out or files[0].parent / CARD

@@ -11,7 +11,7 @@ from gguf_tools.commands.common import F
 from gguf_tools.errors import InputError
 
 if TYPE_CHECKING:
-    from gguf_tools.evaluate.card.suite import CardOptions
+    from gguf_tools.evaluation.card.suite import CardOptions
 
 _OPTIONS = (
     click.option(
@@ -82,9 +82,9 @@ def parsed_card_options(
     completion_tokens: int = 100,
 ) -> CardOptions:
     """The options as the suite takes them. Raises InputError for a broken file or a part that is not there."""
-    from gguf_tools.evaluate.card.parts import checked_weights
-    from gguf_tools.evaluate.card.questions import choose
-    from gguf_tools.evaluate.card.suite import CardOptions
+    from gguf_tools.evaluation.card.parts import checked_weights
+    from gguf_tools.evaluation.card.questions import choose
+    from gguf_tools.evaluation.card.suite import CardOptions
 
     return CardOptions(
         choose(questions, repeat_set, held_out, text),

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from gguf_tools.errors import OutputError
+from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.text import human_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -45,7 +46,7 @@ def write_text(text: str, path: str | None, option: str) -> None:
     if path == "-":
         click.echo(text, nl=False)
         return
-    from gguf_tools.writer import atomic_output
+    from gguf_tools.formats.output import atomic_output
 
     # A file's name may hold bytes that are no UTF-8; so they become escapes that JSON knows.
     data = text.encode("utf-8", errors="backslashreplace")
@@ -81,7 +82,7 @@ def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Sequence[Pat
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, label: str, quiet: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, label: str, quiet: bool) -> Iterator[ByteProgress]:
     """A bar on stderr that counts bytes and shows the time left, where stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
@@ -102,7 +103,7 @@ def progress_bar(total: int, label: str, quiet: bool) -> Iterator[Callable[[int]
 
 
 @contextlib.contextmanager
-def stage_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+def stage_bars(quiet: bool) -> Iterator[StageProgress | None]:
     """One line on stderr that says which stage is how far, where stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None

@@ -17,10 +17,13 @@ from gguf_tools.commands.common import (
 from gguf_tools.commands.surgery_options import WithSurgery, given_options
 from gguf_tools.commands.type_options import parsed_options, parsed_target, type_options
 from gguf_tools.errors import InputError
+from gguf_tools.formats.gguf import keys
 from gguf_tools.text import human_bytes, human_count, table
 
 if TYPE_CHECKING:
-    from gguf_tools.convert import Conversion, Operation, Request, Result
+    from gguf_tools.conversion.plan import Conversion
+    from gguf_tools.conversion.request import Operation, Request
+    from gguf_tools.conversion.write import Converted
 
 
 @click.command(cls=WithSurgery)
@@ -94,9 +97,10 @@ def convert(
     At the end a probe text is tokenized by both sides; the file appears only if they agree. Layer surgery is done on the
     way, in the order of its options.
     """
-    from gguf_tools.convert import Request, execute
-    from gguf_tools.prove import prove_vocabulary
-    from gguf_tools.writer import check_output
+    from gguf_tools.conversion.request import Request
+    from gguf_tools.conversion.write import execute
+    from gguf_tools.evaluation.vocabulary import prove_vocabulary
+    from gguf_tools.formats.output import check_output
 
     if not dry_run:
         check_output(out, force)
@@ -122,11 +126,11 @@ def convert(
     elif request.type != "auto":
         raise InputError("--type and a size (--target-bpw, --target-size) contradict each other; give one of them")
     else:
-        from gguf_tools.convert_target import prepare_target
+        from gguf_tools.allocation.prepare import prepare_conversion
 
         check_output(out, force or dry_run)  # measuring needs room beside the output
         with stage_bars(quiet) as show:
-            conversion, chosen = prepare_target(request, size, out, show)
+            conversion, chosen = prepare_conversion(request, size, out, show)
         measured = {"allocation": chosen.as_dict()}
         if not quiet and json_path != "-":
             click.echo(chosen.sentence)
@@ -148,7 +152,7 @@ def _operation(options: list[tuple[str, str]]) -> Operation | None:
     """The layer surgery that the options ask for."""
     if not options:
         return None
-    from gguf_tools.convert import Operation
+    from gguf_tools.conversion.request import Operation
     from surgery.model import operate
     from surgery.recipe import from_options
 
@@ -157,7 +161,8 @@ def _operation(options: list[tuple[str, str]]) -> Operation | None:
 
 
 def _prepared(request: Request, quiet: bool) -> Conversion:
-    from gguf_tools.convert import AUTO, open_source, prepare
+    from gguf_tools.conversion.plan import open_source, prepare
+    from gguf_tools.conversion.request import AUTO
 
     opened = open_source(request)
     total = sum(tensor.size for tensor in opened.halvable) if request.type == AUTO else 0
@@ -199,11 +204,11 @@ def plan_dict(conversion: Conversion) -> dict[str, Any]:
 
 
 def _recipe(conversion: Conversion) -> str | None:
-    field = conversion.metadata.get("tinyq.surgery")
+    field = conversion.metadata.get(keys.SURGERY)
     return None if field is None else str(field.value)
 
 
-def result_dict(result: Result) -> dict[str, Any]:
+def result_dict(result: Converted) -> dict[str, Any]:
     """What the finished conversion adds: where the file is, and what narrowing did to a sample of the weights."""
     narrowing = {
         name: {
@@ -230,7 +235,7 @@ def plan_text(conversion: Conversion) -> str:
     return f"{listed}\n\n{_overview(conversion)}\nnothing was written (--dry-run)"
 
 
-def summary_text(conversion: Conversion, result: Result) -> str:
+def summary_text(conversion: Conversion, result: Converted) -> str:
     """What was done, in a few lines."""
     lines = [_overview(conversion)]
     for name, loss in result.losses.items():

@@ -16,7 +16,7 @@ from gguf_tools.commands.common import json_option, write_json
 from gguf_tools.text import human_bytes, table
 
 if TYPE_CHECKING:
-    from gguf_tools.evaluate.run import Measured
+    from gguf_tools.evaluation.run import FileScores
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_k_m")
 QUESTIONS = "bundled"
@@ -31,14 +31,16 @@ COLUMN = 54
 @json_option
 def demo(model: str, out: Path | None, json_path: str | None) -> None:
     """Convert a bundled checkpoint to five types, compare each with the torch reference, and score it as its card would."""
-    from gguf_tools.convert import Request, execute, prepare
-    from gguf_tools.evaluate.card.questions import choose
-    from gguf_tools.evaluate.card.suite import CardOptions
-    from gguf_tools.evaluate.run import FidelityRequest, measure_files
-    from gguf_tools.evaluate.runtime import RuntimeOptions
-    from gguf_tools.evaluate.source import find_reference
-    from gguf_tools.prove import prove_vocabulary
+    from gguf_tools.conversion.plan import prepare
+    from gguf_tools.conversion.request import Request
+    from gguf_tools.conversion.write import execute
+    from gguf_tools.evaluation.card.questions import choose
+    from gguf_tools.evaluation.card.suite import CardOptions
+    from gguf_tools.evaluation.reference_source import find_reference
+    from gguf_tools.evaluation.run import FidelityRequest, measure_files
+    from gguf_tools.evaluation.vocabulary import prove_vocabulary
     from gguf_tools.reference import Reference
+    from gguf_tools.runtime.process import RuntimeOptions
 
     source = bundled_model(model)
     card = CardOptions(choose(QUESTIONS))
@@ -61,10 +63,10 @@ def demo(model: str, out: Path | None, json_path: str | None) -> None:
     write_json({name: result.as_dict() for name, result in results.items()}, json_path)
 
 
-def _tables(results: Mapping[str, Measured], questions: int) -> str:
+def _tables(results: Mapping[str, FileScores], questions: int) -> str:
     """Both suites' tables, a line a type, and what each is about."""
     from gguf_tools.commands.eval_tables import FIDELITY_HEAD, fidelity_row
-    from gguf_tools.evaluate.card.report import CARD_HEAD, card_row
+    from gguf_tools.evaluation.card.report import CARD_HEAD, card_row
 
     compared = {name: result.evaluation for name, result in results.items() if result.evaluation}
     rows = [
@@ -89,8 +91,8 @@ def _tables(results: Mapping[str, Measured], questions: int) -> str:
 
 def _stories(path: Path, reference: Any, options: Any) -> tuple[str, str]:
     """The greedy story by llama.cpp and by torch, as text."""
-    from gguf_tools.evaluate.fidelity import greedy_with_draft
-    from gguf_tools.evaluate.runtime import Runtime
+    from gguf_tools.evaluation.fidelity import greedy_with_draft
+    from gguf_tools.runtime.process import Runtime
 
     with Runtime(path, options) as runtime:
         prompt = runtime.tokenize(STORY, add_special=True)

@@ -98,10 +98,10 @@ def evaluate(
     allow to say. Several models are shown side by side, best first.
     """
     from gguf_tools.commands.eval_tables import csv_of, json_of, markdown_of, ordered, shortcomings, text_of
-    from gguf_tools.evaluate.lines import read_text
-    from gguf_tools.evaluate.prompts import load_prompts
-    from gguf_tools.evaluate.run import FidelityRequest, measure_files
-    from gguf_tools.evaluate.runtime import RuntimeOptions
+    from gguf_tools.evaluation.prompts import load_prompts
+    from gguf_tools.evaluation.run import FidelityRequest, measure_files
+    from gguf_tools.evaluation.text_files import read_text
+    from gguf_tools.runtime.process import RuntimeOptions
     from surgery.model import operate_text
 
     _check_options(suite)

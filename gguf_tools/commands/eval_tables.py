@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.evaluate.card.as_json import difference_dict, flat_card, to_csv
-from gguf_tools.evaluate.card.compare import best_first, difference
-from gguf_tools.evaluate.card.notes import notes_of
-from gguf_tools.evaluate.card.parts import overall
-from gguf_tools.evaluate.card.report import (
+from gguf_tools.evaluation.card.as_json import difference_dict, flat_card, to_csv
+from gguf_tools.evaluation.card.compare import best_first, difference
+from gguf_tools.evaluation.card.notes import notes_of
+from gguf_tools.evaluation.card.parts import overall
+from gguf_tools.evaluation.card.report import (
     CARD_HEAD,
     DIFFERENCE_ALIGN,
     DIFFERENCE_HEAD,
@@ -21,9 +21,9 @@ from gguf_tools.evaluate.card.report import (
     format_card,
     held_out_row,
 )
-from gguf_tools.evaluate.card.results import CardReport
-from gguf_tools.evaluate.report import check_thresholds, format_report
-from gguf_tools.evaluate.run import Evaluation, Measured
+from gguf_tools.evaluation.card.results import CardReport
+from gguf_tools.evaluation.report import check_thresholds, format_report
+from gguf_tools.evaluation.run import Evaluation, FileScores
 from gguf_tools.text import human_bytes, markdown_table, table
 
 FIDELITY_HEAD = ("NMSE", "KL mean", "top-1", "greedy exact", "prompt tok/s", "generate tok/s")
@@ -32,7 +32,7 @@ FIDELITY_HEAD = ("NMSE", "KL mean", "top-1", "greedy exact", "prompt tok/s", "ge
 _FLAT = ("nmse", "kl_mean", "kl_p99", "kl_max", "top1_agreement", "greedy_exact_match", "ppl_reference", "ppl_model")
 
 
-def ordered(results: Sequence[Measured]) -> list[Measured]:
+def ordered(results: Sequence[FileScores]) -> list[FileScores]:
     """Best first: by the card's score where there is one, else by the mean KL divergence."""
     cards = _cards(results)
     if cards:
@@ -41,7 +41,7 @@ def ordered(results: Sequence[Measured]) -> list[Measured]:
     return sorted(results, key=lambda r: r.evaluation.fidelity.metrics.kl_mean if r.evaluation else 0.0)
 
 
-def json_of(results: Sequence[Measured]) -> dict[str, Any]:
+def json_of(results: Sequence[FileScores]) -> dict[str, Any]:
     """One file's report as it is; several under `models`, with the paired differences of every two under `differences`."""
     if len(results) == 1:
         return results[0].as_dict()
@@ -51,7 +51,7 @@ def json_of(results: Sequence[Measured]) -> dict[str, Any]:
     return {"models": [result.as_dict() for result in results], "differences": [difference_dict(d) for d in pairs]}
 
 
-def text_of(results: Sequence[Measured]) -> str:
+def text_of(results: Sequence[FileScores]) -> str:
     """All that was measured, for a terminal."""
     if len(results) == 1:
         return _one(results[0])
@@ -73,7 +73,7 @@ def text_of(results: Sequence[Measured]) -> str:
     return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
 
 
-def markdown_of(results: Sequence[Measured]) -> str:
+def markdown_of(results: Sequence[FileScores]) -> str:
     """The table as Markdown, and the differences of several cards."""
     names = _short_names([result.model.path for result in results])
     blocks = [markdown_table(*_table(results, names))]
@@ -84,7 +84,7 @@ def markdown_of(results: Sequence[Measured]) -> str:
     return "\n".join(blocks)
 
 
-def csv_of(results: Sequence[Measured]) -> str:
+def csv_of(results: Sequence[FileScores]) -> str:
     """One line a file."""
     rows: list[dict[str, Any]] = []
     for result in results:
@@ -99,7 +99,9 @@ def csv_of(results: Sequence[Measured]) -> str:
     return to_csv(rows)
 
 
-def shortcomings(results: Sequence[Measured], bounds: Mapping[str, float | None], min_score: float | None) -> list[str]:
+def shortcomings(
+    results: Sequence[FileScores], bounds: Mapping[str, float | None], min_score: float | None
+) -> list[str]:
     """Which thresholds which files miss; those on what was not measured are passed over."""
     found = []
     for result in results:
@@ -124,7 +126,7 @@ def fidelity_row(result: Evaluation) -> tuple[str, ...]:
     )
 
 
-def _one(result: Measured) -> str:
+def _one(result: FileScores) -> str:
     facts = result.model
     lines = [
         f"{facts.path}: {facts.arch}, {facts.type}, {facts.layers} layers, {facts.bpw:.2f} bits per weight, "
@@ -138,7 +140,7 @@ def _one(result: Measured) -> str:
 
 
 def _table(
-    results: Sequence[Measured], names: Mapping[str, str], *, fidelity: bool = True, card: bool = True
+    results: Sequence[FileScores], names: Mapping[str, str], *, fidelity: bool = True, card: bool = True
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows: what is asked for of what was measured."""
     first = results[0]
@@ -158,13 +160,13 @@ def _table(
     return head, rows
 
 
-def _notes(result: Measured) -> list[str]:
+def _notes(result: FileScores) -> list[str]:
     evaluation, card = result.evaluation, result.card
     found = [evaluation.source.note, *evaluation.fidelity.notes] if evaluation else []
     return found + (notes_of(card) if card else [])
 
 
-def _cards(results: Sequence[Measured]) -> dict[str, CardReport]:
+def _cards(results: Sequence[FileScores]) -> dict[str, CardReport]:
     return {result.model.path: result.card for result in results if result.card}
 
 

@@ -54,11 +54,11 @@ def imatrix(
 
     Writes llama.cpp's own GGUF format. Without MODEL and TEXT it merges, or only shows, the matrices given by --merge.
     """
-    from gguf_tools.evaluate.runtime import RuntimeOptions
-    from gguf_tools.gguf_source import open_gguf
-    from gguf_tools.imatrix_collect import CollectRequest, collect
-    from gguf_tools.imatrix_file import in_tokens, read_imatrix, write_imatrix
-    from gguf_tools.writer import check_output
+    from gguf_tools.evaluation.imatrix import CollectRequest, collect
+    from gguf_tools.formats.gguf.imatrix import in_tokens, read_imatrix, write_imatrix
+    from gguf_tools.formats.gguf.source import open_gguf
+    from gguf_tools.formats.output import check_output
+    from gguf_tools.runtime.process import RuntimeOptions
     from quant.imatrix import coverage
     from quant.imatrix import merge as merged
     from quant.recipes import TensorFacts

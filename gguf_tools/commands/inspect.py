@@ -11,7 +11,7 @@ from gguf_tools.commands.common import json_option, write_json
 from gguf_tools.text import human_bytes, human_count, shortened, table
 
 if TYPE_CHECKING:
-    from gguf_tools.inspection import Inspection
+    from gguf_tools.inspection.report import Inspection
 
 LINE = 96
 """Longest value shown of a provenance key."""
@@ -25,7 +25,7 @@ def inspect_command(path: Path, json_path: str | None) -> None:
 
     No weights are read.
     """
-    from gguf_tools.inspection import inspect
+    from gguf_tools.inspection.report import inspect
 
     found = inspect(path)
     write_json(found.as_dict(), json_path)

@@ -18,8 +18,9 @@ from gguf_tools.errors import InputError
 from gguf_tools.text import human_bytes, table
 
 if TYPE_CHECKING:
-    from gguf_tools.quantize import Quantization, Quantized
-    from gguf_tools.target_size import Chosen
+    from gguf_tools.allocation.choose import Chosen
+    from gguf_tools.quantization.plan import Quantization
+    from gguf_tools.quantization.write import Quantized
     from quant.encode import Narrowing
 
 
@@ -65,8 +66,9 @@ def quantize(
     The tensors' bytes are those that llama.cpp's own quantizer writes. With --target-bpw or --target-size instead of TYPE,
     the types of all tensors are chosen: the model is run with each tensor alone rounded, and the bits go where that hurts.
     """
-    from gguf_tools.quantize import QuantizeRequest, check_outputs, execute, prepare
-    from gguf_tools.writer import check_output
+    from gguf_tools.formats.output import check_output
+    from gguf_tools.quantization.plan import QuantizeRequest, prepare
+    from gguf_tools.quantization.write import check_outputs, execute
 
     target = parsed_target(target_bpw, target_size, calibration)
     if (type_name is None) == (target is None):
@@ -84,11 +86,11 @@ def quantize(
     if target is None:
         plan = prepare(request)
     else:
-        from gguf_tools.quantize_target import prepare_target
+        from gguf_tools.allocation.prepare import prepare_quantization
 
         check_output(out, force or dry_run)  # measuring takes a while, and room beside the output
         with stage_bars(quiet) as show:
-            plan, chosen = prepare_target(request, target, out, threads=threads or 0, progress=show)
+            plan, chosen = prepare_quantization(request, target, out, threads=threads or 0, progress=show)
     if dry_run:
         write_json(plan_dict(plan, chosen=chosen), json_path)
         if json_path != "-":

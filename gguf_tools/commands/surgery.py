@@ -13,8 +13,8 @@ from gguf_tools.errors import InputError
 from gguf_tools.text import human_bytes
 
 if TYPE_CHECKING:
-    from surgery.checkpoint import CheckpointPlan
-    from surgery.gguf import GGUFPlan
+    from surgery.checkpoint.rewrite import CheckpointPlan
+    from surgery.gguf.rewrite import GGUFPlan
     from surgery.recipe import Recipe
 
     AnyPlan = CheckpointPlan | GGUFPlan
@@ -79,22 +79,22 @@ def _check_outputs(source: Path, out: Path | None, in_place: bool, dry_run: bool
 
 
 def _planned(source: Path, recipe: Recipe) -> AnyPlan:
-    from gguf_tools.gguf_file import is_gguf
+    from gguf_tools.formats.gguf.header import is_gguf
 
     if source.is_file() and is_gguf(source):
-        from surgery.gguf import plan_gguf
-        from surgery.gguf_layers import open_layered
+        from surgery.gguf.layers import open_layered
+        from surgery.gguf.rewrite import plan_gguf
 
         return plan_gguf(open_layered(source), recipe)
-    from surgery.checkpoint import plan_checkpoint
+    from surgery.checkpoint.rewrite import plan_checkpoint
 
     return plan_checkpoint(source, recipe)
 
 
 def _check_in_place(plan: AnyPlan, in_place: bool) -> None:
     """Raise what a change in place would raise."""
-    from surgery.checkpoint import CheckpointPlan
-    from surgery.in_place import plan_in_place
+    from surgery.checkpoint.rewrite import CheckpointPlan
+    from surgery.gguf.in_place import plan_in_place
 
     if in_place and not isinstance(plan, CheckpointPlan):
         plan_in_place(plan)
@@ -103,9 +103,9 @@ def _check_in_place(plan: AnyPlan, in_place: bool) -> None:
 def _written(plan: AnyPlan, out: Path | None, in_place: bool, force: bool, threads: int | None, quiet: bool) -> int:
     """Carry the plan out; bytes written."""
     from gguf_tools.machine import available_cores
-    from surgery.checkpoint import CheckpointPlan, write_checkpoint
-    from surgery.gguf import write_plan
-    from surgery.in_place import apply_in_place, plan_in_place
+    from surgery.checkpoint.rewrite import CheckpointPlan, write_checkpoint
+    from surgery.gguf.in_place import apply_in_place, plan_in_place
+    from surgery.gguf.rewrite import write_plan
 
     if isinstance(plan, CheckpointPlan):
         if out is None:
@@ -121,7 +121,7 @@ def _written(plan: AnyPlan, out: Path | None, in_place: bool, force: bool, threa
 
 
 def _undo(source: Path, out: Path | None, options: list[tuple[str, str]], quiet: bool, json_path: str | None) -> None:
-    from gguf_tools.journal import undo
+    from gguf_tools.formats.journal import undo
 
     if out is not None or options:
         raise InputError("--undo takes back the last change made in place; give it SOURCE alone")
@@ -137,7 +137,7 @@ def _show(report: dict[str, Any], text: str, json_path: str | None, quiet: bool)
 
 def _letters(plan: AnyPlan) -> tuple[list[str], list[str]]:
     """The kind of each layer before and after."""
-    from surgery.checkpoint import CheckpointPlan
+    from surgery.checkpoint.rewrite import CheckpointPlan
 
     if isinstance(plan, CheckpointPlan):
         return list(plan.source_model.spec.pattern), list(plan.model.spec.pattern)
@@ -154,9 +154,9 @@ def _drawing(plan: AnyPlan) -> str:
 
 
 def _report(plan: AnyPlan, source: Path, out: Path | None, in_place: bool) -> dict[str, Any]:
-    from surgery.checkpoint import CheckpointPlan
+    from surgery.algebra import describe
+    from surgery.checkpoint.rewrite import CheckpointPlan
     from surgery.draw import changes, removed
-    from surgery.plan import describe
 
     old, new = _letters(plan)
     return {

@@ -12,8 +12,8 @@ from gguf_tools.commands.common import F
 from gguf_tools.errors import InputError
 
 if TYPE_CHECKING:
-    from gguf_tools.target_size import Target
-    from quant.recipes import Options
+    from gguf_tools.allocation.choose import SizeTarget
+    from quant.recipes import TypeOptions
 
 _OPTIONS = (
     click.option(
@@ -52,11 +52,11 @@ def type_options(command: F) -> F:
 
 def parsed_options(
     tensor_types: tuple[str, ...], output_type: str | None, embedding_type: str | None, pure: bool
-) -> Options:
+) -> TypeOptions:
     """The options as the recipes take them. Raises InputError for a bad regex or a type that cannot be written."""
-    from quant.recipes import Options, Override, writable_type
+    from quant.recipes import Override, TypeOptions, writable_type
 
-    return Options(
+    return TypeOptions(
         pure=pure,
         output_type=writable_type(output_type) if output_type else None,
         embedding_type=writable_type(embedding_type) if embedding_type else None,
@@ -64,16 +64,16 @@ def parsed_options(
     )
 
 
-def parsed_target(target_bpw: float | None, target_size: str | None, calibration: Path | None) -> Target | None:
+def parsed_target(target_bpw: float | None, target_size: str | None, calibration: Path | None) -> SizeTarget | None:
     """The size that was asked for, if any. Raises InputError where two were."""
-    from gguf_tools.target_size import Target
+    from gguf_tools.allocation.choose import SizeTarget
 
     if target_bpw is None and target_size is None:
         return None
     if target_bpw is not None and target_size is not None:
         raise InputError("--target-bpw and --target-size are two sizes; give one of them")
     size = parse_size(target_size, "--target-size") if target_size is not None else None
-    return Target(target_bpw, size, calibration)
+    return SizeTarget(target_bpw, size, calibration)
 
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) *(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
 
-from gguf_tools.checkpoint import CONFIG, Checkpoint
-from gguf_tools.errors import CheckpointError
-from gguf_tools.spec import Model
-from gguf_tools.tensors import Tensor
-from gguf_tools.text import shortened
-
-MAX_FLOAT32 = float.fromhex("0x1.fffffep127")
+from gguf_tools.model.spec import Model
+from gguf_tools.sources.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -30,144 +23,3 @@ class Family:
     build: Callable[[Checkpoint], Model]
     variants: tuple[str, ...] = ()
     tiny: Callable[[Path, str, int], None] | None = None
-
-
-class Inventory:
-    """A checkpoint's tensors, each of which has to be taken; what is left over at the end is an error."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.path = checkpoint.path
-        self.tensors = checkpoint.tensors
-        self.taken: set[str] = set()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
-    def shape(self, name: str, rank: int = 2) -> tuple[int, ...]:
-        """The shape of a tensor that must exist and have `rank` axes."""
-        found = self._shape(name)
-        if len(found) != rank:
-            raise CheckpointError(f"{self.path}: tensor {name} has shape {found}, {rank} axes expected")
-        return found
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        if name not in self.tensors:
-            raise CheckpointError(f"{self.path}: tensor {name} is missing; the checkpoint is incomplete, save it again")
-        found = self.tensors[name].shape
-        if 0 in found:
-            raise CheckpointError(
-                f"{self.path}: tensor {name} has shape {found}, which holds no weights; save it again"
-            )
-        return found
-
-    def take(self, name: str, *shape: int | None) -> Tensor:
-        """A tensor that must exist with this shape (None fits any length)."""
-        found = self._shape(name)
-        if len(found) != len(shape) or any(want not in (None, have) for want, have in zip(shape, found, strict=True)):
-            wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
-            raise CheckpointError(
-                f"{self.path}: tensor {name} has shape {found}, {wanted} expected from the tensors around it"
-            )
-        self.taken.add(name)
-        return self.tensors[name]
-
-    def ignore(self, pattern: str) -> int:
-        """Count the names that match `pattern` whole, as handled elsewhere."""
-        names = [name for name in self.tensors if re.fullmatch(pattern, name)]
-        self.taken.update(names)
-        return len(names)
-
-    def finish(self) -> None:
-        """Raise CheckpointError if a tensor was not taken."""
-        left = sorted(set(self.tensors) - self.taken)
-        if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise CheckpointError(
-                f"{self.path}: tensor {left[0]}{more} has no place in the model that the other tensors describe; "
-                "converting without it would change what the model computes"
-            )
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a JSON value is a number that GGUF's float32 can hold: no truth value, not infinite, not NaN."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT32
-
-
-class Config:
-    """Typed access to a config, and the notes on where it and the tensors disagree."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.path = checkpoint.folder / CONFIG
-        self.values: Mapping[str, Any] = checkpoint.config
-        self.notes: list[str] = list(checkpoint.notes)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A number from 0; CheckpointError if it is missing without a default, or is no such number."""
-        value = self.values.get(key)
-        if value is None and default is not None:
-            return default
-        if not is_number(value) or value < 0:
-            raise self.wrong(key, value, "a number from 0")
-        return float(value)
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number above zero, as large as llama.cpp can read."""
-        value = self.values.get(key)
-        if value is None and default is not None:
-            value = default
-        if type(value) is not int or not 0 < value < 1 << 31:
-            raise self.wrong(key, value, "a whole number above 0, below 2^31")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        """A truth value."""
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            raise self.wrong(key, value, "true or false")
-        return value
-
-    def mapping(self, key: str) -> Mapping[str, Any]:
-        """An object, or an empty one where the key is missing or null."""
-        value = self.values.get(key)
-        if value is not None and not isinstance(value, dict):
-            raise self.wrong(key, value, "an object")
-        return value or {}
-
-    def wrong(self, key: str, value: Any, expected: str) -> CheckpointError:
-        """The error for a value that is missing or of the wrong kind."""
-        found = "missing" if value is None else shortened(repr(value))
-        return CheckpointError(f"{self.path}: {key} is {found}, {expected} expected")
-
-    def assume(self, key: str, value: Any, why: str) -> None:
-        """Use `value` where the config does not give `key`, and say so."""
-        if all(
-            place.get(key) is None
-            for place in (self.values, self.mapping("rope_parameters"), self.mapping("rope_scaling"))
-        ):
-            self.values = {**self.values, key: value}
-            self.note(f"config.json does not give {key}: {value} is assumed, {why}")
-
-    def expect(self, key: str, actual: Any, *, where: str = "the tensors have") -> None:
-        """Note a contradiction: the config states `key` and it is not what the tensors say."""
-        stated = self.values.get(key)
-        if stated is not None and stated != actual:
-            self.note(f"config.json says {key} {stated}, {where} {actual}")
-
-    def note(self, text: str) -> None:
-        """Remember a sentence for the user, once."""
-        text = shortened(text, 300)
-        if text not in self.notes:
-            self.notes.append(text)
-
-
-def layer_count(inventory: Inventory, prefix: str) -> int:
-    """Number of layers named `prefix`N.…; CheckpointError where a number is left out."""
-    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-    numbers = {int(match[1]) for name in inventory.tensors if (match := pattern.match(name))}
-    missing = set(range(len(numbers))) - numbers
-    if missing or not numbers:
-        raise CheckpointError(
-            f"{inventory.path}: tensors of layer {min(missing, default=0)} are missing ({prefix}{min(missing, default=0)}.…); "
-            "the checkpoint is incomplete, save it again"
-        )
-    return len(numbers)

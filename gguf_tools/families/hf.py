@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
-from gguf_tools.families.base import Config, Inventory, is_number
-from gguf_tools.rope import LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling
-from gguf_tools.spec import Attention, GatedMLP, MoE, Norm, Router, SharedExpert
-from gguf_tools.tensors import Reshaped, Tensor, same_values, stack, take_rows
+from gguf_tools.families.reading import Config, Inventory, is_number
+from gguf_tools.model.rope import LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling
+from gguf_tools.model.spec import Attention, GatedMLP, MoE, Norm, Router, SharedExpert
+from gguf_tools.tensors.base import Tensor, same_values
+from gguf_tools.tensors.views import Reshaped, stack, take_rows
 
 Part = dict[str, Tensor]
 

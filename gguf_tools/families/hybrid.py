@@ -8,14 +8,14 @@ Source: transformers, `models/qwen3_next` and `models/qwen3_5`.
 
 from __future__ import annotations
 
-from gguf_tools.checkpoint import Checkpoint
 from gguf_tools.errors import CheckpointError
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
-from gguf_tools.families.base import Config, Inventory
-from gguf_tools.families.signature import gated_queries, signature
-from gguf_tools.spec import DeltaNet, FeedForward, LayerSpec, Mixer, Model, Norm
-from gguf_tools.tensors import Reshaped, take, take_rows
+from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.model.spec import DeltaNet, FeedForward, LayerSpec, Mixer, Model, Norm
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.sources.signature import gated_queries, signature
+from gguf_tools.tensors.views import Reshaped, take, take_rows
 
 
 def build_hybrid(checkpoint: Checkpoint, family: str) -> Model:

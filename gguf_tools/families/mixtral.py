@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gguf_tools.checkpoint import Checkpoint
 from gguf_tools.errors import CheckpointError
-from gguf_tools.families import field_tiny, hf, llama
+from gguf_tools.families import hf, llama
 from gguf_tools.families.assemble import assemble
-from gguf_tools.families.base import Config, Family, Inventory
-from gguf_tools.families.signature import signature
-from gguf_tools.spec import LayerSpec, Model, MoE, Norm, Router
-from gguf_tools.tensors import stack
+from gguf_tools.families.base import Family
+from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.families.tiny import attention as field_tiny
+from gguf_tools.model.spec import LayerSpec, Model, MoE, Norm, Router
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.sources.signature import signature
+from gguf_tools.tensors.views import stack
 
 W_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 

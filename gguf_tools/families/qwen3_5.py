@@ -6,12 +6,12 @@ together, so that it is plain rope on the first quarter of each head.
 
 from __future__ import annotations
 
-from gguf_tools.checkpoint import Checkpoint
 from gguf_tools.families.base import Family
 from gguf_tools.families.hybrid import build_hybrid
-from gguf_tools.families.hybrid_tiny import QWEN35_VARIANTS, write_qwen35
-from gguf_tools.families.signature import signature
-from gguf_tools.spec import Model
+from gguf_tools.families.tiny.hybrid import QWEN35_VARIANTS, write_qwen35
+from gguf_tools.model.spec import Model
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.sources.signature import signature
 
 NAME = "qwen3.5"
 

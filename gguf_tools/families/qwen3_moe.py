@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gguf_tools.checkpoint import Checkpoint
-from gguf_tools.families import field_tiny, hf
+from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
-from gguf_tools.families.base import Config, Family, Inventory
-from gguf_tools.families.signature import signature
-from gguf_tools.spec import FeedForward, LayerSpec, Model, Norm
+from gguf_tools.families.base import Family
+from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.families.tiny import attention as field_tiny
+from gguf_tools.model.spec import FeedForward, LayerSpec, Model, Norm
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.sources.signature import signature
 
 
 def matches(checkpoint: Checkpoint) -> bool:

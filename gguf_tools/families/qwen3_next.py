@@ -5,12 +5,12 @@ Taken with or without the gates, the shared expert, a bias on the attention outp
 
 from __future__ import annotations
 
-from gguf_tools.checkpoint import Checkpoint
 from gguf_tools.families.base import Family
 from gguf_tools.families.hybrid import build_hybrid
-from gguf_tools.families.hybrid_tiny import NEXT_VARIANTS, write_next
-from gguf_tools.families.signature import signature
-from gguf_tools.spec import Model
+from gguf_tools.families.tiny.hybrid import NEXT_VARIANTS, write_next
+from gguf_tools.model.spec import Model
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.sources.signature import signature
 
 NAME = "qwen3-next"
 

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from gguf_tools.model.spec import Attention, GatedMLP, LayerSpec, Model
 from gguf_tools.reference.feed_forward import gated_mlp, moe
 from gguf_tools.reference.mixers import attention, delta_net
 from gguf_tools.reference.norm import rms_norm
-from gguf_tools.spec import Attention, GatedMLP, LayerSpec, Model
-from gguf_tools.tensors import Tensor
+from gguf_tools.tensors.base import Tensor
 
 Observer = Callable[[int, str, torch.Tensor], None]
 """Called with (layer, point, activations) at the points that llama.cpp's graph names too."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional
 
-from gguf_tools.spec import MoE, Router
+from gguf_tools.model.spec import MoE, Router
 
 Weights = Mapping[str, torch.Tensor]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional
 
+from gguf_tools.model.rope import Rope, frequencies
+from gguf_tools.model.spec import Attention, DeltaNet
 from gguf_tools.reference.norm import rms_norm
-from gguf_tools.rope import Rope, frequencies
-from gguf_tools.spec import Attention, DeltaNet
 
 Weights = Mapping[str, torch.Tensor]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gguf_tools.spec import Norm
+from gguf_tools.model.spec import Norm
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, norm: Norm) -> torch.Tensor:

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from gguf_tools.columns import Columns
-from gguf_tools.rewrites import LayerTensors, Rewrite, map_layers
-from gguf_tools.rope import Rope
-from gguf_tools.spec import Attention, DeltaNet, GatedMLP, LayerSpec, Mixer, Model, ModelSpec, MoE, SharedExpert
-from gguf_tools.tensors import Filled, Tensor, concatenate, scaled, take
+from gguf_tools.model.rope import Rope
+from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, LayerSpec, Mixer, Model, ModelSpec, MoE, SharedExpert
+from gguf_tools.rewrites.base import LayerTensors, Rewrite, map_layers
+from gguf_tools.tensors.base import Filled, Tensor
+from gguf_tools.tensors.views import Columns, concatenate, scaled, take
 
 
 def _repeats(mixer: DeltaNet) -> int:

@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.rewrites import LayerTensors, Rewrite, map_layers
-from gguf_tools.spec import Attention, LayerSpec, Model, ModelSpec, Norm
-from gguf_tools.tensors import InMemory, Tensor, scaled_rows, take
+from gguf_tools.model.spec import Attention, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.rewrites.base import LayerTensors, Rewrite, map_layers
+from gguf_tools.tensors.base import InMemory, Tensor
+from gguf_tools.tensors.views import scaled_rows, take
 
 Doubles = NDArray[np.float64]
 

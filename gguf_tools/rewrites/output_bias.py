@@ -18,10 +18,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from gguf_tools.columns import Columns
-from gguf_tools.rewrites import LayerTensors, Rewrite, map_layers
-from gguf_tools.spec import Attention, LayerSpec, Model, ModelSpec, Norm
-from gguf_tools.tensors import Filled, InMemory, Reshaped, Tensor, concatenate, scaled, shifted, take
+from gguf_tools.model.spec import Attention, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.rewrites.base import LayerTensors, Rewrite, map_layers
+from gguf_tools.tensors.base import Filled, InMemory, Tensor
+from gguf_tools.tensors.views import Columns, Reshaped, concatenate, scaled, shifted, take
 
 STEP = 32
 """Widths are multiples of it: rows of every block type of 32 stay whole."""

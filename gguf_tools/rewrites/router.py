@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from gguf_tools.rewrites import LayerTensors, Rewrite, map_layers
-from gguf_tools.spec import LayerSpec, Model, ModelSpec, MoE, Router
-from gguf_tools.tensors import Filled
+from gguf_tools.model.spec import LayerSpec, Model, ModelSpec, MoE, Router
+from gguf_tools.rewrites.base import LayerTensors, Rewrite, map_layers
+from gguf_tools.tensors.base import Filled
 
 
 def _biased(spec: ModelSpec) -> bool:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from gguf_tools.rewrites import Rewrite
-from gguf_tools.spec import Model, Norm
-from gguf_tools.tensors import FloatArray, Mapped, scaled
+from gguf_tools.model.spec import Model, Norm
+from gguf_tools.rewrites.base import Rewrite
+from gguf_tools.tensors.base import FloatArray
+from gguf_tools.tensors.views import Mapped, scaled
 
 
 def _fold_embedding_scale(model: Model) -> Model:
@@ -43,3 +44,16 @@ FOLDED_LOGIT_SCALE = Rewrite(
     _fold_logit_scale,
 )
 SCALE_REWRITES = (FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE)
+
+
+def _untie(model: Model) -> Model:
+    tensors = {**model.tensors, "output": model.tensors["embedding"]}
+    return replace(model, spec=replace(model.spec, tied=False), tensors=tensors)
+
+
+UNTIED_OUTPUT = Rewrite(
+    "output written out",
+    "the embedding that is also the output projection is stored a second time",
+    lambda spec: spec.tied,
+    _untie,
+)

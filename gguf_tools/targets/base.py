@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gguf_tools.approximations import Approximation
-from gguf_tools.gguf_file import Metadata
-from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.rewrites import Rewrite
-from gguf_tools.spec import Model, ModelSpec
-from gguf_tools.tensors import Tensor
+from gguf_tools.formats.gguf.header import Metadata
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.spec import Model, ModelSpec
+from gguf_tools.rewrites.approximations import Approximation
+from gguf_tools.rewrites.base import Rewrite
+from gguf_tools.tensors.base import Tensor
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gguf_tools.errors import UnsupportedError
-from gguf_tools.gguf_file import f32, u32
-from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.rewrites import INTERLEAVED_PAIRS
-from gguf_tools.spec import Attention, Model, ModelSpec
-from gguf_tools.targets import common, llama
+from gguf_tools.formats.gguf.header import f32, u32
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.spec import Attention, Model, ModelSpec
+from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS
+from gguf_tools.targets import llama, lowering
 from gguf_tools.targets.base import Lowered, Target
-from gguf_tools.tensors import Filled, Tensor
+from gguf_tools.targets.lacks import attentions, same
+from gguf_tools.tensors.base import Filled, Tensor
 
 NAME = "granite_swa"
 SINKS = "attn_sinks.weight"
@@ -26,18 +27,18 @@ SCALES = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    windows = [mixer.window for mixer in common.attentions(spec) if mixer.window]
+    windows = [mixer.window for mixer in attentions(spec) if mixer.window]
     found = [] if any(window < spec.context_length for window in windows) else ["a model without sliding windows"]
-    return found + common.same(windows, "sliding window") + llama.graph_lacks(spec, windows=True)
+    return found + same(windows, "sliding window") + llama.graph_lacks(spec, windows=True)
 
 
 def lower(model: Model) -> Lowered:
     """As for `llama`, with the windows and with sinks that draw nothing."""
-    mixers = common.attentions(model.spec)
+    mixers = attentions(model.spec)
     metadata = {
         f"{NAME}.logit_scale": f32(1.0),
         f"{NAME}.attention.sliding_window": u32(next(mixer.window for mixer in mixers if mixer.window)),
-        f"{NAME}.attention.sliding_window_pattern": common.booleans(mixer.window is not None for mixer in mixers),
+        f"{NAME}.attention.sliding_window_pattern": lowering.booleans(mixer.window is not None for mixer in mixers),
     }
 
     def sinks(n: int) -> dict[str, Tensor]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.gguf_file import Metadata, u32
-from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.rewrites import ZERO_ATTENTION_GATE
+from gguf_tools.formats.gguf.header import Metadata, u32
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.spec import Attention, DeltaNet, ModelSpec, Norm
 from gguf_tools.rewrites.delta import IDLE_LAYER, REPEATED_VALUES
+from gguf_tools.rewrites.gates import ZERO_ATTENTION_GATE
 from gguf_tools.rewrites.output_bias import OUTPUT_BIAS
-from gguf_tools.spec import Attention, DeltaNet, ModelSpec, Norm
-from gguf_tools.targets import common
-from gguf_tools.tensors import Mapped, Tensor, concatenate, interleave_rows, take, take_rows
+from gguf_tools.targets import lifting, lowering
+from gguf_tools.targets.lacks import attention_lacks, attentions, norm_lacks, same, scale_lacks
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.views import Mapped, concatenate, interleave_rows, take, take_rows
 
 POST_NORM = "post_attention_norm.weight"
 DELTA_NAMES = {
@@ -37,17 +39,17 @@ def deltas(spec: ModelSpec) -> list[DeltaNet]:
 
 def hybrid_lacks(spec: ModelSpec) -> list[str]:
     """What the graphs cannot express of this spec's mixers, norms and scales."""
-    found = common.same(deltas(spec), "shape of linear attention")
+    found = same(deltas(spec), "shape of linear attention")
     # The graph's memory has a part for each kind, and an empty one is a failed assertion.
     found += [] if deltas(spec) else ["a model without linear attention layers"]
-    found += [] if common.attentions(spec) else ["a model without full attention layers"]
+    found += [] if attentions(spec) else ["a model without full attention layers"]
     found += [
         f"linear attention with keys of {d.key_dim} and values of {d.value_dim}"
         for d in dict.fromkeys(deltas(spec))
         if d.key_dim != d.value_dim
     ]
-    found += common.attention_lacks(spec, gated=True, full_rope=False)
-    return found + common.norm_lacks(spec) + common.scale_lacks(spec)
+    found += attention_lacks(spec, gated=True, full_rope=False)
+    return found + norm_lacks(spec) + scale_lacks(spec)
 
 
 def hybrid_metadata(arch: str, spec: ModelSpec) -> Metadata:
@@ -60,9 +62,9 @@ def hybrid_metadata(arch: str, spec: ModelSpec) -> Metadata:
         "ssm.time_step_rank": delta.value_heads,
         "ssm.inner_size": delta.value_heads * delta.value_dim,
     }
-    metadata = common.common_metadata(arch, spec) | {f"{arch}.{key}": u32(value) for key, value in values.items()}
+    metadata = lowering.common_metadata(arch, spec) | {f"{arch}.{key}": u32(value) for key, value in values.items()}
     recurrent = [isinstance(layer.mixer, DeltaNet) for layer in spec.layers]
-    metadata[f"{arch}.attention.recurrent_layers"] = common.booleans(recurrent)
+    metadata[f"{arch}.attention.recurrent_layers"] = lowering.booleans(recurrent)
     return metadata
 
 
@@ -86,7 +88,7 @@ def join_delta(mixer: DeltaNet, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 def lift_gated_attention(source: GGUFSource, n: int, norm: Norm) -> tuple[Attention, dict[str, Tensor]]:
     """Layer n's attention, query and gate apart."""
-    spec, part = common.lift_attention(source, n, norm)
+    spec, part = lifting.lift_attention(source, n, norm)
     for name in ("q", "q_bias"):
         if f"attn.{name}" in part:
             both = expect_rows(source, part[f"attn.{name}"], 2 * spec.heads * spec.head_dim)

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.spec import LayerSpec, Model, ModelSpec, MoE, Norm, Router, SharedExpert
-from gguf_tools.targets import common
-from gguf_tools.tensors import Tensor
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.rope import (
+    LinearScaling,
+    Rope,
+    Scaling,
+    YarnScaling,
+    default_magnitude,
+)
+from gguf_tools.model.spec import (
+    Attention,
+    GatedMLP,
+    LayerSpec,
+    Model,
+    ModelSpec,
+    MoE,
+    Norm,
+    Router,
+    SharedExpert,
+)
+from gguf_tools.targets import lifting, names
+from gguf_tools.targets.names import ATTENTION_NAMES, FFN_BIAS_NAMES, FFN_NAMES
+from gguf_tools.tensors.base import Tensor
 
 LayerLifter = Callable[[int, Norm], tuple[LayerSpec, dict[str, Tensor]]]
 
 
 def lift_layers(source: GGUFSource, layer: LayerLifter, ffn_norm: str) -> Model:
     """The whole model from `layer`, which gives each layer without its two norms' tensors."""
-    tensors, norm, count = common.lift_ends(source)
+    tensors, norm, count = lift_ends(source)
     layers = []
     for n in range(count):
         spec, part = layer(n, norm)
@@ -31,7 +49,7 @@ def lift_layers(source: GGUFSource, layer: LayerLifter, ffn_norm: str) -> Model:
 
 def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[MoE, dict[str, Tensor]]:
     """Layer n's experts (softmax, renormalised or not) and its shared expert where there is one."""
-    part = common.lift_named(source, n, common.MOE_NAMES)
+    part = lift_named(source, n, names.MOE_NAMES)
     experts, width, _ = source.tensor(f"blk.{n}.ffn_gate_exps.weight").shape
     scale = source.number("expert_weights_scale", 0.0) or 1.0
     used = source.integer("expert_used_count")
@@ -42,3 +60,79 @@ def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[Mo
     if "shared.gate" in part:
         shared = SharedExpert(part["shared.gate"].shape[0], "shared.sigmoid" in part)
     return MoE(experts, width, router, shared), part
+
+
+def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rope:
+    """The rope that llama.cpp computes for a file; `dims` is how many it turns, where `rope.dimension_count` does not say."""
+    theta = source.number("rope.freq_base", 10000.0)
+    dims = source.integer("rope.dimension_count", head_dim) if dims is None else dims
+    factor = source.number("rope.scaling.factor", 0.0)
+    if theta <= 0 or dims % 2 or not 0 < dims <= head_dim:
+        raise CheckpointError(
+            f"{source.path}: rope of base {theta:g} on {dims} of {head_dim} dimensions cannot be; write it again"
+        )
+    scaling: Scaling | None = None
+    kind = source.key("rope.scaling.type", "linear")
+    if kind == "yarn" and (factor <= 0 or theta <= 1):
+        raise CheckpointError(f"{source.path}: YaRN by {factor:g} of base {theta:g} cannot be; write the file again")
+    if kind == "yarn":
+        magnitude = default_magnitude(factor) * source.number("rope.scaling.attn_factor", 1.0)
+        original = source.integer("rope.scaling.original_context_length", source.integer("context_length"))
+        scaling = YarnScaling(factor, original, attention_factor=magnitude)
+    elif kind == "linear" and factor:
+        scaling = LinearScaling(factor)
+    return Rope(theta, dims, "half", scaling)
+
+
+def lift_attention(
+    source: GGUFSource, n: int, norm: Norm, rope_dims: int | None = None
+) -> tuple[Attention, dict[str, Tensor]]:
+    """Layer n's attention without a gate, from the tensors that exist; `rope_dims` as in `lift_rope`."""
+    heads, kv_heads = source.integer("attention.head_count"), source.integer("attention.head_count_kv")
+    head_dim = source.integer("attention.key_length", source.integer("embedding_length") // max(heads, 1))
+    part = lift_named(source, n, ATTENTION_NAMES)
+    bias = frozenset(name for name in "qkvo" if f"attn.{name}_bias" in part)
+    qk_norm = norm if "attn.q_norm" in part else None
+    value_dim = source.integer("attention.value_length", head_dim)
+    rope = lift_rope(source, head_dim, rope_dims)
+    spec = Attention(
+        heads, kv_heads, head_dim, rope, bias, qk_norm, value_dim=None if value_dim == head_dim else value_dim
+    )
+    return spec, part
+
+
+def lift_named(source: GGUFSource, n: int, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Layer n's tensors by role, for those of `names` that the file has."""
+    return {
+        role: source.tensors[f"blk.{n}.{name}"] for role, name in names.items() if f"blk.{n}.{name}" in source.tensors
+    }
+
+
+def lift_mlp(source: GGUFSource, n: int) -> tuple[GatedMLP, dict[str, Tensor]]:
+    """Layer n's dense feed-forward."""
+    part = {role: source.tensor(f"blk.{n}.{name}") for role, name in FFN_NAMES.items()}
+    biases = lift_named(source, n, FFN_BIAS_NAMES)
+    bias = frozenset(name for name in ("gate", "up", "down") if f"ffn.{name}_bias" in biases)
+    return GatedMLP(part["ffn.gate"].shape[0], bias), part | biases
+
+
+def lift_ends(source: GGUFSource) -> tuple[dict[str, Tensor], Norm, int]:
+    """Embedding, final norm and output projection; the norm's epsilon; the number of layers."""
+    part = {"embedding": source.tensor("token_embd.weight"), "output_norm": source.tensor("output_norm.weight")}
+    if "output.weight" in source.tensors:
+        part["output"] = source.tensors["output.weight"]
+    count = source.integer("block_count")
+    if count < 1:
+        raise CheckpointError(f"{source.path}: block_count is {count}, at least 1 expected")
+    return part, Norm(source.number("attention.layer_norm_rms_epsilon")), count
+
+
+def lift_dense(source: GGUFSource) -> Model:
+    """A file of such an architecture as a Model."""
+
+    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+        mixer, part = lifting.lift_attention(source, n, norm)
+        ffn, ffn_part = lifting.lift_mlp(source, n)
+        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+
+    return lift_layers(source, layer, "ffn_norm.weight")

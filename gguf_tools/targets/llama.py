@@ -12,25 +12,35 @@ from dataclasses import replace
 import numpy as np
 
 from gguf_tools.errors import UnsupportedError
-from gguf_tools.gguf_file import Metadata, u32
-from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.rewrites import INTERLEAVED_PAIRS
-from gguf_tools.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling, frequencies
-from gguf_tools.spec import Attention, FeedForward, GatedMLP, LayerSpec, Model, ModelSpec, Norm
-from gguf_tools.targets import common
+from gguf_tools.formats.gguf.header import Metadata, u32
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling, frequencies
+from gguf_tools.model.spec import Attention, FeedForward, GatedMLP, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS
+from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor, Target
+from gguf_tools.targets.lacks import (
+    attention_lacks,
+    attentions,
+    linear_lacks,
+    mlp_lacks,
+    moe_lacks,
+    moes,
+    norm_lacks,
+    scale_lacks,
+)
 from gguf_tools.targets.lifting import lift_layers, lift_moe
-from gguf_tools.tensors import InMemory, Tensor
+from gguf_tools.tensors.base import InMemory, Tensor
 
 NAME = "llama"
 ROPE_FACTORS = "rope_freqs.weight"
 NAMES = {
     "mixer_norm": "attn_norm.weight",
-    **common.ATTENTION_NAMES,
+    **names.ATTENTION_NAMES,
     "ffn_norm": "ffn_norm.weight",
-    **common.FFN_NAMES,
-    **common.FFN_BIAS_NAMES,
-    **common.MOE_NAMES,
+    **names.FFN_NAMES,
+    **names.FFN_BIAS_NAMES,
+    **names.MOE_NAMES,
 }
 
 
@@ -41,12 +51,12 @@ def lacks(spec: ModelSpec) -> list[str]:
 
 def graph_lacks(spec: ModelSpec, *, windows: bool) -> list[str]:
     """What Llama's graph cannot express, with or without sliding windows."""
-    found = common.linear_lacks(spec)
+    found = linear_lacks(spec)
     if len({isinstance(layer.feed_forward, GatedMLP) for layer in spec.layers}) > 1:
         found.append("dense layers among layers with experts")
-    if any(moe.shared for moe in common.moes(spec)):
+    if any(moe.shared for moe in moes(spec)):
         found.append("a shared expert")
-    found += common.attention_lacks(
+    found += attention_lacks(
         spec,
         gated=False,
         full_rope=True,
@@ -56,8 +66,8 @@ def graph_lacks(spec: ModelSpec, *, windows: bool) -> list[str]:
         rope_factors=True,
         windows=windows,
     )
-    found += common.mlp_lacks(spec, bias=True) + common.moe_lacks(spec)
-    return found + common.norm_lacks(spec) + common.scale_lacks(spec)
+    found += mlp_lacks(spec, bias=True) + moe_lacks(spec)
+    return found + norm_lacks(spec) + scale_lacks(spec)
 
 
 def lower(model: Model) -> Lowered:
@@ -69,15 +79,15 @@ def lower_as(arch: str, model: Model, metadata: Metadata, extra: Callable[[int],
     """The model under architecture `arch`, with more metadata, and `extra` tensors for each layer by their GGUF names."""
     spec = model.spec
     # The width of experts is read from the dense feed-forward's key.
-    metadata = common.common_metadata(arch, spec) | {f"{arch}.feed_forward_length": u32(_width(spec))} | metadata
-    if moes := common.moes(spec):
-        metadata |= common.moe_metadata(arch, moes[0])
+    metadata = lowering.common_metadata(arch, spec) | {f"{arch}.feed_forward_length": u32(_width(spec))} | metadata
+    if experts := moes(spec):
+        metadata |= lowering.moe_metadata(arch, experts[0])
 
     def layer(n: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {**common.rename(tensors, NAMES), **extra(n)}
+        return {**names.rename(tensors, NAMES), **extra(n)}
 
-    tensors = common.lower_tensors(model, layer)
-    factors = rope_factors(common.attentions(spec)[0].rope)
+    tensors = lowering.lower_tensors(model, layer)
+    factors = rope_factors(attentions(spec)[0].rope)
     if factors:
         tensors = (tensors[0], OutputTensor(ROPE_FACTORS, factors), *tensors[1:])
     return Lowered(arch, metadata, tensors)
@@ -104,13 +114,13 @@ def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention])
     """A file with Llama's tensors as a Model; `change` completes each layer's attention."""
 
     def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
-        mixer, part = common.lift_attention(source, n, norm)
+        mixer, part = lifting.lift_attention(source, n, norm)
         mixer = replace(mixer, rope=_lift_factors(source, replace(mixer.rope, pairs="interleaved")))
         ffn: FeedForward
         if f"blk.{n}.ffn_gate_inp.weight" in source.tensors:
             ffn, ffn_part = lift_moe(source, n)
         else:
-            ffn, ffn_part = common.lift_mlp(source, n)
+            ffn, ffn_part = lifting.lift_mlp(source, n)
         return LayerSpec(change(n, mixer), ffn, norm, norm), part | ffn_part
 
     return lift_layers(source, layer, "ffn_norm.weight")

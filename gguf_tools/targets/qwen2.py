@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from gguf_tools.spec import ModelSpec
-from gguf_tools.targets import common
+from gguf_tools.model.spec import ModelSpec
 from gguf_tools.targets.base import Target
-from gguf_tools.targets.dense import lift_dense, lower_dense
+from gguf_tools.targets.lacks import attention_lacks, attentions, linear_lacks, mlp_lacks, moes, norm_lacks, scale_lacks
+from gguf_tools.targets.lifting import lift_dense
+from gguf_tools.targets.lowering import lower_dense
 
 NAME = "qwen2"
 
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    found = common.linear_lacks(spec)
-    if common.moes(spec):
+    found = linear_lacks(spec)
+    if moes(spec):
         found.append("experts")
-    found += attention_lacks(spec) + common.mlp_lacks(spec)
-    return found + common.norm_lacks(spec) + common.scale_lacks(spec)
+    found += qwen2_attention_lacks(spec) + mlp_lacks(spec)
+    return found + norm_lacks(spec) + scale_lacks(spec)
 
 
-def attention_lacks(spec: ModelSpec) -> list[str]:
+def qwen2_attention_lacks(spec: ModelSpec) -> list[str]:
     """Qwen2's attention, dense or with experts: no q/k norm, and heads that together are as wide as the model."""
-    found = common.attention_lacks(spec, gated=False, full_rope=True, qk_norm=False)
-    for mixer in dict.fromkeys(common.attentions(spec)):
+    found = attention_lacks(spec, gated=False, full_rope=True, qk_norm=False)
+    for mixer in dict.fromkeys(attentions(spec)):
         if mixer.heads * mixer.head_dim != spec.hidden:
             found.append(f"{mixer.heads} heads of {mixer.head_dim} in a model {spec.hidden} wide")
     return found

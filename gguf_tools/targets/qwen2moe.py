@@ -6,30 +6,31 @@ The chosen experts' weights are not renormalised, and the output projection must
 from __future__ import annotations
 
 from gguf_tools.errors import UnsupportedError
-from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.rewrites import UNTIED_OUTPUT
-from gguf_tools.spec import LayerSpec, Model, ModelSpec, Norm
-from gguf_tools.targets import common
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.spec import LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.rewrites.scales import UNTIED_OUTPUT
+from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, Target
+from gguf_tools.targets.lacks import dense_lacks, linear_lacks, moe_lacks, moes, norm_lacks, same, scale_lacks
 from gguf_tools.targets.lifting import lift_layers, lift_moe
-from gguf_tools.targets.qwen2 import attention_lacks
-from gguf_tools.tensors import Tensor
+from gguf_tools.targets.qwen2 import qwen2_attention_lacks
+from gguf_tools.tensors.base import Tensor
 
 NAME = "qwen2moe"
-NAMES = {"mixer_norm": "attn_norm.weight", **common.ATTENTION_NAMES, "ffn_norm": "ffn_norm.weight", **common.MOE_NAMES}
+NAMES = {"mixer_norm": "attn_norm.weight", **names.ATTENTION_NAMES, "ffn_norm": "ffn_norm.weight", **names.MOE_NAMES}
 
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    found = common.linear_lacks(spec) + common.dense_lacks(spec)
+    found = linear_lacks(spec) + dense_lacks(spec)
     # A gate of zeros would not do: the graph computes the sigmoid of z as SiLU(z) / z.
-    if any(moe.shared is None or not moe.shared.gated for moe in common.moes(spec)):
+    if any(moe.shared is None or not moe.shared.gated for moe in moes(spec)):
         found.append("experts without a gated shared expert")
-    found += common.same((moe.shared.width for moe in common.moes(spec) if moe.shared), "width of the shared expert")
+    found += same((moe.shared.width for moe in moes(spec) if moe.shared), "width of the shared expert")
     if spec.tied:
         found.append("an output projection tied to the embedding")
-    found += attention_lacks(spec) + common.moe_lacks(spec, normalised=False)
-    return found + common.norm_lacks(spec) + common.scale_lacks(spec)
+    found += qwen2_attention_lacks(spec) + moe_lacks(spec, normalised=False)
+    return found + norm_lacks(spec) + scale_lacks(spec)
 
 
 def lower(model: Model) -> Lowered:
@@ -44,16 +45,16 @@ def lower(model: Model) -> Lowered:
                 f"tensor {', '.join(gate.sources)} is zero throughout: llama.cpp's {NAME} computes the gate's sigmoid as "
                 "SiLU(z) / z, which is not a number there; train on, or give one of its weights a small value"
             )
-    moe = common.moes(model.spec)[0]
-    metadata = common.common_metadata(NAME, model.spec) | common.moe_metadata(NAME, moe)
-    return Lowered(NAME, metadata, common.lower_tensors(model, lambda _, tensors: common.rename(tensors, NAMES)))
+    moe = moes(model.spec)[0]
+    metadata = lowering.common_metadata(NAME, model.spec) | lowering.moe_metadata(NAME, moe)
+    return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda _, tensors: names.rename(tensors, NAMES)))
 
 
 def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model."""
 
     def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
-        mixer, part = common.lift_attention(source, n, norm)
+        mixer, part = lifting.lift_attention(source, n, norm)
         ffn, ffn_part = lift_moe(source, n, normalised=False)
         return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
 

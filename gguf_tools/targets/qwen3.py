@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from gguf_tools.model.spec import ModelSpec
 from gguf_tools.rewrites.output_bias import OUTPUT_BIAS_BY_HEADS
-from gguf_tools.spec import ModelSpec
-from gguf_tools.targets import common
 from gguf_tools.targets.base import Target
-from gguf_tools.targets.dense import lift_dense, lower_dense
+from gguf_tools.targets.lacks import attention_lacks, linear_lacks, mlp_lacks, moes, norm_lacks, scale_lacks
+from gguf_tools.targets.lifting import lift_dense
+from gguf_tools.targets.lowering import lower_dense
 
 NAME = "qwen3"
 
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    found = common.linear_lacks(spec)
-    if common.moes(spec):
+    found = linear_lacks(spec)
+    if moes(spec):
         found.append("experts")
     return (
         found
-        + common.mlp_lacks(spec)
-        + common.attention_lacks(spec, gated=False, full_rope=True)
-        + common.norm_lacks(spec)
-        + common.scale_lacks(spec)
+        + mlp_lacks(spec)
+        + attention_lacks(spec, gated=False, full_rope=True)
+        + norm_lacks(spec)
+        + scale_lacks(spec)
     )
 
 

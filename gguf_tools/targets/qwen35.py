@@ -10,30 +10,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gguf_tools.columns import take_columns
-from gguf_tools.gguf_file import Metadata, ValueType, array, u32
-from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.spec import Attention, DeltaNet, GatedMLP, LayerSpec, Mixer, Model, ModelSpec, Norm
-from gguf_tools.targets import common, hybrid
+from gguf_tools.formats.gguf.header import Metadata, ValueType, array, u32
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, LayerSpec, Mixer, Model, ModelSpec, Norm
+from gguf_tools.targets import hybrid, lifting, lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor, Target
+from gguf_tools.targets.lacks import attentions, mlp_lacks, moes
 from gguf_tools.targets.lifting import lift_layers
-from gguf_tools.tensors import Tensor, take
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.views import take, take_columns
 
 NAME = "qwen35"
 DELTA_NAMES = {**hybrid.DELTA_NAMES, "delta.beta": "ssm_beta.weight", "delta.alpha": "ssm_alpha.weight"}
 MIXER_NAMES = {
     "mixer_norm": "attn_norm.weight",
-    **common.ATTENTION_NAMES,
+    **names.ATTENTION_NAMES,
     **DELTA_NAMES,
     "ffn_norm": hybrid.POST_NORM,
 }
-NAMES = MIXER_NAMES | common.FFN_NAMES
+NAMES = MIXER_NAMES | names.FFN_NAMES
 
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    found = ["experts"] if common.moes(spec) else []
-    return list(dict.fromkeys(found + common.mlp_lacks(spec) + hybrid.hybrid_lacks(spec)))
+    found = ["experts"] if moes(spec) else []
+    return list(dict.fromkeys(found + mlp_lacks(spec) + hybrid.hybrid_lacks(spec)))
 
 
 def rope_sections(dims: int) -> list[int]:
@@ -44,20 +45,20 @@ def rope_sections(dims: int) -> list[int]:
 
 def metadata_of(arch: str, spec: ModelSpec) -> Metadata:
     """The hybrid's metadata with the rope sections, which the loader requires."""
-    sections = array(ValueType.INT32, rope_sections(common.attentions(spec)[0].rope.dims))
+    sections = array(ValueType.INT32, rope_sections(attentions(spec)[0].rope.dims))
     return hybrid.hybrid_metadata(arch, spec) | {f"{arch}.rope.dimension_sections": sections}
 
 
-def lower_layers(model: Model, names: Mapping[str, str]) -> tuple[OutputTensor, ...]:
+def lower_layers(model: Model, table: Mapping[str, str]) -> tuple[OutputTensor, ...]:
     """All tensors: query and gate interleaved a head at a time, value heads in the order that the graph repeats keys in."""
 
     def layer(n: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         mixer = model.spec.layers[n].mixer
         if isinstance(mixer, Attention):
-            return common.rename(hybrid.join_gate(mixer, tensors), names)
-        return common.rename(hybrid.join_delta(mixer, reorder_values(mixer, tensors, _tiled(mixer))), names)
+            return names.rename(hybrid.join_gate(mixer, tensors), table)
+        return names.rename(hybrid.join_delta(mixer, reorder_values(mixer, tensors, _tiled(mixer))), table)
 
-    return common.lower_tensors(model, layer)
+    return lowering.lower_tensors(model, layer)
 
 
 def _tiled(mixer: DeltaNet) -> list[int]:
@@ -108,7 +109,7 @@ def lift(source: GGUFSource) -> Model:
 
     def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
         mixer, part = lift_mixer(source, n, norm)
-        ffn, ffn_part = common.lift_mlp(source, n)
+        ffn, ffn_part = lifting.lift_mlp(source, n)
         return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
 
     return lift_layers(source, layer, hybrid.POST_NORM)

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.rewrites import EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE
-from gguf_tools.spec import LayerSpec, Model, ModelSpec, Norm
-from gguf_tools.targets import common, hybrid
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.spec import LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.rewrites.gates import EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE
+from gguf_tools.targets import hybrid, lowering, names
 from gguf_tools.targets.base import Lowered, Target
+from gguf_tools.targets.lacks import moes, same
 from gguf_tools.targets.lifting import lift_layers, lift_moe
 from gguf_tools.targets.qwen3next import experts_lacks
 from gguf_tools.targets.qwen35 import MIXER_NAMES, lift_mixer, lower_layers, metadata_of
-from gguf_tools.tensors import Tensor
+from gguf_tools.tensors.base import Tensor
 
 NAME = "qwen35moe"
-NAMES = MIXER_NAMES | common.MOE_NAMES
+NAMES = MIXER_NAMES | names.MOE_NAMES
 
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    shared = (moe.shared.width for moe in common.moes(spec) if moe.shared)
-    found = experts_lacks(spec) + common.same(shared, "width of the shared expert")
+    shared = (moe.shared.width for moe in moes(spec) if moe.shared)
+    found = experts_lacks(spec) + same(shared, "width of the shared expert")
     return list(dict.fromkeys(found + hybrid.hybrid_lacks(spec)))
 
 
 def lower(model: Model) -> Lowered:
     """The model in this architecture's terms."""
-    metadata = metadata_of(NAME, model.spec) | common.moe_metadata(NAME, common.moes(model.spec)[0])
+    metadata = metadata_of(NAME, model.spec) | lowering.moe_metadata(NAME, moes(model.spec)[0])
     return Lowered(NAME, metadata, lower_layers(model, NAMES))
 
 

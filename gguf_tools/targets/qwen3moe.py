@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from gguf_tools.gguf_source import GGUFSource
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.spec import LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.output_bias import OUTPUT_BIAS_BY_HEADS
-from gguf_tools.spec import LayerSpec, Model, ModelSpec, Norm
-from gguf_tools.targets import common
+from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, Target
+from gguf_tools.targets.lacks import (
+    attention_lacks,
+    dense_lacks,
+    linear_lacks,
+    moe_lacks,
+    moes,
+    norm_lacks,
+    scale_lacks,
+)
 from gguf_tools.targets.lifting import lift_layers, lift_moe
-from gguf_tools.tensors import Tensor
+from gguf_tools.tensors.base import Tensor
 
 NAME = "qwen3moe"
-NAMES = {"mixer_norm": "attn_norm.weight", **common.ATTENTION_NAMES, "ffn_norm": "ffn_norm.weight", **common.MOE_NAMES}
+NAMES = {"mixer_norm": "attn_norm.weight", **names.ATTENTION_NAMES, "ffn_norm": "ffn_norm.weight", **names.MOE_NAMES}
 
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    found = common.linear_lacks(spec) + common.dense_lacks(spec)
-    if any(moe.shared for moe in common.moes(spec)):
+    found = linear_lacks(spec) + dense_lacks(spec)
+    if any(moe.shared for moe in moes(spec)):
         found.append("a shared expert")
-    found += common.attention_lacks(spec, gated=False, full_rope=True)
-    return found + common.moe_lacks(spec) + common.norm_lacks(spec) + common.scale_lacks(spec)
+    found += attention_lacks(spec, gated=False, full_rope=True)
+    return found + moe_lacks(spec) + norm_lacks(spec) + scale_lacks(spec)
 
 
 def lower(model: Model) -> Lowered:
     """Every tensor keeps its numbers; only names change."""
-    moe = common.moes(model.spec)[0]
-    metadata = common.common_metadata(NAME, model.spec) | common.moe_metadata(NAME, moe)
-    return Lowered(NAME, metadata, common.lower_tensors(model, lambda _, tensors: common.rename(tensors, NAMES)))
+    moe = moes(model.spec)[0]
+    metadata = lowering.common_metadata(NAME, model.spec) | lowering.moe_metadata(NAME, moe)
+    return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda _, tensors: names.rename(tensors, NAMES)))
 
 
 def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model."""
 
     def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
-        mixer, part = common.lift_attention(source, n, norm)
+        mixer, part = lifting.lift_attention(source, n, norm)
         ffn, ffn_part = lift_moe(source, n)
         return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
 

@@ -3,33 +3,35 @@ layer (`src/models/qwen3next.cpp`)."""
 
 from __future__ import annotations
 
-from gguf_tools.gguf_file import ValueType, array
-from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.rewrites import EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE
+from gguf_tools.formats.gguf.header import ValueType, array
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.spec import Attention, DeltaNet, LayerSpec, Mixer, Model, ModelSpec, Norm
 from gguf_tools.rewrites.delta import DENSE_AS_SHARED
-from gguf_tools.spec import Attention, DeltaNet, LayerSpec, Mixer, Model, ModelSpec, Norm
-from gguf_tools.targets import common, hybrid
+from gguf_tools.rewrites.gates import EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE
+from gguf_tools.targets import hybrid, lowering, names
 from gguf_tools.targets.base import Lowered, Target
+from gguf_tools.targets.lacks import dense_lacks, moe_lacks, moes
 from gguf_tools.targets.lifting import lift_layers, lift_moe
-from gguf_tools.tensors import Tensor, interleave_rows, take_rows
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.views import interleave_rows, take_rows
 
 NAME = "qwen3next"
 DELTA_NAMES = {**hybrid.DELTA_NAMES, "delta.ba": "ssm_ba.weight"}
 NAMES = {
     "mixer_norm": "attn_norm.weight",
-    **common.ATTENTION_NAMES,
+    **names.ATTENTION_NAMES,
     **DELTA_NAMES,
     "ffn_norm": hybrid.POST_NORM,
-    **common.MOE_NAMES,
+    **names.MOE_NAMES,
 }
 
 
 def experts_lacks(spec: ModelSpec) -> list[str]:
     """What an architecture with experts and a gated shared expert in every layer lacks."""
-    found = common.dense_lacks(spec)
-    if any(moe.shared is None or not moe.shared.gated for moe in common.moes(spec)):
+    found = dense_lacks(spec)
+    if any(moe.shared is None or not moe.shared.gated for moe in moes(spec)):
         found.append("experts without a gated shared expert")
-    return found + common.moe_lacks(spec)
+    return found + moe_lacks(spec)
 
 
 def lacks(spec: ModelSpec) -> list[str]:
@@ -40,8 +42,8 @@ def lacks(spec: ModelSpec) -> list[str]:
 def lower(model: Model) -> Lowered:
     """Query and gate are interleaved a head at a time, beta and alpha a key head at a time; A becomes the decay rate."""
     spec = model.spec
-    metadata = hybrid.hybrid_metadata(NAME, spec) | common.moe_metadata(NAME, common.moes(spec)[0])
-    widths = [moe.shared.width for moe in common.moes(spec) if moe.shared]
+    metadata = hybrid.hybrid_metadata(NAME, spec) | lowering.moe_metadata(NAME, moes(spec)[0])
+    widths = [moe.shared.width for moe in moes(spec) if moe.shared]
     if len(set(widths)) > 1:
         # Without one width for all, the loader takes each layer's feed-forward length for that of its shared expert.
         del metadata[f"{NAME}.expert_shared_feed_forward_length"]
@@ -50,9 +52,9 @@ def lower(model: Model) -> Lowered:
     def layer(n: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         mixer = spec.layers[n].mixer
         joined = hybrid.join_gate(mixer, tensors) if isinstance(mixer, Attention) else _join_delta(mixer, tensors)
-        return common.rename(joined, NAMES)
+        return names.rename(joined, NAMES)
 
-    return Lowered(NAME, metadata, common.lower_tensors(model, layer))
+    return Lowered(NAME, metadata, lowering.lower_tensors(model, layer))
 
 
 def _join_delta(mixer: DeltaNet, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

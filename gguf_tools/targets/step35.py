@@ -16,26 +16,38 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from gguf_tools.approximations import SOFTMAX_ROUTER
 from gguf_tools.errors import CheckpointError, UnsupportedError
-from gguf_tools.gguf_file import Field, Metadata, boolean, f32, u32
-from gguf_tools.gguf_source import GGUFSource
-from gguf_tools.rewrites import EMPTY_UNGATED_EXPERT, HALF_PAIRS, UNTIED_OUTPUT
+from gguf_tools.formats.gguf.header import Field, Metadata, boolean, f32, u32
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.spec import FeedForward, LayerSpec, Model, ModelSpec, MoE, Norm, Router
+from gguf_tools.rewrites.approximations import SOFTMAX_ROUTER
+from gguf_tools.rewrites.gates import EMPTY_UNGATED_EXPERT
 from gguf_tools.rewrites.heads import WIDENED_HEADS
+from gguf_tools.rewrites.rope_pairs import HALF_PAIRS
 from gguf_tools.rewrites.router import SINGLE_EXPERT
-from gguf_tools.spec import FeedForward, LayerSpec, Model, ModelSpec, MoE, Norm, Router
-from gguf_tools.targets import common
+from gguf_tools.rewrites.scales import UNTIED_OUTPUT
+from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, Target
+from gguf_tools.targets.lacks import (
+    attention_lacks,
+    attentions,
+    linear_lacks,
+    mlp_lacks,
+    moes,
+    norm_lacks,
+    same,
+    scale_lacks,
+)
 from gguf_tools.targets.lifting import lift_layers, lift_moe
-from gguf_tools.tensors import Tensor
+from gguf_tools.tensors.base import Tensor
 
 NAME = "step35"
-MOE_NAMES = {**common.MOE_NAMES, "moe.router_bias": "exp_probs_b.bias"}
+MOE_NAMES = {**names.MOE_NAMES, "moe.router_bias": "exp_probs_b.bias"}
 NAMES = {
     "mixer_norm": "attn_norm.weight",
-    **common.ATTENTION_NAMES,
+    **names.ATTENTION_NAMES,
     "ffn_norm": "ffn_norm.weight",
-    **common.FFN_NAMES,
+    **names.FFN_NAMES,
     **MOE_NAMES,
 }
 ENDLESS = 1 << 23
@@ -48,27 +60,27 @@ SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3
 
 def lacks(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of this spec."""
-    found = common.linear_lacks(spec)
-    found += common.attention_lacks(spec, gated=False, full_rope=False, qk_norm=None, windows=True, value_sizes=True)
-    if any(mixer.rope.scaling for mixer in common.attentions(spec)):
+    found = linear_lacks(spec)
+    found += attention_lacks(spec, gated=False, full_rope=False, qk_norm=None, windows=True, value_sizes=True)
+    if any(mixer.rope.scaling for mixer in attentions(spec)):
         found.append("rope scaling")
-    windows = (mixer.window for mixer in common.attentions(spec) if mixer.window)
-    found += common.same(windows, "sliding window")
-    return found + _moe_lacks(spec) + common.mlp_lacks(spec) + common.norm_lacks(spec) + common.scale_lacks(spec)
+    windows = (mixer.window for mixer in attentions(spec) if mixer.window)
+    found += same(windows, "sliding window")
+    return found + _moe_lacks(spec) + mlp_lacks(spec) + norm_lacks(spec) + scale_lacks(spec)
 
 
 def _moe_lacks(spec: ModelSpec) -> list[str]:
-    moes = common.moes(spec)
-    found = common.same(((moe.experts, moe.width) for moe in moes), "number and width of experts")
-    found += common.same((moe.router for moe in moes), "router")
-    if any(moe.router.selection_bias and _gating(moe.router) != SOFTMAX_OF_CHOSEN for moe in moes):
+    experts = moes(spec)
+    found = same(((moe.experts, moe.width) for moe in experts), "number and width of experts")
+    found += same((moe.router for moe in experts), "router")
+    if any(moe.router.selection_bias and _gating(moe.router) != SOFTMAX_OF_CHOSEN for moe in experts):
         found.append("a router bias added before the score function, for the selection alone")
-    shared = [moe.shared for moe in moes if moe.shared]
-    if len(shared) < len(moes):
+    shared = [moe.shared for moe in experts if moe.shared]
+    if len(shared) < len(experts):
         found.append("experts without a shared expert")
     if any(expert.gated for expert in shared):
         found.append("a gate on the shared expert")
-    return found + common.same((expert.width for expert in shared), "width of shared experts")
+    return found + same((expert.width for expert in shared), "width of shared experts")
 
 
 def _gating(router: Router) -> int:
@@ -79,14 +91,14 @@ def _gating(router: Router) -> int:
 
 def lower(model: Model) -> Lowered:
     """Every tensor keeps its numbers; only names change."""
-    metadata = common.common_metadata(NAME, model.spec) | {
+    metadata = lowering.common_metadata(NAME, model.spec) | {
         f"{NAME}.{key}": value for key, value in {**_attention_keys(model.spec), **_expert_keys(model.spec)}.items()
     }
-    return Lowered(NAME, metadata, common.lower_tensors(model, lambda _, tensors: common.rename(tensors, NAMES)))
+    return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda _, tensors: names.rename(tensors, NAMES)))
 
 
 def _attention_keys(spec: ModelSpec) -> dict[str, Field]:
-    mixers = common.attentions(spec)
+    mixers = attentions(spec)
     first = mixers[0]
     window = next((mixer.window for mixer in mixers if mixer.window), None)
     return {
@@ -96,19 +108,21 @@ def _attention_keys(spec: ModelSpec) -> dict[str, Field]:
         "attention.key_length_swa": u32(first.head_dim),
         "attention.value_length_swa": u32(first.value_size),
         "attention.sliding_window": u32(window or ENDLESS),
-        "attention.sliding_window_pattern": common.booleans(not window or mixer.window is not None for mixer in mixers),
+        "attention.sliding_window_pattern": lowering.booleans(
+            not window or mixer.window is not None for mixer in mixers
+        ),
     }
 
 
 def _expert_keys(spec: ModelSpec) -> Metadata:
-    moe = next(iter(common.moes(spec)), None)
+    moe = next(iter(moes(spec)), None)
     dense = next((ffn.width for ffn in (layer.feed_forward for layer in spec.layers) if not isinstance(ffn, MoE)), None)
     values: Metadata = {"feed_forward_length": u32(dense or (moe.width if moe else 0))}
     if moe is None:
         # The key is required, and without experts it is not used.
         return values | {"expert_feed_forward_length": u32(0)}
     prefix = f"{NAME}."
-    values |= {key.removeprefix(prefix): value for key, value in common.moe_metadata(NAME, moe).items()}
+    values |= {key.removeprefix(prefix): value for key, value in lowering.moe_metadata(NAME, moe).items()}
     gating = _gating(moe.router)
     values["expert_gating_func"] = u32(gating)
     values["expert_weights_norm"] = boolean(moe.router.normalised and gating != SOFTMAX_OF_CHOSEN)
@@ -129,7 +143,7 @@ def lift(source: GGUFSource) -> Model:
     def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
         local = bool(pattern[n])
         dims = source.integer("rope.dimension_count_swa") if local else source.integer("rope.dimension_count") // 2
-        mixer, part = common.lift_attention(source, n, norm, dims)
+        mixer, part = lifting.lift_attention(source, n, norm, dims)
         gate = f"blk.{n}.attn_gate.weight"
         if gate in source.tensors:
             raise UnsupportedError(f"{source.path}: {gate} is one gate for a whole head, which tinyq does not have")
@@ -140,7 +154,7 @@ def lift(source: GGUFSource) -> Model:
         if f"blk.{n}.ffn_gate_inp.weight" in source.tensors:
             ffn, ffn_part = _lift_experts(source, n)
         else:
-            ffn, ffn_part = common.lift_mlp(source, n)
+            ffn, ffn_part = lifting.lift_mlp(source, n)
         return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
 
     return lift_layers(source, layer, "ffn_norm.weight")

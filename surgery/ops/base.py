@@ -10,7 +10,7 @@ from math import isfinite
 from typing import ClassVar
 
 from gguf_tools.errors import InputError
-from surgery.plan import HALVES, METHODS, Half, Method, Stack
+from surgery.algebra import HALVES, METHODS, Half, Method, Stack
 
 Span = tuple[int, int]
 """First and last index, both included."""

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.convert import Operation
-from gguf_tools.gguf_file import Field, pack_header, place, read_header
-from surgery.gguf import plan_gguf, write_plan
+from gguf_tools.conversion.request import Operation
+from gguf_tools.formats.gguf.header import Field, pack_header, place, read_header
+from surgery.gguf.layers import open_layered
+from surgery.gguf.rewrite import plan_gguf, write_plan
 from surgery.gguf_header import scan_header
-from surgery.gguf_layers import open_layered
 from surgery.model import operate
 from surgery.recipe import parse_text
 
@@ -50,7 +50,7 @@ def raw_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 def split(source: Path, prefix: Path, parts: int) -> list[Path]:
     """The file in so many splits, as llama.cpp's gguf-split lays them out."""
-    from gguf_tools.gguf_file import ValueType
+    from gguf_tools.formats.gguf.header import ValueType
 
     header = read_header(source)
     tensors = raw_tensors(source)

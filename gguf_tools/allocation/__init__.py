@@ -1,0 +1,1 @@
+"""Types chosen for a size, by measuring each tensor."""

@@ -1,0 +1,244 @@
+"""Types chosen tensor by tensor so that a file reaches a size at the least measured loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from gguf_tools.allocation.sensitivity import errors, own_texts, probed, read_texts
+from gguf_tools.conversion.calibration import calibration_text
+from gguf_tools.errors import InputError
+from gguf_tools.formats.gguf.header import align, tensor_bytes
+from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.progress import StageProgress
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.tensors.base import Tensor
+from quant.allocate import Allocation, Option, allocate
+from quant.encode import FloatArray
+from quant.recipes import RECIPES, TypeChoice, TypeRecipe
+from quant.types import F16, F32, Q3_K, Q4_0, TYPES, TensorType
+
+CANDIDATES = tuple(kind for kind in TYPES if kind.encodes and not kind.plain)
+PROBES = (Q3_K, Q4_0)
+"""The type that a tensor is rounded to in order to measure what it means: the first that its rows fit."""
+CHUNK = 256
+"""Tokens that are read together."""
+DECIDED = ("override ", "output type", "embedding type")
+"""How the reasons begin of types that the user asked for."""
+
+Sources = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class SizeTarget:
+    """A size: `bits_per_weight` over all tensors, or `bytes` of the whole file. `calibration` is a text to
+    measure on, by default the model's own continuations of built-in prompts."""
+
+    bits_per_weight: float | None = None
+    bytes: int | None = None
+    calibration: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """How the size is called in the file's metadata and in reports."""
+        return f"{self.bytes} bytes" if self.bits_per_weight is None else f"{self.bits_per_weight:g} bpw"
+
+
+@dataclass(frozen=True)
+class FileOverhead:
+    """What a file consists of besides its tensors' data: `header` bytes, and padding to `alignment` after each tensor."""
+
+    header: int
+    alignment: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the size leaves for the tensors that are free to choose: bytes, each tensor's rounded up to `alignment`."""
+
+    bytes: int
+    alignment: int = 1
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """For each tensor that may choose, the KL divergence that each type is predicted to cause, in nats a token.
+
+    `divergences` were measured with each tensor alone in its type of `probes`, on `tokens` tokens.
+    """
+
+    losses: Mapping[str, Mapping[TensorType, float]]
+    divergences: Mapping[str, float]
+    probes: Mapping[str, TensorType]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was measured and chosen: the type of each tensor that is quantized, and the predicted sum of losses."""
+
+    target: SizeTarget
+    types: Mapping[str, TensorType]
+    measured: Sensitivity
+    allocation: Allocation
+
+    def as_dict(self) -> dict[str, object]:
+        """The measurement as plain data, for JSON."""
+        measured = self.measured
+        return {
+            "target": self.target.label,
+            "predicted_kl": self.allocation.loss,
+            "bound_kl": self.allocation.bound,
+            "calibration_tokens": measured.tokens,
+            "tensors": {
+                name: {"probe": measured.probes[name].name, "probe_kl": kl, "type": self.types[name].name}
+                for name, kl in measured.divergences.items()
+            },
+        }
+
+    @property
+    def sentence(self) -> str:
+        """The measurement in a line."""
+        return (
+            f"{self.target.label}: a KL divergence of {self.allocation.loss:.1e} nats a token is predicted from "
+            f"{self.measured.tokens:,} tokens; no choice of types of this size is predicted below {self.allocation.bound:.1e}"
+        )
+
+
+def budget_of(
+    target: SizeTarget, choices: Sequence[TypeChoice], sources: Sources, free: frozenset[str], frame: FileOverhead
+) -> Budget:
+    """What `target` leaves for the tensors in `free`. For a size in bytes, padding and the rest of the file count."""
+    alignment = 1 if target.bytes is None else frame.alignment
+    taken = sum(
+        align(tensor_bytes(choice.type, sources[choice.name].shape), alignment)
+        for choice in choices
+        if choice.name not in free
+    )
+    if target.bytes is not None:
+        return Budget(target.bytes - frame.header - taken, alignment)
+    assert target.bits_per_weight is not None
+    return Budget(int(target.bits_per_weight * sum(tensor.size for tensor in sources.values()) / 8) - taken)
+
+
+def free_to_choose(choices: Sequence[TypeChoice], sources: Sources) -> frozenset[str]:
+    """The tensors that are quantized, that the user has not decided about, and that more than one type fits."""
+    return frozenset(
+        choice.name
+        for choice in choices
+        if not choice.kept
+        and not choice.reason.startswith(DECIDED)
+        and len(fitting_candidates(sources[choice.name].shape)) > 1
+    )
+
+
+def fitting_candidates(shape: tuple[int, ...]) -> list[TensorType]:
+    """The types that rows of this shape fit: block types, and F16 at the upper end."""
+    return [kind for kind in (*CANDIDATES, F16) if shape[-1] % kind.block == 0]
+
+
+def choose(
+    target: SizeTarget,
+    scratch: Path,
+    sources: Sources,
+    choices: Sequence[TypeChoice],
+    frame: FileOverhead,
+    importance: Mapping[str, FloatArray],
+    threads: int | None = None,
+    progress: StageProgress | None = None,
+) -> Chosen:
+    """Measure each tensor's sensitivity and choose the types.
+
+    `choices` are a recipe's, which tensors keep that no token reaches; all else is as in `measure`. Raises InputError
+    where the target is too small.
+    """
+    free = free_to_choose(choices, sources)
+    _require_room(target, budget_of(target, choices, sources, free, frame), free, sources)
+    measured = measure(scratch, sources, free, importance, target.calibration, threads, progress)
+    return allocated(target, measured, choices, sources, frame)
+
+
+def measure(
+    scratch: Path,
+    sources: Sources,
+    free: frozenset[str],
+    importance: Mapping[str, FloatArray],
+    calibration: Path | None = None,
+    threads: int | None = None,
+    progress: StageProgress | None = None,
+) -> Sensitivity:
+    """What the model's output suffers from each tensor of `free` in each type that fits it, on a text (see `SizeTarget`).
+
+    `scratch` is a GGUF whose tensors are those of `sources`, in F32 where they may be quantized; it is overwritten tensor by
+    tensor, and restored. `importance` is what encoding goes by, (matrices, columns) by tensor.
+    """
+    show = progress or (lambda stage, done, total: None)
+    file = open_gguf(scratch)
+    with Runtime(scratch, RuntimeOptions(threads=threads)) as runtime:
+        texts = read_texts(runtime, _chunks(runtime, calibration))
+        used = runtime.activations(texts.chunks, process_output=True)
+        # What no token reaches (prediction layers) cannot be measured; the embedding is looked up, not multiplied with.
+        reached = used.keys() | {"token_embd.weight", "per_layer_token_embd.weight"}
+        probes = {
+            name: next(kind for kind in PROBES if tensor.columns % kind.block == 0)
+            for name, tensor in sources.items()
+            if name in free and name in reached and file.tensor(name).dtype == F32.name
+        }
+        divergences = probed(runtime, file, sources, probes, importance, texts, partial(show, "measuring"))
+    losses: dict[str, dict[TensorType, float]] = {}
+    for done, (name, probe) in enumerate(probes.items()):
+        tensor = sources[name]
+        activations = used[name].importance.reshape(-1, tensor.columns) if name in used else None
+        found = errors(tensor, fitting_candidates(tensor.shape), activations, importance.get(name), name)
+        scale = divergences[name] / found[probe] if found.get(probe) else 0.0
+        losses[name] = {kind: scale * error for kind, error in found.items()}
+        show("comparing types", done + 1, len(probes))
+    return Sensitivity(losses, divergences, probes, sum(map(len, texts.chunks)))
+
+
+def _chunks(runtime: Runtime, calibration: Path | None) -> list[list[int]]:
+    size = min(CHUNK, runtime.context_limit)
+    if calibration is None:
+        return own_texts(runtime, size)
+    tokens = runtime.tokenize(calibration_text(calibration), add_special=True)
+    return [tokens[start : start + size] for start in range(0, len(tokens), size)]
+
+
+def allocated(
+    target: SizeTarget, measured: Sensitivity, choices: Sequence[TypeChoice], sources: Sources, frame: FileOverhead
+) -> Chosen:
+    """The types that reach `target` at the least predicted loss. Raises InputError where the target is too small."""
+    budget = budget_of(target, choices, sources, frozenset(measured.losses), frame)
+    options = [
+        [Option(kind, _size(kind, sources[name], budget), loss) for kind, loss in losses.items()]
+        for name, losses in measured.losses.items()
+    ]
+    allocation = allocate(options, budget.bytes)
+    types = {choice.name: choice.type for choice in choices if not choice.kept}
+    types |= {name: option.type for name, option in zip(measured.losses, allocation.options, strict=True)}
+    return Chosen(target, types, measured, allocation)
+
+
+def _size(kind: TensorType, tensor: Tensor, budget: Budget) -> int:
+    return align(tensor_bytes(kind, tensor.shape), budget.alignment)
+
+
+def _require_room(target: SizeTarget, budget: Budget, free: frozenset[str], sources: Sources) -> None:
+    """Raises InputError, before anything is measured, where the target is too small."""
+    least = sum(
+        min(_size(kind, sources[name], budget) for kind in fitting_candidates(sources[name].shape)) for name in free
+    )
+    if least > budget.bytes:
+        short = least - budget.bytes
+        raise InputError(
+            f"target {target.label} is too small: with the smallest types the file is {short:,} bytes larger; give a larger one"
+        )
+
+
+def nearest_recipe(target: SizeTarget, weights: int) -> TypeRecipe:
+    """The quantized recipe whose base type is nearest to a size: what the file's `general.file_type` will say."""
+    bits = target.bits_per_weight if target.bytes is None else 8 * target.bytes / weights
+    assert bits is not None
+    return min((one for one in RECIPES.values() if not one.base.plain), key=lambda one: abs(one.base.bits - bits))

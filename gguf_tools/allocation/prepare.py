@@ -1,0 +1,79 @@
+"""Conversion and quantization to a size: types chosen by measuring on an F32 copy beside the output, then one pass as always."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from gguf_tools.allocation.choose import Chosen, FileOverhead, SizeTarget, choose, nearest_recipe
+from gguf_tools.conversion import plan as conversion
+from gguf_tools.conversion.auto_type import TypeDecision
+from gguf_tools.conversion.plan import Conversion
+from gguf_tools.conversion.request import Request
+from gguf_tools.conversion.write import execute as write_conversion
+from gguf_tools.conversion.write import placed_metadata
+from gguf_tools.errors import InputError
+from gguf_tools.progress import StageProgress
+from gguf_tools.quantization import plan as quantization
+from gguf_tools.quantization.plan import Quantization, QuantizeRequest
+from gguf_tools.quantization.write import execute as write_quantization
+from gguf_tools.tensors.base import Tensor
+from quant.recipes import TypeOptions
+
+
+def prepare_conversion(
+    request: Request, target: SizeTarget, out: Path, progress: StageProgress | None = None
+) -> tuple[Conversion, Chosen]:
+    """Plan a conversion to a size. Errors as `conversion.plan.prepare`; InputError where the target is too small."""
+    if request.options.pure:
+        raise InputError("a target size contradicts --pure; leave it out")
+    opened = conversion.open_source(request)
+    weights = sum(tensor.size for tensor in opened.tensors)
+    request = replace(request, type=nearest_recipe(target, weights).name, label=target.label)
+    plan = conversion.prepare(request, opened)
+    sources = {choice.name: tensor for choice, tensor in zip(plan.choices, plan.tensors, strict=True)}
+    frame = FileOverhead(plan.layout.size(placed_metadata(plan, out)) - plan.layout.data_bytes, plan.layout.alignment)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        scratch = Path(folder) / "scratch.gguf"
+        exact = conversion.prepare(replace(request, type="f32", options=TypeOptions(), imatrix=None), opened)
+        write_conversion(exact, scratch, threads=request.workers)
+        chosen = choose(
+            target, scratch, sources, plan.choices, frame, plan.importance, request.threads or None, progress
+        )
+    made = conversion.prepare(replace(request, options=replace(request.options, types=chosen.types)), opened)
+    return replace(made, decision=TypeDecision(target.label, "types chosen by measuring")), chosen
+
+
+def prepare_quantization(
+    request: QuantizeRequest,
+    target: SizeTarget,
+    out: Path,
+    *,
+    threads: int = 0,
+    progress: StageProgress | None = None,
+) -> tuple[Quantization, Chosen]:
+    """Plan a quantization to a size.
+
+    Errors as `quantization.plan.prepare` and `quantization.write.execute`; InputError where the target is too small.
+    """
+    if request.options.pure or request.split_max_size is not None:
+        raise InputError("a target size contradicts --pure and --split-max-size; leave them out")
+    request = replace(request, label=target.label)
+    weights = quantization.prepare(request).report.weights
+    request = replace(request, type=nearest_recipe(target, weights).name)
+    plan = quantization.prepare(request)
+    sources: dict[str, Tensor] = {tensor.entry.name: tensor for tensor in plan.tensors}
+    frame = FileOverhead(
+        plan.size - sum(part.layout.data_bytes for part in plan.parts),
+        max(part.layout.alignment for part in plan.parts),
+    )
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        scratch = Path(folder) / "scratch.gguf"
+        write_quantization(
+            quantization.prepare(QuantizeRequest(request.source, "f32", allow_requantize=True)),
+            scratch,
+            threads=threads,
+        )
+        chosen = choose(target, scratch, sources, plan.choices, frame, plan.importance, threads or None, progress)
+    return quantization.prepare(replace(request, options=replace(request.options, types=chosen.types))), chosen

@@ -1,0 +1,155 @@
+"""How much a model's output suffers from each tensor's quantization: measured by running it.
+
+The loss of a tensor in a type is the mean KL divergence of the next token's distribution, in nats, that this tensor alone
+would cause. It is measured once, with a probe type, and carried over to other types by the error that they make: the
+squared change of each weight times the mean square of the activations of its column. (For small changes the divergence
+is quadratic in the change of the output, hence proportional to that error.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import BinaryIO
+
+import numpy as np
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.metrics import kl_divergence
+from gguf_tools.evaluation.prompts import default_prompts, prompt_ids, render_prompt
+from gguf_tools.formats.gguf.source import GGUFSource, GGUFTensor
+from gguf_tools.progress import CountProgress
+from gguf_tools.runtime.process import Runtime
+from gguf_tools.tensors.base import Tensor
+from quant.encode import FloatArray, decode_rows, encode_rows, row_ranges
+from quant.types import TensorType
+
+SAMPLE = 1 << 17
+"""Weights of a tensor from which its errors are estimated."""
+RUN = 16
+"""Rows that are read together for that."""
+OWN_TOKENS = 100
+"""Tokens with which the model continues each prompt, where no text is given to measure on."""
+LOGIT_BYTES = 256 << 20
+"""Memory for the reference's logits, which bounds the number of tokens."""
+
+
+def errors(
+    tensor: Tensor,
+    kinds: Sequence[TensorType],
+    activations: FloatArray | None,
+    importance: FloatArray | None,
+    name: str,
+) -> dict[TensorType, float]:
+    """The error that each type makes, a mean over a sample of rows: squared changes times mean squared activations.
+
+    `activations` and `importance` are (matrices, columns); the latter is what the encoder is told to care for. Types that
+    are too small for the weights (F16) are left out.
+    """
+    totals = dict.fromkeys(kinds, 0.0)
+    seen = 0
+    for matrix, rows in _sample(tensor):
+        weights = None if activations is None else activations[matrix if len(activations) > 1 else 0]
+        care = None if importance is None else importance[matrix if len(importance) > 1 else 0]
+        seen += len(rows)
+        for kind in list(totals):
+            try:
+                change = decode_rows(encode_rows(rows, kind, care, name=name), kind, tensor.columns)
+            except InputError:
+                del totals[kind]
+                continue
+            np.subtract(change, rows, out=change)
+            by_column = np.square(change, dtype=np.float64).sum(axis=0)
+            totals[kind] += float(by_column.sum() if weights is None else by_column @ weights.astype(np.float64))
+    return {kind: total / seen for kind, total in totals.items()}
+
+
+def _sample(tensor: Tensor) -> Iterator[tuple[int, FloatArray]]:
+    """Runs of rows spread evenly over the tensor, each with the matrix (expert) that it lies in."""
+    per_matrix = tensor.shape[-2] if len(tensor.shape) > 1 else 1
+    runs = list(row_ranges(tensor.shape, by_matrix=True, weights=RUN * tensor.columns))
+    count = max(1, SAMPLE // (RUN * tensor.columns))
+    step = max(1.0, len(runs) / count)
+    for at in np.arange(0, len(runs), step).astype(int):
+        part = runs[at]
+        flat = tensor.flat(part.start * tensor.columns, part.stop * tensor.columns)
+        yield part.start // per_matrix, flat.reshape(-1, tensor.columns)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Chunks of tokens, and the undisturbed model's logits (tokens, vocabulary) for each."""
+
+    chunks: tuple[tuple[int, ...], ...]
+    logits: tuple[FloatArray, ...]
+
+
+def read_texts(runtime: Runtime, chunks: Sequence[Sequence[int]]) -> Texts:
+    """The model's own logits for as many chunks as memory allows, at least one."""
+    starts = accumulate(map(len, chunks), initial=0)
+    room = LOGIT_BYTES // (4 * runtime.info.n_vocab)
+    parts = tuple(tuple(chunk) for chunk, start in zip(chunks, starts, strict=False) if start < room)
+    return Texts(parts, tuple(runtime.logits(parts)))
+
+
+def own_texts(runtime: Runtime, chunk: int) -> list[list[int]]:
+    """The built-in prompts, each with the model's own greedy continuation: text that it is at home in, whatever it learned."""
+    chunks = []
+    for prompt in default_prompts(runtime.info.chat_template is not None):
+        chunks.append(prompt_ids(runtime, render_prompt(runtime, prompt, {})))
+    chunks = [ids for ids in chunks if 0 < len(ids) < chunk]
+    results = runtime.greedy(chunks, [min(OWN_TOKENS, chunk - len(ids)) for ids in chunks], runtime.info.eog)
+    return [[*ids, *result.tokens] for ids, result in zip(chunks, results, strict=True)]
+
+
+def divergence(runtime: Runtime, texts: Texts) -> float:
+    """Mean KL divergence from the undisturbed model, nats."""
+    total, count = 0.0, 0
+    for reference, model in zip(texts.logits, runtime.iter_logits(texts.chunks), strict=True):
+        found = kl_divergence(reference, model)
+        total += float(found.sum())
+        count += found.size
+    return total / count
+
+
+def probed(
+    runtime: Runtime,
+    scratch: GGUFSource,
+    sources: Mapping[str, Tensor],
+    probes: Mapping[str, TensorType],
+    importance: Mapping[str, FloatArray],
+    texts: Texts,
+    progress: CountProgress,
+) -> dict[str, float]:
+    """For each tensor in `probes`, the KL divergence with that tensor alone rounded to its probe type, nats.
+
+    `scratch` is an F32 file of the tensors in `sources`, which `runtime` has open; each tensor is changed in it, and back.
+    """
+    found: dict[str, float] = {}
+    with scratch.path.open("r+b") as stream:
+        for done, (name, kind) in enumerate(probes.items()):
+            place = scratch.tensor(name)
+            assert isinstance(place, GGUFTensor)
+            start = place.data_offset + place.entry.offset
+            _overwrite(stream, start, name, sources[name], kind, importance.get(name))
+            runtime.reload()
+            found[name] = divergence(runtime, texts)
+            _overwrite(stream, start, name, sources[name], None, None)
+            progress(done + 1, len(probes))
+    return found
+
+
+def _overwrite(
+    stream: BinaryIO, start: int, name: str, tensor: Tensor, kind: TensorType | None, importance: FloatArray | None
+) -> None:
+    """Writes a tensor as float32 at byte `start`, rounded to `kind` if that is given."""
+    by_matrix = importance is not None and len(importance) > 1
+    stream.seek(start)
+    for part in row_ranges(tensor.shape, by_matrix):
+        rows = tensor.flat(part.start * tensor.columns, part.stop * tensor.columns).reshape(-1, tensor.columns)
+        if kind is not None:
+            care = None if importance is None else importance[part.matrix if by_matrix else 0]
+            rows = decode_rows(encode_rows(rows, kind, care, name=name), kind, tensor.columns)
+        stream.write(rows.astype("<f4", copy=False).data)
+    stream.flush()

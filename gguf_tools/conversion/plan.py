@@ -1,0 +1,161 @@
+"""Checkpoint to GGUF: a pure plan, and a streaming executor that proves the vocabulary before the file appears."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from gguf_tools.conversion.auto_type import TypeDecision, smallest_exact
+from gguf_tools.conversion.calibration import calibration_tokens
+from gguf_tools.conversion.general_metadata import general_metadata
+from gguf_tools.conversion.provenance import provenance, surgery_metadata
+from gguf_tools.conversion.request import AUTO, Request
+from gguf_tools.families.registry import build_model
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import (
+    Metadata,
+    string,
+    u32,
+)
+from gguf_tools.formats.gguf.imatrix import read_imatrix, recorded
+from gguf_tools.formats.gguf.writer import Layout, layout
+from gguf_tools.model.spec import Model
+from gguf_tools.progress import ByteProgress
+from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
+from gguf_tools.sources.restore import restore
+from gguf_tools.targets.base import Lowered
+from gguf_tools.targets.planner import Plan, plan
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
+from quant.encode import FloatArray
+from quant.recipes import ModelFacts, TensorFacts, TypeChoice, TypeOptions, assign, recipe
+from quant.report import Report, summarize
+from quant.types import F16
+
+QUANTIZATION_VERSION = 2
+"""GGML_QNT_VERSION, which files with quantized tensors state."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Everything that a conversion will do; nothing has been written yet.
+
+    `importance` is (matrices, columns) for each tensor that the importance matrix knows.
+    """
+
+    source: Path
+    family: str
+    plan: Plan
+    tokenizer: Tokenizer
+    decision: TypeDecision
+    choices: tuple[TypeChoice, ...]
+    tensors: tuple[Tensor, ...]
+    metadata: Metadata
+    layout: Layout
+    report: Report
+    tokenizer_folder: Path | None = None
+    importance: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the user about the checkpoint and its tokenizer."""
+        return (*self.plan.model.notes, *self.tokenizer.notes)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.layout.size(self.metadata)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source, understood: its model and tokenizer, and the target that it will be lowered to."""
+
+    checkpoint: Checkpoint
+    model: Model
+    tokenizer: Tokenizer
+    plan: Plan
+    lowered: Lowered
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The output's tensors, in file order."""
+        return tuple(output.tensor for output in self.lowered.tensors)
+
+    def choices(
+        self, name: str, options: TypeOptions | None = None, has_imatrix: bool = False
+    ) -> tuple[TypeChoice, ...]:
+        """The type of each tensor under the recipe `name`, with what the user changes about it."""
+        values = {key: field.value for key, field in self.lowered.metadata.items()}
+        values |= {"general.architecture": self.lowered.architecture}
+        return assign(recipe(name), ModelFacts.from_metadata(values, has_imatrix=has_imatrix), self.facts(), options)
+
+    def facts(self) -> list[TensorFacts]:
+        """Names and shapes of the output's tensors."""
+        return [TensorFacts(output.name, output.tensor.shape) for output in self.lowered.tensors]
+
+    @property
+    def halvable(self) -> list[Tensor]:
+        """The tensors that type f16 would store as F16: all but the small ones."""
+        pairs = zip(self.tensors, self.choices("f16"), strict=True)
+        return [tensor for tensor, choice in pairs if choice.type is F16]
+
+
+def open_source(request: Request) -> Opened:
+    """Read headers, config and tokenizer, recognise the family and plan the target; no weights are read.
+
+    Raises InputError or a kind of it, naming file, tensor or key.
+    """
+    if request.type != AUTO:
+        recipe(request.type)
+    checkpoint = restore(open_checkpoint(request.source), text_only=request.text_only)
+    if request.context_length:
+        checkpoint = checkpoint.with_context_length(request.context_length)
+    model = build_model(checkpoint)
+    folder = request.tokenizer or checkpoint.folder
+    tokenizer = load_tokenizer(folder, model.spec.vocab_size, config=checkpoint.config, add_bos=request.add_bos)
+    if request.operation:
+        model = request.operation.apply(model)
+    calibration = partial(calibration_tokens, tokenizer, model.spec.context_length, request.calibration)
+    made = plan(model, request.target, calibration if request.allow_approximate else None)
+    return Opened(checkpoint, model, tokenizer, made, made.lower())
+
+
+def prepare(request: Request, opened: Opened | None = None, progress: ByteProgress = lambda _: None) -> Conversion:
+    """Plan the whole conversion. With type auto this reads the weights once; `progress` is told how many are done."""
+    opened = opened or open_source(request)
+    matrix = read_imatrix(request.imatrix) if request.imatrix else None
+    importance = matrix.importance(opened.facts()) if matrix else {}
+    if request.type == AUTO:
+        opened.choices("f16", request.options)  # a pattern that matches nothing is an error before the weights are read
+        decision = smallest_exact(opened.halvable, request.workers, progress)
+    else:
+        decision = TypeDecision(request.type, "asked for")
+    chosen = recipe(decision.recipe)
+    choices = opened.choices(decision.recipe, request.options, has_imatrix=matrix is not None)
+    lowered, model = opened.lowered, opened.model
+    metadata = general_metadata(model, opened.checkpoint.folder, lowered.architecture)
+    metadata["general.file_type"] = u32(chosen.file_type)
+    if any(not choice.type.plain for choice in choices):
+        metadata["general.quantization_version"] = u32(QUANTIZATION_VERSION)
+    metadata |= lowered.metadata | opened.tokenizer.metadata() | provenance(opened.plan, model, decision)
+    metadata |= surgery_metadata(request, opened.checkpoint) | (recorded(matrix) if matrix else {})
+    metadata |= {keys.TYPE: string(request.label)} if request.label else {}
+    return Conversion(
+        opened.checkpoint.path,
+        model.family,
+        opened.plan,
+        opened.tokenizer,
+        decision,
+        choices,
+        opened.tensors,
+        metadata,
+        layout(
+            (choice.name, tensor.shape, choice.type) for choice, tensor in zip(choices, opened.tensors, strict=True)
+        ),
+        summarize(chosen, opened.facts(), choices),
+        request.tokenizer,
+        importance,
+    )

@@ -1,0 +1,57 @@
+"""Metadata that says what made a file: `tinyq.*`."""
+
+from __future__ import annotations
+
+from gguf_tools import __version__
+from gguf_tools.conversion.auto_type import TypeDecision
+from gguf_tools.conversion.request import Request
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import (
+    RESERVE_BYTES,
+    Metadata,
+    ValueType,
+    array,
+    string,
+    u64,
+)
+from gguf_tools.model.spec import Model
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.targets.planner import Plan
+
+RECIPE_FILE = "tinyq-recipe.toml"
+"""Lies in the folder of a checkpoint that surgery made."""
+
+
+def provenance(made: Plan, model: Model, decision: TypeDecision) -> Metadata:
+    values: Metadata = {
+        keys.VERSION: string(__version__),
+        keys.FAMILY: string(model.family),
+        keys.TARGET: string(made.target.name),
+        keys.TYPE: string(decision.recipe),
+    }
+    if made.rewrites:
+        values[keys.REWRITES] = array(ValueType.STRING, [rewrite.name for rewrite in made.rewrites])
+        values[keys.REWRITES_EXTRA_PARAMETERS] = u64(made.extra_parameters)
+        values[keys.REWRITES_EXTRA_CACHE] = u64(made.extra_cache)
+    if made.approximation:
+        values |= {
+            keys.APPROXIMATE: array(ValueType.STRING, [made.approximation.name]),
+            keys.APPROXIMATE_LAYERS: array(ValueType.UINT32, [fit.layer for fit in made.fits]),
+            keys.APPROXIMATE_AGREEMENT: array(ValueType.FLOAT32, [fit.agreement for fit in made.fits]),
+            keys.APPROXIMATE_WEIGHT_ERROR: array(ValueType.FLOAT32, [fit.weight_error for fit in made.fits]),
+            keys.APPROXIMATE_SLOPE: array(ValueType.FLOAT32, [fit.slope for fit in made.fits]),
+        }
+    if model.notes:
+        values[keys.NOTES] = array(ValueType.STRING, model.notes)
+    return values
+
+
+def surgery_metadata(request: Request, checkpoint: Checkpoint) -> Metadata:
+    """What was done to the layers on the way, and before that to the checkpoint; and room to record more in place."""
+    values: Metadata = {keys.RESERVE: string(" " * RESERVE_BYTES)}
+    history = checkpoint.folder / RECIPE_FILE
+    if checkpoint.path.is_dir() and history.exists():
+        values[keys.SOURCE_RECIPE] = string(history.read_text("utf-8", errors="replace"))
+    if request.operation:
+        values[keys.SURGERY] = string(request.operation.text)
+    return values

@@ -1,0 +1,104 @@
+"""A planned conversion carried out: one streaming pass, whole or nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf_tools.conversion.background import Background
+from gguf_tools.conversion.plan import Conversion
+from gguf_tools.errors import OutputError
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import (
+    Field,
+    Metadata,
+    pack_header,
+    string,
+)
+from gguf_tools.formats.gguf.writer import write_gguf
+from gguf_tools.formats.output import atomic_output, check_output
+from gguf_tools.progress import ByteProgress
+from gguf_tools.sources.checkpoint import CONFIG, open_checkpoint
+from gguf_tools.tensors.blocks import tensor_blocks
+from gguf_tools.tokenizers.vocabulary import Tokenizer
+from quant.encode import ByteArray, Encoder, Narrowing
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A finished conversion: the file, its size, and what narrowing did to the weights, measured on a sample of them:
+    by ggml type name, and by tensor name."""
+
+    path: Path
+    bytes: int
+    losses: dict[str, Narrowing]
+    by_tensor: dict[str, Narrowing]
+
+
+def execute(
+    conversion: Conversion,
+    out: Path,
+    *,
+    force: bool = False,
+    threads: int = 1,
+    progress: ByteProgress = lambda _: None,
+    prove: Callable[[Path, Tokenizer], None] | None = None,
+) -> Converted:
+    """Write the file, and only then let it appear under its name.
+
+    `prove` is called with the finished temporary file and the tokenizer; if it raises, nothing is left.
+    """
+    check_output(out, force)
+    checkpoint = open_checkpoint(conversion.source)
+    inputs = (*checkpoint.weight_files, checkpoint.folder / CONFIG, conversion.tokenizer.path)
+    if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
+        raise OutputError(f"{out}: is a file of the source, which is never changed; choose another name")
+    metadata = placed_metadata(conversion, out)
+    losses: dict[str, Narrowing] = {}
+    size = conversion.layout.size(metadata)
+    with atomic_output(out, force=force, size=size) as stream, Background(checkpoint.digest) as digest:
+        # The digest is taken meanwhile and put over its place holder, which is as long, at the end.
+        with Encoder(threads) as encoder:
+            write_gguf(stream, metadata, conversion.layout, _pieces(conversion, encoder, losses), progress)
+        metadata[keys.SOURCE_DIGEST] = string(digest.result())
+        stream.seek(0)
+        stream.write(pack_header(metadata, conversion.layout.entries, conversion.layout.alignment))
+        stream.flush()
+        if prove:
+            prove(Path(stream.name), conversion.tokenizer)
+    by_type: dict[str, Narrowing] = {}
+    for choice in conversion.choices:
+        if choice.name in losses:
+            by_type[choice.type.name] = by_type.get(choice.type.name, Narrowing()) + losses[choice.name]
+    return Converted(out, size, by_type, losses)
+
+
+def placed_metadata(conversion: Conversion, out: Path) -> Metadata:
+    """The metadata of a file that lies at `out`; the source's digest is a place holder, as long as it will be."""
+    metadata = conversion.metadata | {
+        keys.SOURCE_PATH: _relative(conversion.source, out),
+        keys.SOURCE_DIGEST: string("0" * 64),
+    }
+    if conversion.tokenizer_folder:
+        metadata[keys.TOKENIZER_PATH] = _relative(conversion.tokenizer_folder, out)
+    return metadata
+
+
+def _relative(path: Path, out: Path) -> Field:
+    """The way from the output's folder, so that both can be moved together."""
+    return string(Path(os.path.relpath(path, out.resolve().parent)).as_posix())
+
+
+def _pieces(conversion: Conversion, encoder: Encoder, losses: dict[str, Narrowing]) -> Iterator[tuple[str, ByteArray]]:
+    """Encoded rows in file order; what the encoding changed is added up in `losses` by tensor name."""
+    blocks = (
+        block
+        for choice, tensor in zip(conversion.choices, conversion.tensors, strict=True)
+        for block in tensor_blocks(choice.name, choice.type, tensor, conversion.importance.get(choice.name))
+    )
+    for encoded in encoder.encode(blocks):
+        if encoded.loss:
+            losses[encoded.name] = losses.get(encoded.name, Narrowing()) + encoded.loss
+        yield encoded.name, encoded.raw

@@ -1,0 +1,248 @@
+"""Whether an answer is right.
+
+It is where it says an accepted phrase once: the same words after normalising, not negated, not beside another answer.
+The rules are those of English; other languages are matched, their negations are not understood.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Literal
+
+from gguf_tools.evaluation.card.words import Phrase, normalise, plain, read
+
+Reason = Literal["right", "empty", "other", "negated", "alternatives"]
+
+
+@dataclass(frozen=True)
+class Grade:
+    """Whether an answer is right, and why not.
+
+    `empty`: it has no words. `other`: it does not say an accepted phrase. `negated`: it says that it is not so.
+    `alternatives`: it offers the phrase beside others.
+    """
+
+    right: bool
+    reason: Reason
+
+
+_HERE, _ALSO = "\0", "\1"
+"""Stand for the accepted phrase and for other mentions of one in what the patterns below read; "_" precedes words of
+the question, "|" and "," stand for signs."""
+
+_REACH = 60
+"""Words on either side of a phrase that can bear on it: a text without any full stop would take too long to read."""
+
+_SENTENCE = re.compile(r"[.!?。।؟\n]")
+_PARAGRAPH = re.compile(r"[.!?。।؟]|\n\s*\n")
+_BREAK = re.compile(r"[:()\[\]|«»—―→–]|--|\s[-−]\s")
+
+_NUMBER = rf"_?(?:[-√]?\d\S*|{_ALSO}|zero|one|two|three|four|five|six|seven|eight|nine|ten)"
+_OPERATOR = r"(?:\+|_?(?:plus|minus|times|x)|_?(?:divided|multiplied) _?by)"
+_OPERAND = re.compile(rf" {_HERE} {_OPERATOR} {_NUMBER} | {_NUMBER} {_OPERATOR} {_HERE} ")
+
+_IDIOMS = re.compile(
+    r"(?<= )(?:no (?:doubt|question)|without (?:(?:a|any) )?(?:doubt|question)|not (?:only|just|merely|simply)"
+    r"|not (?:[^ ]+ )?until|not (?:mistaken|wrong)|(?:no|not) (?:fewer|less|more|later|earlier) than"
+    r"|(?:none|nothing|no one|no) other than)(?= )"
+)
+_INSERTED = re.compile(rf" not , (?:(?!but )[^ ,|{_HERE}]+ ){{1,3}}, ")  # "is not, I think, Paris"
+_CLAUSES = re.compile(
+    r"(?<! not)(?<! anything) (?:[,|]|but|although|though|because|since|so|while|whereas|which|who)(?= )"
+)
+_AUX = r"_?(?:is|are|was|were|am|be|been|being|do|does|did|has|have|had|can|could|will|would|wo|shall|should|may|might|must)"
+_FALSE = "wrong|incorrect|false|untrue|inaccurate"
+_BEFORE = f"not|never|neither|nor|none|nobody|nothing|hardly|doubt|{_FALSE}"
+_BEFORE_NOUN = "no|without|except|excluding|unlike|anything but|rather than|instead of|other than"
+_FILLERS = "a|an|the|in|by|also|still|just|simply|really|actually|certainly|clearly|definitely|probably"
+_NEGATED = re.compile(
+    # What denies a noun goes no further than the next verb: "with no clouds the sky is blue".
+    rf" (?:{_BEFORE}) (?:.* )?{_HERE} | (?:{_BEFORE_NOUN}) (?:(?!{_AUX} )\S+ )*{_HERE} "
+    # After the phrase only the first verb counts: "Paris is not", but "8 legs and not 6".
+    rf"| {_HERE} (?:(?!{_AUX} )\S+ )*(?:{_AUX} )+(?:(?:{_FILLERS}|{_AUX}) )*"
+    rf"(?:not|never|neither|hardly|no longer|no way|no means|{_FALSE}) "
+)
+_HEDGES = "(?:(?:a|an|the|maybe|perhaps|possibly|either|it|is) )*"
+_OTHER = rf"or (?!{_HEDGES}{_ALSO} )"
+_ALTERNATIVE = re.compile(
+    rf" or {_HEDGES}{_HERE} | {_HERE} {_OTHER}| either (?:.* )?{_HERE} (?:.* )?{_OTHER}"
+    rf"| {_HERE} ((?:[^ ]+ ){{1,2}}){_OTHER}{_HEDGES}[^ ]+ \1"  # "8 legs or 6 legs"
+)
+_ASKS_FOR_SEVERAL = re.compile(
+    r"\b(?:list|enumerate|(?:what|which|who) (?:are|were)|(?:name|what|which|give) (?:\w+ )?(?:all|some|two|three|four|five))\b"
+)
+_LEAD = r"_?(?:\||is|are|was|were|be|include|includes|including|like|as|being|has|have|had|with|it|not)"
+_NO_ITEM = re.compile(
+    rf"_.*|{_LEAD}|in|of|on|at|by|from|for|to|into|near|than|which|who|that|this|these|those|there|where|when|i|you|he|she"
+    "|we|they|yes|no|sure|well|so|ok|okay|however|course"
+)
+
+
+def mentions(text: str, accept: Sequence[str]) -> bool:
+    """Whether an accepted phrase stands in a text as a run of whole words, whatever is said about it."""
+    return bool(_places(read(text)[0], _phrases(accept)))
+
+
+def grade(answer: str, accept: Sequence[str], question: str = "") -> Grade:
+    """Whether an answer says one of the accepted phrases, as a run of whole words and as what it holds to be true.
+
+    - Sentences that ask do not count, nor operands ("2 + 2 = 5"), nor a phrase within three or more words in a row of
+      the question.
+    - Negated is what a negation in the same clause denies: "it isn't Paris", "Paris is wrong", not "Paris, not Lyon".
+    - Alternatives are what "or" or "/" joins with anything not accepted, and an enumeration of three or more short items
+      of which the phrase is one, unless the question asks for several things.
+    - One mention that is none of these is enough: what else is said of it may be true ("Mars does not have rings").
+    """
+    words, gaps = read(answer)
+    if not words:
+        return Grade(False, "empty")
+    places = _places(words, _phrases(accept))
+    text = _text(words, gaps, places, question)
+    found: set[Reason] = set()
+    for start, end in places:
+        found.add(_judge(text, start, end))
+        if "right" in found:
+            return Grade(True, "right")
+    return Grade(False, min(found, key=_WEIGHT.index, default="other"))
+
+
+_WEIGHT: tuple[Reason, ...] = ("negated", "alternatives", "other")
+"""Which reason is given where there are several."""
+
+
+@dataclass(frozen=True)
+class _Text:
+    """An answer as the patterns read it.
+
+    `gaps` and `signs`: what stands before each word and after the last, and what it says. `echoed`: the words that the
+    question says too. `several`: the question asks for a list.
+    """
+
+    words: list[str]
+    gaps: list[str]
+    signs: list[str]
+    echoed: list[bool]
+    several: bool
+
+
+def _text(words: list[str], gaps: list[str], places: list[tuple[int, int]], question: str) -> _Text:
+    echoed = _echoed(words, normalise(question))
+    signs = ["", *map(_sign, gaps[1:-1], words, words[1:]), ""]
+    marked = ["_" * echo + word for word, echo in zip(words, echoed, strict=True)]
+    for start, end in places:
+        marked[start:end] = [_ALSO, *[""] * (end - start - 1)]
+        signs[start + 1 : end] = [""] * (end - start - 1)
+    return _Text(marked, gaps, signs, echoed, bool(_ASKS_FOR_SEVERAL.search(plain(question))))
+
+
+def _phrases(accept: Sequence[str]) -> set[Phrase]:
+    return set(filter(None, map(normalise, accept)))
+
+
+def _places(words: list[str], accepted: set[Phrase]) -> list[tuple[int, int]]:
+    """Where accepted phrases stand, start to end; of those that overlap the first and longest."""
+    found = [
+        (start, start + len(phrase))
+        for phrase in accepted
+        for start in range(len(words) - len(phrase) + 1)
+        if tuple(words[start : start + len(phrase)]) == phrase
+    ]
+    places: list[tuple[int, int]] = []
+    for start, end in sorted(found, key=lambda place: (place[0], -place[1])):
+        if not places or start >= places[-1][1]:
+            places.append((start, end))
+    return places
+
+
+def _echoed(words: list[str], question: Phrase) -> list[bool]:
+    """Which words belong to three or more in a row that the question has too."""
+    known = {question[i : i + 3] for i in range(len(question) - 2)}
+    starts = {i for i in range(len(words) - 2) if tuple(words[i : i + 3]) in known}
+    return [not starts.isdisjoint((i - 2, i - 1, i)) for i in range(len(words))]
+
+
+def _judge(text: _Text, start: int, end: int) -> Reason:
+    """What is said about the phrase at start…end."""
+    around = [*text.echoed[max(start - 1, 0) : start], *text.echoed[end : end + 1]]
+    low, high = _span(text, start, end, _SENTENCE)
+    if (all(text.echoed[start:end]) and any(around)) or re.search("[?؟]", text.gaps[high]):
+        return "other"
+    sentence = _shown(text, low, high, start, end)
+    if _OPERAND.search(sentence):
+        return "other"
+    sentence = _IDIOMS.sub("", re.sub(" [,|] or ", " or ", sentence)).replace("  ", " ")
+    sentence = _INSERTED.sub(" not ", sentence)
+    clause = next(f"{part} " for part in _CLAUSES.split(sentence) if _HERE in part)
+    if _NEGATED.search(clause):
+        return "negated"
+    if _ALTERNATIVE.search(clause):
+        return "alternatives"
+    listing = _shown(text, *_span(text, start, end, _PARAGRAPH), start, end)
+    return "alternatives" if not text.several and _in_list(listing) else "right"
+
+
+def _span(text: _Text, start: int, end: int, stop: re.Pattern[str]) -> tuple[int, int]:
+    """The words around start…end up to gaps with a stop."""
+    first, last = max(start - _REACH, 0), min(end + _REACH, len(text.words))
+    low = next((i for i in range(start, first, -1) if stop.search(text.gaps[i])), first)
+    high = next((i for i in range(end, last) if stop.search(text.gaps[i])), last)
+    return low, high
+
+
+def _shown(text: _Text, low: int, high: int, start: int, end: int) -> str:
+    """The words low…high and the signs between them, the phrase as one sign; a space at both ends."""
+    before = [part for i in range(low, start) for part in (text.words[i], text.signs[i + 1])]
+    after = [part for i in range(end, high) for part in (text.signs[i], text.words[i])]
+    return f" {' '.join(filter(None, [*before, _HERE, *after]))} "
+
+
+def _sign(gap: str, left: str, right: str) -> str:
+    if "/" in gap:
+        return "or"
+    if re.search(r"\d", left) and re.search(r"\d", right) and re.fullmatch(r"\s*[-+−×÷^]\s*|–", gap):
+        return "+"
+    if re.search(r"[,;،؛、&\n]", gap) and ":" not in gap:
+        return ","
+    return "|" if _BREAK.search(gap) else ""
+
+
+def _in_list(text: str) -> bool:
+    """Whether the phrase is an item of an enumeration of three or more, of which not all are accepted."""
+    parts = [part.split() for part in re.split(r" (?:(?:,|and|or) )+", text)]
+    at = next(k for k, part in enumerate(parts) if _HERE in part)
+    here = parts[at].index(_HERE)
+    beside = parts[at][max(here - 1, 0) : here + 2]
+    shared = {word for word in beside if sum(word in part for part in parts) > 2}  # "the A ocean, B ocean and C ocean"
+    parts = [[word for word in part if word not in {"a", "an", "the", *shared}] for part in parts]
+    items: list[list[str]] = []
+    if _after_lead(parts[at]) == [_HERE]:
+        items += _items(parts[at + 1 :], _before_lead)
+    if _before_lead(parts[at]) == [_HERE]:
+        items += _items(parts[:at][::-1], _after_lead)
+    return len(items) > 1 and any(item != [_ALSO] for item in items)
+
+
+def _items(parts: list[list[str]], end_of: Callable[[list[str]], list[str]]) -> list[list[str]]:
+    """The items in front; the last one may be an `end_of` its part."""
+    whole = list(takewhile(_is_item, parts))
+    return [*whole, *filter(_is_item, map(end_of, parts[len(whole) : len(whole) + 1]))]
+
+
+def _is_item(part: list[str]) -> bool:
+    """Whether it is short and has no word that no item has."""
+    return 0 < len(part) < 3 and not any(map(_NO_ITEM.fullmatch, part))
+
+
+def _after_lead(part: list[str]) -> list[str]:
+    return list(takewhile(_no_lead, part[::-1]))[::-1]
+
+
+def _before_lead(part: list[str]) -> list[str]:
+    return list(takewhile(_no_lead, part))
+
+
+def _no_lead(word: str) -> bool:
+    return not re.fullmatch(_LEAD, word)

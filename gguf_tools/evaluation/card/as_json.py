@@ -1,0 +1,183 @@
+"""A card report for programs: what JSON and CSV hold."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from gguf_tools.evaluation.card.compare import Difference, score_interval
+from gguf_tools.evaluation.card.notes import notes_of
+from gguf_tools.evaluation.card.parts import bits_per_byte, overall, parts_of
+from gguf_tools.evaluation.card.repetition import NGRAM, Loop, longest_loop, repeated_ngrams
+from gguf_tools.evaluation.card.results import Answered, CardReport, Generation, Passage
+from gguf_tools.evaluation.card.statistics import McNemar, Paired, bootstrap, wilson
+
+Counted = Sequence[bool]
+
+_MISSING = {
+    "perplexity": "there was no text",
+    "completion": "there was no text to continue",
+    "facts": "there was no question",
+    "repetition": "nothing was generated",
+}
+
+
+def card_dict(report: CardReport) -> dict[str, Any]:
+    """What `tinyq eval --json` has under `card`."""
+    measured = parts_of(report)
+    facts = part_facts(report)
+    parts: dict[str, Any] = {}
+    for name, weight in report.weights.items():
+        if name in measured:
+            parts[name] = {"score": 100.0 * measured[name].score, "weight": weight, **facts[name]}
+        else:
+            parts[name] = {"score": None, "weight": weight, "missing": _why_missing(report, name)}
+    return {
+        "score": overall(report),
+        "interval": score_interval(report).as_list(),
+        "set": report.set_name,
+        "mode": report.mode,
+        "context": report.context,
+        "parts": parts,
+        "held_out": share_dict([item.right for item in report.held_out]) if report.held_out else None,
+        "answers": [_answer_dict(item) for item in (*report.answers, *report.probes)],
+        "held_out_answers": [_answer_dict(item) for item in report.held_out],
+        "completions": [
+            {"prompt": item.prompt, "text": item.generation.text, "coherent": item.coherent}
+            for item in report.completions
+        ],
+        "notes": notes_of(report),
+    }
+
+
+def share_dict(outcomes: Counted) -> dict[str, Any]:
+    """A share with its 95% interval by Wilson's score."""
+    right, total = sum(outcomes), len(outcomes)
+    return {"right": right, "total": total, "share": right / total, "interval": wilson(right, total).as_list()}
+
+
+def part_facts(report: CardReport) -> dict[str, dict[str, Any]]:
+    """What is known of each part that was measured, beside its score."""
+    found = {name: share_dict(outcomes) for name, outcomes in outcomes_of(report).items() if outcomes}
+    if report.passages:
+        found["perplexity"] = _text_dict(report.passages)
+    if report.generations:
+        found["repetition"] = _repetition_dict(report.generations)
+    return found
+
+
+def outcomes_of(report: CardReport) -> dict[str, list[bool]]:
+    """The parts that are shares: what was right of what."""
+    return {
+        "facts": [item.right for item in report.answers],
+        "completion": [item.coherent for item in report.completions],
+        "thinking": [item.works for item in report.promised("thinking")],
+        "non_thinking": [item.works for item in report.promised("direct")],
+    }
+
+
+def _text_dict(passages: Sequence[Passage]) -> dict[str, Any]:
+    values = np.array([(p.nats, p.tokens, p.nats / math.log(2), p.bytes) for p in passages])
+    perplexity = bootstrap([values], lambda means: means[0][..., 0] / np.maximum(means[0][..., 1], 1e-300))
+    return {
+        "perplexity": _exp(perplexity.estimate),
+        "interval": [_exp(value) for value in perplexity.interval.as_list()],
+        "bits_per_byte": float(bits_per_byte(values[:, 2:].mean(axis=0))),
+        "tokens": sum(p.tokens for p in passages),
+        "passages": len(passages),
+    }
+
+
+def _exp(nats: float) -> float | None:
+    return math.exp(nats) if nats < 700 else None  # JSON has no infinity
+
+
+def _repetition_dict(generations: Sequence[Generation]) -> dict[str, Any]:
+    values = np.array([repeated_ngrams(g.tokens) for g in generations], dtype=np.float64)
+    share = bootstrap([values], lambda means: means[0][..., 0] / np.maximum(means[0][..., 1], 1e-300))
+    loops = [loop for g in generations if (loop := longest_loop(g.tokens))]
+    longest = max(loops, key=lambda loop: loop.length, default=None)
+    return {
+        "repeated_share": share.estimate,
+        "interval": share.interval.as_list(),
+        "ngram": NGRAM,
+        "longest_loop": _loop_dict(longest),
+        "endless_loops": sum(g.loop is not None for g in generations),
+        "texts": len(generations),
+    }
+
+
+def _loop_dict(loop: Loop | None) -> dict[str, int] | None:
+    return None if loop is None else {"period": loop.period, "tokens": loop.length}
+
+
+def _answer_dict(item: Answered) -> dict[str, Any]:
+    return {
+        "question": item.question,
+        "mode": item.mode,
+        "thought": item.reply.thought,
+        "answer": item.reply.answer,
+        "right": item.right,
+        "reason": item.grade.reason if item.fits else "no room",
+        "works": item.works,
+        "ended": item.generation.ended,
+        "tokens": len(item.generation.tokens),
+        "endless_loop": _loop_dict(item.generation.loop),
+    }
+
+
+def difference_dict(found: Difference) -> dict[str, Any]:
+    """One comparison for JSON."""
+    tests = {"score": found.score, "facts": found.facts, "bits": found.bits, "held_out": found.held_out}
+    return {
+        "first": found.first,
+        "second": found.second,
+        "verdict": found.verdict,
+        **{name: None if test is None else _test_dict(test) for name, test in tests.items()},
+    }
+
+
+def _test_dict(test: Paired | McNemar) -> dict[str, Any]:
+    interval = {"interval": test.interval.as_list()} if isinstance(test, Paired) else {}
+    return {**asdict(test), **interval, "shown": test.shown}
+
+
+def _why_missing(report: CardReport, name: str) -> str:
+    if name in _MISSING:
+        return _MISSING[name]
+    if not report.modes.template:
+        return "the model has no chat template"
+    if report.modes.undecided:
+        return "the chat template leaves it to the model whether to think"
+    if name == "thinking":
+        return "the chat template has no thinking mode"
+    return "the chat template always thinks"
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV with a line of all names; a cell is empty where a row lacks that name."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def flat_card(report: CardReport) -> dict[str, Any]:
+    """The card's numbers under names with dots, for a line of CSV."""
+    found = card_dict(report)
+    flat: dict[str, Any] = {"score": found["score"]}
+    flat["score.low"], flat["score.high"] = found["interval"]
+    for name, part in {**found["parts"], "held_out": found["held_out"] or {}}.items():
+        for key in ("score", "right", "total", "perplexity", "bits_per_byte", "repeated_share"):
+            if key in part:
+                flat[f"{name}.{key}"] = part[key]
+        if "interval" in part:
+            flat[f"{name}.low"], flat[f"{name}.high"] = part["interval"]
+    return flat

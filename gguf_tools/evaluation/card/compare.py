@@ -1,0 +1,90 @@
+"""What the numbers of one or several runs of the card suite allow to say: intervals, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gguf_tools.evaluation.card.parts import Float, bits_per_byte, overall, parts_of, samples_of, score_of
+from gguf_tools.evaluation.card.results import Answered, CardReport
+from gguf_tools.evaluation.card.statistics import Interval, McNemar, Paired, bootstrap, mcnemar, paired_difference
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How `second` differs from `first` on the same items: second minus first, each with a paired test.
+
+    `score` in points of 100, `bits` in bits a byte of the text (below 0: `second` is better), both by a permutation test
+    and with a bootstrap interval; `facts` and `held_out` by McNemar's exact test. None where the two did not do the same
+    items.
+    """
+
+    first: str
+    second: str
+    score: Paired | None
+    facts: McNemar | None
+    bits: Paired | None
+    held_out: McNemar | None
+
+    @property
+    def verdict(self) -> str:
+        """What is shown at the 95% level, in words."""
+        said = []
+        if self.score is not None and self.score.shown:
+            said.append(f"scores {'higher' if self.score.estimate > 0 else 'lower'}")
+        for name, test in (("facts", self.facts), ("held-out facts", self.held_out)):
+            if test is not None and test.shown:
+                said.append(f"{'more' if test.difference > 0 else 'fewer'} {name} right")
+        if self.bits is not None and self.bits.shown:
+            said.append(f"foretells the text {'worse' if self.bits.estimate > 0 else 'better'}")
+        if said:
+            return ", ".join(said)
+        compared = any(test is not None for test in (self.score, self.facts, self.bits, self.held_out))
+        return "no difference shown" if compared else "not compared: they were not asked the same"
+
+
+def score_interval(report: CardReport) -> Interval:
+    """The 95% interval of the overall score, 0 to 100: a bootstrap over questions, texts and passages."""
+    samples, combine = samples_of(report), score_of(report)
+    return bootstrap(list(samples.values()), lambda means: combine(dict(zip(samples, means, strict=True)))).interval
+
+
+def best_first(reports: Mapping[str, CardReport]) -> list[str]:
+    """Names in falling order of the score; among equals in the order given."""
+    return sorted(reports, key=lambda name: -overall(reports[name]))
+
+
+def difference(first: str, second: str, reports: Mapping[str, CardReport]) -> Difference:
+    """The paired tests of two of the reports."""
+    one, two = reports[first], reports[second]
+    before, after = samples_of(one), samples_of(two)
+    alike = {kind: before[kind].shape == after[kind].shape for kind in before.keys() & after.keys()}
+    same = before.keys() == after.keys() and all(alike.values())
+    same = same and one.mode == two.mode and parts_of(one).keys() == parts_of(two).keys()
+    return Difference(
+        first,
+        second,
+        _score_difference(before, after, one) if same else None,
+        _facts(one.answers, two.answers),
+        _bits_difference(before["passages"], after["passages"]) if alike.get("passages") else None,
+        _facts(one.held_out, two.held_out),
+    )
+
+
+def _facts(first: Sequence[Answered], second: Sequence[Answered]) -> McNemar | None:
+    if not first or [item.question for item in first] != [item.question for item in second]:
+        return None
+    return mcnemar([item.right for item in first], [item.right for item in second])
+
+
+def _score_difference(before: Mapping[str, Float], after: Mapping[str, Float], report: CardReport) -> Paired:
+    combine = score_of(report)
+    return paired_difference(
+        list(before.values()),
+        [after[kind] for kind in before],
+        lambda means: combine(dict(zip(before, means, strict=True))),
+    )
+
+
+def _bits_difference(before: Float, after: Float) -> Paired:
+    return paired_difference([before], [after], lambda means: bits_per_byte(means[0]))

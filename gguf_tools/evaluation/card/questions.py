@@ -1,0 +1,197 @@
+"""What the card suite asks: questions with their accepted answers, texts to continue, and a text for the perplexity.
+
+All of it is data. Two sets ship: `general` for instruct models of any make, and `bundled`, which the bundled models were
+taught. A file of questions of the user's own takes the place of a set's questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.bundled import FACTS
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.card.words import normalise
+from gguf_tools.evaluation.text_files import json_object, read_lines, read_text, shown
+
+SET_SIZE = 17
+"""Questions of one set, as many as the cards of layer surgeries report."""
+
+COMPLETIONS = 2
+"""Texts to continue with each set of questions."""
+
+_DATA = Path(__file__).parent / "data"
+_QUESTION_KEYS = ("question", "accept", "system", "topic")
+_QUESTION_EXAMPLE = '{"question": "What is the capital of France?", "accept": ["Paris"]}'
+_COMPLETION_KEYS = ("prompt", "accept")
+_COMPLETION_EXAMPLE = '{"prompt": "Monday, Tuesday,", "accept": ["Wednesday"]}'
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, the answers that count as right, and an optional system prompt; `topic` spreads a set's choice."""
+
+    question: str
+    accept: tuple[str, ...]
+    system: str | None = None
+    topic: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A text to continue, and words of which a coherent continuation has at least one."""
+
+    prompt: str
+    accept: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CardSet:
+    """All that one run of the suite asks; `passages` are for the perplexity."""
+
+    name: str
+    questions: tuple[Question, ...]
+    completions: tuple[Completion, ...]
+    passages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run takes of a set: the part that is scored, and questions that confirm a choice made on it."""
+
+    scored: CardSet
+    held_out: tuple[Question, ...] = ()
+
+
+SETS = {
+    "general": (_DATA / "general.jsonl", _DATA / "general_completions.jsonl", _DATA / "general.txt"),
+    "bundled": (FACTS, _DATA / "bundled_completions.jsonl", _DATA / "bundled.txt"),
+}
+"""Name → questions, completions and text."""
+
+REST = "rest"
+"""As held-out questions: all those of the same set that the scored part leaves."""
+
+
+def choose(questions: str = "general", sets: int = 1, held_out: str | None = None, text: Path | None = None) -> Choice:
+    """What a run asks: `sets` times 17 questions, and 2 completions for each set while they last.
+
+    `questions` names a set or a file; a file brings its own questions, and the rest is the general set's. `held_out` is
+    None, "rest", or again a set or a file, of which what is scored already is left out. `text` replaces the text for the
+    perplexity. Questions are taken from one topic after the other, in the order of the file within a topic; so a choice
+    is the same in every run.
+
+    Raises InputError where a file is broken or has too few questions.
+    """
+    whole = _load(questions)
+    ordered = _by_turns(whole.questions)
+    size = len(ordered) if sets == 1 and len(ordered) < SET_SIZE else sets * SET_SIZE
+    if size > len(ordered):
+        raise InputError(
+            f"{questions}: has {len(ordered)} questions, and {sets} sets of {SET_SIZE} need {size}; "
+            f"at most {max(len(ordered) // SET_SIZE, 1)} can be taken"
+        )
+    passages = whole.passages if text is None else split_passages(read_text(text), str(text))
+    scored = CardSet(whole.name, ordered[:size], whole.completions[: COMPLETIONS * sets], passages)
+    return Choice(scored, _held_out(questions, held_out, ordered[size:], scored))
+
+
+def _held_out(
+    questions: str, held_out: str | None, rest: tuple[Question, ...], scored: CardSet
+) -> tuple[Question, ...]:
+    if held_out is None:
+        return ()
+    asked = {question.question for question in scored.questions}
+    others = rest if held_out == REST else _by_turns(_load(held_out).questions)
+    found = tuple(question for question in others if question.question not in asked)
+    if not found:
+        where = questions if held_out == REST else held_out
+        raise InputError(f"{where}: no question is left to be held out; name another file, or take fewer sets")
+    return found
+
+
+def _load(name: str) -> CardSet:
+    if name in SETS:
+        questions, completions, text = SETS[name]
+    else:
+        questions = Path(name)
+        _, completions, text = SETS["general"]
+        if not questions.exists():
+            raise InputError(f"{name}: is neither a set of questions ({', '.join(SETS)}) nor a file; check the path")
+    return CardSet(
+        name, load_questions(questions), load_completions(completions), split_passages(read_text(text), str(text))
+    )
+
+
+def load_questions(path: Path) -> tuple[Question, ...]:
+    """The questions of a JSON lines file, each once; raises InputError that names the line."""
+    found: dict[str, Question] = {}
+    for origin, line in read_lines(path):
+        row = json_object(line, origin, _QUESTION_KEYS, _QUESTION_EXAMPLE)
+        for key in ("system", "topic"):
+            if row.get(key) is not None and not isinstance(row[key], str):
+                raise InputError(f"{origin}: {key} is {shown(row[key])}; text is expected")
+        question = Question(
+            _required(row, "question", origin, _QUESTION_EXAMPLE),
+            _accepted(row, origin, _QUESTION_EXAMPLE),
+            row.get("system"),
+            row.get("topic") or "",
+        )
+        if question.question in found:
+            raise InputError(f"{origin}: the question {shown(question.question)} stands there twice; remove one")
+        found[question.question] = question
+    if not found:
+        raise InputError(f"{path}: has no question; write one a line, such as {_QUESTION_EXAMPLE}")
+    return tuple(found.values())
+
+
+def load_completions(path: Path) -> tuple[Completion, ...]:
+    """The texts to continue of a JSON lines file; raises InputError that names the line."""
+    found = []
+    for origin, line in read_lines(path):
+        row = json_object(line, origin, _COMPLETION_KEYS, _COMPLETION_EXAMPLE)
+        prompt = _required(row, "prompt", origin, _COMPLETION_EXAMPLE)
+        found.append(Completion(prompt, _accepted(row, origin, _COMPLETION_EXAMPLE)))
+    return tuple(found)
+
+
+def _required(row: dict[str, Any], key: str, origin: str, example: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{origin}: {key} is {shown(value)}; text is expected, as in {example}")
+    return value
+
+
+def _accepted(row: dict[str, Any], origin: str, example: str) -> tuple[str, ...]:
+    value = row.get("accept")
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise InputError(f"{origin}: accept is {shown(value)}; a list of accepted answers is expected, as in {example}")
+    unusable = next((item for item in value if not normalise(item)), None)
+    if unusable is not None:
+        raise InputError(
+            f"{origin}: the accepted answer {shown(unusable)} has neither a letter nor a digit to look for"
+        )
+    return tuple(value)
+
+
+def _by_turns(questions: Sequence[Question]) -> tuple[Question, ...]:
+    """One question of each topic in turn, topics in the order of their first appearance."""
+    rank: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    keys = []
+    for question in questions:
+        rank.setdefault(question.topic, len(rank))
+        seen[question.topic] = seen.get(question.topic, 0) + 1
+        keys.append((seen[question.topic], rank[question.topic]))
+    return tuple(question for _, question in sorted(zip(keys, questions, strict=True), key=lambda pair: pair[0]))
+
+
+def split_passages(text: str, origin: str) -> tuple[str, ...]:
+    """A text's paragraphs, which blank lines part; raises InputError where there is none."""
+    passages = tuple(part.strip("\n") for part in "\n".join(map(str.rstrip, text.splitlines())).split("\n\n"))
+    passages = tuple(part for part in passages if part.strip())
+    if not passages:
+        raise InputError(f"{origin}: has no text")
+    return passages

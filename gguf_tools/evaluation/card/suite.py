@@ -1,0 +1,163 @@
+"""The card suite: a model asked by its own chat template, greedily, as its users would ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.card.answers import grade, mentions
+from gguf_tools.evaluation.card.modes import ChatModes, Mode, find_modes
+from gguf_tools.evaluation.card.parts import DEFAULT_WEIGHTS
+from gguf_tools.evaluation.card.questions import Choice, Completion, Question
+from gguf_tools.evaluation.card.repetition import ends_in_loop
+from gguf_tools.evaluation.card.reply import find_tags, split_reply
+from gguf_tools.evaluation.card.results import Answered, CardReport, Completed, Generation, Passage
+from gguf_tools.evaluation.metrics import next_token_nll
+from gguf_tools.evaluation.prompts import prompt_ids, text_pieces
+from gguf_tools.progress import StageProgress
+from gguf_tools.runtime.interface import RuntimeLike
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """How the suite asks.
+
+    `choice`: what is asked. `thinking`: whether the questions are asked with thinking on; by default they are not, where
+    the model's template can switch it off. `probes`: questions that are asked in the other mode, too.
+    `answer_tokens`, `think_tokens`, `completion_tokens`: the most tokens of an answer without thinking, of a thought and
+    its answer, and of a continuation; the context may allow fewer. `weights`: part → weight, see `parts`.
+    """
+
+    choice: Choice
+    thinking: bool = False
+    probes: int = 4
+    answer_tokens: int = 128
+    think_tokens: int = 1024
+    completion_tokens: int = 100
+    weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+
+
+def run_card(runtime: RuntimeLike, options: CardOptions, progress: StageProgress | None = None) -> CardReport:
+    """Ask everything once.
+
+    A question that does not fit the context, an empty answer or an endless loop count as not right and are named in the
+    report's notes. Raises InputError where the chat template is broken or refuses a question, thinking is asked of a
+    model whose template has none, or nothing at all fits the context; LlamaError where llama.cpp fails.
+    """
+    scored = options.choice.scored
+    modes = find_modes(runtime)
+    if options.thinking and not modes.thinking:
+        raise InputError("thinking was asked for, but the model's chat template has no thinking mode; leave it out")
+    main = modes.main(options.thinking)
+    other = modes.other(main)
+    suite = _Suite(runtime, modes, options, progress)
+    answers = suite.ask(scored.questions, main, "questions")
+    if scored.questions and not any(answer.fits for answer in answers):
+        raise InputError(f"no question fits the context of {runtime.context_limit} tokens; give a longer context")
+    return CardReport(
+        set_name=scored.name,
+        mode=main,
+        modes=modes,
+        answers=answers,
+        probes=() if other is None else suite.ask(scored.questions[: options.probes], other, f"{other} mode"),
+        completions=suite.complete(scored.completions),
+        passages=suite.read(scored.passages),
+        held_out=suite.ask(options.choice.held_out, main, "held-out questions"),
+        weights=dict(options.weights),
+        context=runtime.context_limit,
+    )
+
+
+class _Suite:
+    """The runtime and what every request of one run shares."""
+
+    def __init__(
+        self, runtime: RuntimeLike, modes: ChatModes, options: CardOptions, progress: StageProgress | None
+    ) -> None:
+        self._runtime = runtime
+        self._modes = modes
+        self._options = options
+        self._progress = progress
+
+    def ask(self, questions: Sequence[Question], mode: Mode, stage: str) -> tuple[Answered, ...]:
+        """Ask each question in a conversation of its own."""
+        texts = [self._modes.render(self._runtime, question, mode) for question in questions]
+        limit = self._options.answer_tokens if self._modes.is_short(mode) else self._options.think_tokens
+        found = self._generate(texts, limit, stage)
+        return tuple(
+            self._answered(question, mode, text, generation)
+            for question, text, generation in zip(questions, texts, found, strict=True)
+        )
+
+    def _answered(self, question: Question, mode: Mode, prompt: str, generation: Generation) -> Answered:
+        if mode == "plain":
+            generation = self._first_line(generation)
+        # Some models think though their template does not know it.
+        tags = self._modes.tags or find_tags(generation.text)
+        reply = split_reply(generation.text, tags, opened=tags is not None and prompt.rstrip().endswith(tags.open))
+        return Answered(
+            question.question, mode, reply, grade(reply.answer, question.accept, question.question), generation
+        )
+
+    def _first_line(self, generation: Generation) -> Generation:
+        """Up to the first line break after text, where a plain-text answer ends."""
+        head, found, _ = generation.text.strip().partition("\n")
+        if not found:
+            return generation
+        tokens = generation.tokens
+        shown = (self._runtime.detokenize(tokens[:count], special=True) for count in range(len(tokens) + 1))
+        count = next((count for count, text in enumerate(shown) if "\n" in text.lstrip()), len(tokens))
+        return replace(generation, text=head, tokens=tokens[:count], ended=True, loop=None)
+
+    def complete(self, completions: Sequence[Completion]) -> tuple[Completed, ...]:
+        """Continue each text as it stands, without the chat template."""
+        found = self._generate([item.prompt for item in completions], self._options.completion_tokens, "completions")
+        return tuple(
+            Completed(item.prompt, mentions(generation.text, item.accept), generation)
+            for item, generation in zip(completions, found, strict=True)
+        )
+
+    def read(self, passages: Sequence[str]) -> tuple[Passage, ...]:
+        """The likelihood of each passage, every one by itself, but for those of which no token can be foretold."""
+        found = []
+        for index, passage in enumerate(passages):
+            nats, tokens, size = 0.0, 0, len(passage.encode())
+            pieces = text_pieces(self._runtime, passage)
+            for ids, logits in zip(pieces, self._runtime.iter_logits(pieces), strict=True):
+                nll = next_token_nll(logits, np.asarray(ids), f"passage {index}")
+                nats, tokens = nats + float(nll.sum()), tokens + len(nll)
+                if len(ids) and ids[0] != self._runtime.info.bos:
+                    # Nothing foretells a piece's first token where no BOS precedes it.
+                    size -= len(self._runtime.detokenize(ids[:1]).encode())
+            if tokens:
+                found.append(Passage(nats, tokens, size, len(pieces)))
+            self._tell("text", index + 1, len(passages))
+        return tuple(found)
+
+    def _generate(self, texts: Sequence[str], limit: int, stage: str) -> list[Generation]:
+        """Greedy continuations up to `limit` tokens or an end-of-generation token; empty where there is no room."""
+        runtime = self._runtime
+        prompts = [prompt_ids(runtime, text) for text in texts]
+        rooms = [runtime.context_limit - len(ids) for ids in prompts]
+        fitting = [index for index, room in enumerate(rooms) if room > 0 and prompts[index]]
+        stop = runtime.info.eog
+        results = runtime.greedy(
+            [prompts[index] for index in fitting],
+            [min(limit, rooms[index]) for index in fitting],
+            stop,
+            lambda done, total: self._tell(stage, done, total),
+        )
+        found = [Generation("", (), False, False, None)] * len(texts)
+        for index, result in zip(fitting, results, strict=True):
+            ended = bool(result.tokens) and result.tokens[-1] in stop
+            tokens = result.tokens[: len(result.tokens) - ended]
+            loop = None if ended else ends_in_loop(tokens)
+            found[index] = Generation(runtime.detokenize(tokens, special=True), tokens, True, ended, loop)
+        return found
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(stage, done, total)

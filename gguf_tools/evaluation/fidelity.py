@@ -1,0 +1,328 @@
+"""The fidelity suite: how close a GGUF run by llama.cpp is to the reference that it was made from.
+
+Three questions are kept apart. Tokenizers: each prompt is encoded by both sides and compared. Logits: both sides get
+llama.cpp's token ids, so that a tokenizer's fault does not hide in them. Greedy text: llama.cpp continues each prompt,
+and the reference checks that continuation as a draft: it runs once over prompt and continuation, and where its own
+highest logit picks another token, there the two texts part. Up to that token this *is* the reference's greedy text, so
+it needs no decoding loop, and the same run gives the logits for the teacher-forced comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.metrics import NO_TARGET, FidelityAccumulator, FidelityMetrics, Logits
+from gguf_tools.evaluation.prompts import Prompt, begins, default_prompts, render_prompt, text_pieces
+from gguf_tools.progress import StageProgress
+from gguf_tools.runtime.interface import RuntimeLike
+
+ReferenceEncode = Callable[[str, bool], Sequence[int]]
+"""The reference's tokenizer: text and whether to add special tokens (BOS, EOS) → ids. Special tokens in the text count
+as such, as they do in the tokenizers library."""
+
+
+Verdict = Literal["tie", "fault"]
+
+_REFERENCE_BYTES = 256 << 20  # logits of one batch of the reference, at 8 bytes each
+_TIE_SIGMAS = 4.0
+_MAX_NOISE = 0.3
+
+
+class ReferenceLike(Protocol):
+    """A reference: stateless, many sequences at a time."""
+
+    def logits(self, sequences: list[list[int]]) -> Sequence[Logits]:
+        """For each sequence its logits at every position, (T, n_vocab), float32 or float64."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that one side chose, and the logit that each side gives it."""
+
+    token: int
+    text: str
+    logit_model: float
+    logit_reference: float
+
+
+@dataclass(frozen=True)
+class FirstDifference:
+    """Where a greedy continuation by the model (llama.cpp) first differs from the reference's.
+
+    `prompt` counts the prompts given, `position` the generated tokens (both from 0). `margin` is the reference's lead,
+    in logits, of its own choice over the model's. `verdict` is "tie" where the measured noise of the logits explains
+    that the order turned round, else "fault".
+    """
+
+    prompt: int
+    position: int
+    model: Candidate
+    reference: Candidate
+    margin: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class FidelityReport:
+    """The suite's result.
+
+    `metrics` are teacher-forced, over every position of each prompt and of llama.cpp's own continuation of it (so that
+    there are enough positions), and of the longer text where one was given. The perplexities count the tokens that were
+    given, not those generated, which either side would find likely.
+    `greedy_exact_match`: share of prompts whose whole continuation is equal; `greedy_mean_prefix`: mean number of equal
+    tokens from the start; `tokens_equal`: share of prompts that both tokenizers encode alike, None where only one was
+    at hand; `n_generate`: tokens asked for; `notes`: what was skipped, shortened or looks wrong.
+    """
+
+    metrics: FidelityMetrics
+    greedy_exact_match: float
+    greedy_mean_prefix: float
+    tokens_equal: float | None
+    n_generate: int
+    first_differences: tuple[FirstDifference, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `tinyq eval --json`, under `fidelity`; numbers that are not finite become None, which JSON can hold."""
+        flat = {
+            **asdict(self.metrics),
+            "greedy_exact_match": self.greedy_exact_match,
+            "greedy_mean_prefix": self.greedy_mean_prefix,
+            "tokens_equal": self.tokens_equal,
+            "n_generate": self.n_generate,
+            "first_differences": [asdict(difference) for difference in self.first_differences],
+            "notes": list(self.notes),
+        }
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in flat.items()}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A prompt that is measured: its number among those given, llama.cpp's ids, and how far to continue it."""
+
+    index: int
+    ids: list[int]
+    n_generate: int
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A first difference before the noise is known."""
+
+    index: int
+    position: int
+    tokens: tuple[int, int]
+    logits_model: tuple[float, float]
+    logits_reference: tuple[float, float]
+
+
+def evaluate_fidelity(
+    runtime: RuntimeLike,
+    reference: ReferenceLike,
+    encode: ReferenceEncode | None = None,
+    prompts: Sequence[Prompt] | None = None,
+    n_generate: int = 100,
+    *,
+    text: str | None = None,
+    stop: frozenset[int] = frozenset(),
+    chat_options: Mapping[str, Any] | None = None,
+    progress: StageProgress | None = None,
+) -> FidelityReport:
+    """Compare llama.cpp with a reference over `prompts` (by default the built-in ones that suit the model).
+
+    `encode` is the reference's tokenizer. `text` is a longer passage, compared teacher-forced in pieces of at most 512
+    tokens. Generation does not stop at EOS unless `stop` says so: every prompt then gives `n_generate` tokens.
+    `chat_options` reach the chat template. A prompt without tokens, or as long as the context, is skipped, and one that
+    leaves less room than `n_generate` is continued less far; the report's notes say so.
+
+    Raises InputError where no prompt is left, a prompt cannot be rendered, or the reference does not have the model's
+    shapes; LlamaError where llama.cpp fails or gives logits that are not finite.
+    """
+    if prompts is None:
+        prompts = default_prompts(runtime.info.chat_template is not None)
+    cases, tokens_equal, notes = _prepare(runtime, encode, prompts, n_generate, chat_options or {})
+    if not cases:
+        raise InputError("no prompt can be measured: " + ("; ".join(notes) or "there is none"))
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(stage, done, total)
+
+    counts = [case.n_generate for case in cases]
+    generated = runtime.greedy([c.ids for c in cases], counts, stop, lambda done, total: tell("greedy", done, total))
+    sequences = [case.ids + list(result.tokens) for case, result in zip(cases, generated, strict=True)]
+    pieces = text_pieces(runtime, text) if text else []
+    total = len(sequences) + len(pieces)
+    accumulator = FidelityAccumulator()
+    prefixes: list[int] = []
+    pending: list[_Pending] = []
+    for done, (ours, theirs) in enumerate(_pairs(runtime, reference, sequences + pieces)):
+        if done < len(cases):
+            case, tokens = cases[done], generated[done].tokens
+            targets = _targets(case.ids, len(sequences[done]))
+            accumulator.add(ours, theirs, targets, f"prompt {case.index}")
+            prefix, difference = _first_difference(case, tokens, ours, theirs)
+            prefixes.append(prefix)
+            pending += [] if difference is None else [difference]
+        else:
+            piece = pieces[done - len(cases)]
+            accumulator.add(ours, theirs, _targets(piece, len(piece)), f"text piece {done - len(cases)}")
+        tell("compare", done + 1, total)
+    metrics = accumulator.result()
+    return FidelityReport(
+        metrics=metrics,
+        greedy_exact_match=1.0 - len(pending) / len(cases),
+        greedy_mean_prefix=float(np.mean(prefixes)),
+        tokens_equal=tokens_equal,
+        n_generate=n_generate,
+        first_differences=tuple(_judge(runtime, difference, metrics) for difference in pending),
+        notes=tuple(notes),
+    )
+
+
+def greedy_with_draft(
+    reference: ReferenceLike,
+    prompt: Sequence[int],
+    n_tokens: int,
+    draft: Sequence[int] = (),
+    stop: frozenset[int] = frozenset(),
+) -> list[int]:
+    """The reference's own greedy continuation of `prompt`, whatever the draft: `n_tokens`, or fewer up to a stop token.
+
+    Each run of the reference confirms the draft as far as it agrees and gives one token beyond; the rest of the draft,
+    moved behind that token, is tried again. An exact draft costs one run, none at all costs one run a token.
+    """
+    if not prompt:
+        raise InputError("an empty prompt cannot be continued; give at least one token")
+    tokens: list[int] = []
+    while len(tokens) < n_tokens:
+        guess = list(draft[len(tokens) : n_tokens - 1])
+        (logits,) = reference.logits([[*prompt, *tokens, *guess]])
+        chosen = logits[len(prompt) + len(tokens) - 1 :].argmax(axis=-1).tolist()
+        for position, token in enumerate(chosen):
+            tokens.append(token)
+            if token in stop:
+                return tokens
+            if position == len(guess) or guess[position] != token:
+                break
+    return tokens
+
+
+def _prepare(
+    runtime: RuntimeLike,
+    encode: ReferenceEncode | None,
+    prompts: Sequence[Prompt],
+    n_generate: int,
+    chat_options: Mapping[str, Any],
+) -> tuple[list[_Case], float | None, list[str]]:
+    """What can be measured, the share of prompts tokenized alike, and notes on the rest."""
+    limit = runtime.context_limit
+    cases: list[_Case] = []
+    alike: list[bool] = []
+    empty: list[int] = []
+    long: list[int] = []
+    short: list[int] = []
+    notes: list[str] = []
+    for index, prompt in enumerate(prompts):
+        text = render_prompt(runtime, prompt, chat_options)
+        add_special = not begins(runtime, text)
+        ids = runtime.tokenize(text, add_special=add_special, parse_special=True)
+        if encode is not None:
+            other = list(encode(text, add_special))
+            alike.append(ids == other)
+            if ids != other:
+                notes.append(f"prompt {index}: " + _tokens_differ(ids, other))
+        room = limit - len(ids)
+        wanted = min(n_generate, prompt.max_tokens or n_generate)
+        if not ids:
+            empty.append(index)
+        elif room < 1:
+            long.append(index)
+        else:
+            cases.append(_Case(index, ids, min(wanted, room)))
+            short += [index] if room < wanted else []
+    if empty:
+        notes.append(f"{_named(empty)} skipped: no token in it")
+    if long:
+        notes.append(f"{_named(long)} skipped: longer than the context of {limit} tokens allows")
+    if short:
+        notes.append(f"{_named(short)} continued by fewer than {n_generate} tokens: the context ends at {limit}")
+    return cases, sum(alike) / len(alike) if alike else None, notes
+
+
+def _named(indices: Sequence[int]) -> str:
+    shown = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
+    return f"prompt {shown}" if len(indices) == 1 else f"{len(indices)} prompts ({shown})"
+
+
+def _tokens_differ(ours: Sequence[int], theirs: Sequence[int]) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    first, second = (str(list(ids[at : at + 4])) for ids in (ours, theirs))
+    return f"tokenized differently from token {at}: {first} by llama.cpp, {second} by the reference"
+
+
+def _targets(given: Sequence[int], length: int) -> npt.NDArray[np.int64]:
+    """The next token at each of `length` positions, where it is one of those given."""
+    targets = np.full(length, NO_TARGET, dtype=np.int64)
+    targets[: len(given) - 1] = given[1:]
+    return targets
+
+
+def _pairs(
+    runtime: RuntimeLike, reference: ReferenceLike, sequences: Sequence[list[int]]
+) -> Iterator[tuple[Logits, Logits]]:
+    """(reference, model) logits of each sequence, as many at a time by the reference as memory allows."""
+    most = max(1, _REFERENCE_BYTES // (8 * max(runtime.info.n_vocab, 1)))
+    batch: list[list[int]] = []
+    for index, sequence in enumerate(sequences):
+        batch.append(sequence)
+        following = sequences[index + 1] if index + 1 < len(sequences) else None
+        if following is not None and sum(map(len, batch)) + len(following) <= most:
+            continue
+        answers = reference.logits(batch)
+        if len(answers) != len(batch):
+            raise InputError(f"the reference answered {len(answers)} sequences where {len(batch)} were asked for")
+        yield from zip(answers, runtime.iter_logits(batch), strict=True)
+        batch = []
+
+
+def _first_difference(
+    case: _Case, tokens: Sequence[int], reference: Logits, model: Logits
+) -> tuple[int, _Pending | None]:
+    """The length of the continuation's part that is the reference's too, and what happened after it."""
+    start = len(case.ids) - 1
+    chosen = reference[start : start + len(tokens)].argmax(axis=-1)
+    wrong = np.flatnonzero(chosen != np.asarray(tokens, dtype=np.int64))
+    if not wrong.size:
+        return len(tokens), None
+    position = int(wrong[0])
+    pair = (tokens[position], int(chosen[position]))
+    ours, theirs = reference[start + position], model[start + position]
+    logits_model = (float(theirs[pair[0]]), float(theirs[pair[1]]))
+    logits_reference = (float(ours[pair[0]]), float(ours[pair[1]]))
+    return position, _Pending(case.index, position, pair, logits_model, logits_reference)
+
+
+def _judge(runtime: RuntimeLike, pending: _Pending, metrics: FidelityMetrics) -> FirstDifference:
+    """Tell a tie from a fault.
+
+    With noise σ a logit, the difference of two logits has a noise of √2·σ; a margin within four of those is a tie. That
+    holds only while the noise is small beside what the logits say: above 0.3 of their spread it is damage itself.
+    """
+    candidates = [
+        Candidate(token, runtime.detokenize([token], special=True), in_model, in_reference)
+        for token, in_model, in_reference in zip(
+            pending.tokens, pending.logits_model, pending.logits_reference, strict=True
+        )
+    ]
+    margin = pending.logits_reference[1] - pending.logits_reference[0]
+    explained = metrics.noise <= _MAX_NOISE * metrics.spread and margin <= _TIE_SIGMAS * math.sqrt(2) * metrics.noise
+    verdict: Verdict = "tie" if explained else "fault"
+    return FirstDifference(pending.index, pending.position, candidates[0], candidates[1], margin, verdict)

@@ -1,0 +1,178 @@
+"""What a GGUF is compared with: the checkpoint given, the one it was made from if that is still there, or itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gguf_tools.errors import CheckpointError, InputError
+from gguf_tools.families.registry import build_model
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf, read_header
+from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.formats.state_dict import state_dict_files
+from gguf_tools.model.spec import Model
+from gguf_tools.sources.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from gguf_tools.targets.registry import lift
+from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
+
+Origin = Literal["given", "recorded", "beside", "rebuilt"]
+
+Operate = Callable[[Model, str], Model]
+"""Does a recipe of layer surgery, as text, to a model."""
+
+
+@dataclass(frozen=True)
+class ReferenceSource:
+    """The model to compare with, where it came from, and a sentence on what the comparison therefore says.
+
+    `tokenizer` is the source's own, None where there is none at hand. `recipe` is the layer surgery done to the source.
+    `is_source`: whether it is what the file says that it was made from; None where the file does not say.
+    """
+
+    model: Model
+    origin: Origin
+    path: Path
+    tokenizer: Tokenizer | None
+    note: str
+    recipe: str = ""
+    is_source: bool | None = None
+
+    @property
+    def encode(self) -> Callable[[str, bool], Sequence[int]] | None:
+        """The source's tokenizer as (text, add BOS and EOS) → ids; special tokens in the text count as such."""
+        tokenizer = self.tokenizer
+        return None if tokenizer is None else lambda text, add: encoded(tokenizer, text, add)
+
+
+def encoded(tokenizer: Tokenizer, text: str, add_special: bool) -> list[int]:
+    """Ids of `text` with BOS and EOS where the tokenizer adds them and `add_special` asks for it."""
+    ids = tokenizer.encode(text, special=True)
+    head = [tokenizer.bos_id] if add_special and tokenizer.add_bos and tokenizer.bos_id is not None else []
+    tail = [tokenizer.eos_id] if add_special and tokenizer.add_eos and tokenizer.eos_id is not None else []
+    return [*head, *ids, *tail]
+
+
+class Checkpoints:
+    """Checkpoints that several files may have been made from: each is opened, and read for its digest, once."""
+
+    def __init__(self) -> None:
+        self._opened: dict[Path, Checkpoint] = {}
+        self._digests: dict[Path, str] = {}
+
+    def open(self, place: Path) -> Checkpoint:
+        """The checkpoint at `place`; errors as `open_checkpoint`."""
+        if place not in self._opened:
+            self._opened[place] = open_checkpoint(place)
+        return self._opened[place]
+
+    def digest(self, place: Path) -> str:
+        """Its digest, for which all of it is read."""
+        if place not in self._digests:
+            self._digests[place] = self.open(place).digest()
+        return self._digests[place]
+
+
+def find_reference(
+    path: Path, given: Path | None = None, operate: Operate | None = None, checkpoints: Checkpoints | None = None
+) -> ReferenceSource:
+    """The reference for the GGUF at `path`.
+
+    In order: the checkpoint (or GGUF) `given`; the source recorded in the file, then a checkpoint lying beside it, if
+    the digest recorded still matches; else the file's own tensors, so that only the engine is compared. Layer surgery
+    that the file records is done to the source recorded by `operate`, and to a source given too if it is that one.
+    `checkpoints` spares files that share a source reading it again.
+
+    Raises CheckpointError where the source given, or the GGUF, is broken; UnsupportedError where no family knows it.
+    """
+    header = read_header(path)
+    checkpoints = checkpoints or Checkpoints()
+    if given is not None:
+        return _given(header, given, operate, checkpoints)
+    digest = header.get(keys.SOURCE_DIGEST)
+    reason = "the file records no source"
+    if isinstance(digest, str):
+        found, reason = _recorded(header, digest, operate, checkpoints)
+        if found:
+            return found
+    note = f"only the engine was compared, on the file's own weights: {reason}; give --reference to compare the source"
+    return ReferenceSource(lift(open_gguf(path)), "rebuilt", path, None, note)
+
+
+def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints: Checkpoints) -> ReferenceSource:
+    if given.is_file() and is_gguf(given):
+        return ReferenceSource(lift(open_gguf(given)), "given", given, None, f"compared with the weights of {given}")
+    checkpoint = checkpoints.open(given)
+    model = build_model(checkpoint)
+    note, recipe = f"compared with {given}", ""
+    recorded = header.get(keys.SOURCE_DIGEST)
+    is_source = recorded == checkpoints.digest(given) if isinstance(recorded, str) else None
+    if is_source:
+        model, recipe = _operated(header, model, operate)
+        note += _after(recipe)
+    elif is_source is False:
+        note += ", which is not, or no longer, what the file was made from"
+    return ReferenceSource(model, "given", given, _tokenizer(header, checkpoint, model), note, recipe, is_source)
+
+
+def _recorded(
+    header: GGUFHeader, digest: str, operate: Operate | None, checkpoints: Checkpoints
+) -> tuple[ReferenceSource | None, str]:
+    folder = header.path.resolve().parent
+    recorded = header.get(keys.SOURCE_PATH)
+    places: list[tuple[Origin, Path]] = [("beside", folder), ("beside", folder / "hf")]
+    if isinstance(recorded, str):
+        places.insert(0, ("recorded", folder / recorded))
+    reason = "its source is not where it was"
+    for origin, place in places:
+        if not _may_be_checkpoint(place):
+            continue
+        try:
+            checkpoint = checkpoints.open(place)
+        except CheckpointError as error:
+            reason = f"its source cannot be read ({error})"
+            continue
+        if checkpoints.digest(place) != digest:
+            reason = f"{place} is not, or no longer, what it was made from"
+            continue
+        try:
+            model, recipe = _operated(header, build_model(checkpoint), operate)
+        except InputError as error:
+            reason = f"the surgery that it records cannot be done again ({error})"
+            continue
+        how = "the source recorded in the file" if origin == "recorded" else "the source beside the file"
+        tokenizer = _tokenizer(header, checkpoint, model)
+        return ReferenceSource(
+            model, origin, place, tokenizer, f"compared with {how}{_after(recipe)}", recipe, True
+        ), ""
+    return None, reason
+
+
+def _may_be_checkpoint(place: Path) -> bool:
+    if place.is_dir():
+        return (place / CONFIG).exists() or bool(state_dict_files(place))
+    return place.is_file()
+
+
+def _operated(header: GGUFHeader, model: Model, operate: Operate | None) -> tuple[Model, str]:
+    """The model after the surgery that the file records, and that recipe, "" where there is none."""
+    recipe = header.get(keys.SURGERY)
+    if not isinstance(recipe, str) or operate is None:
+        return model, ""
+    return operate(model, recipe), recipe
+
+
+def _after(recipe: str) -> str:
+    return f" after {recipe}" if recipe else ""
+
+
+def _tokenizer(header: GGUFHeader, checkpoint: Checkpoint, model: Model) -> Tokenizer | None:
+    recorded = header.get(keys.TOKENIZER_PATH)
+    folder = header.path.resolve().parent / recorded if isinstance(recorded, str) else checkpoint.folder
+    try:
+        return load_tokenizer(folder, model.spec.vocab_size, config=checkpoint.config)
+    except InputError:
+        # A checkpoint may have its tokenizer elsewhere (convert --tokenizer); the logits can be compared without it.
+        return None

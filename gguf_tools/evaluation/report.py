@@ -1,0 +1,117 @@
+"""A fidelity report as text for a terminal, and the thresholds that it may have to meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.fidelity import FidelityReport, FirstDifference
+from gguf_tools.runtime.interface import Speed
+from gguf_tools.text import table
+
+_MAX_DIFFERENCES = 10
+
+_THRESHOLDS = ("min_top1", "max_nmse", "max_kl", "min_greedy")
+
+
+def format_report(report: FidelityReport, speed: Speed | None = None) -> str:
+    """The report as aligned lines, then the first differences and the notes where there are any."""
+    m = report.metrics
+    kl = f"mean {_number(m.kl_mean)}   p99 {_number(m.kl_p99)}   max {_number(m.kl_max)} nats"
+    mean_prefix = f"{report.greedy_mean_prefix:.1f} of {report.n_generate} tokens equal on average"
+    rows = [
+        ("compared", f"{m.n_prompts} sequences, {m.n_tokens} positions"),
+        ("logits", f"NMSE {_number(m.nmse)}   largest difference {_number(m.max_abs_diff)}"),
+        ("KL divergence", kl),
+        ("top-1", f"{_share(m.top1_agreement)} of positions agree"),
+    ]
+    if m.ppl_reference is not None and m.ppl_model is not None:
+        change = f" ({m.ppl_model / m.ppl_reference - 1:+.3%})" if m.ppl_reference < float("inf") else ""
+        rows.append(("perplexity", f"reference {m.ppl_reference:.4g}   model {m.ppl_model:.4g}{change}"))
+    rows.append(("greedy", f"{_share(report.greedy_exact_match)} of continuations exact, {mean_prefix}"))
+    if report.tokens_equal is not None:
+        rows.append(("tokenizer", f"{_share(report.tokens_equal)} of prompts encoded alike"))
+    if speed is not None:
+        rows.append(("speed", f"prompt {speed.prompt_tok_s:.1f} tok/s   generation {speed.generate_tok_s:.1f} tok/s"))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    if report.first_differences:
+        lines += ["", *_differences(report.first_differences)]
+    if report.notes:
+        lines += ["", *(f"note: {note}" for note in report.notes)]
+    return "\n".join(lines)
+
+
+def _differences(differences: Sequence[FirstDifference]) -> list[str]:
+    """One row a prompt: both candidates with both sides' logits, faults first."""
+    ordered = sorted(differences, key=lambda d: (d.verdict == "tie", -d.margin))
+    header = ("prompt", "token", "llama.cpp chose", "its logits", "reference chose", "its logits", "margin", "verdict")
+    rows = []
+    for d in ordered[:_MAX_DIFFERENCES]:
+        rows.append(
+            (
+                str(d.prompt),
+                str(d.position),
+                _token(d.model.text),
+                _order(d.model.logit_model, d.reference.logit_model),
+                _token(d.reference.text),
+                _order(d.reference.logit_reference, d.model.logit_reference),
+                _number(d.margin),
+                d.verdict,
+            )
+        )
+    ties = sum(d.verdict == "tie" for d in differences)
+    more = f", the first {_MAX_DIFFERENCES} of which:" if len(differences) > _MAX_DIFFERENCES else ":"
+    title = (
+        f"first differences of {len(differences)} continuations ({ties} ties, {len(differences) - ties} faults){more}"
+    )
+    return [title, table(header, rows, ">><<<<><")]
+
+
+def _token(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 18 else shown[:16] + "…'"
+
+
+def _order(first: float, second: float) -> str:
+    """Two logits and how they compare: the runtime may choose otherwise when it decodes token by token."""
+    sign = ">" if first > second else "<" if first < second else "="
+    return f"{first:.6g} {sign} {second:.6g}"
+
+
+def _number(value: float) -> str:
+    if value == 0:
+        return "0"
+    return f"{value:.2e}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def _share(value: float) -> str:
+    """A share in percent that says 100 % only where it is."""
+    text = f"{value:.2%}"
+    return "<100%" if text == "100.00%" and value < 1 else text.replace("100.00%", "100%")
+
+
+def check_thresholds(report: FidelityReport, thresholds: Mapping[str, float | None]) -> list[str]:
+    """What fell short, one line each: min_top1, max_nmse, max_kl (of the mean), min_greedy (of the exact share).
+
+    A threshold of None is not checked; an unknown name raises InputError.
+    """
+    unknown = sorted(set(thresholds) - set(_THRESHOLDS))
+    if unknown:
+        raise InputError(f"threshold {unknown[0]!r} is not known; {', '.join(_THRESHOLDS)} are")
+    measured = {
+        "min_top1": ("top-1 agreement", report.metrics.top1_agreement),
+        "max_nmse": ("NMSE", report.metrics.nmse),
+        "max_kl": ("mean KL divergence", report.metrics.kl_mean),
+        "min_greedy": ("greedy exact match", report.greedy_exact_match),
+    }
+    short: list[str] = []
+    for name, (label, value) in measured.items():
+        bound = thresholds.get(name)
+        if bound is None:
+            continue
+        if name.startswith("min") and not value >= bound:
+            short.append(f"{label} is {value:.6g}, at least {bound:g} wanted")
+        elif name.startswith("max") and not value <= bound:
+            short.append(f"{label} is {value:.6g}, at most {bound:g} wanted")
+    return short

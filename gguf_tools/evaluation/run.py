@@ -1,0 +1,197 @@
+"""`tinyq eval` as a library call: one file, one reference, one report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.card.as_json import card_dict
+from gguf_tools.evaluation.card.parts import overall
+from gguf_tools.evaluation.card.results import CardReport
+from gguf_tools.evaluation.card.suite import CardOptions, run_card
+from gguf_tools.evaluation.fidelity import FidelityReport, evaluate_fidelity
+from gguf_tools.evaluation.prompts import Prompt
+from gguf_tools.evaluation.reference_source import Checkpoints, Operate, ReferenceSource, find_reference
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.split import read_parts
+from gguf_tools.machine import useful_threads
+from gguf_tools.progress import StageProgress
+from gguf_tools.reference import Reference
+from gguf_tools.runtime.interface import ModelInfo, Speed
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
+
+DTYPES = {"f32": torch.float32, "f64": torch.float64}
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """The file under test: what `tinyq eval --json` has under `model`."""
+
+    path: str
+    arch: str
+    type: str
+    bpw: float
+    bytes: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was measured of one file."""
+
+    model: FileFacts
+    source: ReferenceSource
+    fidelity: FidelityReport
+    speed: Speed | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The contract's JSON."""
+        speed = self.speed and {
+            "prompt_tok_s": self.speed.prompt_tok_s,
+            "generate_tok_s": self.speed.generate_tok_s,
+        }
+        return {
+            "model": vars(self.model),
+            "reference": {"origin": self.source.origin, "path": str(self.source.path), "note": self.source.note},
+            "fidelity": self.fidelity.as_dict(),
+            "speed": speed,
+        }
+
+
+def score_file(
+    path: Path, card: CardOptions, options: RuntimeOptions, progress: StageProgress | None = None
+) -> tuple[FileFacts, CardReport]:
+    """Ask `path` the card suite's questions. Errors as `run_card` and `Runtime`, each with the path."""
+    options = replace(options, threads=options.threads or useful_threads(path.stat().st_size))
+    with Runtime(path, options) as runtime:
+        try:
+            report = run_card(runtime, card, progress)
+            overall(report)  # refuses weights of which no part could be measured
+        except InputError as error:
+            message = str(error)
+            raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from error
+        return facts_of(path, runtime.info), report
+
+
+def evaluate_file(
+    path: Path,
+    source: ReferenceSource,
+    options: RuntimeOptions,
+    *,
+    reference: Reference | None = None,
+    dtype: str = "f32",
+    prompts: Sequence[Prompt] | None = None,
+    text: str | None = None,
+    n_generate: int = 100,
+    speed: bool = True,
+    progress: StageProgress | None = None,
+) -> Evaluation:
+    """Run `path` by llama.cpp and compare it with `source`.
+
+    `reference` saves loading the same source again for the next file. Errors as `evaluate_fidelity` and `Runtime`.
+    """
+    threads = options.threads or useful_threads(path.stat().st_size)
+    torch.set_num_threads(threads)
+    reference = reference or Reference(source.model, DTYPES[dtype])
+    with Runtime(path, replace(options, threads=threads)) as runtime:
+        if runtime.info.n_vocab != source.model.spec.vocab_size:
+            raise InputError(
+                f"{path}: has a vocabulary of {runtime.info.n_vocab} tokens, and {source.path} one of "
+                f"{source.model.spec.vocab_size}, so that is not its reference; give the checkpoint that it was made from"
+            )
+        fidelity = evaluate_fidelity(
+            runtime, reference, source.encode, prompts, n_generate, text=text, progress=progress
+        )
+        measured = runtime.speed() if speed else None
+        facts = facts_of(path, runtime.info)
+    return Evaluation(facts, source, fidelity, measured)
+
+
+@dataclass(frozen=True)
+class FidelityRequest:
+    """What files are compared with, and how: see `find_reference` and `evaluate_file`."""
+
+    reference: Path | None = None
+    operate: Operate | None = None
+    dtype: str = "f32"
+    prompts: Sequence[Prompt] | None = None
+    text: str | None = None
+    n_generate: int = 100
+    speed: bool = True
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """What was measured of one file: the fidelity, the card, or both."""
+
+    model: FileFacts
+    evaluation: Evaluation | None
+    card: CardReport | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The contract's JSON."""
+        found = {"model": vars(self.model)} | (self.evaluation.as_dict() if self.evaluation else {})
+        return found | ({"card": card_dict(self.card)} if self.card else {})
+
+
+def measure_files(
+    paths: Sequence[Path],
+    options: RuntimeOptions,
+    fidelity: FidelityRequest | None = None,
+    card: CardOptions | None = None,
+    progress: StageProgress | None = None,
+) -> Iterator[FileScores]:
+    """Measure one file after the other; a reference that several share is loaded once.
+
+    Every file and its reference are looked at before the first is run, so that a wrong path costs no time.
+    """
+    for path in paths:
+        Runtime(path, options)  # refuses what is no GGUF
+        read_parts(path)  # refuses what is cut short or broken
+    shared = Checkpoints()
+    sources = [
+        find_reference(path, fidelity.reference, fidelity.operate, shared) if fidelity else None for path in paths
+    ]
+    loaded: tuple[object, Reference] | None = None
+    for path, source in zip(paths, sources, strict=True):
+        evaluation = None
+        if fidelity and source:
+            # A rebuilt reference is the file's own.
+            key = (source.path.resolve(), source.recipe, path if source.origin == "rebuilt" else None)
+            if loaded is None or loaded[0] != key:
+                loaded = key, Reference(source.model, DTYPES[fidelity.dtype])
+            evaluation = evaluate_file(
+                path,
+                source,
+                options,
+                reference=loaded[1],
+                prompts=fidelity.prompts,
+                text=fidelity.text,
+                n_generate=fidelity.n_generate,
+                speed=fidelity.speed,
+                progress=progress,
+            )
+        model, report = score_file(path, card, options, progress) if card else (None, None)
+        facts = evaluation.model if evaluation else model or file_facts(path, options)
+        yield FileScores(facts, evaluation, report)
+
+
+def file_facts(path: Path, options: RuntimeOptions) -> FileFacts:
+    """The facts of a file alone."""
+    with Runtime(path, options) as runtime:
+        return facts_of(path, runtime.info)
+
+
+def facts_of(path: Path, info: ModelInfo) -> FileFacts:
+    """The file's facts, all its parts together: its real bits per weight are those of the tensors' bytes."""
+    parts = read_parts(path)
+    kind = parts[0].get(keys.TYPE)
+    if not isinstance(kind, str):
+        kind = info.file_type.removeprefix("(guessed) ")
+    size = sum(part.path.stat().st_size for part in parts)
+    return FileFacts(str(path), info.arch, kind, info.bits_per_weight, size, info.n_layer)

@@ -1,0 +1,1 @@
+"""Families of models trained from scratch, in the layouts of their own scripts."""

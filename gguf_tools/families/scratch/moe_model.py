@@ -1,0 +1,271 @@
+"""`MoEModel` of AlexWortega's repositories: partial interleaved rope, per-head q/k norms with gains, a sigmoid router.
+
+Each head of q and k is normed with weights of its own, multiplied by a gain, and turned; values are multiplied by `smear`, a
+number a head. Experts are chosen by logit + bias, and weighted by sigmoid(logit) over the sum; the shared expert is added.
+Logits are multiplied by √(mup_base_d / d_model). At inference no token is dropped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_tools.errors import CheckpointError
+from gguf_tools.families.base import Family
+from gguf_tools.families.reading import Config, Inventory, layer_count
+from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_state_dict, write_tiny_tokenizer
+from gguf_tools.model.rope import Rope
+from gguf_tools.model.spec import (
+    Attention,
+    FeedForward,
+    GatedMLP,
+    LayerSpec,
+    Model,
+    ModelSpec,
+    MoE,
+    Norm,
+    Router,
+    SharedExpert,
+)
+from gguf_tools.sources.beside import front_matter, generation_defaults
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.tensors.base import Tensor, same_values
+from gguf_tools.tensors.views import Reshaped, stack
+
+Part = dict[str, Tensor]
+DEFAULTS = {"rope_theta": 10000.0, "rms_eps": 1e-6, "mup_base_d": 512}
+"""The published dataclass's own, for fields that a config leaves out."""
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """`embed`, and a q_norm with a gain."""
+    return "embed.weight" in checkpoint.tensors and "blocks.0.attn.q_norm.gain" in checkpoint.tensors
+
+
+def build(checkpoint: Checkpoint) -> Model:
+    """The checkpoint as a Model."""
+    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    for key, value in DEFAULTS.items():
+        config.assume(key, value, "as the published class does")
+    embedding = inventory.take("embed.weight", None, None)
+    vocab, hidden = embedding.shape
+    tensors: Part = {"embedding": embedding, "output_norm": inventory.take("final_norm.weight", hidden)}
+    tied = _tied(inventory, config, tensors)
+    norm = Norm(config.number("rms_eps"))
+    count = layer_count(inventory, "blocks.")
+    for key, actual in (("vocab_size", vocab), ("d_model", hidden), ("n_layers", count), ("tie_embeddings", tied)):
+        config.expect(key, actual)
+    layers = []
+    for n in range(count):
+        prefix = f"blocks.{n}."
+        mixer, part = _attention(inventory, config, f"{prefix}attn.", hidden, norm)
+        ffn, ffn_part = _feed_forward(inventory, config, f"{prefix}ffn.", hidden)
+        part |= ffn_part
+        part["mixer_norm"] = inventory.take(f"{prefix}attn_norm.weight", hidden)
+        part["ffn_norm"] = inventory.take(f"{prefix}ffn_norm.weight", hidden)
+        tensors |= {f"layers.{n}.{name}": tensor for name, tensor in part.items()}
+        layers.append(LayerSpec(mixer, ffn, norm, norm))
+    inventory.finish()
+    first = next((n for n, layer in enumerate(layers) if isinstance(layer.feed_forward, MoE)), count)
+    config.expect("moe_first_layer", first)
+    spec = ModelSpec(
+        vocab,
+        hidden,
+        config.integer("max_seq_len"),
+        tuple(layers),
+        norm,
+        tied,
+        logit_scale=(config.integer("mup_base_d") / hidden) ** 0.5,
+    )
+    return Model(
+        spec,
+        tensors,
+        FAMILY.name,
+        tuple(config.notes),
+        front_matter(checkpoint.folder),
+        generation_defaults(checkpoint.folder),
+    )
+
+
+def _tied(inventory: Inventory, config: Config, tensors: Part) -> bool:
+    """Whether the output is the embedding; where it is not, its tensor is taken."""
+    if "lm_head.weight" not in inventory:
+        return True
+    output = inventory.take("lm_head.weight", *tensors["embedding"].shape)
+    if config.flag("tie_embeddings", False) and same_values(tensors["embedding"], output):
+        config.note("lm_head.weight repeats the embedding; it is stored once")
+        return True
+    tensors["output"] = output
+    return False
+
+
+def _attention(inventory: Inventory, config: Config, prefix: str, hidden: int, norm: Norm) -> tuple[Attention, Part]:
+    heads, dim = inventory.shape(f"{prefix}q_norm.weight")
+    kv_heads = inventory.shape(f"{prefix}k_norm.weight")[0]
+    if heads % kv_heads:
+        raise CheckpointError(
+            f"{inventory.path}: {prefix}q_norm.weight has {heads} heads and k_norm {kv_heads}, which are not whole groups"
+        )
+    rope_dims = config.integer("rope_partial")
+    if rope_dims % 2 or rope_dims > dim:
+        raise config.wrong("rope_partial", rope_dims, f"an even number of the {dim} dimensions of a head")
+    for key, actual in (("n_q_heads", heads), ("n_kv_heads", kv_heads), ("head_dim", dim)):
+        config.expect(key, actual)
+    rows = {"q": heads * dim, "k": kv_heads * dim, "v": kv_heads * dim}
+    part: Part = {f"attn.{name}": inventory.take(f"{prefix}{name}_proj.weight", n, hidden) for name, n in rows.items()}
+    part["attn.o"] = inventory.take(f"{prefix}o_proj.weight", hidden, heads * dim)
+    for name, number in (("q", heads), ("k", kv_heads)):
+        part[f"attn.{name}_norm"] = inventory.take(f"{prefix}{name}_norm.weight", number, dim)
+        part[f"attn.{name}_gain"] = Reshaped(inventory.take(f"{prefix}{name}_norm.gain", number, 1), (number,))
+    smeared = f"{prefix}smear" in inventory
+    if smeared:
+        part["attn.v_scale"] = inventory.take(f"{prefix}smear", kv_heads)
+    theta = config.number("rope_theta")
+    if theta <= 0:
+        raise config.wrong("rope_theta", theta, "a number above 0")
+    rope = Rope(theta, rope_dims, "interleaved")
+    spec = Attention(heads, kv_heads, dim, rope, qk_norm=norm, norm_per_head=True, norm_gain=True, value_scale=smeared)
+    return spec, part
+
+
+def _feed_forward(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[FeedForward, Part]:
+    if f"{prefix}router.w" not in inventory:
+        part = _mlp(inventory, prefix, "ffn", hidden)
+        return GatedMLP(part["ffn.gate"].shape[0]), part
+    router = inventory.take(f"{prefix}router.w", None, hidden)
+    experts = router.shape[0]
+    part = _experts(inventory, prefix, experts, hidden) | {"moe.router": router}
+    width = part["moe.gate"].shape[1]
+    biased = f"{prefix}router.bias" in inventory
+    if biased:
+        part["moe.router_bias"] = inventory.take(f"{prefix}router.bias", experts)
+    shared = None
+    if f"{prefix}shared_expert.gate.weight" in inventory:
+        part |= _mlp(inventory, f"{prefix}shared_expert.", "shared", hidden)
+        shared = SharedExpert(part["shared.gate"].shape[0], gated=False)
+    for key, actual in (("n_routed_experts", experts), ("d_ff", width), ("n_shared_experts", int(shared is not None))):
+        config.expect(key, actual)
+    top_k = config.integer("top_k")
+    if top_k > experts:
+        raise CheckpointError(f"{config.path}: top_k is {top_k}, but the router has {experts} experts")
+    return MoE(experts, width, Router(top_k, score="sigmoid", selection_bias=biased), shared), part
+
+
+def _mlp(inventory: Inventory, prefix: str, role: str, hidden: int) -> Part:
+    gate = inventory.take(f"{prefix}gate.weight", None, hidden)
+    width = gate.shape[0]
+    return {
+        f"{role}.gate": gate,
+        f"{role}.up": inventory.take(f"{prefix}up.weight", width, hidden),
+        f"{role}.down": inventory.take(f"{prefix}down.weight", hidden, width),
+    }
+
+
+def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> Part:
+    """Experts stacked in one tensor for each projection, or one by one."""
+    if f"{prefix}gate" in inventory:
+        width = inventory.shape(f"{prefix}gate", 3)[1]
+        return {
+            "moe.gate": inventory.take(f"{prefix}gate", experts, width, hidden),
+            "moe.up": inventory.take(f"{prefix}up", experts, width, hidden),
+            "moe.down": inventory.take(f"{prefix}down", experts, hidden, width),
+        }
+    each = [_mlp(inventory, f"{prefix}routed_experts.{e}.", "moe", hidden) for e in range(experts)]
+    for e, part in enumerate(each):
+        if part["moe.gate"].shape != each[0]["moe.gate"].shape:
+            raise CheckpointError(
+                f"{inventory.path}: {prefix}routed_experts.{e}.gate.weight has shape {part['moe.gate'].shape}, "
+                f"{each[0]['moe.gate'].shape} expected as of expert 0"
+            )
+    return {name: stack([part[name] for part in each]) for name in each[0]}
+
+
+BIASES = {"uniform bias": 0.75, "nonzero bias": None}
+"""Variants with a router bias: its value for all experts, or random ones; all others have zeros."""
+VARIANTS = (
+    "stacked",
+    "per expert",
+    "untied",
+    "pt",
+    "orig_mod prefix",
+    *BIASES,
+    "one expert",
+    "no smear",
+    "equal heads",
+    "rope 32 of 64",
+)
+
+
+def tiny(folder: Path, variant: str, seed: int) -> None:
+    """A random small checkpoint: stacked, tied and with a router bias of zeros, but for what the variant says."""
+    wide = variant == "rope 32 of 64"
+    heads, kv_heads, dim, hidden, width, vocab, layers, experts = 4, 2, 64 if wide else 16, 48, 40, 288, 3, 4
+    config: dict[str, Any] = {
+        "_model_class": "MoEModel",
+        "vocab_size": vocab,
+        "d_model": hidden,
+        "n_layers": layers,
+        "n_q_heads": heads,
+        "n_kv_heads": kv_heads,
+        "head_dim": dim,
+        "rope_partial": dim // 2,
+        "rope_theta": 10000.0,
+        "d_ff": width,
+        "n_routed_experts": experts,
+        "n_shared_experts": 1,
+        "top_k": 1 if variant == "one expert" else 2,
+        "moe_first_layer": 1,
+        "max_seq_len": 96,
+        "tie_embeddings": variant != "untied",
+        "rms_eps": 1e-6,
+        "mup_base_d": 512,
+        "smear_gate": variant != "no smear",
+    }
+    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (vocab, hidden)}
+    mlp: dict[str, tuple[int, ...]] = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+    for n in range(layers):
+        prefix = f"blocks.{n}."
+        shapes |= {
+            f"{prefix}attn_norm.weight": (hidden,),
+            f"{prefix}ffn_norm.weight": (hidden,),
+            f"{prefix}attn.q_proj.weight": (heads * dim, hidden),
+            f"{prefix}attn.k_proj.weight": (kv_heads * dim, hidden),
+            f"{prefix}attn.v_proj.weight": (kv_heads * dim, hidden),
+            f"{prefix}attn.o_proj.weight": (hidden, heads * dim),
+            f"{prefix}attn.q_norm.weight": (heads, dim),
+            f"{prefix}attn.q_norm.gain": (heads, 1),
+            f"{prefix}attn.k_norm.weight": (kv_heads, dim),
+            f"{prefix}attn.k_norm.gain": (kv_heads, 1),
+        }
+        if variant != "no smear":
+            shapes[f"{prefix}attn.smear"] = (kv_heads,)
+        if n < 1:
+            shapes |= {f"{prefix}ffn.{name}.weight": shape for name, shape in mlp.items()}
+            continue
+        shapes |= {f"{prefix}ffn.router.w": (experts, hidden), f"{prefix}ffn.router.bias": (experts,)}
+        shapes |= {f"{prefix}ffn.shared_expert.{name}.weight": shape for name, shape in mlp.items()}
+        if variant == "per expert":
+            for e in range(experts):
+                shapes |= {f"{prefix}ffn.routed_experts.{e}.{name}.weight": shape for name, shape in mlp.items()}
+        else:
+            shapes |= {f"{prefix}ffn.{name}": (experts, *shape) for name, shape in mlp.items()}
+    shapes["final_norm.weight"] = (hidden,)
+    if variant == "untied":
+        shapes["lm_head.weight"] = (vocab, hidden)
+    tensors = random_tensors(shapes, seed, gain={"router.w": 2.0, "router.bias": 0.7, "smear": 1.5})
+    for name, values in tensors.items():
+        if name.endswith("router.bias") and variant not in ("nonzero bias", "one expert"):
+            values[:] = BIASES.get(variant) or 0.0
+        if variant == "equal heads" and ".attn." in name and "_norm." in name:
+            values[:] = values[0]
+    if variant == "pt":
+        write_state_dict(folder / "final.pt", tensors, wrapped={"cfg": config, "step": 7})
+    else:
+        prefix = "_orig_mod." if variant == "orig_mod prefix" else ""
+        write_checkpoint(folder, config, {prefix + name: np.asarray(values) for name, values in tensors.items()})
+    write_tiny_tokenizer(folder, vocab)
+
+
+FAMILY = Family("moe-model", "MoEModel (AlexWortega)", matches, build, VARIANTS, tiny)

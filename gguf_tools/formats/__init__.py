@@ -1,0 +1,1 @@
+"""Bytes in files: safetensors, state dicts, GGUF, and outputs that appear whole or not at all."""

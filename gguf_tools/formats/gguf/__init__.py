@@ -1,0 +1,1 @@
+"""GGUF files: header, parts, tensors, writing."""

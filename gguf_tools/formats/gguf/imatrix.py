@@ -1,0 +1,165 @@
+"""Importance matrices as files: llama.cpp's GGUF format, read and written, and its old `.dat`, read.
+
+Source: `tools/imatrix/imatrix.cpp` and `common/imatrix-loader.cpp` of llama.cpp. A tensor's statistics are two F32 tensors,
+NAME.in_sum2 (matrices, columns) and NAME.counts (matrices, 1).
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from gguf_tools.errors import InputError
+from gguf_tools.formats.gguf.header import Metadata, ValueType, array, is_gguf, read_header, string, u32
+from gguf_tools.formats.gguf.source import GGUFTensor, gguf_tensors
+from gguf_tools.formats.gguf.writer import layout, write_gguf
+from gguf_tools.formats.output import atomic_output
+from quant.encode import ByteArray, FloatArray
+from quant.imatrix import ImportanceMatrix, Statistics
+from quant.types import F32
+
+SUMS, COUNTS = ".in_sum2", ".counts"
+DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+OLD_CHUNK = 512
+"""Tokens in a chunk of an old file, which does not say: what llama-imatrix took unless it was told otherwise."""
+MOST_TOKENS = 1 << 62
+
+
+def read_imatrix(path: Path) -> ImportanceMatrix:
+    """The importance matrix in a file of either format. Raises InputError or CheckpointError where it is broken."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; collect an importance matrix with `tinyq imatrix`")
+    return _read_gguf(path) if is_gguf(path) else _read_old(path)
+
+
+def _read_gguf(path: Path) -> ImportanceMatrix:
+    header = read_header(path)
+    tensors = {tensor.entry.name: tensor for tensor in gguf_tensors(header)}
+    names = sorted(name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS))
+    if not names:
+        raise InputError(f"{path}: holds no {SUMS} tensors; it is a GGUF file, but no importance matrix")
+    entries = {name: _statistics(path, name, tensors) for name in names}
+    datasets = header.get(DATASETS, ())
+    known = isinstance(datasets, tuple) and all(isinstance(dataset, str) for dataset in datasets)
+    return ImportanceMatrix(
+        entries, datasets if known else (), _whole(header.get(CHUNKS)), _whole(header.get(CHUNK_SIZE)), str(path)
+    )
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _statistics(path: Path, name: str, tensors: dict[str, GGUFTensor]) -> Statistics:
+    sums, counts = tensors[name + SUMS], tensors.get(name + COUNTS)
+    if counts is None or counts.entry.type is not F32 or sums.entry.type is not F32 or sums.size % counts.size:
+        raise InputError(
+            f"{path}: {name}{COUNTS} is missing or does not fit {name}{SUMS}, both F32; collect the matrix again"
+        )
+    seen = counts.array().reshape(-1).astype(np.float64)
+    values = sums.array().reshape(seen.size, -1)
+    _check(path, name, values, seen)
+    return Statistics(values, np.rint(seen).astype(np.int64))
+
+
+def _check(path: Path, name: str, sums: FloatArray, counts: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> None:
+    if not np.isfinite(sums).all() or (sums < 0).any():
+        raise InputError(
+            f"{path}: {name} has sums of squares that are negative or not finite; collect the matrix again"
+        )
+    if not np.isfinite(counts).all() or (counts < 0).any() or (counts > MOST_TOKENS).any():
+        raise InputError(f"{path}: {name} has counts that are negative or not finite; collect the matrix again")
+
+
+class _OldFile:
+    """The bytes of an old file, which are little-endian numbers and texts with their length before them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        if not 0 <= count <= len(self.data) - self.at:
+            raise InputError(
+                f"{self.path}: {count} bytes expected at offset {self.at} of {len(self.data)}; it is no importance matrix, "
+                "or truncated"
+            )
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self) -> int:
+        return int(struct.unpack("<i", self.take(4))[0])
+
+    def text(self) -> str:
+        return self.take(self.number()).decode("utf-8", errors="replace")
+
+    @property
+    def ended(self) -> bool:
+        return self.at == len(self.data)
+
+
+def _read_old(path: Path) -> ImportanceMatrix:
+    """The old format holds means times the number of chunks, and that number; one count for all experts."""
+    file = _OldFile(path)
+    entries: dict[str, Statistics] = {}
+    for _ in range(file.number()):
+        name, calls = file.text(), file.number()
+        values = np.frombuffer(file.take(4 * file.number()), "<f4").astype(np.float32).reshape(1, -1)
+        counts = np.array([max(calls, 1)], np.int64)
+        _check(path, name, values, counts.astype(np.float64))
+        entries[name] = Statistics(values, counts)
+    if not entries:
+        raise InputError(f"{path}: holds no entries; it is no importance matrix, or an empty one")
+    chunks = 0 if file.ended else file.number()
+    datasets = () if file.ended else (file.text(),)
+    return ImportanceMatrix(entries, datasets, max(chunks, 0), 0, str(path))
+
+
+def in_tokens(matrix: ImportanceMatrix) -> ImportanceMatrix:
+    """A matrix of an old file with its counts in tokens, as merging and writing need them."""
+    if matrix.chunk_size:
+        return matrix
+    size = np.float32(OLD_CHUNK)
+    entries = {name: Statistics(entry.sums * size, entry.counts * OLD_CHUNK) for name, entry in matrix.entries.items()}
+    return ImportanceMatrix(entries, matrix.datasets, matrix.chunks, OLD_CHUNK, matrix.name)
+
+
+def recorded(matrix: ImportanceMatrix) -> Metadata:
+    """What llama-quantize notes in a file that it made with this matrix; of paths the last part only."""
+    noted: Metadata = {"quantize.imatrix.file": string(Path(matrix.name).name)}
+    if matrix.datasets:
+        noted["quantize.imatrix.dataset"] = string(Path(matrix.datasets[0]).name)
+    noted["quantize.imatrix.entries_count"] = u32(len(matrix.entries))
+    if matrix.chunks:
+        noted["quantize.imatrix.chunks_count"] = u32(matrix.chunks)
+    return noted
+
+
+def write_imatrix(matrix: ImportanceMatrix, out: Path, *, force: bool = False) -> int:
+    """Write the matrix in llama.cpp's GGUF format; the size in bytes. Raises OutputError where it cannot be written."""
+    matrix = in_tokens(matrix)
+    pieces: list[tuple[str, FloatArray]] = []
+    for name, entry in sorted(matrix.entries.items()):
+        pieces += [(name + SUMS, entry.sums), (name + COUNTS, entry.counts.astype(np.float32).reshape(-1, 1))]
+    where = layout((name, values.shape, F32) for name, values in pieces)
+    metadata: Metadata = {
+        "general.type": string("imatrix"),
+        DATASETS: array(ValueType.STRING, matrix.datasets),
+        CHUNKS: u32(matrix.chunks),
+        CHUNK_SIZE: u32(matrix.chunk_size),
+    }
+    size = where.size(metadata)
+    data = ((name, _bytes(values)) for name, values in pieces)
+    with atomic_output(out, force=force, size=size) as stream:
+        write_gguf(stream, metadata, where, data, lambda _: None)
+    return size
+
+
+def _bytes(values: FloatArray) -> ByteArray:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)

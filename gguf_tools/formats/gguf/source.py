@@ -1,0 +1,128 @@
+"""A GGUF file as a source: its tensors, lazily decoded to float32, and its metadata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.errors import CheckpointError
+from gguf_tools.formats.data_file import DataFile
+from gguf_tools.formats.gguf.header import GGUFHeader, TensorEntry
+from gguf_tools.formats.gguf.split import joined_header, read_parts
+from gguf_tools.tensors.base import NARROW, FloatArray, Tensor
+from quant.encode import RawArray, decode_rows
+from quant.types import F32, TensorType
+
+
+@dataclass(frozen=True)
+class GGUFTensor(Tensor):
+    """One tensor of a GGUF file; quantized blocks are decoded by ggml's own code."""
+
+    entry: TensorEntry
+    data_offset: int
+    file: DataFile = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.entry.shape
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return self.entry.type.name
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.entry.name,)
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        kind = self.entry.type
+        first, last = start // kind.block, -(-stop // kind.block)
+        offset = self.data_offset + self.entry.offset + first * kind.block_bytes
+        raw = self.file.read(offset, (last - first) * kind.block_bytes)
+        blocks = decode_rows(np.frombuffer(raw, np.uint8).reshape(1, -1), kind, (last - first) * kind.block)
+        return blocks.reshape(-1)[start - first * kind.block : stop - first * kind.block]
+
+    @property
+    def stored(self) -> TensorType:
+        return self.entry.type
+
+    def raw(self, start: int, stop: int) -> RawArray:
+        kind = self.entry.type
+        first, last = start // kind.block * kind.block_bytes, stop // kind.block * kind.block_bytes
+        data = self.read(first, last - first)
+        if kind is F32:
+            return data.view(np.float32)
+        return data.view(np.uint16) if kind in NARROW else data
+
+    def read(self, start: int, count: int) -> NDArray[np.uint8]:
+        """`count` bytes of the data from byte `start` on."""
+        return np.frombuffer(self.file.read(self.data_offset + self.entry.offset + start, count), np.uint8)
+
+
+@dataclass(frozen=True)
+class GGUFSource:
+    """An open GGUF file; `key` reads the architecture's own metadata without its prefix."""
+
+    header: GGUFHeader
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.header.path
+
+    @property
+    def architecture(self) -> str:
+        """general.architecture."""
+        return self.header.architecture
+
+    def key(self, name: str, default: Any = None) -> Any:
+        """The value of `<architecture>.<name>`; CheckpointError if it is missing without a default."""
+        value = self.header.get(f"{self.architecture}.{name}", default)
+        if value is None:
+            raise CheckpointError(f"{self.path}: metadata {self.architecture}.{name} is missing; write the file again")
+        return value
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """The value of `<architecture>.<name>` where it is a whole number from 0, as llama.cpp wants its counts."""
+        value = self.key(name, default)
+        if type(value) is not int or not 0 <= value < 1 << 31:
+            raise self._wrong(name, value, "a whole number")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """The value of `<architecture>.<name>` where it is a finite number."""
+        value = self.key(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._wrong(name, value, "a number")
+        return float(value)
+
+    def _wrong(self, name: str, value: Any, expected: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path}: metadata {self.architecture}.{name} is {repr(value)[:60]}, {expected} expected; write the file again"
+        )
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor that must exist."""
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.path}: tensor {name} is missing; write the file again")
+        return self.tensors[name]
+
+
+def open_gguf(path: Path) -> GGUFSource:
+    """Open a GGUF file as a source, with all its parts where it is split; CheckpointError where one is broken."""
+    parts = read_parts(path)
+    tensors = {tensor.entry.name: tensor for part in parts for tensor in gguf_tensors(part)}
+    return GGUFSource(joined_header(parts), tensors)
+
+
+def gguf_tensors(header: GGUFHeader) -> list[GGUFTensor]:
+    """The tensors of one file, in its order."""
+    file = DataFile(header.path)
+    return [GGUFTensor(entry, header.data_offset, file) for entry in header.tensors]

@@ -1,0 +1,213 @@
+"""Torch state dicts (`.pt`, `.pth`, `.bin`) as sources: mapped, read in pieces, and never executed.
+
+Only `torch.load(weights_only=True)` opens them: a pickle that asks for anything but tensors and plain values is refused.
+torch is imported when the first file is opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import pickle
+import re
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from gguf_tools.errors import CheckpointError
+from gguf_tools.tensors.base import FloatArray, Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIXES = (".pt", ".pth", ".bin")
+NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?|trainer_state|tokenizer)\.\w+")
+"""What trainers write beside the weights under the same suffixes."""
+WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict")
+CONFIG_KEYS = ("cfg", "config", "model_config")
+PREFIXES = ("module.", "_orig_mod.")
+"""What torch's DistributedDataParallel and torch.compile put in front of every name."""
+ADVICE = "save the weights alone (torch.save(model.state_dict(), …)), or as safetensors"
+
+DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+"""torch's names for types → those of safetensors, which tinyq uses throughout."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class StateTensor(Tensor):
+    """One tensor of a state dict; `mapped` says whether its pages belong to the file."""
+
+    name: str
+    values: torch.Tensor = field(repr=False)
+    mapped: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.values.shape)
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return _dtype_name(self.values.dtype)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        import torch
+
+        if not self.values.is_floating_point():
+            raise CheckpointError(
+                f"tensor {self.name} is stored as {self.dtype}; weights in F64, F32, F16 or BF16 expected"
+            )
+        if stop <= start:
+            return np.empty(0, np.float32)
+        values = self.values.reshape(1) if not self.shape else self.values
+        # By entries of the first axis, so that a tensor whose rows do not lie in order is not copied whole.
+        width = prod(values.shape[1:])
+        first, last = start // width, -(-stop // width)
+        piece = values[first:last].reshape(-1)[start - first * width : stop - first * width]
+        out = piece.to(torch.float32, copy=True).numpy()
+        if self.mapped:
+            _give_back(values[first:last])
+        return np.asarray(out, np.float32)
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """A state dict's tensors by name, the config saved with them, and what else the file holds."""
+
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    left_out: tuple[str, ...]
+
+
+def state_dict_files(folder: Path) -> list[Path]:
+    """The files in a folder that may be state dicts of a model."""
+    found = (path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    return sorted(path for path in found if not NOT_WEIGHTS.fullmatch(path.name))
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """Open a state dict: tensors alone, or under `model` (with the config under `cfg`) in a training checkpoint.
+
+    Raises CheckpointError where the file is broken, asks for code, or holds something else.
+    """
+    loaded, mapped = _load(path)
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, a state dict expected; {ADVICE}")
+    outer = next((key for key in WEIGHTS_KEYS if isinstance(loaded.get(key), Mapping)), None)
+    weights = loaded if outer is None else loaded[outer]
+    tensors = {str(name): _checked(path, str(name), value, mapped) for name, value in weights.items()}
+    if mapped:
+        _check_records(path, tensors)
+    if outer is None:
+        return StateDict(without_prefix(tensors), {}, ())
+    stated = next((key for key in CONFIG_KEYS if isinstance(loaded.get(key), Mapping)), None)
+    config = {str(key): value for key, value in loaded[stated].items()} if stated else {}
+    left_out = tuple(str(key) for key in loaded if key not in (outer, stated))
+    return StateDict(without_prefix(tensors), config, left_out)
+
+
+def without_prefix(tensors: Mapping[str, T]) -> Mapping[str, T]:
+    """The tensors without the wrapper's prefix that all of their names share."""
+    for prefix in PREFIXES * 2:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _load(path: Path) -> tuple[Any, bool]:
+    import torch
+
+    # Files from before torch 1.6 are no zip archives: they cannot be mapped and have to be read whole.
+    mapped = zipfile.is_zipfile(path)
+    try:
+        with warnings.catch_warnings():
+            # What torch thinks of a file that it can hardly read; the error that follows says enough.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), mapped
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked is None:
+            raise CheckpointError(f"{path}: not a torch state dict ({_first_line(error)}); {ADVICE}") from error
+        raise CheckpointError(
+            f"{path}: asks to run code when it is loaded ({asked[1]}), which is never done; {ADVICE}"
+        ) from error
+    except Exception as error:
+        # Every kind of error comes out of torch.load for files that are broken or made to be.
+        raise CheckpointError(
+            f"{path}: cannot be read as a torch state dict ({_first_line(error)}); download or save it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _checked(path: Path, name: str, value: object, mapped: bool) -> StateTensor:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise CheckpointError(f"{path}: {name} is a {type(value).__name__}, a tensor expected; {ADVICE}")
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        raise CheckpointError(f"{path}: tensor {name} is sparse, quantized or without data; a plain tensor expected")
+    # A tensor repeated by strides of zero could claim any size.
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise CheckpointError(
+            f"{path}: tensor {name} of shape {tuple(value.shape)} has more elements than the file holds"
+        )
+    return StateTensor(name, value.detach(), mapped)
+
+
+def _check_records(path: Path, tensors: Mapping[str, StateTensor]) -> None:
+    """CheckpointError where a storage is not as long as any record of the archive that could hold it.
+
+    A mapped storage is a piece of the file of the length that the pickle claims; torch does not compare it with the record.
+    """
+    with zipfile.ZipFile(path) as archive:
+        stored = (info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED)
+        free = Counter(info.file_size for info in stored if "/data/" in info.filename)
+    seen = set()
+    for name, tensor in tensors.items():
+        storage = tensor.values.untyped_storage()
+        if storage.data_ptr() in seen or not storage.nbytes():
+            continue
+        seen.add(storage.data_ptr())
+        free[storage.nbytes()] -= 1
+        if free[storage.nbytes()] < 0:
+            raise CheckpointError(
+                f"{path}: tensor {name} claims {storage.nbytes()} bytes, which no record of the file holds; it is corrupt, "
+                "download or save it again"
+            )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    plain = str(dtype).removeprefix("torch.")
+    return DTYPES.get(plain, plain)
+
+
+def _give_back(part: torch.Tensor) -> None:
+    """Let go of the mapped pages under `part`: they would count as this process's memory until the file is closed."""
+    storage = part.untyped_storage()
+    start = storage.data_ptr() + part.storage_offset() * part.element_size()
+    span = sum(stride * (size - 1) for size, stride in zip(part.shape, part.stride(), strict=True)) + 1
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    last = -(-(start + span * part.element_size()) // mmap.PAGESIZE) * mmap.PAGESIZE
+    if hasattr(mmap, "MADV_DONTNEED"):
+        # Whole pages, neighbours' parts included: they are read again when they are needed. Best effort: where it fails,
+        # the pages stay until the system wants them back.
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)

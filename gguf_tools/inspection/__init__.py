@@ -1,0 +1,1 @@
+"""What a checkpoint or a GGUF is, from its headers."""

@@ -1,0 +1,277 @@
+"""What a source or a GGUF file is, read from its headers and config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.errors import InputError
+from gguf_tools.families.registry import build_model
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf
+from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.formats.safetensors import WIDTHS
+from gguf_tools.model.rope import Rope
+from gguf_tools.model.spec import Attention, DeltaNet, Model, ModelSpec, MoE
+from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
+from gguf_tools.targets.planner import plan
+from gguf_tools.targets.registry import lift
+from gguf_tools.tokenizers.vocabulary import load_tokenizer
+
+
+@dataclass(frozen=True)
+class StoredShare:
+    """How many tensors, weights and bytes are stored as one type."""
+
+    type: str
+    tensors: int
+    weights: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer: `model` and `pre` in llama.cpp's names; ids of BOS and EOS where there are any."""
+
+    size: int
+    model: str
+    pre: str | None
+    bos: int | None
+    eos: int | None
+    add_bos: bool
+    chat_template: bool
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that is known of a source or a file.
+
+    `problems` are the errors that converting or running it would meet, one line each; what depends on them is None.
+    `target` is, for a checkpoint, what the planner picks: name, rewrites and their cost.
+    """
+
+    path: str
+    kind: str
+    family: str | None
+    architecture: str | None
+    types: tuple[StoredShare, ...]
+    parameters: int
+    active_parameters: int | None = None
+    layers: int | None = None
+    pattern: str | None = None
+    hidden: int | None = None
+    context: int | None = None
+    details: Mapping[str, str] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
+    target: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(share.bytes for share in self.types)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data a stored weight."""
+        weights = sum(share.weights for share in self.types)
+        return 8 * self.bytes / weights if weights else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON."""
+        return asdict(self) | {"bytes": self.bytes, "bits_per_weight": self.bits_per_weight}
+
+
+def inspect(path: Path) -> Inspection:
+    """Describe a checkpoint or a GGUF file.
+
+    What cannot be understood of a readable source is listed under `problems`; raises CheckpointError only where nothing
+    can be read.
+    """
+    return _inspect_gguf(path) if path.is_file() and is_gguf(path) else _inspect_checkpoint(path)
+
+
+def _inspect_checkpoint(path: Path) -> Inspection:
+    checkpoint = open_checkpoint(path)
+    stored = ((t.dtype, t.size, t.size * WIDTHS.get(t.dtype, 1)) for t in checkpoint.tensors.values())
+    types = _shares(stored)
+    facts: dict[str, Any] = {"problems": (), "notes": checkpoint.notes}
+    model = None
+    try:
+        model = build_model(checkpoint)
+        facts |= _facts(model) | {"family": model.family}
+        facts["target"] = _target(model)
+    except InputError as error:
+        facts["problems"] += (str(error),)
+    try:
+        rows = model.spec.vocab_size if model else _embedding_rows(checkpoint)
+        facts["vocabulary"] = _tokenizer(checkpoint, rows)
+    except InputError as error:
+        facts["problems"] += (str(error),)
+    total = sum(share.weights for share in types)
+    whole = {"family": None, "parameters": total} | facts
+    return Inspection(path=str(path), kind="checkpoint", architecture=None, types=types, **whole)
+
+
+def _target(model: Model) -> dict[str, Any]:
+    made = plan(model)
+    return {
+        "name": made.target.name,
+        "rewrites": [rewrite.name for rewrite in made.rewrites],
+        "extra_parameters": made.extra_parameters,
+        "extra_cache": made.extra_cache,
+    }
+
+
+def _tokenizer(checkpoint: Checkpoint, rows: int) -> Vocabulary:
+    found = load_tokenizer(checkpoint.folder, rows, config=checkpoint.config)
+    template = found.chat_template is not None
+    return Vocabulary(rows, found.model, found.pre, found.bos_id, found.eos_id, found.add_bos, template)
+
+
+def _embedding_rows(checkpoint: Checkpoint) -> int:
+    """Rows of the embedding of a checkpoint that no family builds."""
+    matrices = (
+        tensor.shape[0] for name, tensor in checkpoint.tensors.items() if "embed" in name and len(tensor.shape) == 2
+    )
+    stated = checkpoint.config.get("vocab_size")
+    return next(matrices, stated if isinstance(stated, int) else 0)
+
+
+def _inspect_gguf(path: Path) -> Inspection:
+    source = open_gguf(path)
+    header = source.header
+    types = _shares((entry.type.name.upper(), prod(entry.shape), entry.nbytes) for entry in header.tensors)
+    facts: dict[str, Any] = {"problems": ()}
+    try:
+        architecture: str | None = source.architecture
+        facts |= {key: _number(source.header, f"{architecture}.{name}") for key, name in GGUF_SIZES.items()}
+    except InputError as error:
+        architecture = None
+        facts["problems"] += (str(error),)
+    if architecture:
+        try:
+            facts |= _facts(lift(source))
+        except InputError as error:
+            facts["problems"] += (str(error),)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # Metadata of the wrong kind, in a file that another program wrote or damaged.
+            facts["problems"] += (f"{path}: metadata and tensors do not describe a {architecture} model ({error})",)
+    facts["parameters"] = sum(share.weights for share in types)
+    told = {key: field.value for key, field in header.metadata.items() if key.startswith(("tinyq.", "general.name"))}
+    own = {key: value for key, value in told.items() if key != keys.RESERVE}
+    return Inspection(
+        path=str(path),
+        kind="gguf",
+        family=own.get(keys.FAMILY),
+        architecture=architecture,
+        types=types,
+        vocabulary=_gguf_vocabulary(header),
+        provenance=own,
+        **facts,
+    )
+
+
+GGUF_SIZES = {"layers": "block_count", "hidden": "embedding_length", "context": "context_length"}
+
+
+def _number(header: GGUFHeader, key: str) -> int | None:
+    value = header.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _gguf_vocabulary(header: GGUFHeader) -> Vocabulary | None:
+    tokens, model = header.get("tokenizer.ggml.tokens"), header.get("tokenizer.ggml.model")
+    if not isinstance(tokens, tuple) or not isinstance(model, str):
+        return None
+    pre = header.get("tokenizer.ggml.pre")
+    return Vocabulary(
+        len(tokens),
+        model,
+        pre if isinstance(pre, str) else None,
+        _number(header, "tokenizer.ggml.bos_token_id"),
+        _number(header, "tokenizer.ggml.eos_token_id"),
+        bool(header.get("tokenizer.ggml.add_bos_token")),
+        header.get("tokenizer.chat_template") is not None,
+    )
+
+
+def _shares(stored: Iterable[tuple[str, int, int]]) -> tuple[StoredShare, ...]:
+    """Sums by type, the one with the most bytes first."""
+    sums: dict[str, tuple[int, int, int]] = {}
+    for kind, weights, size in stored:
+        before = sums.get(kind, (0, 0, 0))
+        sums[kind] = before[0] + 1, before[1] + weights, before[2] + size
+    return tuple(sorted((StoredShare(kind, *counts) for kind, counts in sums.items()), key=lambda share: -share.bytes))
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    spec = model.spec
+    return {
+        "parameters": model.parameters,
+        "active_parameters": model.active_parameters,
+        "layers": len(spec.layers),
+        "pattern": spec.pattern,
+        "hidden": spec.hidden,
+        "context": spec.context_length,
+        "details": _details(spec),
+        "notes": model.notes,
+    }
+
+
+def _details(spec: ModelSpec) -> dict[str, str]:
+    """One line on each kind of part, where layers differ the first of a kind."""
+    found: dict[str, str] = {"embedding": "tied to the output" if spec.tied else "not tied to the output"}
+    for layer in spec.layers:
+        mixer, ffn = layer.mixer, layer.feed_forward
+        if isinstance(mixer, Attention):
+            found.setdefault("attention", _attention_line(mixer))
+            found.setdefault("rope", _rope_line(mixer.rope, mixer.head_dim))
+        else:
+            found.setdefault("linear", _delta_line(mixer))
+        if isinstance(ffn, MoE):
+            found.setdefault("experts", _experts_line(ffn))
+        else:
+            found.setdefault("dense", f"feed-forward of {ffn.width}")
+    return found
+
+
+def _attention_line(mixer: Attention) -> str:
+    parts = [f"{mixer.heads} query and {mixer.kv_heads} key/value heads of {mixer.head_dim}"]
+    parts += ["q/k norm"] if mixer.qk_norm else []
+    parts += ["gated"] if mixer.gated else []
+    parts += [f"biases on {', '.join(name for name in 'qkvo' if name in mixer.bias)}"] if mixer.bias else []
+    parts += [f"window of {mixer.window}"] if mixer.window else []
+    return ", ".join(parts)
+
+
+def _rope_line(rope: Rope, head_dim: int) -> str:
+    line = f"theta {rope.theta:g}, {rope.dims} of {head_dim} dimensions, pairs {rope.pairs}"
+    if rope.scaling is None:
+        return line
+    values = ", ".join(
+        f"{key} {value:g}"
+        for key, value in vars(rope.scaling).items()
+        if isinstance(value, int | float) and value is not True
+    )
+    kind = type(rope.scaling).__name__.removesuffix("Scaling").lower()
+    return f"{line}, {kind} ({values})" if values else f"{line}, {kind}"
+
+
+def _delta_line(mixer: DeltaNet) -> str:
+    return (
+        f"Gated DeltaNet, {mixer.key_heads} key heads of {mixer.key_dim}, {mixer.value_heads} value heads of "
+        f"{mixer.value_dim}, convolution over {mixer.kernel}"
+    )
+
+
+def _experts_line(moe: MoE) -> str:
+    line = f"{moe.experts} of {moe.width}, {moe.router.top_k} a token, {moe.router.score} router"
+    if moe.shared:
+        line += f", a shared one of {moe.shared.width}{' (gated)' if moe.shared.gated else ''}"
+    return line

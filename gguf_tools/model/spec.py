@@ -1,0 +1,325 @@
+"""What a decoder can be, stated in the field's terms, and the names (roles) that its tensors have here.
+
+A `Model` is a `ModelSpec` with the source's own numbers as lazy tensors under role names. The spec states how those
+numbers are meant (`Norm.offset`, `DeltaNet.decay`, `Rope.pairs` …); the reference implements what is stated, and a target
+turns it into what llama.cpp expects.
+
+Roles: `embedding`, `output_norm`, `output`, and for layer N `layers.N.` followed by the names that `layer_roles` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gguf_tools.errors import CheckpointError
+from gguf_tools.model.rope import Rope
+from gguf_tools.tensors.base import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """RMS norm: x / sqrt(mean(x²) + eps) · (weight + offset)."""
+
+    eps: float
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Softmax attention with grouped queries.
+
+    Scores are multiplied by 1/sqrt(head_dim). `bias` names the projections that have one (of q, k, v, o).
+    `qk_norm` is applied to each head of q and k before rope; with `norm_per_head` each head has weights of its own, and
+    with `norm_gain` the normed head is multiplied by one number more. `value_scale` multiplies each value head by a
+    number. `gated` multiplies the heads' output by sigmoid(gate · x), element by element, before the output projection.
+    With `window` a position sees itself and the window - 1 before it (Mistral; Beltagy et al. 2020), else all before it.
+    Value heads have `value_dim` dimensions, where that is not None, else as many as the key heads.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope
+    bias: frozenset[str] = frozenset()
+    qk_norm: Norm | None = None
+    gated: bool = False
+    norm_per_head: bool = False
+    norm_gain: bool = False
+    value_scale: bool = False
+    window: int | None = None
+    value_dim: int | None = None
+
+    @property
+    def value_size(self) -> int:
+        """Dimensions of a value head."""
+        return self.head_dim if self.value_dim is None else self.value_dim
+
+    def roles(self, hidden: int) -> dict[str, Shape]:
+        """Role names, relative to the layer, and shapes."""
+        q, k = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        out, v = self.heads * self.value_size, self.kv_heads * self.value_size
+        roles: dict[str, Shape] = {
+            "attn.q": (q, hidden),
+            "attn.k": (k, hidden),
+            "attn.v": (v, hidden),
+            "attn.o": (hidden, out),
+        }
+        for name in sorted(self.bias):
+            roles[f"attn.{name}_bias"] = roles[f"attn.{name}"][:1]
+        for name, heads in (("q", self.heads), ("k", self.kv_heads)):
+            if self.qk_norm:
+                roles[f"attn.{name}_norm"] = (heads, self.head_dim) if self.norm_per_head else (self.head_dim,)
+            if self.norm_gain:
+                roles[f"attn.{name}_gain"] = (heads,)
+        if self.value_scale:
+            roles["attn.v_scale"] = (self.kv_heads,)
+        if self.gated:
+            roles["attn.gate"] = (out, hidden)
+            if "q" in self.bias:
+                roles["attn.gate_bias"] = (out,)
+        return roles
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """Gated DeltaNet (Yang et al. 2024), as Qwen3-Next has it.
+
+    q, k, v pass a causal depthwise convolution and SiLU; q and k are normalised to unit length with `l2_eps`; each value
+    head reads the key head it belongs to (value head v uses key head v // (value_heads / key_heads)). The state decays by
+    exp(decay · softplus(alpha + dt_bias)), where decay is -exp(weight) for "log" and the weight itself for "rate".
+    The output is normed over each head, multiplied by SiLU(z), and projected.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    norm: Norm
+    decay: Literal["log", "rate"] = "log"
+    l2_eps: float = 1e-6
+
+    @property
+    def channels(self) -> int:
+        """Width of the convolution: all of q, k and v."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    def roles(self, hidden: int) -> dict[str, Shape]:
+        """Role names, relative to the layer, and shapes."""
+        key, value = self.key_heads * self.key_dim, self.value_heads * self.value_dim
+        return {
+            "delta.q": (key, hidden),
+            "delta.k": (key, hidden),
+            "delta.v": (value, hidden),
+            "delta.z": (value, hidden),
+            "delta.beta": (self.value_heads, hidden),
+            "delta.alpha": (self.value_heads, hidden),
+            "delta.conv": (self.channels, self.kernel),
+            "delta.decay": (self.value_heads,),
+            "delta.dt_bias": (self.value_heads,),
+            "delta.norm": (self.value_dim,),
+            "delta.o": (hidden, value),
+        }
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """Dense feed-forward: down(SiLU(gate x) ⊙ up x). `bias` names the projections that have one (of gate, up, down)."""
+
+    width: int
+    bias: frozenset[str] = frozenset()
+
+    def roles(self, hidden: int) -> dict[str, Shape]:
+        """Role names, relative to the layer, and shapes."""
+        roles: dict[str, Shape] = {
+            "ffn.gate": (self.width, hidden),
+            "ffn.up": (self.width, hidden),
+            "ffn.down": (hidden, self.width),
+        }
+        for name in sorted(self.bias):
+            roles[f"ffn.{name}_bias"] = roles[f"ffn.{name}"][:1]
+        return roles
+
+
+@dataclass(frozen=True)
+class Router:
+    """How experts are chosen and weighted.
+
+    `score` of the logits gives each expert's weight: softmax over all experts, or a sigmoid each. The `top_k` largest are
+    chosen; with `selection_bias` by logit + bias, the bias being added before the score function and for the choice
+    alone. The weights of those chosen are divided by their sum if `normalised`, and multiplied by `scale`.
+    """
+
+    top_k: int
+    normalised: bool = True
+    scale: float = 1.0
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    selection_bias: bool = False
+
+
+@dataclass(frozen=True)
+class SharedExpert:
+    """An expert that every token passes; `gated` multiplies it by sigmoid of one logit a token."""
+
+    width: int
+    gated: bool
+
+
+@dataclass(frozen=True)
+class MoE:
+    """Mixture of experts: `experts` gated MLPs of `width`, and perhaps a shared one."""
+
+    experts: int
+    width: int
+    router: Router
+    shared: SharedExpert | None = None
+
+    def roles(self, hidden: int) -> dict[str, Shape]:
+        """Role names, relative to the layer, and shapes."""
+        roles: dict[str, Shape] = {
+            "moe.router": (self.experts, hidden),
+            "moe.gate": (self.experts, self.width, hidden),
+            "moe.up": (self.experts, self.width, hidden),
+            "moe.down": (self.experts, hidden, self.width),
+        }
+        if self.router.selection_bias:
+            roles["moe.router_bias"] = (self.experts,)
+        if self.shared:
+            width = self.shared.width
+            roles |= {"shared.gate": (width, hidden), "shared.up": (width, hidden), "shared.down": (hidden, width)}
+            if self.shared.gated:
+                roles["shared.sigmoid"] = (hidden,)
+        return roles
+
+
+Mixer = Attention | DeltaNet
+FeedForward = GatedMLP | MoE
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer: x + mixer(norm(x)), then x + feed_forward(norm(x))."""
+
+    mixer: Mixer
+    feed_forward: FeedForward
+    mixer_norm: Norm
+    ffn_norm: Norm
+
+    def roles(self, hidden: int) -> dict[str, Shape]:
+        """Role names, relative to the layer, and shapes."""
+        return {
+            "mixer_norm": (hidden,),
+            **self.mixer.roles(hidden),
+            "ffn_norm": (hidden,),
+            **self.feed_forward.roles(hidden),
+        }
+
+    @property
+    def letter(self) -> str:
+        """One letter for the layer's kind: A attention, D DeltaNet; lower case where the feed-forward is dense."""
+        letter = "A" if isinstance(self.mixer, Attention) else "D"
+        return letter if isinstance(self.feed_forward, MoE) else letter.lower()
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A decoder: token embedding, layers, final norm, output projection (`tied` to the embedding or not).
+
+    Embeddings are multiplied by `embedding_scale` on their way in (not where they are tied to the output), and logits by
+    `logit_scale`.
+    """
+
+    vocab_size: int
+    hidden: int
+    context_length: int
+    layers: tuple[LayerSpec, ...]
+    output_norm: Norm
+    tied: bool
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
+
+    def roles(self) -> dict[str, Shape]:
+        """Every tensor that the model has, by role, with its shape."""
+        roles: dict[str, Shape] = {"embedding": (self.vocab_size, self.hidden)}
+        for n, layer in enumerate(self.layers):
+            roles |= {f"layers.{n}.{name}": shape for name, shape in layer.roles(self.hidden).items()}
+        roles["output_norm"] = (self.hidden,)
+        if not self.tied:
+            roles["output"] = (self.vocab_size, self.hidden)
+        return roles
+
+    @property
+    def cache_width(self) -> int:
+        """Numbers that each token leaves in the key/value cache, all layers together."""
+        mixers = [layer.mixer for layer in self.layers]
+        return sum(m.kv_heads * (m.head_dim + m.value_size) for m in mixers if isinstance(m, Attention))
+
+    @property
+    def pattern(self) -> str:
+        """The layers' letters in order, such as DADADA."""
+        return "".join(layer.letter for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class FrontMatter:
+    """What a model card's front matter says of the model, for the GGUF's general metadata."""
+
+    name: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    base_models: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A spec with its weights (lazy, by role, the source's numbers untouched) and what else is known of the source.
+
+    `notes` are sentences for the user: where the config and the tensors disagree, and what was assumed.
+    """
+
+    spec: ModelSpec
+    tensors: Mapping[str, Tensor]
+    family: str
+    notes: tuple[str, ...] = ()
+    front_matter: FrontMatter = FrontMatter()
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expected = self.spec.roles()
+        for role, shape in expected.items():
+            tensor = self.tensors.get(role)
+            if tensor is None:
+                raise CheckpointError(f"the {self.family} model lacks a tensor for {role}, shape {shape}")
+            if tensor.shape != shape:
+                names = ", ".join(tensor.sources) or role
+                raise CheckpointError(f"tensor {names} has shape {tensor.shape}, {shape} expected for {role}")
+        extra = sorted(set(self.tensors) - set(expected))
+        if extra:
+            raise CheckpointError(f"the {self.family} model has tensors that its layers do not use: {', '.join(extra)}")
+
+    def layer(self, n: int) -> dict[str, Tensor]:
+        """Layer n's tensors under their names relative to the layer."""
+        return {name: self.tensors[f"layers.{n}.{name}"] for name in self.spec.layers[n].roles(self.spec.hidden)}
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, tied ones counted once."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
+    def active_parameters(self) -> int:
+        """Weights that one token passes: of the routed experts, top_k; the embedding once."""
+        total = self.parameters
+        for layer in self.spec.layers:
+            ffn = layer.feed_forward
+            if isinstance(ffn, MoE):
+                total -= 3 * (ffn.experts - ffn.router.top_k) * ffn.width * self.spec.hidden
+        return total

@@ -1,0 +1,1 @@
+"""What lies beside a file on the hub: model card and Modelfile."""

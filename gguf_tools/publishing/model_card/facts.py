@@ -1,0 +1,173 @@
+"""What a model card states: facts of the files' headers, of llama.cpp's own reports, and of measurements."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.card.modes import ChatModes, find_modes
+from gguf_tools.evaluation.card.suite import CardOptions
+from gguf_tools.evaluation.run import FidelityRequest, FileScores, measure_files
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf, read_header
+from gguf_tools.inspection.report import Inspection, inspect
+from gguf_tools.progress import StageProgress
+from gguf_tools.publishing.modelfile import Modelfile, modelfile_for, sampling_parameters
+from gguf_tools.runtime.interface import Memory
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.sources.checkpoint import CONFIG, open_checkpoint
+from gguf_tools.tokenizers.files import read_object
+
+DEFAULT_CONTEXT = 4096
+"""Tokens at which memory is stated, where the model was trained on as many."""
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
+_BASE_MODEL = re.compile(r"general\.base_model\.\d+\.repo_url")
+_HUB_URL = "https://huggingface.co/"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """One GGUF: what was measured, what it takes in memory, and where it comes from.
+
+    `place` is its path from the card's folder, with forward slashes; `label` its name, or `place` where another file has
+    the same name. `recipe` is the layer surgery that its header records, "" for none; `provenance` its tinyq keys.
+    """
+
+    path: Path
+    place: str
+    label: str
+    measured: FileScores
+    memory: Memory
+    recipe: str
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that a card may say. `metadata` are the general keys of the first file; `base_models` are ids on the hub."""
+
+    name: str
+    files: tuple[FileFacts, ...]
+    model: Inspection
+    metadata: Mapping[str, Any]
+    base_models: tuple[str, ...]
+    sampling: Mapping[str, float | int]
+    modes: ChatModes
+    modelfile: Modelfile
+    quantized_by: str | None
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """The surgeries of the files, each once."""
+        return tuple(dict.fromkeys(file.recipe for file in self.files if file.recipe))
+
+
+def gather(
+    source: Path,
+    paths: Sequence[Path],
+    folder: Path,
+    options: RuntimeOptions,
+    *,
+    fidelity: FidelityRequest | None = None,
+    card: CardOptions | None = None,
+    context: int | None = None,
+    base_model: str | None = None,
+    quantized_by: str | None = None,
+    progress: StageProgress | None = None,
+) -> CardFacts:
+    """Measure the files and read the rest from their headers and from `source`, a checkpoint or a GGUF.
+
+    The card is to lie in `folder`; `context` is the length at which memory is stated. What takes long is measured last.
+    Raises InputError where a file or the source is not what it has to be, or a name is none that the hub accepts;
+    LlamaError where llama.cpp fails.
+    """
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise InputError(f"{path}: is given twice; give each file once")
+    if quantized_by is not None and not quantized_by.isprintable():
+        raise InputError(f"who made the files is {quantized_by!r}; a name in one line is expected")
+    if base_model is not None and not _HUB_ID.fullmatch(base_model):
+        raise InputError(f"base model {base_model!r} is no id on the hub; owner/name is expected")
+    _check_source(source)
+    headers = [read_header(path) for path in paths]
+    base_models = (base_model,) if base_model else _base_models(source, headers[0])
+    places = [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
+    memories = []
+    for path in paths:
+        with Runtime(path, options) as runtime:
+            memories.append(_memory(runtime, context))
+            if path == paths[0]:
+                modes, modelfile = find_modes(runtime), modelfile_for(places[0], runtime, context)
+                sampling = sampling_parameters(runtime.info.metadata)
+    names = [path.name for path in paths]
+    labels = [place if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
+    measured = measure_files(paths, options, fidelity, card, progress)
+    files = [
+        FileFacts(path, place, label, found, memory, _recipe(header), _provenance(header))
+        for path, place, label, found, memory, header in zip(
+            paths, places, labels, measured, memories, headers, strict=True
+        )
+    ]
+    general = {key: field.value for key, field in headers[0].metadata.items() if key.startswith("general.")}
+    return CardFacts(
+        name=str(general.get("general.name") or paths[0].stem),
+        files=tuple(files),
+        model=inspect(paths[0]),
+        metadata=general,
+        base_models=base_models,
+        sampling=sampling,
+        modes=modes,
+        modelfile=modelfile,
+        quantized_by=quantized_by,
+    )
+
+
+def _check_source(source: Path) -> None:
+    """Refuse what is neither a checkpoint nor a GGUF, also where nothing is compared with it."""
+    if source.is_file() and is_gguf(source):
+        read_header(source)
+    else:
+        open_checkpoint(source)
+
+
+def _memory(runtime: Runtime, context: int | None) -> Memory:
+    limit = runtime.context_limit
+    if context is not None and context > limit:
+        raise InputError(f"{runtime.path}: the context of the model is {limit} tokens, and --context is {context}")
+    return runtime.memory(context or min(DEFAULT_CONTEXT, limit))
+
+
+def _recipe(header: GGUFHeader) -> str:
+    found = header.get(keys.SURGERY)
+    return found if isinstance(found, str) else ""
+
+
+def _provenance(header: GGUFHeader) -> dict[str, Any]:
+    return {key: field.value for key, field in header.metadata.items() if key.startswith("tinyq.")}
+
+
+def _base_models(source: Path, header: GGUFHeader) -> tuple[str, ...]:
+    """Ids on the hub of what the files were made from: the source's own where it is known, else its recorded ancestors."""
+    own = _hub_id(source)
+    if own:
+        return (own,)
+    urls = [field.value for key, field in header.metadata.items() if _BASE_MODEL.fullmatch(key)]
+    ids = [url.removeprefix(_HUB_URL) for url in urls if isinstance(url, str) and url.startswith(_HUB_URL)]
+    return tuple(found for found in ids if _HUB_ID.fullmatch(found))
+
+
+def _hub_id(source: Path) -> str | None:
+    """The source's id on the hub: from its place in the hub's cache, or as its config names it."""
+    for part in source.resolve().parts:
+        if match := _HUB_CACHE.fullmatch(part):
+            return f"{match[1]}/{match[2]}"
+    config = source / CONFIG
+    name = read_object(config).get("_name_or_path") if config.is_file() else None
+    return name if isinstance(name, str) and _HUB_ID.fullmatch(name) and not Path(name).exists() else None

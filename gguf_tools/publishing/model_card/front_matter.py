@@ -1,0 +1,50 @@
+"""A card's front matter: the YAML that the hub reads.
+
+Source: the hub's documentation of model cards (`modelcard.md` of huggingface/hub-docs) for the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from gguf_tools.publishing.model_card.facts import CardFacts
+from gguf_tools.text import one_line
+
+
+def front_matter(facts: CardFacts) -> str:
+    """The block between the rules of three dashes; keys of which nothing is known are left out."""
+    general = facts.metadata
+    values: dict[str, Any] = {
+        "license": _text(general, "license"),
+        "license_name": _text(general, "license.name"),
+        "license_link": _text(general, "license.link"),
+        "language": _list(general, "languages"),
+        "base_model": list(facts.base_models) if len(facts.base_models) != 1 else facts.base_models[0],
+        "base_model_relation": "quantized" if facts.base_models and not facts.recipes else None,
+        "model_name": one_line(facts.name),
+        "pipeline_tag": "text-generation",
+        "quantized_by": facts.quantized_by,
+        "tags": _tags(facts),
+    }
+    kept = {key: value for key, value in values.items() if value}
+    return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=1000)}---\n"
+
+
+def _tags(facts: CardFacts) -> list[str]:
+    architecture = facts.files[0].measured.model.arch
+    own = ["gguf", architecture, *(["layer-surgery"] if facts.recipes else []), "tinyq"]
+    return list(dict.fromkeys([*own, *_list(facts.metadata, "tags")]))
+
+
+def _text(general: Mapping[str, Any], key: str) -> str | None:
+    value = general.get(f"general.{key}")
+    return one_line(value) if isinstance(value, str) else None
+
+
+def _list(general: Mapping[str, Any], key: str) -> list[str]:
+    value = general.get(f"general.{key}")
+    items = value if isinstance(value, tuple) else ()
+    return [text for item in items if isinstance(item, str) and (text := one_line(item))]

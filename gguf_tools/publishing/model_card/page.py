@@ -1,0 +1,178 @@
+"""A card's text: tables of the files and of what was measured, where they come from, and how to use them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gguf_tools import __version__
+from gguf_tools.evaluation.card.compare import best_first
+from gguf_tools.evaluation.card.notes import ASKED, notes_of
+from gguf_tools.evaluation.card.report import (
+    CARD_HEAD,
+    DIFFERENCE_ALIGN,
+    DIFFERENCE_HEAD,
+    HELD_OUT_HEAD,
+    beside_the_best,
+    card_row,
+    held_out_row,
+)
+from gguf_tools.formats.gguf import keys
+from gguf_tools.publishing.model_card.facts import CardFacts, FileFacts
+from gguf_tools.publishing.model_card.front_matter import front_matter
+from gguf_tools.publishing.model_card.usage import usage
+from gguf_tools.text import human_bytes, human_count, markdown_table, one_line
+
+
+def card_page(facts: CardFacts, modelfile: Path | None) -> str:
+    """The whole README.md; `modelfile` lies beside it or, where None, is shown in it."""
+    sections = [
+        _head(facts),
+        _files(facts),
+        _scores(facts),
+        _surgery(facts),
+        _details(facts),
+        usage(facts, show_modelfile=modelfile is None),
+        _provenance(facts),
+    ]
+    return front_matter(facts) + "\n" + "\n".join(section for section in sections if section)
+
+
+def _head(facts: CardFacts) -> str:
+    model = facts.model
+    size = f"{human_count(model.parameters)} parameters"
+    if model.active_parameters not in (None, model.parameters):
+        size += f", {human_count(model.active_parameters or 0)} of them active for a token"
+    layers = sorted({file.measured.model.layers for file in facts.files})
+    counted = " or ".join(map(str, layers)) + (" layer" if layers == [1] else " layers")
+    made = f", made from {_linked(facts.base_models)}" if facts.base_models else ""
+    after = " by layer surgery" if facts.recipes else ""
+    return f"# {_plain(facts.name)}\n\nGGUF files for llama.cpp{made}{after}: {counted}, {size}.\n"
+
+
+def _linked(ids: Sequence[str]) -> str:
+    return ", ".join(f"[{name}](https://huggingface.co/{name})" for name in ids)
+
+
+def _files(facts: CardFacts) -> str:
+    rows = []
+    for file in facts.files:
+        found = file.measured.model
+        row = [_link(file), _plain(found.type), f"{found.bpw:.2f}", human_bytes(found.bytes)]
+        if file.measured.evaluation:
+            metrics = file.measured.evaluation.fidelity.metrics
+            row += [f"{metrics.kl_mean:.2g}", f"{metrics.top1_agreement:.2%}"]
+        memory = file.memory
+        rows.append([*row, *map(human_bytes, (memory.weights, memory.cache, memory.compute, memory.total))])
+    head = ["File", "Type", "Bits/weight", "Size"]
+    told = "Bits a weight count all bytes of the tensors. "
+    evaluation = facts.files[0].measured.evaluation
+    if evaluation:
+        head += ["KL (nats)", "Top-1"]
+        metrics = evaluation.fidelity.metrics
+        told += (
+            "KL is the mean divergence from the reference, and top-1 the share of positions with the same likeliest token, "
+            f"over {metrics.n_tokens:,} positions of {metrics.n_prompts} sequences; the reference runs the checkpoint's own "
+            "numbers in torch, the file runs in llama.cpp with an F32 cache. "
+        )
+    head += ["Weights", "Cache", "Compute", "Memory"]
+    lengths = " or ".join(f"{length:,}" for length in sorted({file.memory.context for file in facts.files}))
+    other = [_plain(file.label) for file in facts.files if _is_from_elsewhere(file)]
+    if other:
+        told += f"The reference is not, or no longer, what {', '.join(other)} was made from. "
+    told += f"Memory is what llama.cpp reserves with its default settings for {lengths} tokens.\n"
+    return f"## Files\n\n{markdown_table(head, rows, '<<>')}\n{told}"
+
+
+def _is_from_elsewhere(file: FileFacts) -> bool:
+    """Whether the file records another source than the one that it was compared with."""
+    evaluation = file.measured.evaluation
+    return evaluation is not None and evaluation.source.is_source is False
+
+
+def _scores(facts: CardFacts) -> str:
+    cards = {_plain(file.label): file.measured.card for file in facts.files if file.measured.card}
+    if not cards:
+        return ""
+    cards = {name: cards[name] for name in best_first(cards)}
+    first = next(iter(cards.values()))
+    head = ["File", *CARD_HEAD, *(HELD_OUT_HEAD if first.held_out else ())]
+    rows = [[name, *card_row(card), *(held_out_row(card) if card.held_out else ())] for name, card in cards.items()]
+    by = "" if first.mode == "plain" else " by the file's own chat template"
+    weights = ", ".join(f"{name.replace('_', '-')} {weight:g}" for name, weight in first.weights.items())
+    asked = "1 question" if len(first.answers) == 1 else f"{len(first.answers)} questions"
+    lines = [
+        "## Score\n",
+        f"{asked} of the set {_plain(Path(first.set_name).name)}, asked{by} {ASKED[first.mode]}, "
+        f"greedily; weights of the parts: {weights}. Intervals are at the 95% level.\n",
+        markdown_table(head, rows),
+    ]
+    if len(cards) > 1:
+        about, differences = beside_the_best(cards, {name: name for name in cards})
+        lines += [
+            f"{about[0].upper()}{about[1:]}:\n",
+            markdown_table(["File", *DIFFERENCE_HEAD], differences, DIFFERENCE_ALIGN),
+        ]
+    lines += [f"- {name}: {_plain(note)}" for name, card in cards.items() for note in notes_of(card)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _surgery(facts: CardFacts) -> str:
+    if not facts.recipes:
+        return ""
+    lines = [f"- {_plain(file.label)}: `{one_line(file.recipe)}`" for file in facts.files if file.recipe]
+    if len(facts.recipes) == 1 and all(file.recipe for file in facts.files):
+        lines = [f"`{one_line(facts.recipes[0])}`"]
+    return "## Layer surgery\n\nDone without retraining, by this recipe:\n\n" + "\n".join(lines) + "\n"
+
+
+def _details(facts: CardFacts) -> str:
+    model = facts.model
+    rows: list[tuple[str, Any]] = [
+        ("Architecture", facts.files[0].measured.model.arch),
+        ("Parameters", f"{model.parameters:,}"),
+        ("Layers", model.layers if model.layers is not None else None),
+        ("Hidden size", model.hidden),
+        *((key.capitalize(), text) for key, text in model.details.items()),
+        ("Vocabulary", f"{model.vocabulary.size:,} tokens" if model.vocabulary else None),
+        ("Context", f"{model.context:,} tokens" if model.context else None),
+    ]
+    kept = [[name, _plain(value)] for name, value in rows if value is not None]
+    return f"## Model\n\n{markdown_table(['', ''], kept, '<')}"
+
+
+def _provenance(facts: CardFacts) -> str:
+    found = facts.files[0].provenance
+    rows = [("Made by", f"tinyq {found[keys.VERSION]}") if keys.VERSION in found else None]
+    labels = {
+        keys.FAMILY: "Checkpoint",
+        keys.TARGET: "Target",
+        keys.SOURCE_DIGEST: "SHA-256 of config and weights",
+        keys.REWRITES: "Rewrites",
+        keys.APPROXIMATE: "Approximated",
+        keys.NOTES: "Notes",
+    }
+    for key, label in labels.items():
+        value = found.get(key)
+        if value:
+            rows.append((label, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)))
+    measured = f"tinyq {__version__}, llama-cpp-python {version('llama-cpp-python')}"
+    rows.append(("Measured with", measured))
+    kept = [[name, _plain(text)] for name, text in filter(None, rows)]
+    return f"## Provenance\n\n{markdown_table(['', ''], kept, '<')}"
+
+
+def _link(file: FileFacts) -> str:
+    """A Markdown link to a file, by its path from the card's folder."""
+    return f"[{_plain(file.label)}]({quote(os.fsencode(file.place))})"
+
+
+def _plain(text: object) -> str:
+    """Text from a file's metadata in one line, without what Markdown would take for HTML, a link or an image."""
+    printable = "".join(character if character.isprintable() else " " for character in str(text))
+    return re.sub(r"[\\<\[\]]", r"\\\g<0>", one_line(printable))

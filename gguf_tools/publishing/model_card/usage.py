@@ -1,0 +1,82 @@
+"""How to run the files: commands and code with their own names, settings and modes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+
+from gguf_tools.publishing.model_card.facts import CardFacts
+
+_STORY = "Once upon a time"
+_GREETING = "Hello!"
+
+
+def usage(facts: CardFacts, show_modelfile: bool) -> str:
+    """The section on use, for the first file; `show_modelfile` where none lies beside the card."""
+    name, context = facts.files[0].place, facts.files[0].memory.context
+    return "\n".join(
+        [
+            "## Usage\n",
+            *_with_llama_cpp(facts, name, context),
+            *_with_python(facts, name, context),
+            *_with_ollama(facts, show_modelfile),
+        ]
+    )
+
+
+def _with_llama_cpp(facts: CardFacts, name: str, context: int) -> Iterator[str]:
+    yield (
+        "With llama.cpp, which takes the sampling settings from the file:\n" if facts.sampling else "With llama.cpp:\n"
+    )
+    model = f"-m {shlex.quote(f'./{name}' if name.startswith('-') else name)} -c {context}"
+    plain = f'llama-completion {model} -p "{_STORY}"'
+    lines = [f"llama-cli {model} --jinja" if facts.modes.template else plain]
+    if facts.modes.switch:
+        lines += ["", "# without thinking", f"{lines[0]} --chat-template-kwargs '{{\"enable_thinking\": false}}'"]
+    yield _block("bash", lines)
+
+
+def _with_python(facts: CardFacts, name: str, context: int) -> Iterator[str]:
+    settings = "".join(f", {key}={value:g}" for key, value in facts.sampling.items())
+    lines = ["from llama_cpp import Llama", "", f"model = Llama({json.dumps(name)}, n_ctx={context})"]
+    if facts.modes.template:
+        question = json.dumps(_question(facts), ensure_ascii=False)
+        lines += [
+            f'messages = [{{"role": "user", "content": {question}}}]',
+            f"answer = model.create_chat_completion(messages{settings})",
+            'print(answer["choices"][0]["message"]["content"])',
+        ]
+    else:
+        lines += [f'print(model("{_STORY}"{settings})["choices"][0]["text"])']
+    yield "With llama-cpp-python:\n"
+    yield _block("python", lines)
+
+
+def _with_ollama(facts: CardFacts, show_modelfile: bool) -> Iterator[str]:
+    tag = _tag(facts.name)
+    yield "With Ollama:\n"
+    yield _block("bash", [f"ollama create {tag} -f Modelfile", f"ollama run {tag}"])
+    if show_modelfile:
+        yield "where `Modelfile` is\n"
+        yield _block("", facts.modelfile.text.splitlines())
+
+
+def _question(facts: CardFacts) -> str:
+    """A question that a file answered right, where they were asked any."""
+    cards = [file.measured.card for file in facts.files if file.measured.card]
+    return next((item.question for card in cards for item in card.answers if item.right), _GREETING)
+
+
+def _block(language: str, lines: list[str]) -> str:
+    """Lines of code between fences longer than any in them."""
+    fence = "```"
+    while any(fence in line for line in lines):
+        fence += "`"
+    return "\n".join([fence + language, *lines, fence, ""])
+
+
+def _tag(name: str) -> str:
+    """A name that Ollama accepts for a model."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name.lower())
+    return kept.strip("._-") or "model"

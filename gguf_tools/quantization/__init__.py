@@ -1,0 +1,1 @@
+"""GGUF to quantized GGUF: plan, write."""

@@ -1,0 +1,195 @@
+"""GGUF to quantized GGUF: a pure plan from the headers, and one streaming pass that writes the new file or its parts.
+
+Tensor data, types, the order of tensors and the metadata that llama.cpp adds are those of `llama_model_quantize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gguf_tools import __version__
+from gguf_tools.errors import InputError
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import DEFAULT_ALIGNMENT, GGUFHeader, Metadata, TensorEntry, place, string, u32
+from gguf_tools.formats.gguf.imatrix import read_imatrix, recorded
+from gguf_tools.formats.gguf.source import GGUFTensor, gguf_tensors
+from gguf_tools.formats.gguf.split import MAX_PARTS, cut, joined_header, part_path, read_parts, split_keys
+from gguf_tools.formats.gguf.writer import Layout
+from quant.encode import FloatArray
+from quant.recipes import ModelFacts, TensorFacts, TypeChoice, TypeOptions, TypeRecipe, assign, layer_of, recipe
+from quant.report import Report, summarize
+
+QUANTIZATION_VERSION = 2
+"""GGML_QNT_VERSION, which llama.cpp states in every file that it quantizes."""
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """What to quantize and how.
+
+    `keep_split` writes as many parts as the source has; `split_max_size` bounds the tensor data of a part, bytes. `label`
+    is what the file calls its type instead of the recipe's name.
+    """
+
+    source: Path
+    type: str
+    options: TypeOptions = field(default_factory=TypeOptions)
+    imatrix: Path | None = None
+    allow_requantize: bool = False
+    keep_split: bool = False
+    split_max_size: int | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class OutputPart:
+    """One file of the output: where its tensors start and stop in the plan's order, and all of its header."""
+
+    start: int
+    stop: int
+    metadata: Metadata
+    layout: Layout
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.layout.size(self.metadata)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Everything that will be written, in the order of the output; only headers have been read.
+
+    `importance` is (matrices, columns) for each tensor that the importance matrix knows.
+    """
+
+    sources: tuple[GGUFHeader, ...]
+    recipe: TypeRecipe
+    tensors: tuple[GGUFTensor, ...]
+    choices: tuple[TypeChoice, ...]
+    parts: tuple[OutputPart, ...]
+    report: Report
+    importance: Mapping[str, FloatArray]
+
+    @property
+    def entries(self) -> tuple[TensorEntry, ...]:
+        """The tensors' entries; offsets are those within the part."""
+        return tuple(entry for part in self.parts for entry in part.layout.entries)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the output, all parts together."""
+        return sum(part.size for part in self.parts)
+
+    def paths(self, out: Path) -> tuple[Path, ...]:
+        """The files that an output called `out` consists of."""
+        if len(self.parts) == 1:
+            return (out,)
+        return tuple(part_path(out, n, len(self.parts)) for n in range(len(self.parts)))
+
+
+def prepare(request: QuantizeRequest) -> Quantization:
+    """Plan the whole quantization from headers alone.
+
+    Raises InputError for a type or pattern that does not exist, for a source that is quantized already, and for an
+    importance matrix of another model; CheckpointError where the source is broken.
+    """
+    wanted = recipe(request.type)
+    sources = read_parts(request.source)
+    header = joined_header(sources)
+    if not header.tensors:
+        raise InputError(f"{header.path}: holds no tensors (a vocabulary only?); give a model with weights")
+    tensors = _ordered(sources, request.keep_split)
+    facts = [TensorFacts(tensor.entry.name, tensor.shape, tensor.entry.type) for tensor in tensors]
+    matrix = read_imatrix(request.imatrix) if request.imatrix else None
+    importance = matrix.importance(facts) if matrix else {}
+    values = {key: entry.value for key, entry in header.metadata.items()}
+    try:
+        model = ModelFacts.from_metadata(values, has_imatrix=matrix is not None)
+    except InputError as error:
+        raise InputError(f"{header.path}: {error}") from None
+    choices = assign(wanted, model, facts, replace(request.options, file_order=request.keep_split))
+    if not request.allow_requantize:
+        _refuse_quantized(header.path, tensors, choices)
+    metadata = _metadata(header.metadata, wanted, request.label or wanted.name) | (recorded(matrix) if matrix else {})
+    counts = _part_sizes(request, sources, tensors, choices, header.alignment)
+    parts = _parts(metadata, tensors, choices, counts, header.alignment)
+    return Quantization(sources, wanted, tensors, choices, parts, summarize(wanted, facts, choices), importance)
+
+
+def _ordered(sources: Sequence[GGUFHeader], keep: bool) -> tuple[GGUFTensor, ...]:
+    """The tensors in the order of llama.cpp's loader (by layer, then by name), or with `keep` as they lie."""
+    tensors = [tensor for source in sources for tensor in gguf_tensors(source)]
+    if not keep:
+        tensors.sort(key=lambda tensor: (layer_of(tensor.entry.name), tensor.entry.name.encode()))
+    return tuple(tensors)
+
+
+def _refuse_quantized(path: Path, tensors: Sequence[GGUFTensor], choices: Sequence[TypeChoice]) -> None:
+    for tensor, choice in zip(tensors, choices, strict=True):
+        had = tensor.entry.type
+        if not had.plain and choice.type is not had:
+            raise InputError(
+                f"{path}: tensor {choice.name} is quantized already ({had.name}), and would become {choice.type.name}; give "
+                "the F32, F16 or BF16 file, or --allow-requantize, which loses more"
+            )
+
+
+def _metadata(had: Metadata, wanted: TypeRecipe, label: str) -> Metadata:
+    """The source's metadata with what llama.cpp sets, in its order: what it sets is moved to the end."""
+    values = dict(had)
+    for key, value in (
+        ("general.quantization_version", u32(QUANTIZATION_VERSION)),
+        ("general.file_type", u32(wanted.file_type)),
+    ):
+        values.pop(key, None)
+        values[key] = value
+    return values | {keys.VERSION: string(__version__), keys.TYPE: string(label)}
+
+
+def _part_sizes(
+    request: QuantizeRequest,
+    sources: Sequence[GGUFHeader],
+    tensors: Sequence[GGUFTensor],
+    choices: Sequence[TypeChoice],
+    alignment: int,
+) -> list[int]:
+    """How many tensors each part of the output gets."""
+    if request.keep_split and request.split_max_size is not None:
+        raise InputError("--keep-split and --split-max-size contradict each other; give one of them")
+    if request.keep_split:
+        return [len(source.tensors) for source in sources]
+    if request.split_max_size is None:
+        return [len(tensors)]
+    entries, _ = place([(c.name, t.shape, c.type) for c, t in zip(choices, tensors, strict=True)], alignment)
+    counts = cut([entry.nbytes for entry in entries], request.split_max_size, alignment)
+    if len(counts) > MAX_PARTS:
+        raise InputError(
+            f"parts of {request.split_max_size} bytes would be {len(counts)}, {MAX_PARTS} at most; make them larger"
+        )
+    return counts
+
+
+def _parts(
+    metadata: Metadata,
+    tensors: Sequence[GGUFTensor],
+    choices: Sequence[TypeChoice],
+    counts: Sequence[int],
+    alignment: int,
+) -> tuple[OutputPart, ...]:
+    parts: list[OutputPart] = []
+    start = 0
+    for number, count in enumerate(counts):
+        # Only the first part has the key that says otherwise.
+        alignment = alignment if number == 0 else DEFAULT_ALIGNMENT
+        mine = slice(start, start + count)
+        entries, data_bytes = place(
+            [(c.name, t.shape, c.type) for c, t in zip(choices[mine], tensors[mine], strict=True)], alignment
+        )
+        keys = split_keys(number, len(counts), len(tensors)) if len(counts) > 1 else {}
+        said = (metadata if number == 0 else {}) | keys
+        parts.append(OutputPart(start, start + count, said, Layout(entries, data_bytes, alignment)))
+        start += count
+    return tuple(parts)

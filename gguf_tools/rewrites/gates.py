@@ -1,0 +1,104 @@
+"""Exact rewrites that give a layer a gate or a shared expert which changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from gguf_tools.model.spec import Attention, LayerSpec, Model, MoE, SharedExpert
+from gguf_tools.rewrites.base import LayerTensors, Rewrite, any_layer, map_layers
+from gguf_tools.tensors.base import Filled
+from gguf_tools.tensors.views import scaled
+
+
+def _ungated_attention(layer: LayerSpec) -> bool:
+    return isinstance(layer.mixer, Attention) and not layer.mixer.gated
+
+
+def _shared_to_gate(layer: LayerSpec) -> bool:
+    ffn = layer.feed_forward
+    return isinstance(ffn, MoE) and ffn.shared is not None and not ffn.shared.gated
+
+
+def _no_shared(layer: LayerSpec) -> bool:
+    return isinstance(layer.feed_forward, MoE) and layer.feed_forward.shared is None
+
+
+def _gate_attention(model: Model) -> Model:
+    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        mixer = layer.mixer
+        if not isinstance(mixer, Attention) or mixer.gated:
+            return layer, tensors
+        gated = replace(mixer, gated=True)
+        roles = gated.roles(model.spec.hidden)
+        made: LayerTensors = {name: Filled(roles[name]) for name in ("attn.gate", "attn.gate_bias") if name in roles}
+        made["attn.o"] = scaled(tensors["attn.o"], 2.0)
+        return replace(layer, mixer=gated), {**tensors, **made}
+
+    return map_layers(model, change)
+
+
+def _gate_shared(model: Model) -> Model:
+    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        ffn = layer.feed_forward
+        if not isinstance(ffn, MoE) or ffn.shared is None or ffn.shared.gated:
+            return layer, tensors
+        made: LayerTensors = {
+            "shared.sigmoid": Filled((model.spec.hidden,)),
+            "shared.down": scaled(tensors["shared.down"], 2.0),
+        }
+        return replace(layer, feed_forward=replace(ffn, shared=replace(ffn.shared, gated=True))), {**tensors, **made}
+
+    return map_layers(model, change)
+
+
+EMPTY_SHARED_WIDTH = 32
+"""Width of a shared expert of zeros: the least that every block type of 32 holds."""
+
+
+def _empty_shared(model: Model, *, gated: bool) -> Model:
+    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        ffn = layer.feed_forward
+        if not isinstance(ffn, MoE) or ffn.shared is not None:
+            return layer, tensors
+        widths = {
+            ff.shared.width for ff in (la.feed_forward for la in model.spec.layers) if isinstance(ff, MoE) and ff.shared
+        }
+        made = replace(ffn, shared=SharedExpert(max(widths, default=EMPTY_SHARED_WIDTH), gated))
+        roles = made.roles(model.spec.hidden)
+        zeros: LayerTensors = {name: Filled(shape) for name, shape in roles.items() if name.startswith("shared.")}
+        return replace(layer, feed_forward=made), {**tensors, **zeros}
+
+    return map_layers(model, change)
+
+
+ZERO_ATTENTION_GATE = Rewrite(
+    "zero attention gate",
+    "sigmoid of a gate of zeros is 0.5, and the output projection is doubled",
+    any_layer(_ungated_attention),
+    _gate_attention,
+)
+
+
+ZERO_SHARED_GATE = Rewrite(
+    "zero shared-expert gate",
+    "sigmoid of a gate of zeros is 0.5, and the shared expert's down projection is doubled",
+    any_layer(_shared_to_gate),
+    _gate_shared,
+)
+
+
+EMPTY_SHARED_EXPERT = Rewrite(
+    "empty shared expert",
+    "a shared expert of zeros adds nothing",
+    any_layer(_no_shared),
+    partial(_empty_shared, gated=True),
+)
+
+
+EMPTY_UNGATED_EXPERT = Rewrite(
+    "empty shared expert",
+    "a shared expert of zeros adds nothing",
+    any_layer(_no_shared),
+    partial(_empty_shared, gated=False),
+)

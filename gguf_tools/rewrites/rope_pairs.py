@@ -1,0 +1,63 @@
+"""Exact rewrites between the two orders of rope's pairs: interleaved (GPT-J) and rotate-half (NeoX)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from gguf_tools.model.spec import Attention, LayerSpec, Model
+from gguf_tools.rewrites.base import LayerTensors, Rewrite, any_layer, map_layers
+from gguf_tools.tensors.views import Reshaped, take
+
+RopePairs = Literal["half", "interleaved"]
+
+
+def pair_order(dims: int, head_dim: int, pairs: RopePairs) -> list[int]:
+    """Which dimension of a head each one is taken from, so that the first `dims` turn in `pairs` and not in the other order."""
+    turned = [i + half for i in range(dims // 2) for half in (0, dims // 2)]
+    if pairs == "half":
+        turned = [*range(0, dims, 2), *range(1, dims, 2)]
+    return [*turned, *range(dims, head_dim)]
+
+
+def _reorder_pairs(pairs: RopePairs) -> Callable[[Model], Model]:
+    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+        mixer = layer.mixer
+        if not isinstance(mixer, Attention) or mixer.rope.pairs == pairs:
+            return layer, tensors
+        size = mixer.head_dim
+        order = pair_order(mixer.rope.dims, size, pairs)
+        made = dict(tensors)
+        for name, heads in (("q", mixer.heads), ("k", mixer.kv_heads)):
+            rows = [head * size + dim for head in range(heads) for dim in order]
+            for role in (f"attn.{name}", f"attn.{name}_bias"):
+                if role in made:
+                    made[role] = take(made[role], rows)
+            norm = made.get(f"attn.{name}_norm")
+            if norm is not None:
+                flat = take(Reshaped(norm, (norm.size,)), rows if mixer.norm_per_head else order)
+                made[f"attn.{name}_norm"] = Reshaped(flat, norm.shape)
+        return replace(layer, mixer=replace(mixer, rope=replace(mixer.rope, pairs=pairs))), made
+
+    return lambda model: map_layers(model, change)
+
+
+def _turns(pairs: RopePairs) -> Callable[[LayerSpec], bool]:
+    return lambda layer: isinstance(layer.mixer, Attention) and layer.mixer.rope.pairs == pairs
+
+
+INTERLEAVED_PAIRS = Rewrite(
+    "rope in interleaved pairs",
+    "the rows of queries and keys change places, so that dimensions which turn together lie side by side",
+    any_layer(_turns("half")),
+    _reorder_pairs("interleaved"),
+)
+
+
+HALF_PAIRS = Rewrite(
+    "rope in pairs half a head apart",
+    "the rows of queries and keys change places, so that dimensions which turn together lie half of the turned part apart",
+    any_layer(_turns("interleaved")),
+    _reorder_pairs("half"),
+)

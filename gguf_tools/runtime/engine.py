@@ -1,0 +1,400 @@
+"""llama.cpp through its C functions, as the worker process uses it.
+
+The `Llama` class of llama-cpp-python is not used: this needs every position's raw logits, many sequences in one
+context, and settings (cache type, no flash attention, no offloading) that are exactly those asked for. Source of the
+functions and their contracts: `llama.h`. Nothing here may run in the user's own process, because llama.cpp's
+assertions abort.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+import numpy.typing as npt
+
+from gguf_tools.errors import LlamaError
+from gguf_tools.progress import CountProgress
+
+Logits = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int32]
+
+_KV_TYPES: dict[str, tuple[int, float]] = {  # ggml's type number, bytes a value
+    "f32": (lib.GGML_TYPE_F32, 4.0),
+    "f16": (lib.GGML_TYPE_F16, 2.0),
+    "q8_0": (lib.GGML_TYPE_Q8_0, 34 / 32),
+}
+_MAX_BATCH = 512
+_MIN_BATCH = 64
+_OUTPUT_BYTES = 256 << 20  # logits of one batch, which llama.cpp holds twice (graph and output buffer)
+_CACHE_BYTES = 1 << 30  # KV cache and recurrent states of the sequences that decode together
+_MAX_PARALLEL = 64
+_SPEED_SECONDS = 20.0
+_WARM_UP = 64
+
+
+class Engine:
+    """One model, and the context that the last request needed."""
+
+    def __init__(self, path: str, options: Mapping[str, Any], progress: CountProgress) -> None:
+        # llama-cpp-python's own callback would run Python inside llama.cpp's threads; NULL is plain stderr.
+        lib.llama_log_set(lib.llama_log_callback(), ctypes.c_void_p(None))
+        lib.llama_backend_init()
+        self._options = options
+        self._context: Any = None
+        self._context_size = (0, 0)
+        self._observer: Any = None
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = options["gpu_layers"]
+        params.vocab_only = options["vocab_only"]
+
+        def on_progress(share: float, _: Any) -> bool:
+            progress(int(share * 100), 100)
+            return True
+
+        params.progress_callback = callback = lib.llama_progress_callback(on_progress)
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        del callback  # it had to live until here
+        if not self._model:
+            raise LlamaError("the model could not be loaded")
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
+        self._metadata = self._read_metadata()
+        room = _OUTPUT_BYTES // (4 * max(self.n_vocab, 1))
+        self._n_batch = min(max(1 << max(room.bit_length() - 1, 0), _MIN_BATCH), _MAX_BATCH)
+
+    # -- facts ---------------------------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """What `runtime.ModelInfo` holds, by its field names."""
+        model, vocab = self._model, self._vocab
+        description = ctypes.create_string_buffer(256)
+        lib.llama_model_desc(model, description, len(description))
+        arch = self._metadata.get("general.architecture", "")
+        template = lib.llama_model_chat_template(model, None)
+        return {
+            "arch": arch,
+            "description": _text(description.value),
+            "n_vocab": self.n_vocab,
+            "n_layer": self._hyperparameter("block_count", 0),
+            "n_params": int(lib.llama_model_n_params(model)),
+            "bytes": int(lib.llama_model_size(model)),
+            "context_train": self._hyperparameter("context_length", 0),
+            "file_type": _text(lib.llama_ftype_name(lib.llama_model_ftype(model)) or b""),
+            "chat_template": None if template is None else _text(template),
+            "bos": _id(lib.llama_vocab_bos(vocab)),
+            "eos": _id(lib.llama_vocab_eos(vocab)),
+            "eot": _id(lib.llama_vocab_eot(vocab)),
+            "add_bos": bool(lib.llama_vocab_get_add_bos(vocab)),
+            "eog": [i for i in range(self.n_vocab) if lib.llama_vocab_is_eog(vocab, i)],
+            "metadata": self._metadata,
+        }
+
+    def _read_metadata(self) -> dict[str, str]:
+        pairs: dict[str, str] = {}
+        for index in range(lib.llama_model_meta_count(self._model)):
+            key = _string(lib.llama_model_meta_key_by_index, self._model, index)
+            pairs[key] = _string(lib.llama_model_meta_val_str_by_index, self._model, index)
+        return pairs
+
+    def _hyperparameter(self, name: str, default: int) -> int:
+        text = self._metadata.get(f"{self._metadata.get('general.architecture', '')}.{name}", "")
+        return int(text) if text.isdecimal() else default
+
+    # -- text ----------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: bytes, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of UTF-8 text."""
+        room = len(text) + 8
+        while True:
+            ids = (lib.llama_token * room)()
+            count = lib.llama_tokenize(self._vocab, text, len(text), ids, room, add_special, parse_special)
+            if count >= 0:
+                return list(ids[:count])
+            if -count <= room:
+                raise LlamaError("the text could not be tokenized")
+            room = -count
+
+    def detokenize(self, ids: Sequence[int], special: bool) -> str:
+        """Text of token ids; bytes that are not UTF-8 become the replacement character."""
+        tokens = (lib.llama_token * len(ids))(*ids)
+        room = 16 * len(ids) + 64
+        while True:
+            text = ctypes.create_string_buffer(room)
+            count = lib.llama_detokenize(self._vocab, tokens, len(ids), text, room, False, special)
+            if count >= 0:
+                return _text(text.raw[:count])
+            room = -count
+
+    # -- decoding ------------------------------------------------------------------------------------------------
+
+    def logits(self, tokens: Tokens, context: int, progress: CountProgress) -> Logits:
+        """Logits at every position of one sequence, (T, n_vocab).
+
+        A sequence runs alone, so its numbers cannot depend on its company: batches are cut where the shortest sequence
+        ends, and which kernel multiplies depends on the count of rows. (On a CPU in F32 five sequences in one batch
+        gave the same bits, attention and hybrid alike, but nothing promises so.)
+        """
+        self._prepare(1, context)
+        out = np.empty((len(tokens), self.n_vocab), dtype=np.float32)
+        for start in range(0, len(tokens), self._n_batch):
+            part = tokens[start : start + self._n_batch]
+            positions = np.arange(start, start + len(part), dtype=np.int32)
+            self._decode(part, positions, np.zeros_like(part), np.ones(len(part), dtype=np.int8))
+            out[start : start + len(part)] = self._outputs(len(part))
+            progress(start + len(part), len(tokens))
+        return out
+
+    def greedy(
+        self,
+        prompts: Sequence[Tokens],
+        n_tokens: Sequence[int],
+        stop: frozenset[int],
+        context: int,
+        progress: CountProgress,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """The most likely continuation of each prompt, and the margins over the second choice.
+
+        Prompts are read one by one, each into a sequence of its own; then all sequences advance together, a token a
+        step, as many at once as the memory for their caches allows.
+        """
+        tokens: list[list[int]] = [[] for _ in prompts]
+        margins: list[list[float]] = [[] for _ in prompts]
+        size = self._parallel(len(prompts), context)
+        total = sum(n_tokens)
+        gone = 0
+        for first in range(0, len(prompts), size):
+            group = range(first, min(first + size, len(prompts)))
+            self._prepare(len(group), context)
+            for index in group:
+                row = self._read_prompt(prompts[index], index - first)
+                if n_tokens[index]:
+                    _choose(row, tokens[index], margins[index], index, len(prompts[index]))
+                progress(gone, total)
+            gone = self._advance(group, prompts, n_tokens, stop, (tokens, margins), lambda done: progress(done, total))
+        return tokens, margins
+
+    def _advance(
+        self,
+        group: range,
+        prompts: Sequence[Tokens],
+        n_tokens: Sequence[int],
+        stop: frozenset[int],
+        results: tuple[list[list[int]], list[list[float]]],
+        progress: Callable[[int], None],
+    ) -> int:
+        tokens, margins = results
+        while True:
+            progress(sum(map(len, tokens)))
+            going = [i for i in group if 0 < len(tokens[i]) < n_tokens[i] and tokens[i][-1] not in stop]
+            if not going:
+                return sum(n_tokens[: group.stop])
+            self._decode(
+                np.array([tokens[i][-1] for i in going], dtype=np.int32),
+                np.array([len(prompts[i]) + len(tokens[i]) - 1 for i in going], dtype=np.int32),
+                np.array([i - group.start for i in going], dtype=np.int32),
+                np.ones(len(going), dtype=np.int8),
+            )
+            for row, i in zip(self._outputs(len(going)), going, strict=True):
+                _choose(row, tokens[i], margins[i], i, len(prompts[i]) + len(tokens[i]))
+
+    def _read_prompt(self, tokens: Tokens, sequence: int) -> Logits:
+        for start in range(0, len(tokens), self._n_batch):
+            part = tokens[start : start + self._n_batch]
+            wanted = np.zeros(len(part), dtype=np.int8)
+            wanted[-1] = start + len(part) == len(tokens)
+            positions = np.arange(start, start + len(part), dtype=np.int32)
+            self._decode(part, positions, np.full_like(part, sequence), wanted)
+        row: Logits = self._outputs(1)[0]
+        return row
+
+    def speed(self, n_prompt: int, n_generate: int, repeat: int, progress: CountProgress) -> tuple[float, float]:
+        """Tokens a second when reading a prompt and when generating one by one (medians of the runs)."""
+        tokens = np.random.default_rng(0).integers(0, self.n_vocab, n_prompt).astype(np.int32)
+        reading: list[float] = []
+        writing: list[float] = []
+        begin = time.perf_counter()
+        # The first run, a short one, pages the weights in and is not counted.
+        for run in range(repeat + 1):
+            self._prepare(1, n_prompt + n_generate)
+            start = time.perf_counter()
+            row = self._read_prompt(tokens if run else tokens[:_WARM_UP], 0)
+            middle = time.perf_counter()
+            for step in range(n_generate if run else 1):
+                position = np.array([(n_prompt if run else min(n_prompt, _WARM_UP)) + step], dtype=np.int32)
+                token = np.array([row.argmax()], dtype=np.int32)
+                self._decode(token, position, np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.int8))
+                row = self._outputs(1)[0]
+            end = time.perf_counter()
+            progress(run, repeat)
+            if run:
+                reading.append(n_prompt / (middle - start))
+                writing.append(n_generate / (end - middle))
+                if end - begin > _SPEED_SECONDS:
+                    break
+        return statistics.median(reading), statistics.median(writing)
+
+    def activations(
+        self, tokens: Tokens, lengths: Sequence[int], process_output: bool, progress: CountProgress
+    ) -> tuple[list[dict[str, Any]], Logits]:
+        """Statistics of what enters each weight matrix while the chunks in `tokens`, `lengths` long, are read.
+
+        For each tensor its name, the tokens that each of its matrices saw, and how many sums of squares it has; and these
+        sums, of all tensors one after the other.
+        """
+        from gguf_tools.runtime.activations import Collector
+        from gguf_tools.runtime.graph import GraphTensor
+
+        collector = Collector(process_output)
+
+        def observe(address: int, ask: bool, _: Any) -> bool:
+            return collector.observe(GraphTensor.from_address(address), ask)
+
+        self.close_context()
+        self._observer = lib.ggml_backend_sched_eval_callback(observe)
+        try:
+            done = 0
+            for length in lengths:
+                self._prepare(1, max(lengths))
+                for start in range(0, length, self._n_batch):
+                    part = tokens[done : done + min(self._n_batch, length - start)]
+                    positions = np.arange(start, start + len(part), dtype=np.int32)
+                    # Where a position's logits are not wanted, the last layer leaves it out.
+                    self._decode(part, positions, np.zeros_like(part), np.ones(len(part), dtype=np.int8))
+                    if collector.error:
+                        raise LlamaError(str(collector.error)) from collector.error
+                    done += len(part)
+                    progress(done, len(tokens))
+        finally:
+            self.close_context()
+            self._observer = None
+        found = [
+            {"name": name, "counts": collector.counts[name].tolist(), "size": sums.size}
+            for name, sums in collector.sums.items()
+        ]
+        flat = [sums.astype(np.float32).reshape(-1) for sums in collector.sums.values()]
+        return found, np.concatenate([np.zeros(0, np.float32), *flat])
+
+    # -- the context ---------------------------------------------------------------------------------------------
+
+    def _parallel(self, wanted: int, context: int) -> int:
+        """How many sequences of `context` tokens may decode together within the memory for their caches."""
+        heads = max(int(lib.llama_model_n_head(self._model)), 1)
+        width = int(lib.llama_model_n_embd(self._model)) // heads
+        key = self._hyperparameter("attention.key_length", width)
+        value = self._hyperparameter("attention.value_length", width)
+        kv_heads = self._hyperparameter("attention.head_count_kv", heads)
+        layers = int(lib.llama_model_n_layer(self._model))
+        state = self._hyperparameter("ssm.inner_size", 0) * self._hyperparameter("ssm.state_size", 0) * 4
+        cache = context * kv_heads * (key + value) * _KV_TYPES[self._options["kv_type"]][1]
+        room = int(_CACHE_BYTES // max(layers * (cache + state), 1))
+        return max(1, min(wanted, room, _MAX_PARALLEL, int(lib.llama_max_parallel_sequences())))
+
+    def _prepare(self, n_seq: int, context: int) -> None:
+        """An empty context for at least `n_seq` sequences of `context` tokens each."""
+        have_seq, have_context = self._context_size
+        if self._context is not None and have_seq == n_seq and have_context >= context:
+            lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
+            return
+        self.close_context()
+        options = self._options
+        params = lib.llama_context_default_params()
+        params.n_ctx = n_seq * -(-context // 256) * 256  # llama.cpp pads each sequence's share to 256
+        params.n_seq_max = n_seq
+        params.n_batch = params.n_ubatch = max(self._n_batch, n_seq)
+        params.n_threads = params.n_threads_batch = options["threads"]
+        params.type_k = params.type_v = _KV_TYPES[options["kv_type"]][0]
+        params.flash_attn_type = (
+            lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if options["flash_attn"] else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        # Without layers on a GPU nothing else may go there either: "CPU" must mean the CPU's numbers.
+        params.offload_kqv = params.op_offload = options["gpu_layers"] != 0
+        params.kv_unified = False
+        params.no_perf = True
+        if self._observer is not None:
+            params.cb_eval = self._observer
+        self._context = lib.llama_init_from_model(self._model, params)
+        if not self._context:
+            self._context = None
+            raise LlamaError(f"no context for {n_seq} sequences of {context} tokens could be made")
+        self._context_size = (n_seq, context)
+
+    def reserve(self, context: int) -> None:
+        """Make and free a context as llama.cpp's tools would by default, so that its log states the buffers' sizes."""
+        self.close_context()
+        params = lib.llama_context_default_params()
+        params.n_ctx = context
+        made = lib.llama_init_from_model(self._model, params)
+        if not made:
+            raise LlamaError(f"no context of {context} tokens could be made")
+        lib.llama_free(made)
+
+    def close_context(self) -> None:
+        """Free the context; the next request makes another."""
+        if self._context is not None:
+            lib.llama_free(self._context)
+            self._context = None
+
+    def close(self) -> None:
+        """Free the model; nothing may be asked of it any more."""
+        self.close_context()
+        lib.llama_model_free(self._model)
+
+    def _decode(self, tokens: Tokens, positions: Tokens, sequences: Tokens, wanted: npt.NDArray[np.int8]) -> None:
+        count = len(tokens)
+        n_seq_id = np.ones(count, dtype=np.int32)
+        addresses = sequences.ctypes.data + sequences.itemsize * np.arange(count, dtype=np.uintp)
+        batch = lib.llama_batch(
+            n_tokens=count,
+            token=tokens.ctypes.data_as(ctypes.POINTER(lib.llama_token)),
+            embd=None,
+            pos=positions.ctypes.data_as(ctypes.POINTER(lib.llama_pos)),
+            n_seq_id=n_seq_id.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=addresses.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(lib.llama_seq_id))),
+            logits=wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+        code = lib.llama_decode(self._context, batch)
+        if code:
+            raise LlamaError(f"llama_decode answered {code} for {count} tokens")
+
+    def _outputs(self, count: int) -> Logits:
+        """The logits of the last batch's wanted positions, (count, n_vocab), in the batch's order; a view."""
+        pointer = lib.llama_get_logits(self._context)
+        if not pointer:
+            raise LlamaError("the model gives no logits (an embedding model?)")
+        return np.ctypeslib.as_array(pointer, shape=(count, self.n_vocab))
+
+
+def _choose(row: Logits, tokens: list[int], margins: list[float], prompt: int, position: int) -> None:
+    """Append the highest logit's id (the lowest id among equals) and its lead over the second highest."""
+    if not np.isfinite(row).all():
+        raise LlamaError(f"the logits after {position} tokens of prompt {prompt} are not finite")
+    tokens.append(int(row.argmax()))
+    second, first = np.partition(row, -2)[-2:]
+    margins.append(float(first) - float(second))
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace")
+
+
+def _id(token: int) -> int | None:
+    return None if token < 0 else int(token)
+
+
+def _string(function: Callable[..., int], model: Any, index: int) -> str:
+    room = 256
+    while True:
+        buffer = ctypes.create_string_buffer(room)
+        length = function(model, index, buffer, room)
+        if length < 0:
+            return ""
+        if length < room:
+            return _text(buffer.raw[:length])
+        room = length + 1

@@ -1,0 +1,397 @@
+"""llama.cpp in a process of its own.
+
+Its assertions abort the process that they run in, so a broken or hostile file must not meet it here. `Runtime` starts
+`gguf_tools.runtime.worker`, asks it over a pair of pipes, and turns whatever goes wrong there into a LlamaError of one
+line: what failed, which file, and what llama.cpp logged about it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from io import RawIOBase
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_tools.errors import InputError, LlamaError
+from gguf_tools.formats.gguf.header import is_gguf
+from gguf_tools.machine import physical_cores
+from gguf_tools.progress import CountProgress
+from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
+from gguf_tools.runtime.interface import GreedyResult, Memory, Message, ModelInfo, Speed
+from gguf_tools.runtime.log import buffer_sizes, decisive_lines
+from quant.imatrix import Statistics
+
+KVType = Literal["f32", "f16", "q8_0"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+_LOG_TAIL = 1 << 20
+_DYING_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How llama.cpp runs. The defaults are those of a fidelity measurement: as exact as it can be, on the CPU.
+
+    `kv_type`: type of the key/value cache; f32 reaches an NMSE of 1e-12, f16 (llama.cpp's default) costs 5e-8.
+    `flash_attn`: the fused attention kernel, disabled explicitly by default (llama.cpp's own default is "auto").
+    `gpu_layers`: layers on the GPU; with 0 no operation is offloaded at all. -1 means all.
+    `threads`: None takes the physical cores that this process may use.
+    `context_length`: None takes what each request needs, up to the model's training context; a number is the bound.
+    `vocab_only`: loads the tokenizer and the metadata, no weights.
+    `timeout`: seconds without any sign of work after which the process counts as hung; None waits for ever.
+    """
+
+    kv_type: KVType = "f32"
+    flash_attn: bool = False
+    gpu_layers: int = 0
+    threads: int | None = None
+    context_length: int | None = None
+    vocab_only: bool = False
+    timeout: float | None = 600.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that llama.cpp cannot run, by name (InputError)."""
+        if self.kv_type not in ("f32", "f16", "q8_0"):
+            raise InputError(f"cache type {self.kv_type!r} is not known; take f32, f16 or q8_0")
+        if self.kv_type == "q8_0" and not self.flash_attn:
+            raise InputError("a q8_0 cache needs flash attention in llama.cpp; switch flash attention on")
+        for name in ("threads", "context_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}, at least 1 expected")
+
+
+class Runtime:
+    """One model in a llama.cpp process; a context manager. Not for use by several threads at once.
+
+    Every method raises LlamaError where llama.cpp fails, its process dies or falls silent, and InputError for what is
+    wrong with the request. After the process died, or a call was interrupted, every call fails: make a new Runtime.
+    """
+
+    def __init__(self, path: Path, options: RuntimeOptions | None = None) -> None:
+        """Check the path; raises InputError where there is no GGUF file. The process starts on entering."""
+        self.path = Path(path)
+        self.options = options or RuntimeOptions()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._info: ModelInfo | None = None
+        self._silent = False
+        if not self.path.is_file():
+            other = "is not a regular file" if self.path.exists() else "does not exist"
+            found = "is a folder" if self.path.is_dir() else other
+            raise InputError(f"{self.path}: {found}; give a GGUF file")
+        if not is_gguf(self.path):
+            raise InputError(f"{self.path}: is not a GGUF file (it does not start with 'GGUF')")
+
+    def __enter__(self) -> Runtime:
+        # A file and not a pipe: nobody has to read along, and it is whole after the process has died.
+        self._log = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "gguf_tools.runtime.worker", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            bufsize=0,
+            cwd=_ROOT,  # where `-m` finds this package, and no file of the user's shadows a module
+            env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONSAFEPATH": ""},
+        )
+        try:
+            self.reload()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def reload(self) -> None:
+        """Load the file again, which may have changed since."""
+        threads = self.options.threads or physical_cores()
+        options = asdict(replace(self.options, threads=threads))
+        start = self._log_size()
+        info = self._call("load", {"path": str(self.path.resolve()), "options": options}).header["info"]
+        self._info = ModelInfo(**{**info, "eog": frozenset(info["eog"])})
+        self._load_log = (start, self._log_size())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process at once; it has nothing to save."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+        self._log.close()
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model's facts."""
+        if self._info is None:
+            raise LlamaError(f"{self.path}: llama.cpp is not running; enter the Runtime first")
+        return self._info
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the worker, None when it does not run."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def context_limit(self) -> int:
+        """The most tokens that a sequence may have: `context_length`, or else the model's training context."""
+        return self.options.context_length or self.info.context_train or 1 << 31
+
+    def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`; `add_special` adds BOS and EOS as the file says, `parse_special` reads "<|…|>" as one."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"text is not valid Unicode at character {error.start} (a lone surrogate)") from error
+        header = {"text": text, "add_special": add_special, "parse_special": parse_special}
+        return [int(i) for i in _array(self._call("tokenize", header))]
+
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """Text of token ids; `special` shows special tokens; bytes that are not UTF-8 become U+FFFD."""
+        return str(self._call("detokenize", {"special": special}, self._ids([ids], "detokenize")).header["text"])
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        **options: Any,
+    ) -> str:
+        """The text of a conversation by the file's own chat template, or by `template`, rendered by llama-cpp-python.
+
+        `options` reach the template (`enable_thinking=False`, `tools=[…]`); they and the messages must be plain JSON.
+        Raises InputError where there is no template, or with its own complaint where it refuses the messages.
+        """
+        template = template or self.info.chat_template
+        if template is None:
+            raise InputError(f"{self.path}: has no chat template, which messages need; give the prompt as text")
+        bos, eos = ("" if i is None else self.detokenize([i], special=True) for i in (self.info.bos, self.info.eos))
+        request = {
+            "template": template,
+            "messages": list(messages),
+            "bos_token": bos,
+            "eos_token": eos,
+            "add_generation_prompt": add_generation_prompt,
+            "options": options,
+        }
+        return str(self._call("render", {"request": request}).header["text"])
+
+    def iter_logits(self, sequences: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
+        """For each sequence in turn, its logits at every position: (T, n_vocab) float32.
+
+        A sequence's logits do not depend on what else is asked for. One array at a time exists, and nothing is
+        computed before it is asked for.
+        """
+        self._check_lengths(sequences, 0)
+        context = max(map(len, sequences), default=0)
+        for sequence in sequences:
+            yield _array(self._call("logits", {"context": context}, self._ids([sequence], "logits")))
+
+    def logits(self, sequences: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """`iter_logits` as a list; memory grows with tokens × vocabulary."""
+        return list(self.iter_logits(sequences))
+
+    def greedy(
+        self,
+        prompts: Sequence[Sequence[int]],
+        n_tokens: int | Sequence[int],
+        stop: frozenset[int] = frozenset(),
+        progress: CountProgress | None = None,
+    ) -> list[GreedyResult]:
+        """The most likely continuation of each prompt by the raw logits, the lowest id among equals; no sampler.
+
+        `n_tokens` is one number or one a prompt; a continuation ends early after a token of `stop`, which it contains.
+        Prompts decode together, so logits may differ from `logits` in the last bits. `progress` gets (done, total).
+        """
+        counts = [n_tokens] * len(prompts) if isinstance(n_tokens, int) else list(n_tokens)
+        if len(counts) != len(prompts):
+            raise InputError(f"{len(counts)} lengths for {len(prompts)} prompts")
+        if not prompts:
+            return []
+        needed = self._check_lengths(prompts, counts)
+        header = {
+            "lengths": [len(p) for p in prompts],
+            "n_tokens": counts,
+            "stop": sorted(stop),
+            "context": needed,
+        }
+        answer = self._call("greedy", header, self._ids(prompts, "greedy"), progress).header
+        return [
+            GreedyResult(tuple(tokens), tuple(margins))
+            for tokens, margins in zip(answer["tokens"], answer["margins"], strict=True)
+        ]
+
+    def speed(
+        self, n_prompt: int = 512, n_generate: int = 64, repeat: int = 3, progress: CountProgress | None = None
+    ) -> Speed:
+        """Measure speed: one run that is not counted, then the medians of up to `repeat` (fewer after 20 seconds).
+
+        Both counts shrink in proportion where the context is shorter than their sum.
+        """
+        limit = self.context_limit
+        if n_prompt + n_generate > limit:
+            share = limit / (n_prompt + n_generate)
+            n_prompt, n_generate = max(1, int(n_prompt * share)), max(1, int(n_generate * share))
+        header = {"n_prompt": n_prompt, "n_generate": n_generate, "repeat": repeat}
+        answer = self._call("speed", header, progress=progress).header
+        return Speed(answer["prompt_tok_s"], answer["generate_tok_s"], n_prompt, n_generate)
+
+    def memory(self, context: int) -> Memory:
+        """What llama.cpp reserves for a context of so many tokens with its default settings (an F16 cache)."""
+        self._check_weights()
+        if context > self.context_limit:
+            raise InputError(
+                f"{self.path}: the context of the model is {self.context_limit} tokens, and {context} are asked for"
+            )
+        start = self._log_size()
+        self._call("reserve", {"context": context})
+        loaded = buffer_sizes(self._read_log(*self._load_log))
+        reserved = buffer_sizes(self._read_log(start, self._log_size()))
+        if "model" not in loaded or "compute" not in reserved:
+            raise LlamaError(f"{self.path}: llama.cpp did not report the sizes of its buffers")
+        cache = reserved.get("KV", 0.0) + reserved.get("RS", 0.0)
+        return Memory(context, loaded["model"], cache, reserved["compute"] + reserved.get("output", 0.0))
+
+    def activations(
+        self, chunks: Sequence[Sequence[int]], process_output: bool = False, progress: CountProgress | None = None
+    ) -> dict[str, Statistics]:
+        """Statistics of the activations that enter each weight matrix while each chunk is read by itself.
+
+        `process_output` counts those of the output matrix too. `progress` gets (done, total) tokens.
+        """
+        self._check_lengths(chunks, 0)
+        header = {"lengths": [len(chunk) for chunk in chunks], "process_output": process_output}
+        answer = self._call("activations", header, self._ids(chunks, "activations"), progress)
+        found: dict[str, Statistics] = {}
+        sums, at = _array(answer), 0
+        for tensor in answer.header["tensors"]:
+            counts = np.array(tensor["counts"], np.int64)
+            found[tensor["name"]] = Statistics(sums[at : at + tensor["size"]].reshape(len(counts), -1), counts)
+            at += tensor["size"]
+        return found
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def _ids(self, sequences: Sequence[Sequence[int]], what: str) -> npt.NDArray[np.int32]:
+        flat = np.array([token for sequence in sequences for token in sequence], dtype=np.int64)
+        bad = flat[(flat < 0) | (flat >= self.info.n_vocab)]
+        if bad.size:
+            raise InputError(
+                f"{what}: token id {bad[0]} is outside the vocabulary of {self.info.n_vocab} in {self.path}"
+            )
+        return flat.astype(np.int32)
+
+    def _check_weights(self) -> None:
+        if self.options.vocab_only:
+            raise InputError(f"{self.path}: only the vocabulary was loaded; nothing can be computed")
+
+    def _check_lengths(self, sequences: Sequence[Sequence[int]], more: int | Sequence[int]) -> int:
+        """The longest sequence with what is to follow it; each must have a token and fit the context."""
+        self._check_weights()
+        extra = [more] * len(sequences) if isinstance(more, int) else more
+        needed = 0
+        for index, (sequence, count) in enumerate(zip(sequences, extra, strict=True)):
+            if not len(sequence):
+                raise InputError(f"sequence {index} is empty; llama.cpp needs at least one token")
+            if len(sequence) + count > self.context_limit:
+                raise InputError(
+                    f"sequence {index} needs {len(sequence) + count} tokens, but the context of {self.path} is"
+                    f" {self.context_limit}; shorten it or give a longer context"
+                )
+            needed = max(needed, len(sequence) + count)
+        return needed
+
+    def _call(
+        self, op: str, header: dict[str, Any], array: Array | None = None, progress: CountProgress | None = None
+    ) -> Frame:
+        process = self._process
+        if process is None:
+            raise LlamaError(f"{self.path}: llama.cpp is not running; its process was closed or has died")
+        log_start = self._log_size()
+        try:
+            write_frame(cast(RawIOBase, process.stdin), {"op": op, **header}, array)
+            while (frame := self._read(process)).header["kind"] == "progress":
+                if progress is not None:
+                    progress(frame.header["done"], frame.header["total"])
+        except ChannelClosedError:
+            raise self._died(op, process, log_start) from None
+        except BaseException:
+            # Interrupted in the midst of an answer: what is left of it could not be told from the next one.
+            self.close()
+            raise
+        if frame.header["kind"] == "refused":
+            raise InputError(f"{self.path}: {frame.header['message']}")
+        if frame.header["kind"] == "error":
+            raise LlamaError(self._message(op, frame.header["message"], log_start))
+        return frame
+
+    def _read(self, process: subprocess.Popen[bytes]) -> Frame:
+        """One frame; a process that says nothing for `timeout` seconds is killed, which ends the reading."""
+        timer = None
+        if self.options.timeout is not None:
+            timer = threading.Timer(self.options.timeout, self._silence, [process])
+            timer.daemon = True
+            timer.start()
+        try:
+            return read_frame(cast(RawIOBase, process.stdout))
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _silence(self, process: subprocess.Popen[bytes]) -> None:
+        self._silent = True
+        process.kill()
+
+    def _died(self, op: str, process: subprocess.Popen[bytes], log_start: int) -> LlamaError:
+        try:
+            code = process.wait(_DYING_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if self._silent:
+            how = f"gave no sign of work for {self.options.timeout:g} s and was stopped"
+        elif code < 0:
+            name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else str(-code)
+            how = f"died of {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        else:
+            how = f"ended with code {code}"
+        message = self._message(op, f"its process {how}", log_start)
+        self.close()
+        return LlamaError(message)
+
+    def _message(self, op: str, problem: str, log_start: int) -> str:
+        size = self._log_size()
+        reason = decisive_lines(self._read_log(max(log_start, size - _LOG_TAIL), size))
+        line = f"{self.path}: llama.cpp failed ({op}): {problem}" + (f": {reason}" if reason else "")
+        return " ".join(line.split())
+
+    def _log_size(self) -> int:
+        return os.fstat(self._log.fileno()).st_size
+
+    def _read_log(self, start: int, end: int) -> str:
+        return os.pread(self._log.fileno(), end - start, start).decode("utf-8", errors="replace")
+
+
+def _array(frame: Frame) -> npt.NDArray[Any]:
+    if frame.array is None:
+        raise LlamaError("the llama.cpp process answered without the numbers that were asked for")
+    return frame.array

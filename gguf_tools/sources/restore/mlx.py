@@ -1,0 +1,66 @@
+"""Checkpoints that MLX saved again (safetensors metadata `format: mlx`), in the published layout.
+
+What mlx-lm changes when it loads a published checkpoint, and so writes: it stacks experts under `mlp.switch_mlp`, exchanges
+the last two axes of convolutions, and for Qwen3-Next and Qwen3.5 adds 1 to the norm weights that are stored less 1.
+Source: `sanitize` in `mlx_lm/models/qwen3_next.py`, `qwen3_5.py` and `qwen3_moe.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from gguf_tools.errors import CheckpointError
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.sources.signature import signature
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.views import Reshaped, shifted, take
+
+STACKED = re.compile(r"(.*\.mlp)\.switch_mlp\.(gate|up|down)_proj\.weight")
+NORMS = re.compile(r"(.*\.)?(input_layernorm|post_attention_layernorm|q_norm|k_norm)\.weight|model\.norm\.weight")
+
+
+def undo_mlx(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as it was before MLX saved it; any other unchanged.
+
+    A file whose convolutions keep the published order of axes was not transformed by MLX, whatever its metadata say, and
+    MLX itself reads it so. Raises CheckpointError for stacked experts that are not a stack.
+    """
+    if checkpoint.metadata.get("format") != "mlx":
+        return checkpoint
+    metadata = {**checkpoint.metadata, "format": "pt"}
+    convolutions = [name for name in checkpoint.tensors if name.endswith("conv1d.weight")]
+    if any(checkpoint.tensors[name].shape[-1:] != (1,) for name in convolutions):
+        note = f"the metadata say MLX, but {convolutions[0]} has the published order of axes: nothing was moved back"
+        return replace(checkpoint, metadata=metadata, notes=(*checkpoint.notes, note))
+    tensors: dict[str, Tensor] = {}
+    stacked = False
+    for name, tensor in checkpoint.tensors.items():
+        match = STACKED.fullmatch(name)
+        if match:
+            stacked = True
+            tensors |= _apart(checkpoint, name, tensor, match[1], match[2])
+        elif name in convolutions:
+            # The axis of length 1 moves, so the numbers stay in their order.
+            tensors[name] = Reshaped(tensor, (tensor.shape[0], 1, *tensor.shape[1:-1]))
+        else:
+            tensors[name] = tensor
+    restored = replace(checkpoint, tensors=tensors, metadata=metadata)
+    done = ["experts unstacked"] if stacked else []
+    done += ["axes of the convolutions put back"] if convolutions else []
+    if signature(restored).hybrid:
+        done.append("1 taken off the norm weights")
+        tensors |= {name: shifted(tensor, -1.0) for name, tensor in tensors.items() if NORMS.fullmatch(name)}
+    what = ", ".join(done) or "nothing to put back"
+    return replace(restored, tensors=tensors, notes=(*checkpoint.notes, f"saved by MLX: {what}"))
+
+
+def _apart(checkpoint: Checkpoint, name: str, stack: Tensor, prefix: str, projection: str) -> dict[str, Tensor]:
+    if len(stack.shape) != 3:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {name} has shape {stack.shape}, (experts, rows, columns) expected; save it again"
+        )
+    return {
+        f"{prefix}.experts.{e}.{projection}_proj.weight": Reshaped(take(stack, [e]), stack.shape[1:])
+        for e in range(stack.shape[0])
+    }

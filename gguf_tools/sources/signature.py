@@ -1,0 +1,67 @@
+"""What tells families in Hugging Face layout apart, read from tensor names and shapes alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gguf_tools.sources.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Marks of a checkpoint: which kinds of tensors it has, and whether a query projection holds a gate.
+
+    `dense` is a gated feed-forward without experts, `mixtral` Mixtral's names for experts, `fused` experts in one tensor with
+    their router, `biases` the attention's projections (of q, k, v, o) that have a bias; `linear` and `separate` are linear
+    attention with fused (Qwen3-Next) and with separate (Qwen3.5) projections.
+    """
+
+    qk_norm: bool
+    linear: bool
+    separate: bool
+    gated: bool
+    experts: bool
+    shared: bool
+    attention: bool
+    dense: bool
+    mixtral: bool
+    fused: bool
+    router: bool
+    biases: frozenset[str]
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether it has what Qwen3-Next and Qwen3.5 alone have; both store most norm weights less 1."""
+        return self.linear or self.separate or (self.qk_norm and (self.gated or self.shared))
+
+
+def signature(checkpoint: Checkpoint) -> Signature:
+    """The marks of a checkpoint in Hugging Face layout."""
+    suffixes = {re.sub(r"^model\.layers\.\d+\.", "", name) for name in checkpoint.tensors}
+    return Signature(
+        qk_norm="self_attn.q_norm.weight" in suffixes,
+        linear="linear_attn.in_proj_qkvz.weight" in suffixes,
+        separate="linear_attn.in_proj_qkv.weight" in suffixes,
+        gated=any(gated_queries(checkpoint).values()),
+        experts=any(suffix.startswith("mlp.experts.") for suffix in suffixes),
+        shared=any(suffix.startswith("mlp.shared_expert.") for suffix in suffixes),
+        attention={f"self_attn.{name}_proj.weight" for name in "qkvo"} <= suffixes,
+        dense="mlp.gate_proj.weight" in suffixes,
+        mixtral="block_sparse_moe.experts.0.w1.weight" in suffixes,
+        fused="mlp.experts.gate_up_proj" in suffixes,
+        router="mlp.gate.weight" in suffixes,
+        biases=frozenset(name for name in "qkvo" if f"self_attn.{name}_proj.bias" in suffixes),
+    )
+
+
+def gated_queries(checkpoint: Checkpoint) -> dict[str, bool]:
+    """For each query projection, whether it holds a gate: whether it has twice the rows that the output's inputs need."""
+    queries = (name for name in checkpoint.tensors if name.endswith("self_attn.q_proj.weight"))
+    return {name: _gated(checkpoint, name) for name in queries}
+
+
+def _gated(checkpoint: Checkpoint, query: str) -> bool:
+    output = checkpoint.tensors.get(query.replace("q_proj", "o_proj"))
+    shapes = (checkpoint.tensors[query].shape, output.shape if output else ())
+    return all(len(shape) == 2 for shape in shapes) and shapes[0][0] == 2 * shapes[1][1]

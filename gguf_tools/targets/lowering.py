@@ -1,0 +1,124 @@
+"""From a Model to a GGUF's tensors and metadata: what the targets share.
+
+Sources: `src/llama-arch.cpp` (names and keys) and `src/llama-model.cpp` (`llama_model_base::load_hparams`) of
+llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from gguf_tools.formats.gguf.header import Field, Metadata, ValueType, array, f32, string, u32
+from gguf_tools.model.rope import (
+    LinearScaling,
+    Rope,
+    YarnScaling,
+    default_magnitude,
+)
+from gguf_tools.model.spec import Attention, Model, ModelSpec, MoE, Norm
+from gguf_tools.targets import lowering, names
+from gguf_tools.targets.base import Lowered, OutputTensor
+from gguf_tools.targets.lacks import attentions
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.views import shifted
+
+
+def lower_tensors(
+    model: Model, layer: Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
+) -> tuple[OutputTensor, ...]:
+    """All tensors in file order; `layer` maps layer n's tensors (norm offsets added) to names without `blk.N.`."""
+    spec = model.spec
+    out = [OutputTensor("token_embd.weight", model.tensors["embedding"])]
+    for n in range(len(spec.layers)):
+        named = layer(n, _offsets_added(model, n))
+        out += [OutputTensor(f"blk.{n}.{name}", tensor) for name, tensor in named.items()]
+    out.append(OutputTensor("output_norm.weight", with_offset(model.tensors["output_norm"], spec.output_norm)))
+    if not spec.tied:
+        out.append(OutputTensor("output.weight", model.tensors["output"]))
+    return tuple(out)
+
+
+def _offsets_added(model: Model, n: int) -> dict[str, Tensor]:
+    spec = model.spec.layers[n]
+    norms: dict[str, Norm | None] = {"mixer_norm": spec.mixer_norm, "ffn_norm": spec.ffn_norm}
+    if isinstance(spec.mixer, Attention):
+        norms |= {"attn.q_norm": spec.mixer.qk_norm, "attn.k_norm": spec.mixer.qk_norm}
+    else:
+        norms["delta.norm"] = spec.mixer.norm
+    return {name: with_offset(tensor, norms.get(name)) for name, tensor in model.layer(n).items()}
+
+
+def with_offset(weight: Tensor, norm: Norm | None) -> Tensor:
+    """A norm's weight as llama.cpp multiplies with it."""
+    return shifted(weight, norm.offset) if norm and norm.offset else weight
+
+
+def common_metadata(arch: str, spec: ModelSpec) -> Metadata:
+    """Sizes, norm epsilon and attention heads, under the architecture's prefix."""
+    values: dict[str, Field] = {
+        "context_length": u32(spec.context_length),
+        "embedding_length": u32(spec.hidden),
+        "block_count": u32(len(spec.layers)),
+        "vocab_size": u32(spec.vocab_size),
+        "attention.layer_norm_rms_epsilon": f32(spec.output_norm.eps),
+    }
+    mixer = next(iter(attentions(spec)), None)
+    if mixer:
+        values |= {
+            "attention.head_count": u32(mixer.heads),
+            "attention.head_count_kv": u32(mixer.kv_heads),
+            "attention.key_length": u32(mixer.head_dim),
+            "attention.value_length": u32(mixer.value_size),
+            **rope_metadata(mixer.rope),
+        }
+    return {f"{arch}.{key}": value for key, value in values.items()}
+
+
+def rope_metadata(rope: Rope) -> dict[str, Field]:
+    """Rope keys without prefix. llama.cpp applies YaRN's default attention factor itself and multiplies attn_factor on it."""
+    values: dict[str, Field] = {"rope.dimension_count": u32(rope.dims), "rope.freq_base": f32(rope.theta)}
+    scaling = rope.scaling
+    if isinstance(scaling, LinearScaling):
+        values |= {"rope.scaling.type": string("linear"), "rope.scaling.factor": f32(scaling.factor)}
+    elif isinstance(scaling, YarnScaling):
+        values |= {
+            "rope.scaling.type": string("yarn"),
+            "rope.scaling.factor": f32(scaling.factor),
+            "rope.scaling.original_context_length": u32(scaling.original_context),
+        }
+        if scaling.attention_factor is not None and scaling.magnitude != default_magnitude(scaling.factor):
+            values["rope.scaling.attn_factor"] = f32(scaling.magnitude / default_magnitude(scaling.factor))
+    return values
+
+
+def moe_metadata(arch: str, moe: MoE) -> Metadata:
+    """Expert counts and widths."""
+    values: dict[str, Field] = {
+        "expert_count": u32(moe.experts),
+        "expert_used_count": u32(moe.router.top_k),
+        "expert_feed_forward_length": u32(moe.width),
+    }
+    if moe.shared:
+        values["expert_shared_feed_forward_length"] = u32(moe.shared.width)
+    if moe.router.scale != 1.0:
+        values["expert_weights_scale"] = f32(moe.router.scale)
+    return {f"{arch}.{key}": value for key, value in values.items()}
+
+
+def booleans(values: Iterable[bool]) -> Field:
+    """An array of truth values."""
+    return array(ValueType.BOOL, [bool(value) for value in values])
+
+
+NAMES = {"mixer_norm": "attn_norm.weight", **names.ATTENTION_NAMES, "ffn_norm": "ffn_norm.weight", **names.FFN_NAMES}
+
+
+def lower_dense(arch: str) -> Callable[[Model], Lowered]:
+    """How a model becomes a file of `arch`: every tensor keeps its numbers, only names change."""
+
+    def lower(model: Model) -> Lowered:
+        width = model.spec.layers[0].feed_forward.width
+        metadata = lowering.common_metadata(arch, model.spec) | {f"{arch}.feed_forward_length": u32(width)}
+        return Lowered(arch, metadata, lowering.lower_tensors(model, lambda _, tensors: names.rename(tensors, NAMES)))
+
+    return lower

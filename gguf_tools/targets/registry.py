@@ -1,0 +1,43 @@
+"""Every target there is, by name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.spec import Model
+from gguf_tools.targets.base import Target
+
+
+@cache
+def all_targets() -> tuple[Target, ...]:
+    """Every target, by name."""
+    package = importlib.import_module(__package__)
+    names = (info.name for info in pkgutil.walk_packages(package.__path__, f"{__package__}."))
+    modules = map(importlib.import_module, names)
+    found = (getattr(module, "TARGET", None) for module in modules)
+    return tuple(sorted((target for target in found if isinstance(target, Target)), key=lambda target: target.name))
+
+
+def target_named(name: str) -> Target:
+    """The target of this name; UnsupportedError, with those there are, otherwise."""
+    for target in all_targets():
+        if target.name == name:
+            return target
+    known = ", ".join(target.name for target in all_targets())
+    raise UnsupportedError(f"target {name} is not known; targets are {known}")
+
+
+def lift(source: GGUFSource) -> Model:
+    """A GGUF file as a Model; UnsupportedError for an architecture without a target."""
+    target = target_named(source.architecture)
+    try:
+        return target.lift(source)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # Metadata and tensors that contradict each other in ways that no lifter thought of.
+        raise CheckpointError(
+            f"{source.path}: is not the {target.name} model that it claims to be ({error}); write the file again"
+        ) from error

@@ -1,0 +1,114 @@
+"""Lazy tensors: what a tensor is and how to read any part of it, without ever holding all of it.
+
+A tensor is read in flat pieces (`flat(start, stop)`, elements in row-major order, widened exactly to float32), so that
+peak memory is bounded by the piece and not by the tensor. Views (rows taken, parts joined, elements mapped) are lazy too
+and remember the names of the source tensors that they came from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.encode import RawArray
+from quant.types import BF16, F16, F32, TensorType
+
+FloatArray = NDArray[np.float32]
+
+NARROW = (F16, BF16)
+"""The types that views of stored elements hand on as they are: two bytes an element."""
+
+
+class Tensor(ABC):
+    """A lazy tensor: `shape` (row-major), `dtype` (as the source stores it: F64, F32, F16, BF16 …) and its `sources`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[str, ...]:
+        """Names of the source's tensors that this one is made of."""
+
+    @abstractmethod
+    def flat(self, start: int, stop: int) -> FloatArray:
+        """Elements `start` to `stop` in row-major order, as a float32 array of length stop - start."""
+
+    @property
+    def stored(self) -> TensorType:
+        """The type that `raw` gives the elements in: the one they are stored in where this is a plain view of them."""
+        return F32
+
+    def raw(self, start: int, stop: int) -> RawArray:
+        """Elements `start` to `stop` as `stored` says, in one dimension: float32 for F32, uint16 for F16 and BF16, the
+        bytes of all else; both ends are whole blocks of that type."""
+        return self.flat(start, stop)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Length of a row (the last axis)."""
+        return self.shape[-1]
+
+    def array(self) -> FloatArray:
+        """The whole tensor in memory, in its shape."""
+        return self.flat(0, self.size).reshape(self.shape)
+
+    def row_blocks(self, max_elements: int) -> Iterator[FloatArray]:
+        """The tensor as consecutive (n, columns) blocks of whole rows, each of about `max_elements` at most."""
+        step = max(1, max_elements // self.columns) * self.columns
+        for start in range(0, self.size, step):
+            yield self.flat(start, min(start + step, self.size)).reshape(-1, self.columns)
+
+
+@dataclass(frozen=True)
+class InMemory(Tensor):
+    """A tensor that lies in memory (made by a rewrite, or by a test)."""
+
+    values: FloatArray
+    names: tuple[str, ...] = ()
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.values.shape
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.names
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        return np.asarray(self.values.reshape(-1)[start:stop], np.float32)
+
+
+@dataclass(frozen=True)
+class Filled(Tensor):
+    """A constant tensor, which takes no memory."""
+
+    shape: tuple[int, ...]
+    value: float = 0.0
+    dtype: str = "F32"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return ()
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        return np.full(stop - start, self.value, np.float32)
+
+
+def same_values(a: Tensor, b: Tensor, piece: int = 1 << 20) -> bool:
+    """Whether two tensors hold the same numbers, read piece by piece."""
+    if a.shape != b.shape:
+        return False
+    pieces = ((start, min(start + piece, a.size)) for start in range(0, a.size, piece))
+    return all(np.array_equal(a.flat(*ends), b.flat(*ends)) for ends in pieces)

@@ -1,0 +1,284 @@
+"""Lazy views of tensors: reshaped, joined, rows and columns selected, elements mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.tensors.base import NARROW, FloatArray, Tensor
+from quant.encode import RawArray
+from quant.types import F32, TensorType
+
+
+@dataclass(frozen=True)
+class Reshaped(Tensor):
+    """The same elements in another shape."""
+
+    base: Tensor
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if prod(self.shape) != self.base.size:
+            raise ValueError(f"{self.base.sources} of shape {self.base.shape} cannot be reshaped to {self.shape}")
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return self.base.dtype
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.base.sources
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        return self.base.flat(start, stop)
+
+    @property
+    def stored(self) -> TensorType:
+        return self.base.stored
+
+    def raw(self, start: int, stop: int) -> RawArray:
+        return self.base.raw(start, stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Taken(Tensor):
+    """Entries of the first axis, in the order of `index` (which may repeat or leave out some)."""
+
+    base: Tensor
+    index: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (len(self.index), *self.base.shape[1:])
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return self.base.dtype
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.base.sources
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        out = np.empty(stop - start, np.float32)
+        self._gather(self.base.flat, start, out)
+        return out
+
+    @property
+    def stored(self) -> TensorType:
+        return self.base.stored if self.base.stored in NARROW else F32
+
+    def raw(self, start: int, stop: int) -> RawArray:
+        if self.stored is F32:
+            return self.flat(start, stop)
+        out = np.empty(stop - start, np.uint16)
+        self._gather(self.base.raw, start, out)
+        return out
+
+    def _gather(self, read: Callable[[int, int], RawArray], start: int, out: NDArray[Any]) -> None:
+        """Elements from `start` on, as many as `out` holds, read from the base by `read` into `out`."""
+        stop = start + len(out)
+        width = prod(self.base.shape[1:])
+        first, last = start // width, -(-stop // width)
+        index = self.index[first:last]
+        # Consecutive entries are read in one piece.
+        breaks = np.flatnonzero(np.diff(index) != 1) + 1
+        for left, right in zip([0, *breaks], [*breaks, len(index)], strict=True) if len(index) else ():
+            begin = max(start, (first + left) * width)
+            end = min(stop, (first + right) * width)
+            source = int(index[left]) * width + begin - (first + left) * width
+            out[begin - start : end - start] = read(source, source + end - begin)
+
+
+@dataclass(frozen=True)
+class Joined(Tensor):
+    """Parts one after another: concatenated along the first axis, or stacked, as `shape` says."""
+
+    parts: tuple[Tensor, ...]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if sum(part.size for part in self.parts) != prod(self.shape):
+            raise ValueError(f"{len(self.parts)} parts do not fill the shape {self.shape}")
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        kinds = {part.dtype for part in self.parts}
+        return kinds.pop() if len(kinds) == 1 else "F32"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.sources))
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        out = np.empty(stop - start, np.float32)
+        for part, begin, end, at in self._pieces(start, stop):
+            out[at : at + end - begin] = part.flat(begin, end)
+        return out
+
+    @property
+    def stored(self) -> TensorType:
+        kinds = {part.stored for part in self.parts}
+        kind = kinds.pop() if len(kinds) == 1 else F32
+        return kind if kind in NARROW else F32
+
+    def raw(self, start: int, stop: int) -> RawArray:
+        if self.stored is F32:
+            return self.flat(start, stop)
+        out = np.empty(stop - start, np.uint16)
+        for part, begin, end, at in self._pieces(start, stop):
+            out[at : at + end - begin] = part.raw(begin, end)
+        return out
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, int, int, int]]:
+        """The parts that elements `start` to `stop` lie in: the part, from where to where in it, and where in the result."""
+        offset = 0
+        for part in self.parts:
+            begin, end = max(start, offset), min(stop, offset + part.size)
+            if begin < end:
+                yield part, begin - offset, end - offset, begin - start
+            offset += part.size
+
+
+Elementwise = Callable[[FloatArray, int], NDArray[np.floating]]
+"""Maps a flat piece, given the place in the tensor where it starts, to as many values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped(Tensor):
+    """Each element changed by `function`; `label` says how, for plans and provenance."""
+
+    base: Tensor
+    function: Elementwise
+    label: str
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.base.shape
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.base.sources
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        return np.asarray(self.function(self.base.flat(start, stop), start), np.float32)
+
+
+def concatenate(parts: Sequence[Tensor]) -> Tensor:
+    """The parts joined along the first axis; all other axes must agree."""
+    rest = {part.shape[1:] for part in parts}
+    if len(rest) != 1:
+        raise ValueError(f"cannot join shapes {[part.shape for part in parts]} along the first axis")
+    return Joined(tuple(parts), (sum(part.shape[0] for part in parts), *rest.pop()))
+
+
+def stack(parts: Sequence[Tensor]) -> Tensor:
+    """The parts as entries of a new first axis; all shapes must agree."""
+    shapes = {part.shape for part in parts}
+    if len(shapes) != 1:
+        raise ValueError(f"cannot stack shapes {sorted(shapes)}")
+    return Joined(tuple(parts), (len(parts), *shapes.pop()))
+
+
+def take(base: Tensor, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    """The entries `index` of the first axis, lazily; ValueError for an entry that there is not."""
+    if isinstance(index, range):
+        # Seen before it becomes an array: a file's own numbers may be at work, and ask for any number of rows.
+        inside = not index or (min(index[0], index[-1]) >= 0 and max(index[0], index[-1]) < base.shape[0])
+    else:
+        index = np.asarray(index, np.int64)
+        inside = not len(index) or (int(index.min()) >= 0 and int(index.max()) < base.shape[0])
+    if not inside:
+        raise ValueError(f"{', '.join(base.sources)} of shape {base.shape} lacks some of the rows that are asked for")
+    return Taken(base, np.asarray(index, np.int64))
+
+
+def scaled(base: Tensor, factor: float) -> Tensor:
+    """Every element times `factor`, computed in float64 and rounded once."""
+    return Mapped(base, lambda x, _: x.astype(np.float64) * factor, f"× {factor:g}")
+
+
+def shifted(base: Tensor, offset: float) -> Tensor:
+    """Every element plus `offset`."""
+    return Mapped(base, lambda x, _: x.astype(np.float64) + offset, f"{offset:+g}")
+
+
+def scaled_rows(base: Tensor, factors: NDArray[np.floating]) -> Tensor:
+    """Entry i of the first axis times factors[i]."""
+    width = prod(base.shape[1:])
+
+    def function(x: FloatArray, start: int) -> NDArray[np.floating]:
+        return x.astype(np.float64) * factors[(np.arange(start, start + len(x)) // width)]
+
+    return Mapped(base, function, "× a factor a row")
+
+
+def take_rows(tensor: Tensor, blocks: int, first: int, count: int) -> Tensor:
+    """From a tensor whose first axis is `blocks` equal blocks: rows `first` to `first + count` of each block."""
+    size, rest = divmod(tensor.shape[0], blocks) if blocks > 0 else (0, 1)
+    if rest or first + count > size:
+        raise ValueError(
+            f"{', '.join(tensor.sources)} of shape {tensor.shape} is not {blocks} blocks of {first + count} rows"
+        )
+    return take(tensor, [block * size + row for block in range(blocks) for row in range(first, first + count)])
+
+
+def interleave_rows(parts: Sequence[Tensor], blocks: int) -> Tensor:
+    """The inverse of splitting blocks: block b of each part in turn, for every b."""
+    joined = concatenate(parts)
+    starts = [0]
+    for part in parts[:-1]:
+        starts.append(starts[-1] + part.shape[0])
+    sizes = [part.shape[0] // blocks for part in parts]
+    index = [
+        start + b * size + row
+        for b in range(blocks)
+        for start, size in zip(starts, sizes, strict=True)
+        for row in range(size)
+    ]
+    return take(joined, index)
+
+
+@dataclass(frozen=True, eq=False)
+class Columns(Tensor):
+    """Matrices of as many rows side by side, and of the columns that they have together those in `index`, in its order."""
+
+    parts: tuple[Tensor, ...]
+    index: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if len({part.shape[:-1] for part in self.parts}) != 1:
+            raise ValueError(f"cannot set shapes {[part.shape for part in self.parts]} side by side")
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (*self.parts[0].shape[:-1], len(self.index))
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        kinds = {part.dtype for part in self.parts}
+        return kinds.pop() if len(kinds) == 1 else "F32"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.sources))
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        if stop <= start:
+            return np.empty(0, np.float32)
+        width = len(self.index)
+        first, last = start // width, -(-stop // width)
+        rows = [part.flat(first * part.columns, last * part.columns).reshape(-1, part.columns) for part in self.parts]
+        taken = np.concatenate(rows, axis=1)[:, self.index]
+        return np.ascontiguousarray(taken, np.float32).reshape(-1)[start - first * width : stop - first * width]
+
+
+def take_columns(base: Tensor, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    """The columns `index` of a matrix, lazily."""
+    return Columns((base,), np.asarray(index, np.int64))

@@ -1,0 +1,214 @@
+"""SentencePiece-like BPE ("▁" for a space, bytes as <0xXX>), as Llama 2, Mistral and Gemma have it.
+
+llama.cpp has two algorithms that may serve. Its own for SentencePiece (`llm_tokenizer_spm`, model "llama") joins any two
+neighbours whose text is a token, the best score first and the leftmost of equal ones; that equals tokenizers' BPE where every
+way to put a token together is a merge, ranked by token, as conversions from SentencePiece list them. A vocabulary trained with
+the tokenizers library lists one way a token; then its BPE without byte characters (pre-tokenizer "sarvam-moe") is exact, but
+that one can put no space before a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gguf.constants import TokenType
+
+from gguf_tools.errors import TokenizerError
+from gguf_tools.tokenizers.files import TokenizerFiles, shown
+from gguf_tools.tokenizers.pretokenizers import Limit, flatten
+
+SPACE = "▁"
+BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
+RAW_BPE = "sarvam-moe"
+"""llama.cpp's byte-free BPE that escapes spaces and forces no BOS (its twin "gemma4" does)."""
+
+LEADING_SPACE = Limit(
+    "the tokenizer puts a space before a text unless there is one, llama.cpp always: text that begins with a space may be"
+    " tokenized otherwise",
+    lambda text: text.startswith((" ", SPACE)),
+)
+
+
+@dataclass(frozen=True)
+class SentencePiece:
+    """What replaces the byte-level part of a Tokenizer.
+
+    `sections`: text after a control token is treated alike by both sides. `strays`: added tokens that llama.cpp also makes of
+    ordinary pieces, where a text spells them out.
+    """
+
+    model: str
+    pre: str
+    kinds: Mapping[int, TokenType]
+    scores: Mapping[int, float] | None
+    merges: tuple[str, ...]
+    add_space_prefix: bool
+    limits: tuple[Limit, ...]
+    sections: bool
+    strays: frozenset[str]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Spaces:
+    """What the normalizer and the pre-tokenizer do about spaces."""
+
+    replaced: bool = False
+    prefix: bool = False
+    always: bool = False
+    first_only: bool = False
+    split: bool = False
+
+
+def is_sentencepiece(files: TokenizerFiles) -> bool:
+    """Whether the tokenizer writes spaces as "▁" rather than bytes as characters."""
+    where = str(files.path)
+    steps = [str(step["type"]) for step in flatten(files.document.get("pre_tokenizer"), where)]
+    if "ByteLevel" in steps:
+        return False
+    normalizers = flatten(files.document.get("normalizer"), where, items="normalizers")
+    return "Metaspace" in steps or any(_replaces_spaces(step) for step in normalizers)
+
+
+def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType], unknown: int | None) -> SentencePiece:
+    """The vocabulary for whichever of llama.cpp's two algorithms is exact.
+
+    Raises TokenizerError if neither is: other normalizers or steps, no tokens for bytes, merges that SentencePiece's
+    algorithm does not follow together with a space put before the text.
+    """
+    where = str(files.path)
+    spaces = _spaces(files, where)
+    lacking = next((token for token in BYTE_TOKENS if token not in files.ids), None)
+    if lacking is not None or files.model.get("byte_fallback") is not True:
+        found = "model.byte_fallback is off" if lacking is None else f"the vocabulary has no token {lacking}"
+        raise TokenizerError(
+            f"{where}: {found}; llama.cpp spells unknown characters as bytes and needs all 256 of <0x00> to <0xFF>"
+        )
+    if files.model.get("ignore_merges", False):
+        raise TokenizerError(f"{where}: model.ignore_merges is true; llama.cpp does that for byte-level BPE only")
+    if spaces.split:
+        inner = next((left + right for left, right in files.merges if SPACE in (left + right)[1:]), None)
+        if inner is not None:
+            raise TokenizerError(
+                f"{where}: Metaspace splits at every space, but the merges make {shown(inner)}; llama.cpp does not split there"
+            )
+    all_kinds = {**kinds, **{files.ids[token]: TokenType.BYTE for token in BYTE_TOKENS}}
+    if unknown is not None:
+        all_kinds[unknown] = TokenType.UNKNOWN
+    order = _token_order(files)
+    known = set(files.merges)
+    strays = [pair for pair in _joins(files) if pair not in known] if order is not None else []
+    spelled = {token.content for token in files.added}
+    grave = [pair for pair in strays if "".join(pair) not in spelled]
+    spelled_out = frozenset("".join(pair) for pair in strays)
+    notes = tuple(
+        f"llama.cpp finds {shown(token)} in plain text too, where the tokenizer does not"
+        for token in sorted(spelled_out)[:3]
+    )
+    if spaces.first_only:
+        notes += (
+            "after a control token llama.cpp puts a space before the text, as at the start; the tokenizer does not",
+        )
+    limits = (LEADING_SPACE,) if spaces.prefix and not spaces.always else ()
+    if order is not None and not grave:
+        lowest = -float(len(order))
+        scores = {
+            number: -float(order[text]) if text in order else 0.0 if number in all_kinds else lowest
+            for text, number in files.ids.items()
+        }
+        return SentencePiece(
+            "llama", "default", all_kinds, scores, (), spaces.prefix, limits, not spaces.first_only, spelled_out, notes
+        )
+    if spaces.prefix:
+        why = (
+            f"{shown(''.join(grave[0]))} could also be joined from {grave[0]}"
+            if grave
+            else "their order is not one of tokens"
+        )
+        raise TokenizerError(
+            f"{where}: puts a space before a text, and its merges are not those of SentencePiece ({why}); llama.cpp does"
+            " one or the other. A byte-level BPE, or prepend_scheme 'never', converts"
+        )
+    joined = (left + right for left, right in files.merges)
+    crossing = next((token for token in joined if "\n" in token and token.strip("\n")), None)
+    if crossing is not None:
+        raise TokenizerError(
+            f"{where}: a merge makes {shown(crossing)}; llama.cpp's {RAW_BPE!r} never joins line ends to text"
+        )
+    last = {pair: rank for rank, pair in enumerate(files.merges)}
+    merges = tuple(f"{left} {right}" for rank, (left, right) in enumerate(files.merges) if last[left, right] == rank)
+    return SentencePiece("gpt2", RAW_BPE, all_kinds, None, merges, False, (), True, frozenset(), ())
+
+
+def _replaces_spaces(step: Mapping[str, Any]) -> bool:
+    return step.get("type") == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == SPACE
+
+
+def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
+    spaces = _Spaces()
+    for step in flatten(files.document.get("normalizer"), where, items="normalizers"):
+        if step["type"] == "Prepend" and step.get("prepend") == SPACE and not spaces.replaced:
+            spaces = _Spaces(prefix=True, always=True)
+        elif _replaces_spaces(step):
+            spaces = _Spaces(replaced=True, prefix=spaces.prefix, always=spaces.always)
+        else:
+            raise TokenizerError(
+                f"{where}: the normalizer {shown(step['type'])} does what llama.cpp does not; it knows Prepend '▁' and"
+                " Replace ' ' by '▁'"
+            )
+    for step in flatten(files.document.get("pre_tokenizer"), where):
+        scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+        if step["type"] == "Metaspace" and step.get("replacement", SPACE) == SPACE:
+            spaces = _Spaces(
+                replaced=True,
+                prefix=spaces.prefix or scheme != "never",
+                always=spaces.always,
+                first_only=scheme == "first" and not spaces.prefix,
+                split=step.get("split", True) is not False,
+            )
+        elif step["type"] != "Split" or step.get("pattern") != {"String": " "} or not spaces.replaced:
+            # (a split at spaces finds none after they were replaced: Gemma has that)
+            raise TokenizerError(
+                f"{where}: the pre-tokenizer step {shown(step['type'])} splits where llama.cpp does not"
+            )
+    if not spaces.replaced:
+        raise TokenizerError(
+            f"{where}: nothing replaces spaces by '▁'; llama.cpp always does that in this kind of vocabulary"
+        )
+    return spaces
+
+
+def _token_order(files: TokenizerFiles) -> dict[str, int] | None:
+    """Merged tokens by the rank of their merges, or None if merges of different tokens take turns.
+
+    Runs of one character may take turns (SentencePiece gives spaces "▁▁", "▁▁▁", … one score): both sides then let the
+    leftmost run grow as far as it goes, if they have the same score.
+    """
+    last = {left + right: rank for rank, (left, right) in enumerate(files.merges)}
+    order: dict[str, int] = {}
+    place, until = -1, -1
+    group: set[str] = set()
+    for rank, (left, right) in enumerate(files.merges):
+        token = left + right
+        if rank > until:
+            place, until, group = place + 1, rank, set()
+        until = max(until, last[token])
+        group.add(token)
+        if len(group) > 1 and any(len(set(member)) > 1 for member in group):
+            return None
+        order[token] = place
+    return order
+
+
+def _joins(files: TokenizerFiles) -> Iterator[tuple[str, str]]:
+    """All pairs that llama.cpp may come to join: both parts are characters or were joined, and the whole is a token."""
+    ids = files.ids
+    joined: set[str] = set()
+    for token in sorted(ids, key=len):
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if (len(left) == 1 or left in joined) and (len(right) == 1 or right in joined):
+                joined.add(token)
+                yield left, right

@@ -1,0 +1,350 @@
+"""A Hugging Face tokenizer folder as the vocabulary of a GGUF, tokenizing alike on both sides or refused.
+
+llama.cpp's own converter recognises a byte-level BPE by the hash of a test string's ids and so refuses every vocabulary that
+it has not met. Here the tokenizer's structure decides (`pretokenizers.py`), and `probe` then proves it on a text of many
+kinds. Sources: `llama_vocab::impl::load` and `tokenize` of llama.cpp (src/llama-vocab.cpp) for what the keys do, and its
+`conversion/base.py` for the conventions ("[PADn]", the keys that users expect).
+
+What no GGUF can say, and so becomes a note or an error: normalizers, spaces that an added token swallows, words that an added
+token must not be part of, the order among added tokens that overlap in a text (tokenizers takes the leftmost, llama.cpp the
+longest).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import TokenType
+from tokenizers import Tokenizer as HFTokenizer
+
+from gguf_tools.errors import CheckpointError, TokenizerError
+from gguf_tools.formats.gguf.header import Field, ValueType, array, boolean, string, u32
+from gguf_tools.tokenizers import pretokenizers
+from gguf_tools.tokenizers.backend import build_backend, byte_characters, unreachable
+from gguf_tools.tokenizers.files import TokenizerFiles, read_files, shown
+from gguf_tools.tokenizers.pretokenizers import Limit
+from gguf_tools.tokenizers.sentencepiece import SentencePiece, convert_sentencepiece, is_sentencepiece
+from gguf_tools.tokenizers.special import FORCED_CONTROL, find_chat_templates, find_special_tokens, forced_text
+
+LOWEST = -10000.0
+"""The score of rows without a token (llama.cpp's converter gives them the same)."""
+
+NUL = Limit(
+    "llama.cpp cuts tokens off at a NUL character, so text with one is tokenized otherwise", lambda text: "\0" in text
+)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Everything known of a source's tokenizer, as llama.cpp will have it.
+
+    `tokens` and `token_types` (gguf's TokenType) have one entry a row of the embeddings; `notes` are sentences about anything
+    odd, for the user. `limits` say for which text the two sides are known to differ, `nfc` that the source normalizes to NFC,
+    `bytes_known` which bytes the vocabulary can spell; `probe` leaves such text out.
+    """
+
+    path: Path
+    tokens: tuple[str, ...]
+    token_types: tuple[int, ...]
+    merges: tuple[str, ...]
+    scores: tuple[float, ...] | None
+    model: str
+    pre: str
+    bos_id: int | None
+    eos_id: int | None
+    eot_id: int | None
+    eom_id: int | None
+    pad_id: int | None
+    unk_id: int | None
+    sep_id: int | None
+    mask_id: int | None
+    add_bos: bool
+    add_eos: bool
+    add_space_prefix: bool | None
+    chat_template: str | None
+    named_templates: Mapping[str, str]
+    notes: tuple[str, ...]
+    limits: tuple[Limit, ...]
+    nfc: bool
+    probe_tokens: tuple[str, ...]
+    bytes_known: frozenset[int] = field(repr=False)
+    _plain: HFTokenizer = field(repr=False, compare=False)
+    _parsing: HFTokenizer = field(repr=False, compare=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the vocabulary, padding included."""
+        return len(self.tokens)
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of `text` by the tokenizers library, nothing added before or after.
+
+        With `special`, control tokens spelled out in the text are found, as by `llama_tokenize(parse_special=true)`.
+        """
+        backend = self._parsing if special else self._plain
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, control tokens spelled out; padding rows have none."""
+        return str(self._parsing.decode(list(ids), skip_special_tokens=False))
+
+    def metadata(self) -> dict[str, Field]:
+        """All `tokenizer.*` keys of the GGUF."""
+        fields = {
+            "tokenizer.ggml.model": string(self.model),
+            "tokenizer.ggml.pre": string(self.pre),
+            "tokenizer.ggml.tokens": array(ValueType.STRING, self.tokens),
+            "tokenizer.ggml.token_type": array(ValueType.INT32, self.token_types),
+        }
+        if self.scores is not None:
+            fields["tokenizer.ggml.scores"] = array(ValueType.FLOAT32, self.scores)
+        if self.model != "llama":
+            fields["tokenizer.ggml.merges"] = array(ValueType.STRING, self.merges)
+        # Without these keys llama.cpp takes an ordinary token (11, or 1 and 2) for BOS and EOS, and ends generation there.
+        eos = self.eos_id if self.eos_id is not None else self._never_written()
+        ids = {
+            "bos": self.bos_id if self.bos_id is not None else eos,
+            "eos": eos,
+            "eot": self.eot_id,
+            "eom": self.eom_id,
+            "unknown": self.unk_id,
+            "seperator": self.sep_id,
+            "padding": self.pad_id,
+            "mask": self.mask_id,
+        }
+        fields |= {f"tokenizer.ggml.{role}_token_id": u32(number) for role, number in ids.items() if number is not None}
+        fields["tokenizer.ggml.add_bos_token"] = boolean(self.add_bos)
+        fields["tokenizer.ggml.add_eos_token"] = boolean(self.add_eos)
+        if self.add_space_prefix is not None:
+            fields["tokenizer.ggml.add_space_prefix"] = boolean(self.add_space_prefix)
+        if self.named_templates:
+            fields["tokenizer.chat_templates"] = array(ValueType.STRING, tuple(self.named_templates))
+            fields |= {f"tokenizer.chat_template.{name}": string(text) for name, text in self.named_templates.items()}
+        if self.chat_template is not None:
+            fields["tokenizer.chat_template"] = string(self.chat_template)
+        return fields
+
+    def _never_written(self) -> int | None:
+        """A token that a model never writes, to stand where it has no end of text."""
+        unused = (number for number, kind in enumerate(self.token_types) if kind == TokenType.UNUSED)
+        return next(unused, self.pad_id)
+
+
+def load_tokenizer(
+    folder: Path, vocab_size: int, *, config: Mapping[str, Any] | None = None, add_bos: bool | None = None
+) -> Tokenizer:
+    """Reads a tokenizer folder for a model whose embeddings have `vocab_size` rows.
+
+    `config` is the model's config.json, for its token ids; `add_bos` overrides what the files say of BOS.
+    Raises CheckpointError for files that are missing or broken, TokenizerError for a tokenizer that llama.cpp cannot
+    reproduce; both name the file and the key.
+    """
+    files = read_files(folder)
+    where = str(files.path)
+    _check_model(files.model, where)
+    largest = max(files.ids.values(), default=-1)
+    if largest >= vocab_size:
+        raise TokenizerError(
+            f"{where}: has {largest + 1} tokens (ids up to {largest}), the model's embeddings {vocab_size} rows; this is"
+            " another model's tokenizer, or the embeddings were not resized"
+        )
+    notes = list(files.notes)
+    roles = find_special_tokens(files, vocab_size, config, add_bos)
+    chat_template, named_templates, template_notes = find_chat_templates(files)
+    kinds = _added_kinds(files, notes)
+    spm = convert_sentencepiece(files, kinds, roles.unk) if is_sentencepiece(files) else None
+    if spm is None:
+        nfc = pretokenizers.normalizes_to_nfc(files.document.get("normalizer"), where)
+        steps = pretokenizers.split_steps(files.document.get("pre_tokenizer"), where)
+        plain, parsing = build_backend(files, kinds)
+        pre, limits = _pre_tokenizer(files, steps, plain)
+        merges = _byte_level_merges(files, notes)
+        bytes_known = _bytes_known(files, notes)
+    else:
+        kinds, nfc = dict(spm.kinds), False
+        plain, parsing = build_backend(files, kinds)
+        pre, limits, merges = spm.pre, spm.limits, spm.merges
+        bytes_known = frozenset(range(256))
+        notes += spm.notes
+    if nfc:
+        notes.append(
+            "the tokenizer brings text into Unicode form NFC, llama.cpp does not: text in another form differs"
+        )
+    tokens, types = _rows(files, kinds, vocab_size, notes)
+    if any("\0" in text for text in files.ids):
+        limits = (*limits, NUL)
+    if roles.eos is None:
+        notes.append(_no_end(types, roles.pad))
+    return Tokenizer(
+        path=files.path,
+        tokens=tokens,
+        token_types=types,
+        merges=merges,
+        scores=None
+        if spm is None or spm.scores is None
+        else tuple(spm.scores.get(i, LOWEST) for i in range(vocab_size)),
+        model="gpt2" if spm is None else spm.model,
+        pre=pre,
+        bos_id=roles.bos,
+        eos_id=roles.eos,
+        eot_id=roles.eot,
+        eom_id=roles.eom,
+        pad_id=roles.pad,
+        unk_id=roles.unk,
+        sep_id=roles.sep,
+        mask_id=roles.mask,
+        add_bos=roles.add_bos,
+        add_eos=roles.add_eos,
+        add_space_prefix=None if spm is None else spm.add_space_prefix,
+        chat_template=chat_template,
+        named_templates=named_templates,
+        notes=(*notes, *roles.notes, *template_notes, *(limit.note for limit in limits)),
+        limits=limits,
+        nfc=nfc,
+        probe_tokens=_probe_tokens(files, spm),
+        bytes_known=bytes_known,
+        _plain=plain,
+        _parsing=parsing,
+    )
+
+
+def _probe_tokens(files: TokenizerFiles, spm: SentencePiece | None) -> tuple[str, ...]:
+    """Added tokens that both sides find in the same places (notes tell of the others)."""
+    if spm is not None and not spm.sections:
+        return ()
+    strays = frozenset() if spm is None else spm.strays
+    return tuple(
+        token.content
+        for token in files.added
+        if not (token.single_word or token.lstrip or token.rstrip or token.content in strays)
+    )
+
+
+def _check_model(model: Mapping[str, Any], where: str) -> None:
+    """Refuses models other than plain BPE, by name."""
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind != "BPE":
+        raise TokenizerError(f"{where}: model.type is {shown(kind)}; tinyq converts BPE vocabularies only")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise TokenizerError(f"{where}: model.{key} is {shown(model[key])}; llama.cpp's BPE has no such marks")
+    for key in ("byte_fallback", "ignore_merges", "fuse_unk"):
+        if not isinstance(model.get(key, False), bool):
+            raise CheckpointError(f"{where}: model.{key} is {shown(model[key])}; expected true or false")
+
+
+def _added_kinds(files: TokenizerFiles, notes: list[str]) -> dict[int, TokenType]:
+    """The type of every added token; some are decided by llama.cpp from their text alone."""
+    always_shown = forced_text(files.ids)
+    kinds: dict[int, TokenType] = {}
+    for token in files.added:
+        control = (token.special or token.content in FORCED_CONTROL) and token.content not in always_shown
+        kinds[token.id] = TokenType.CONTROL if control else TokenType.USER_DEFINED
+    turned = [token for token in files.added if token.special != (kinds[token.id] == TokenType.CONTROL)]
+    for special, kind in ((False, "control"), (True, "ordinary")):
+        names = [shown(token.content) for token in turned if token.special == special]
+        if names:
+            mark = "special" if special else "not special"
+            notes.append(f"llama.cpp makes {_some(names)} {kind} tokens by name; the tokenizer has them as {mark}")
+    silent = sorted(set(files.vocab) & FORCED_CONTROL - {token.content for token in files.added})
+    if silent:
+        notes.append(
+            f"llama.cpp makes {_some([shown(name) for name in silent])} control tokens by name;"
+            " the tokenizer has them as plain text"
+        )
+    swallow = [shown(token.content) for token in files.added if token.lstrip or token.rstrip]
+    if swallow:
+        notes.append(
+            f"spaces beside {_some(swallow)} are swallowed by the tokenizer (lstrip, rstrip) and kept by llama.cpp"
+        )
+    whole = [shown(token.content) for token in files.added if token.single_word]
+    if whole:
+        notes.append(f"{_some(whole)} must be whole words for the tokenizer; llama.cpp finds them within words too")
+    return kinds
+
+
+def _pre_tokenizer(files: TokenizerFiles, steps: Sequence[str], plain: HFTokenizer) -> tuple[str, tuple[Limit, ...]]:
+    """llama.cpp's name for the pre-tokenizer, which also fixes whether it ignores merges."""
+    where = str(files.path)
+    wanted = files.model.get("ignore_merges", False)
+    rows = pretokenizers.find(steps, where)
+    row = rows[0]
+    if row.ignore_merges != wanted:
+        # Whole entries and merges come to the same where merging spells every entry of the vocabulary.
+        lost = unreachable(plain, files.vocab)
+        if lost:
+            exact = [other for other in rows if other.ignore_merges == wanted]
+            if not exact:
+                does = "never does that with" if wanted else "always does that with"
+                raise TokenizerError(
+                    f"{where}: model.ignore_merges is {str(wanted).lower()}, and {len(lost)} tokens, such as"
+                    f" {shown(lost[0])}, are not what merging makes of their text; llama.cpp takes such text whole or not"
+                    f" by the pre-tokenizer's name, and {does} {row.name!r}"
+                )
+            row = exact[0]
+    return row.name, () if row.limit is None else (row.limit,)
+
+
+def _byte_level_merges(files: TokenizerFiles, notes: list[str]) -> tuple[str, ...]:
+    """The merges as llama.cpp reads them: split at the first space, the first of equal ones counting."""
+    spaced = sum(" " in left or " " in right for left, right in files.merges)
+    if spaced:
+        notes.append(f"{spaced} merges join tokens with a space in them, which byte-level text never has: left out")
+    # Of two equal merges tokenizers keeps the last (a hash map filled in order).
+    last = {pair: rank for rank, pair in enumerate(files.merges)}
+    if len(last) < len(files.merges):
+        notes.append(
+            f"{len(files.merges) - len(last)} merges are listed twice: the later rank was taken, as the tokenizer does"
+        )
+    kept = [pair for rank, pair in enumerate(files.merges) if last[pair] == rank]
+    return tuple(f"{left} {right}" for left, right in kept if " " not in left and " " not in right)
+
+
+def _bytes_known(files: TokenizerFiles, notes: list[str]) -> frozenset[int]:
+    """The bytes that have a token. llama.cpp drops the others, as tokenizers does, but then merges over no gap."""
+    known = frozenset(byte for byte, char in enumerate(byte_characters()) if char in files.vocab)
+    # UTF-8 uses neither C0, C1 nor F5 to FF
+    missing = [byte for byte in range(0xF5) if byte not in known and byte not in (0xC0, 0xC1)]
+    if missing:
+        what = "by llama.cpp" if files.model.get("unk_token") is not None else "by both sides, not always alike"
+        notes.append(f"the vocabulary has no token for {len(missing)} of 256 bytes; text with these is cut {what}")
+    return known
+
+
+def _rows(
+    files: TokenizerFiles, kinds: Mapping[int, TokenType], vocab_size: int, notes: list[str]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Text and type of every row; rows that no token has are filled, for llama.cpp wants all texts distinct and not empty."""
+    names = {number: text for text, number in files.ids.items() if "\0" not in text}
+    taken = set(names.values())
+    tokens: list[str] = []
+    types: list[int] = []
+    for number in range(vocab_size):
+        text = names.get(number, "")
+        types.append(int(kinds.get(number, TokenType.NORMAL) if text else TokenType.UNUSED))
+        if not text:
+            text = f"[PAD{number}]"
+            while text in taken:
+                text += "_"
+            taken.add(text)
+        tokens.append(text)
+    empty = types.count(TokenType.UNUSED)
+    last = max(names, default=-1) + 1
+    if last < vocab_size:
+        notes.append(f"vocabulary padded from {last} to {vocab_size}")
+    if empty > vocab_size - last:
+        notes.append(f"{empty - (vocab_size - last)} ids below {last} have no token: filled as unused")
+    return tuple(tokens), tuple(types)
+
+
+def _no_end(types: Sequence[int], pad: int | None) -> str:
+    if TokenType.UNUSED in types or pad is not None:
+        return "no file says which token ends a text: generation will run to its limit"
+    return "no file says which token ends a text, and there is none to stand for it: llama.cpp will end at an ordinary token"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,1 @@
+"""Surgery on a checkpoint's folder."""

@@ -1,0 +1,97 @@
+"""A Hugging Face config after surgery: everything in it that speaks of single layers follows them.
+
+Keys are those of transformers 5 (`configuration_*.py` of the families that tinyq knows, and their kin).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gguf_tools.errors import InputError, UnsupportedError
+from gguf_tools.model.spec import Attention, DeltaNet, LayerSpec, ModelSpec, MoE
+from surgery.algebra import Half, Stack, origins
+
+COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+INNER = "text_config"
+"""Where a config with a vision tower keeps the text model's."""
+NOT_PER_LAYER = re.compile(
+    r"architectures|.*_token_id|.*token_ids|mrope_section|auto_map|.*_modules|rope_.*|languages?"
+)
+"""Lists that may be as long as the layer count by chance."""
+OF_FFN = re.compile(r".*(mlp|moe|ffn|intermediate|expert|feed_forward).*")
+
+
+def followed(config: Mapping[str, Any], old: ModelSpec, new: ModelSpec, stack: Stack) -> dict[str, Any]:
+    """The config of the operated model.
+
+    Raises InputError where layers have different numbers of experts, UnsupportedError where the config can only say that
+    the first layers are dense and others would be.
+    """
+    changed = {
+        key: _moved(key, value, stack) if _per_layer(key, value, len(old.layers)) else value
+        for key, value in config.items()
+    }
+    for key in COUNT_KEYS:
+        if key in config:
+            changed[key] = len(new.layers)
+    stated = config.get("layer_types")
+    kinds = [_kind(layer) for layer in new.layers]
+    if not (isinstance(stated, list) and len(stated) == len(old.layers)) and (stated or len(set(kinds)) > 1):
+        changed["layer_types"] = kinds
+    dense = [n for n, layer in enumerate(new.layers) if not isinstance(layer.feed_forward, MoE)]
+    if "mlp_only_layers" in config or "decoder_sparse_step" in config:
+        # A step counts places: only the list can say which layers are dense once they have moved.
+        changed |= {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+    if config.get("first_k_dense_replace"):
+        if dense != list(range(len(dense))):
+            raise UnsupportedError(
+                f"layer {dense[-1]} would be dense, but first_k_dense_replace of config.json can only say that the first are"
+            )
+        changed["first_k_dense_replace"] = len(dense)
+    changed |= _expert_counts(config, old, new)
+    inner = config.get(INNER)
+    if isinstance(inner, dict):
+        changed[INNER] = followed(inner, old, new, stack)
+    return changed
+
+
+def _per_layer(key: str, value: object, count: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == count
+        and not NOT_PER_LAYER.fullmatch(key)
+        and key != "mlp_only_layers"
+    )
+
+
+def _moved(key: str, value: Sequence[Any], stack: Stack) -> list[Any]:
+    half: Half = "ffn" if OF_FFN.fullmatch(key) else "attention"
+    return [value[origins(layer, half)[0]] for layer in stack]
+
+
+def _kind(layer: LayerSpec) -> str:
+    """The layer's entry in layer_types."""
+    if isinstance(layer.mixer, DeltaNet):
+        return "linear_attention"
+    window = layer.mixer.window if isinstance(layer.mixer, Attention) else None
+    return "full_attention" if window is None else "sliding_attention"
+
+
+def _expert_counts(config: Mapping[str, Any], old: ModelSpec, new: ModelSpec) -> dict[str, int]:
+    def counts(spec: ModelSpec) -> dict[int, int]:
+        moes = ((n, layer.feed_forward) for n, layer in enumerate(spec.layers))
+        return {n: moe.experts for n, moe in moes if isinstance(moe, MoE)}
+
+    found = counts(new)
+    if not found or (set(found.values()) <= set(counts(old).values()) and len(set(found.values())) == 1):
+        return {}
+    if len(set(found.values())) > 1:
+        few, many = (min(found, key=lambda n: sign * found[n]) for sign in (1, -1))
+        raise InputError(
+            f"layer {few} would have {found[few]} experts and layer {many} {found[many]}; a config has one count for all "
+            f"layers, so drop as many in each (drop-experts 0..{len(new.layers) - 1}:…)"
+        )
+    return {key: next(iter(found.values())) for key in EXPERT_KEYS if key in config}

@@ -1,0 +1,338 @@
+"""Surgery on a checkpoint: a folder in Hugging Face layout becomes another one, a torch state dict becomes a folder.
+
+The family that recognises the checkpoint says which of its tensors play which role in which layer, so nothing here knows
+names: a layer's tensors are renamed, blended and scaled as they are stored, and the folder is opened again before it
+appears, to see that it describes the model that was meant.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_tools.conversion.provenance import RECIPE_FILE
+from gguf_tools.errors import CheckpointError, InputError, OutputError, UnsupportedError
+from gguf_tools.families.registry import build_model
+from gguf_tools.formats.output import atomic_folder
+from gguf_tools.formats.safetensors import WIDTHS, Stored, StoredTensor, write_safetensors
+from gguf_tools.formats.state_dict import StateTensor
+from gguf_tools.model.spec import Model
+from gguf_tools.progress import ByteProgress
+from gguf_tools.sources.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint, open_checkpoint
+from gguf_tools.sources.restore import restore
+from gguf_tools.tensors.base import FloatArray, Tensor
+from gguf_tools.tensors.views import take
+from surgery.algebra import HALVES, Half, Method, Space, Stack, evaluate
+from surgery.arithmetic import mixed, times
+from surgery.checkpoint.config import followed
+from surgery.model import EXPERT_PREFIX, OUTPUT_ROLES, ModelSpace, half_of_role, rebuilt
+from surgery.recipe import Recipe, file_text, read_file
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+PIECE = 1 << 20
+"""Elements read, computed and written at a time."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz")
+BESIDE = re.compile(
+    r"(tokenizer|generation|special_tokens|added_tokens|chat_template|vocab|merges|README).*\.(json|jinja|txt|model|md)"
+)
+"""What is taken along from the folder of a lone file, which may hold anything."""
+NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
+
+
+@dataclass(frozen=True)
+class CheckpointHalf:
+    """Half a layer: its tensors by name without the layer's prefix, and what the model's half says of it."""
+
+    kind: Any
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Which of a checkpoint's names belong to which layer.
+
+    A layer's tensors are named `prefix`N.…; `layers` has them by the rest of the name, `roles` says what each is for, and
+    `beyond` are those that carry a number past the last layer (MTP blocks), which stay behind it.
+    """
+
+    prefix: str
+    layers: tuple[Mapping[str, str], ...]
+    roles: Mapping[str, frozenset[str]]
+    beyond: Mapping[str, tuple[int, str]]
+    others: tuple[str, ...]
+
+
+def read_names(checkpoint: Checkpoint, model: Model) -> Names:
+    """Tell the layers' tensors by the roles that the family gave them.
+
+    Raises UnsupportedError where the names do not carry the layer's number.
+    """
+    key_of = {source: key for key, tensor in checkpoint.tensors.items() for source in tensor.sources}
+    count = len(model.spec.layers)
+    prefixes: set[str] = set()
+    roles: dict[str, set[str]] = {}
+    for n in range(count):
+        for role, tensor in model.layer(n).items():
+            for source in tensor.sources:
+                key = key_of.get(source, source)
+                match = NUMBER.search(key)
+                if match is None or int(match[1]) != n:
+                    raise UnsupportedError(
+                        f"{checkpoint.path}: tensor {key} of layer {n} does not carry that number in its name"
+                    )
+                prefixes.add(key[: match.start(1)])
+                roles.setdefault(key, set()).add(role)
+    if len(prefixes) != 1:
+        raise UnsupportedError(
+            f"{checkpoint.path}: the layers' names begin in several ways: {', '.join(sorted(prefixes))}"
+        )
+    prefix = prefixes.pop()
+    layers: list[dict[str, str]] = [{} for _ in range(count)]
+    beyond: dict[str, tuple[int, str]] = {}
+    others = []
+    for key in checkpoint.tensors:
+        match = re.fullmatch(re.escape(prefix) + r"(\d+)\.(.+)", key)
+        if match is None:
+            others.append(key)
+        elif int(match[1]) < count:
+            layers[int(match[1])][match[2]] = key
+        else:
+            beyond[key] = (int(match[1]), match[2])
+    found = {key: frozenset(value) for key, value in roles.items()}
+    return Names(prefix, tuple(layers), found, beyond, tuple(others))
+
+
+class CheckpointSpace(Space[CheckpointHalf]):
+    """The layers of a checkpoint, tensor by tensor as they are stored."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Model, names: Names) -> None:
+        self.tensors = checkpoint.tensors
+        self.names = names
+        self.model = ModelSpace(model)
+
+    def half(self, index: int, half: Half) -> CheckpointHalf:
+        tensors = {}
+        for rest, key in self.names.layers[index].items():
+            halves = {half_of_role(role) for role in self.names.roles.get(key, ())}
+            if len(halves) > 1:
+                raise UnsupportedError(f"tensor {key} belongs to both halves of its layer, which surgery cannot part")
+            # What has no role (a table of rope frequencies, a mask) goes with the attention.
+            if (halves or {"attention"}) == {half}:
+                tensors[rest] = self.tensors[key]
+        return CheckpointHalf(self.model.half(index, half), tensors)
+
+    def roles(self, rest: str) -> frozenset[str]:
+        """The roles of a tensor by its name without the layer's prefix."""
+        keys = (layer[rest] for layer in self.names.layers if rest in layer)
+        return frozenset(role for key in keys for role in self.names.roles.get(key, ()))
+
+    def mismatch(self, a: CheckpointHalf, b: CheckpointHalf) -> tuple[str, str] | None:
+        kinds = self.model.mismatch(a.kind, b.kind)
+        if kinds:
+            return kinds
+        for rest in sorted(a.tensors.keys() | b.tensors.keys()):
+            shapes = [half.tensors[rest].shape if rest in half.tensors else None for half in (a, b)]
+            if self.roles(rest) and shapes[0] != shapes[1]:
+                return f"{rest} {shapes[0] or 'missing'}", f"{rest} {shapes[1] or 'missing'}"
+        return None
+
+    def blend(self, parts: Sequence[tuple[CheckpointHalf, float]], method: Method) -> CheckpointHalf:
+        first = parts[0][0]
+        tensors = {}
+        for rest, tensor in first.tensors.items():
+            tensors[rest] = tensor
+            if self.roles(rest):
+                tensors[rest] = mixed([(_number(part.tensors[rest]), weight) for part, weight in parts], method)
+        return CheckpointHalf(first.kind, tensors)
+
+    def scaled(self, part: CheckpointHalf, factor: float) -> CheckpointHalf:
+        tensors = {}
+        for rest, tensor in part.tensors.items():
+            roles = self.roles(rest)
+            if roles & OUTPUT_ROLES and not roles <= OUTPUT_ROLES:
+                raise UnsupportedError(f"{rest} holds more than an output projection, so that it cannot be scaled")
+            tensors[rest] = times(_number(tensor), factor) if roles & OUTPUT_ROLES else tensor
+        return CheckpointHalf(part.kind, tensors)
+
+    def expert_count(self, part: CheckpointHalf) -> int:
+        return self.model.expert_count(part.kind)
+
+    def experts(self, part: CheckpointHalf, order: tuple[int, ...]) -> CheckpointHalf:
+        kind = self.model.experts(part.kind, order)
+        places = {expert: place for place, expert in reversed(list(enumerate(order)))}
+        tensors: dict[str, Tensor] = {}
+        for rest, tensor in part.tensors.items():
+            if not any(role.startswith(EXPERT_PREFIX) for role in self.roles(rest)):
+                tensors[rest] = tensor
+                continue
+            number = NUMBER.search(rest)
+            if number is None:
+                # One tensor for all experts: the first axis counts them.
+                tensors[rest] = take(tensor, order)
+            elif int(number[1]) in places:
+                renamed = f"{rest[: number.start(1)]}{places[int(number[1])]}{rest[number.end(1) :]}"
+                tensors[renamed] = tensor
+        return CheckpointHalf(kind, tensors)
+
+
+def _number(tensor: Tensor) -> Tensor:
+    if tensor.dtype not in FLOATS:
+        raise InputError(
+            f"tensor {', '.join(tensor.sources[:1])} is stored as {tensor.dtype}; blends and scales need {', '.join(FLOATS)}"
+        )
+    return tensor
+
+
+@dataclass(frozen=True)
+class CheckpointPlan:
+    """What a surgery on a checkpoint writes: all tensors by their new names, the config, and the model meant."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    before: Recipe
+    source_model: Model
+    model: Model
+    stack: Stack
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+
+    @property
+    def computed(self) -> list[str]:
+        """Tensors that are not copied."""
+        return [name for name, tensor in self.tensors.items() if not isinstance(tensor, StoredTensor | StateTensor)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.size * _width(tensor) for tensor in self.tensors.values())
+
+
+def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
+    """Everything that the surgery will do; only headers and the config have been read.
+
+    Raises InputError or a kind of it for a bad index, kinds that do not blend, or a checkpoint that no family knows.
+    """
+    checkpoint = open_checkpoint(path)
+    model = build_model(restore(checkpoint, text_only=True))
+    stack = recipe.apply(len(model.spec.layers))
+    meant = rebuilt(model, stack)
+    names = read_names(checkpoint, model)
+    space = CheckpointSpace(checkpoint, model, names)
+    tensors: dict[str, Tensor] = {}
+    for n, layer in enumerate(stack):
+        for half in HALVES:
+            part = evaluate(layer, half, space)
+            tensors |= {f"{names.prefix}{n}.{rest}": tensor for rest, tensor in part.tensors.items()}
+    shift = len(stack) - len(model.spec.layers)
+    for key, (n, rest) in names.beyond.items():
+        tensors[f"{names.prefix}{n + shift}.{rest}"] = checkpoint.tensors[key]
+    tensors |= {key: checkpoint.tensors[key] for key in names.others}
+    config = followed(checkpoint.config, model.spec, meant.spec, stack)
+    history = checkpoint.folder / RECIPE_FILE
+    before = read_file(history) if checkpoint.path.is_dir() and history.exists() else Recipe()
+    return CheckpointPlan(checkpoint, recipe, before, model, meant, stack, tensors, config)
+
+
+def write_checkpoint(
+    plan: CheckpointPlan, out: Path, *, force: bool = False, progress: ByteProgress = lambda _: None
+) -> int:
+    """Write the folder, which appears whole or not at all; bytes of its weights."""
+    source, target = plan.checkpoint.path.resolve(), out.resolve()
+    if target == source or source in target.parents or target in source.parents:
+        raise OutputError(f"{out}: lies over the source {plan.checkpoint.path}; give a folder that has nothing of it")
+    with atomic_folder(out, force=force, size=plan.size) as folder:
+        for file in _files_beside(plan.checkpoint):
+            shutil.copyfile(file, folder / file.name)
+        (folder / CONFIG).write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        layers = plan.before.layers or len(plan.source_model.spec.layers)
+        (folder / RECIPE_FILE).write_text(file_text(plan.before.then(plan.recipe), layers), "utf-8")
+        _write_weights(plan, folder, progress)
+        made = build_model(restore(open_checkpoint(folder), text_only=True))
+        if made.spec != plan.model.spec:
+            raise UnsupportedError(
+                f"{out}: config.json of this family cannot say what the layers would be "
+                f"({plan.model.spec.pattern} meant, {made.spec.pattern} read back); convert with these options instead"
+            )
+    return plan.size
+
+
+def _files_beside(checkpoint: Checkpoint) -> list[Path]:
+    """Config, tokenizer, card and the like: all but weights, of a folder; of a lone file's folder what is known."""
+    files = [path for path in checkpoint.folder.iterdir() if path.is_file() and path.name not in (INDEX, CONFIG)]
+    if not checkpoint.path.is_dir():
+        return [path for path in files if BESIDE.fullmatch(path.name)]
+    return [path for path in files if path.suffix not in WEIGHT_SUFFIXES and not path.name.startswith(".")]
+
+
+def _write_weights(plan: CheckpointPlan, folder: Path, progress: ByteProgress) -> None:
+    stored = [
+        Stored(name, _dtype(tensor), tensor.shape, _width(tensor), _bytes(tensor))
+        for name, tensor in plan.tensors.items()
+    ]
+    # Wide types first, so that all lie aligned; then by name, as safetensors itself writes them.
+    stored.sort(key=lambda tensor: (-tensor.width, tensor.name))
+    shards = _shards(plan.checkpoint, stored)
+    if len(shards) == 1:
+        write_safetensors(folder / SINGLE, shards[0], plan.checkpoint.metadata, progress)
+        return
+    where: dict[str, str] = {}
+    for n, shard in enumerate(shards, 1):
+        file = f"model-{n:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file, shard, plan.checkpoint.metadata, progress)
+        where |= {tensor.name: file for tensor in shard}
+    total = {"total_parameters": sum(prod(t.shape) for t in stored), "total_size": sum(t.nbytes for t in stored)}
+    index = {"metadata": total, "weight_map": dict(sorted(where.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _shards(checkpoint: Checkpoint, stored: list[Stored]) -> list[list[Stored]]:
+    """One file where the source is one, else shards as large as the source's largest."""
+    if len(checkpoint.weight_files) < 2:
+        return [stored]
+    limit = max(path.stat().st_size for path in checkpoint.weight_files)
+    shards: list[list[Stored]] = [[]]
+    size = 0
+    for tensor in sorted(stored, key=lambda tensor: tensor.name):
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    return [sorted(shard, key=lambda tensor: (-tensor.width, tensor.name)) for shard in shards]
+
+
+def _dtype(tensor: Tensor) -> str:
+    if isinstance(tensor, StateTensor) and tensor.dtype not in FLOATS:
+        raise CheckpointError(f"tensor {tensor.name} is stored as {tensor.dtype}; floating-point tensors expected")
+    return tensor.dtype
+
+
+def _width(tensor: Tensor) -> int:
+    return WIDTHS[_dtype(tensor)]
+
+
+def _bytes(tensor: Tensor) -> Iterator[bytes | bytearray]:
+    """A tensor's bytes in pieces: as they are stored where it is one of a safetensors file."""
+    for start in range(0, tensor.size, PIECE):
+        stop = min(start + PIECE, tensor.size)
+        if isinstance(tensor, StoredTensor):
+            width = WIDTHS[tensor.dtype]
+            yield tensor.file.read(tensor.offset + start * width, (stop - start) * width)
+        else:
+            yield _encoded(tensor.flat(start, stop), tensor.dtype)
+
+
+def _encoded(values: FloatArray, dtype: str) -> bytes:
+    """Values that the type holds exactly, as its bytes."""
+    if dtype == "BF16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    kinds = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+    return values.astype(kinds[dtype]).tobytes()

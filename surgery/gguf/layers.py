@@ -1,0 +1,315 @@
+"""The layers of a GGUF file, of any architecture that names them `blk.N.`: where they lie, and what surgery makes of them.
+
+A whole layer, and a layer with fewer experts, stays what it is in bytes. A blend or a scaling decodes, computes in the
+source's space (a decay by its logarithm; norm offsets and permuted rows do not matter to weights that sum to 1), and is
+encoded to the tensor's type again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.errors import CheckpointError, InputError
+from gguf_tools.formats.data_file import DataFile
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import TensorEntry
+from gguf_tools.formats.gguf.source import GGUFTensor
+from gguf_tools.formats.gguf.split import COUNT, NUMBER, part_path
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.views import take
+from quant.types import TensorType, tensor_type
+from surgery.algebra import Half, Method, Space
+from surgery.arithmetic import mixed, mixed_logs, times
+from surgery.gguf import names as gguf_names
+from surgery.gguf import positions
+from surgery.gguf_header import Header, scan_header
+
+LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+NOT_PER_LAYER = re.compile(r"rope\.dimension_sections|ple\..*|adapters\..*|.*\.output_labels")
+"""Arrays that may be as long as the layer count by chance."""
+FFN_KEYS = ("feed_forward", "expert", "swiglu", "xielu", "moe_")
+"""What the keys of per-layer metadata that belongs to the feed-forward begin with."""
+LINEAR_REWRITES = frozenset({
+    "zero attention gate", "zero shared-expert gate", "empty shared expert", "output written out", "idle last layer",
+    "rope in interleaved pairs", "rope in pairs half a head apart", "one q/k norm for all heads", "repeated values",
+    "embedding scale folded into the embeddings", "logit scale folded into the final norm", "bias on the attention output",
+    "router bias left out", "softmax router for one expert",
+})  # fmt: skip
+"""The rewrites that a linear blend of layers passes through: blending the rewritten layers is rewriting the blend.
+
+Not among them: products of weights (gain and norm, value scale and values), and what makes two kinds of layers look alike.
+"""
+ROW_REWRITES = LINEAR_REWRITES - {"bias on the attention output"}
+"""Those that slerp passes through too: they leave the angle between two rows as it was."""
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Bytes of a source file."""
+
+    file: DataFile
+    offset: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor to be written: bytes of the source as they are (`ranges`), or numbers to encode (`ranges` is None)."""
+
+    type: TensorType
+    tensor: Tensor
+    ranges: tuple[ByteRange, ...] | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In numpy's order."""
+        return self.tensor.shape
+
+
+@dataclass(frozen=True)
+class GGUFHalf:
+    """Half a layer: its tensors by name without `blk.N.`, and its values of the per-layer metadata."""
+
+    half: Half
+    label: str
+    pieces: Mapping[str, Piece]
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LayeredFile:
+    """A GGUF file (all its splits): the first split's header, tensors outside of layers, and layers.
+
+    `layers` are the trunk's; `trailing` the MTP blocks after them. `arrays` are the metadata that has a value for each
+    block, keys without the architecture's prefix; `traits` those that llama.cpp derives from a layer's place.
+    """
+
+    header: Header
+    before: Mapping[str, Piece]
+    layers: tuple[Mapping[str, Piece], ...]
+    trailing: tuple[Mapping[str, Piece], ...]
+    after: Mapping[str, Piece]
+    arrays: Mapping[str, tuple[Any, ...]]
+    traits: Mapping[str, tuple[positions.Trait, list[bool]]] = field(default_factory=dict)
+
+    @property
+    def arch(self) -> str:
+        """general.architecture."""
+        return self.header.architecture
+
+    def get(self, key: str) -> Any:
+        """The value of `<arch>.<key>`, None where it is missing."""
+        return self.header.get(f"{self.arch}.{key}")
+
+    @property
+    def rewrites(self) -> tuple[str, ...]:
+        """What tinyq rewrote when it made the file."""
+        value = self.header.get(keys.REWRITES, ())
+        return value if isinstance(value, tuple) else ()
+
+
+def open_layered(path: Path) -> LayeredFile:
+    """Open a GGUF file for surgery; CheckpointError where it is broken, InputError where it has no numbered layers."""
+    headers = read_parts(path)
+    header = headers[0]
+    arch = header.architecture
+    count = header.get(f"{arch}.block_count")
+    if type(count) is not int or count < 1:
+        raise CheckpointError(f"{path}: {arch}.block_count is {count!r}, a number above 0 expected")
+    nextn = header.get(f"{arch}.nextn_predict_layers", 0)
+    if type(nextn) is not int or not 0 <= nextn < count:
+        raise CheckpointError(f"{path}: {arch}.nextn_predict_layers is {nextn!r}, 0 to {count - 1} expected")
+    blocks: list[dict[str, Piece]] = [{} for _ in range(count)]
+    before: dict[str, Piece] = {}
+    after: dict[str, Piece] = {}
+    for part in headers:
+        file = DataFile(part.path)
+        for entry in part.entries:
+            piece = _stored(entry, part.data_offset, file)
+            match = LAYER.fullmatch(entry.name)
+            if match is None:
+                (after if any(blocks) else before)[entry.name] = piece
+            elif int(match[1]) >= count:
+                raise CheckpointError(f"{path}: tensor {entry.name} lies outside of the {count} blocks that it states")
+            else:
+                blocks[int(match[1])][match[2]] = piece
+    if not any(blocks[: count - nextn]):
+        raise InputError(f"{path}: no tensor of this {arch} file is named blk.N.…; surgery needs numbered layers")
+    trunk = count - nextn
+    arrays = _per_layer(header, arch, {count, trunk})
+    bare = LayeredFile(header, before, tuple(blocks[:trunk]), tuple(blocks[trunk:]), after, arrays)
+    return replace(bare, traits=_traits(bare, trunk))
+
+
+def read_parts(path: Path) -> list[Header]:
+    """The headers of a GGUF file's parts in order, one where it is not split; `path` may be any of the parts."""
+    given = scan_header(path)
+    count, number = given.get(COUNT, 0), given.get(NUMBER, 0)
+    if type(count) is not int or count < 2:
+        return [given]
+    if type(number) is not int or path.name != part_path(path, number, count).name:
+        raise CheckpointError(
+            f"{path}: is one of {count} parts, but its name does not say which (…-00001-of-{count:05d}.gguf)"
+        )
+    parts = []
+    for n in range(count):
+        other = part_path(path, n, count)
+        if not other.exists():
+            raise CheckpointError(f"{other}: missing; it is part {n + 1} of {count}; put all parts into one folder")
+        part = given if n == number else scan_header(other)
+        if (part.get(NUMBER), part.get(COUNT, count)) != (n, count):
+            raise CheckpointError(f"{other}: does not say that it is part {n + 1} of {count}; fetch it again")
+        parts.append(part)
+    names = [entry.name for part in parts for entry in part.entries]
+    if len(set(names)) != len(names):
+        raise CheckpointError(f"{path}: a tensor is in two of its {count} parts; they do not agree")
+    return parts
+
+
+def _stored(entry: TensorEntry, data_offset: int, file: DataFile) -> Piece:
+    whole = ByteRange(file, data_offset + entry.offset, entry.nbytes)
+    return Piece(entry.type, GGUFTensor(entry, data_offset, file), (whole,))
+
+
+def _per_layer(header: Header, arch: str, lengths: set[int]) -> dict[str, tuple[Any, ...]]:
+    found = {}
+    for key in header.fields:
+        name = key.removeprefix(f"{arch}.")
+        if name != key and not NOT_PER_LAYER.fullmatch(name):
+            value = header.get(key)
+            if isinstance(value, tuple) and len(value) in lengths:
+                found[name] = value
+    return found
+
+
+def _traits(file: LayeredFile, count: int) -> dict[str, tuple[positions.Trait, list[bool]]]:
+    found = {}
+    for trait in positions.traits(file.arch):
+        stated = file.get(trait.key) if trait.key else None
+        # A stated array follows its layers like any other; a single truth value says the same of all layers.
+        if isinstance(stated, tuple | bool):
+            continue
+        values = trait.values(file.get, count)
+        if values:
+            found[trait.what] = (trait, values)
+    return found
+
+
+def half_of_key(key: str) -> Half:
+    """The half of a layer that a key of per-layer metadata (without prefix) belongs to."""
+    return "ffn" if key.startswith(FFN_KEYS) else "attention"
+
+
+class GGUFSpace(Space[GGUFHalf]):
+    """The layers of a GGUF file."""
+
+    def __init__(self, file: LayeredFile) -> None:
+        self.file = file
+
+    def half(self, index: int, half: Half) -> GGUFHalf:
+        layer = self.file.layers[index]
+        # Tensors of unknown halves stay with the attention, which matters only to the ops that `check_halves` guards.
+        pieces = {name: p for name, p in layer.items() if (gguf_names.half_of(name, layer) or "attention") == half}
+        values = {key: v[index] for key, v in self.file.arrays.items() if half_of_key(key) == half}
+        values |= {what: v[index] for what, (trait, v) in self.file.traits.items() if trait.half == half}
+        return GGUFHalf(half, str(index), pieces, values)
+
+    def check_halves(self, index: int) -> None:
+        """Raise InputError where a layer cannot be parted into its halves: each tensor, and a norm, must belong to one."""
+        layer = self.file.layers[index]
+        sides = {name: gguf_names.half_of(name, layer) for name in layer}
+        unknown = next((name for name, half in sides.items() if half is None), None)
+        if unknown:
+            raise InputError(
+                f"layer {index} has {unknown}, and which half of a {self.file.arch} layer that is in is not known"
+            )
+        if {sides[name] for name in layer if gguf_names.stem(name) in gguf_names.INPUT_NORMS} != {"attention", "ffn"}:
+            raise InputError(
+                f"the halves of a {self.file.arch} layer do not have a norm each, so that they cannot be parted"
+            )
+
+    def mismatch(self, a: GGUFHalf, b: GGUFHalf) -> tuple[str, str] | None:
+        if a.pieces.keys() != b.pieces.keys():
+            return _kind(a, b), _kind(b, a)
+        for name, piece in a.pieces.items():
+            if piece.shape != b.pieces[name].shape:
+                return f"{name} of shape {piece.shape}", f"{name} of shape {b.pieces[name].shape}"
+        for key in a.values:
+            if a.values[key] != b.values.get(key):
+                return f"{key} {a.values[key]}", f"{key} {b.values.get(key)}"
+        return None
+
+    def blend(self, parts: Sequence[tuple[GGUFHalf, float]], method: Method) -> GGUFHalf:
+        passing = ROW_REWRITES if method == "slerp" else LINEAR_REWRITES
+        hindering = [name for name in self.file.rewrites if name not in passing]
+        if hindering:
+            raise InputError(
+                f"the file was made with the rewrite {hindering[0]!r}, which a {method} blend of layers does not pass "
+                "through; operate on the checkpoint, or give these options to tinyq convert"
+            )
+        first = parts[0][0]
+        pieces = {name: self._blended(name, [(p.pieces[name], w) for p, w in parts], method) for name in first.pieces}
+        return GGUFHalf(first.half, first.label, pieces, first.values)
+
+    def _blended(self, name: str, parts: Sequence[tuple[Piece, float]], method: Method) -> Piece:
+        # Mixed recipes give some layers more bits: the blend gets those of the part that has most.
+        kind = max((piece.type for piece, _ in parts), key=lambda t: t.bits)
+        tensors = [(piece.tensor, weight) for piece, weight in parts]
+        _check_encodes(name, kind)
+        if gguf_names.stem(name) == gguf_names.DECAY:
+            return Piece(kind, mixed_logs(tensors, kind.name), None)
+        return Piece(kind, mixed(tensors, method, kind.name), None)
+
+    def scaled(self, part: GGUFHalf, factor: float) -> GGUFHalf:
+        names = gguf_names.outputs(part.half, part.pieces)
+        if not names:
+            raise InputError(
+                f"layer {part.label}: it is not known which tensors of a {self.file.arch} layer's {part.half} half "
+                "give its output, so that it cannot be scaled"
+            )
+        pieces = dict(part.pieces)
+        for name in names:
+            _check_encodes(name, pieces[name].type)
+            pieces[name] = Piece(pieces[name].type, times(pieces[name].tensor, factor), None)
+        return GGUFHalf(part.half, part.label, pieces, part.values)
+
+    def expert_count(self, part: GGUFHalf) -> int:
+        router = part.pieces.get(f"{gguf_names.ROUTER}.weight")
+        return router.shape[0] if router else 0
+
+    def experts(self, part: GGUFHalf, order: tuple[int, ...]) -> GGUFHalf:
+        pieces = {name: _taken(p, order) if gguf_names.by_expert(name) else p for name, p in part.pieces.items()}
+        return GGUFHalf(part.half, part.label, pieces, part.values)
+
+
+def _taken(piece: Piece, order: tuple[int, ...]) -> Piece:
+    """Entries of the first axis; as bytes still where the tensor is, because no block reaches across two rows."""
+    tensor = take(piece.tensor, order)
+    if piece.ranges is None or (len(piece.shape) == 1 and not piece.type.plain):
+        return Piece(piece.type, tensor, None)
+    entries = piece.ranges
+    if len(entries) == 1:
+        whole, count = entries[0], piece.shape[0]
+        step = whole.count // count
+        entries = tuple(ByteRange(whole.file, whole.offset + step * n, step) for n in range(count))
+    return Piece(piece.type, tensor, tuple(entries[n] for n in order))
+
+
+def _check_encodes(name: str, kind: TensorType) -> None:
+    if not tensor_type(kind.name).encodes:
+        raise InputError(f"{name} is stored as {kind.name}, which tinyq only reads; blend or scale before quantizing")
+
+
+def _kind(a: GGUFHalf, b: GGUFHalf) -> str:
+    """What tells a half from another, in words."""
+    stems = {gguf_names.stem(name) for name in a.pieces}
+    if a.half == "ffn" and (gguf_names.ROUTER in stems) != any(n.startswith(gguf_names.ROUTER) for n in b.pieces):
+        return "experts" if gguf_names.ROUTER in stems else "a dense feed-forward"
+    if a.half == "attention" and any(name.startswith("ssm_") for name in stems | set(b.pieces)):
+        return "linear attention (ssm_…)" if any(name.startswith("ssm_") for name in stems) else "full attention"
+    own = sorted(set(a.pieces) - set(b.pieces))
+    return ", ".join(own[:3]) if own else "none of these tensors"

@@ -1,0 +1,153 @@
+"""What llama.cpp derives from a layer's place rather than from its tensors, architecture by architecture.
+
+A layer that moves must keep what it is. Where the architecture reads an array (recurrent layers, sliding windows), the
+array is written; where it reads only a number of leading layers, that number follows if it can; where it knows a fixed
+interval, a move that breaks it is refused. Source: `src/models/*.cpp` and `llama_model_base::load_swa_pattern` of
+llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gguf_tools.errors import UnsupportedError
+from gguf_tools.formats.gguf.header import Field, ValueType, array, u32
+from surgery.algebra import Half
+
+Get = Callable[[str], object]
+"""The value of a key without the architecture's prefix, None where it is missing."""
+
+
+@dataclass(frozen=True)
+class Trait:
+    """Something that is true or false of each layer by its place: what `values` says of `count` layers (MTP not counted).
+
+    `key` is the array that llama.cpp reads in its stead, `leading` the number of leading layers it is true of.
+    """
+
+    what: str
+    half: Half
+    values: Callable[[Get, int], list[bool] | None]
+    key: str | None = None
+    leading: str | None = None
+
+
+def _number(get: Get, key: str, default: int) -> int:
+    value = get(key)
+    return value if type(value) is int else default
+
+
+RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
+"""Architecture → interval of full attention where `full_attention_interval` is missing."""
+
+SLIDING: dict[str, tuple[int, bool, bool]] = {
+    "exaone-moe": (4, False, False), "gemma3n": (5, False, False), "olmo2": (4, False, True),
+    "plamo3": (8, False, True), "llama4": (4, False, False), "gemma-embedding": (6, False, False),
+    "muse-glimmer": (4, False, False), "gpt-oss": (2, False, False), "cohere2moe": (4, True, False),
+    "afmoe": (4, False, True), "cohere2": (4, False, False), "gemma3": (6, False, True), "laguna": (4, True, True),
+    "mellum": (4, False, True), "gemma2": (2, False, False), "smallthinker": (4, True, True),
+    "modern-bert": (3, True, True),
+}  # fmt: skip
+"""Architecture → period, whether its first layer is the full one, whether a window must be stated for any to slide."""
+
+NO_ROPE = {"llama4": 4, "smollm3": 4, "afmoe": 4}
+"""Architecture → every how many layers one has no rope, whatever the file says."""
+
+
+def _recurrent(default: int) -> Callable[[Get, int], list[bool]]:
+    def values(get: Get, count: int) -> list[bool]:
+        interval = max(1, _number(get, "full_attention_interval", default))
+        return [(n + 1) % interval != 0 for n in range(count)]
+
+    return values
+
+
+def _sliding(period: int, full_first: bool, stated: bool) -> Callable[[Get, int], list[bool] | None]:
+    def values(get: Get, count: int) -> list[bool] | None:
+        if not _number(get, "attention.sliding_window", 0 if stated else 1):
+            return None
+        every = _number(get, "attention.sliding_window_pattern", period)
+        return [not every or (n % every != (0 if full_first else every - 1)) for n in range(count)]
+
+    return values
+
+
+def _every(key: str, default: int, rest: int) -> Callable[[Get, int], list[bool] | None]:
+    def values(get: Get, count: int) -> list[bool] | None:
+        step = _number(get, key, default)
+        return [n % step == rest % step for n in range(count)] if step > 1 else None
+
+    return values
+
+
+def _leading_dense(get: Get, count: int) -> list[bool] | None:
+    lead = _number(get, "leading_dense_block_count", 0)
+    return [n < lead for n in range(count)] if lead else None
+
+
+def _last(key: str, default: int) -> Callable[[Get, int], list[bool] | None]:
+    def values(get: Get, count: int) -> list[bool] | None:
+        shared = _number(get, key, default)
+        return [n >= count - shared for n in range(count)] if shared else None
+
+    return values
+
+
+def _from(start: int) -> Callable[[Get, int], list[bool] | None]:
+    return lambda get, count: [n >= start for n in range(count)]
+
+
+def _exaone4(get: Get, count: int) -> list[bool]:
+    every = _number(get, "attention.sliding_window_pattern", 4)
+    return [count == 64 and n % every < every - 1 for n in range(count)]
+
+
+def traits(arch: str) -> list[Trait]:
+    """What an architecture derives from a layer's place."""
+    found = [Trait("has a dense feed-forward", "ffn", _leading_dense, leading="leading_dense_block_count")]
+    if arch in RECURRENT:
+        found.append(Trait("is recurrent", "attention", _recurrent(RECURRENT[arch]), key="attention.recurrent_layers"))
+    if arch in SLIDING:
+        key = "attention.sliding_window_pattern"
+        found.append(Trait("has a sliding window", "attention", _sliding(*SLIDING[arch]), key=key))
+    if arch == "exaone4":
+        found.append(Trait("has a sliding window (in models of 64 layers)", "attention", _exaone4))
+    if arch in NO_ROPE:
+        found.append(Trait("has no rope", "attention", _every("", NO_ROPE[arch], -1)))
+    if arch in ("llama4", "ernie4_5-moe"):
+        found.append(Trait("has experts", "ffn", _every("interleave_moe_layer_step", 1, -1)))
+    if arch in ("bert", "nomic-bert-moe"):
+        found.append(Trait("has experts", "ffn", _every("moe_every_n_layers", 0, 1)))
+    if arch == "rwkv6":
+        found.append(Trait("halves the residual stream", "ffn", _every("rescale_every_n_layers", 0, -1)))
+    if arch == "gemma4":
+        found.append(Trait("shares keys and values", "attention", _last("attention.shared_kv_layers", 0)))
+    if arch == "gemma3n":
+        found.append(Trait("shares keys and values", "attention", _from(20)))
+    return found
+
+
+def placed(trait: Trait, arch: str, get: Get, wanted: Sequence[bool], trailing: int) -> dict[str, Field]:
+    """The metadata (keys without prefix) that makes the layers be as `wanted` by their places, `trailing` MTP blocks after.
+
+    Raises UnsupportedError naming the first layer that the architecture would take for something else.
+    """
+    derived = trait.values(get, len(wanted)) or [False] * len(wanted)
+    if trait.key:
+        if derived == list(wanted):
+            return {}
+        return {trait.key: array(ValueType.BOOL, [*wanted, *[False] * trailing])}
+    if trait.leading:
+        lead = next((n for n, value in enumerate(wanted) if not value), len(wanted))
+        if not any(wanted[lead:]):
+            return {} if derived == list(wanted) else {trait.leading: u32(lead)}
+        derived = [n < lead for n in range(len(wanted))]
+    wrong = next((n for n, (a, b) in enumerate(zip(derived, wanted, strict=True)) if a != b), None)
+    if wrong is not None:
+        does, would = ("does", "would not") if wanted[wrong] else ("does not", "would")
+        raise UnsupportedError(
+            f"llama.cpp's {arch} decides by its place whether a layer {trait.what}: the one that would become layer "
+            f"{wrong} {does}, but {would} there"
+        )
+    return {}

@@ -1,0 +1,255 @@
+"""Surgery on a GGUF file: a pure plan from its header, and one streaming pass that writes the new file.
+
+Whole layers are copied as bytes, by the kernel where it can; what is computed is encoded on the way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from gguf_tools.errors import InputError, OutputError, UnsupportedError
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import MAX_NAME, Field, TensorEntry, place, string, u32
+from gguf_tools.formats.gguf.split import KEYS
+from gguf_tools.formats.output import atomic_output
+from gguf_tools.progress import ByteProgress
+from gguf_tools.tensors.base import FloatArray, Tensor
+from quant.encode import Block, Encoder, RowRange, row_ranges
+from surgery.algebra import HALVES, Half, Stack, evaluate, origins, parted
+from surgery.gguf import names as gguf_names
+from surgery.gguf import positions
+from surgery.gguf.layers import LAYER, ByteRange, GGUFHalf, GGUFSpace, LayeredFile, Piece, half_of_key
+from surgery.recipe import Recipe, parse_text
+
+PATH_KEYS = (keys.SOURCE_PATH, keys.TOKENIZER_PATH)
+"""Paths that are relative to the file's folder."""
+LLAMA_MAX_LAYERS = 512
+"""Blocks that llama.cpp holds (`LLAMA_MAX_LAYERS`)."""
+COPY_BYTES = 1 << 26
+"""Bytes copied at a time by the kernel: often enough for a progress bar and Ctrl-C."""
+READ_BYTES = 1 << 22
+"""Bytes read and written at a time where the kernel cannot copy."""
+NOT_SUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+
+
+@dataclass(frozen=True)
+class GGUFPlan:
+    """What a surgery on a GGUF file writes: metadata that changes (None: removed) and all tensors in order."""
+
+    file: LayeredFile
+    recipe: Recipe
+    stack: Stack
+    changes: dict[str, Field | None]
+    outputs: tuple[tuple[str, Piece], ...]
+
+    @property
+    def computed(self) -> list[str]:
+        """Tensors that are not copied."""
+        return [name for name, piece in self.outputs if piece.ranges is None]
+
+    @property
+    def letters(self) -> tuple[list[str], list[str]]:
+        """The kind of each layer before and after: A attention, D linear attention; lower case without experts."""
+        made: list[set[str]] = [set() for _ in self.stack]
+        for name, _ in self.outputs:
+            match = LAYER.fullmatch(name)
+            if match and int(match[1]) < len(made):
+                made[int(match[1])].add(match[2])
+        return [_letter(layer) for layer in self.file.layers], [_letter(layer) for layer in made]
+
+    @property
+    def entries(self) -> tuple[tuple[TensorEntry, ...], int]:
+        """The tensors' entries and the bytes of the data section."""
+        shapes = [(name, piece.shape, piece.type) for name, piece in self.outputs]
+        return place(shapes, self.file.header.alignment)
+
+
+def _letter(names: Collection[str]) -> str:
+    letter = "D" if any(name.startswith("ssm_") for name in names) else "A"
+    return letter if f"{gguf_names.ROUTER}.weight" in names else letter.lower()
+
+
+def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
+    """Everything that the surgery will do; only the header has been read.
+
+    Raises InputError for a bad index or kinds that do not blend, UnsupportedError where the architecture cannot say what
+    the new layers are.
+    """
+    stack = recipe.apply(len(file.layers))
+    if len(stack) + len(file.trailing) > LLAMA_MAX_LAYERS:
+        raise InputError(f"{len(stack)} layers would result; llama.cpp holds at most {LLAMA_MAX_LAYERS}")
+    space = GGUFSpace(file)
+    for index in {n for layer in stack for n in parted(layer)}:
+        space.check_halves(index)
+    new = [{half: evaluate(layer, half, space) for half in HALVES} for layer in stack]
+    outputs = list(file.before.items())
+    for n, layer in enumerate(stack):
+        pieces = {**new[n]["attention"].pieces, **new[n]["ffn"].pieces}
+        # In the order of the layer that it comes from, so that a whole layer is read as it lies.
+        order = [name for name in file.layers[origins(layer)[0]] if name in pieces]
+        outputs += [(f"blk.{n}.{name}", pieces.pop(name)) for name in order]
+        outputs += [(f"blk.{n}.{name}", piece) for name, piece in pieces.items()]
+    for n, trailing in enumerate(file.trailing, len(stack)):
+        outputs += [(f"blk.{n}.{name}", piece) for name, piece in trailing.items()]
+    outputs += file.after.items()
+    too_long = next((name for name, _ in outputs if len(name.encode()) > MAX_NAME), None)
+    if too_long:
+        raise InputError(f"tensor name {too_long} would be longer than ggml's {MAX_NAME} bytes")
+    changes = _metadata(file, new, recipe)
+    return GGUFPlan(file, recipe, stack, changes, tuple(outputs))
+
+
+def _metadata(file: LayeredFile, new: list[dict[Half, GGUFHalf]], recipe: Recipe) -> dict[str, Field | None]:
+    prefix = f"{file.arch}."
+    changes: dict[str, Field | None] = {}
+    count = len(new) + len(file.trailing)
+    changes[f"{prefix}block_count"] = _like(file, f"{prefix}block_count", count)
+    for key, old in file.arrays.items():
+        values = [layer[half_of_key(key)].values[key] for layer in new]
+        changes[prefix + key] = _like(file, prefix + key, (*values, *old[len(file.layers) :]))
+    for what, (trait, _) in file.traits.items():
+        wanted = [layer[trait.half].values[what] for layer in new]
+        placed = positions.placed(trait, file.arch, file.get, wanted, len(file.trailing))
+        changes |= {prefix + key: value for key, value in placed.items()}
+    _check_both_kinds(file, changes)
+    changes |= _experts(file, new)
+    changes |= {key: None for key in file.header.fields if key in KEYS}
+    changes[keys.SURGERY] = string(str(recorded(file).then(recipe)))
+    return {key: value for key, value in changes.items() if value != file.header.field(key)}
+
+
+def _check_both_kinds(file: LayeredFile, changes: dict[str, Field | None]) -> None:
+    """The hybrids of llama.cpp stop the process where a model has only one kind of layer."""
+    key = f"{file.arch}.attention.recurrent_layers"
+    field = changes.get(key)
+    if file.arch in positions.RECURRENT and field and isinstance(field.value, tuple):
+        trunk = field.value[: len(field.value) - len(file.trailing)]
+        if len(set(trunk)) == 1:
+            left_out = "full" if trunk[0] else "linear"
+            raise UnsupportedError(
+                f"llama.cpp's {file.arch} does not run a model without {left_out} attention layers; keep one"
+            )
+
+
+def recorded(file: LayeredFile) -> Recipe:
+    """The surgery that the file says it has undergone."""
+    text = file.header.get(keys.SURGERY)
+    return parse_text(text) if isinstance(text, str) and text else Recipe()
+
+
+def _like(file: LayeredFile, key: str, value: object) -> Field:
+    """A value with the type that the key has."""
+    field = file.header.field(key)
+    assert field is not None
+    return replace(field, value=value)
+
+
+def _experts(file: LayeredFile, new: list[dict[Half, GGUFHalf]]) -> dict[str, Field | None]:
+    """The expert count, one for all layers in llama.cpp, where experts were left out."""
+    router = f"{gguf_names.ROUTER}.weight"
+    counts = {n: layer["ffn"].pieces[router].shape[0] for n, layer in enumerate(new) if router in layer["ffn"].pieces}
+    counts |= {len(new) + n: layer[router].shape[0] for n, layer in enumerate(file.trailing) if router in layer}
+    stated = file.get("expert_count")
+    if not counts or set(counts.values()) == {stated}:
+        return {}
+    if len(set(counts.values())) > 1:
+        few, many = (min(counts, key=lambda n: sign * counts[n]) for sign in (1, -1))
+        raise InputError(
+            f"layer {few} would have {counts[few]} experts and layer {many} {counts[many]}; llama.cpp has one count for all "
+            f"layers, so drop as many in each (drop-experts 0..{len(new) - 1}:…)"
+        )
+    count = next(iter(counts.values()))
+    used, groups = file.get("expert_used_count"), file.get("expert_group_count")
+    if type(used) is int and count < used:
+        raise InputError(f"{count} of {stated} experts would stay, but {used} are chosen a token; keep as many")
+    if type(groups) is int and groups > 1 and count % groups:
+        raise InputError(f"{count} experts would stay, which are not whole groups: the router has {groups}")
+    return {f"{file.arch}.expert_count": u32(count)}
+
+
+def write_plan(
+    plan: GGUFPlan, out: Path, *, force: bool = False, threads: int = 1, progress: ByteProgress = lambda _: None
+) -> int:
+    """Write the new file, which appears whole or not at all; its size in bytes."""
+    if out.exists() and any(out.samefile(source) for source in _sources(plan)):
+        raise OutputError(f"{out}: is the source itself; give another name, or --in-place for a pure permutation")
+    entries, data_bytes = plan.entries
+    header = plan.file.header.rewritten(plan.changes | _paths(plan.file, out), entries)
+    size = len(header) + data_bytes
+    with atomic_output(out, force=force, size=size) as stream, Encoder(threads) as encoder:
+        _allocate(stream, size)
+        stream.write(header)
+        for entry, (_, piece) in zip(entries, plan.outputs, strict=True):
+            if piece.ranges is None:
+                for encoded in encoder.encode(_blocks(entry, piece.tensor)):
+                    stream.write(encoded.raw.data)
+                    progress(encoded.raw.nbytes)
+            else:
+                for part in piece.ranges:
+                    copy_range(part, stream, progress)
+            stream.write(b"\0" * (-entry.nbytes % plan.file.header.alignment))
+    return size
+
+
+def _paths(file: LayeredFile, out: Path) -> dict[str, Field | None]:
+    """Where the file's source lies, as seen from the new file's folder."""
+    here, there = file.header.path.resolve().parent, out.resolve().parent
+    paths = {key: file.header.get(key) for key in PATH_KEYS}
+    return {
+        key: string(Path(os.path.relpath(here / path, there)).as_posix())
+        for key, path in paths.items()
+        if isinstance(path, str)
+    }
+
+
+def _allocate(stream: BinaryIO, size: int) -> None:
+    """Claim the room at once: a full disk shows before anything is copied, and the copying is faster."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+
+
+def _sources(plan: GGUFPlan) -> set[Path]:
+    return {part.file.path for _, piece in plan.outputs for part in piece.ranges or ()} | {plan.file.header.path}
+
+
+def _blocks(entry: TensorEntry, tensor: Tensor) -> Iterator[Block]:
+    def rows(part: RowRange) -> FloatArray:
+        return tensor.flat(part.start * tensor.columns, part.stop * tensor.columns).reshape(-1, tensor.columns)
+
+    for part in row_ranges(entry.shape, by_matrix=False):
+        yield Block(entry.name, entry.type, partial(rows, part))
+
+
+def copy_range(part: ByteRange, stream: BinaryIO, progress: ByteProgress) -> None:
+    """Append bytes of a source to the stream: in the kernel where it can, else in bounded pieces."""
+    done = 0
+    if hasattr(os, "copy_file_range"):
+        stream.flush()
+        at, target, source = stream.tell(), stream.fileno(), part.file.descriptor
+        try:
+            while done < part.count:
+                step = min(COPY_BYTES, part.count - done)
+                copied = os.copy_file_range(source, target, step, part.offset + done, at + done)
+                if not copied:
+                    break
+                done += copied
+                progress(copied)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+        stream.seek(at + done)
+    while done < part.count:
+        piece = part.file.read(part.offset + done, min(READ_BYTES, part.count - done))
+        stream.write(piece)
+        done += len(piece)
+        progress(len(piece))

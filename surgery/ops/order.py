@@ -1,0 +1,177 @@
+"""Layers in another order, or fewer of them: swap, move, reverse, cycle, delete, path."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gguf_tools.errors import InputError
+from surgery.algebra import Half, Stack, with_half
+from surgery.ops.base import Arguments, Op, Span, check, check_once, expand, keyword_texts, span_text
+
+
+@dataclass(frozen=True)
+class Swap(Op):
+    """The layers of each pair change places, or just their halves `only`."""
+
+    pairs: tuple[tuple[int, int], ...]
+    only: Half | None = None
+
+    name: ClassVar[str] = "swap"
+    usage: ClassVar[str] = "A:B[,C:D…]"
+    help: ClassVar[str] = "Exchange layers A and B (and C and D …)."
+    takes_only: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, args: Arguments) -> Swap:
+        args.refuse("method", "replace")
+        return cls(tuple(args.pair(part) for part in args.parts), args.only)
+
+    def apply(self, stack: Stack) -> Stack:
+        named = [index for pair in self.pairs for index in pair]
+        check(self, stack, *named)
+        check_once(self, named)
+        out = list(stack)
+        for a, b in self.pairs:
+            out[a], out[b] = with_half(stack[a], stack[b], self.only), with_half(stack[b], stack[a], self.only)
+        return tuple(out)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (*(f"{a}:{b}" for a, b in self.pairs), *keyword_texts(only=self.only))
+
+
+@dataclass(frozen=True)
+class Move(Op):
+    """Layer `layer` becomes layer `to`; those between close the gap."""
+
+    layer: int
+    to: int
+
+    name: ClassVar[str] = "move"
+    usage: ClassVar[str] = "A:B"
+    help: ClassVar[str] = "Move layer A so that it becomes layer B."
+
+    @classmethod
+    def parse(cls, args: Arguments) -> Move:
+        args.refuse("only", "method", "replace")
+        return cls(*args.pair(args.one()))
+
+    def apply(self, stack: Stack) -> Stack:
+        check(self, stack, self.layer, self.to)
+        out = list(stack)
+        out.insert(self.to, out.pop(self.layer))
+        return tuple(out)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (f"{self.layer}:{self.to}",)
+
+
+@dataclass(frozen=True)
+class Reverse(Op):
+    """The block in the opposite order."""
+
+    span: Span
+
+    name: ClassVar[str] = "reverse"
+    usage: ClassVar[str] = "I..J"
+    help: ClassVar[str] = "Put layers I to J in the opposite order."
+
+    @classmethod
+    def parse(cls, args: Arguments) -> Reverse:
+        args.refuse("only", "method", "replace")
+        return cls(args.span(args.one()))
+
+    def apply(self, stack: Stack) -> Stack:
+        check(self, stack, *self.span)
+        first, last = self.span
+        return (*stack[:first], *reversed(stack[first : last + 1]), *stack[last + 1 :])
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (span_text(self.span),)
+
+
+@dataclass(frozen=True)
+class Cycle(Op):
+    """Each layer of the block moves `by` places towards the end, and the last ones come round to the block's start."""
+
+    span: Span
+    by: int = 1
+
+    name: ClassVar[str] = "cycle"
+    usage: ClassVar[str] = "I..J[@K]"
+    help: ClassVar[str] = "Rotate layers I to J by K places towards the end (1 by default; negative the other way)."
+
+    @classmethod
+    def parse(cls, args: Arguments) -> Cycle:
+        args.refuse("only", "method", "replace")
+        block, at, by = args.one().partition("@")
+        if at and not re.fullmatch(r"[+-]?\d{1,9}", by.strip()):
+            raise args.wrong(f"{by.strip()!r} is not a whole number of places")
+        return cls(args.span(block.strip()), int(by) if at else 1)
+
+    def apply(self, stack: Stack) -> Stack:
+        check(self, stack, *self.span)
+        first, last = self.span
+        block = stack[first : last + 1]
+        cut = -self.by % len(block)
+        return (*stack[:first], *block[cut:], *block[:cut], *stack[last + 1 :])
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (f"{span_text(self.span)}@{self.by}",)
+
+
+@dataclass(frozen=True)
+class Delete(Op):
+    """All of these layers are left out at once; at least one layer must stay."""
+
+    spans: tuple[Span, ...]
+
+    name: ClassVar[str] = "delete"
+    usage: ClassVar[str] = "N|I..J[,…]"
+    help: ClassVar[str] = "Leave out layer N, or I to J."
+
+    @classmethod
+    def parse(cls, args: Arguments) -> Delete:
+        args.refuse("only", "method", "replace")
+        return cls(tuple(args.span(part) for part in args.parts))
+
+    def apply(self, stack: Stack) -> Stack:
+        check(self, stack, *(end for span in self.spans for end in span))
+        gone = expand(self.spans)
+        check_once(self, gone)
+        if len(gone) == len(stack):
+            raise InputError(f"{self}: all {len(stack)} layers would go; leave at least one")
+        return tuple(layer for n, layer in enumerate(stack) if n not in set(gone))
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return tuple(map(span_text, self.spans))
+
+
+@dataclass(frozen=True)
+class Path(Op):
+    """The layers that run, in the order in which they run; any may run several times, or not at all."""
+
+    spans: tuple[Span, ...]
+
+    name: ClassVar[str] = "path"
+    usage: ClassVar[str] = "I..J,N,…"
+    help: ClassVar[str] = 'The layers that run, in order, such as "0..14,12..14,15..39".'
+
+    @classmethod
+    def parse(cls, args: Arguments) -> Path:
+        args.refuse("only", "method", "replace")
+        return cls(tuple(args.span(part) for part in args.parts))
+
+    def apply(self, stack: Stack) -> Stack:
+        check(self, stack, *(end for span in self.spans for end in span))
+        return tuple(stack[index] for index in expand(self.spans))
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return tuple(map(span_text, self.spans))

@@ -1,0 +1,176 @@
+"""Types chosen for a size: the allocation against exhaustive search, the measurement, and both commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gguf_tools.allocation.choose import free_to_choose, measure
+from gguf_tools.allocation.sensitivity import errors
+from gguf_tools.conversion.plan import prepare
+from gguf_tools.conversion.request import Request
+from gguf_tools.conversion.write import execute
+from gguf_tools.errors import InputError
+from gguf_tools.formats.gguf.header import read_header
+from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.quantization.plan import QuantizeRequest
+from gguf_tools.quantization.plan import prepare as prepare_quantize
+from gguf_tools.tensors.base import InMemory
+from quant.allocate import Option, allocate, undominated
+from quant.encode import decode_rows, encode_rows
+from quant.types import F16, Q3_K, Q4_0, Q4_K, Q6_K, Q8_0
+from tests.conftest import Ran
+from tests.tiny_models import checkpoint, dense
+
+KINDS = (Q4_0, Q4_K, Q6_K, Q8_0)
+options = st.lists(
+    st.tuples(st.integers(1, 60), st.floats(0, 1, allow_nan=False)).map(lambda pair: Option(Q4_0, *pair)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(options, min_size=1, max_size=5), st.floats(0, 1))
+def test_allocation_against_all_there_are(tensors: list[list[Option]], share: float) -> None:
+    least, most = (sum(pick(o.bytes for o in found) for found in tensors) for pick in (min, max))
+    budget = least + int(share * (most - least))
+    fitting = [one for one in product(*tensors) if sum(o.bytes for o in one) <= budget]
+    best = min(sum(o.loss for o in one) for one in fitting)
+    found = allocate(tensors, budget)
+    assert found.bytes == sum(o.bytes for o in found.options) <= budget
+    assert found.loss == pytest.approx(sum(o.loss for o in found.options))
+    assert found.bound <= best + 1e-9
+    assert best <= found.loss + 1e-9
+    # Never worse than the bound by more than one tensor's step.
+    assert (
+        found.loss - found.bound <= max(max(o.loss for o in one) - min(o.loss for o in one) for one in tensors) + 1e-9
+    )
+
+
+def test_allocation_is_near_the_optimum() -> None:
+    """With as many tensors as a model has, the step that does not fit is a small part of all."""
+    rng = np.random.default_rng(0)
+    sizes = (2.625, 3.4375, 4.5, 5.5, 6.5625, 8.5)
+    tensors = [
+        [Option(Q4_0, int(weights * bits), float(harm) * 4.0 ** -(bits + rng.normal() * 0.1)) for bits in sizes]
+        for weights, harm in zip(rng.integers(100, 10_000, 100), rng.lognormal(0, 2, 100), strict=True)
+    ]
+    for bits in (3.0, 4.0, 5.0, 7.0):
+        found = allocate(tensors, int(bits * sum(options[0].bytes for options in tensors) / sizes[0]))
+        assert found.bound <= found.loss <= 1.01 * found.bound
+
+
+def test_a_budget_that_is_too_small() -> None:
+    with pytest.raises(InputError, match="smallest types take 12 bytes, more than 11"):
+        allocate([[Option(Q4_0, 12, 1.0), Option(Q8_0, 20, 0.0)]], 11)
+    assert allocate([], 0).loss == 0.0
+    kept = undominated([Option(Q8_0, 3, 0.1), Option(Q4_0, 2, 0.1), Option(Q6_K, 1, 0.5)])
+    assert [option.type for option in kept] == [Q6_K, Q4_0]
+
+
+def test_errors_weigh_by_activations() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((2, 3, 256)).astype(np.float32)
+    activations = rng.exponential(size=(2, 256)).astype(np.float32)
+    found = errors(InMemory(rows), (Q4_K, Q8_0), activations, None, "w")
+    for kind, error in found.items():
+        changes = [decode_rows(encode_rows(matrix, kind), kind, 256) - matrix for matrix in rows]
+        expected = sum((change**2 @ weights).sum() for change, weights in zip(changes, activations, strict=True)) / 6
+        assert error == pytest.approx(expected, rel=1e-5)
+    rows[0, 0, 0] = 1e6
+    assert set(errors(InMemory(rows), (Q4_K, F16), None, None, "w")) == {Q4_K}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = dense(hidden_size=256, intermediate_size=256, num_hidden_layers=1, head_dim=64)
+    return checkpoint(tmp_path_factory.mktemp("target") / "model", config, dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def source(folder: Path) -> Path:
+    execute(prepare(Request(folder, "f32")), folder.parent / "f32.gguf")
+    return folder.parent / "f32.gguf"
+
+
+@pytest.fixture(scope="module")
+def text(folder: Path) -> Path:
+    path = folder.parent / "text.txt"
+    path.write_text("The clocks were striking thirteen. " * 8)
+    return path
+
+
+def test_measurement_leaves_the_file_as_it_was(source: Path, text: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch.gguf"
+    scratch.write_bytes(source.read_bytes())
+    sources = open_gguf(source).tensors
+    free = free_to_choose(prepare_quantize(QuantizeRequest(source, "q4_k_m")).choices, sources)
+    measured = measure(scratch, sources, free, {}, text, threads=1)
+    assert scratch.read_bytes() == source.read_bytes()
+    assert measured.losses.keys() == free
+    assert all(kl > 0 for kl in measured.divergences.values())
+    for losses in measured.losses.values():
+        assert losses[Q3_K] > losses[Q4_K] > losses[Q6_K] > losses[Q8_0] > losses[F16]
+
+
+def test_both_commands(folder: Path, source: Path, text: Path, tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
+    ours, theirs, report = tmp_path / "a.gguf", tmp_path / "b.gguf", tmp_path / "r.json"
+    more = ("--tensor-type", "attn_v=q8_0", "--calibration", text, "--threads", 1)
+    ran = tinyq("quantize", source, ours, "--target-bpw", 4.6, *more, "--json", report)
+    assert ran.code == 0, ran.err
+    found = json.loads(report.read_text())
+    assert 4.4 < found["bits_per_weight"] <= 4.6
+    assert found["allocation"]["predicted_kl"] >= found["allocation"]["bound_kl"] > 0
+    assert "blk.0.attn_v.weight" not in found["allocation"]["tensors"]
+    assert {t["type"] for t in found["tensors"] if "attn_v" in t["name"]} == {"q8_0"}
+    assert read_header(ours).get("tinyq.type") == "4.6 bpw"
+    ran = tinyq("convert", folder, theirs, "--target-bpw", 4.6, *more)
+    assert ran.code == 0, ran.err
+    first, second = open_gguf(ours).tensors, open_gguf(theirs).tensors
+    assert {n: t.dtype for n, t in first.items()} == {n: t.dtype for n, t in second.items()}
+    assert all(np.array_equal(first[n].raw(0, t.size), t.raw(0, t.size)) for n, t in second.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "b.gguf", "r.json"]
+
+
+def test_dry_run(source: Path, text: Path, tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
+    common = ("--target-size", "350K", "--calibration", text, "--threads", 1)
+    ran = tinyq("quantize", source, tmp_path / "out.gguf", *common, "--dry-run", "--json", "-")
+    assert 340_000 < json.loads(ran.out)["size"] <= 350_000
+    assert not list(tmp_path.iterdir())
+    ran = tinyq("quantize", source, tmp_path / "none" / "out.gguf", *common, "--dry-run")
+    assert (ran.code, "does not exist; create it first" in ran.err) == (2, True)
+
+
+def test_sizes_in_bytes(folder: Path, source: Path, text: Path, tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
+    for command, given_source in (("quantize", source), ("convert", folder)):
+        out = tmp_path / f"{command}.gguf"
+        ran = tinyq(command, given_source, out, "--target-size", "350K", "--calibration", text, "--threads", 1)
+        assert ran.code == 0, ran.err
+        assert 340_000 < out.stat().st_size <= 350_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "give either TYPE or a size"),
+        (["q4_0", "--target-bpw", "4"], "give either TYPE or a size"),
+        (["--target-bpw", "4", "--target-size", "1M"], "are two sizes"),
+        (["--target-bpw", "1"], "target 1 bpw is too small: with the smallest types the file is"),
+        (["--target-size", "10K"], "target 10000 bytes is too small"),
+        (["--target-bpw", "4", "--pure"], "contradicts --pure"),
+    ],
+)
+def test_bad_sizes(source: Path, tmp_path: Path, tinyq: Callable[..., Ran], arguments: list[str], says: str) -> None:
+    ran = tinyq("quantize", source, tmp_path / "out.gguf", *arguments)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert says in ran.err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,236 @@
+"""The command line as a whole: what it loads, usage errors, interrupts and closed pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gguf_tools import __version__, cli
+from gguf_tools.errors import LlamaError, OutputError, ThresholdError, TinyqError
+from tests.conftest import Ran
+
+Tinyq = Callable[..., Ran]
+HEAVY = ("torch", "numpy", "gguf", "tokenizers", "llama_cpp", "transformers", "safetensors", "yaml", "jinja2")
+
+IMPORTS = """
+import json, sys
+from gguf_tools.cli import run
+code = run(sys.argv[2:])
+print(json.dumps([code, [name for name in json.loads(sys.argv[1]) if name in sys.modules]]))
+"""
+
+
+def imported(names: tuple[str, ...], *args: str) -> list[str]:
+    """Which of these modules a command loads in a fresh process."""
+    command = [sys.executable, "-c", IMPORTS, json.dumps(names), *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    code, found = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0
+    return list(found)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["-h"]])
+def test_help_loads_nothing_heavy(args: list[str]) -> None:
+    assert imported(HEAVY, *args) == []
+
+
+@pytest.mark.parametrize("command", ["convert", "eval", "demo"])
+def test_help_of_a_command_loads_no_torch(command: str) -> None:
+    assert imported(("torch", "transformers", "llama_cpp"), command, "--help") == []
+
+
+def test_a_dry_run_loads_no_torch(qwen3_folder: Path) -> None:
+    args = ("convert", str(qwen3_folder), "out.gguf", "--dry-run")
+    assert imported(("torch", "transformers", "llama_cpp"), *args) == []
+
+
+def test_help_lists_every_command(tinyq: Tinyq) -> None:
+    ran = tinyq("--help")
+    assert ran.code == 0
+    for name, (_, text) in cli.COMMANDS.items():
+        assert any(line.split()[:1] == [name] and text.split()[0] in line for line in ran.out.splitlines())
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(tinyq: Tinyq, name: str) -> None:
+    ran = tinyq(name, "--help")
+    assert ran.code == 0
+    assert ran.out.startswith(f"Usage: tinyq {name} ")
+    assert ran.err == ""
+
+
+def test_version(tinyq: Tinyq) -> None:
+    assert tinyq("--version") == Ran(0, f"tinyq, version {__version__}\n", "")
+
+
+def test_an_unknown_command_is_named_with_those_there_are(tinyq: Tinyq) -> None:
+    ran = tinyq("transmogrify", "--help")
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+    assert "there is no command 'transmogrify'; commands are convert, " in ran.err
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["convert"], "Missing argument 'SOURCE'"),
+        (["convert", "a"], "Missing argument 'OUT'"),
+        (["convert", "a", "b", "c"], "unexpected extra argument"),
+        (["convert", "a", "b", "--tipe", "f16"], "--tipe"),
+        (["convert", "a", "b", "--threads", "0"], "--threads"),
+        (["convert", "a", "b", "--threads", "many"], "'many' is not a valid integer"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_a_wrong_usage_is_one_line(tinyq: Tinyq, args: list[str], expected: str) -> None:
+    ran = tinyq(*args)
+    assert ran.code == 2
+    assert ran.out == ""
+    assert expected in ran.err
+    assert ran.err.count("\n") == 1
+    assert "--help" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (TinyqError("a\nb  c"), 2, "tinyq: a b c\n"),
+        (OutputError("out"), 2, "tinyq: out\n"),
+        (ThresholdError("short"), 1, "tinyq: short\n"),
+        (LlamaError("aborted"), 3, "tinyq: aborted\n"),
+        (KeyboardInterrupt(), 130, "tinyq: interrupted; no output was left behind\n"),
+        (PermissionError(13, "Permission denied", "/some/file"), 2, "tinyq: /some/file: Permission denied\n"),
+        (OSError("odd"), 2, "tinyq: odd\n"),
+    ],
+)
+def test_errors_become_a_line_and_an_exit_code(
+    tinyq: Tinyq, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
+) -> None:
+    def fail(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.tinyq, "main", lambda **_: fail())
+    assert tinyq("convert") == Ran(code, "", line)
+
+
+def test_a_fault_of_ours_is_not_hidden(tinyq: Tinyq, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(cli.tinyq, "main", fail)
+    with pytest.raises(AssertionError, match="a bug"):
+        tinyq("convert")
+
+
+# Signals
+
+INTERRUPTED = "tinyq: interrupted; no output was left behind"
+SLOW = """
+import sys, time
+import gguf_tools.conversion.plan, gguf_tools.conversion.write, gguf_tools.evaluation.vocabulary
+from gguf_tools.cli import main
+module, name = sys.argv[1].split(":")
+def slow(*args, **options):
+    print("now", flush=True)
+    time.sleep(60)
+setattr(sys.modules[module], name, slow)
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "gguf_tools.conversion.plan:smallest_exact",
+        "gguf_tools.conversion.write:write_gguf",
+        "gguf_tools.evaluation.vocabulary:prove_vocabulary",
+    ],
+    ids=["reading", "writing", "proving"],
+)
+def test_an_interrupt_at_any_moment_is_one_line(qwen3_folder: Path, tmp_path: Path, moment: str) -> None:
+    command = [sys.executable, "-c", SLOW, moment, "convert", str(qwen3_folder), str(tmp_path / "out.gguf")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "now\n"
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=30)
+    # Where the terminal shows ^C, an empty line comes first.
+    assert (child.returncode, out, err.strip()) == (130, "", INTERRUPTED)
+    assert list(tmp_path.iterdir()) == []
+
+
+WITHIN_LLAMA = """
+import sys, time
+from gguf_tools.cli import main
+from gguf_tools.runtime.process import Runtime
+def tokenize(self, *args, **options):
+    print(self.pid, flush=True)
+    time.sleep(60)
+Runtime.tokenize = tokenize
+main(sys.argv[1:])
+"""
+
+
+def test_an_interrupt_while_llama_cpp_runs_ends_its_process_too(qwen3_folder: Path, tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal's group at once."""
+    command = [sys.executable, "-c", WITHIN_LLAMA, "convert", str(qwen3_folder), str(tmp_path / "out.gguf")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        assert child.stdout is not None
+        worker = int(child.stdout.readline())
+        os.killpg(child.pid, signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    assert (child.returncode, err.strip()) == (130, INTERRUPTED)
+    assert not Path(f"/proc/{worker}").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_ends_quietly(qwen3_folder: Path) -> None:
+    command = [sys.executable, "-m", "gguf_tools", "convert", str(qwen3_folder), "out.gguf", "--dry-run", "--json", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.close()
+        assert child.stderr is not None
+        err = child.stderr.read()
+    assert "Traceback" not in err
+    assert "Exception" not in err
+
+
+# Reports
+
+
+def test_a_report_appears_whole_or_not_at_all(
+    tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = tmp_path / "report.json"
+    report.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        ran = tinyq("inspect", qwen3_folder, "--json", report)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert f"{report}: could not be written (the disk is full)" in ran.err
+    assert (report.read_text(), list(tmp_path.iterdir())) == ("old", [report])
+    assert tinyq("inspect", qwen3_folder, "--json", report).code == 0
+    assert json.loads(report.read_text("utf-8"))["family"] == "qwen3"
+
+
+def test_a_report_goes_through_a_link(tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path) -> None:
+    """As /dev/stdout is one."""
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    assert tinyq("inspect", qwen3_folder, "--json", link).code == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text("utf-8"))["kind"]

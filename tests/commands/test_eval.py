@@ -1,0 +1,485 @@
+"""`tinyq eval` as its users see it, on the bundled model: the score that quantizing keeps and surgery lowers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gguf_tools.bundled import FACTS, bundled_model
+from gguf_tools.cli import run
+from gguf_tools.evaluation.card.questions import load_questions
+from gguf_tools.evaluation.card.report import CARD_HEAD, DIFFERENCE_HEAD, HELD_OUT_HEAD
+from gguf_tools.runtime.process import Runtime
+from tests.conftest import Ran
+from tests.tiny_gguf import write_dense
+
+Tinyq = Callable[..., Ran]
+BUNDLED = ("--suite", "card", "--questions", "bundled")
+SURGERIES = {
+    "deleted": ("--delete", "4"),
+    "beheaded": ("--delete", "0"),
+    "reversed": ("--reverse", "0..5"),
+    "swapped": ("--swap", "0:1"),
+    "cut": ("--delete", "2..3"),
+}
+TYPES = ("q8_0", "f16", "f32")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A run's stdout and its three files."""
+
+    text: str
+    json: Path
+    csv: Path
+    markdown: Path
+
+    def report(self) -> dict[str, Any]:
+        """The JSON."""
+        found: dict[str, Any] = json.loads(self.json.read_text("utf-8"))
+        return found
+
+
+def quietly(*args: object) -> str:
+    """Stdout of a run that must go well and say nothing else."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run([str(arg) for arg in args])
+    assert (code, err.getvalue()) == (0, "")
+    return out.getvalue()
+
+
+def evaluated(folder: Path, *args: object) -> Outputs:
+    """A run that writes all it can."""
+    json_path, csv_path, markdown = (folder / f"out.{end}" for end in ("json", "csv", "md"))
+    text = quietly("eval", *args, "--json", json_path, "--csv", csv_path, "--markdown", markdown)
+    return Outputs(text, json_path, csv_path, markdown)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bundled hybrid in three types, and in F16 after several surgeries."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in TYPES:
+        quietly("convert", bundled_model("hybrid"), folder / f"{name}.gguf", "--type", name, "-q")
+    for name, options in SURGERIES.items():
+        quietly("convert", bundled_model("hybrid"), folder / f"{name}.gguf", "--type", "f16", "-q", *options)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def all_models(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+    """All of them side by side, the worst ones first on the command line."""
+    files = [models / f"{name}.gguf" for name in (*SURGERIES, *TYPES)]
+    return evaluated(tmp_path_factory.mktemp("all"), *files, *BUNDLED)
+
+
+@pytest.fixture(scope="session")
+def pairs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Outputs]:
+    """The same command twice, with held-out questions."""
+    files = models / "deleted.gguf", models / "f16.gguf"
+    folders = [tmp_path_factory.mktemp("pair") for _ in range(2)]
+    return [evaluated(folder, *files, *BUNDLED, "--held-out", "rest") for folder in folders]
+
+
+@pytest.fixture
+def no_llama(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model may be run."""
+
+    def enter(runtime: Runtime) -> Runtime:
+        raise AssertionError(f"{runtime.path} was run")
+
+    monkeypatch.setattr(Runtime, "__enter__", enter)
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny decoder without a chat template."""
+    return write_dense(tmp_path_factory.mktemp("plain") / "plain.gguf")
+
+
+@pytest.fixture
+def question(tmp_path: Path) -> Path:
+    """A file of one question."""
+    path = tmp_path / "question.jsonl"
+    path.write_text('{"question": "2?", "accept": ["two"]}\n', "utf-8")
+    return path
+
+
+def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """File name → its card."""
+    return {Path(model["model"]["path"]).stem: model["card"] for model in report["models"]}
+
+
+def between(report: dict[str, Any], first: str, second: str) -> dict[str, Any]:
+    """The difference of two files, whichever comes first."""
+    for found in report["differences"]:
+        if {Path(found[side]).stem for side in ("first", "second")} == {first, second}:
+            return dict(found)
+    raise AssertionError(f"{first} and {second} are not compared")
+
+
+# What the score is worth
+
+
+def test_types_that_lose_nothing_score_the_same(all_models: Outputs) -> None:
+    cards = by_name(all_models.report())
+    assert cards["f32"]["score"] == cards["f16"]["score"] == round(cards["f32"]["score"], 2)
+    assert cards["f32"]["score"] > 60
+    assert cards["f32"]["answers"] == cards["f16"]["answers"]
+    assert between(all_models.report(), "f32", "f16")["verdict"] == "no difference shown"
+
+
+def test_q8_0_scores_within_the_interval(all_models: Outputs) -> None:
+    cards = by_name(all_models.report())
+    low, high = cards["f32"]["interval"]
+    assert low <= cards["q8_0"]["score"] <= high
+    assert 0 <= low < cards["f32"]["score"] < high <= 100
+    assert between(all_models.report(), "f32", "q8_0")["verdict"] == "no difference shown"
+
+
+@pytest.mark.parametrize("name", SURGERIES)
+def test_surgery_lowers_the_score(all_models: Outputs, name: str) -> None:
+    report = all_models.report()
+    cards = by_name(report)
+    assert cards[name]["score"] < cards["f16"]["interval"][0]
+    assert cards[name]["interval"][1] < cards["f16"]["score"]
+    found = between(report, "f16", name)
+    assert Path(found["second"]).stem == name
+    assert found["verdict"].startswith("scores lower, fewer facts right")
+    assert found["score"]["shown"]
+    assert found["facts"]["shown"]
+    assert found["facts"]["p_value"] < 0.01
+
+
+def test_every_part_is_measured_with_its_interval(all_models: Outputs) -> None:
+    for card in by_name(all_models.report()).values():
+        parts = card["parts"]
+        assert list(parts) == ["facts", "completion", "perplexity", "repetition", "thinking", "non_thinking"]
+        assert [part["weight"] for part in parts.values()] == [40, 15, 15, 10, 10, 10]
+        for part in parts.values():
+            low, high = part["interval"]
+            value = next(part[key] for key in ("share", "perplexity", "repeated_share") if key in part)
+            assert low <= value <= high
+        assert (parts["facts"]["total"], parts["completion"]["total"], len(card["answers"])) == (17, 2, 21)
+        mean = sum(part["weight"] * part["score"] for part in parts.values()) / 100
+        assert card["score"] == pytest.approx(mean, abs=0.005 + 1e-9)
+
+
+def test_two_runs_are_the_same_to_the_digit(pairs: list[Outputs], all_models: Outputs) -> None:
+    for kind in ("json", "csv", "markdown"):
+        first, second = (getattr(outputs, kind).read_bytes() for outputs in pairs)
+        assert first == second
+    assert pairs[0].text == pairs[1].text
+    alone, among = by_name(pairs[0].report()), by_name(all_models.report())
+    for name in ("f16", "deleted"):
+        changed = {"held_out", "held_out_answers", "notes"}
+        assert {k: v for k, v in alone[name].items() if k not in changed} == {
+            k: v for k, v in among[name].items() if k not in changed
+        }
+
+
+def test_held_out_questions_confirm(pairs: list[Outputs]) -> None:
+    report = pairs[0].report()
+    cards = by_name(report)
+    for card in cards.values():
+        asked = {item["question"] for item in card["answers"]}
+        others = [item["question"] for item in card["held_out_answers"]]
+        assert len(others) == len(set(others)) == card["held_out"]["total"] == len(load_questions(FACTS)) - 17
+        assert asked.isdisjoint(others)
+    assert cards["f16"]["held_out"]["right"] > cards["deleted"]["held_out"]["right"]
+    (found,) = report["differences"]
+    assert found["held_out"]["shown"]
+    assert found["verdict"].startswith("scores lower, fewer facts right, fewer held-out facts right")
+    assert "--held-out rest asks others" not in pairs[0].text
+    assert "held out" in pairs[0].text
+
+
+# Side by side
+
+
+def table_under(text: str, first: str) -> list[list[str]]:
+    """The cells of the table whose head begins with `first` and which has the columns asked for."""
+    lines = text.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("file ") and first in line)
+    rule = lines[at + 1]
+    starts = [n for n in range(len(rule)) if rule[n] == "─" and (n == 0 or rule[n - 1] == " ")]
+    ends = [*starts[1:], None]
+    rows = [lines[at]]
+    for line in lines[at + 2 :]:
+        if not line:
+            break
+        rows.append(line)
+    return [[line[a:b].strip() for a, b in zip(starts, ends, strict=True)] for line in rows]
+
+
+def test_files_stand_best_first_everywhere(all_models: Outputs) -> None:
+    report = all_models.report()
+    names = [Path(model["model"]["path"]).name for model in report["models"]]
+    scores = [model["card"]["score"] for model in report["models"]]
+    assert scores == sorted(scores, reverse=True)
+    head, *rows = table_under(all_models.text, "score ")
+    assert head == ["file", "size", "bits/weight", *CARD_HEAD]
+    assert [row[0] for row in rows] == names
+    assert [row[3] for row in rows] == [f"{score:.2f}" for score in scores]
+    lines = [line for line in all_models.markdown.read_text("utf-8").splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == head
+    assert cells[2 : 2 + len(names)] == rows
+    parsed = list(csv.DictReader(io.StringIO(all_models.csv.read_text("utf-8"))))
+    assert [Path(row["path"]).name for row in parsed] == names
+    assert [float(row["card.score"]) for row in parsed] == scores
+    for row, model in zip(parsed, report["models"], strict=True):
+        parts = model["card"]["parts"]
+        assert float(row["card.perplexity.perplexity"]) == parts["perplexity"]["perplexity"]
+        assert [float(row["card.facts.low"]), float(row["card.facts.high"])] == parts["facts"]["interval"]
+        assert int(row["card.thinking.right"]) == parts["thinking"]["right"]
+
+
+def test_every_two_are_compared(all_models: Outputs) -> None:
+    report = all_models.report()
+    names = [model["model"]["path"] for model in report["models"]]
+    pairs = [(found["first"], found["second"]) for found in report["differences"]]
+    assert pairs == [(one, two) for n, one in enumerate(names) for two in names[n + 1 :]]
+    head, *rows = table_under(all_models.text, "verdict")
+    assert head == ["file", *DIFFERENCE_HEAD]
+    assert [row[0] for row in rows] == [Path(name).name for name in names[1:]]
+    assert [row[-1] for row in rows] == [found["verdict"] for found in report["differences"][: len(names) - 1]]
+    assert rows[0][-1] == "no difference shown"
+    assert f"beside the best, {Path(names[0]).name}, " in all_models.text
+    assert "--held-out rest asks others" in all_models.text
+
+
+def test_notes_name_the_file(all_models: Outputs) -> None:
+    for name, card in by_name(all_models.report()).items():
+        shown = [line for line in all_models.text.splitlines() if line.startswith(f"note: {name}.gguf: ")]
+        assert shown == [f"note: {name}.gguf: {note}" for note in card["notes"]]
+    assert any("an endless loop" in note for note in by_name(all_models.report())["beheaded"]["notes"])
+
+
+def test_held_out_has_columns(pairs: list[Outputs]) -> None:
+    head, *rows = table_under(pairs[0].text, "score ")
+    assert head[-2:] == list(HELD_OUT_HEAD)
+    assert [row[-2].endswith("/44") for row in rows] == [True, True]
+
+
+# One file, and other suites
+
+
+def test_one_file_is_told_in_lines(tinyq: Tinyq, plain: Path, question: Path) -> None:
+    ran = tinyq("eval", plain, "--suite", "card", "--questions", question, "--weight", "facts=50")
+    assert (ran.code, ran.err) == (0, "")
+    lines = ran.out.splitlines()
+    assert lines[0].startswith(f"{plain}: qwen3, ")
+    assert lines[2].startswith("score ")
+    assert lines[3] == f"1 question of the set {question}, asked as plain text"
+    facts = next(line for line in lines if line.startswith("facts "))
+    assert facts.split()[1:3] == ["50", "0.0"]
+    assert "not measured: the model has no chat template" in ran.out
+    assert "note: the model has no chat template: the questions were asked as plain text" in ran.out
+
+
+def test_a_score_too_low_is_exit_1(tinyq: Tinyq, plain: Path, question: Path, tmp_path: Path) -> None:
+    command = ("eval", plain, "--suite", "card", "--questions", question, "--json", tmp_path / "out.json")
+    assert tinyq(*command, "--min-score", "0").code == 0
+    ran = tinyq(*command, "--min-score", "99.5")
+    score = json.loads((tmp_path / "out.json").read_text("utf-8"))["card"]["score"]
+    assert ran.code == 1
+    assert ran.err == f"tinyq: {plain}: the card's score is {score:.2f}, at least 99.5 wanted\n"
+    assert "facts " in ran.out, "what was measured is shown all the same"
+
+
+@pytest.mark.parametrize(("option", "start"), [("--json", "{\n"), ("--csv", "path,"), ("--markdown", "| file |")])
+def test_stdout_has_only_what_goes_there(tinyq: Tinyq, plain: Path, question: Path, option: str, start: str) -> None:
+    ran = tinyq("eval", plain, "--suite", "card", "--questions", question, option, "-")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith(start)
+    assert "asked as plain text" not in ran.out.partition('"notes"')[0]
+    if option == "--json":
+        assert list(json.loads(ran.out)) == ["model", "card"]
+
+
+def test_all_suites_on_one_file(tinyq: Tinyq, models: Path, question: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Once upon a time\nThe sea\n", "utf-8")
+    out = tmp_path / "out.json"
+    options = ("--questions", question, "--prompts", prompts, "--tokens", "8", "--json", out)
+    ran = tinyq("eval", models / "f16.gguf", "--suite", "all", *options)
+    assert (ran.code, ran.err) == (0, "")
+    report = json.loads(out.read_text("utf-8"))
+    assert list(report) == ["model", "reference", "fidelity", "speed", "card"]
+    assert report["fidelity"]["n_prompts"] == 2
+    assert report["fidelity"]["top1_agreement"] == 1
+    assert report["speed"]["generate_tok_s"] > 0
+    assert len(report["card"]["answers"]) == 2, "in both modes"
+    for told in ("KL divergence", "tok/s", "score ", "non-thinking"):
+        assert told in ran.out
+
+
+def test_fidelity_of_two_files(tinyq: Tinyq, models: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Once upon a time\n", "utf-8")
+    out = tmp_path / "out.json"
+    files = (models / "q8_0.gguf", models / "f16.gguf")
+    ran = tinyq("eval", *files, "--prompts", prompts, "--tokens", "8", "--no-speed", "--json", out, "--max-kl", "1")
+    assert (ran.code, ran.err) == (0, "")
+    report = json.loads(out.read_text("utf-8"))
+    assert [Path(model["model"]["path"]).name for model in report["models"]] == ["f16.gguf", "q8_0.gguf"]
+    assert [list(model) for model in report["models"]] == [["model", "reference", "fidelity", "speed"]] * 2
+    first, second = (model["fidelity"]["kl_mean"] for model in report["models"])
+    assert first < second / 10
+    assert report["differences"] == []
+    head, *rows = table_under(ran.out, "KL mean")
+    assert [row[0] for row in rows] == ["f16.gguf", "q8_0.gguf"]
+    assert head[3:5] == ["NMSE", "KL mean"]
+    assert "note: q8_0.gguf: compared with the source recorded in the file" in ran.out
+
+
+# What is wrong
+
+
+def refused(ran: Ran, folder: Path) -> str:
+    """The one line of a refusal, with nothing written."""
+    assert ran.code == 2, ran
+    assert ran.out == ""
+    assert ran.err.startswith("tinyq: ")
+    assert ran.err.count("\n") == 1, ran.err
+    assert "Traceback" not in ran.err
+    assert not list(folder.glob("out.*"))
+    return ran.err
+
+
+CARD = ("--suite", "card")
+USAGE: dict[str, tuple[tuple[str, ...], str]] = {
+    "a threshold on fidelity": ((*CARD, "--max-kl", "1"), "--max-kl needs --suite fidelity or all"),
+    "a reference": ((*CARD, "--reference", "x"), "--reference needs --suite fidelity or all"),
+    "a threshold on the score": (("--min-score", "5"), "--min-score needs --suite card or all"),
+    "questions without the suite": (("--questions", "bundled"), "--questions needs --suite card or all"),
+    "weights without the suite": (("--weight", "facts=1"), "--weight needs --suite card or all"),
+    "an unknown set": (
+        (*CARD, "--questions", "nonsense"),
+        "nonsense: is neither a set of questions (general, bundled)",
+    ),
+    "an unknown set to hold out": ((*CARD, "--held-out", "nonsense"), "nonsense: is neither a set of questions"),
+    "too large a set": (
+        (*CARD, "--questions", "bundled", "--repeat-set", "4"),
+        "questions, and 4 sets of 17 need 68; at most 3 can be taken",
+    ),
+    "no set": ((*CARD, "--repeat-set", "0"), "0 is not in the range x>=1"),
+    "a weight without a number": ((*CARD, "--weight", "facts"), "--weight facts: has no number for a weight"),
+    "a weight that is none": ((*CARD, "--weight", "facts=a"), "--weight facts=a: has 'a' for a weight; write such as"),
+    "a weight below 0": ((*CARD, "--weight", "facts=-1"), "the weight of facts is -1.0; a number from 0"),
+    "a weight of nothing": ((*CARD, "--weight", "taste=1"), "there is no part 'taste' to weigh; parts are facts, "),
+    "a text that is not there": ((*CARD, "--text", "gone.txt"), "gone.txt: cannot be read (No such file or directory)"),
+    "an unknown suite": (("--suite", "cards"), "'cards' is not one of 'fidelity', 'card', 'all'"),
+    "two outputs in one": ((*CARD, "--json", "-", "--csv", "-"), "only one of --json, --csv and --markdown can go"),
+}
+
+
+@pytest.mark.usefixtures("no_llama")
+@pytest.mark.parametrize(("options", "expected"), USAGE.values(), ids=list(USAGE))
+def test_bad_usage_is_one_line(
+    tinyq: Tinyq, plain: Path, tmp_path: Path, options: tuple[str, ...], expected: str
+) -> None:
+    outputs = () if "--json" in options else ("--json", tmp_path / "out.json", "--csv", tmp_path / "out.csv")
+    assert expected in refused(tinyq("eval", plain, *options, *outputs), tmp_path)
+
+
+@pytest.mark.usefixtures("no_llama")
+@pytest.mark.parametrize("suite", ["fidelity", "card", "all"])
+def test_files_are_looked_at_before_any_is_run(tinyq: Tinyq, plain: Path, tmp_path: Path, suite: str) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGML" + bytes(60))
+    other = tmp_path / "other.gguf"
+    other.symlink_to(plain)
+    for files, expected in (
+        ((plain, tmp_path / "gone.gguf"), "gone.gguf: "),
+        ((plain, tmp_path), f"{tmp_path}: "),
+        ((plain, broken), "broken.gguf: "),
+        ((plain, other, plain), f"{plain}: is given twice; give each file once"),
+    ):
+        ran = tinyq("eval", *files, "--suite", suite, "--json", tmp_path / "out.json")
+        assert expected in refused(ran, tmp_path)
+
+
+@pytest.mark.usefixtures("no_llama")
+def test_outputs_that_cannot_be_written_are_refused_at_once(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
+    before = plain.read_bytes()
+    out = tmp_path / "out.x"
+    for outputs, expected in (
+        (("--json", plain), f"{plain}: is what the command reads; give --json another name"),
+        (("--markdown", tmp_path), f"{tmp_path}: is a folder; give --markdown the name of a file"),
+        (("--csv", tmp_path / "gone" / "x"), f"the folder {tmp_path / 'gone'} does not exist; create it first"),
+        (("--json", out, "--csv", out), f"{out}: is what --json writes; give --csv another name"),
+    ):
+        assert expected in refused(tinyq("eval", plain, *CARD, *outputs), tmp_path)
+    assert plain.read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_llama")
+def test_a_model_is_needed(tinyq: Tinyq, tmp_path: Path) -> None:
+    assert "MODEL" in refused(tinyq("eval", "--suite", "card"), tmp_path)
+
+
+@pytest.mark.usefixtures("no_llama")
+def test_a_broken_line_of_questions_is_named(tinyq: Tinyq, plain: Path, question: Path, tmp_path: Path) -> None:
+    with question.open("a") as stream:
+        stream.write('\n{"question": "3?", "accept": "three"}\n')
+    ran = tinyq("eval", plain, *CARD, "--questions", question, "--json", tmp_path / "out.json")
+    assert f"{question}:3: accept is 'three'; a list of accepted answers is expected" in refused(ran, tmp_path)
+
+
+@pytest.mark.parametrize("context", [1, 24])
+def test_a_context_too_short_for_any_question(tinyq: Tinyq, models: Path, tmp_path: Path, context: int) -> None:
+    path = models / "f16.gguf"
+    ran = tinyq("eval", path, *CARD, "--context", context, "--json", tmp_path / "out.json")
+    assert f"{path}: no question fits the context of {context} tokens; give a longer" in refused(ran, tmp_path)
+
+
+def test_a_model_without_a_thinking_mode(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
+    ran = tinyq("eval", plain, *CARD, "--thinking", "--json", tmp_path / "out.json")
+    assert f"{plain}: thinking was asked for, but the model's chat template has no" in refused(ran, tmp_path)
+
+
+def test_a_reference_of_another_vocabulary(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
+    ran = tinyq("eval", plain, "--reference", bundled_model("hybrid"))
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+    assert "has a vocabulary of 260 tokens, and" in ran.err
+    assert "one of 1024, so that is not its reference" in ran.err
+
+
+@pytest.mark.usefixtures("no_llama")
+def test_a_second_file_that_is_cut_short_is_found_first(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(plain.read_bytes()[:-100])
+    ran = tinyq("eval", plain, cut, "--suite", "card")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert ran.err.startswith(f"tinyq: {cut}: ")
+
+
+def test_a_split_file_has_the_size_of_all_parts(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
+    assert tinyq("quantize", plain, tmp_path / "split.gguf", "f16", "--split-max-size", "20K", "-q").code == 0
+    parts = sorted(tmp_path.glob("split-*.gguf"))
+    assert len(parts) > 2
+    assert tinyq("eval", parts[0], "--suite", "card", "--json", tmp_path / "out.json", "-q").code == 0
+    model = json.loads((tmp_path / "out.json").read_text("utf-8"))["model"]
+    assert model["bytes"] == sum(part.stat().st_size for part in parts)
+
+
+def test_a_pipe_is_no_file(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo.gguf"
+    os.mkfifo(fifo)
+    for args in (("eval", fifo, "--suite", "card"), ("card", plain, fifo)):
+        ran = tinyq(*args)
+        assert (ran.code, ran.err.count("\n")) == (2, 1)
+        assert "is not a regular file" in ran.err

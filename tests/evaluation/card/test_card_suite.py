@@ -1,0 +1,466 @@
+"""How the card suite asks, with a runtime that answers by a script: modes, prompts, and everything that can go wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.card.as_json import card_dict
+from gguf_tools.evaluation.card.modes import ChatModes, find_modes
+from gguf_tools.evaluation.card.notes import notes_of
+from gguf_tools.evaluation.card.questions import Choice, Completion, Question
+from gguf_tools.evaluation.card.results import CardReport, Generation
+from gguf_tools.evaluation.card.suite import CardOptions, run_card
+from tests.evaluation.card.scripted import (
+    COMPLETIONS,
+    OPENED,
+    PASSAGES,
+    PLAIN,
+    QUESTIONS,
+    REFUSING,
+    SWITCH,
+    UNDECIDED,
+    UNTAGGED,
+    Scripted,
+    asked,
+    card_set,
+    direct,
+    perfect,
+    scored,
+    tokens_of,
+)
+
+FRANCE = QUESTIONS[:1]
+ONLY_FRANCE = card_set(FRANCE, (), ())
+THINKS = "[user]The capital of France?[assistant]"
+
+
+def said(answer: str, template: str | None = SWITCH, **options: Any) -> CardReport:
+    """What the suite makes of one answer to one question."""
+    return scored(Scripted(lambda _: answer, template), ONLY_FRANCE, probes=0, **options)
+
+
+# Modes
+
+
+@pytest.mark.parametrize(
+    ("template", "direct_works", "thinking_works", "undecided"),
+    [
+        (None, False, False, False),
+        (PLAIN, True, False, False),
+        (SWITCH, True, True, False),
+        (OPENED, False, True, False),
+        (UNDECIDED, True, False, True),
+        (UNTAGGED, True, False, False),
+        (SWITCH.replace("enable_thinking is false", "not thinking"), True, True, False),
+    ],
+)
+def test_modes_are_read_from_the_template(
+    template: str | None, direct_works: bool, thinking_works: bool, undecided: bool
+) -> None:
+    modes = find_modes(Scripted(perfect, template))
+    assert modes.template == (template is not None)
+    assert (modes.direct, modes.thinking, modes.undecided) == (direct_works, thinking_works, undecided)
+
+
+@pytest.mark.parametrize(
+    ("template", "main", "other"),
+    [
+        (None, "plain", None),
+        (PLAIN, "direct", None),
+        (SWITCH, "direct", "thinking"),
+        (OPENED, "thinking", None),
+        (UNDECIDED, "direct", None),
+        (UNTAGGED, "direct", None),
+    ],
+)
+def test_which_mode_is_asked_in(template: str | None, main: str, other: str | None) -> None:
+    report = scored(Scripted(perfect, template))
+    assert {item.mode for item in report.answers} == {report.mode} == {main}
+    assert {item.mode for item in report.probes} == ({other} if other else set())
+
+
+@pytest.mark.parametrize("template", [PLAIN + "{% for %}", "{{ raise_it() }}", "{{ messages[5].content }}{{ 1 / 0 }}"])
+def test_a_broken_template_is_refused(template: str) -> None:
+    runtime = Scripted(perfect, template)
+    with pytest.raises(InputError, match="the chat template refused the messages"):
+        scored(runtime)
+    assert runtime.calls == []
+
+
+@pytest.mark.parametrize("template", ["", "{# nothing #}", "{% if enable_thinking %}" + PLAIN + "{% endif %}"])
+def test_a_template_that_says_nothing_is_refused(template: str) -> None:
+    with pytest.raises(InputError, match="the chat template gives no text for a question"):
+        scored(Scripted(perfect, template))
+
+
+@pytest.mark.parametrize("template", [None, PLAIN, UNDECIDED, UNTAGGED])
+def test_thinking_cannot_be_asked_of_a_model_without_it(template: str | None) -> None:
+    runtime = Scripted(perfect, template)
+    with pytest.raises(InputError, match="the model's chat template has no thinking mode; leave it out"):
+        scored(runtime, thinking=True)
+    assert runtime.calls == []
+
+
+# Prompts
+
+
+def rendered(template: str | None, question: Question = FRANCE[0], **options: Any) -> list[str]:
+    runtime = Scripted(perfect, template)
+    scored(runtime, card_set([question], (), ()), **options)
+    return runtime.prompts
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "expected"),
+    [
+        (None, False, ["Question: The capital of France?\nAnswer:"]),
+        (PLAIN, False, [THINKS]),
+        (SWITCH, False, [THINKS + "<think></think>", THINKS]),
+        (SWITCH, True, [THINKS, THINKS + "<think></think>"]),
+        (OPENED, False, [THINKS + "<think>"]),
+        (OPENED, True, [THINKS + "<think>"]),
+        (UNTAGGED, False, [THINKS]),
+    ],
+)
+def test_the_prompts_are_the_templates_own(template: str | None, thinking: bool, expected: list[str]) -> None:
+    assert rendered(template, thinking=thinking) == expected
+
+
+def test_a_system_prompt_goes_first() -> None:
+    question = replace(FRANCE[0], system="Be brief.")
+    assert rendered(PLAIN, question) == [f"[system]Be brief.{THINKS}"]
+    assert rendered(None, question) == ["Be brief.\n\nQuestion: The capital of France?\nAnswer:"]
+    with pytest.raises(InputError, match="the chat template refused the messages"):
+        rendered(REFUSING, question)
+
+
+def test_only_the_first_questions_are_asked_in_the_other_mode() -> None:
+    runtime = Scripted(perfect)
+    report = scored(runtime, probes=2)
+    assert [item.question for item in report.answers] == [q.question for q in QUESTIONS]
+    assert [item.question for item in report.probes] == [q.question for q in QUESTIONS[:2]]
+    assert [len(call) for call in runtime.calls] == [len(QUESTIONS), 2, len(COMPLETIONS), 0]
+
+
+def test_completions_are_continued_without_the_template() -> None:
+    runtime = Scripted(perfect)
+    report = scored(runtime)
+    assert [prompt for prompt in runtime.prompts if "[user]" not in prompt] == [c.prompt for c in COMPLETIONS]
+    assert [item.coherent for item in report.completions] == [True, True]
+
+
+def test_held_out_questions_are_asked_and_do_not_count() -> None:
+    runtime = Scripted(lambda prompt: "Lyon" if "France" in prompt else perfect(prompt))
+    content = card_set(QUESTIONS[1:])
+    alone, confirmed = scored(Scripted(perfect), content), scored(runtime, content, FRANCE)
+    assert [item.right for item in confirmed.held_out] == [False]
+    assert confirmed.held_out[0].mode == confirmed.mode
+    assert replace(confirmed, held_out=()) == alone
+
+
+@pytest.mark.parametrize("template", [PLAIN, "^" + PLAIN])
+def test_bos_stands_there_once(template: str) -> None:
+    runtime = Scripted(direct, template, bos="^")
+    scored(runtime)
+    assert runtime.prompts
+    assert all(prompt.count("^") == 1 and prompt.startswith("^") for prompt in runtime.prompts + runtime.read)
+    assert [text[1:] for text in runtime.read] == list(PASSAGES)
+
+
+def test_limits_of_each_kind_of_answer() -> None:
+    def counts(template: str | None, **options: Any) -> list[tuple[int, ...]]:
+        runtime = Scripted(perfect, template)
+        content = card_set(FRANCE, COMPLETIONS[:1])
+        scored(runtime, content, answer_tokens=7, think_tokens=9, completion_tokens=5, **options)
+        return runtime.calls
+
+    assert counts(None) == [(7,), (5,), ()]
+    assert counts(PLAIN) == [(7,), (5,), ()]
+    assert counts(SWITCH) == [(7,), (9,), (5,), ()]
+    assert counts(SWITCH, thinking=True) == [(9,), (7,), (5,), ()]
+    assert counts(OPENED) == [(9,), (5,), ()]
+    assert counts(UNDECIDED) == [(9,), (5,), ()], "such a model may think by itself"
+
+
+@settings(max_examples=60)
+@given(
+    context=st.integers(1, 120),
+    template=st.sampled_from([None, PLAIN, SWITCH, OPENED]),
+    bos=st.sampled_from([None, "^"]),
+    limit=st.integers(1, 90),
+)
+def test_no_request_exceeds_the_context(context: int, template: str | None, bos: str | None, limit: int) -> None:
+    """The script itself asserts that prompt and count fit."""
+    runtime = Scripted(lambda _: "x…", template, context, bos)
+    content = card_set(
+        [*FRANCE, Question("A question that is longer than the first?", ("yes",))], passages=["a b" * 30]
+    )
+    options = CardOptions(Choice(content), answer_tokens=limit, think_tokens=limit, completion_tokens=limit)
+    if context <= len(tokens_of(rendered(template)[0])) + (bos is not None):
+        with pytest.raises(InputError, match=f"no question fits the context of {context} tokens; give a longer"):
+            run_card(runtime, options)
+        return
+    report = run_card(runtime, options)
+    assert max(count for call in runtime.calls for count in call) <= limit
+    assert [item.fits for item in report.answers] == [len(runtime.calls[0]) > 0, len(runtime.calls[0]) > 1]
+
+
+def test_progress_names_the_stages() -> None:
+    seen: list[tuple[str, int, int]] = []
+    run_card(Scripted(perfect), CardOptions(Choice(card_set(), FRANCE)), lambda *step: seen.append(step))
+    last = {stage: (done, total) for stage, done, total in seen}
+    assert last == {
+        "questions": (5, 5),
+        "thinking mode": (4, 4),
+        "completions": (2, 2),
+        "text": (3, 3),
+        "held-out questions": (1, 1),
+    }
+
+
+# Answers
+
+
+def test_all_right() -> None:
+    report = scored(Scripted(perfect))
+    assert all(item.right and item.works and item.fits for item in (*report.answers, *report.probes))
+    assert notes_of(report) == []
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_an_answer_in_the_thought_does_not_count(thinking: bool) -> None:
+    report = said("<think>The capital of France is Paris.</think>Lyon", thinking=thinking)
+    (item,) = report.answers
+    assert (item.reply.thought, item.reply.answer) == ("The capital of France is Paris.", "Lyon")
+    assert (item.right, item.grade.reason) == (False, "other")
+
+
+def test_an_answer_counts_after_a_thought_of_another() -> None:
+    (item,) = said("<think>Lyon? No.</think>Paris", thinking=True).answers
+    assert item.right
+    assert item.works
+    (item,) = said("<think>Lyon? No.</think>Paris", thinking=False).answers
+    assert item.right
+    assert not item.works
+
+
+def test_a_thought_that_the_template_opened_is_read_as_one() -> None:
+    (item,) = said("Paris, I think.</think>Lyon", OPENED).answers
+    assert (item.reply.thought, item.reply.answer, item.right, item.works) == ("Paris, I think.", "Lyon", False, True)
+
+
+@pytest.mark.parametrize("template", [PLAIN, None])
+def test_a_thought_that_no_template_mentions_is_one_too(template: str | None) -> None:
+    (item,) = said("<think>Paris.</think>Lyon", template).answers
+    assert (item.reply.thought, item.right) == ("Paris.", False)
+
+
+FAULTS: dict[str, tuple[str, bool, str]] = {
+    "nothing": ("", False, "an empty answer"),
+    "blanks": (" \n ", False, "an empty answer"),
+    "signs": ("?!…?!", False, "an empty answer"),
+    "nothing after a thought": ("<think>Paris.</think>", True, "an empty answer"),
+    "an open thought": ("<think>It is Paris", True, "a thought that is never closed"),
+    "an open thought that was not asked for": ("<think>It is Paris", False, "a thought that is never closed"),
+    "no thought": ("Paris", True, "no thought"),
+    "an empty thought": ("<think> </think>Paris", True, "no thought"),
+    "a thought too much": ("<think>Paris.</think>Paris", False, "a thought that was not asked for"),
+    "a loop": ("Paris. …", False, "an endless loop"),
+    "a loop in a thought": ("<think>Paris. …", True, "an endless loop"),
+}
+
+
+@pytest.mark.parametrize(("answer", "thinking", "expected"), FAULTS.values(), ids=list(FAULTS))
+def test_what_goes_wrong_is_named(answer: str, thinking: bool, expected: str) -> None:
+    report = said(answer, thinking=thinking)
+    (item,) = report.answers
+    assert not item.works
+    how = "with thinking" if thinking else "without thinking"
+    assert notes_of(report) == [f"asked {how}, 1 of 1: {expected} (The capital of France?)"]
+    assert card_dict(report)["notes"] == notes_of(report)
+
+
+def test_an_endless_loop_is_measured() -> None:
+    report = said("Paris. …", answer_tokens=30)
+    (item,) = report.answers
+    assert item.generation.loop is not None
+    assert (item.generation.loop.period, item.generation.loop.length) == (7, 30)
+    assert not item.generation.ended
+    assert card_dict(report)["answers"][0]["endless_loop"] == {"period": 7, "tokens": 30}
+    assert card_dict(report)["parts"]["repetition"]["longest_loop"] == {"period": 7, "tokens": 30}
+    assert card_dict(report)["parts"]["repetition"]["endless_loops"] == 1
+
+
+def test_a_loop_that_ends_by_itself_is_none() -> None:
+    report = said("Paris" + " la" * 12)
+    assert report.answers[0].generation.loop is None
+    assert report.answers[0].works
+
+
+@pytest.mark.parametrize("answer", ["Paris, of course", "Lyon, of course, not"])
+def test_an_answer_that_is_cut_off_is_named_and_still_graded(answer: str) -> None:
+    report = said(answer, answer_tokens=15)
+    (item,) = report.answers
+    assert item.right == answer.startswith("Paris")
+    assert (item.reply.answer, item.generation.ended) == (answer[:15], False)
+    assert notes_of(report) == ["asked without thinking, 1 of 1: cut off before its end (The capital of France?)"]
+
+
+def test_a_note_counts_and_names_some() -> None:
+    report = scored(Scripted(lambda prompt: "Rome" if "Italy" in prompt else ""), card_set(completions=()), probes=0)
+    assert notes_of(report) == [
+        "asked without thinking, 4 of 5: an empty answer (The capital of France?; The capital of Spain?; and 2 more)"
+    ]
+    long = Question("Why " + "so " * 40 + "long?", ("x",))
+    (note,) = notes_of(scored(Scripted(lambda _: ""), card_set([long], ()), probes=0))
+    assert len(note) < 130
+
+
+def test_every_kind_of_fault_has_its_note() -> None:
+    answers = {
+        "France": "",
+        "Italy": "<think>Rome",
+        "Spain": "x …",
+        "Japan": "Tokyo, the city between " + "".join(map(str, range(80))),
+        "Egypt": "Cairo",
+    }
+    runtime = Scripted(lambda prompt: next(answers[c] for c in answers if c in prompt))
+    notes = notes_of(scored(runtime, card_set(completions=()), probes=0))
+    assert [note.split(": ")[1].split(" (")[0] for note in notes] == [
+        "an empty answer",
+        "a thought that is never closed",
+        "an endless loop",
+        "cut off before its end",
+    ]
+    assert all(note.startswith("asked without thinking, 1 of 5: ") for note in notes)
+
+
+def test_a_mode_works_only_where_it_comes_to_an_end() -> None:
+    endless = "Paris, " + " ".join(map(str, range(100)))
+    (item,) = said(endless).answers
+    assert (item.right, item.works, item.generation.ended) == (True, False, False)
+
+
+def test_a_text_that_is_cut_is_noted() -> None:
+    long = "a" * 600
+    report = scored(Scripted(perfect), card_set(passages=("short", long)))
+    assert [passage.pieces for passage in report.passages] == [1, 2]
+    (note,) = notes_of(report)
+    assert note.startswith("1 of 2 passages were cut into pieces that fit")
+
+
+def test_a_refused_system_prompt_names_the_question() -> None:
+    template = "{% if messages[0].role == 'system' %}{{ 1 / 0 }}{% endif %}" + PLAIN
+    runtime = Scripted(perfect, template.replace("{{ 1 / 0 }}", "{{ nothing.at.all }}"))
+    question = Question("The capital of France?", ("Paris",), system="Be brief.")
+    with pytest.raises(InputError, match=r"refused the messages.*; asked 'The capital of France\?'$"):
+        scored(runtime, card_set((question,)))
+
+
+def test_held_out_answers_have_notes_too() -> None:
+    runtime = Scripted(lambda prompt: "" if "France" in prompt else perfect(prompt))
+    (note,) = notes_of(scored(runtime, card_set(QUESTIONS[1:]), FRANCE))
+    assert note == "asked without thinking, 1 of 5: an empty answer (The capital of France?)"
+
+
+# Without a chat template
+
+
+def test_without_a_template_the_questions_are_plain_text() -> None:
+    report = scored(Scripted(lambda p: f" {asked(p)}\nQuestion: more?" if "Answer:" in p else perfect(p), None))
+    assert all(item.right for item in report.answers)
+    assert report.modes == ChatModes(template=False)
+    assert notes_of(report) == [
+        "the model has no chat template: the questions were asked as plain text, and no mode was tried"
+    ]
+    parts = card_dict(report)["parts"]
+    assert parts["thinking"]["missing"] == parts["non_thinking"]["missing"] == "the model has no chat template"
+    assert parts["facts"]["score"] == 100
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "kept"),
+    [
+        (" Lyon\nParis", "Lyon", " Lyon\n"),
+        ("\n\n Paris \nLyon\nLyon", "Paris ", "\n\n Paris \n"),
+        ("Paris", "Paris", "Paris"),
+        ("Paris\n", "Paris\n", "Paris\n"),
+        ("Paris\n" + "Question: again? …", "Paris", "Paris\n"),
+    ],
+)
+def test_only_the_first_line_of_plain_text_counts(answer: str, text: str, kept: str) -> None:
+    """Neither the text behind it nor what that repeats."""
+    (item,) = said(answer, None).answers
+    assert item.generation == Generation(text, tuple(map(ord, kept)), True, True, None)
+    assert item.right == ("Paris" in text)
+
+
+# Too little room
+
+
+def test_a_question_too_long_for_the_context_is_named() -> None:
+    long = Question("What is " + "very " * 30 + "far?", ("space",))
+    runtime = Scripted(perfect, context=100)
+    report = scored(runtime, card_set([*FRANCE, long, QUESTIONS[1]]))
+    assert [item.fits for item in report.answers] == [True, False, True]
+    assert [item.right for item in report.answers] == [True, False, True]
+    assert not report.answers[1].works
+    assert [note.split(" (")[0] for note in notes_of(report)] == [
+        "asked without thinking, 1 of 3: no room in the context of 100 tokens",
+        "asked with thinking, 1 of 3: no room in the context of 100 tokens",
+    ]
+    assert card_dict(report)["answers"][1]["reason"] == "no room"
+
+
+def test_no_question_fits() -> None:
+    runtime = Scripted(perfect, context=len(THINKS))
+    with pytest.raises(InputError, match="no question fits the context of 39 tokens; give a longer context"):
+        scored(runtime)
+    assert runtime.calls == [()]
+
+
+def test_the_context_may_end_an_answer() -> None:
+    runtime = Scripted(perfect, context=len(tokens_of(THINKS + "<think></think>")) + 3)
+    report = scored(runtime, ONLY_FRANCE, probes=0)
+    assert runtime.calls[0] == (3,)
+    assert report.answers[0].reply.answer == "Par"
+    assert notes_of(report) == ["asked without thinking, 1 of 1: cut off before its end (The capital of France?)"]
+
+
+# Completions
+
+
+@pytest.mark.parametrize(
+    ("said", "coherent", "fault"),
+    [
+        (" three, four.", True, None),
+        (" THREE!", True, None),
+        (" threesome", False, None),
+        (" four", False, None),
+        ("", False, "an empty continuation"),
+        (" three …", False, "an endless loop"),
+        (" three \ufffd", False, None),
+        (f" three, {'four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, ' * 2}", True, None),
+    ],
+)
+def test_a_completion_goes_on_as_it_must(said: str, coherent: bool, fault: str | None) -> None:
+    content = card_set(FRANCE, COMPLETIONS[:1])
+    report = scored(Scripted(lambda prompt: said if prompt == COMPLETIONS[0].prompt else perfect(prompt)), content)
+    assert report.completions[0].coherent == coherent
+    assert notes_of(report) == ([f"continued, 1 of 1: {fault} (One, two,)"] if fault else [])
+
+
+def test_a_text_too_long_to_continue_is_named() -> None:
+    content = card_set(FRANCE, [Completion("so on and " * 12, ("on",))])
+    report = scored(Scripted(lambda _: "Paris", PLAIN, context=100), content)
+    assert not report.completions[0].coherent
+    assert notes_of(report) == [
+        "continued, 1 of 1: no room in the context of 100 tokens "
+        "(so on and so on and so on and so on and so on and so on …)"
+    ]

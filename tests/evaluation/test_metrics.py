@@ -1,0 +1,135 @@
+"""The metrics against plain float64 formulas."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from gguf_tools.errors import InputError, LlamaError
+from gguf_tools.evaluation import metrics
+from gguf_tools.evaluation.metrics import NO_TARGET, FidelityAccumulator, kl_divergence, log_softmax
+
+Array = npt.NDArray[np.float32]
+
+logits = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(2, 9)), elements=st.floats(-50, 50, width=32))
+
+
+def pairs(count: int, seed: int = 0) -> list[tuple[Array, Array, npt.NDArray[np.int64]]]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        length = int(rng.integers(1, 30))
+        first = rng.standard_normal((length, 11)).astype(np.float32) * 4
+        second = first + 0.3 * rng.standard_normal(first.shape).astype(np.float32)
+        made.append((first, second, rng.integers(-1, 11, length)))
+    return made
+
+
+def plain(cases: list[tuple[Array, Array, npt.NDArray[np.int64]]]) -> dict[str, float]:
+    """The definitions, one position and one number at a time."""
+    difference = energy = top = 0.0
+    kl: list[float] = []
+    nll: tuple[list[float], list[float]] = ([], [])
+    for first, second, targets in cases:
+        for r, m, target in zip(first.tolist(), second.tolist(), targets.tolist(), strict=True):
+            difference += sum((a - b) ** 2 for a, b in zip(m, r, strict=True))
+            energy += sum(a * a for a in r)
+            p, q = (np.exp(np.array(x)) / np.exp(np.array(x)).sum() for x in (r, m))
+            kl.append(float(sum(p * np.log(p / q))))
+            top += int(np.argmax(r) == np.argmax(m))
+            if target != NO_TARGET:
+                nll[0].append(-math.log(p[target]))
+                nll[1].append(-math.log(q[target]))
+    return {
+        "nmse": difference / energy,
+        "max_abs_diff": max(float(np.abs(m.astype(float) - r.astype(float)).max()) for r, m, _ in cases),
+        "kl_mean": float(np.mean(kl)),
+        "kl_p99": float(np.quantile(kl, 0.99)),
+        "kl_max": max(kl),
+        "top1_agreement": top / len(kl),
+        "ppl_reference": math.exp(float(np.mean(nll[0]))),
+        "ppl_model": math.exp(float(np.mean(nll[1]))),
+        "n_prompts": len(cases),
+        "n_tokens": len(kl),
+    }
+
+
+@pytest.mark.parametrize("block", [8, 1 << 20])
+def test_against_plain_formulas(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(metrics, "_BLOCK_BYTES", block)
+    cases = pairs(7)
+    accumulator = FidelityAccumulator()
+    for case in cases:
+        accumulator.add(*case)
+    result = accumulator.result()
+    for name, value in plain(cases).items():
+        assert getattr(result, name) == pytest.approx(value, rel=1e-9), name
+
+
+@given(logits)
+def test_identical_logits_give_nothing(a: Any) -> None:
+    accumulator = FidelityAccumulator()
+    accumulator.add(a, a, a.argmax(-1))
+    result = accumulator.result()
+    assert (result.nmse, result.max_abs_diff, result.kl_mean, result.kl_max, result.noise) == (0, 0, 0, 0, 0)
+    assert result.top1_agreement == 1
+    assert result.ppl_model == result.ppl_reference
+
+
+@given(logits, st.floats(-100, 100), st.data())
+def test_kl_properties(a: Any, shift: float, data: st.DataObject) -> None:
+    b = data.draw(arrays(np.float32, a.shape, elements=st.floats(-50, 50, width=32)))
+    kl = kl_divergence(a, b)
+    assert (kl >= 0).all()
+    np.testing.assert_allclose(kl_divergence(a, b.astype(np.float64) + shift), kl, atol=1e-9)
+    np.testing.assert_allclose(np.exp(log_softmax(a)).sum(-1), 1)
+
+
+def test_noise_ignores_shifts_and_single_faults() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal((200, 50)) * 3
+    model = reference + 1e-3 * rng.standard_normal(reference.shape) + rng.standard_normal((200, 1))
+    model[7] += 5 * rng.standard_normal(50)
+    accumulator = FidelityAccumulator()
+    accumulator.add(reference, model)
+    result = accumulator.result()
+    assert result.noise == pytest.approx(1e-3, rel=0.3)
+    assert result.spread == pytest.approx(3, rel=0.2)
+    assert result.ppl_model is None
+
+
+def test_broken_logits_are_named() -> None:
+    good = np.zeros((4, 5), dtype=np.float32)
+    bad = good.copy()
+    bad[2, 3] = np.nan
+    accumulator = FidelityAccumulator()
+    accumulator.add(good, good)
+    with pytest.raises(LlamaError, match="prompt 1: the model's logit of token 3 at position 2 is nan"):
+        accumulator.add(good, bad)
+    bad[2, 3] = -np.inf
+    with pytest.raises(InputError, match="story: the reference's logit of token 3 at position 2 is -inf"):
+        accumulator.add(bad, good, name="story")
+    with pytest.raises(InputError, match=r"shape \(4, 5\), the model's \(4, 6\)"):
+        accumulator.add(good, np.zeros((4, 6), dtype=np.float32))
+    with pytest.raises(InputError, match="no position"):
+        FidelityAccumulator().result()
+
+
+def test_extremes() -> None:
+    accumulator = FidelityAccumulator()
+    reference = np.array([[1000.0, -1000.0]])
+    accumulator.add(reference, -reference, np.array([0]))
+    result = accumulator.result()
+    assert result.kl_max == pytest.approx(2000)
+    assert result.ppl_model == math.inf
+    assert result.ppl_reference == 1
+    zeros = FidelityAccumulator()
+    zeros.add(np.zeros((1, 2)), np.zeros((1, 2)))
+    assert zeros.result().nmse == 0

@@ -1,0 +1,29 @@
+"""Tiny checkpoints of the custom families, made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gguf_tools.families.registry import all_families
+
+Made = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """(family, variant) → the folder of its tiny checkpoint, which must not be changed."""
+    done: dict[tuple[str, str], Path] = {}
+
+    def make(family: str, variant: str) -> Path:
+        if (family, variant) not in done:
+            folder = tmp_path_factory.mktemp("custom") / "tiny"
+            found = next(known for known in all_families() if known.name == family)
+            assert found.tiny
+            found.tiny(folder, variant, 1)
+            done[family, variant] = folder
+        return done[family, variant]
+
+    return make

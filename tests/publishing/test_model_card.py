@@ -1,0 +1,339 @@
+"""Model cards: that they say what was measured and nothing else, and that the hub can read them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import yaml
+from gguf import GGUFWriter
+
+from gguf_tools.bundled import bundled_model
+from gguf_tools.conversion.plan import prepare
+from gguf_tools.conversion.request import Request
+from gguf_tools.conversion.write import execute
+from gguf_tools.errors import OutputError
+from gguf_tools.formats import output
+from gguf_tools.formats.gguf.header import read_header
+from gguf_tools.runtime.process import Runtime
+from gguf_tools.text import human_bytes
+from tests.conftest import Ran
+from tests.tiny_gguf import write_dense
+
+Tinyq = Callable[..., Ran]
+
+HYBRID = bundled_model("hybrid")
+FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+
+
+def front_of(text: str) -> dict[str, Any]:
+    match = FRONT.match(text)
+    assert match
+    found: dict[str, Any] = yaml.safe_load(match[1])
+    return found
+
+
+def rows_of(text: str, section: str) -> list[dict[str, str]]:
+    """The first table under a heading, a dictionary a line."""
+    body = text.split(f"## {section}\n", 1)[1]
+    lines = next(part.strip() for part in body.split("\n\n") if part.strip().startswith("|")).splitlines()
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert len({len(row) for row in cells}) == 1
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("files")
+    paths = folder / "small-q8_0.gguf", folder / "small q4_k_m.gguf"
+    for path, kind in zip(paths, ("q8_0", "q4_k_m"), strict=True):
+        execute(prepare(Request(HYBRID, kind)), path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, files: tuple[Path, Path]) -> tuple[Path, dict[str, Any]]:
+    """A whole card with everything measured, and its JSON."""
+    from gguf_tools.cli import run
+
+    report = tmp_path_factory.mktemp("report") / "card.json"
+    arguments = ["--questions", "bundled", "--modelfile", "--json", report, "-q", "--context", "128"]
+    names = ["--quantized-by", "somebody", "--base-model", "someone/something"]
+    assert run([str(a) for a in ("card", HYBRID, *files, *arguments, *names)]) == 0
+    return files[0].parent, json.loads(report.read_text("utf-8"))
+
+
+def test_front_matter(made: tuple[Path, dict[str, Any]]) -> None:
+    text = (made[0] / "README.md").read_text("utf-8")
+    front = front_of(text)
+    assert front == {
+        "license": "mit",
+        "language": ["en"],
+        "base_model": "someone/something",
+        "base_model_relation": "quantized",
+        "model_name": "tinyq hybrid",
+        "pipeline_tag": "text-generation",
+        "quantized_by": "somebody",
+        "tags": ["gguf", "qwen3next", "tinyq", "qwen3_next", "tiny", "stories", "test"],
+    }
+    hub = pytest.importorskip("huggingface_hub")
+    data = hub.ModelCard(text).data.to_dict()
+    assert {key: data[key] for key in front} == front
+
+
+def test_every_figure_is_one_that_was_measured(made: tuple[Path, dict[str, Any]], files: tuple[Path, Path]) -> None:
+    folder, report = made
+    text = (folder / "README.md").read_text("utf-8")
+    rows = rows_of(text, "Files")
+    for row, path, model in zip(rows, files, report["models"], strict=True):
+        assert row["File"] == f"[{path.name}]({quote(path.name)})"
+        size = path.stat().st_size
+        weights = sum(math.prod(entry.shape) for entry in read_header(path).tensors)
+        assert row["Size"] == human_bytes(size) == human_bytes(model["model"]["bytes"])
+        assert row["Bits/weight"] == f"{model['model']['bpw']:.2f}"
+        assert model["model"]["bpw"] * weights / 8 == pytest.approx(sum(e.nbytes for e in read_header(path).tensors))
+        assert row["KL (nats)"] == f"{model['fidelity']['kl_mean']:.2g}"
+        assert row["Top-1"] == f"{model['fidelity']['top1_agreement']:.2%}"
+        with Runtime(path) as runtime:
+            memory = runtime.memory(128)
+        assert row["Memory"] == human_bytes(memory.total)
+        assert [row["Weights"], row["Cache"], row["Compute"]] == [
+            human_bytes(part) for part in (memory.weights, memory.cache, memory.compute)
+        ]
+    scores = {row["File"]: row for row in rows_of(text, "Score")}
+    for model in report["models"]:
+        row = scores[Path(model["model"]["path"]).name]
+        card = model["card"]
+        facts = card["parts"]["facts"]
+        assert row["score"] == f"{card['score']:.2f}"
+        assert row["facts"] == f"{facts['right']}/{facts['total']}"
+        assert row["perplexity"] == f"{card['parts']['perplexity']['perplexity']:.4g}"
+    assert [float(row["score"]) for row in scores.values()] == sorted(
+        (float(row["score"]) for row in scores.values()), reverse=True
+    )
+    best, other = scores
+    assert f"Beside the best, {best}, on the same items" in text
+    assert re.search(rf"^\| {other} \| .* \| no difference shown \|$", text, re.MULTILINE)
+
+
+def test_usage_is_what_the_files_are(made: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = made
+    text = (folder / "README.md").read_text("utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code
+    calls = [node for node in ast.walk(ast.parse(code[1])) if isinstance(node, ast.Call)]
+    named = {kw.arg: ast.literal_eval(kw.value) for call in calls for kw in call.keywords}
+    assert named == {"n_ctx": 128, "temperature": 0.7, "top_k": 20, "top_p": 0.9}
+    shell = re.search(r"```bash\n(llama-cli .*)\n", text)
+    assert shell
+    assert shlex.split(shell[1])[1:5] == ["-m", "small-q8_0.gguf", "-c", "128"]
+    assert '{"enable_thinking": false}' in text
+    assert "ollama create tinyq-hybrid -f Modelfile" in text
+    modelfile = (folder / "Modelfile").read_text("utf-8")
+    assert modelfile.startswith("FROM ./small-q8_0.gguf\n")
+    assert "PARAMETER temperature 0.7\n" in modelfile
+    assert "PARAMETER num_ctx 128\n" in modelfile
+    assert modelfile not in text
+
+
+def test_what_was_not_measured_is_left_out(tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path) -> None:
+    page = tmp_path / "card.md"
+    ran = tinyq("card", HYBRID, files[1], "--suite", "none", "--out", page)
+    assert (ran.code, ran.out) == (0, f"wrote {page}\n")
+    text = page.read_text("utf-8")
+    assert not any(word in text for word in ("## Score", "KL", "Top-1", "quantized_by", "base_model", "surgery"))
+    assert "Hello!" in text, "no question was asked that could stand as an example"
+    (row,) = rows_of(text, "Files")
+    place = Path(os.path.relpath(files[1], tmp_path)).as_posix()
+    assert shlex.quote(place) in text
+    assert row["File"].endswith(f"]({quote(place)})")
+    assert f'FROM "{place}"' in text, "the Modelfile is shown where none is written"
+    assert not (tmp_path / "Modelfile").exists()
+
+
+def test_surgery_is_told(tinyq: Tinyq, tmp_path: Path) -> None:
+    operated, plain = tmp_path / "swapped.gguf", tmp_path / "plain.gguf"
+    assert tinyq("convert", HYBRID, operated, "--type", "q8_0", "--swap", "0:2", "--repeat", "1", "-q").code == 0
+    assert tinyq("convert", HYBRID, plain, "--type", "q8_0", "-q").code == 0
+    arguments = ("--suite", "card", "--questions", "bundled", "-q", "--base-model", "a/b")
+    assert tinyq("card", HYBRID, operated, *arguments).code == 0
+    text = (tmp_path / "README.md").read_text("utf-8")
+    recipe = read_header(operated).get("tinyq.surgery")
+    assert f"recipe:\n\n`{recipe}`\n" in text
+    front = front_of(text)
+    assert "layer-surgery" in front["tags"]
+    assert front["base_model"] == "a/b"
+    assert "base_model_relation" not in front, "an operated model is not merely a quantized one"
+    assert tinyq("card", HYBRID, operated, plain, *arguments, "--force").code == 0
+    both = (tmp_path / "README.md").read_text("utf-8")
+    assert f"- swapped.gguf: `{recipe}`" in both
+    assert "- plain.gguf: `" not in both
+
+
+def test_the_hub_id_of_the_source(tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path) -> None:
+    cached = tmp_path / "models--Some--Model-1B" / "snapshots" / "abc"
+    shutil.copytree(HYBRID, cached)
+    page = tmp_path / "card.md"
+    assert tinyq("card", cached, files[0], "--suite", "none", "--out", page, "-q").code == 0
+    assert front_of(page.read_text("utf-8"))["base_model"] == "Some/Model-1B"
+    named = tmp_path / "named"
+    shutil.copytree(HYBRID, named)
+    config = json.loads((named / "config.json").read_text("utf-8"))
+    (named / "config.json").write_text(json.dumps(config | {"_name_or_path": "Other/Model"}), "utf-8")
+    assert tinyq("card", named, files[0], "--suite", "none", "--out", page, "-q", "--force").code == 0
+    assert front_of(page.read_text("utf-8"))["base_model"] == "Other/Model"
+
+
+def test_the_worst_names_stay_in_their_place(tinyq: Tinyq, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(HYBRID, source)
+    name = "a | b `c`\n# d: {e}"
+    front = yaml.safe_dump({"model_name": name, "license": "mit", "tags": ["x: y", "- z"]})
+    (source / "README.md").write_text(f"---\n{front}---\n", "utf-8")
+    path = tmp_path / "x|y.gguf"
+    assert tinyq("convert", source, path, "--type", "q8_0", "-q").code == 0
+    assert tinyq("card", source, path, "--suite", "none", "-q").code == 0
+    text = (tmp_path / "README.md").read_text("utf-8")
+    assert front_of(text)["tags"][-2:] == ["x: y", "- z"]
+    assert next(line for line in text.splitlines() if line.startswith("# ")) == "# a | b 'c' # d: {e}"
+    assert rows_of(text, "Files")[0]["File"].startswith("[x\\|y.gguf]")
+    assert re.search(r"ollama create [a-z0-9._-]+ -f", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--base-model", "no id"), "base model 'no id' is no id on the hub; owner/name is expected"),
+        (("--questions", "nowhere"), "nowhere: is neither a set of questions"),
+        (("--context", "100000"), "the context of the model is 256 tokens, and --context is 100000"),
+        (("--context", "9" * 30), "the context of the model is 256 tokens"),
+        (("--base-model", "../.."), "base model '../..' is no id on the hub; owner/name is expected"),
+        (("--quantized-by", "a\n---\nb"), "who made the files is 'a\\n---\\nb'; a name in one line is expected"),
+        (("--json", "nowhere/x.json"), "the folder nowhere does not exist"),
+        (("--out", "nowhere/card.md"), "the folder nowhere does not exist"),
+    ],
+)
+def test_wrong_requests(
+    tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    out = () if "--out" in arguments else ("--out", tmp_path / "card.md")
+    suite = ("--suite", "card" if "--questions" in arguments else "none")
+    ran = tinyq("card", HYBRID, files[0], *out, *arguments, *suite)
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+    assert expected in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_exist_are_refused_before_anything_is_measured(
+    tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "Modelfile").write_text("mine")
+    ran = tinyq("card", HYBRID, files[0], "--out", tmp_path / "README.md", "--modelfile")
+    assert (ran.code, ran.out) == (2, "")
+    assert f"{tmp_path / 'Modelfile'}: exists already" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["Modelfile"]
+    missing = tinyq("card", tmp_path / "nothing", files[0], "--out", tmp_path / "README.md", "--suite", "none")
+    assert missing.code == 2
+    assert "nothing" in missing.err
+
+
+def test_nothing_is_written_over_what_is_read(tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    shutil.copy(files[0], path)
+    before = path.read_bytes()
+    for option in ("--out", "--json"):
+        ran = tinyq("card", HYBRID, path, "--suite", "none", "--force", option, path)
+        assert (ran.code, ran.out) == (2, "")
+        assert f"{path}: is what the command reads; give {option} another name" in ran.err
+    both = tinyq("card", HYBRID, path, "--suite", "none", "--modelfile", "--out", tmp_path / "Modelfile")
+    assert f"{tmp_path / 'Modelfile'}: is what --out writes" in both.err
+    twice = tinyq("card", HYBRID, path, path, "--suite", "none")
+    assert f"{path}: is given twice; give each file once" in twice.err
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_card_and_modelfile_appear_together_or_not_at_all(
+    tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path, **options: Any) -> Any:
+        if path.name == "Modelfile":
+            raise OutputError(f"{path}: could not be written (the disk is full)")
+        return whole(path, **options)
+
+    whole = output.atomic_output
+    monkeypatch.setattr(output, "atomic_output", failing)
+    ran = tinyq("card", HYBRID, files[0], "--suite", "none", "--modelfile", "--out", tmp_path / "README.md")
+    assert (ran.code, ran.out) == (2, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_one_name_in_two_folders(tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path) -> None:
+    question = tmp_path / "one.jsonl"
+    question.write_text('{"question": "What is 2 plus 2?", "accept": ["4"]}\n', "utf-8")
+    paths = tmp_path / "a" / "m.gguf", tmp_path / "b" / "m.gguf"
+    for path, file in zip(paths, files, strict=True):
+        path.parent.mkdir()
+        shutil.copy(file, path)
+    page = tmp_path / "README.md"
+    options = ("--suite", "card", "--questions", question, "--out", page, "-q")
+    assert tinyq("card", HYBRID, *paths, *options).code == 0
+    text = page.read_text("utf-8")
+    assert [row["File"] for row in rows_of(text, "Files")] == ["[a/m.gguf](a/m.gguf)", "[b/m.gguf](b/m.gguf)"]
+    assert {row["File"] for row in rows_of(text, "Score")} == {"a/m.gguf", "b/m.gguf"}
+    assert "\n1 question of the set" in text
+    assert "FROM ./a/m.gguf\n" in text
+
+
+def test_hostile_metadata_stays_text(tinyq: Tinyq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = "x\n---\n# <script> ![i](http://x) [l](http://y) | `c` \x1b[31m \u202e"
+
+    def add_name(writer: GGUFWriter, _: str) -> None:
+        writer.add_string("general.name", hostile)
+        writer.add_string("general.license", hostile)
+        writer.add_array("general.tags", [hostile, "", "good"])
+        writer.add_uint32("general.base_model.count", 0xFFFFFFFF)
+        writer.add_string("general.base_model.0.repo_url", "https://huggingface.co/some/model")
+        writer.add_string("general.base_model.1.repo_url", "https://huggingface.co/../..")
+        writer.add_uint32("tinyq.type", 7)
+        writer.add_string("tinyq.family", hostile)
+
+    monkeypatch.setattr(GGUFWriter, "add_name", add_name)
+    path = write_dense(tmp_path / "a]b<c>#d?.gguf", chat=True)
+    assert tinyq("card", path, path, "--suite", "none", "-q").code == 0
+    text = (tmp_path / "README.md").read_text("utf-8")
+    front = front_of(text)
+    assert front["base_model"] == "some/model"
+    assert front["tags"][-1] == "good"
+    assert "" not in front["tags"]
+    assert front["license"].startswith("x --- # <script>")
+    body = FRONT.sub("", text)
+    assert not re.search(r"(?<!\\)<|\x1b|\u202e", body.split("## Usage")[0] + body.split("## Provenance")[1])
+    assert re.search(r"^# x --- # \\<script> !\\\[i\\\]\(http://x\)", body, re.MULTILINE)
+    (row,) = rows_of(text, "Files")
+    assert row["File"] == "[a\\]b\\<c>#d?.gguf](a%5Db%3Cc%3E%23d%3F.gguf)"
+    assert row["Type"] == "all F32", "what is no text is not the type"
+
+
+def test_another_source_is_told(tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path) -> None:
+    """As where the weights were trained on after the files had been made."""
+    other = tmp_path / "other"
+    shutil.copytree(HYBRID, other)
+    config = json.loads((other / "config.json").read_text("utf-8"))
+    (other / "config.json").write_text(json.dumps(config | {"transformers_version": "0"}), "utf-8")
+    page = tmp_path / "card.md"
+    assert tinyq("card", other, files[0], "--suite", "fidelity", "--out", page, "-q").code == 0
+    assert f"The reference is not, or no longer, what {files[0].name} was made from." in page.read_text("utf-8")
+    assert tinyq("card", HYBRID, files[0], "--suite", "fidelity", "--out", page, "-q", "--force").code == 0
+    assert "no longer" not in page.read_text("utf-8")

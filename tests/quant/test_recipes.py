@@ -1,0 +1,225 @@
+"""Which tensor gets which type: against llama.cpp for models of any shape, and what it says of bad options."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gguf_tools.errors import InputError
+from quant import recipes
+from quant.recipes import RECIPES, ModelFacts, Override, TensorFacts, TypeChoice, TypeOptions, assign, recipe
+from quant.types import BF16, F16, F32, Q4_K, Q6_K, Q8_0, TYPES, TensorType
+from tests.quant.quant_oracle import llama
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+ARCHS = words(
+    """
+    llama falcon qwen2 qwen3 qwen2moe qwen3moe qwen3next qwen35 qwen35moe step35 glm4moe glm5-next gpt2
+    bert phi3 gemma3 gemma3n deepseek2 deepseek32 mamba2 jamba rwkv7 olmo deci jais2 granitemoe dots1
+    hy_v3 ernie4_5-moe bailingmoe2 exaone-moe minimax-m2 kimi-linear lfm2 llama-embed nanbeige
+    """
+)
+
+# In a layer: names of every role and every rule, some of them made up.
+PARTS = words(
+    """
+    attn_q attn_k attn_v attn_qkv attn_kv_b attn_output attn_gate attn_norm attn_q_norm attn_q_a
+    attn_q_b attn_kv_a_mqa attn_k_b attn_v_b attn_rel_b ffn_up ffn_gate ffn_down ffn_norm ffn_gate_inp
+    ffn_gate_inp_shexp ffn_gate_exps ffn_up_exps ffn_down_exps ffn_down_shexp ffn_gate_shexp
+    ffn_gate_tid2eid ssm_in ssm_out ssm_conv1d ssm_conv1d_q ssm_ba ssm_alpha ssm_beta ssm_f_a ssm_g_b
+    shortconv.conv shortconv.in_proj indexer.k_proj indexer.attn_k indexer.proj nextn.eh_proj
+    nextn.shared_head_norm time_mix_w1 time_mix_key time_mix_lerp_fused altup_router laurel_l
+    hc_attn_base
+    """
+)
+OUTSIDE = words(
+    """
+    token_embd output per_layer_token_embd per_layer_model_proj position_embd token_types
+    token_embd_norm output_norm v.patch_embd mm.a.code_embd v.blk.0.attn_v rope_freqs
+    """
+)
+COLUMNS = (256, 512, 640, 128, 96, 48, 100, 768)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> tuple[ModelFacts, list[TensorFacts]]:
+    """A model of any architecture and layer count, with any of the known tensors, in any order."""
+    arch = draw(st.sampled_from(ARCHS))
+    kv_heads = draw(st.sampled_from((0, 1, 2, 4, 8)))
+    model = ModelFacts(
+        arch=arch,
+        # llama_quant_model_from_metadata knows the 70B size of llama alone; test_quant_bytes has others from files.
+        n_layer=draw(st.sampled_from((1, 3, 8, 9, 16, 33, 80) if arch == "llama" else (1, 5, 8, 12, 32, 47))),
+        n_head=draw(st.sampled_from((8, 16))),
+        n_head_kv=kv_heads,
+        n_expert=draw(st.sampled_from((0, 1, 2, 8, 64))),
+    )
+    layers = draw(st.lists(st.integers(0, model.n_layer - 1), unique=True, max_size=12))
+    parts = draw(st.lists(st.sampled_from(PARTS), unique=True, min_size=1, max_size=6))
+    outside = draw(st.lists(st.sampled_from(OUTSIDE), unique=True))
+    suffix = draw(st.sampled_from((".weight", ".weight", ".weight", ".bias", "")))
+    names = [f"{name}.weight" for name in outside] + [f"blk.{n}.{part}{suffix}" for n in layers for part in parts]
+    shapes = st.one_of(
+        st.sampled_from(COLUMNS).map(lambda k: (k,)),
+        st.tuples(st.sampled_from((1, 2)), st.sampled_from(COLUMNS)),
+        st.tuples(st.sampled_from((1, 3)), st.sampled_from((1, 2)), st.sampled_from(COLUMNS)),
+        st.just((2, 1)),
+    )
+    return model, [TensorFacts(name, draw(shapes)) for name in draw(st.permutations(names))]
+
+
+types = st.sampled_from([kind for kind in TYPES if kind.encodes])
+patterns = st.sampled_from(
+    ("attn", "ffn_down", r"blk\.\d\.", "token_embd", "per_layer", "_(k|v)\\.", "weight$", "^output")
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    models(),
+    st.sampled_from(list(RECIPES.values())),
+    st.booleans(),
+    st.none() | types,
+    st.none() | types,
+    st.lists(st.tuples(patterns, types), max_size=3),
+)
+def test_any_model_gets_the_types_that_llama_cpp_gives(
+    of: tuple[ModelFacts, list[TensorFacts]],
+    wanted: recipes.TypeRecipe,
+    pure: bool,
+    output_type: TensorType | None,
+    embedding_type: TensorType | None,
+    overrides: list[tuple[str, TensorType]],
+) -> None:
+    model, tensors = of
+    output_type, embedding_type = _unless_abort(output_type, tensors), _unless_abort(embedding_type, tensors)
+    options = TypeOptions(pure, output_type, embedding_type, (), file_order=True)
+    if not wanted.base.plain:  # llama.cpp ignores overrides otherwise
+        for pattern, kind in overrides:
+            more = dataclasses.replace(
+                options, overrides=(*options.overrides, Override.parse(f"{pattern}={kind.name}"))
+            )
+            options = more if _matches(wanted, model, tensors, more) else options
+    choices = assign(wanted, model, tensors, options)
+    answer = llama().ask(
+        op="types",
+        ftype=wanted.file_type,
+        model={
+            "architecture": model.arch,
+            **{"n_layer": model.n_layer, "n_head": model.n_head, "n_head_kv": model.n_head_kv},
+            **{
+                "n_expert": model.n_expert,
+                "n_embd": 256,
+                "n_ff": 256,
+                "n_embd_head_k": 32,
+                "n_embd_head_v": 32,
+            },
+        },
+        tensors=[(tensor.name, tensor.shape) for tensor in tensors],
+        pure=pure,
+        output_tensor_type=output_type and output_type.ggml_id,
+        token_embedding_type=embedding_type and embedding_type.ggml_id,
+        overrides=[(o.pattern.pattern, o.type.ggml_id) for o in reversed(options.overrides)],
+    )
+    theirs = {tensor.name: kind for tensor, kind in zip(tensors, answer["types"], strict=True)}
+    assert {choice.name: choice.type.ggml_id for choice in choices} == theirs
+
+
+def _matches(wanted: recipes.TypeRecipe, model: ModelFacts, tensors: list[TensorFacts], options: TypeOptions) -> bool:
+    try:
+        assign(wanted, model, tensors, options)
+    except InputError:
+        return False
+    return True
+
+
+def _unless_abort(kind: TensorType | None, tensors: list[TensorFacts]) -> TensorType | None:
+    """F16 in place of a type that the output or an embedding does not fit: llama.cpp would abort, where we fall back."""
+    columns = [tensor.shape[-1] for tensor in tensors if tensor.name.endswith(("token_embd.weight", "output.weight"))]
+    return F16 if kind is not None and any(k % kind.block for k in columns) else kind
+
+
+LLAMA = ModelFacts("llama", 4, 8, 8)
+TENSORS = [
+    TensorFacts("token_embd.weight", (32, 640)),
+    TensorFacts("blk.0.attn_k.weight", (64, 640)),
+    TensorFacts("blk.0.ffn_down.weight", (640, 1024)),
+    TensorFacts("blk.0.ffn_down.bias", (640,)),
+    TensorFacts("blk.0.ffn_gate_inp.weight", (4, 640), BF16),
+]
+
+
+def test_choices_say_why() -> None:
+    embedding, keys, down, bias, router = assign(recipe("q4_k_m"), LLAMA, TENSORS)
+    assert embedding == TypeChoice("token_embd.weight", Q8_0, Q6_K, "rows of 640 are not a multiple of 256")
+    assert keys.fell_back
+    assert (keys.wanted, keys.type.name) == (Q4_K, "q5_0")
+    assert down == TypeChoice("blk.0.ffn_down.weight", Q4_K, Q4_K)
+    assert bias == TypeChoice("blk.0.ffn_down.bias", F32, F32, "vector", kept=True)
+    # A file's own type is copied; a converter gives F32 as the source, whatever the checkpoint holds.
+    assert router == TypeChoice("blk.0.ffn_gate_inp.weight", BF16, BF16, "router", kept=True)
+
+
+def test_an_options_type_falls_back_where_llama_cpp_aborts() -> None:
+    options = TypeOptions(embedding_type=Q4_K)
+    assert assign(recipe("q8_0"), LLAMA, TENSORS, options)[0].type.name == "q5_0"
+
+
+def test_the_last_override_wins_and_acts_on_16_bit_recipes() -> None:
+    options = TypeOptions(overrides=(Override.parse("ffn_down=q8_0"), Override.parse(r"blk\.0\.ffn=Q6_K")))
+    down = assign(recipe("bf16"), LLAMA, TENSORS, options)[2]
+    assert down == TypeChoice("blk.0.ffn_down.weight", Q6_K, Q6_K, r"override blk\.0\.ffn")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ffn_down", "is not of the form REGEX=TYPE"),
+        ("=q4_k", "is not of the form REGEX=TYPE"),
+        ("ffn_(=q4_k", "is not a regular expression"),
+        ("ffn=q4_x", "nearest: q4_"),
+        ("ffn=iq2_xs", "can be read but not written"),
+    ],
+)
+def test_bad_overrides(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Override.parse(text)
+
+
+@pytest.mark.parametrize("pattern", ["no_such_tensor", "ffn_gate_inp"])
+def test_an_override_that_matches_nothing_is_an_error(pattern: str) -> None:
+    with pytest.raises(InputError, match=r"matches none of the 3 tensors"):
+        assign(recipe("q4_k_m"), LLAMA, TENSORS, TypeOptions(overrides=(Override.parse(f"{pattern}=q8_0"),)))
+
+
+def test_an_experts_tensor_outside_the_layers_is_an_error() -> None:
+    model = dataclasses.replace(LLAMA, n_expert=4)
+    with pytest.raises(InputError, match=r"blk\.4\.ffn_down\.weight is in none of the 4 layers"):
+        assign(recipe("q4_k_m"), model, [TensorFacts("blk.4.ffn_down.weight", (2, 256))])
+
+
+def test_facts_from_metadata() -> None:
+    metadata = {
+        "general.architecture": "qwen3next",
+        "qwen3next.block_count": 8,
+        "qwen3next.attention.head_count": 16,
+        "qwen3next.attention.head_count_kv": [0, 0, 0, 2] * 2,
+        "qwen3next.expert_count": 64,
+    }
+    assert ModelFacts.from_metadata(metadata, has_imatrix=True) == ModelFacts("qwen3next", 8, 16, 0, 64, True)
+    assert ModelFacts.from_metadata({"general.architecture": "gpt2", "gpt2.block_count": 2}).n_head_kv == 0
+    looped = {"general.architecture": "nanbeige", "nanbeige.block_count": 3, "nanbeige.num_loops": 2}
+    assert ModelFacts.from_metadata(looped).n_layer == 6
+    with pytest.raises(InputError, match=r"general\.architecture is missing"):
+        ModelFacts.from_metadata({})
+    with pytest.raises(InputError, match="block_count is 0"):
+        ModelFacts.from_metadata({"general.architecture": "llama"})
+    with pytest.raises(InputError, match=r"llama\.block_count is 'x'; expected a whole number"):
+        ModelFacts.from_metadata({"general.architecture": "llama", "llama.block_count": "x"})

@@ -1,0 +1,179 @@
+"""`tinyq quantize` as a command: the report, the dry run, and bad input, which leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from gguf_tools.commands.type_options import parse_size
+from gguf_tools.errors import InputError
+from gguf_tools.formats.gguf.header import read_header
+from gguf_tools.formats.gguf.source import gguf_tensors
+from tests.conftest import Ran
+from tests.quant.quant_models import FAMILIES, write
+
+Tinyq = Callable[..., Ran]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "source.gguf"
+    write(FAMILIES["llama-96"](), path, bf16=False)
+    return path
+
+
+def with_tensor(path: Path, values: np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.int32]]) -> Path:
+    """A file of one layer, whose blk.0.ffn_up.weight has these values."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint32("llama.block_count", 1)
+    writer.add_tensor("token_embd.weight", np.ones((3, 64), np.float32))
+    writer.add_tensor("blk.0.ffn_up.weight", values)
+    writer.add_tensor("blk.0.ids", np.arange(6, dtype=np.int32).reshape(2, 3))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_report(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:
+    out, report = tmp_path / "out.gguf", tmp_path / "report.json"
+    ran = tinyq("quantize", source, out, "Q4_K_M", "--threads", 1, "--json", report)
+    assert ran.code == 0, ran.err
+    assert "tensors wanted q4_K, got q5_0: rows of 96 are not a multiple of 256" in ran.out
+    found = json.loads(report.read_text())
+    assert found["size"] == out.stat().st_size
+    assert found["paths"] == [str(out)]
+    assert found["nominal_bits_per_weight"] == 4.5 < found["bits_per_weight"]
+    assert sum(share["tensors"] for share in found["types"]) == len(found["tensors"])
+    by_name = {tensor["name"]: tensor for tensor in found["tensors"]}
+    rounded, kept = by_name["blk.0.attn_q.weight"], by_name["blk.0.attn_norm.weight"]
+    assert 0.01 < rounded["relative_rms_error"] < 0.1
+    assert rounded["measured_weights"] == 3 * 96
+    assert kept["relative_rms_error"] == 0
+    assert kept["reason"] == "vector"
+    assert read_header(out).get("tinyq.type") == "q4_k_m"
+
+
+def test_dry_run_knows_the_size(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:
+    out = tmp_path / "out.gguf"
+    for more in ((), ("--tensor-type", "ffn=q8_0", "--pure"), ("--split-max-size", "3K")):
+        ran = tinyq("quantize", source, out, "q4_0", *more, "--dry-run", "--json", "-")
+        assert not list(tmp_path.glob("out*"))
+        assert tinyq("quantize", source, out, "q4_0", *more, "--threads", 1, "-q").code == 0
+        made = list(tmp_path.glob("out*"))
+        assert json.loads(ran.out)["size"] == sum(path.stat().st_size for path in made)
+        for path in made:
+            path.unlink()
+    assert "nothing was written" in tinyq("quantize", source, out, "q4_0", "--dry-run").out
+
+
+def test_provenance_is_kept(qwen3_folder: Path, tmp_path: Path, tinyq: Tinyq) -> None:
+    assert tinyq("convert", qwen3_folder, tmp_path / "a.gguf", "--type", "f32", "--threads", 1).code == 0
+    assert tinyq("quantize", tmp_path / "a.gguf", tmp_path / "b.gguf", "q8_0", "--threads", 1).code == 0
+    before, after = read_header(tmp_path / "a.gguf").metadata, read_header(tmp_path / "b.gguf").metadata
+    changed = {key for key in before | after if before.get(key) != after.get(key)}
+    assert changed == {"general.file_type", "general.quantization_version", "tinyq.type"}
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["q4_x"], "type q4_x does not exist; nearest: q4_0, q4_1"),
+        (["q8_0", "--tensor-type", "ffn_dwn=q4_0"], "ffn_dwn=q4_0 matches none of the"),
+        (["q8_0", "--tensor-type", "(=q4_0"], "is not a regular expression"),
+        (["q8_0", "--output-type", "iq2_s"], "iq2_s can be read but not written"),
+        (["q8_0", "--split-max-size", "many"], "--split-max-size 'many' is not a size"),
+        (["q8_0", "--split-max-size", "1K", "--keep-split"], "contradict each other"),
+        (["q8_0", "--imatrix", "none.gguf"], "none.gguf: no such file"),
+    ],
+)
+def test_bad_options(source: Path, tmp_path: Path, tinyq: Tinyq, more: list[str], says: str) -> None:
+    refused(tinyq("quantize", source, tmp_path / "out.gguf", *more), says, tmp_path)
+
+
+def refused(ran: Ran, says: str, folder: Path) -> None:
+    assert ran.code == 2
+    assert says in ran.err
+    assert ran.err.count("\n") == 1
+    assert not [path for path in folder.iterdir() if "out" in path.name]
+
+
+def test_bad_sources(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:
+    out = tmp_path / "out.gguf"
+    whole = source.read_bytes()
+    for size in (3, 20, 500, len(whole) - 1):
+        source.write_bytes(whole[:size])
+        refused(tinyq("quantize", source, out, "q8_0"), "source.gguf: ", tmp_path)
+    source.write_bytes(b"PK" + whole)
+    refused(tinyq("quantize", source, out, "q8_0"), "it is not a GGUF file", tmp_path)
+    refused(tinyq("quantize", tmp_path / "none.gguf", out, "q8_0"), "none.gguf: cannot be read", tmp_path)
+
+
+def test_quantized_already(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:
+    middle = tmp_path / "in" / "middle.gguf"
+    assert tinyq("quantize", source, middle, "q8_0", "--threads", 1).code == 0
+    says = "is quantized already (q8_0), and would become q5_0; give the F32, F16 or BF16 file, or --allow-requantize"
+    refused(tinyq("quantize", middle, tmp_path / "out.gguf", "q4_k_m"), says, tmp_path)
+    assert tinyq("quantize", middle, tmp_path / "out.gguf", "q4_k_m", "--allow-requantize").code == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(tmp_path: Path, tinyq: Tinyq, value: float) -> None:
+    values = np.ones((4, 64), np.float32)
+    values[2, 5] = value
+    given = with_tensor(tmp_path / "bad.gguf", values)
+    for more in (["q8_0"], ["f32"], ["q8_0", "--split-max-size", "300"]):
+        ran = tinyq("quantize", given, tmp_path / "out.gguf", *more)
+        refused(ran, f"tensor blk.0.ffn_up.weight holds {value} at row 2, column 5", tmp_path)
+
+
+def test_integers_are_copied(tmp_path: Path, tinyq: Tinyq) -> None:
+    given = with_tensor(tmp_path / "in.gguf", np.ones((4, 64), np.float32))
+    assert tinyq("quantize", given, tmp_path / "out.gguf", "q8_0").code == 0
+    tensors = {tensor.entry.name: tensor for tensor in gguf_tensors(read_header(tmp_path / "out.gguf"))}
+    assert tensors["blk.0.ids"].read(0, 24).tobytes() == np.arange(6, dtype=np.int32).tobytes()
+    assert tensors["blk.0.ffn_up.weight"].dtype == "q8_0"
+
+
+def test_outputs_are_not_inputs(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:
+    before = source.read_bytes()
+    ran = tinyq("quantize", source, source, "q8_0", "--force")
+    assert (ran.code, source.read_bytes()) == (2, before)
+    assert "is the source itself" in ran.err
+    (tmp_path / "taken.gguf").write_bytes(b"x")
+    assert "exists already" in tinyq("quantize", source, tmp_path / "taken.gguf", "q8_0").err
+    assert tinyq("quantize", source, tmp_path / "taken.gguf", "q8_0", "--force", "-q") == Ran(0, "", "")
+
+
+def test_parts_that_do_not_agree(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:
+    folder = source.parent
+    assert tinyq("quantize", source, folder / "p.gguf", "q8_0", "--split-max-size", "3K").code == 0
+    first, second, *_ = sorted(folder.glob("p-*.gguf"))
+    again = ("quantize", first, tmp_path / "out.gguf", "q8_0")
+    assert tinyq(*again, "--dry-run").code == 0
+    kept = second.read_bytes()
+    second.unlink()
+    refused(tinyq(*again), f"{second.name}: missing; it is part 2 of", tmp_path)
+    second.write_bytes(first.read_bytes())
+    refused(tinyq(*again), f"{second.name}: says that it is part 0", tmp_path)
+    second.write_bytes(kept)
+    first.rename(folder / "other.gguf")
+    ran = tinyq("quantize", folder / "other.gguf", tmp_path / "out.gguf", "q8_0")
+    refused(ran, "other.gguf: says that it is part 0 (from 0) of", tmp_path)
+
+
+def test_sizes() -> None:
+    assert [parse_size(text, "--x") for text in ("500", "1.5K", "2 MB", "3G", "1gib")] == [
+        *(500, 1500, 2_000_000, 3_000_000_000),
+        1 << 30,
+    ]
+    for text in ("", "x", "1X", "-5", "0", "5i"):
+        with pytest.raises(InputError, match=r"is not a size|less than a byte"):
+            parse_size(text, "--x")

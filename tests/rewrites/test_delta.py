@@ -1,0 +1,124 @@
+"""The exact rewrites for hybrids and output biases: the reference in float64 before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gguf_tools.errors import UnsupportedError
+from gguf_tools.families.registry import load_model
+from gguf_tools.families.tiny.hybrid import Shape, write
+from gguf_tools.model.spec import Attention, Model
+from gguf_tools.rewrites import delta, output_bias
+from gguf_tools.rewrites.base import Rewrite
+from gguf_tools.targets.planner import plan
+from gguf_tools.tensors.base import InMemory
+from gguf_tools.tensors.views import Columns, take_columns
+from tests.oracle import nmse, reference
+
+PROMPTS = [(3, 1, 4, 1, 5, 9, 2, 6), (7,)]
+EXACT = 1e-24
+"""Only zeros, copies and powers of two: what is left is the order of float64 sums."""
+ROUNDED = 1e-13
+"""√(W/D) is rounded, and the weights it multiplies are float32."""
+
+
+def model(folder: Path, shape: Shape) -> Model:
+    """A random hybrid of this shape."""
+    write(folder, shape, 5)
+    return load_model(folder)
+
+
+def unchanged(before: Model, after: Model) -> float:
+    """NMSE between the two models' logits."""
+    return nmse(reference(after, PROMPTS), reference(before, PROMPTS))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("bias", ["o", "qkvo"])
+@pytest.mark.parametrize("way", [output_bias.by_heads, output_bias.by_width])
+def test_output_bias(tmp_path: Path, way: Callable[[Model], Model], bias: str, gated: bool) -> None:
+    before = model(tmp_path, Shape("AD", gated=gated, bias=bias, kv_heads=2))
+    after = way(before)
+    assert not output_bias.applies(after.spec)
+    assert unchanged(before, after) <= (EXACT if way is output_bias.by_heads else ROUNDED)
+
+
+def test_layers_without_an_output_bias_follow_those_that_have_one(tmp_path: Path) -> None:
+    whole = model(tmp_path, Shape("AA", bias="qkvo"))
+    first = whole.spec.layers[0]
+    assert isinstance(first.mixer, Attention)
+    plain = replace(first, mixer=replace(first.mixer, bias=frozenset("qkv")))
+    tensors = {role: tensor for role, tensor in whole.tensors.items() if role != "layers.0.attn.o_bias"}
+    before = replace(whole, spec=replace(whole.spec, layers=(plain, whole.spec.layers[1])), tensors=tensors)
+    for way in (output_bias.by_heads, output_bias.by_width):
+        after = way(before)
+        assert len({layer.mixer.head_dim for layer in after.spec.layers if isinstance(layer.mixer, Attention)}) == 1
+        assert unchanged(before, after) <= ROUNDED
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "kv_heads", "widened"),
+    [(8, 32, 1, False), (2, 64, 1, True), (8, 32, 2, False), (4, 128, 2, True)],
+)
+def test_the_cheaper_way_is_taken(tmp_path: Path, heads: int, head_dim: int, kv_heads: int, widened: bool) -> None:
+    before = model(tmp_path, Shape("A", heads=heads, head_dim=head_dim, kv_heads=kv_heads, bias="o"))
+    costs = [way(before).parameters - before.parameters for way in (output_bias.by_heads, output_bias.by_width)]
+    chosen = output_bias.cheapest(before)
+    assert chosen.parameters - before.parameters <= min(costs) + head_dim
+    mixer = chosen.spec.layers[0].mixer
+    assert isinstance(mixer, Attention)
+    assert (mixer.head_dim > head_dim) == widened
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "shape"),
+    [
+        (delta.REPEATED_VALUES, Shape("DA", key_dim=48)),
+        (delta.DENSE_AS_SHARED, Shape("dAa", experts=4, top_k=2)),
+        (delta.IDLE_LAYER, Shape("DD")),
+        (delta.IDLE_LAYER, Shape("aa")),
+    ],
+)
+def test_a_rewrite_changes_nothing(tmp_path: Path, rewrite: Rewrite, shape: Shape) -> None:
+    before = model(tmp_path, shape)
+    assert rewrite.applies(before.spec)
+    after = rewrite.apply(before)
+    assert not rewrite.applies(after.spec)
+    # A norm over 48 copies sums in another order than one over 16.
+    assert unchanged(before, after) <= EXACT
+
+
+def test_the_plan_tells_what_a_rewrite_costs(tmp_path: Path) -> None:
+    before = model(tmp_path, Shape("DA", bias="qkvo", kv_heads=2))
+    made = plan(before)
+    assert made.extra_parameters == made.model.parameters - before.parameters > 0
+    assert (before.spec.cache_width, made.extra_cache) == (64, 32)
+
+
+@pytest.mark.parametrize("key_dim", [16, 48])
+def test_values_that_do_not_fill_a_key_are_refused(tmp_path: Path, key_dim: int) -> None:
+    found = model(tmp_path, Shape("DA", key_dim=key_dim, value_dim=32))
+    with pytest.raises(
+        UnsupportedError, match=f"qwen3next lacks linear attention with keys of {key_dim} and values of 32"
+    ):
+        plan(found)
+
+
+def test_columns_are_numpy_s() -> None:
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal((5, width)).astype(np.float32) for width in (4, 3))
+    index = [6, 0, 0, 3, 5]
+    wanted = np.concatenate([left, right], axis=1)[:, index]
+    found = Columns((InMemory(left), InMemory(right)), np.asarray(index))
+    assert np.array_equal(found.array(), wanted)
+    flat = wanted.reshape(-1)
+    assert all(np.array_equal(found.flat(a, b), flat[a:b]) for a in range(26) for b in range(a, 26))
+    assert np.array_equal(Columns((InMemory(left), InMemory(right)), np.arange(7)).array()[:, index], wanted)
+    assert np.array_equal(take_columns(InMemory(left), [2, 1]).array(), left[:, [2, 1]])
+    with pytest.raises(ValueError, match="side by side"):
+        Columns((InMemory(left), InMemory(right[:4])), np.arange(7))

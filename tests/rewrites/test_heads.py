@@ -1,0 +1,122 @@
+"""Each rewrite of heads, scales and routers leaves the reference's logits as they were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gguf_tools.model.rope import Rope
+from gguf_tools.model.spec import Attention, GatedMLP, LayerSpec, Model, ModelSpec, MoE, Norm, Router, SharedExpert
+from gguf_tools.rewrites.base import Rewrite
+from gguf_tools.rewrites.gates import EMPTY_UNGATED_EXPERT
+from gguf_tools.rewrites.heads import FOLDED_GAIN, FOLDED_VALUE_SCALE, SHARED_HEAD_NORM, WIDENED_HEADS
+from gguf_tools.rewrites.rope_pairs import HALF_PAIRS, INTERLEAVED_PAIRS
+from gguf_tools.rewrites.router import SINGLE_EXPERT, UNIFORM_ROUTER_BIAS
+from gguf_tools.rewrites.scales import FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE, UNTIED_OUTPUT
+from gguf_tools.tensors.base import InMemory, Tensor
+from tests.oracle import nmse, reference
+
+HIDDEN, VOCAB = 24, 288
+NORM = Norm(1e-3)
+"""An epsilon large enough to show where it is not carried over."""
+OFFSET = Norm(1e-3, 1.0)
+ROPE = Rope(10000.0, 4, "interleaved")
+PROMPTS = ((5, 17, 250, 3, 3, 80, 111, 4, 12), (1,))
+HEADS = Attention(4, 2, 8, ROPE, frozenset("qkv"), NORM)
+PER_HEAD = replace(HEADS, norm_per_head=True)
+SIGMOID = Router(2, score="sigmoid")
+
+
+def model(mixer: Attention, ffn: GatedMLP | MoE | None = None, *, norm: Norm = NORM, tied: bool = False) -> Model:
+    """Two layers of random weights, far from neutral values."""
+    layer = LayerSpec(mixer, ffn or GatedMLP(16), NORM, NORM)
+    spec = ModelSpec(VOCAB, HIDDEN, 64, (layer, layer), norm, tied)
+    rng = np.random.default_rng(3)
+    tensors: dict[str, Tensor] = {}
+    for role, shape in spec.roles().items():
+        scale = 1.0 if len(shape) == 1 or "norm" in role else 1.3 / shape[-1] ** 0.5
+        tensors[role] = InMemory((rng.standard_normal(shape) * scale).astype(np.float32), (role,))
+    return Model(spec, tensors, "made up")
+
+
+def with_scales(made: Model, embedding: float = 1.0, logit: float = 1.0) -> Model:
+    return replace(made, spec=replace(made.spec, embedding_scale=embedding, logit_scale=logit))
+
+
+def with_values(made: Model, ending: str, values: list[float]) -> Model:
+    """The model with the same values in every tensor whose role ends so, along its last axis."""
+    changed = {
+        role: InMemory(np.broadcast_to(np.asarray(values, np.float32), tensor.shape).copy())
+        for role, tensor in made.tensors.items()
+        if role.endswith(ending)
+    }
+    assert changed
+    return replace(made, tensors={**made.tensors, **changed})
+
+
+def moe(router: Router, shared: SharedExpert | None = None) -> MoE:
+    return MoE(4, 16, router, shared)
+
+
+CASES: dict[str, tuple[Rewrite, Model]] = {
+    "gain, per head": (FOLDED_GAIN, model(replace(PER_HEAD, norm_gain=True))),
+    "gain, one norm": (FOLDED_GAIN, model(replace(HEADS, norm_gain=True))),
+    "gain, offset": (FOLDED_GAIN, model(replace(PER_HEAD, norm_gain=True, qk_norm=OFFSET))),
+    "widened": (WIDENED_HEADS, model(PER_HEAD)),
+    "widened, offset": (WIDENED_HEADS, model(replace(PER_HEAD, qk_norm=OFFSET))),
+    "widened, one kv head": (WIDENED_HEADS, model(replace(PER_HEAD, kv_heads=1))),
+    "widened, whole rope": (WIDENED_HEADS, model(replace(PER_HEAD, rope=Rope(100.0, 8)))),
+    "widened, zero weights": (WIDENED_HEADS, with_values(model(PER_HEAD), "q_norm", [0.0] * 4 + [1.5] * 4)),
+    "one norm for all": (
+        SHARED_HEAD_NORM,
+        with_values(with_values(model(PER_HEAD), "q_norm", [1.5, 0.5] * 4), "k_norm", [0.25, -0.5] * 4),
+    ),
+    "value scale": (FOLDED_VALUE_SCALE, model(replace(HEADS, value_scale=True))),
+    "value scale, narrow values": (FOLDED_VALUE_SCALE, model(replace(HEADS, value_scale=True, value_dim=5))),
+    "half pairs": (HALF_PAIRS, model(PER_HEAD)),
+    "interleaved pairs": (INTERLEAVED_PAIRS, model(replace(PER_HEAD, rope=Rope(100.0, 6)))),
+    "embedding scale": (FOLDED_EMBEDDING_SCALE, with_scales(model(HEADS), embedding=4.9)),
+    "embedding scale, tied": (FOLDED_EMBEDDING_SCALE, with_scales(model(HEADS, tied=True), embedding=4.9)),
+    "logit scale": (FOLDED_LOGIT_SCALE, with_scales(model(HEADS), logit=0.37)),
+    "logit scale, offset": (FOLDED_LOGIT_SCALE, with_scales(model(HEADS, norm=OFFSET, tied=True), logit=0.37)),
+    "untied": (UNTIED_OUTPUT, model(HEADS, tied=True)),
+    "uniform bias": (
+        UNIFORM_ROUTER_BIAS,
+        with_values(model(HEADS, moe(replace(SIGMOID, selection_bias=True))), "router_bias", [0.7] * 4),
+    ),
+    "all experts": (UNIFORM_ROUTER_BIAS, model(HEADS, moe(Router(4, score="sigmoid", selection_bias=True)))),
+    "one expert": (SINGLE_EXPERT, model(HEADS, moe(Router(1, score="sigmoid", selection_bias=True)))),
+    "no shared expert": (EMPTY_UNGATED_EXPERT, model(HEADS, moe(SIGMOID))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_stay(name: str) -> None:
+    rewrite, before = CASES[name]
+    assert rewrite.applies(before.spec)
+    assert rewrite.holds(before)
+    after = rewrite.apply(before)
+    assert not rewrite.applies(after.spec)
+    assert nmse(reference(after, PROMPTS), reference(before, PROMPTS)) < 1e-13
+
+
+def test_heads_that_differ_share_no_norm() -> None:
+    assert not SHARED_HEAD_NORM.holds(model(PER_HEAD))
+
+
+def test_a_bias_that_differs_is_not_left_out() -> None:
+    assert not UNIFORM_ROUTER_BIAS.holds(model(HEADS, moe(replace(SIGMOID, selection_bias=True))))
+
+
+def test_more_than_one_expert_needs_its_weights() -> None:
+    assert not SINGLE_EXPERT.applies(model(HEADS, moe(replace(SIGMOID, selection_bias=True))).spec)
+
+
+def test_widened_heads_keep_their_values() -> None:
+    after = WIDENED_HEADS.apply(model(PER_HEAD))
+    mixer = after.spec.layers[0].mixer
+    assert isinstance(mixer, Attention)
+    assert (mixer.head_dim, mixer.value_size, mixer.norm_per_head) == (16, 8, False)
+    assert after.spec.cache_width == model(PER_HEAD).spec.cache_width * 3 // 2

@@ -1,0 +1,93 @@
+"""Chat templates: rendered in llama.cpp's process by llama-cpp-python, as transformers renders them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gguf_tools.errors import InputError, LlamaError
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
+
+MESSAGES = [{"role": "user", "content": "hi & <b>"}]
+
+
+def test_thinking_switch(chat_runtime: Runtime) -> None:
+    plain = "<|im_start|>user\nhi & <b><|im_end|>\n<|im_start|>assistant\n"
+    assert chat_runtime.render_chat(MESSAGES) == plain
+    assert chat_runtime.render_chat(MESSAGES, enable_thinking=True) == plain
+    assert chat_runtime.render_chat(MESSAGES, enable_thinking=False) == plain + "<think>\n\n</think>\n\n"
+    assert chat_runtime.render_chat(MESSAGES, add_generation_prompt=False) == plain.removesuffix(
+        "<|im_start|>assistant\n"
+    )
+
+
+RICH = """
+{%- if tools is not none %}TOOLS {{ tools | tojson }}
+{% endif -%}
+{{ bos_token }}
+{%- for message in messages %}
+    {% if message.role == 'system' %}{% continue %}{% endif %}
+    {%- set ns = namespace(seen=true) -%}
+    {% generation %}{{ message.content | trim }}{{ eos_token }}{% endgeneration %}
+    {% if loop.index > 5 %}{% break %}{% endif %}
+{%- endfor %}
+{{ messages | tojson(indent=2) }}{{ strftime_now('%Y') | length }}
+"""
+
+
+@pytest.mark.parametrize("tools", [None, [{"name": "ü<"}]])
+def test_like_transformers(chat_runtime: Runtime, tools: Any) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    bos, eos = "<|bos|>", "<|eos|>"
+    messages = [{"role": "system", "content": "s"}, *MESSAGES * 7]
+    rendered, _ = utils.render_jinja_template(
+        conversations=[messages], tools=tools, chat_template=RICH, bos_token=bos, eos_token=eos
+    )
+    ours = chat_runtime.render_chat(messages, template=RICH, add_generation_prompt=False, tools=tools)
+    assert [ours] == rendered
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('only\nusers') }}", "refused the messages: only users"),
+        ("a\n{% if %}", "broken at its line 2"),
+        ("{% include 'x' %}", "refused"),
+        ("{{ messages[0].content.__class__.__mro__ }}", "refused.*unsafe"),
+        ("{{ messages.append(1) }}", "refused.*unsafe|refused.*not safely callable"),
+        ("{{ messages[3].content.x }}", "refused"),
+        ("{{ 1 / 0 }}", "refused"),
+        ("{% for i in range(10000000) %}x{% endfor %}", "refused"),
+        ("{{ 'x' * 10 ** 7 }}", "wrote 10,000,000 characters, and at most 4,000,000 are taken"),
+        ("{{ raise_exception('x' * 10 ** 6) }}", "refused the messages: x+…$"),
+    ],
+)
+def test_bad_templates(chat_runtime: Runtime, template: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        chat_runtime.render_chat(MESSAGES, template=template)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_refusal_leaves_the_process_running(chat_runtime: Runtime) -> None:
+    before = chat_runtime.pid
+    with pytest.raises(InputError, match="broken at its line 1"):
+        chat_runtime.render_chat(MESSAGES, template="{% if %}")
+    assert chat_runtime.render_chat(MESSAGES).startswith("<|im_start|>user")
+    assert chat_runtime.pid == before
+
+
+def test_an_endless_template_is_stopped(chat: Path) -> None:
+    endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+    with (
+        Runtime(chat, RuntimeOptions(threads=1, vocab_only=True, timeout=0.5)) as runtime,
+        pytest.raises(LlamaError, match=r"gave no sign of work for 0\.5 s"),
+    ):
+        runtime.render_chat(MESSAGES, template=endless)
+
+
+def test_no_template(dense_runtime: Runtime) -> None:
+    with pytest.raises(InputError, match="has no chat template"):
+        dense_runtime.render_chat(MESSAGES)

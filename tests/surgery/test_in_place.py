@@ -1,0 +1,228 @@
+"""Surgery in place: the header changes, a crash at any moment leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gguf_tools.errors import InputError, OutputError
+from gguf_tools.formats.gguf.header import ValueType, array, read_header, string
+from gguf_tools.formats.gguf.keys import RESERVE
+from gguf_tools.formats.journal import journal_path, recover, undo, undo_paths
+from surgery.gguf.in_place import apply_in_place, plan_in_place
+from surgery.gguf.layers import open_layered
+from surgery.gguf.rewrite import plan_gguf
+from surgery.gguf_header import scan_header
+from surgery.recipe import parse_text
+from tests.oracle import convert, llama, nmse
+from tests.surgery.surgery_files import operated, raw_tensors, split, with_metadata
+from tests.tiny_models import checkpoint, dense
+
+PERMUTATIONS = ["swap(1:10)", "reverse(0..11)", "cycle(2..11@3)", "move(0:11)", "swap(0:1) + reverse(3..9)"]
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense model of twelve layers, whose numbers have one digit and two, with per-layer metadata."""
+    folder = tmp_path_factory.mktemp("twelve")
+    config = dense(
+        num_hidden_layers=12, hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1
+    )
+    whole = convert(checkpoint(folder / "hf", config), folder / "whole.gguf")
+    widths = array(ValueType.UINT32, [32] * 12)
+    values = array(ValueType.FLOAT32, [n / 2 for n in range(12)])
+    return with_metadata(
+        whole, folder / "arrays.gguf", {"qwen3.feed_forward_length": widths, "qwen3.xielu.beta": values}
+    )
+
+
+@pytest.fixture
+def file(twelve: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(twelve.read_bytes())
+    return path
+
+
+def in_place(path: Path, recipe: str) -> None:
+    apply_in_place(plan_in_place(plan_gguf(open_layered(path), parse_text(recipe))))
+
+
+@pytest.mark.parametrize("recipe", PERMUTATIONS)
+def test_in_place_is_the_same_as_writing_a_new_file(twelve: Path, file: Path, tmp_path: Path, recipe: str) -> None:
+    in_place(file, recipe)
+    other = operated(twelve, tmp_path / "other.gguf", recipe)
+    assert raw_tensors(file) == raw_tensors(other)
+    assert file.stat().st_size == twelve.stat().st_size
+    got, want = read_header(file), read_header(other)
+    assert got.get("tinyq.surgery") == want.get("tinyq.surgery") == recipe
+    assert got.get("qwen3.xielu.beta") == want.get("qwen3.xielu.beta") != tuple(n / 2 for n in range(12))
+    assert set(got.metadata) == set(want.metadata)
+    assert not journal_path(file).exists()
+
+
+def test_llama_runs_what_was_changed_in_place(file: Path, tmp_path: Path) -> None:
+    whole = operated(file, tmp_path / "new.gguf", "swap(1:10)")
+    in_place(file, "swap(1:10)")
+    assert nmse(llama(file)[0], llama(whole)[0]) == 0.0
+
+
+def test_undo_takes_changes_back_one_by_one(twelve: Path, file: Path) -> None:
+    in_place(file, "swap(1:10)")
+    between = file.read_bytes()
+    in_place(file, "cycle(0..3)")
+    assert read_header(file).get("tinyq.surgery") == "swap(1:10) + cycle(0..3@1)"
+    assert undo(file) == "cycle(0..3@1)"
+    assert file.read_bytes() == between
+    assert undo(file) == "swap(1:10)"
+    assert file.read_bytes() == twelve.read_bytes()
+    assert os.listdir(file.parent) == ["model.gguf"]
+    with pytest.raises(InputError, match="nothing to undo"):
+        undo(file)
+
+
+def _killed_at(action: Callable[[], object], moment: int) -> bool:
+    """Do it in a child that is killed at its call number `moment` to the system; whether the child was."""
+    child = os.fork()
+    if not child:
+        calls = 0
+
+        def dying(name: str) -> Callable[..., Any]:
+            real = getattr(os, name)
+
+            def call(*args: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == moment and name == "pwrite":
+                    real(args[0], bytes(args[1])[: len(args[1]) // 2], args[2])  # torn
+                if calls == moment and name == "write":
+                    real(args[0], bytes(args[1])[: len(args[1]) // 2])
+                if calls == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args)
+
+            return call
+
+        for name in ("write", "pwrite", "fsync", "replace", "unlink"):
+            setattr(os, name, dying(name))
+        action()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(twelve: Path, file: Path) -> None:
+    old = twelve.read_bytes()
+    in_place(file, "reverse(0..11)")
+    new = file.read_bytes()
+    undo(file)
+    planned = plan_in_place(plan_gguf(open_layered(file), parse_text("reverse(0..11)")))
+    seen = set()
+    for moment in range(1, 200):
+        killed = _killed_at(lambda: apply_in_place(planned), moment)
+        found = scan_header(file)
+        assert found.architecture == "qwen3"
+        now = file.read_bytes()
+        assert now in (old, new)
+        seen.add((killed, now == new))
+        assert not journal_path(file).exists()
+        if now == new:
+            assert len(undo_paths(file)) == 1
+            undo(file)
+            assert file.read_bytes() == old
+        assert undo_paths(file) == []
+        if not killed:
+            break
+    assert seen == {(True, False), (True, True), (False, True)}
+
+
+def test_a_kill_at_any_moment_of_an_undo_leaves_one_or_the_other(twelve: Path, file: Path) -> None:
+    old = twelve.read_bytes()
+    in_place(file, "swap(2:3)")
+    before = file.read_bytes()
+    in_place(file, "swap(1:10)")
+    new = file.read_bytes()
+    for moment in range(1, 200):
+        killed = _killed_at(lambda: undo(file), moment)
+        recover(file)
+        now = file.read_bytes()
+        assert now in (before, new)
+        assert len(undo_paths(file)) == (1 if now == before else 2)
+        if not killed:
+            break
+        if now == before:
+            in_place(file, "swap(1:10)")
+            assert file.read_bytes() == new
+    undo(file)
+    assert file.read_bytes() == old
+
+
+def test_more_than_another_order_is_refused(file: Path) -> None:
+    for recipe in ("bridge(0:1)", "scale(1@0.5)", "delete(3)", "swap(0:1, only=ffn)"):
+        with pytest.raises(InputError, match="only puts whole layers in another order"):
+            in_place(file, recipe)
+
+
+def test_splits_are_refused(twelve: Path, tmp_path: Path) -> None:
+    first = split(twelve, tmp_path / "part", 2)[0]
+    with pytest.raises(InputError, match="one of several splits"):
+        in_place(first, "swap(0:1)")
+
+
+def test_a_header_without_room_is_refused_where_the_recipe_must_be_recorded(twelve: Path, tmp_path: Path) -> None:
+    bare = with_metadata(twelve, tmp_path / "bare.gguf", {RESERVE: None})
+    with pytest.raises(OutputError, match="no room"):
+        in_place(bare, "swap(0:1)")
+    stranger = with_metadata(bare, tmp_path / "stranger.gguf", {"tinyq.source.digest": None})
+    planned = plan_in_place(plan_gguf(open_layered(stranger), parse_text("swap(0:1)")))
+    assert not planned.recorded
+    apply_in_place(planned)
+    assert read_header(stranger).get("tinyq.surgery") is None
+    assert raw_tensors(stranger) == raw_tensors(operated(bare, tmp_path / "new.gguf", "swap(0:1)"))
+    assert undo(stranger) == "swap(0:1)"
+
+
+def test_the_reserve_is_used_up_and_then_refused(twelve: Path, tmp_path: Path) -> None:
+    small = with_metadata(twelve, tmp_path / "small.gguf", {RESERVE: string(" " * 128)})
+    refused = None
+    for _ in range(40):
+        try:
+            in_place(small, "swap(0:1)")
+        except OutputError as error:
+            refused = error
+            break
+    assert refused is not None
+    assert len(undo_paths(small)) >= 4
+    assert undo_paths(small)[-1].name.endswith(f"-{len(undo_paths(small))}")
+
+
+def test_a_journal_of_another_file_is_not_carried_through(twelve: Path, file: Path) -> None:
+    in_place(file, "swap(1:10)")
+    record = undo_paths(file)[0]
+    file.write_bytes(b"x" * file.stat().st_size)
+    record.rename(journal_path(file))
+    with pytest.raises(InputError, match="is not the file that"):
+        scan_header(file)
+    journal_path(file).write_text("{}")
+    with pytest.raises(InputError, match="is not a record that tinyq wrote"):
+        read_header(file)
+    journal_path(file).unlink()
+    file.write_bytes(twelve.read_bytes())
+    in_place(file, "swap(1:10)")
+    file.write_bytes(twelve.read_bytes())
+    with pytest.raises(InputError, match="has changed since"):
+        undo(file)
+
+
+def test_a_file_that_may_not_be_written_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    planned = plan_in_place(plan_gguf(open_layered(file), parse_text("swap(0:1)")))
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OutputError, match="cannot be changed in place"):
+        apply_in_place(planned)
