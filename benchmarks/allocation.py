@@ -67,14 +67,16 @@ def compare(model: str, folder: Path) -> list[tuple[str, ...]]:
     """Rows of the table for one bundled model."""
     source, scratch, matrix, text = (folder / name for name in ("f32.gguf", "scratch.gguf", "imatrix.gguf", "text.txt"))
     text.write_text("\n\n".join(stories(False, CALIBRATION_STORIES)), "utf-8")
-    convert(prepare_convert(Request(bundled_model(model), "f32")), source, force=True)
-    write_imatrix(collect(CollectRequest(source, text, chunk=256), ONE), matrix, force=True)
+    convert(prepare_convert(Request(source=bundled_model(model), type="f32")), source, force=True)
+    write_imatrix(collect(CollectRequest(model=source, text=text, chunk=256), ONE), matrix, force=True)
     held_out = HeldOut(source, stories(True, HELD_OUT_STORIES))
     scratch.write_bytes(source.read_bytes())
     sources = open_gguf(source).tensors
     rows: list[tuple[str, ...]] = []
     for imatrix in (None, matrix):
-        fixed = {kind: prepare(QuantizeRequest(source, kind, imatrix=imatrix)) for kind in ("q4_k_m", "q3_k_m")}
+        fixed = {
+            kind: prepare(QuantizeRequest(source=source, type=kind, imatrix=imatrix)) for kind in ("q4_k_m", "q3_k_m")
+        }
         divergences = {kind: held_out.divergence(written(plan, folder)) for kind, plan in fixed.items()}
         for name, calibration in (("stories", text), ("own text", None)):
             some = fixed["q4_k_m"]
@@ -83,7 +85,9 @@ def compare(model: str, folder: Path) -> list[tuple[str, ...]]:
             for kind, plan in fixed.items():
                 target = SizeTarget(plan.report.bits_per_weight)
                 chosen = allocated(target, measured, plan.choices, sources, FileOverhead(0, 1))
-                request = QuantizeRequest(source, kind, TypeOptions(types=chosen.types), imatrix)
+                request = QuantizeRequest(
+                    source=source, type=kind, options=TypeOptions(types=chosen.types), imatrix=imatrix
+                )
                 made = prepare(request)
                 assert made.report.bytes <= plan.report.bytes
                 found = held_out.divergence(written(made, folder))

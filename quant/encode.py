@@ -38,7 +38,7 @@ _OVERFLOW = {F32: np.inf, F16: 65520.0, BF16: float.fromhex("0x1.ffp127")}
 _REACH = 65504.0 * 128 * 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Narrowing:
     """What storing `weights` weights in a narrower type did to them.
 
@@ -55,12 +55,12 @@ class Narrowing:
 
     def __add__(self, other: Narrowing) -> Narrowing:
         return Narrowing(
-            self.weights + other.weights,
-            self.changed + other.changed,
-            self.overflowed + other.overflowed,
-            max(self.max_abs_change, other.max_abs_change),
-            self.sum_sq_change + other.sum_sq_change,
-            self.sum_sq + other.sum_sq,
+            weights=self.weights + other.weights,
+            changed=self.changed + other.changed,
+            overflowed=self.overflowed + other.overflowed,
+            max_abs_change=max(self.max_abs_change, other.max_abs_change),
+            sum_sq_change=self.sum_sq_change + other.sum_sq_change,
+            sum_sq=self.sum_sq + other.sum_sq,
         )
 
     @property
@@ -76,67 +76,67 @@ class Narrowing:
 
 def encode_rows(
     rows: FloatArray,
-    kind: TensorType,
+    dtype: TensorType,
     imatrix: FloatArray | None = None,
     out: ByteArray | None = None,
     name: str = "(unnamed)",
 ) -> ByteArray:
-    """`rows` (n, k) float32 as (n, row_bytes(kind, k)) bytes, as `ggml_quantize_chunk` writes them.
+    """`rows` (n, k) float32 as (n, row_bytes(dtype, k)) bytes, as `ggml_quantize_chunk` writes them.
 
     `imatrix` (k,) is the importance of each column, one for all rows; `out` takes the result if given. `name` is the
     tensor's, for messages. Raises InputError if a weight is NaN or infinite, if one is too large for the type's scales,
     or if rows do not fit the type's blocks. Safe to call from several threads at once.
     """
-    return encode_block(Block(name, kind, rows, imatrix=imatrix), out).raw
+    return encode_block(Block(name=name, type=dtype, rows=rows, imatrix=imatrix), out).raw
 
 
-def decode_rows(raw: ByteArray, kind: TensorType, k: int, out: FloatArray | None = None) -> FloatArray:
-    """Encoded rows (n, row_bytes(kind, k)) as (n, k) float32 (the type's `to_float`). Safe to call from several threads."""
-    wide = row_bytes(kind, k)
+def decode_rows(raw: ByteArray, dtype: TensorType, k: int, out: FloatArray | None = None) -> FloatArray:
+    """Encoded rows (n, row_bytes(dtype, k)) as (n, k) float32 (the type's `to_float`). Safe to call from several threads."""
+    wide = row_bytes(dtype, k)
     if raw.ndim != 2 or raw.shape[1] != wide:
-        raise InputError(f"rows of {k} weights take {wide} bytes as {kind.name}; found an array of shape {raw.shape}")
+        raise InputError(f"rows of {k} weights take {wide} bytes as {dtype.name}; found an array of shape {raw.shape}")
     target = np.empty((raw.shape[0], k), np.float32) if out is None else out
-    _decode(np.ascontiguousarray(raw), kind, target)
+    _decode(np.ascontiguousarray(raw), dtype, target)
     return target
 
 
-def can_decode(kind: TensorType) -> bool:
+def can_decode(dtype: TensorType) -> bool:
     """Whether ggml turns the type into float32: all but integers and doubles."""
-    return kind is F32 or bool(ggml.traits(kind).to_float)
+    return dtype is F32 or bool(ggml.traits(dtype).to_float)
 
 
-def widen(raw: NDArray[np.uint16], kind: TensorType, out: FloatArray | None = None) -> FloatArray:
+def widen(raw: NDArray[np.uint16], dtype: TensorType, out: FloatArray | None = None) -> FloatArray:
     """The bits of F16 or BF16 numbers as float32, exactly, in the same shape. Safe to call from several threads."""
-    if kind not in _NARROW:
-        raise ValueError(f"widen takes F16 or BF16, not {kind.name}")
+    if dtype not in _NARROW:
+        raise ValueError(f"widen takes F16 or BF16, not {dtype.name}")
     target = np.empty(raw.shape, np.float32) if out is None else out
-    _decode(np.ascontiguousarray(raw), kind, target)
+    _decode(np.ascontiguousarray(raw), dtype, target)
     return target
 
 
-def narrowing_loss(rows: FloatArray, kind: TensorType, name: str = "(unnamed)") -> Narrowing:
+def narrowing_loss(rows: FloatArray, dtype: TensorType, name: str = "(unnamed)") -> Narrowing:
     """What storing float32 `rows` (any shape) as F16 or BF16 would change; nothing is kept of the result.
 
     Raises InputError if a weight is NaN or infinite to begin with.
     """
-    if kind not in _NARROW:
-        raise ValueError(f"narrowing_loss takes F16 or BF16, not {kind.name}")
+    if dtype not in _NARROW:
+        raise ValueError(f"narrowing_loss takes F16 or BF16, not {dtype.name}")
     flat = rows.reshape(-1)
     narrow = np.empty(min(_TILE, flat.size), np.uint16)
     total = Narrowing()
     for start in range(0, flat.size, _TILE):
         tile = np.ascontiguousarray(flat[start : start + _TILE])
         _require_finite(tile.reshape(1, -1), name, start)
-        if kind is BF16 and not np.bitwise_or.reduce(tile.view(np.uint32)) & 0xFFFF:
+        if dtype is BF16 and not np.bitwise_or.reduce(tile.view(np.uint32)) & 0xFFFF:
             total += Narrowing(weights=tile.size, sum_sq=_sum_sq(tile))  # a BF16 source: nothing to lose
             continue
         bits = narrow[: tile.size]
-        ggml.quantize_chunk(kind, tile.reshape(1, -1), bits.view(np.uint8), None)
-        total += _compare(tile, widen(bits, kind))
+        ggml.quantize_chunk(dtype, tile.reshape(1, -1), bits.view(np.uint8), None)
+        total += _compare(tile, widen(bits, dtype))
     return total
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Block:
     """Some rows of one tensor, and the type to encode them in.
 
@@ -192,16 +192,16 @@ def row_ranges(shape: tuple[int, ...], by_matrix: bool, weights: int = 1 << 18) 
 
 def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
     """Encodes one block in the calling thread; `out` (n, row bytes) takes the bytes if given. Errors as `encode_rows`."""
-    kind = block.type
-    if not kind.encodes and kind is not block.source:
+    dtype = block.type
+    if not dtype.encodes and dtype is not block.source:
         raise InputError(
-            f"tensor {block.name} cannot be written as {kind.name}, which is only read; choose another type"
+            f"tensor {block.name} cannot be written as {dtype.name}, which is only read; choose another type"
         )
     rows = block.rows() if callable(block.rows) else block.rows
     n, k = _shape(block, rows)
-    raw = np.empty((n, row_bytes(kind, k)), np.uint8) if out is None else out
-    if raw.shape != (n, row_bytes(kind, k)) or raw.dtype != np.uint8 or not raw.flags.c_contiguous:
-        raise ValueError(f"out is {raw.dtype}{raw.shape}; expected contiguous uint8 ({n}, {row_bytes(kind, k)})")
+    raw = np.empty((n, row_bytes(dtype, k)), np.uint8) if out is None else out
+    if raw.shape != (n, row_bytes(dtype, k)) or raw.dtype != np.uint8 or not raw.flags.c_contiguous:
+        raise ValueError(f"out is {raw.dtype}{raw.shape}; expected contiguous uint8 ({n}, {row_bytes(dtype, k)})")
     imatrix = _checked_imatrix(block, k)
     loss = Narrowing() if block.measure else None
     step = max(1, _TILE // max(1, k))
@@ -211,14 +211,14 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
         target = raw[start : start + step]
         tile = _as_float(part, block.source, k, scratch)
         peak = _require_finite(tile, block.name, start * k)
-        if kind is block.source:
+        if dtype is block.source:
             target[:] = part.view(np.uint8).reshape(target.shape)
         else:
-            ggml.quantize_chunk(kind, tile, target, imatrix)
-            _require_range(target, kind, peak, block.name)
+            ggml.quantize_chunk(dtype, tile, target, imatrix)
+            _require_range(target, dtype, peak, block.name)
         if loss is not None:
-            loss += _compare(tile, decode_rows(target, kind, k))
-    return Encoded(block.name, kind, raw, loss)
+            loss += _compare(tile, decode_rows(target, dtype, k))
+    return Encoded(block.name, dtype, raw, loss)
 
 
 class Encoder:
@@ -284,14 +284,20 @@ def _as_float(part: RawArray, source: TensorType, k: int, scratch: FloatArray | 
     return tile
 
 
-def _decode(raw: RawArray, kind: TensorType, out: FloatArray) -> None:
+def _decode(raw: RawArray, dtype: TensorType, out: FloatArray) -> None:
     """Contiguous `raw` into `out`, which has as many elements as `raw` has weights."""
-    if not out.flags.c_contiguous or out.dtype != np.float32 or out.size * kind.block_bytes != raw.nbytes * kind.block:
-        raise ValueError(f"out is {out.dtype}{out.shape}, not contiguous float32 for {raw.nbytes} bytes of {kind.name}")
-    if kind is F32:
+    if (
+        not out.flags.c_contiguous
+        or out.dtype != np.float32
+        or out.size * dtype.block_bytes != raw.nbytes * dtype.block
+    ):
+        raise ValueError(
+            f"out is {out.dtype}{out.shape}, not contiguous float32 for {raw.nbytes} bytes of {dtype.name}"
+        )
+    if dtype is F32:
         out.reshape(-1)[:] = raw.reshape(-1).view(np.float32)
     else:
-        ggml.to_float(kind, raw.view(np.uint8), out)
+        ggml.to_float(dtype, raw.view(np.uint8), out)
 
 
 def _checked_imatrix(block: Block, k: int) -> FloatArray | None:
@@ -321,16 +327,16 @@ def _require_finite(tile: FloatArray, name: str, before: int) -> float:
     )
 
 
-def _require_range(raw: ByteArray, kind: TensorType, peak: float, name: str) -> None:
+def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str) -> None:
     """Raises InputError if weights are too large for a type: an infinity or NaN that `ggml_validate_row_data` would find,
     or a magnitude that no scale reaches."""
-    over = peak >= _OVERFLOW.get(kind, _REACH)
-    for at in kind.scales:
-        field = raw.reshape(-1, kind.block_bytes)[:, at : at + 2].view("<u2")
+    over = peak >= _OVERFLOW.get(dtype, _REACH)
+    for at in dtype.scales:
+        field = raw.reshape(-1, dtype.block_bytes)[:, at : at + 2].view("<u2")
         over = over or bool(((field & 0x7C00) == 0x7C00).any())
     if over:
         raise InputError(
-            f"tensor {name} reaches {peak:g}, too large for {kind.name}; use bf16 or f32 for it (--tensor-type NAME=bf16)"
+            f"tensor {name} reaches {peak:g}, too large for {dtype.name}; use bf16 or f32 for it (--tensor-type NAME=bf16)"
         )
 
 
@@ -350,5 +356,10 @@ def _compare(before: FloatArray, after: FloatArray) -> Narrowing:
         change = change[finite]
         largest = float(np.abs(change).max(initial=0.0))
     return Narrowing(
-        before.size, changed, overflowed, largest, _sum_sq(change) if changed else 0.0, _sum_sq(before.reshape(-1))
+        weights=before.size,
+        changed=changed,
+        overflowed=overflowed,
+        max_abs_change=largest,
+        sum_sq_change=_sum_sq(change) if changed else 0.0,
+        sum_sq=_sum_sq(before.reshape(-1)),
     )

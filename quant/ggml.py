@@ -78,13 +78,13 @@ def _declare(lib: ctypes.CDLL) -> None:
 
 
 @cache
-def traits(kind: TensorType) -> _TypeTraits:
+def traits(dtype: TensorType) -> _TypeTraits:
     """What the library itself says of a type (`ggml_get_type_traits`); lives as long as the library."""
-    return library().ggml_get_type_traits(kind.ggml_id).contents  # type: ignore[no-any-return]
+    return library().ggml_get_type_traits(dtype.ggml_id).contents  # type: ignore[no-any-return]
 
 
 def quantize_chunk(
-    kind: TensorType, rows: NDArray[np.float32], out: NDArray[np.uint8], weights: NDArray[np.float32] | None
+    dtype: TensorType, rows: NDArray[np.float32], out: NDArray[np.uint8], weights: NDArray[np.float32] | None
 ) -> None:
     """Encodes `rows` (n, k) into `out` (n, row bytes) with `ggml_quantize_chunk`; both must be contiguous.
 
@@ -93,18 +93,18 @@ def quantize_chunk(
     """
     importance = None if weights is None else weights.ctypes.data
     library().ggml_quantize_chunk(
-        kind.ggml_id, rows.ctypes.data, out.ctypes.data, 0, rows.shape[0], rows.shape[1], importance
+        dtype.ggml_id, rows.ctypes.data, out.ctypes.data, 0, rows.shape[0], rows.shape[1], importance
     )
 
 
-def to_float(kind: TensorType, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+def to_float(dtype: TensorType, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     """Decodes contiguous whole blocks into `out` with the type's own `to_float`."""
-    decode = traits(kind).to_float
+    decode = traits(dtype).to_float
     if not decode:
-        raise LlamaError(f"ggml cannot decode {kind.name}")
+        raise LlamaError(f"ggml cannot decode {dtype.name}")
     decode(raw.ctypes.data, out.ctypes.data, out.size)
 
 
-def validate_row_data(kind: TensorType, raw: NDArray[np.uint8]) -> bool:
+def validate_row_data(dtype: TensorType, raw: NDArray[np.uint8]) -> bool:
     """Whether ggml accepts encoded blocks: no infinite scale and no NaN (`ggml_validate_row_data`, which also prints)."""
-    return bool(library().ggml_validate_row_data(kind.ggml_id, raw.ctypes.data, raw.nbytes))
+    return bool(library().ggml_validate_row_data(dtype.ggml_id, raw.ctypes.data, raw.nbytes))

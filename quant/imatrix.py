@@ -35,7 +35,7 @@ class Statistics:
         return seen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImportanceMatrix:
     """Statistics by tensor name, and what they were collected from: names of texts, chunks of `chunk_size` tokens."""
 
@@ -79,10 +79,10 @@ def merge(matrices: Sequence[ImportanceMatrix]) -> ImportanceMatrix:
             old = entries.get(name)
             entries[name] = new if old is None else _added(name, old, new, matrix.name)
     return ImportanceMatrix(
-        entries,
-        tuple(dict.fromkeys(dataset for matrix in matrices for dataset in matrix.datasets)),
-        sum(matrix.chunks for matrix in matrices),
-        max((matrix.chunk_size for matrix in matrices), default=0),
+        entries=entries,
+        datasets=tuple(dict.fromkeys(dataset for matrix in matrices for dataset in matrix.datasets)),
+        chunks=sum(matrix.chunks for matrix in matrices),
+        chunk_size=max((matrix.chunk_size for matrix in matrices), default=0),
     )
 
 
@@ -100,7 +100,7 @@ def _added(name: str, old: Statistics, new: Statistics, whose: str) -> Statistic
     return Statistics(sums, counts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Coverage:
     """How many tokens a tensor's least seen matrix (expert) has seen; `matrix` is that one, `unseen` how many saw none."""
 
@@ -115,11 +115,11 @@ def coverage(matrix: ImportanceMatrix) -> tuple[Coverage, ...]:
     """The coverage of every tensor, the least covered first."""
     found = [
         Coverage(
-            name,
-            int(entry.counts.min(initial=1 << 62)),
-            int(entry.counts.argmin()),
-            len(entry.counts),
-            int((entry.counts == 0).sum()),
+            name=name,
+            tokens=int(entry.counts.min(initial=1 << 62)),
+            matrix=int(entry.counts.argmin()),
+            matrices=len(entry.counts),
+            unseen=int((entry.counts == 0).sum()),
         )
         for name, entry in matrix.entries.items()
         if entry.counts.size

@@ -80,7 +80,7 @@ def recipe(name: str) -> TypeRecipe:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What the rules ask about a model.
 
@@ -148,7 +148,7 @@ class TensorFacts:
     source: TensorType = F32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TypeChoice:
     """The type that a tensor gets.
 
@@ -191,14 +191,14 @@ class Override:
 
 def writable_type(name: str) -> TensorType:
     """The type called `name`, in either case. Raises InputError if there is none or if it can only be read."""
-    kind = tensor_type(name)
-    if not kind.encodes:
+    dtype = tensor_type(name)
+    if not dtype.encodes:
         can = ", ".join(known.name for known in TYPES if known.encodes)
-        raise InputError(f"tensor type {kind.name} can be read but not written; choose one of {can}")
-    return kind
+        raise InputError(f"tensor type {dtype.name} can be read but not written; choose one of {can}")
+    return dtype
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TypeOptions:
     """What a user may change about a recipe.
 
@@ -280,17 +280,17 @@ def _choose(
     """One tensor's choice (`llama_tensor_get_type`); advances `counts`."""
     why = rules.left_alone(model.arch, tensor.name, tensor.shape)
     if why is not None:
-        return TypeChoice(tensor.name, tensor.source, tensor.source, why, kept=True)
-    kind, reason = _by_option(tensor.name, options)
-    if kind is None and options.pure:
-        kind = wanted.base
-    if kind is None and not wanted.base.plain:
-        kind, reason = _by_recipe(wanted, model, tensor.name, options, tied, counts)
-    kind = kind or wanted.base
-    fits = rules.fitting(kind, tensor.shape[-1])
-    if fits is not kind:
-        reason = f"rows of {tensor.shape[-1]} are not a multiple of {kind.block}"
-    return TypeChoice(tensor.name, fits, kind, reason)
+        return TypeChoice(name=tensor.name, type=tensor.source, wanted=tensor.source, reason=why, kept=True)
+    dtype, reason = _by_option(tensor.name, options)
+    if dtype is None and options.pure:
+        dtype = wanted.base
+    if dtype is None and not wanted.base.plain:
+        dtype, reason = _by_recipe(wanted, model, tensor.name, options, tied, counts)
+    dtype = dtype or wanted.base
+    fits = rules.fitting(dtype, tensor.shape[-1])
+    if fits is not dtype:
+        reason = f"rows of {tensor.shape[-1]} are not a multiple of {dtype.block}"
+    return TypeChoice(name=tensor.name, type=fits, wanted=dtype, reason=reason)
 
 
 def _by_option(name: str, options: TypeOptions) -> tuple[TensorType | None, str]:
@@ -339,4 +339,6 @@ def _place(model: ModelFacts, role: Role, name: str, counts: _Counts) -> TensorP
                 f"tensor {name} is in none of the {model.n_layer} layers; expected blk.N. with N below that"
             )
     gqa = model.n_head // model.n_head_kv if model.n_head_kv else 0
-    return TensorPlace(model.arch, index, count, gqa, model.n_expert, model.has_imatrix)
+    return TensorPlace(
+        arch=model.arch, index=index, count=count, gqa=gqa, experts=model.n_expert, has_imatrix=model.has_imatrix
+    )

@@ -30,7 +30,7 @@ class FallBack:
     tensors: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """`bits_per_weight` is 8 · `bytes` / `weights` over all tensors (data without padding and metadata);
     `nominal_bits_per_weight` that of the recipe's base type. `types` has the largest share of bytes first."""
@@ -60,12 +60,12 @@ def summarize(recipe: TypeRecipe, tensors: Sequence[TensorFacts], choices: Seque
     shares: dict[str, TypeShare] = {}
     groups: dict[tuple[str, str, str], list[str]] = {}
     for tensor, choice in zip(tensors, choices, strict=True):
-        kind, weights = choice.type.name, prod(tensor.shape)
+        dtype, weights = choice.type.name, prod(tensor.shape)
         size = prod(tensor.shape[:-1]) * row_bytes(choice.type, tensor.shape[-1])
-        had = shares.get(kind, TypeShare(kind, 0, 0, 0))
-        shares[kind] = TypeShare(kind, had.tensors + 1, had.weights + weights, had.bytes + size)
+        had = shares.get(dtype, TypeShare(dtype, 0, 0, 0))
+        shares[dtype] = TypeShare(dtype, had.tensors + 1, had.weights + weights, had.bytes + size)
         if choice.fell_back:
-            groups.setdefault((choice.wanted.name, kind, choice.reason), []).append(choice.name)
+            groups.setdefault((choice.wanted.name, dtype, choice.reason), []).append(choice.name)
     weights, size = sum(share.weights for share in shares.values()), sum(share.bytes for share in shares.values())
     return Report(
         recipe=recipe.name,

@@ -119,15 +119,15 @@ FALLBACKS: Mapping[TensorType, TensorType] = {
 }
 
 
-def fitting(kind: TensorType, columns: int) -> TensorType:
-    """The type that rows of `columns` weights get where `kind` is wanted (`tensor_type_fallback`)."""
-    if columns % kind.block == 0:
-        return kind
-    smaller = FALLBACKS.get(kind, kind)
+def fitting(dtype: TensorType, columns: int) -> TensorType:
+    """The type that rows of `columns` weights get where `dtype` is wanted (`tensor_type_fallback`)."""
+    if columns % dtype.block == 0:
+        return dtype
+    smaller = FALLBACKS.get(dtype, dtype)
     return smaller if columns % smaller.block == 0 else F16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorPlace:
     """Where a tensor stands in its model: all that a rule may ask about.
 
@@ -256,12 +256,12 @@ def by_role(recipe: str, base: TensorType, role: Role, place: TensorPlace, seven
     For `OUTPUT` (also a tied embedding) see `for_output`.
     """
     rules = RULES.get(role, {}).get(recipe, ())
-    kind = next((kind for condition, kind in rules if condition(place)), base)
-    if role is Role.ATTN_V and seventy_b and kind in (Q3_K, Q4_K):
-        kind = Q5_K
+    dtype = next((dtype for condition, dtype in rules if condition(place)), base)
+    if role is Role.ATTN_V and seventy_b and dtype in (Q3_K, Q4_K):
+        dtype = Q5_K
     if role in (Role.ATTN_V, Role.ATTN_K) and eight_experts(place):
-        kind = Q8_0
-    return kind
+        dtype = Q8_0
+    return dtype
 
 
 def for_output(base: TensorType, arch: str) -> TensorType:

@@ -14,7 +14,7 @@ from itertools import takewhile
 from quant.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorType:
     """One ggml type.
 
@@ -45,42 +45,44 @@ class TensorType:
         return self.name
 
 
-F32 = TensorType("f32", 0, 1, 4, encodes=True)
-F16 = TensorType("f16", 1, 1, 2, encodes=True)
-BF16 = TensorType("bf16", 30, 1, 2, encodes=True)
-Q4_0 = TensorType("q4_0", 2, 32, 18, (0,), encodes=True)
-Q4_1 = TensorType("q4_1", 3, 32, 20, (0, 2), encodes=True)
-Q5_0 = TensorType("q5_0", 6, 32, 22, (0,), encodes=True)
-Q5_1 = TensorType("q5_1", 7, 32, 24, (0, 2), encodes=True)
-Q8_0 = TensorType("q8_0", 8, 32, 34, (0,), encodes=True)
-Q2_K = TensorType("q2_K", 10, 256, 84, (80, 82), encodes=True)
-Q3_K = TensorType("q3_K", 11, 256, 110, (108,), encodes=True)
-Q4_K = TensorType("q4_K", 12, 256, 144, (0, 2), encodes=True)
-Q5_K = TensorType("q5_K", 13, 256, 176, (0, 2), encodes=True)
-Q6_K = TensorType("q6_K", 14, 256, 210, (208,), encodes=True)
-IQ4_NL = TensorType("iq4_nl", 20, 32, 18, (0,), encodes=True)
-IQ4_XS = TensorType("iq4_xs", 23, 256, 136, (0,), encodes=True)
+F32 = TensorType(name="f32", ggml_id=0, block=1, block_bytes=4, encodes=True)
+F16 = TensorType(name="f16", ggml_id=1, block=1, block_bytes=2, encodes=True)
+BF16 = TensorType(name="bf16", ggml_id=30, block=1, block_bytes=2, encodes=True)
+Q4_0 = TensorType(name="q4_0", ggml_id=2, block=32, block_bytes=18, scales=(0,), encodes=True)
+Q4_1 = TensorType(name="q4_1", ggml_id=3, block=32, block_bytes=20, scales=(0, 2), encodes=True)
+Q5_0 = TensorType(name="q5_0", ggml_id=6, block=32, block_bytes=22, scales=(0,), encodes=True)
+Q5_1 = TensorType(name="q5_1", ggml_id=7, block=32, block_bytes=24, scales=(0, 2), encodes=True)
+Q8_0 = TensorType(name="q8_0", ggml_id=8, block=32, block_bytes=34, scales=(0,), encodes=True)
+Q2_K = TensorType(name="q2_K", ggml_id=10, block=256, block_bytes=84, scales=(80, 82), encodes=True)
+Q3_K = TensorType(name="q3_K", ggml_id=11, block=256, block_bytes=110, scales=(108,), encodes=True)
+Q4_K = TensorType(name="q4_K", ggml_id=12, block=256, block_bytes=144, scales=(0, 2), encodes=True)
+Q5_K = TensorType(name="q5_K", ggml_id=13, block=256, block_bytes=176, scales=(0, 2), encodes=True)
+Q6_K = TensorType(name="q6_K", ggml_id=14, block=256, block_bytes=210, scales=(208,), encodes=True)
+IQ4_NL = TensorType(name="iq4_nl", ggml_id=20, block=32, block_bytes=18, scales=(0,), encodes=True)
+IQ4_XS = TensorType(name="iq4_xs", ggml_id=23, block=256, block_bytes=136, scales=(0,), encodes=True)
 
 # Read, never written: weights of files that others quantized, and tables of integers that are copied as they are.
 _READ_ONLY = (
-    TensorType("iq2_xxs", 16, 256, 66, (0,)),
-    TensorType("iq2_xs", 17, 256, 74, (0,)),
-    TensorType("iq2_s", 22, 256, 82, (0,)),
-    TensorType("iq3_xxs", 18, 256, 98, (0,)),
-    TensorType("iq3_s", 21, 256, 110, (0,)),
-    TensorType("iq1_s", 19, 256, 50, (0,)),
-    TensorType("iq1_m", 29, 256, 56),  # its scale is spread over the high bits of four words
-    TensorType("tq1_0", 34, 256, 54, (52,)),
-    TensorType("tq2_0", 35, 256, 66, (64,)),
-    TensorType("mxfp4", 39, 32, 17),  # a power of two a block
-    TensorType("nvfp4", 40, 64, 36),  # four 8-bit scales a block
-    TensorType("q1_0", 41, 128, 18, (0,)),
-    TensorType("q2_0", 42, 64, 18, (0,)),
-    TensorType("i8", 24, 1, 1),
-    TensorType("i16", 25, 1, 2),
-    TensorType("i32", 26, 1, 4),
-    TensorType("i64", 27, 1, 8),
-    TensorType("f64", 28, 1, 8),
+    TensorType(name="iq2_xxs", ggml_id=16, block=256, block_bytes=66, scales=(0,)),
+    TensorType(name="iq2_xs", ggml_id=17, block=256, block_bytes=74, scales=(0,)),
+    TensorType(name="iq2_s", ggml_id=22, block=256, block_bytes=82, scales=(0,)),
+    TensorType(name="iq3_xxs", ggml_id=18, block=256, block_bytes=98, scales=(0,)),
+    TensorType(name="iq3_s", ggml_id=21, block=256, block_bytes=110, scales=(0,)),
+    TensorType(name="iq1_s", ggml_id=19, block=256, block_bytes=50, scales=(0,)),
+    TensorType(
+        name="iq1_m", ggml_id=29, block=256, block_bytes=56
+    ),  # its scale is spread over the high bits of four words
+    TensorType(name="tq1_0", ggml_id=34, block=256, block_bytes=54, scales=(52,)),
+    TensorType(name="tq2_0", ggml_id=35, block=256, block_bytes=66, scales=(64,)),
+    TensorType(name="mxfp4", ggml_id=39, block=32, block_bytes=17),  # a power of two a block
+    TensorType(name="nvfp4", ggml_id=40, block=64, block_bytes=36),  # four 8-bit scales a block
+    TensorType(name="q1_0", ggml_id=41, block=128, block_bytes=18, scales=(0,)),
+    TensorType(name="q2_0", ggml_id=42, block=64, block_bytes=18, scales=(0,)),
+    TensorType(name="i8", ggml_id=24, block=1, block_bytes=1),
+    TensorType(name="i16", ggml_id=25, block=1, block_bytes=2),
+    TensorType(name="i32", ggml_id=26, block=1, block_bytes=4),
+    TensorType(name="i64", ggml_id=27, block=1, block_bytes=8),
+    TensorType(name="f64", ggml_id=28, block=1, block_bytes=8),
 )
 
 TYPES: tuple[TensorType, ...] = (
@@ -123,10 +125,10 @@ def type_of_id(ggml_id: int) -> TensorType:
     return found
 
 
-def row_bytes(kind: TensorType, n: int) -> int:
+def row_bytes(dtype: TensorType, n: int) -> int:
     """Bytes that a row of `n` weights takes (`ggml_row_size`). Raises InputError if `n` is not whole blocks."""
-    if n % kind.block:
+    if n % dtype.block:
         raise InputError(
-            f"a row of {n} weights is not a multiple of {kind.block}, the block of {kind.name}; use another type"
+            f"a row of {n} weights is not a multiple of {dtype.block}, the block of {dtype.name}; use another type"
         )
-    return n // kind.block * kind.block_bytes
+    return n // dtype.block * dtype.block_bytes

@@ -163,11 +163,11 @@ def times(tensor: Tensor, factor: float) -> Tensor:
 def mixed(parts: Sequence[tuple[Tensor, float]], method: Method, dtype: str | None = None) -> Tensor:
     """The blend of tensors of one shape, weights summing to 1, rounded to `dtype` (the one they have by default)."""
     tensors = [tensor for tensor, _ in parts]
-    kind = dtype or common_dtype(tensors)
+    dtype = dtype or common_dtype(tensors)
     if method == "slerp" and prod(tensors[0].shape[:-1]) > 1:
         (first, _), (second, t) = parts
-        return Arc(first, second, t, kind)
-    return Mean(tuple(parts), kind)
+        return Arc(first, second, t, dtype)
+    return Mean(tuple(parts), dtype)
 
 
 def mixed_logs(parts: Sequence[tuple[Tensor, float]], dtype: str) -> Tensor:

@@ -55,7 +55,7 @@ class Place:
     stop: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Header:
     """The parts of a header: `data` are its bytes, `fields` the places of the metadata values, keys included."""
 
@@ -271,7 +271,9 @@ def _scanned(scan: _Scan) -> Header:
     data_offset = align(scan.position, alignment)
     _check_places(scan, entries, data_offset, alignment)
     data = bytes(scan.data[: min(data_offset, scan.size)])
-    return Header(scan.path, data, fields, entries, alignment, data_offset)
+    return Header(
+        path=scan.path, data=data, fields=fields, entries=entries, alignment=alignment, data_offset=data_offset
+    )
 
 
 def _alignment(scan: _Scan, place: Place | None) -> int:

@@ -52,7 +52,7 @@ def lifted_reference(path: Path, prompts: Sequence[Sequence[int]] = PROMPTS) -> 
 
 def convert(source: Path, out: Path, type_name: str = "f32", **options: Any) -> Path:
     """`tinyq convert` without the proof of the vocabulary, which tests of the command line see to."""
-    execute(prepare(Request(source, type_name, threads=1, **options)), out)
+    execute(prepare(Request(source=source, type=type_name, threads=1, **options)), out)
     return out
 
 

@@ -27,10 +27,10 @@ from gguf_tools.tensors.base import InMemory
 VOCAB, HIDDEN, CONTEXT = 40, 24, 64
 PROMPTS: tuple[tuple[int, ...], ...] = (tuple(range(3, 23)), (5, 5, 7), (1,))
 
-ATTENTION = Attention(4, 2, 8, Rope(1e4, 8), qk_norm=Norm(1e-6))
-DELTA = DeltaNet(2, 4, 8, 8, 4, Norm(1e-6))
+ATTENTION = Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(1e4, 8), qk_norm=Norm(1e-6))
+DELTA = DeltaNet(key_heads=2, value_heads=4, key_dim=8, value_dim=8, kernel=4, norm=Norm(1e-6))
 MLP = GatedMLP(20)
-EXPERTS = MoE(4, 12, Router(2))
+EXPERTS = MoE(4, 12, Router(top_k=2))
 
 
 def layer(mixer: Mixer = ATTENTION, feed_forward: FeedForward = MLP, offset: float = 0.0) -> LayerSpec:
@@ -41,7 +41,15 @@ def layer(mixer: Mixer = ATTENTION, feed_forward: FeedForward = MLP, offset: flo
 
 def random_model(layers: Sequence[LayerSpec], *, tied: bool = False, seed: int = 0, **scales: Any) -> Model:
     """A model of these layers with random weights, float32 numbers all of them."""
-    spec = ModelSpec(VOCAB, HIDDEN, CONTEXT, tuple(layers), Norm(1e-6), tied, **scales)
+    spec = ModelSpec(
+        vocab_size=VOCAB,
+        hidden=HIDDEN,
+        context_length=CONTEXT,
+        layers=tuple(layers),
+        output_norm=Norm(1e-6),
+        tied=tied,
+        **scales,
+    )
     rng = np.random.default_rng(seed)
     tensors = {
         role: InMemory(
@@ -50,4 +58,4 @@ def random_model(layers: Sequence[LayerSpec], *, tied: bool = False, seed: int =
         )
         for role, shape in spec.roles().items()
     }
-    return Model(spec, tensors, "made up")
+    return Model(spec=spec, tensors=tensors, family="made up")

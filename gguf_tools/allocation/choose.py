@@ -20,7 +20,7 @@ from quant.encode import FloatArray
 from quant.recipes import RECIPES, TypeChoice, TypeRecipe
 from quant.types import F16, F32, Q3_K, Q4_0, TYPES, TensorType
 
-CANDIDATES = tuple(kind for kind in TYPES if kind.encodes and not kind.plain)
+CANDIDATES = tuple(dtype for dtype in TYPES if dtype.encodes and not dtype.plain)
 PROBES = (Q3_K, Q4_0)
 """The type that a tensor is rounded to in order to measure what it means: the first that its rows fit."""
 CHUNK = 256
@@ -136,7 +136,7 @@ def free_to_choose(choices: Sequence[TypeChoice], sources: Sources) -> frozenset
 
 def fitting_candidates(shape: tuple[int, ...]) -> list[TensorType]:
     """The types that rows of this shape fit: block types, and F16 at the upper end."""
-    return [kind for kind in (*CANDIDATES, F16) if shape[-1] % kind.block == 0]
+    return [dtype for dtype in (*CANDIDATES, F16) if shape[-1] % dtype.block == 0]
 
 
 def choose(
@@ -182,7 +182,7 @@ def measure(
         # What no token reaches (prediction layers) cannot be measured; the embedding is looked up, not multiplied with.
         reached = used.keys() | {"token_embd.weight", "per_layer_token_embd.weight"}
         probes = {
-            name: next(kind for kind in PROBES if tensor.columns % kind.block == 0)
+            name: next(dtype for dtype in PROBES if tensor.columns % dtype.block == 0)
             for name, tensor in sources.items()
             if name in free and name in reached and file.tensor(name).dtype == F32.name
         }
@@ -193,7 +193,7 @@ def measure(
         activations = used[name].importance.reshape(-1, tensor.columns) if name in used else None
         found = errors(tensor, fitting_candidates(tensor.shape), activations, importance.get(name), name)
         scale = divergences[name] / found[probe] if found.get(probe) else 0.0
-        losses[name] = {kind: scale * error for kind, error in found.items()}
+        losses[name] = {dtype: scale * error for dtype, error in found.items()}
         show("comparing types", done + 1, len(probes))
     return Sensitivity(losses, divergences, probes, sum(map(len, texts.chunks)))
 
@@ -212,7 +212,7 @@ def allocated(
     """The types that reach `target` at the least predicted loss. Raises InputError where the target is too small."""
     budget = budget_of(target, choices, sources, frozenset(measured.losses), frame)
     options = [
-        [Option(kind, _size(kind, sources[name], budget), loss) for kind, loss in losses.items()]
+        [Option(dtype, _size(dtype, sources[name], budget), loss) for dtype, loss in losses.items()]
         for name, losses in measured.losses.items()
     ]
     allocation = allocate(options, budget.bytes)
@@ -221,14 +221,14 @@ def allocated(
     return Chosen(target, types, measured, allocation)
 
 
-def _size(kind: TensorType, tensor: Tensor, budget: Budget) -> int:
-    return align(tensor_bytes(kind, tensor.shape), budget.alignment)
+def _size(dtype: TensorType, tensor: Tensor, budget: Budget) -> int:
+    return align(tensor_bytes(dtype, tensor.shape), budget.alignment)
 
 
 def _require_room(target: SizeTarget, budget: Budget, free: frozenset[str], sources: Sources) -> None:
     """Raises InputError, before anything is measured, where the target is too small."""
     least = sum(
-        min(_size(kind, sources[name], budget) for kind in fitting_candidates(sources[name].shape)) for name in free
+        min(_size(dtype, sources[name], budget) for dtype in fitting_candidates(sources[name].shape)) for name in free
     )
     if least > budget.bytes:
         short = least - budget.bytes

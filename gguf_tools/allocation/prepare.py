@@ -71,7 +71,7 @@ def prepare_quantization(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         scratch = Path(folder) / "scratch.gguf"
         write_quantization(
-            quantization.prepare(QuantizeRequest(request.source, "f32", allow_requantize=True)),
+            quantization.prepare(QuantizeRequest(source=request.source, type="f32", allow_requantize=True)),
             scratch,
             threads=threads,
         )

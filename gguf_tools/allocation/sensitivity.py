@@ -53,16 +53,16 @@ def errors(
         weights = None if activations is None else activations[matrix if len(activations) > 1 else 0]
         care = None if importance is None else importance[matrix if len(importance) > 1 else 0]
         seen += len(rows)
-        for kind in list(totals):
+        for dtype in list(totals):
             try:
-                change = decode_rows(encode_rows(rows, kind, care, name=name), kind, tensor.columns)
+                change = decode_rows(encode_rows(rows, dtype, care, name=name), dtype, tensor.columns)
             except InputError:
-                del totals[kind]
+                del totals[dtype]
                 continue
             np.subtract(change, rows, out=change)
             by_column = np.square(change, dtype=np.float64).sum(axis=0)
-            totals[kind] += float(by_column.sum() if weights is None else by_column @ weights.astype(np.float64))
-    return {kind: total / seen for kind, total in totals.items()}
+            totals[dtype] += float(by_column.sum() if weights is None else by_column @ weights.astype(np.float64))
+    return {dtype: total / seen for dtype, total in totals.items()}
 
 
 def _sample(tensor: Tensor) -> Iterator[tuple[int, FloatArray]]:
@@ -128,11 +128,11 @@ def probed(
     """
     found: dict[str, float] = {}
     with scratch.path.open("r+b") as stream:
-        for done, (name, kind) in enumerate(probes.items()):
+        for done, (name, dtype) in enumerate(probes.items()):
             place = scratch.tensor(name)
             assert isinstance(place, GGUFTensor)
             start = place.data_offset + place.entry.offset
-            _overwrite(stream, start, name, sources[name], kind, importance.get(name))
+            _overwrite(stream, start, name, sources[name], dtype, importance.get(name))
             runtime.reload()
             found[name] = divergence(runtime, texts)
             _overwrite(stream, start, name, sources[name], None, None)
@@ -141,15 +141,15 @@ def probed(
 
 
 def _overwrite(
-    stream: BinaryIO, start: int, name: str, tensor: Tensor, kind: TensorType | None, importance: FloatArray | None
+    stream: BinaryIO, start: int, name: str, tensor: Tensor, dtype: TensorType | None, importance: FloatArray | None
 ) -> None:
-    """Writes a tensor as float32 at byte `start`, rounded to `kind` if that is given."""
+    """Writes a tensor as float32 at byte `start`, rounded to `dtype` if that is given."""
     by_matrix = importance is not None and len(importance) > 1
     stream.seek(start)
     for part in row_ranges(tensor.shape, by_matrix):
         rows = tensor.flat(part.start * tensor.columns, part.stop * tensor.columns).reshape(-1, tensor.columns)
-        if kind is not None:
+        if dtype is not None:
             care = None if importance is None else importance[part.matrix if by_matrix else 0]
-            rows = decode_rows(encode_rows(rows, kind, care, name=name), kind, tensor.columns)
+            rows = decode_rows(encode_rows(rows, dtype, care, name=name), dtype, tensor.columns)
         stream.write(rows.astype("<f4", copy=False).data)
     stream.flush()

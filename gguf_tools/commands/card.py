@@ -76,7 +76,9 @@ def card(
             files,
             page.parent,
             RuntimeOptions(gpu_layers=gpu_layers, threads=threads),
-            fidelity=FidelityRequest(source, operate_text, speed=False) if suite in ("fidelity", "all") else None,
+            fidelity=FidelityRequest(reference=source, operate=operate_text, speed=False)
+            if suite in ("fidelity", "all")
+            else None,
             card=parsed_card_options(**asked) if suite in ("card", "all") else None,
             context=context,
             base_model=base_model,

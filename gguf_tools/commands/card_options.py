@@ -87,7 +87,7 @@ def parsed_card_options(
     from gguf_tools.evaluation.card.suite import CardOptions
 
     return CardOptions(
-        choose(questions, repeat_set, held_out, text),
+        choice=choose(questions, repeat_set, held_out, text),
         thinking=thinking,
         answer_tokens=answer_tokens,
         think_tokens=think_tokens,

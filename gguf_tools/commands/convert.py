@@ -106,19 +106,19 @@ def convert(
         check_output(out, force)
     operation = _operation(given_options())
     request = Request(
-        source,
-        type_name.lower(),
-        tokenizer,
-        target,
-        add_bos,
-        threads or 0,
-        text_only,
-        operation,
-        context_length,
-        allow_approximate,
-        calibration,
-        parsed_options(tensor_types, output_type, embedding_type, pure),
-        imatrix,
+        source=source,
+        type=type_name.lower(),
+        tokenizer=tokenizer,
+        target=target,
+        add_bos=add_bos,
+        threads=threads or 0,
+        text_only=text_only,
+        operation=operation,
+        context_length=context_length,
+        allow_approximate=allow_approximate,
+        calibration=calibration,
+        options=parsed_options(tensor_types, output_type, embedding_type, pure),
+        imatrix=imatrix,
     )
     size = parsed_target(target_bpw, target_size, calibration)
     if size is None:

@@ -43,14 +43,14 @@ def demo(model: str, out: Path | None, json_path: str | None) -> None:
     from gguf_tools.runtime.process import RuntimeOptions
 
     source = bundled_model(model)
-    card = CardOptions(choose(QUESTIONS))
+    card = CardOptions(choice=choose(QUESTIONS))
     with _folder(out) as folder:
         files = {name: folder / f"{model}-{name}.gguf" for name in TYPES}
         for name, path in files.items():
             click.echo(f"converting {path.name}", err=True)
-            execute(prepare(Request(source, name)), path, force=True, prove=prove_vocabulary)
+            execute(prepare(Request(source=source, type=name)), path, force=True, prove=prove_vocabulary)
         click.echo("evaluating", err=True)
-        found = measure_files(list(files.values()), RuntimeOptions(), FidelityRequest(source), card)
+        found = measure_files(list(files.values()), RuntimeOptions(), FidelityRequest(reference=source), card)
         results = dict(zip(TYPES, found, strict=True))
         original = find_reference(files["f32"], source).model
         stories = _stories(files["f32"], Reference(original), RuntimeOptions())

@@ -115,10 +115,20 @@ def evaluate(
     if suite != "card":
         chosen = load_prompts(prompts) if prompts else None
         passage = read_text(text) if text else None
-        fidelity = FidelityRequest(reference, operate_text, dtype, chosen, passage, tokens, not no_speed)
+        fidelity = FidelityRequest(
+            reference=reference,
+            operate=operate_text,
+            dtype=dtype,
+            prompts=chosen,
+            text=passage,
+            n_generate=tokens,
+            speed=not no_speed,
+        )
     if suite != "fidelity":
         asked = parsed_card_options(**card, text=text, completion_tokens=tokens)
-    options = RuntimeOptions(kv_type, flash_attn, gpu_layers, threads, context)
+    options = RuntimeOptions(
+        kv_type=kv_type, flash_attn=flash_attn, gpu_layers=gpu_layers, threads=threads, context_length=context
+    )
     with stage_bars(quiet) as progress:
         results = ordered(list(measure_files(models, options, fidelity, asked, progress)))
     if json_path is not None:

@@ -76,7 +76,14 @@ def imatrix(
         facts = [TensorFacts(name, tensor.shape) for name, tensor in open_gguf(model).tensors.items()]
         for given in matrices:
             given.importance(facts)
-        request = CollectRequest(model, text, chunk, chunks, process_output, parse_special)
+        request = CollectRequest(
+            model=model,
+            text=text,
+            chunk=chunk,
+            chunks=chunks,
+            process_output=process_output,
+            parse_special=parse_special,
+        )
         options = RuntimeOptions(threads=threads, gpu_layers=gpu_layers)
         with stage_bars(quiet) as show:
             matrices.append(collect(request, options, show and partial(show, "tokens")))

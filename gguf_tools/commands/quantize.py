@@ -74,13 +74,13 @@ def quantize(
     if (type_name is None) == (target is None):
         raise InputError("give either TYPE or a size (--target-bpw, --target-size), and not both")
     request = QuantizeRequest(
-        source,
-        (type_name or "q8_0").lower(),
-        parsed_options(tensor_types, output_type, embedding_type, pure),
-        imatrix,
-        allow_requantize,
-        keep_split,
-        parse_size(split_max_size, "--split-max-size") if split_max_size else None,
+        source=source,
+        type=(type_name or "q8_0").lower(),
+        options=parsed_options(tensor_types, output_type, embedding_type, pure),
+        imatrix=imatrix,
+        allow_requantize=allow_requantize,
+        keep_split=keep_split,
+        split_max_size=parse_size(split_max_size, "--split-max-size") if split_max_size else None,
     )
     chosen = None
     if target is None:

@@ -61,12 +61,12 @@ def smallest_exact(wide: Sequence[Tensor], threads: int, progress: ByteProgress)
     return TypeDecision("f32", f"{blocker}; f32 holds the {stored} weights {how}")
 
 
-def _losses(tensors: Sequence[Tensor], kind: TensorType, threads: int, progress: ByteProgress) -> Iterator[Narrowing]:
-    """What storing each tensor as `kind` would change; pieces are read and compared on several threads."""
+def _losses(tensors: Sequence[Tensor], dtype: TensorType, threads: int, progress: ByteProgress) -> Iterator[Narrowing]:
+    """What storing each tensor as `dtype` would change; pieces are read and compared on several threads."""
 
     def measure(tensor: Tensor, start: int) -> Narrowing:
         stop = min(start + PIECE, tensor.size)
-        return narrowing_loss(tensor.flat(start, stop), kind, ", ".join(tensor.sources[:1]))
+        return narrowing_loss(tensor.flat(start, stop), dtype, ", ".join(tensor.sources[:1]))
 
     with ThreadPoolExecutor(threads) as pool:
         for tensor in tensors:

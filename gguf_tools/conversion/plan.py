@@ -38,7 +38,7 @@ QUANTIZATION_VERSION = 2
 """GGML_QNT_VERSION, which files with quantized tensors state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Conversion:
     """Everything that a conversion will do; nothing has been written yet.
 
@@ -69,7 +69,7 @@ class Conversion:
         return self.layout.size(self.metadata)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Opened:
     """A source, understood: its model and tokenizer, and the target that it will be lowered to."""
 
@@ -120,7 +120,7 @@ def open_source(request: Request) -> Opened:
         model = request.operation.apply(model)
     calibration = partial(calibration_tokens, tokenizer, model.spec.context_length, request.calibration)
     made = plan(model, request.target, calibration if request.allow_approximate else None)
-    return Opened(checkpoint, model, tokenizer, made, made.lower())
+    return Opened(checkpoint=checkpoint, model=model, tokenizer=tokenizer, plan=made, lowered=made.lower())
 
 
 def prepare(request: Request, opened: Opened | None = None, progress: ByteProgress = lambda _: None) -> Conversion:
@@ -144,18 +144,18 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
     metadata |= surgery_metadata(request, opened.checkpoint) | (recorded(matrix) if matrix else {})
     metadata |= {keys.TYPE: string(request.label)} if request.label else {}
     return Conversion(
-        opened.checkpoint.path,
-        model.family,
-        opened.plan,
-        opened.tokenizer,
-        decision,
-        choices,
-        opened.tensors,
-        metadata,
-        layout(
+        source=opened.checkpoint.path,
+        family=model.family,
+        plan=opened.plan,
+        tokenizer=opened.tokenizer,
+        decision=decision,
+        choices=choices,
+        tensors=opened.tensors,
+        metadata=metadata,
+        layout=layout(
             (choice.name, tensor.shape, choice.type) for choice, tensor in zip(choices, opened.tensors, strict=True)
         ),
-        summarize(chosen, opened.facts(), choices),
-        request.tokenizer,
-        importance,
+        report=summarize(chosen, opened.facts(), choices),
+        tokenizer_folder=request.tokenizer,
+        importance=importance,
     )

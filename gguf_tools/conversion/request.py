@@ -21,7 +21,7 @@ class Operation:
     apply: Callable[[Model], Model]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What to convert and how.
 

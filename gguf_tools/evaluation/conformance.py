@@ -33,7 +33,7 @@ SEED = 3
 Logits = Sequence[NDArray[np.floating]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of one variant in one type.
 
@@ -77,10 +77,12 @@ def run(family: str, variant: str, folder: Path, type_name: str = "f32") -> Outc
     text_only = variant == "vision"
     refused = None
     try:
-        conversion = prepare(Request(source, type_name, threads=1, text_only=text_only))
+        conversion = prepare(Request(source=source, type=type_name, threads=1, text_only=text_only))
     except UnsupportedError as error:
         refused = str(error)
-        conversion = prepare(Request(source, type_name, threads=1, text_only=text_only, allow_approximate=True))
+        conversion = prepare(
+            Request(source=source, type=type_name, threads=1, text_only=text_only, allow_approximate=True)
+        )
     out = folder / f"{type_name}.gguf"
     execute(conversion, out, force=True)
     model = load_model(source)
@@ -89,18 +91,18 @@ def run(family: str, variant: str, folder: Path, type_name: str = "f32") -> Outc
         logits = runtime.logits(prompts)
     plan = conversion.plan
     return Outcome(
-        family,
-        variant,
-        type_name,
-        plan.target.name,
-        tuple(rewrite.name for rewrite in plan.rewrites),
-        plan.extra_parameters,
-        model.parameters,
-        float(np.mean(_errors(logits, _reference(model, prompts)))),
-        float(np.median(_errors(logits, _reference(lift(open_gguf(out)), prompts)))),
-        conversion.report.fallen_back,
-        plan.approximation.name if plan.approximation else None,
-        refused,
+        family=family,
+        variant=variant,
+        type=type_name,
+        target=plan.target.name,
+        rewrites=tuple(rewrite.name for rewrite in plan.rewrites),
+        extra_parameters=plan.extra_parameters,
+        parameters=model.parameters,
+        nmse=float(np.mean(_errors(logits, _reference(model, prompts)))),
+        typical=float(np.median(_errors(logits, _reference(lift(open_gguf(out)), prompts)))),
+        fell_back=conversion.report.fallen_back,
+        approximation=plan.approximation.name if plan.approximation else None,
+        exact_refused=refused,
     )
 
 

@@ -52,7 +52,7 @@ class Candidate:
     logit_reference: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FirstDifference:
     """Where a greedy continuation by the model (llama.cpp) first differs from the reference's.
 
@@ -69,7 +69,7 @@ class FirstDifference:
     verdict: Verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FidelityReport:
     """The suite's result.
 
@@ -112,7 +112,7 @@ class _Case:
     n_generate: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Pending:
     """A first difference before the noise is known."""
 
@@ -307,7 +307,9 @@ def _first_difference(
     ours, theirs = reference[start + position], model[start + position]
     logits_model = (float(theirs[pair[0]]), float(theirs[pair[1]]))
     logits_reference = (float(ours[pair[0]]), float(ours[pair[1]]))
-    return position, _Pending(case.index, position, pair, logits_model, logits_reference)
+    return position, _Pending(
+        index=case.index, position=position, tokens=pair, logits_model=logits_model, logits_reference=logits_reference
+    )
 
 
 def _judge(runtime: RuntimeLike, pending: _Pending, metrics: FidelityMetrics) -> FirstDifference:
@@ -325,4 +327,11 @@ def _judge(runtime: RuntimeLike, pending: _Pending, metrics: FidelityMetrics) ->
     margin = pending.logits_reference[1] - pending.logits_reference[0]
     explained = metrics.noise <= _MAX_NOISE * metrics.spread and margin <= _TIE_SIGMAS * math.sqrt(2) * metrics.noise
     verdict: Verdict = "tie" if explained else "fault"
-    return FirstDifference(pending.index, pending.position, candidates[0], candidates[1], margin, verdict)
+    return FirstDifference(
+        prompt=pending.index,
+        position=pending.position,
+        model=candidates[0],
+        reference=candidates[1],
+        margin=margin,
+        verdict=verdict,
+    )

@@ -15,7 +15,7 @@ CHUNK = 512
 """Tokens that are read together; llama-imatrix takes as many."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CollectRequest:
     """What to read and how: `chunk` tokens at a time (fewer where the model's context is shorter), at most `chunks` of them.
 
@@ -51,4 +51,6 @@ def collect(
         entries = runtime.activations(parts, request.process_output, progress)
     if not entries:
         raise InputError(f"{request.model}: no weight matrix was used; nothing can be counted for this architecture")
-    return ImportanceMatrix(entries, (request.text.name,), len(parts), size, str(request.model))
+    return ImportanceMatrix(
+        entries=entries, datasets=(request.text.name,), chunks=len(parts), chunk_size=size, name=str(request.model)
+    )

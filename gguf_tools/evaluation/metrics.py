@@ -26,7 +26,7 @@ NO_TARGET = -1
 _BLOCK_BYTES = 16 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FidelityMetrics:
     """What was measured over all positions of all prompts; the names are those of `tinyq eval --json`.
 

@@ -24,7 +24,7 @@ Operate = Callable[[Model, str], Model]
 """Does a recipe of layer surgery, as text, to a model."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReferenceSource:
     """The model to compare with, where it came from, and a sentence on what the comparison therefore says.
 
@@ -98,12 +98,18 @@ def find_reference(
         if found:
             return found
     note = f"only the engine was compared, on the file's own weights: {reason}; give --reference to compare the source"
-    return ReferenceSource(lift(open_gguf(path)), "rebuilt", path, None, note)
+    return ReferenceSource(model=lift(open_gguf(path)), origin="rebuilt", path=path, tokenizer=None, note=note)
 
 
 def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints: Checkpoints) -> ReferenceSource:
     if given.is_file() and is_gguf(given):
-        return ReferenceSource(lift(open_gguf(given)), "given", given, None, f"compared with the weights of {given}")
+        return ReferenceSource(
+            model=lift(open_gguf(given)),
+            origin="given",
+            path=given,
+            tokenizer=None,
+            note=f"compared with the weights of {given}",
+        )
     checkpoint = checkpoints.open(given)
     model = build_model(checkpoint)
     note, recipe = f"compared with {given}", ""
@@ -114,7 +120,15 @@ def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints
         note += _after(recipe)
     elif is_source is False:
         note += ", which is not, or no longer, what the file was made from"
-    return ReferenceSource(model, "given", given, _tokenizer(header, checkpoint, model), note, recipe, is_source)
+    return ReferenceSource(
+        model=model,
+        origin="given",
+        path=given,
+        tokenizer=_tokenizer(header, checkpoint, model),
+        note=note,
+        recipe=recipe,
+        is_source=is_source,
+    )
 
 
 def _recorded(
@@ -145,7 +159,13 @@ def _recorded(
         how = "the source recorded in the file" if origin == "recorded" else "the source beside the file"
         tokenizer = _tokenizer(header, checkpoint, model)
         return ReferenceSource(
-            model, origin, place, tokenizer, f"compared with {how}{_after(recipe)}", recipe, True
+            model=model,
+            origin=origin,
+            path=place,
+            tokenizer=tokenizer,
+            note=f"compared with {how}{_after(recipe)}",
+            recipe=recipe,
+            is_source=True,
         ), ""
     return None, reason
 

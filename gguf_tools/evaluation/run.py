@@ -28,7 +28,7 @@ from gguf_tools.runtime.process import Runtime, RuntimeOptions
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileFacts:
     """The file under test: what `tinyq eval --json` has under `model`."""
 
@@ -112,7 +112,7 @@ def evaluate_file(
     return Evaluation(facts, source, fidelity, measured)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FidelityRequest:
     """What files are compared with, and how: see `find_reference` and `evaluate_file`."""
 
@@ -194,4 +194,6 @@ def facts_of(path: Path, info: ModelInfo) -> FileFacts:
     if not isinstance(kind, str):
         kind = info.file_type.removeprefix("(guessed) ")
     size = sum(part.path.stat().st_size for part in parts)
-    return FileFacts(str(path), info.arch, kind, info.bits_per_weight, size, info.n_layer)
+    return FileFacts(
+        path=str(path), arch=info.arch, type=kind, bpw=info.bits_per_weight, bytes=size, layers=info.n_layer
+    )

@@ -41,12 +41,19 @@ def assemble(
     activation = config.values.get("hidden_act", "silu")
     if activation != "silu":
         raise config.wrong("hidden_act", activation, "silu")
-    spec_whole = ModelSpec(vocab, hidden, config.integer("max_position_embeddings"), tuple(layers), norm, tied)
+    spec_whole = ModelSpec(
+        vocab_size=vocab,
+        hidden=hidden,
+        context_length=config.integer("max_position_embeddings"),
+        layers=tuple(layers),
+        output_norm=norm,
+        tied=tied,
+    )
     return Model(
-        spec_whole,
-        tensors,
-        family,
-        tuple(config.notes),
-        front_matter(checkpoint.folder),
-        generation_defaults(checkpoint.folder),
+        spec=spec_whole,
+        tensors=tensors,
+        family=family,
+        notes=tuple(config.notes),
+        front_matter=front_matter(checkpoint.folder),
+        generation=generation_defaults(checkpoint.folder),
     )

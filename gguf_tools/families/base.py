@@ -10,7 +10,7 @@ from gguf_tools.model.spec import Model
 from gguf_tools.sources.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of checkpoints: `matches` looks at tensor names and shapes only; `build` makes the Model.
 

@@ -74,15 +74,15 @@ def _scaling(config: Config, stated: Mapping[str, Any]) -> Scaling | None:
         if not isinstance(truncate, bool):
             raise config.wrong("rope_scaling.truncate", truncate, "true or false")
         if attention is None and stated.get("mscale") and stated.get("mscale_all_dim"):
-            mscale = YarnScaling(factor, original, attention_factor=None).magnitude - 1
+            mscale = YarnScaling(factor=factor, original_context=original, attention_factor=None).magnitude - 1
             attention = (mscale * number("mscale") + 1) / (mscale * number("mscale_all_dim") + 1)
         return YarnScaling(
-            factor,
-            original,
-            number("beta_fast", 32.0),
-            number("beta_slow", 1.0),
-            attention,
-            truncate,
+            factor=factor,
+            original_context=original,
+            beta_fast=number("beta_fast", 32.0),
+            beta_slow=number("beta_slow", 1.0),
+            attention_factor=attention,
+            truncate=truncate,
         )
     raise UnsupportedError(
         f"{config.path}: rope scaling {kind!r} is not supported; default, linear, yarn and llama3 are"
@@ -148,13 +148,13 @@ def attention(
         part["attn.q_norm"] = inventory.take(f"{prefix}q_norm.weight", head_dim)
         part["attn.k_norm"] = inventory.take(f"{prefix}k_norm.weight", head_dim)
     spec = Attention(
-        heads,
-        kv_heads,
-        head_dim,
-        rope(config, head_dim, whole=whole_rope),
-        frozenset(bias),
-        qk_norm if normed else None,
-        gated,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope=rope(config, head_dim, whole=whole_rope),
+        bias=frozenset(bias),
+        qk_norm=qk_norm if normed else None,
+        gated=gated,
         window=window,
     )
     return spec, part
@@ -243,7 +243,7 @@ def moe(inventory: Inventory, config: Config, prefix: str, hidden: int, *, norma
         config.expect("shared_expert_intermediate_size", mlp.width)
     elif config.values.get("shared_expert_intermediate_size"):
         config.note("config.json names a shared expert, the tensors have none")
-    return MoE(experts, width, Router(top_k, config.flag("norm_topk_prob", normalised)), shared), part
+    return MoE(experts, width, Router(top_k=top_k, normalised=config.flag("norm_topk_prob", normalised)), shared), part
 
 
 def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> Part:

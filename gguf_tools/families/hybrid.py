@@ -87,7 +87,14 @@ def delta_net(inventory: Inventory, config: Config, prefix: str, hidden: int) ->
     config.expect("linear_value_head_dim", value_dim)
     config.expect("linear_key_head_dim", key // key_heads)
     config.expect("linear_conv_kernel_dim", kernel)
-    spec = DeltaNet(key_heads, value_heads, key // key_heads, value_dim, kernel, Norm(config.number("rms_norm_eps")))
+    spec = DeltaNet(
+        key_heads=key_heads,
+        value_heads=value_heads,
+        key_dim=key // key_heads,
+        value_dim=value_dim,
+        kernel=kernel,
+        norm=Norm(config.number("rms_norm_eps")),
+    )
     fused = f"{prefix}in_proj_qkvz.weight" in inventory
     part = (_fused if fused else _separate)(inventory, prefix, hidden, spec) | {
         "delta.conv": Reshaped(inventory.take(f"{prefix}conv1d.weight", channels, 1, kernel), (channels, kernel)),

@@ -126,4 +126,6 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.LLAMA[variant], seed)
 
 
-FAMILY = Family("llama", "Llama, Mistral", matches, build, tuple(field_tiny.LLAMA), tiny)
+FAMILY = Family(
+    name="llama", title="Llama, Mistral", matches=matches, build=build, variants=tuple(field_tiny.LLAMA), tiny=tiny
+)

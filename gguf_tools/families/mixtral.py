@@ -62,7 +62,7 @@ def _experts(inventory: Inventory, config: Config, prefix: str, hidden: int) -> 
         )
         for name, shape in shapes.items()
     }
-    return MoE(count, width, Router(top_k)), {**part, "moe.router": router}
+    return MoE(count, width, Router(top_k=top_k)), {**part, "moe.router": router}
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
@@ -70,4 +70,6 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.MIXTRAL[variant], seed)
 
 
-FAMILY = Family("mixtral", "Mixtral", matches, build, tuple(field_tiny.MIXTRAL), tiny)
+FAMILY = Family(
+    name="mixtral", title="Mixtral", matches=matches, build=build, variants=tuple(field_tiny.MIXTRAL), tiny=tiny
+)

@@ -41,4 +41,6 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.QWEN2[variant], seed)
 
 
-FAMILY = Family("qwen2", "Qwen2, dense", matches, build, tuple(field_tiny.QWEN2), tiny)
+FAMILY = Family(
+    name="qwen2", title="Qwen2, dense", matches=matches, build=build, variants=tuple(field_tiny.QWEN2), tiny=tiny
+)

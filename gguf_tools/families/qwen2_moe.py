@@ -53,4 +53,6 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.QWEN2_MOE[variant], seed)
 
 
-FAMILY = Family("qwen2-moe", "Qwen2-MoE", matches, build, tuple(field_tiny.QWEN2_MOE), tiny)
+FAMILY = Family(
+    name="qwen2-moe", title="Qwen2-MoE", matches=matches, build=build, variants=tuple(field_tiny.QWEN2_MOE), tiny=tiny
+)

@@ -40,4 +40,6 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.QWEN3[variant], seed)
 
 
-FAMILY = Family("qwen3", "Qwen3, dense", matches, build, tuple(field_tiny.QWEN3), tiny)
+FAMILY = Family(
+    name="qwen3", title="Qwen3, dense", matches=matches, build=build, variants=tuple(field_tiny.QWEN3), tiny=tiny
+)

@@ -26,4 +26,11 @@ def build(checkpoint: Checkpoint) -> Model:
     return build_hybrid(checkpoint, NAME)
 
 
-FAMILY = Family(NAME, "Qwen3.5, hybrid, dense or MoE", matches, build, tuple(QWEN35_VARIANTS), write_qwen35)
+FAMILY = Family(
+    name=NAME,
+    title="Qwen3.5, hybrid, dense or MoE",
+    matches=matches,
+    build=build,
+    variants=tuple(QWEN35_VARIANTS),
+    tiny=write_qwen35,
+)

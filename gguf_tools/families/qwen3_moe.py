@@ -43,4 +43,6 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.QWEN3_MOE[variant], seed)
 
 
-FAMILY = Family("qwen3-moe", "Qwen3-MoE", matches, build, tuple(field_tiny.QWEN3_MOE), tiny)
+FAMILY = Family(
+    name="qwen3-moe", title="Qwen3-MoE", matches=matches, build=build, variants=tuple(field_tiny.QWEN3_MOE), tiny=tiny
+)

@@ -26,4 +26,11 @@ def build(checkpoint: Checkpoint) -> Model:
     return build_hybrid(checkpoint, NAME)
 
 
-FAMILY = Family(NAME, "Qwen3-Next, hybrid MoE", matches, build, tuple(NEXT_VARIANTS), write_next)
+FAMILY = Family(
+    name=NAME,
+    title="Qwen3-Next, hybrid MoE",
+    matches=matches,
+    build=build,
+    variants=tuple(NEXT_VARIANTS),
+    tiny=write_next,
+)

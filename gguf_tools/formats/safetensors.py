@@ -35,7 +35,7 @@ WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1} |
 """Bytes an element, by safetensors' dtype names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredTensor(Tensor):
     """One tensor of a safetensors file; `offset` is from the start of the file."""
 
@@ -132,13 +132,13 @@ def _entry(file: DataFile, name: str, entry: Any, data: int) -> StoredTensor:
         raise CheckpointError(
             f"{file.path}: truncated: tensor {name} ends at byte {data + end}, the file has {file.size}"
         )
-    return StoredTensor(name, dtype, shape, data + begin, file)
+    return StoredTensor(name=name, dtype=dtype, shape=shape, offset=data + begin, file=file)
 
 
 ALIGNMENT = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stored:
     """A tensor to be written: its name, type and shape, and its bytes in pieces."""
 

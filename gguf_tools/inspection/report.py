@@ -32,7 +32,7 @@ class StoredShare:
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """The tokenizer: `model` and `pre` in llama.cpp's names; ids of BOS and EOS where there are any."""
 
@@ -45,7 +45,7 @@ class Vocabulary:
     chat_template: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """All that is known of a source or a file.
 
@@ -131,7 +131,15 @@ def _target(model: Model) -> dict[str, Any]:
 def _tokenizer(checkpoint: Checkpoint, rows: int) -> Vocabulary:
     found = load_tokenizer(checkpoint.folder, rows, config=checkpoint.config)
     template = found.chat_template is not None
-    return Vocabulary(rows, found.model, found.pre, found.bos_id, found.eos_id, found.add_bos, template)
+    return Vocabulary(
+        size=rows,
+        model=found.model,
+        pre=found.pre,
+        bos=found.bos_id,
+        eos=found.eos_id,
+        add_bos=found.add_bos,
+        chat_template=template,
+    )
 
 
 def _embedding_rows(checkpoint: Checkpoint) -> int:
@@ -191,13 +199,13 @@ def _gguf_vocabulary(header: GGUFHeader) -> Vocabulary | None:
         return None
     pre = header.get("tokenizer.ggml.pre")
     return Vocabulary(
-        len(tokens),
-        model,
-        pre if isinstance(pre, str) else None,
-        _number(header, "tokenizer.ggml.bos_token_id"),
-        _number(header, "tokenizer.ggml.eos_token_id"),
-        bool(header.get("tokenizer.ggml.add_bos_token")),
-        header.get("tokenizer.chat_template") is not None,
+        size=len(tokens),
+        model=model,
+        pre=pre if isinstance(pre, str) else None,
+        bos=_number(header, "tokenizer.ggml.bos_token_id"),
+        eos=_number(header, "tokenizer.ggml.eos_token_id"),
+        add_bos=bool(header.get("tokenizer.ggml.add_bos_token")),
+        chat_template=header.get("tokenizer.chat_template") is not None,
     )
 
 

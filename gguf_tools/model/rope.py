@@ -17,7 +17,7 @@ class LinearScaling:
     factor: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class YarnScaling:
     """YaRN (Peng et al. 2023): interpolation by frequency between `beta_fast` and `beta_slow` rotations.
 

@@ -28,7 +28,7 @@ class Norm:
     offset: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attention:
     """Softmax attention with grouped queries.
 
@@ -84,7 +84,7 @@ class Attention:
         return roles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeltaNet:
     """Gated DeltaNet (Yang et al. 2024), as Qwen3-Next has it.
 
@@ -145,7 +145,7 @@ class GatedMLP:
         return roles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Router:
     """How experts are chosen and weighted.
 
@@ -225,7 +225,7 @@ class LayerSpec:
         return letter if isinstance(self.feed_forward, MoE) else letter.lower()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A decoder: token embedding, layers, final norm, output projection (`tied` to the embedding or not).
 
@@ -264,7 +264,7 @@ class ModelSpec:
         return "".join(layer.letter for layer in self.layers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FrontMatter:
     """What a model card's front matter says of the model, for the GGUF's general metadata."""
 
@@ -278,7 +278,7 @@ class FrontMatter:
     languages: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """A spec with its weights (lazy, by role, the source's numbers untouched) and what else is known of the source.
 

@@ -25,7 +25,7 @@ QUANTIZATION_VERSION = 2
 """GGML_QNT_VERSION, which llama.cpp states in every file that it quantizes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QuantizeRequest:
     """What to quantize and how.
 
@@ -58,7 +58,7 @@ class OutputPart:
         return self.layout.size(self.metadata)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Quantization:
     """Everything that will be written, in the order of the output; only headers have been read.
 
@@ -116,7 +116,15 @@ def prepare(request: QuantizeRequest) -> Quantization:
     metadata = _metadata(header.metadata, wanted, request.label or wanted.name) | (recorded(matrix) if matrix else {})
     counts = _part_sizes(request, sources, tensors, choices, header.alignment)
     parts = _parts(metadata, tensors, choices, counts, header.alignment)
-    return Quantization(sources, wanted, tensors, choices, parts, summarize(wanted, facts, choices), importance)
+    return Quantization(
+        sources=sources,
+        recipe=wanted,
+        tensors=tensors,
+        choices=choices,
+        parts=parts,
+        report=summarize(wanted, facts, choices),
+        importance=importance,
+    )
 
 
 def _ordered(sources: Sequence[GGUFHeader], keep: bool) -> tuple[GGUFTensor, ...]:

@@ -11,7 +11,7 @@ from gguf_tools.tensors.base import Tensor
 LayerTensors = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rewrite:
     """A named rewrite; `applies` says whether the spec has what it removes.
 

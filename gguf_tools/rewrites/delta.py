@@ -81,29 +81,37 @@ def _idle_layer(model: Model) -> Model:
     spec, last = model.spec, model.spec.layers[-1]
     mixer: Mixer
     if isinstance(last.mixer, Attention):
-        mixer = DeltaNet(1, 1, IDLE_DIM, IDLE_DIM, 4, last.mixer_norm, l2_eps=last.mixer_norm.eps)
+        mixer = DeltaNet(
+            key_heads=1,
+            value_heads=1,
+            key_dim=IDLE_DIM,
+            value_dim=IDLE_DIM,
+            kernel=4,
+            norm=last.mixer_norm,
+            l2_eps=last.mixer_norm.eps,
+        )
     else:
-        mixer = Attention(1, 1, IDLE_DIM, Rope(10000.0, IDLE_DIM), qk_norm=last.mixer_norm)
+        mixer = Attention(heads=1, kv_heads=1, head_dim=IDLE_DIM, rope=Rope(10000.0, IDLE_DIM), qk_norm=last.mixer_norm)
     idle = replace(last, mixer=mixer)
     zeros = {f"layers.{len(spec.layers)}.{name}": Filled(shape) for name, shape in idle.roles(spec.hidden).items()}
     return replace(model, spec=replace(spec, layers=(*spec.layers, idle)), tensors={**model.tensors, **zeros})
 
 
 REPEATED_VALUES = Rewrite(
-    "repeated values",
-    "value heads as wide as key heads: copies of the values keep the norm over the head, and end at norm weights of zero",
-    _wide_keys,
-    _repeat_values,
+    name="repeated values",
+    why="value heads as wide as key heads: copies of the values keep the norm over the head, and end at norm weights of zero",
+    applies=_wide_keys,
+    apply=_repeat_values,
 )
 DENSE_AS_SHARED = Rewrite(
-    "dense layers as shared experts",
-    "a dense layer is a shared expert beside routed ones of zeros; a gate of zeros gives 0.5, its down projection is doubled",
-    _dense_among_experts,
-    _dense_to_shared,
+    name="dense layers as shared experts",
+    why="a dense layer is a shared expert beside routed ones of zeros; a gate of zeros gives 0.5, its down projection is doubled",
+    applies=_dense_among_experts,
+    apply=_dense_to_shared,
 )
 IDLE_LAYER = Rewrite(
-    "idle last layer",
-    "llama.cpp's hybrids need linear and full attention; a layer of zeros of the other kind adds nothing",
-    _one_kind,
-    _idle_layer,
+    name="idle last layer",
+    why="llama.cpp's hybrids need linear and full attention; a layer of zeros of the other kind adds nothing",
+    applies=_one_kind,
+    apply=_idle_layer,
 )

@@ -73,32 +73,32 @@ def _empty_shared(model: Model, *, gated: bool) -> Model:
 
 
 ZERO_ATTENTION_GATE = Rewrite(
-    "zero attention gate",
-    "sigmoid of a gate of zeros is 0.5, and the output projection is doubled",
-    any_layer(_ungated_attention),
-    _gate_attention,
+    name="zero attention gate",
+    why="sigmoid of a gate of zeros is 0.5, and the output projection is doubled",
+    applies=any_layer(_ungated_attention),
+    apply=_gate_attention,
 )
 
 
 ZERO_SHARED_GATE = Rewrite(
-    "zero shared-expert gate",
-    "sigmoid of a gate of zeros is 0.5, and the shared expert's down projection is doubled",
-    any_layer(_shared_to_gate),
-    _gate_shared,
+    name="zero shared-expert gate",
+    why="sigmoid of a gate of zeros is 0.5, and the shared expert's down projection is doubled",
+    applies=any_layer(_shared_to_gate),
+    apply=_gate_shared,
 )
 
 
 EMPTY_SHARED_EXPERT = Rewrite(
-    "empty shared expert",
-    "a shared expert of zeros adds nothing",
-    any_layer(_no_shared),
-    partial(_empty_shared, gated=True),
+    name="empty shared expert",
+    why="a shared expert of zeros adds nothing",
+    applies=any_layer(_no_shared),
+    apply=partial(_empty_shared, gated=True),
 )
 
 
 EMPTY_UNGATED_EXPERT = Rewrite(
-    "empty shared expert",
-    "a shared expert of zeros adds nothing",
-    any_layer(_no_shared),
-    partial(_empty_shared, gated=False),
+    name="empty shared expert",
+    why="a shared expert of zeros adds nothing",
+    applies=any_layer(_no_shared),
+    apply=partial(_empty_shared, gated=False),
 )

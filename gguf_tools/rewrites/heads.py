@@ -114,27 +114,27 @@ def _fold_value_scale(mixer: Attention, tensors: LayerTensors) -> Attention:
 
 
 FOLDED_GAIN = Rewrite(
-    "gain folded into the q/k norm",
-    "the number that follows the norm of each head multiplies the norm's weights",
-    _any(lambda mixer: mixer.norm_gain),
-    _map_attention(lambda mixer: mixer.norm_gain, _fold_gain),
+    name="gain folded into the q/k norm",
+    why="the number that follows the norm of each head multiplies the norm's weights",
+    applies=_any(lambda mixer: mixer.norm_gain),
+    apply=_map_attention(lambda mixer: mixer.norm_gain, _fold_gain),
 )
 SHARED_HEAD_NORM = Rewrite(
-    "one q/k norm for all heads",
-    "the heads' norm weights are equal",
-    _any(lambda mixer: mixer.norm_per_head and not mixer.norm_gain),
-    _map_attention(lambda mixer: mixer.norm_per_head, _share_norm),
-    _heads_alike,
+    name="one q/k norm for all heads",
+    why="the heads' norm weights are equal",
+    applies=_any(lambda mixer: mixer.norm_per_head and not mixer.norm_gain),
+    apply=_map_attention(lambda mixer: mixer.norm_per_head, _share_norm),
+    holds=_heads_alike,
 )
 WIDENED_HEADS = Rewrite(
-    "q/k heads widened for a shared norm",
-    "in twice as many dimensions one norm weight serves heads that had their own; keys take twice the room in the cache",
-    _any(lambda mixer: mixer.norm_per_head and not mixer.norm_gain),
-    _map_attention(lambda mixer: mixer.norm_per_head, _widen),
+    name="q/k heads widened for a shared norm",
+    why="in twice as many dimensions one norm weight serves heads that had their own; keys take twice the room in the cache",
+    applies=_any(lambda mixer: mixer.norm_per_head and not mixer.norm_gain),
+    apply=_map_attention(lambda mixer: mixer.norm_per_head, _widen),
 )
 FOLDED_VALUE_SCALE = Rewrite(
-    "value scale folded into the values",
-    "the number that multiplies each value head multiplies the rows of its projection",
-    _any(lambda mixer: mixer.value_scale),
-    _map_attention(lambda mixer: mixer.value_scale, _fold_value_scale),
+    name="value scale folded into the values",
+    why="the number that multiplies each value head multiplies the rows of its projection",
+    applies=_any(lambda mixer: mixer.value_scale),
+    apply=_map_attention(lambda mixer: mixer.value_scale, _fold_value_scale),
 )

@@ -174,14 +174,14 @@ def _padded(heads: int, dim: int, wide: int) -> list[int]:
 
 
 OUTPUT_BIAS = Rewrite(
-    "bias on the attention output",
-    "a value that is always 1, in another key/value head or in wider heads, carries it",
-    applies,
-    cheapest,
+    name="bias on the attention output",
+    why="a value that is always 1, in another key/value head or in wider heads, carries it",
+    applies=applies,
+    apply=cheapest,
 )
 OUTPUT_BIAS_BY_HEADS = Rewrite(
-    "bias on the attention output",
-    "a value that is always 1, in another key/value head, carries it",
-    applies,
-    by_heads,
+    name="bias on the attention output",
+    why="a value that is always 1, in another key/value head, carries it",
+    applies=applies,
+    apply=by_heads,
 )

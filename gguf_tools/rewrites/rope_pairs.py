@@ -48,16 +48,16 @@ def _turns(pairs: RopePairs) -> Callable[[LayerSpec], bool]:
 
 
 INTERLEAVED_PAIRS = Rewrite(
-    "rope in interleaved pairs",
-    "the rows of queries and keys change places, so that dimensions which turn together lie side by side",
-    any_layer(_turns("half")),
-    _reorder_pairs("interleaved"),
+    name="rope in interleaved pairs",
+    why="the rows of queries and keys change places, so that dimensions which turn together lie side by side",
+    applies=any_layer(_turns("half")),
+    apply=_reorder_pairs("interleaved"),
 )
 
 
 HALF_PAIRS = Rewrite(
-    "rope in pairs half a head apart",
-    "the rows of queries and keys change places, so that dimensions which turn together lie half of the turned part apart",
-    any_layer(_turns("interleaved")),
-    _reorder_pairs("half"),
+    name="rope in pairs half a head apart",
+    why="the rows of queries and keys change places, so that dimensions which turn together lie half of the turned part apart",
+    applies=any_layer(_turns("interleaved")),
+    apply=_reorder_pairs("half"),
 )

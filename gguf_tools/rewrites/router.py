@@ -61,15 +61,15 @@ def with_softmax_and_bias(layer: LayerSpec, tensors: LayerTensors) -> tuple[Laye
 
 
 UNIFORM_ROUTER_BIAS = Rewrite(
-    "router bias left out",
-    "it is the same for all experts, or all are chosen: the choice is the same without it",
-    _biased,
-    _drop,
-    _makes_no_difference,
+    name="router bias left out",
+    why="it is the same for all experts, or all are chosen: the choice is the same without it",
+    applies=_biased,
+    apply=_drop,
+    holds=_makes_no_difference,
 )
 SINGLE_EXPERT = Rewrite(
-    "softmax router for one expert",
-    "one expert is chosen and its weight is 1 whatever the score, so softmax does as well as a sigmoid",
-    _single,
-    lambda model: map_layers(model, with_softmax_and_bias),
+    name="softmax router for one expert",
+    why="one expert is chosen and its weight is 1 whatever the score, so softmax does as well as a sigmoid",
+    applies=_single,
+    apply=lambda model: map_layers(model, with_softmax_and_bias),
 )

@@ -32,16 +32,16 @@ def _fold_logit_scale(model: Model) -> Model:
 
 
 FOLDED_EMBEDDING_SCALE = Rewrite(
-    "embedding scale folded into the embeddings",
-    "what multiplies embeddings on their way in multiplies the table; an output tied to it is written out first",
-    lambda spec: spec.embedding_scale != 1.0,
-    _fold_embedding_scale,
+    name="embedding scale folded into the embeddings",
+    why="what multiplies embeddings on their way in multiplies the table; an output tied to it is written out first",
+    applies=lambda spec: spec.embedding_scale != 1.0,
+    apply=_fold_embedding_scale,
 )
 FOLDED_LOGIT_SCALE = Rewrite(
-    "logit scale folded into the final norm",
-    "what multiplies the logits multiplies the final norm's weights",
-    lambda spec: spec.logit_scale != 1.0,
-    _fold_logit_scale,
+    name="logit scale folded into the final norm",
+    why="what multiplies the logits multiplies the final norm's weights",
+    applies=lambda spec: spec.logit_scale != 1.0,
+    apply=_fold_logit_scale,
 )
 SCALE_REWRITES = (FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE)
 
@@ -52,8 +52,8 @@ def _untie(model: Model) -> Model:
 
 
 UNTIED_OUTPUT = Rewrite(
-    "output written out",
-    "the embedding that is also the output projection is stored a second time",
-    lambda spec: spec.tied,
-    _untie,
+    name="output written out",
+    why="the embedding that is also the output projection is stored a second time",
+    applies=lambda spec: spec.tied,
+    apply=_untie,
 )

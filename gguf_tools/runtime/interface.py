@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gguf_tools.progress import CountProgress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What llama.cpp says about a file.
 

@@ -39,7 +39,7 @@ _LOG_TAIL = 1 << 20
 _DYING_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
     """How llama.cpp runs. The defaults are those of a fidelity measurement: as exact as it can be, on the CPU.
 

@@ -21,7 +21,7 @@ CONFIG = "config.json"
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A source's tensors by their own names, its config and its files; nothing is read before it is asked for.
 
@@ -92,7 +92,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config = read_json(path / CONFIG)
     if (path / SINGLE).exists() or not index.exists():
         tensors, metadata = read_safetensors(_only_weights(path))
-        return Checkpoint(path, config, without_prefix(tensors), (_only_weights(path),), metadata)
+        return Checkpoint(
+            path=path,
+            config=config,
+            tensors=without_prefix(tensors),
+            weight_files=(_only_weights(path),),
+            metadata=metadata,
+        )
     return _open_sharded(path, config, index)
 
 
@@ -101,7 +107,9 @@ def _open_file(path: Path) -> Checkpoint:
     config = read_json(beside) if beside.exists() else {}
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
-        return Checkpoint(path, config, without_prefix(tensors), (path,), metadata)
+        return Checkpoint(
+            path=path, config=config, tensors=without_prefix(tensors), weight_files=(path,), metadata=metadata
+        )
     if path.suffix not in SUFFIXES:
         raise CheckpointError(
             f"{path}: is a file, but no torch state dict ({', '.join(SUFFIXES)}) and no safetensors; give such a file, or a "
@@ -110,7 +118,14 @@ def _open_file(path: Path) -> Checkpoint:
     found = read_state_dict(path)
     notes = (f"{path.name} also holds {', '.join(found.left_out)}: left out",) if found.left_out else ()
     # What was saved together with the weights knows them better than a file beside them.
-    return Checkpoint(path, {**config, **found.config}, found.tensors, (path,), {}, notes)
+    return Checkpoint(
+        path=path,
+        config={**config, **found.config},
+        tensors=found.tensors,
+        weight_files=(path,),
+        metadata={},
+        notes=notes,
+    )
 
 
 def _refuse_adapter(path: Path) -> None:
@@ -159,4 +174,10 @@ def _open_sharded(path: Path, config: Mapping[str, Any], index: Path) -> Checkpo
         raise CheckpointError(
             f"{index}: does not list the tensor {unlisted[0]}, which a shard holds; the files do not agree"
         )
-    return Checkpoint(path, config, without_prefix(merged), tuple(path / shard for shard in shards), metadata)
+    return Checkpoint(
+        path=path,
+        config=config,
+        tensors=without_prefix(merged),
+        weight_files=tuple(path / shard for shard in shards),
+        metadata=metadata,
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gguf_tools.sources.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Signature:
     """Marks of a checkpoint: which kinds of tensors it has, and whether a query projection holds a gate.
 

@@ -30,7 +30,7 @@ class Lowered:
     tensors: tuple[OutputTensor, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A llama.cpp architecture.
 

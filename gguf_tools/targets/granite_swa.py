@@ -66,4 +66,11 @@ def lift(source: GGUFSource) -> Model:
     return llama.lift_with(source, change)
 
 
-TARGET = Target(NAME, (INTERLEAVED_PAIRS,), lacks, lower, lift, frozenset({"mistral", "mixtral", "qwen2"}))
+TARGET = Target(
+    name=NAME,
+    rewrites=(INTERLEAVED_PAIRS,),
+    lacks=lacks,
+    lower=lower,
+    lift=lift,
+    native=frozenset({"mistral", "mixtral", "qwen2"}),
+)

@@ -94,7 +94,15 @@ def lift_gated_attention(source: GGUFSource, n: int, norm: Norm) -> tuple[Attent
             both = expect_rows(source, part[f"attn.{name}"], 2 * spec.heads * spec.head_dim)
             part[f"attn.{name}"] = take_rows(both, spec.heads, 0, spec.head_dim)
             part[f"attn.{name.replace('q', 'gate')}"] = take_rows(both, spec.heads, spec.head_dim, spec.head_dim)
-    gated = Attention(spec.heads, spec.kv_heads, spec.head_dim, spec.rope, spec.bias, spec.qk_norm, gated=True)
+    gated = Attention(
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        rope=spec.rope,
+        bias=spec.bias,
+        qk_norm=spec.qk_norm,
+        gated=True,
+    )
     return gated, part
 
 
@@ -111,7 +119,16 @@ def lift_delta(source: GGUFSource, n: int, norm: Norm) -> tuple[DeltaNet, dict[s
     """Layer n's DeltaNet, query, key and value apart, without beta and alpha."""
     key_heads, value_heads = source.integer("ssm.group_count"), source.integer("ssm.time_step_rank")
     dim, kernel = source.integer("ssm.state_size"), source.integer("ssm.conv_kernel")
-    spec = DeltaNet(key_heads, value_heads, dim, dim, kernel, norm, "rate", norm.eps)
+    spec = DeltaNet(
+        key_heads=key_heads,
+        value_heads=value_heads,
+        key_dim=dim,
+        value_dim=dim,
+        kernel=kernel,
+        norm=norm,
+        decay="rate",
+        l2_eps=norm.eps,
+    )
     part = {role: source.tensor(f"blk.{n}.{name}") for role, name in DELTA_NAMES.items()}
     qkv, key = part.pop("delta.qkv"), key_heads * dim
     part |= {

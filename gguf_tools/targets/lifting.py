@@ -43,8 +43,15 @@ def lift_layers(source: GGUFSource, layer: LayerLifter, ffn_norm: str) -> Model:
         layers.append(spec)
     vocab, hidden = tensors["embedding"].shape
     context = source.integer("context_length")
-    spec_whole = ModelSpec(vocab, hidden, context, tuple(layers), norm, "output" not in tensors)
-    return Model(spec_whole, tensors, f"GGUF {source.architecture}")
+    spec_whole = ModelSpec(
+        vocab_size=vocab,
+        hidden=hidden,
+        context_length=context,
+        layers=tuple(layers),
+        output_norm=norm,
+        tied="output" not in tensors,
+    )
+    return Model(spec=spec_whole, tensors=tensors, family=f"GGUF {source.architecture}")
 
 
 def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[MoE, dict[str, Tensor]]:
@@ -55,7 +62,7 @@ def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[Mo
     used = source.integer("expert_used_count")
     if not 0 < used <= experts:
         raise CheckpointError(f"{source.path}: expert_used_count is {used}, but layer {n} has {experts} experts")
-    router = Router(used, normalised, scale)
+    router = Router(top_k=used, normalised=normalised, scale=scale)
     shared = None
     if "shared.gate" in part:
         shared = SharedExpert(part["shared.gate"].shape[0], "shared.sigmoid" in part)
@@ -78,7 +85,7 @@ def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rop
     if kind == "yarn":
         magnitude = default_magnitude(factor) * source.number("rope.scaling.attn_factor", 1.0)
         original = source.integer("rope.scaling.original_context_length", source.integer("context_length"))
-        scaling = YarnScaling(factor, original, attention_factor=magnitude)
+        scaling = YarnScaling(factor=factor, original_context=original, attention_factor=magnitude)
     elif kind == "linear" and factor:
         scaling = LinearScaling(factor)
     return Rope(theta, dims, "half", scaling)
@@ -96,7 +103,13 @@ def lift_attention(
     value_dim = source.integer("attention.value_length", head_dim)
     rope = lift_rope(source, head_dim, rope_dims)
     spec = Attention(
-        heads, kv_heads, head_dim, rope, bias, qk_norm, value_dim=None if value_dim == head_dim else value_dim
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope=rope,
+        bias=bias,
+        qk_norm=qk_norm,
+        value_dim=None if value_dim == head_dim else value_dim,
     )
     return spec, part
 

@@ -136,4 +136,11 @@ def _lift_factors(source: GGUFSource, rope: Rope) -> Rope:
     return replace(rope, scaling=FactorScaling(tuple(values.tolist())))
 
 
-TARGET = Target(NAME, (INTERLEAVED_PAIRS,), lacks, lower, lift, frozenset({"llama", "mistral", "mixtral", "qwen2"}))
+TARGET = Target(
+    name=NAME,
+    rewrites=(INTERLEAVED_PAIRS,),
+    lacks=lacks,
+    lower=lower,
+    lift=lift,
+    native=frozenset({"llama", "mistral", "mixtral", "qwen2"}),
+)

@@ -19,7 +19,7 @@ COMMON_REWRITES = (UNIFORM_ROUTER_BIAS, FOLDED_GAIN, SHARED_HEAD_NORM, FOLDED_VA
 """Of what no architecture here has a name for; they come before each target's own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a model becomes a file: the target, the exact rewrites applied, and the model after them.
 
@@ -87,7 +87,13 @@ def _exact(target: Target, model: Model) -> Plan:
             applied.append(rewrite)
     # What is folded away may be more than what is added.
     extra = max(0, rewritten.parameters - model.parameters)
-    return Plan(target, tuple(applied), rewritten, extra, rewritten.spec.cache_width - model.spec.cache_width)
+    return Plan(
+        target=target,
+        rewrites=tuple(applied),
+        model=rewritten,
+        extra_parameters=extra,
+        extra_cache=rewritten.spec.cache_width - model.spec.cache_width,
+    )
 
 
 def _fits(target: Target, way: Approximation, model: Model) -> bool:

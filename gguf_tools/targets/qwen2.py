@@ -29,4 +29,6 @@ def qwen2_attention_lacks(spec: ModelSpec) -> list[str]:
     return found
 
 
-TARGET = Target(NAME, (), lacks, lower_dense(NAME), lift_dense, frozenset({"qwen2"}))
+TARGET = Target(
+    name=NAME, rewrites=(), lacks=lacks, lower=lower_dense(NAME), lift=lift_dense, native=frozenset({"qwen2"})
+)

@@ -61,4 +61,6 @@ def lift(source: GGUFSource) -> Model:
     return lift_layers(source, layer, "ffn_norm.weight")
 
 
-TARGET = Target(NAME, (UNTIED_OUTPUT,), lacks, lower, lift, frozenset({"qwen2-moe"}))
+TARGET = Target(
+    name=NAME, rewrites=(UNTIED_OUTPUT,), lacks=lacks, lower=lower, lift=lift, native=frozenset({"qwen2-moe"})
+)

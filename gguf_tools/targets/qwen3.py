@@ -26,4 +26,11 @@ def lacks(spec: ModelSpec) -> list[str]:
     )
 
 
-TARGET = Target(NAME, (OUTPUT_BIAS_BY_HEADS,), lacks, lower_dense(NAME), lift_dense, frozenset({"qwen3"}))
+TARGET = Target(
+    name=NAME,
+    rewrites=(OUTPUT_BIAS_BY_HEADS,),
+    lacks=lacks,
+    lower=lower_dense(NAME),
+    lift=lift_dense,
+    native=frozenset({"qwen3"}),
+)

@@ -115,4 +115,4 @@ def lift(source: GGUFSource) -> Model:
     return lift_layers(source, layer, hybrid.POST_NORM)
 
 
-TARGET = Target(NAME, hybrid.REWRITES, lacks, lower, lift, frozenset({"qwen3.5"}))
+TARGET = Target(name=NAME, rewrites=hybrid.REWRITES, lacks=lacks, lower=lower, lift=lift, native=frozenset({"qwen3.5"}))

@@ -42,5 +42,10 @@ def lift(source: GGUFSource) -> Model:
 
 
 TARGET = Target(
-    NAME, (*hybrid.REWRITES, EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE), lacks, lower, lift, frozenset({"qwen3.5"})
+    name=NAME,
+    rewrites=(*hybrid.REWRITES, EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE),
+    lacks=lacks,
+    lower=lower,
+    lift=lift,
+    native=frozenset({"qwen3.5"}),
 )

@@ -50,4 +50,6 @@ def lift(source: GGUFSource) -> Model:
     return lift_layers(source, layer, "ffn_norm.weight")
 
 
-TARGET = Target(NAME, (OUTPUT_BIAS_BY_HEADS,), lacks, lower, lift, frozenset({"qwen3-moe"}))
+TARGET = Target(
+    name=NAME, rewrites=(OUTPUT_BIAS_BY_HEADS,), lacks=lacks, lower=lower, lift=lift, native=frozenset({"qwen3-moe"})
+)

@@ -83,10 +83,10 @@ def lift(source: GGUFSource) -> Model:
 
 
 TARGET = Target(
-    NAME,
-    (*hybrid.REWRITES, DENSE_AS_SHARED, EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE),
-    lacks,
-    lower,
-    lift,
-    frozenset({"qwen3-next"}),
+    name=NAME,
+    rewrites=(*hybrid.REWRITES, DENSE_AS_SHARED, EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE),
+    lacks=lacks,
+    lower=lower,
+    lift=lift,
+    native=frozenset({"qwen3-next"}),
 )

@@ -175,10 +175,10 @@ def _lift_experts(source: GGUFSource, n: int) -> tuple[MoE, dict[str, Tensor]]:
 
 
 TARGET = Target(
-    NAME,
-    (SINGLE_EXPERT, HALF_PAIRS, WIDENED_HEADS, EMPTY_UNGATED_EXPERT, UNTIED_OUTPUT),
-    lacks,
-    lower,
-    lift,
+    name=NAME,
+    rewrites=(SINGLE_EXPERT, HALF_PAIRS, WIDENED_HEADS, EMPTY_UNGATED_EXPERT, UNTIED_OUTPUT),
+    lacks=lacks,
+    lower=lower,
+    lift=lift,
     approximations=(SOFTMAX_ROUTER,),
 )

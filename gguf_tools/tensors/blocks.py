@@ -13,8 +13,10 @@ MEASURED = 8
 """One block in this many is decoded again and compared. That takes 2 to 4 ns a weight, as long as encoding to Q8_0."""
 
 
-def tensor_blocks(name: str, kind: TensorType, tensor: Tensor, importance: FloatArray | None = None) -> Iterator[Block]:
-    """Blocks of whole rows that make up `tensor`, to be encoded as `kind`.
+def tensor_blocks(
+    name: str, dtype: TensorType, tensor: Tensor, importance: FloatArray | None = None
+) -> Iterator[Block]:
+    """Blocks of whole rows that make up `tensor`, to be encoded as `dtype`.
 
     Rows are handed over as they are stored where they can be, and widened in the encoder's cache. `importance` (matrices,
     columns) has a row for each matrix of the tensor. The first block and every `MEASURED`th after it are measured.
@@ -23,11 +25,11 @@ def tensor_blocks(name: str, kind: TensorType, tensor: Tensor, importance: Float
     source = tensor.stored if tensor.columns % tensor.stored.block == 0 else F32
     for at, part in enumerate(row_ranges(tensor.shape, by_matrix)):
         yield Block(
-            name,
-            kind,
-            partial(_rows, tensor, source, part),
-            source,
-            None if importance is None else importance[part.matrix if by_matrix else 0],
+            name=name,
+            type=dtype,
+            rows=partial(_rows, tensor, source, part),
+            source=source,
+            imatrix=None if importance is None else importance[part.matrix if by_matrix else 0],
             measure=at % MEASURED == 0,
         )
 

@@ -124,8 +124,8 @@ class Joined(Tensor):
     @property
     def stored(self) -> TensorType:
         kinds = {part.stored for part in self.parts}
-        kind = kinds.pop() if len(kinds) == 1 else F32
-        return kind if kind in NARROW else F32
+        dtype = kinds.pop() if len(kinds) == 1 else F32
+        return dtype if dtype in NARROW else F32
 
     def raw(self, start: int, stop: int) -> RawArray:
         if self.stored is F32:

@@ -109,7 +109,7 @@ def as_flag(value: object, where: str, key: str) -> bool:
     return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AddedToken:
     """One token that is found in the text before anything else happens to it."""
 
@@ -122,7 +122,7 @@ class AddedToken:
     single_word: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
     """The files of one folder, parsed; `document` is tokenizer.json, `model` its model, the rest empty where a file is absent.
 

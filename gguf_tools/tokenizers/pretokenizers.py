@@ -161,7 +161,7 @@ FAR_SPACES = Limit(
 ASCII_DIGITS = Limit("digits beyond ASCII may be grouped otherwise by llama.cpp", _has_foreign_digit)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreTokenizer:
     """One name that llama.cpp knows, the structure it stands for, and how faithful it is.
 
@@ -184,51 +184,62 @@ TABLE: tuple[PreTokenizer, ...] = (
     # command-r, smollm, codeshell, exaone, minerva-7b, … (starcoder); deepseek-r1-qwen, megrez, hunyuan, stablelm2, … (qwen2);
     # falcon3, lfm2, pixtral, glm4, … (llama-bpe); smaug-bpe, chatglm-bpe (dbrx); llama4, kanana2, minimax-m2 (gpt-4o);
     # hunyuan-dense, joyai-llm, hy_v4 (deepseek-v3); poro-chat, gpt3-finnish (bloom); bailingmoe, grok-2 (qwen2).
-    PreTokenizer("gpt-2", (GPT2,)),
-    PreTokenizer("starcoder", (DIGIT, GPT2)),
-    PreTokenizer("llama-bpe", (LLAMA3,), ignore_merges=True),
-    PreTokenizer("dbrx", (LLAMA3,)),
-    PreTokenizer("qwen2", (QWEN2,)),
-    PreTokenizer("qwen35", (QWEN35,)),
-    PreTokenizer("granite-embed-multi-97m", (GPT4O,), ignore_merges=True, limit=ASCII_CASE),
-    PreTokenizer("gpt-4o", (GPT4O,), limit=ASCII_CASE_NO_MARKS),
-    PreTokenizer("tekken", (TEKKEN,), ignore_merges=True, limit=ASCII_CASE_NO_MARKS),
-    PreTokenizer("deepseek-v3", (DIGITS3, _CJK, DEEPSEEK3)),
-    PreTokenizer("spark2_5", (DIGITS3, _CJK, SPARK, DIGIT)),
+    PreTokenizer(name="gpt-2", steps=(GPT2,)),
+    PreTokenizer(name="starcoder", steps=(DIGIT, GPT2)),
+    PreTokenizer(name="llama-bpe", steps=(LLAMA3,), ignore_merges=True),
+    PreTokenizer(name="dbrx", steps=(LLAMA3,)),
+    PreTokenizer(name="qwen2", steps=(QWEN2,)),
+    PreTokenizer(name="qwen35", steps=(QWEN35,)),
+    PreTokenizer(name="granite-embed-multi-97m", steps=(GPT4O,), ignore_merges=True, limit=ASCII_CASE),
+    PreTokenizer(name="gpt-4o", steps=(GPT4O,), limit=ASCII_CASE_NO_MARKS),
+    PreTokenizer(name="tekken", steps=(TEKKEN,), ignore_merges=True, limit=ASCII_CASE_NO_MARKS),
+    PreTokenizer(name="deepseek-v3", steps=(DIGITS3, _CJK, DEEPSEEK3)),
+    PreTokenizer(name="spark2_5", steps=(DIGITS3, _CJK, SPARK, DIGIT)),
     # Its digits are \p{N}+ in llama.cpp: the same where no merge joins two digits, which training with this structure ensures.
     PreTokenizer(
-        "deepseek-llm",
-        (r"[\r\n]", rf"\s?[{_DEEPSEEK_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _HAN_TO_HANGUL, DIGIT),
+        name="deepseek-llm",
+        steps=(
+            r"[\r\n]",
+            rf"\s?[{_DEEPSEEK_LETTERS}]+",
+            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s+$",
+            _HAN_TO_HANGUL,
+            DIGIT,
+        ),
         limit=FAR_SPACES,
     ),
-    PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_TO_HANGUL, DIGIT), limit=FAR_SPACES),
-    # llama.cpp leaves out the step that parts digits from the space before them: the same where no merge joins the two.
-    PreTokenizer("falcon", (PUNCTUATION, GPT2, BYTES, DIGITS, "[0-9][0-9][0-9]")),
-    PreTokenizer("bloom", (BLOOM,)),
-    PreTokenizer("viking", (BLOOM, DIGIT)),
-    PreTokenizer("superbpe", (DIGITS, r"(?=(\d{3})+(?!\d))"), limit=ASCII_DIGITS),
     PreTokenizer(
-        "jais-2",
-        (
+        name="deepseek-coder", steps=(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_TO_HANGUL, DIGIT), limit=FAR_SPACES
+    ),
+    # llama.cpp leaves out the step that parts digits from the space before them: the same where no merge joins the two.
+    PreTokenizer(name="falcon", steps=(PUNCTUATION, GPT2, BYTES, DIGITS, "[0-9][0-9][0-9]")),
+    PreTokenizer(name="bloom", steps=(BLOOM,)),
+    PreTokenizer(name="viking", steps=(BLOOM, DIGIT)),
+    PreTokenizer(name="superbpe", steps=(DIGITS, r"(?=(\d{3})+(?!\d))"), limit=ASCII_DIGITS),
+    PreTokenizer(
+        name="jais-2",
+        steps=(
             rf"{CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|\s*[\r\n]+|\s{{512}}(?!\S)|\s{{256}}(?!\S)|\s{{128}}(?!\S)"
             r"|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}",
         ),
     ),
-    PreTokenizer("seed-coder", (rf"{CONTRACTIONS}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|{SPACES}",)),
-    PreTokenizer("ufakzeka", (rf"{_WORD}|\p{{N}}|{_SIGNS}|{SPACES}",)),
-    PreTokenizer("laguna", (r"[^\n]+|[\n]+", QWEN2)),
-    PreTokenizer("minicpm5", (DIGITS3, rf"{CONTRACTIONS}|{_WORD}|\p{{N}}+|{_SIGNS}|{SPACES}"), ignore_merges=True),
+    PreTokenizer(name="seed-coder", steps=(rf"{CONTRACTIONS}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|{SPACES}",)),
+    PreTokenizer(name="ufakzeka", steps=(rf"{_WORD}|\p{{N}}|{_SIGNS}|{SPACES}",)),
+    PreTokenizer(name="laguna", steps=(r"[^\n]+|[\n]+", QWEN2)),
     PreTokenizer(
-        "exaone-moe",
-        (
+        name="minicpm5", steps=(DIGITS3, rf"{CONTRACTIONS}|{_WORD}|\p{{N}}+|{_SIGNS}|{SPACES}"), ignore_merges=True
+    ),
+    PreTokenizer(
+        name="exaone-moe",
+        steps=(
             rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
             rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|{SPACES}",
         ),
     ),
-    PreTokenizer("tiny_aya", (r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O), refused=_CASE_LOST),
+    PreTokenizer(name="tiny_aya", steps=(r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O), refused=_CASE_LOST),
     PreTokenizer(
-        "kimi-k2",
-        (
+        name="kimi-k2",
+        steps=(
             r"[\p{Han}]+|"
             + (_CASED % (f"{CONTRACTIONS}?", f"{CONTRACTIONS}?")).replace(r"\p{M}]", r"\p{M}&&[^\p{Han}]]")
             + rf"|\p{{N}}{{1,3}}|{_SIGNS}|{SPACES}",
@@ -236,8 +247,8 @@ TABLE: tuple[PreTokenizer, ...] = (
         refused=_CASE_LOST,
     ),
     PreTokenizer(
-        "youtu",
-        (
+        name="youtu",
+        steps=(
             "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|" + _CJK,
             _CASED % (f"{CONTRACTIONS}?", f"{CONTRACTIONS}?") + rf"|\p{{N}}|{_PATHS}|{SPACES}",
         ),
@@ -257,7 +268,13 @@ def canonical(pattern: str) -> str:
 
 
 _ROWS = tuple(
-    PreTokenizer(row.name, tuple(canonical(step) for step in row.steps), row.ignore_merges, row.limit, row.refused)
+    PreTokenizer(
+        name=row.name,
+        steps=tuple(canonical(step) for step in row.steps),
+        ignore_merges=row.ignore_merges,
+        limit=row.limit,
+        refused=row.refused,
+    )
     for row in TABLE
 )
 

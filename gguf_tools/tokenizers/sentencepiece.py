@@ -31,7 +31,7 @@ LEADING_SPACE = Limit(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SentencePiece:
     """What replaces the byte-level part of a Tokenizer.
 
@@ -51,7 +51,7 @@ class SentencePiece:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Spaces:
     """What the normalizer and the pre-tokenizer do about spaces."""
 
@@ -119,7 +119,16 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
             for text, number in files.ids.items()
         }
         return SentencePiece(
-            "llama", "default", all_kinds, scores, (), spaces.prefix, limits, not spaces.first_only, spelled_out, notes
+            model="llama",
+            pre="default",
+            kinds=all_kinds,
+            scores=scores,
+            merges=(),
+            add_space_prefix=spaces.prefix,
+            limits=limits,
+            sections=not spaces.first_only,
+            strays=spelled_out,
+            notes=notes,
         )
     if spaces.prefix:
         why = (
@@ -139,7 +148,18 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
         )
     last = {pair: rank for rank, pair in enumerate(files.merges)}
     merges = tuple(f"{left} {right}" for rank, (left, right) in enumerate(files.merges) if last[left, right] == rank)
-    return SentencePiece("gpt2", RAW_BPE, all_kinds, None, merges, False, (), True, frozenset(), ())
+    return SentencePiece(
+        model="gpt2",
+        pre=RAW_BPE,
+        kinds=all_kinds,
+        scores=None,
+        merges=merges,
+        add_space_prefix=False,
+        limits=(),
+        sections=True,
+        strays=frozenset(),
+        notes=(),
+    )
 
 
 def _replaces_spaces(step: Mapping[str, Any]) -> bool:

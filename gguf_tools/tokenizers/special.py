@@ -78,7 +78,7 @@ def forced_text(tokens: Mapping[str, int]) -> frozenset[str]:
     return FORCED_TEXT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SpecialTokens:
     """Ids by role (None: nothing says so), whether llama.cpp shall add them, and what was odd."""
 

@@ -37,7 +37,7 @@ NUL = Limit(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     """Everything known of a source's tokenizer, as llama.cpp will have it.
 

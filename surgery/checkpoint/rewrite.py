@@ -55,7 +55,7 @@ class CheckpointHalf:
     tensors: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Names:
     """Which of a checkpoint's names belong to which layer.
 
@@ -107,7 +107,7 @@ def read_names(checkpoint: Checkpoint, model: Model) -> Names:
         else:
             beyond[key] = (int(match[1]), match[2])
     found = {key: frozenset(value) for key, value in roles.items()}
-    return Names(prefix, tuple(layers), found, beyond, tuple(others))
+    return Names(prefix=prefix, layers=tuple(layers), roles=found, beyond=beyond, others=tuple(others))
 
 
 class CheckpointSpace(Space[CheckpointHalf]):
@@ -191,7 +191,7 @@ def _number(tensor: Tensor) -> Tensor:
     return tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointPlan:
     """What a surgery on a checkpoint writes: all tensors by their new names, the config, and the model meant."""
 
@@ -238,7 +238,16 @@ def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
     config = followed(checkpoint.config, model.spec, meant.spec, stack)
     history = checkpoint.folder / RECIPE_FILE
     before = read_file(history) if checkpoint.path.is_dir() and history.exists() else Recipe()
-    return CheckpointPlan(checkpoint, recipe, before, model, meant, stack, tensors, config)
+    return CheckpointPlan(
+        checkpoint=checkpoint,
+        recipe=recipe,
+        before=before,
+        source_model=model,
+        model=meant,
+        stack=stack,
+        tensors=tensors,
+        config=config,
+    )
 
 
 def write_checkpoint(
@@ -274,7 +283,7 @@ def _files_beside(checkpoint: Checkpoint) -> list[Path]:
 
 def _write_weights(plan: CheckpointPlan, folder: Path, progress: ByteProgress) -> None:
     stored = [
-        Stored(name, _dtype(tensor), tensor.shape, _width(tensor), _bytes(tensor))
+        Stored(name=name, dtype=_dtype(tensor), shape=tensor.shape, width=_width(tensor), pieces=_bytes(tensor))
         for name, tensor in plan.tensors.items()
     ]
     # Wide types first, so that all lie aligned; then by name, as safetensors itself writes them.

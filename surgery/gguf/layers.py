@@ -80,7 +80,7 @@ class GGUFHalf:
     values: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayeredFile:
     """A GGUF file (all its splits): the first split's header, tensors outside of layers, and layers.
 
@@ -141,7 +141,14 @@ def open_layered(path: Path) -> LayeredFile:
         raise InputError(f"{path}: no tensor of this {arch} file is named blk.N.…; surgery needs numbered layers")
     trunk = count - nextn
     arrays = _per_layer(header, arch, {count, trunk})
-    bare = LayeredFile(header, before, tuple(blocks[:trunk]), tuple(blocks[trunk:]), after, arrays)
+    bare = LayeredFile(
+        header=header,
+        before=before,
+        layers=tuple(blocks[:trunk]),
+        trailing=tuple(blocks[trunk:]),
+        after=after,
+        arrays=arrays,
+    )
     return replace(bare, traits=_traits(bare, trunk))
 
 
@@ -257,12 +264,12 @@ class GGUFSpace(Space[GGUFHalf]):
 
     def _blended(self, name: str, parts: Sequence[tuple[Piece, float]], method: Method) -> Piece:
         # Mixed recipes give some layers more bits: the blend gets those of the part that has most.
-        kind = max((piece.type for piece, _ in parts), key=lambda t: t.bits)
+        dtype = max((piece.type for piece, _ in parts), key=lambda t: t.bits)
         tensors = [(piece.tensor, weight) for piece, weight in parts]
-        _check_encodes(name, kind)
+        _check_encodes(name, dtype)
         if gguf_names.stem(name) == gguf_names.DECAY:
-            return Piece(kind, mixed_logs(tensors, kind.name), None)
-        return Piece(kind, mixed(tensors, method, kind.name), None)
+            return Piece(dtype, mixed_logs(tensors, dtype.name), None)
+        return Piece(dtype, mixed(tensors, method, dtype.name), None)
 
     def scaled(self, part: GGUFHalf, factor: float) -> GGUFHalf:
         names = gguf_names.outputs(part.half, part.pieces)
@@ -299,9 +306,9 @@ def _taken(piece: Piece, order: tuple[int, ...]) -> Piece:
     return Piece(piece.type, tensor, tuple(entries[n] for n in order))
 
 
-def _check_encodes(name: str, kind: TensorType) -> None:
-    if not tensor_type(kind.name).encodes:
-        raise InputError(f"{name} is stored as {kind.name}, which tinyq only reads; blend or scale before quantizing")
+def _check_encodes(name: str, dtype: TensorType) -> None:
+    if not tensor_type(dtype.name).encodes:
+        raise InputError(f"{name} is stored as {dtype.name}, which tinyq only reads; blend or scale before quantizing")
 
 
 def _kind(a: GGUFHalf, b: GGUFHalf) -> str:

@@ -19,7 +19,7 @@ Get = Callable[[str], object]
 """The value of a key without the architecture's prefix, None where it is missing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trait:
     """Something that is true or false of each layer by its place: what `values` says of `count` layers (MTP not counted).
 
@@ -105,26 +105,39 @@ def _exaone4(get: Get, count: int) -> list[bool]:
 
 def traits(arch: str) -> list[Trait]:
     """What an architecture derives from a layer's place."""
-    found = [Trait("has a dense feed-forward", "ffn", _leading_dense, leading="leading_dense_block_count")]
+    found = [
+        Trait(what="has a dense feed-forward", half="ffn", values=_leading_dense, leading="leading_dense_block_count")
+    ]
     if arch in RECURRENT:
-        found.append(Trait("is recurrent", "attention", _recurrent(RECURRENT[arch]), key="attention.recurrent_layers"))
+        found.append(
+            Trait(
+                what="is recurrent",
+                half="attention",
+                values=_recurrent(RECURRENT[arch]),
+                key="attention.recurrent_layers",
+            )
+        )
     if arch in SLIDING:
         key = "attention.sliding_window_pattern"
-        found.append(Trait("has a sliding window", "attention", _sliding(*SLIDING[arch]), key=key))
+        found.append(Trait(what="has a sliding window", half="attention", values=_sliding(*SLIDING[arch]), key=key))
     if arch == "exaone4":
-        found.append(Trait("has a sliding window (in models of 64 layers)", "attention", _exaone4))
+        found.append(Trait(what="has a sliding window (in models of 64 layers)", half="attention", values=_exaone4))
     if arch in NO_ROPE:
-        found.append(Trait("has no rope", "attention", _every("", NO_ROPE[arch], -1)))
+        found.append(Trait(what="has no rope", half="attention", values=_every("", NO_ROPE[arch], -1)))
     if arch in ("llama4", "ernie4_5-moe"):
-        found.append(Trait("has experts", "ffn", _every("interleave_moe_layer_step", 1, -1)))
+        found.append(Trait(what="has experts", half="ffn", values=_every("interleave_moe_layer_step", 1, -1)))
     if arch in ("bert", "nomic-bert-moe"):
-        found.append(Trait("has experts", "ffn", _every("moe_every_n_layers", 0, 1)))
+        found.append(Trait(what="has experts", half="ffn", values=_every("moe_every_n_layers", 0, 1)))
     if arch == "rwkv6":
-        found.append(Trait("halves the residual stream", "ffn", _every("rescale_every_n_layers", 0, -1)))
+        found.append(
+            Trait(what="halves the residual stream", half="ffn", values=_every("rescale_every_n_layers", 0, -1))
+        )
     if arch == "gemma4":
-        found.append(Trait("shares keys and values", "attention", _last("attention.shared_kv_layers", 0)))
+        found.append(
+            Trait(what="shares keys and values", half="attention", values=_last("attention.shared_kv_layers", 0))
+        )
     if arch == "gemma3n":
-        found.append(Trait("shares keys and values", "attention", _from(20)))
+        found.append(Trait(what="shares keys and values", half="attention", values=_from(20)))
     return found
 
 

@@ -38,7 +38,7 @@ READ_BYTES = 1 << 22
 NOT_SUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GGUFPlan:
     """What a surgery on a GGUF file writes: metadata that changes (None: removed) and all tensors in order."""
 
@@ -102,7 +102,7 @@ def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
     if too_long:
         raise InputError(f"tensor name {too_long} would be longer than ggml's {MAX_NAME} bytes")
     changes = _metadata(file, new, recipe)
-    return GGUFPlan(file, recipe, stack, changes, tuple(outputs))
+    return GGUFPlan(file=file, recipe=recipe, stack=stack, changes=changes, outputs=tuple(outputs))
 
 
 def _metadata(file: LayeredFile, new: list[dict[Half, GGUFHalf]], recipe: Recipe) -> dict[str, Field | None]:
@@ -227,7 +227,7 @@ def _blocks(entry: TensorEntry, tensor: Tensor) -> Iterator[Block]:
         return tensor.flat(part.start * tensor.columns, part.stop * tensor.columns).reshape(-1, tensor.columns)
 
     for part in row_ranges(entry.shape, by_matrix=False):
-        yield Block(entry.name, entry.type, partial(rows, part))
+        yield Block(name=entry.name, type=entry.type, rows=partial(rows, part))
 
 
 def copy_range(part: ByteRange, stream: BinaryIO, progress: ByteProgress) -> None:

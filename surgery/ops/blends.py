@@ -10,7 +10,7 @@ from surgery.algebra import METHODS, Half, Method, Stack, blend, scaled, with_ha
 from surgery.ops.base import Arguments, Op, Span, check, check_once, expand, keyword_texts, span_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Interpolate(Op):
     """(1 - alpha) · first + alpha · second, inserted after `first`, or in the place of layer `replace`.
 
@@ -44,7 +44,14 @@ class Interpolate(Op):
             raise args.wrong(f"ALPHA is {value:g}, a number from 0 to 1 expected")
         place = args.keywords.get("replace", place)
         first, second = args.pair(pair)
-        return cls(first, second, value, None if place is None else args.index(place), args.method, args.only)
+        return cls(
+            first=first,
+            second=second,
+            alpha=value,
+            replace=None if place is None else args.index(place),
+            method=args.method,
+            only=args.only,
+        )
 
     def apply(self, stack: Stack) -> Stack:
         check(self, stack, self.first, self.second, *(() if self.replace is None else (self.replace,)))

@@ -98,7 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(folder: Path) -> Path:
-    execute(prepare(Request(folder, "f32")), folder.parent / "f32.gguf")
+    execute(prepare(Request(source=folder, type="f32")), folder.parent / "f32.gguf")
     return folder.parent / "f32.gguf"
 
 
@@ -113,7 +113,7 @@ def test_measurement_leaves_the_file_as_it_was(source: Path, text: Path, tmp_pat
     scratch = tmp_path / "scratch.gguf"
     scratch.write_bytes(source.read_bytes())
     sources = open_gguf(source).tensors
-    free = free_to_choose(prepare_quantize(QuantizeRequest(source, "q4_k_m")).choices, sources)
+    free = free_to_choose(prepare_quantize(QuantizeRequest(source=source, type="q4_k_m")).choices, sources)
     measured = measure(scratch, sources, free, {}, text, threads=1)
     assert scratch.read_bytes() == source.read_bytes()
     assert measured.losses.keys() == free

@@ -64,7 +64,7 @@ def check(folder: Path, out: Path) -> None:
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_variant(tmp_path: Path, family: str, name: str) -> None:
     field_tiny.write(tmp_path, FAMILIES[family][name], 3)
-    target = open_source(Request(tmp_path)).plan.target.name
+    target = open_source(Request(source=tmp_path)).plan.target.name
     assert target == OTHER_TARGETS.get((family, name), TARGETS[family])
     check(tmp_path, tmp_path / "out.gguf")
 

@@ -72,13 +72,13 @@ def test_quantized(
     assert worst(logits[1:], lifted_reference(out, prompts)) < activations * 10
     whole, wanted = np.concatenate(logits[1:]), np.concatenate(reference(load_model(folder), prompts))
     assert np.square(whole - wanted).sum() / np.square(wanted).sum() < weights
-    report = prepare(Request(folder, type_name, threads=1)).report
+    report = prepare(Request(source=folder, type=type_name, threads=1)).report
     # Rows of 40 and 48 are whole blocks of no quantized type.
     assert bool(report.fall_backs) == (type_name != "f16")
 
 
 def test_cost_is_planned(made: Made) -> None:
-    plan = open_source(Request(made("moe-model", "stacked"))).plan
+    plan = open_source(Request(source=made("moe-model", "stacked"))).plan
     names = [rewrite.name for rewrite in plan.rewrites]
     assert "q/k heads widened for a shared norm" in names
     # 3 layers of 6 heads take 16 rows of 48 more each, less the gains and scales that were folded; and the embedding again.
@@ -88,12 +88,12 @@ def test_cost_is_planned(made: Made) -> None:
 
 
 def test_equal_heads_are_not_widened(made: Made) -> None:
-    plan = open_source(Request(made("moe-model", "equal heads"))).plan
+    plan = open_source(Request(source=made("moe-model", "equal heads"))).plan
     assert plan.extra_cache == 0
     assert "one q/k norm for all heads" in [rewrite.name for rewrite in plan.rewrites]
 
 
 def test_scaled_embeddings_cost_nothing(made: Made) -> None:
-    plan = open_source(Request(made("qwen3-from-scratch", "plain"))).plan
+    plan = open_source(Request(source=made("qwen3-from-scratch", "plain"))).plan
     assert (plan.target.name, plan.extra_parameters) == ("qwen3", 0)
     assert [rewrite.name for rewrite in plan.rewrites] == ["embedding scale folded into the embeddings"]

@@ -407,7 +407,7 @@ def test_lifted_file_computes_the_same(run: Run) -> None:
 
 
 def test_plan_is_the_one_expected(run: Run) -> None:
-    conversion = prepare(Request(run.folder, "f32"))
+    conversion = prepare(Request(source=run.folder, type="f32"))
     assert conversion.plan.target.name == run.case.target
     assert tuple(rewrite.name for rewrite in conversion.plan.rewrites) == run.case.rewrites
     for note in run.case.notes:

@@ -120,7 +120,7 @@ def test_progress_counts_the_weights_that_are_read(tensors: int, threads: int) -
 )
 def test_a_checkpoint_of_each_type(tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
     folder = checkpoint(tmp_path / "source", dense(num_hidden_layers=1), dtype=dtype)
-    decision = prepare(Request(folder)).decision
+    decision = prepare(Request(source=folder)).decision
     assert decision.recipe == kind
     assert {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}[
         dtype
@@ -136,7 +136,7 @@ def test_one_large_weight_makes_a_bf16_file_and_is_named(qwen3_folder: Path, cop
     def enlarge(found: Tensors) -> None:
         found["model.layers.1.mlp.up_proj.weight"][3, 4] = 70000.0
 
-    decision = prepare(Request(change_tensors(copied(qwen3_folder), enlarge))).decision
+    decision = prepare(Request(source=change_tensors(copied(qwen3_folder), enlarge))).decision
     assert decision.recipe == "bf16"
     assert "model.layers.1.mlp.up_proj.weight 1 weights beyond ±65504" in decision.reason
 
@@ -145,7 +145,7 @@ def test_a_large_weight_that_stays_float32_does_not_matter(qwen3_folder: Path, c
     def enlarge(found: Tensors) -> None:
         found["model.norm.weight"][0] = 70000.0
 
-    assert prepare(Request(change_tensors(copied(qwen3_folder), enlarge))).decision.recipe == "f16"
+    assert prepare(Request(source=change_tensors(copied(qwen3_folder), enlarge))).decision.recipe == "f16"
 
 
 def test_rewrites_do_not_widen_a_bf16_file(hybrid_folder: Path, copied: Copy) -> None:
@@ -156,6 +156,6 @@ def test_rewrites_do_not_widen_a_bf16_file(hybrid_folder: Path, copied: Copy) ->
             del found[name]
         found["model.layers.0.mlp.shared_expert.up_proj.weight"][0, 0] = 1e6
 
-    conversion = prepare(Request(change_tensors(copied(hybrid_folder), change)))
+    conversion = prepare(Request(source=change_tensors(copied(hybrid_folder), change)))
     assert [rewrite.name for rewrite in conversion.plan.rewrites] == ["zero shared-expert gate"]
     assert conversion.decision.recipe == "bf16"

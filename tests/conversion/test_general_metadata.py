@@ -224,13 +224,13 @@ def test_a_file_says_its_type(qwen3_folder: Path, tmp_path: Path, name: str, num
 
 def test_two_conversions_are_the_same_bytes(sharded_folder: Path, tmp_path: Path) -> None:
     for n in (1, 3):
-        execute(prepare(Request(sharded_folder, "q8_0")), tmp_path / f"{n}.gguf", threads=n)
+        execute(prepare(Request(source=sharded_folder, type="q8_0")), tmp_path / f"{n}.gguf", threads=n)
     assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "3.gguf").read_bytes()
 
 
 def test_losses_are_added_up_by_type(sharded_folder: Path, tmp_path: Path) -> None:
-    result = execute(prepare(Request(sharded_folder, "f16")), tmp_path / "out.gguf")
-    conversion = prepare(Request(sharded_folder, "f16"))
+    result = execute(prepare(Request(source=sharded_folder, type="f16")), tmp_path / "out.gguf")
+    conversion = prepare(Request(source=sharded_folder, type="f16"))
     sizes: dict[str, int] = {}
     for choice, tensor in zip(conversion.choices, conversion.tensors, strict=True):
         sizes[choice.type.name] = sizes.get(choice.type.name, 0) + tensor.size

@@ -26,7 +26,7 @@ def work(tmp_path: Path) -> Path:
     tiny = family_named("qwen3").tiny
     assert tiny is not None
     tiny(tmp_path / "source", "plain", 1)
-    execute(prepare(Request(tmp_path / "source", "f32", threads=1)), tmp_path / "out.gguf")
+    execute(prepare(Request(source=tmp_path / "source", type="f32", threads=1)), tmp_path / "out.gguf")
     return tmp_path
 
 
@@ -84,7 +84,7 @@ def test_state_dict_with_its_tokenizer_elsewhere(tmp_path: Path) -> None:
     tiny = family_named("moe-model").tiny
     assert tiny is not None
     tiny(tmp_path / "source", "pt", 1)
-    execute(prepare(Request(tmp_path / "source", "f32", threads=1)), tmp_path / "out.gguf")
+    execute(prepare(Request(source=tmp_path / "source", type="f32", threads=1)), tmp_path / "out.gguf")
     found = find_reference(tmp_path / "out.gguf")
     assert found.origin == "recorded"
     assert found.encode is not None
@@ -94,7 +94,7 @@ def test_state_dict_with_its_tokenizer_elsewhere(tmp_path: Path) -> None:
 def test_recorded_surgery_is_done_to_the_source(work: Path, given: bool) -> None:
     recipe = "swap(0:1)"
     operation = Operation(recipe, lambda model: operate_text(model, recipe))
-    request = Request(work / "source", "f32", threads=1, operation=operation)
+    request = Request(source=work / "source", type="f32", threads=1, operation=operation)
     conversion = prepare(request)
     assert conversion.metadata["tinyq.surgery"] == string(recipe)
     execute(conversion, work / "swapped.gguf")

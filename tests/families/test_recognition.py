@@ -102,7 +102,7 @@ def test_windows_of_qwen(written: Written) -> None:
 
 def test_window_as_long_as_the_context_limits_nothing(written: Written) -> None:
     folder = written(LLAMA["mistral"], sliding_window=field_tiny.CONTEXT)
-    assert open_source(Request(folder)).plan.target.name == "llama"
+    assert open_source(Request(source=folder)).plan.target.name == "llama"
 
 
 def test_llama3_scaling_is_stated(written: Written) -> None:
@@ -126,7 +126,7 @@ def test_dense_layers_among_experts_by_their_tensors(written: Written) -> None:
 )
 def test_refused_by_name(written: Written, variant: str, missing: str) -> None:
     with pytest.raises(UnsupportedError) as error:
-        open_source(Request(written(field_tiny.REFUSED[variant])))
+        open_source(Request(source=written(field_tiny.REFUSED[variant])))
     assert "no llama.cpp architecture expresses this qwen2-moe model" in str(error.value)
     assert missing in str(error.value)
     assert "\n" not in str(error.value)
@@ -153,7 +153,7 @@ def test_refused_by_name(written: Written, variant: str, missing: str) -> None:
 )
 def test_target_says_what_it_lacks(written: Written, variant: Variant, target: str, missing: str) -> None:
     with pytest.raises(UnsupportedError) as error:
-        open_source(Request(written(variant), target=target))
+        open_source(Request(source=written(variant), target=target))
     assert f"{target} lacks {missing}" in str(error.value)
 
 
@@ -180,7 +180,7 @@ def test_shared_gate_of_zeros_is_refused(written: Written) -> None:
     name = "model.layers.1.mlp.shared_expert_gate.weight"
     save_file({**tensors, name: np.zeros_like(tensors[name])}, folder / "model.safetensors")
     with pytest.raises(UnsupportedError, match=f"{name} is zero throughout"):
-        open_source(Request(folder))
+        open_source(Request(source=folder))
 
 
 def test_norm_across_heads_is_refused(written: Written, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def test_a_refused_proof_leaves_nothing(qwen3_folder: Path, tmp_path: Path) -> N
         raise OutputError("no")
 
     with pytest.raises(OutputError, match="no"):
-        execute(prepare(Request(qwen3_folder, "f32")), tmp_path / "out.gguf", prove=refuse)
+        execute(prepare(Request(source=qwen3_folder, type="f32")), tmp_path / "out.gguf", prove=refuse)
     assert len(seen) == 1
     assert files(tmp_path) == []
 
@@ -249,7 +249,7 @@ def test_an_error_amid_the_tensors_leaves_nothing(qwen3_folder: Path, tmp_path: 
             raise error
 
     with pytest.raises(OutputError if isinstance(error, OSError) else error):
-        execute(prepare(Request(qwen3_folder, "f32")), tmp_path / "out.gguf", progress=progress)
+        execute(prepare(Request(source=qwen3_folder, type="f32")), tmp_path / "out.gguf", progress=progress)
     assert len(told) == 5
     assert files(tmp_path) == []
 
@@ -259,7 +259,7 @@ def test_a_file_of_the_source_is_never_overwritten(qwen3_folder: Path, copied: C
     folder = copied(qwen3_folder)
     before = (folder / name).read_bytes()
     with pytest.raises(OutputError, match="is a file of the source, which is never changed"):
-        execute(prepare(Request(folder, "f32")), folder / name, force=True)
+        execute(prepare(Request(source=folder, type="f32")), folder / name, force=True)
     assert (folder / name).read_bytes() == before
 
 
@@ -272,7 +272,7 @@ from gguf_tools.conversion.write import execute
 def wait(_):
     print("writing", flush=True)
     time.sleep(60)
-execute(prepare(Request(Path(sys.argv[1]), "f32")), Path(sys.argv[2]), progress=wait)
+execute(prepare(Request(source=Path(sys.argv[1]), type="f32")), Path(sys.argv[2]), progress=wait)
 """
 
 
@@ -283,6 +283,6 @@ def test_a_killed_conversion_leaves_no_output_and_the_next_one_clears_up(qwen3_f
         assert child.stdout.readline() == b"writing\n"
         child.kill()
     assert files(tmp_path) == [f".out.gguf.{child.pid}.tmp"]
-    execute(prepare(Request(qwen3_folder, "f32")), out)
+    execute(prepare(Request(source=qwen3_folder, type="f32")), out)
     assert files(tmp_path) == ["out.gguf"]
     assert time.time() - out.stat().st_mtime < 60

@@ -57,7 +57,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("files")
     paths = folder / "small-q8_0.gguf", folder / "small q4_k_m.gguf"
     for path, kind in zip(paths, ("q8_0", "q4_k_m"), strict=True):
-        execute(prepare(Request(HYBRID, kind)), path)
+        execute(prepare(Request(source=HYBRID, type=kind)), path)
     return paths
 
 

@@ -233,7 +233,7 @@ def test_sampling_defaults_are_those_of_the_file_and_no_others() -> None:
 
 def test_the_modelfile_of_the_bundled_model(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    execute(prepare(Request(BUNDLED, "f16")), path)
+    execute(prepare(Request(source=BUNDLED, type="f16")), path)
     with Runtime(path, RuntimeOptions(vocab_only=True)) as runtime:
         modelfile = modelfile_for("tiny.gguf", runtime, 256)
     assert modelfile.layout == LAYOUTS["qwen3"]

@@ -60,7 +60,9 @@ def encoded(tensor: TensorFacts, choice: TypeChoice, data: NDArray[Any], imatrix
     parts = []
     for part in row_ranges(tensor.shape, by_matrix=imatrix is not None, weights=2000):
         mine = None if imatrix is None else imatrix.reshape(-1, tensor.shape[-1])[part.matrix]
-        block = Block(tensor.name, choice.type, rows[part.start : part.stop], tensor.source, mine)
+        block = Block(
+            name=tensor.name, type=choice.type, rows=rows[part.start : part.stop], source=tensor.source, imatrix=mine
+        )
         parts.append(encode_block(block).raw.tobytes())
     return b"".join(parts)
 

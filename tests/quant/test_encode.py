@@ -61,7 +61,9 @@ def test_blocks_and_threads_do_not_change_bytes(
     expected = reference(rows, kind, imatrix)
     given_rows = np.asfortranarray(rows) if strided else rows
     assert encode_rows(given_rows, kind, imatrix).tobytes() == expected
-    blocks = (Block("t", kind, rows[at : at + step], imatrix=imatrix) for at in range(0, len(rows), step))
+    blocks = (
+        Block(name="t", type=kind, rows=rows[at : at + step], imatrix=imatrix) for at in range(0, len(rows), step)
+    )
     with Encoder(threads=3) as encoder:
         assert b"".join(part.raw.tobytes() for part in encoder.encode(blocks)) == expected
 
@@ -100,9 +102,9 @@ def test_what_is_decoded_is_stable(rows: FloatArray, kind: TensorType) -> None:
 def test_stored_rows_are_decoded_on_the_way(source: TensorType) -> None:
     rows = (np.random.default_rng(3).standard_normal((5, 256)) * 0.05).astype(np.float32)
     stored = encode_rows(rows, source)
-    block = encode.encode_block(Block("t", Q4_K, stored, source=source))
+    block = encode.encode_block(Block(name="t", type=Q4_K, rows=stored, source=source))
     assert block.raw.tobytes() == reference(decode_rows(stored, source, 256), Q4_K) or source is Q4_K
-    kept = encode.encode_block(Block("t", source, stored, source=source))
+    kept = encode.encode_block(Block(name="t", type=source, rows=stored, source=source))
     assert kept.raw.tobytes() == stored.tobytes()
 
 
@@ -170,7 +172,7 @@ def test_weights_beyond_a_types_range_are_named(kind: TensorType, large: float) 
 def test_large_weights_pass_through_the_types_that_hold_them() -> None:
     rows = np.full((1, 32), 2.0**100, np.float32)
     bits = encode_rows(rows, BF16).view(np.uint16)
-    widened = encode.encode_block(Block("t", F32, bits, source=BF16))
+    widened = encode.encode_block(Block(name="t", type=F32, rows=bits, source=BF16))
     assert widened.raw.tobytes() == rows.tobytes()
 
 
@@ -209,7 +211,7 @@ def test_row_ranges() -> None:
 def test_measured_blocks() -> None:
     rows = np.random.default_rng(4).standard_normal((3, 256)).astype(np.float32)
     with Encoder(1) as encoder:
-        (part,) = encoder.encode([Block("t", Q8_0, rows, measure=True)])
+        (part,) = encoder.encode([Block(name="t", type=Q8_0, rows=rows, measure=True)])
     change = decode_rows(part.raw, Q8_0, 256) - rows
     assert part.loss is not None
     np.testing.assert_allclose(part.loss.rms_change, np.sqrt(np.mean(change.astype(np.float64) ** 2)), rtol=1e-6)
@@ -219,7 +221,7 @@ def blocks(count: int, drawn: list[int], bad: int = -1) -> Iterator[Block]:
     for at in range(count):
         drawn.append(at)
         rows = np.full((1, 256), np.nan if at == bad else at, np.float32)
-        yield Block(f"t{at}", F32, lambda rows=rows: rows)  # type: ignore[misc]
+        yield Block(name=f"t{at}", type=F32, rows=lambda rows=rows: rows)  # type: ignore[misc]
 
 
 def test_order_and_window() -> None:

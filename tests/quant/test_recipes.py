@@ -100,7 +100,9 @@ def test_any_model_gets_the_types_that_llama_cpp_gives(
 ) -> None:
     model, tensors = of
     output_type, embedding_type = _unless_abort(output_type, tensors), _unless_abort(embedding_type, tensors)
-    options = TypeOptions(pure, output_type, embedding_type, (), file_order=True)
+    options = TypeOptions(
+        pure=pure, output_type=output_type, embedding_type=embedding_type, overrides=(), file_order=True
+    )
     if not wanted.base.plain:  # llama.cpp ignores overrides otherwise
         for pattern, kind in overrides:
             more = dataclasses.replace(
@@ -146,7 +148,7 @@ def _unless_abort(kind: TensorType | None, tensors: list[TensorFacts]) -> Tensor
     return F16 if kind is not None and any(k % kind.block for k in columns) else kind
 
 
-LLAMA = ModelFacts("llama", 4, 8, 8)
+LLAMA = ModelFacts(arch="llama", n_layer=4, n_head=8, n_head_kv=8)
 TENSORS = [
     TensorFacts("token_embd.weight", (32, 640)),
     TensorFacts("blk.0.attn_k.weight", (64, 640)),
@@ -158,13 +160,15 @@ TENSORS = [
 
 def test_choices_say_why() -> None:
     embedding, keys, down, bias, router = assign(recipe("q4_k_m"), LLAMA, TENSORS)
-    assert embedding == TypeChoice("token_embd.weight", Q8_0, Q6_K, "rows of 640 are not a multiple of 256")
+    assert embedding == TypeChoice(
+        name="token_embd.weight", type=Q8_0, wanted=Q6_K, reason="rows of 640 are not a multiple of 256"
+    )
     assert keys.fell_back
     assert (keys.wanted, keys.type.name) == (Q4_K, "q5_0")
-    assert down == TypeChoice("blk.0.ffn_down.weight", Q4_K, Q4_K)
-    assert bias == TypeChoice("blk.0.ffn_down.bias", F32, F32, "vector", kept=True)
+    assert down == TypeChoice(name="blk.0.ffn_down.weight", type=Q4_K, wanted=Q4_K)
+    assert bias == TypeChoice(name="blk.0.ffn_down.bias", type=F32, wanted=F32, reason="vector", kept=True)
     # A file's own type is copied; a converter gives F32 as the source, whatever the checkpoint holds.
-    assert router == TypeChoice("blk.0.ffn_gate_inp.weight", BF16, BF16, "router", kept=True)
+    assert router == TypeChoice(name="blk.0.ffn_gate_inp.weight", type=BF16, wanted=BF16, reason="router", kept=True)
 
 
 def test_an_options_type_falls_back_where_llama_cpp_aborts() -> None:
@@ -175,7 +179,7 @@ def test_an_options_type_falls_back_where_llama_cpp_aborts() -> None:
 def test_the_last_override_wins_and_acts_on_16_bit_recipes() -> None:
     options = TypeOptions(overrides=(Override.parse("ffn_down=q8_0"), Override.parse(r"blk\.0\.ffn=Q6_K")))
     down = assign(recipe("bf16"), LLAMA, TENSORS, options)[2]
-    assert down == TypeChoice("blk.0.ffn_down.weight", Q6_K, Q6_K, r"override blk\.0\.ffn")
+    assert down == TypeChoice(name="blk.0.ffn_down.weight", type=Q6_K, wanted=Q6_K, reason=r"override blk\.0\.ffn")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,9 @@ def test_facts_from_metadata() -> None:
         "qwen3next.attention.head_count_kv": [0, 0, 0, 2] * 2,
         "qwen3next.expert_count": 64,
     }
-    assert ModelFacts.from_metadata(metadata, has_imatrix=True) == ModelFacts("qwen3next", 8, 16, 0, 64, True)
+    assert ModelFacts.from_metadata(metadata, has_imatrix=True) == ModelFacts(
+        arch="qwen3next", n_layer=8, n_head=16, n_head_kv=0, n_expert=64, has_imatrix=True
+    )
     assert ModelFacts.from_metadata({"general.architecture": "gpt2", "gpt2.block_count": 2}).n_head_kv == 0
     looped = {"general.architecture": "nanbeige", "nanbeige.block_count": 3, "nanbeige.num_loops": 2}
     assert ModelFacts.from_metadata(looped).n_layer == 6

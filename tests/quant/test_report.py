@@ -17,7 +17,9 @@ def test_summary() -> None:
         TensorFacts("blk.0.attn_norm.weight", (640,)),
     ]
     wanted = recipe("q4_k_m")
-    report = summarize(wanted, tensors, assign(wanted, ModelFacts("llama", 1, 4, 4), tensors))
+    report = summarize(
+        wanted, tensors, assign(wanted, ModelFacts(arch="llama", n_layer=1, n_head=4, n_head_kv=4), tensors)
+    )
     assert report.types == (
         TypeShare("q8_0", 1, 327680, 348160),
         TypeShare("q5_0", 2, 368640, 253440),

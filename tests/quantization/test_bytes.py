@@ -62,14 +62,16 @@ def test_whole_files(source: Path, tmp_path: Path, name: str, bf16: bool) -> Non
     few = ("f16", "q8_0", "q4_k_m", "q2_k")
     for kind in RECIPES if name == "llama-tied" else few:
         llama().quantize(given, tmp_path / "theirs.gguf", recipe(kind).file_type)
-        quantized(QuantizeRequest(given, kind), tmp_path / "ours.gguf")
+        quantized(QuantizeRequest(source=given, type=kind), tmp_path / "ours.gguf")
         assert_same(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
 
 
 def test_options(source: Path, tmp_path: Path) -> None:
     given = model(source, "llama-tied", False)
     overrides = tuple(map(Override.parse, ("ffn_down=q8_0", r"blk\.[0-3]\.attn=q5_1", "attn_v=Q6_K")))
-    options = TypeOptions(True, writable_type("f16"), writable_type("q4_0"), overrides)
+    options = TypeOptions(
+        pure=True, output_type=writable_type("f16"), embedding_type=writable_type("q4_0"), overrides=overrides
+    )
     llama().quantize(
         given,
         tmp_path / "theirs.gguf",
@@ -79,18 +81,18 @@ def test_options(source: Path, tmp_path: Path) -> None:
         token_embedding_type=2,
         overrides=[(o.pattern.pattern, o.type.ggml_id) for o in reversed(overrides)],
     )
-    quantized(QuantizeRequest(given, "q4_k_m", options), tmp_path / "ours.gguf")
+    quantized(QuantizeRequest(source=given, type="q4_k_m", options=options), tmp_path / "ours.gguf")
     assert_same(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
 
 
 def test_from_a_quantized_file(source: Path, tmp_path: Path) -> None:
     given = model(source, "qwen3-128", True)
-    quantized(QuantizeRequest(given, "q8_0"), tmp_path / "middle.gguf")
+    quantized(QuantizeRequest(source=given, type="q8_0"), tmp_path / "middle.gguf")
     for kind in ("q8_0", "q4_k_m", "f16"):
         llama().quantize(
             tmp_path / "middle.gguf", tmp_path / "theirs.gguf", recipe(kind).file_type, allow_requantize=True
         )
-        request = QuantizeRequest(tmp_path / "middle.gguf", kind, allow_requantize=True)
+        request = QuantizeRequest(source=tmp_path / "middle.gguf", type=kind, allow_requantize=True)
         quantized(request, tmp_path / "ours.gguf")
         assert_same(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
 
@@ -118,20 +120,20 @@ def parts(source: Path) -> tuple[Path, ...]:
 def test_a_split_source(parts: tuple[Path, ...], tmp_path: Path) -> None:
     llama().quantize(parts[0], tmp_path / "theirs.gguf", recipe("q4_k_m").file_type)
     for part in (parts[0], parts[2]):
-        quantized(QuantizeRequest(part, "q4_k_m"), tmp_path / "ours.gguf")
+        quantized(QuantizeRequest(source=part, type="q4_k_m"), tmp_path / "ours.gguf")
         assert_same(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
 
 
 def test_keep_split(parts: tuple[Path, ...], tmp_path: Path) -> None:
     llama().quantize(parts[0], tmp_path / "theirs", recipe("q4_k_m").file_type, keep_split=True)
-    for path in quantized(QuantizeRequest(parts[0], "q4_k_m", keep_split=True), tmp_path / "ours.gguf"):
+    for path in quantized(QuantizeRequest(source=parts[0], type="q4_k_m", keep_split=True), tmp_path / "ours.gguf"):
         assert_same(path, tmp_path / path.name.replace("ours", "theirs"))
 
 
 def test_split_max_size(source: Path, tmp_path: Path) -> None:
     """llama.cpp reads our parts as it reads the whole file."""
     given = model(source, "llama-tied", False)
-    made = quantized(QuantizeRequest(given, "q8_0", split_max_size=20_000), tmp_path / "ours.gguf")
+    made = quantized(QuantizeRequest(source=given, type="q8_0", split_max_size=20_000), tmp_path / "ours.gguf")
     assert made[0].name == f"ours-00001-of-{len(made):05d}.gguf"
     assert len(made) > 2
     for header in read_parts(made[0]):

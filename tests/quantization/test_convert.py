@@ -43,7 +43,7 @@ def data(path: Path) -> dict[str, tuple[str, bytes]]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_one_pass_gives_the_bytes_of_two(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     folder = checkpoint(tmp_path / name, CONFIGS[name], dtype=dtype)
-    execute(prepare(Request(folder, "f32")), tmp_path / "f32.gguf")
+    execute(prepare(Request(source=folder, type="f32")), tmp_path / "f32.gguf")
     for kind, options in (
         ("q8_0", None),
         ("q4_k_m", None),
@@ -52,8 +52,8 @@ def test_one_pass_gives_the_bytes_of_two(tmp_path: Path, name: str, dtype: torch
         ("q4_0", TypeOptions(pure=True)),
     ):
         options = options or TypeOptions()
-        execute(prepare(Request(folder, kind, options=options)), tmp_path / "once.gguf", force=True)
-        plan = prepare_quantize(QuantizeRequest(tmp_path / "f32.gguf", kind, options))
+        execute(prepare(Request(source=folder, type=kind, options=options)), tmp_path / "once.gguf", force=True)
+        plan = prepare_quantize(QuantizeRequest(source=tmp_path / "f32.gguf", type=kind, options=options))
         quantize(plan, tmp_path / "twice.gguf", force=True, threads=1)
         assert data(tmp_path / "once.gguf") == data(tmp_path / "twice.gguf")
 

@@ -41,7 +41,7 @@ def random_matrix(model: TinyModel, seed: int = 0) -> ImportanceMatrix:
             matrices = shape[0] if len(shape) > 2 else 1
             counts = rng.integers(0 if matrices > 1 else 1, 3, matrices)
             entries[name] = Statistics(rng.exponential(9.0, (matrices, shape[-1])).astype(np.float32), counts)
-    return ImportanceMatrix(entries, ("a.txt", "b.txt"), 7, 512)
+    return ImportanceMatrix(entries=entries, datasets=("a.txt", "b.txt"), chunks=7, chunk_size=512)
 
 
 def importance(path: Path) -> Mapping[str, NDArray[np.float32]]:
@@ -65,7 +65,12 @@ def test_bytes_are_llama_cpps_with_the_same_matrix(tmp_path: Path, name: str) ->
     np.savez(tmp_path / "m.npz", **importance(file))  # type: ignore[arg-type]
     for kind in ("q4_k_m", "iq4_xs", "q4_0"):
         llama().quantize(source, tmp_path / "theirs.gguf", recipe(kind).file_type, imatrix=str(tmp_path / "m.npz"))
-        execute(prepare(QuantizeRequest(source, kind, imatrix=file)), tmp_path / "ours.gguf", force=True, threads=1)
+        execute(
+            prepare(QuantizeRequest(source=source, type=kind, imatrix=file)),
+            tmp_path / "ours.gguf",
+            force=True,
+            threads=1,
+        )
         ours, theirs = open_gguf(tmp_path / "ours.gguf"), open_gguf(tmp_path / "theirs.gguf")
         assert list(ours.tensors) == list(theirs.tensors)
         for tensor, other in zip(ours.tensors.values(), theirs.tensors.values(), strict=True):
@@ -128,22 +133,22 @@ def test_merging() -> None:
     assert np.array_equal(both.entries[name].sums, a.entries[name].sums + b.entries[name].sums)
     assert np.array_equal(both.entries[name].counts, a.entries[name].counts + b.entries[name].counts)
     assert (both.chunks, both.datasets) == (14, ("a.txt", "b.txt"))
-    one = ImportanceMatrix({name: Statistics(np.ones((1, 8 * 256), np.float32), np.array([5]))})
+    one = ImportanceMatrix(entries={name: Statistics(np.ones((1, 8 * 256), np.float32), np.array([5]))})
     assert merge([a, one]).entries[name].counts.tolist() == (a.entries[name].counts + 5).tolist()
     with pytest.raises(InputError, match=f"has 3 values for {name}, another matrix 2048"):
-        merge([a, ImportanceMatrix({name: Statistics(np.ones((1, 3), np.float32), np.array([5]))})])
+        merge([a, ImportanceMatrix(entries={name: Statistics(np.ones((1, 3), np.float32), np.array([5]))})])
 
 
 def test_coverage() -> None:
     entry = Statistics(np.ones((3, 2), np.float32), np.array([4, 0, 0]))
     other = Statistics(np.ones((1, 2), np.float32), np.array([3]))
-    least, most = coverage(ImportanceMatrix({"b": other, "a": entry}))
+    least, most = coverage(ImportanceMatrix(entries={"b": other, "a": entry}))
     assert (least.name, least.tokens, least.matrix, least.matrices, least.unseen) == ("a", 0, 1, 3, 2)
     assert (most.name, most.tokens, most.unseen) == ("b", 3, 0)
 
 
 def test_a_matrix_of_another_model() -> None:
-    matrix = ImportanceMatrix({"blk.0.ffn_up.weight": Statistics(np.ones((1, 8), np.float32), np.array([1]))})
+    matrix = ImportanceMatrix(entries={"blk.0.ffn_up.weight": Statistics(np.ones((1, 8), np.float32), np.array([1]))})
     with pytest.raises(InputError, match=r"8 values for blk\.0\.ffn_up\.weight, whose shape \(4, 16\) needs 16"):
         matrix.importance([TensorFacts("blk.0.ffn_up.weight", (4, 16))])
     with pytest.raises(InputError, match=r"has statistics of blk\.0\.ffn_up\.weight, which the model lacks"):
@@ -161,14 +166,14 @@ def text(tmp_path: Path) -> Path:
 
 
 def converted(folder: Path, out: Path) -> Path:
-    convert(prepare_convert(Request(folder, "f32")), out)
+    convert(prepare_convert(Request(source=folder, type="f32")), out)
     return out
 
 
 def test_what_enters_the_first_layer(qwen3_folder: Path, tmp_path: Path, text: Path) -> None:
     """The queries of layer 0 see the normalized embeddings, which are easily computed."""
     path = converted(qwen3_folder, tmp_path / "m.gguf")
-    matrix = collect(CollectRequest(path, text, chunk=40), ONE)
+    matrix = collect(CollectRequest(model=path, text=text, chunk=40), ONE)
     with Runtime(path, ONE) as runtime:
         tokens = runtime.tokenize(TEXT, add_special=True)
     source = open_gguf(path)
@@ -182,7 +187,7 @@ def test_what_enters_the_first_layer(qwen3_folder: Path, tmp_path: Path, text: P
     assert set(matrix.entries) == {
         name for name, t in source.tensors.items() if name.startswith("blk.") and len(t.shape) > 1
     }
-    more = collect(CollectRequest(path, text, chunk=40, chunks=2, process_output=True), ONE)
+    more = collect(CollectRequest(model=path, text=text, chunk=40, chunks=2, process_output=True), ONE)
     assert more.entries["output.weight"].counts.tolist() == [80]
 
 
@@ -192,7 +197,7 @@ def test_experts_are_counted_separately(
 ) -> None:
     """Each token goes to as many experts as the model says, with the input that the router saw."""
     path = converted(request.getfixturevalue(fixture), tmp_path / "m.gguf")
-    entries = collect(CollectRequest(path, text, chunk=64), ONE).entries
+    entries = collect(CollectRequest(model=path, text=text, chunk=64), ONE).entries
     used = open_gguf(path).key("expert_used_count")
     router, gate = entries["blk.1.ffn_gate_inp.weight"], entries["blk.1.ffn_gate_exps.weight"]
     assert len(gate.counts) == open_gguf(path).key("expert_count") > 1

@@ -82,7 +82,14 @@ def test_yarn_is_transformers_yarn(
         "truncate": truncate,
         "attention_factor": attention,
     }
-    scaling = YarnScaling(factor, original, fast, slow, attention, truncate)
+    scaling = YarnScaling(
+        factor=factor,
+        original_context=original,
+        beta_fast=fast,
+        beta_slow=slow,
+        attention_factor=attention,
+        truncate=truncate,
+    )
     check(Rope(theta, width, scaling=scaling), theirs("yarn", theta, width, **given_parameters))
 
 
@@ -113,7 +120,7 @@ def test_frequencies_without_scaling_fall_from_one() -> None:
     assert magnitude == 1.0
 
 
-SCALINGS: tuple[Scaling | None, ...] = (None, LinearScaling(3.0), YarnScaling(4.0, 16))
+SCALINGS: tuple[Scaling | None, ...] = (None, LinearScaling(3.0), YarnScaling(factor=4.0, original_context=16))
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
@@ -248,7 +255,9 @@ logits = st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4, unique=Tru
 def test_a_router_takes_the_largest_and_weighs_them(
     row: list[float], top_k: int, normalised: bool, score: Any, scale: float
 ) -> None:
-    chosen, weights = route(Router(top_k, normalised, scale, score), torch.tensor([row], dtype=torch.float64))
+    chosen, weights = route(
+        Router(top_k=top_k, normalised=normalised, scale=scale, score=score), torch.tensor([row], dtype=torch.float64)
+    )
     numbers = np.array(row, np.float64)
     expected = np.exp(numbers) / np.exp(numbers).sum() if score == "softmax" else 1 / (1 + np.exp(-numbers))
     order = np.argsort(-numbers)[:top_k]
@@ -259,7 +268,7 @@ def test_a_router_takes_the_largest_and_weighs_them(
 
 
 def test_a_selection_bias_changes_the_choice_and_not_the_weights() -> None:
-    router = Router(1, normalised=False, score="sigmoid", selection_bias=True)
+    router = Router(top_k=1, normalised=False, score="sigmoid", selection_bias=True)
     row = torch.tensor([[2.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
     bias = torch.tensor([0.0, 0.0, 5.0, 0.0], dtype=torch.float64)
     chosen, weights = route(router, row, bias)

@@ -42,14 +42,14 @@ def unchanged(before: Model, after: Model) -> float:
 @pytest.mark.parametrize("bias", ["o", "qkvo"])
 @pytest.mark.parametrize("way", [output_bias.by_heads, output_bias.by_width])
 def test_output_bias(tmp_path: Path, way: Callable[[Model], Model], bias: str, gated: bool) -> None:
-    before = model(tmp_path, Shape("AD", gated=gated, bias=bias, kv_heads=2))
+    before = model(tmp_path, Shape(layers="AD", gated=gated, bias=bias, kv_heads=2))
     after = way(before)
     assert not output_bias.applies(after.spec)
     assert unchanged(before, after) <= (EXACT if way is output_bias.by_heads else ROUNDED)
 
 
 def test_layers_without_an_output_bias_follow_those_that_have_one(tmp_path: Path) -> None:
-    whole = model(tmp_path, Shape("AA", bias="qkvo"))
+    whole = model(tmp_path, Shape(layers="AA", bias="qkvo"))
     first = whole.spec.layers[0]
     assert isinstance(first.mixer, Attention)
     plain = replace(first, mixer=replace(first.mixer, bias=frozenset("qkv")))
@@ -66,7 +66,7 @@ def test_layers_without_an_output_bias_follow_those_that_have_one(tmp_path: Path
     [(8, 32, 1, False), (2, 64, 1, True), (8, 32, 2, False), (4, 128, 2, True)],
 )
 def test_the_cheaper_way_is_taken(tmp_path: Path, heads: int, head_dim: int, kv_heads: int, widened: bool) -> None:
-    before = model(tmp_path, Shape("A", heads=heads, head_dim=head_dim, kv_heads=kv_heads, bias="o"))
+    before = model(tmp_path, Shape(layers="A", heads=heads, head_dim=head_dim, kv_heads=kv_heads, bias="o"))
     costs = [way(before).parameters - before.parameters for way in (output_bias.by_heads, output_bias.by_width)]
     chosen = output_bias.cheapest(before)
     assert chosen.parameters - before.parameters <= min(costs) + head_dim
@@ -78,10 +78,10 @@ def test_the_cheaper_way_is_taken(tmp_path: Path, heads: int, head_dim: int, kv_
 @pytest.mark.parametrize(
     ("rewrite", "shape"),
     [
-        (delta.REPEATED_VALUES, Shape("DA", key_dim=48)),
-        (delta.DENSE_AS_SHARED, Shape("dAa", experts=4, top_k=2)),
-        (delta.IDLE_LAYER, Shape("DD")),
-        (delta.IDLE_LAYER, Shape("aa")),
+        (delta.REPEATED_VALUES, Shape(layers="DA", key_dim=48)),
+        (delta.DENSE_AS_SHARED, Shape(layers="dAa", experts=4, top_k=2)),
+        (delta.IDLE_LAYER, Shape(layers="DD")),
+        (delta.IDLE_LAYER, Shape(layers="aa")),
     ],
 )
 def test_a_rewrite_changes_nothing(tmp_path: Path, rewrite: Rewrite, shape: Shape) -> None:
@@ -94,7 +94,7 @@ def test_a_rewrite_changes_nothing(tmp_path: Path, rewrite: Rewrite, shape: Shap
 
 
 def test_the_plan_tells_what_a_rewrite_costs(tmp_path: Path) -> None:
-    before = model(tmp_path, Shape("DA", bias="qkvo", kv_heads=2))
+    before = model(tmp_path, Shape(layers="DA", bias="qkvo", kv_heads=2))
     made = plan(before)
     assert made.extra_parameters == made.model.parameters - before.parameters > 0
     assert (before.spec.cache_width, made.extra_cache) == (64, 32)
@@ -102,7 +102,7 @@ def test_the_plan_tells_what_a_rewrite_costs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key_dim", [16, 48])
 def test_values_that_do_not_fill_a_key_are_refused(tmp_path: Path, key_dim: int) -> None:
-    found = model(tmp_path, Shape("DA", key_dim=key_dim, value_dim=32))
+    found = model(tmp_path, Shape(layers="DA", key_dim=key_dim, value_dim=32))
     with pytest.raises(
         UnsupportedError, match=f"qwen3next lacks linear attention with keys of {key_dim} and values of 32"
     ):

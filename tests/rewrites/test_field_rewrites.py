@@ -22,20 +22,29 @@ NORM = Norm(1e-6, 0.5)
 
 def attention(**changes: object) -> Attention:
     """Four heads of 16, of which 12 dimensions turn, with every kind of tensor whose rows a rewrite must move."""
-    base = Attention(4, 2, 16, Rope(100.0, 12, "half"), frozenset("qkvo"), NORM, norm_per_head=True, norm_gain=True)
+    base = Attention(
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        rope=Rope(100.0, 12, "half"),
+        bias=frozenset("qkvo"),
+        qk_norm=NORM,
+        norm_per_head=True,
+        norm_gain=True,
+    )
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
 def model(mixer: Attention, tied: bool = True) -> Model:
     """Two layers of random weights."""
     layer = LayerSpec(mixer, GatedMLP(24, frozenset({"up"})), NORM, NORM)
-    spec = ModelSpec(288, 32, 64, (layer, layer), NORM, tied)
+    spec = ModelSpec(vocab_size=288, hidden=32, context_length=64, layers=(layer, layer), output_norm=NORM, tied=tied)
     rng = np.random.default_rng(2)
     tensors = {
         role: InMemory((rng.standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32))
         for role, shape in spec.roles().items()
     }
-    return Model(spec, tensors, "test")
+    return Model(spec=spec, tensors=tensors, family="test")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +53,9 @@ def model(mixer: Attention, tied: bool = True) -> Model:
         lambda mixer: mixer,
         lambda mixer: replace(mixer, norm_per_head=False),
         lambda mixer: replace(mixer, qk_norm=None, norm_per_head=False, norm_gain=False, bias=frozenset()),
-        lambda mixer: replace(mixer, rope=replace(mixer.rope, dims=16, scaling=YarnScaling(4.0, 16))),
+        lambda mixer: replace(
+            mixer, rope=replace(mixer.rope, dims=16, scaling=YarnScaling(factor=4.0, original_context=16))
+        ),
         lambda mixer: replace(mixer, gated=True, window=5),
     ],
 )

@@ -24,21 +24,23 @@ NORM = Norm(1e-3)
 OFFSET = Norm(1e-3, 1.0)
 ROPE = Rope(10000.0, 4, "interleaved")
 PROMPTS = ((5, 17, 250, 3, 3, 80, 111, 4, 12), (1,))
-HEADS = Attention(4, 2, 8, ROPE, frozenset("qkv"), NORM)
+HEADS = Attention(heads=4, kv_heads=2, head_dim=8, rope=ROPE, bias=frozenset("qkv"), qk_norm=NORM)
 PER_HEAD = replace(HEADS, norm_per_head=True)
-SIGMOID = Router(2, score="sigmoid")
+SIGMOID = Router(top_k=2, score="sigmoid")
 
 
 def model(mixer: Attention, ffn: GatedMLP | MoE | None = None, *, norm: Norm = NORM, tied: bool = False) -> Model:
     """Two layers of random weights, far from neutral values."""
     layer = LayerSpec(mixer, ffn or GatedMLP(16), NORM, NORM)
-    spec = ModelSpec(VOCAB, HIDDEN, 64, (layer, layer), norm, tied)
+    spec = ModelSpec(
+        vocab_size=VOCAB, hidden=HIDDEN, context_length=64, layers=(layer, layer), output_norm=norm, tied=tied
+    )
     rng = np.random.default_rng(3)
     tensors: dict[str, Tensor] = {}
     for role, shape in spec.roles().items():
         scale = 1.0 if len(shape) == 1 or "norm" in role else 1.3 / shape[-1] ** 0.5
         tensors[role] = InMemory((rng.standard_normal(shape) * scale).astype(np.float32), (role,))
-    return Model(spec, tensors, "made up")
+    return Model(spec=spec, tensors=tensors, family="made up")
 
 
 def with_scales(made: Model, embedding: float = 1.0, logit: float = 1.0) -> Model:
@@ -86,8 +88,8 @@ CASES: dict[str, tuple[Rewrite, Model]] = {
         UNIFORM_ROUTER_BIAS,
         with_values(model(HEADS, moe(replace(SIGMOID, selection_bias=True))), "router_bias", [0.7] * 4),
     ),
-    "all experts": (UNIFORM_ROUTER_BIAS, model(HEADS, moe(Router(4, score="sigmoid", selection_bias=True)))),
-    "one expert": (SINGLE_EXPERT, model(HEADS, moe(Router(1, score="sigmoid", selection_bias=True)))),
+    "all experts": (UNIFORM_ROUTER_BIAS, model(HEADS, moe(Router(top_k=4, score="sigmoid", selection_bias=True)))),
+    "one expert": (SINGLE_EXPERT, model(HEADS, moe(Router(top_k=1, score="sigmoid", selection_bias=True)))),
     "no shared expert": (EMPTY_UNGATED_EXPERT, model(HEADS, moe(SIGMOID))),
 }
 

@@ -48,7 +48,7 @@ def template() -> str:
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("chat") / "f16.gguf"
-    execute(prepare(Request(HYBRID, "f16")), path)
+    execute(prepare(Request(source=HYBRID, type="f16")), path)
     return path
 
 

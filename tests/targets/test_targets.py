@@ -70,9 +70,18 @@ BY_QWEN3: dict[str, tuple[list[LayerSpec], str]] = {
     "window": ([layer(replace(ATTENTION, window=9))], "a sliding window of 9 tokens in a context of 64"),
     "partial rope": ([layer(replace(ATTENTION, rope=Rope(1e4, 4)))], "rope on 4 of 8 dimensions"),
     "interleaved": ([layer(replace(ATTENTION, rope=Rope(1e4, 8, "interleaved")))], "rope in interleaved pairs"),
-    "betas": ([scaled(YarnScaling(2.0, 16, 16.0, 2.0))], "YaRN with beta_fast 16 and beta_slow 2"),
-    "truncation": ([scaled(YarnScaling(2.0, 16, truncate=False))], "YaRN without truncation of the correction range"),
-    "empty range": ([scaled(YarnScaling(2.0, 10**12))], "YaRN with a correction range from pair 9 back to 7"),
+    "betas": (
+        [scaled(YarnScaling(factor=2.0, original_context=16, beta_fast=16.0, beta_slow=2.0))],
+        "YaRN with beta_fast 16 and beta_slow 2",
+    ),
+    "truncation": (
+        [scaled(YarnScaling(factor=2.0, original_context=16, truncate=False))],
+        "YaRN without truncation of the correction range",
+    ),
+    "empty range": (
+        [scaled(YarnScaling(factor=2.0, original_context=10**12))],
+        "YaRN with a correction range from pair 9 back to 7",
+    ),
     "llama3": ([scaled(Llama3Scaling(8.0, 1.0, 4.0, 32))], "llama3 rope scaling"),
     "epsilons": (
         [replace(layer(), ffn_norm=Norm(1e-5))],
@@ -337,7 +346,7 @@ def test_halves_hold_bf16_weights_exactly(wide: dict[str, Path], tmp_path: Path,
 
 
 def test_rows_that_fit_no_block_fall_back_and_are_reported(wide: dict[str, Path], tmp_path: Path) -> None:
-    conversion = prepare(Request(wide["hybrid"], "q4_k_m"))
+    conversion = prepare(Request(source=wide["hybrid"], type="q4_k_m"))
     falls = {name: (fall.wanted, fall.type) for fall in conversion.report.fall_backs for name in fall.tensors}
     # 40 weights a row are no block of 32; 64 are two, but none of 256.
     assert falls["blk.0.ffn_down_exps.weight"][1] == "f16"

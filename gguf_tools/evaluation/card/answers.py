@@ -113,7 +113,7 @@ _WEIGHT: tuple[Reason, ...] = ("negated", "alternatives", "other")
 """Which reason is given where there are several."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Text:
     """An answer as the patterns read it.
 
@@ -135,7 +135,9 @@ def _text(words: list[str], gaps: list[str], places: list[tuple[int, int]], ques
     for start, end in places:
         marked[start:end] = [_ALSO, *[""] * (end - start - 1)]
         signs[start + 1 : end] = [""] * (end - start - 1)
-    return _Text(marked, gaps, signs, echoed, bool(_ASKS_FOR_SEVERAL.search(plain(question))))
+    return _Text(
+        words=marked, gaps=gaps, signs=signs, echoed=echoed, several=bool(_ASKS_FOR_SEVERAL.search(plain(question)))
+    )
 
 
 def _phrases(accept: Sequence[str]) -> set[Phrase]:

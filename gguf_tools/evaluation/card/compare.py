@@ -10,7 +10,7 @@ from gguf_tools.evaluation.card.results import Answered, CardReport
 from gguf_tools.evaluation.card.statistics import Interval, McNemar, Paired, bootstrap, mcnemar, paired_difference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """How `second` differs from `first` on the same items: second minus first, each with a paired test.
 
@@ -62,12 +62,12 @@ def difference(first: str, second: str, reports: Mapping[str, CardReport]) -> Di
     same = before.keys() == after.keys() and all(alike.values())
     same = same and one.mode == two.mode and parts_of(one).keys() == parts_of(two).keys()
     return Difference(
-        first,
-        second,
-        _score_difference(before, after, one) if same else None,
-        _facts(one.answers, two.answers),
-        _bits_difference(before["passages"], after["passages"]) if alike.get("passages") else None,
-        _facts(one.held_out, two.held_out),
+        first=first,
+        second=second,
+        score=_score_difference(before, after, one) if same else None,
+        facts=_facts(one.answers, two.answers),
+        bits=_bits_difference(before["passages"], after["passages"]) if alike.get("passages") else None,
+        held_out=_facts(one.held_out, two.held_out),
     )
 
 

@@ -11,7 +11,7 @@ from gguf_tools.evaluation.card.repetition import Loop
 from gguf_tools.evaluation.card.reply import Reply
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """A greedy continuation, as far as it counts.
 
@@ -27,7 +27,7 @@ class Generation:
     loop: Loop | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answered:
     """A question, and what came back."""
 
@@ -87,7 +87,7 @@ class Passage:
     pieces: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CardReport:
     """All that was asked and answered, in order.
 

@@ -21,7 +21,7 @@ from gguf_tools.progress import StageProgress
 from gguf_tools.runtime.interface import RuntimeLike
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CardOptions:
     """How the suite asks.
 
@@ -99,7 +99,11 @@ class _Suite:
         tags = self._modes.tags or find_tags(generation.text)
         reply = split_reply(generation.text, tags, opened=tags is not None and prompt.rstrip().endswith(tags.open))
         return Answered(
-            question.question, mode, reply, grade(reply.answer, question.accept, question.question), generation
+            question=question.question,
+            mode=mode,
+            reply=reply,
+            grade=grade(reply.answer, question.accept, question.question),
+            generation=generation,
         )
 
     def _first_line(self, generation: Generation) -> Generation:
@@ -150,12 +154,14 @@ class _Suite:
             stop,
             lambda done, total: self._tell(stage, done, total),
         )
-        found = [Generation("", (), False, False, None)] * len(texts)
+        found = [Generation(text="", tokens=(), fits=False, ended=False, loop=None)] * len(texts)
         for index, result in zip(fitting, results, strict=True):
             ended = bool(result.tokens) and result.tokens[-1] in stop
             tokens = result.tokens[: len(result.tokens) - ended]
             loop = None if ended else ends_in_loop(tokens)
-            found[index] = Generation(runtime.detokenize(tokens, special=True), tokens, True, ended, loop)
+            found[index] = Generation(
+                text=runtime.detokenize(tokens, special=True), tokens=tokens, fits=True, ended=ended, loop=loop
+            )
         return found
 
     def _tell(self, stage: str, done: int, total: int) -> None:

@@ -71,21 +71,21 @@ def build(checkpoint: Checkpoint) -> Model:
     first = next((n for n, layer in enumerate(layers) if isinstance(layer.feed_forward, MoE)), count)
     config.expect("moe_first_layer", first)
     spec = ModelSpec(
-        vocab,
-        hidden,
-        config.integer("max_seq_len"),
-        tuple(layers),
-        norm,
-        tied,
+        vocab_size=vocab,
+        hidden=hidden,
+        context_length=config.integer("max_seq_len"),
+        layers=tuple(layers),
+        output_norm=norm,
+        tied=tied,
         logit_scale=(config.integer("mup_base_d") / hidden) ** 0.5,
     )
     return Model(
-        spec,
-        tensors,
-        FAMILY.name,
-        tuple(config.notes),
-        front_matter(checkpoint.folder),
-        generation_defaults(checkpoint.folder),
+        spec=spec,
+        tensors=tensors,
+        family=FAMILY.name,
+        notes=tuple(config.notes),
+        front_matter=front_matter(checkpoint.folder),
+        generation=generation_defaults(checkpoint.folder),
     )
 
 
@@ -126,7 +126,16 @@ def _attention(inventory: Inventory, config: Config, prefix: str, hidden: int, n
     if theta <= 0:
         raise config.wrong("rope_theta", theta, "a number above 0")
     rope = Rope(theta, rope_dims, "interleaved")
-    spec = Attention(heads, kv_heads, dim, rope, qk_norm=norm, norm_per_head=True, norm_gain=True, value_scale=smeared)
+    spec = Attention(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        rope=rope,
+        qk_norm=norm,
+        norm_per_head=True,
+        norm_gain=True,
+        value_scale=smeared,
+    )
     return spec, part
 
 
@@ -150,7 +159,7 @@ def _feed_forward(inventory: Inventory, config: Config, prefix: str, hidden: int
     top_k = config.integer("top_k")
     if top_k > experts:
         raise CheckpointError(f"{config.path}: top_k is {top_k}, but the router has {experts} experts")
-    return MoE(experts, width, Router(top_k, score="sigmoid", selection_bias=biased), shared), part
+    return MoE(experts, width, Router(top_k=top_k, score="sigmoid", selection_bias=biased), shared), part
 
 
 def _mlp(inventory: Inventory, prefix: str, role: str, hidden: int) -> Part:
@@ -268,4 +277,6 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     write_tiny_tokenizer(folder, vocab)
 
 
-FAMILY = Family("moe-model", "MoEModel (AlexWortega)", matches, build, VARIANTS, tiny)
+FAMILY = Family(
+    name="moe-model", title="MoEModel (AlexWortega)", matches=matches, build=build, variants=VARIANTS, tiny=tiny
+)

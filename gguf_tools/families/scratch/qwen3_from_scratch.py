@@ -62,14 +62,22 @@ def build(checkpoint: Checkpoint) -> Model:
         layers.append(LayerSpec(mixer, GatedMLP(width), NORM, NORM))
     inventory.finish()
     context = config.integer("max_position_embeddings")
-    spec = ModelSpec(vocab, hidden, context, tuple(layers), NORM, tied=False, embedding_scale=hidden**0.5)
+    spec = ModelSpec(
+        vocab_size=vocab,
+        hidden=hidden,
+        context_length=context,
+        layers=tuple(layers),
+        output_norm=NORM,
+        tied=False,
+        embedding_scale=hidden**0.5,
+    )
     return Model(
-        spec,
-        tensors,
-        FAMILY.name,
-        tuple(config.notes),
-        front_matter(checkpoint.folder),
-        generation_defaults(checkpoint.folder),
+        spec=spec,
+        tensors=tensors,
+        family=FAMILY.name,
+        notes=tuple(config.notes),
+        front_matter=front_matter(checkpoint.folder),
+        generation=generation_defaults(checkpoint.folder),
     )
 
 
@@ -93,7 +101,7 @@ def _attention(inventory: Inventory, prefix: str, hidden: int) -> tuple[Attentio
         "attn.q_norm": q_norm,
         "attn.k_norm": inventory.take(f"{prefix}k_norm.weight", dim),
     }
-    return Attention(heads, kv_heads, dim, Rope(THETA, dim), qk_norm=NORM), part
+    return Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=Rope(THETA, dim), qk_norm=NORM), part
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
@@ -123,4 +131,11 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     write_tiny_tokenizer(folder, vocab)
 
 
-FAMILY = Family("qwen3-from-scratch", "Qwen3 from scratch (TinyStories)", matches, build, ("plain", "bf16"), tiny)
+FAMILY = Family(
+    name="qwen3-from-scratch",
+    title="Qwen3 from scratch (TinyStories)",
+    matches=matches,
+    build=build,
+    variants=("plain", "bf16"),
+    tiny=tiny,
+)

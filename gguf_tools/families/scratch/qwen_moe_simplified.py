@@ -72,7 +72,7 @@ def _moe(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tupl
         part |= shared_part
         shared = SharedExpert(mlp.width, gated=False)
         config.expect("shared_expert_intermediate_size", mlp.width)
-    return MoE(experts, width, Router(top_k), shared), part
+    return MoE(experts, width, Router(top_k=top_k), shared), part
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
@@ -131,10 +131,10 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
 
 
 FAMILY = Family(
-    "qwen-moe-simplified",
-    "Qwen-MoE, simplified",
-    matches,
-    build,
-    ("plain", "every 2nd layer", "safetensors"),
-    tiny,
+    name="qwen-moe-simplified",
+    title="Qwen-MoE, simplified",
+    matches=matches,
+    build=build,
+    variants=("plain", "every 2nd layer", "safetensors"),
+    tiny=tiny,
 )

@@ -27,7 +27,7 @@ Shapes = dict[str, tuple[int, ...]]
 Experts = Literal["separate", "fused", "w1"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """What a tiny checkpoint has besides the plain case of its family.
 
@@ -64,17 +64,17 @@ BASE: Mapping[str, Any] = {
 
 def _llama(model_type: str = "llama", bias: str = "", mlp_bias: bool = False, **config: Any) -> Variant:
     stated = {"model_type": model_type, "attention_bias": bool(bias), "mlp_bias": mlp_bias}
-    return Variant(stated | config, bias, mlp_bias)
+    return Variant(config=stated | config, bias=bias, mlp_bias=mlp_bias)
 
 
 def _mixtral(experts: Experts = "w1", **config: Any) -> Variant:
     stated = {"model_type": "mixtral", "num_local_experts": EXPERTS, "num_experts_per_tok": 2, "sliding_window": None}
-    return Variant(stated | config, experts=experts, expert_width=WIDTH)
+    return Variant(config=stated | config, experts=experts, expert_width=WIDTH)
 
 
 def _qwen2(**config: Any) -> Variant:
     stated = {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": WINDOW, "max_window_layers": 1}
-    return Variant(stated | config, "qkv")
+    return Variant(config=stated | config, bias="qkv")
 
 
 def _routed(model_type: str, top_k: int, normalised: bool, dense: tuple[int, ...]) -> dict[str, Any]:
@@ -95,17 +95,17 @@ def _qwen2_moe(
     experts: Experts = "separate", normalised: bool = False, top_k: int = 2, dense: tuple[int, ...] = (), **config: Any
 ) -> Variant:
     stated = _routed("qwen2_moe", top_k, normalised, dense) | {"shared_expert_intermediate_size": SHARED_WIDTH}
-    return Variant(stated | config, "qkv", experts=experts, shared=True, dense=dense)
+    return Variant(config=stated | config, bias="qkv", experts=experts, shared=True, dense=dense)
 
 
 def _qwen3(**config: Any) -> Variant:
     stated = {"model_type": "qwen3", "head_dim": 32, "use_sliding_window": False, "sliding_window": None}
-    return Variant(stated | config, qk_norm=True)
+    return Variant(config=stated | config, qk_norm=True)
 
 
 def _qwen3_moe(experts: Experts = "separate", dense: tuple[int, ...] = (), **config: Any) -> Variant:
     stated = _routed("qwen3_moe", 2, True, dense) | {"head_dim": 32}
-    return Variant(stated | config, qk_norm=True, experts=experts, dense=dense)
+    return Variant(config=stated | config, qk_norm=True, experts=experts, dense=dense)
 
 
 LLAMA: Mapping[str, Variant] = {

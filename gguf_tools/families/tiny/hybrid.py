@@ -24,7 +24,7 @@ MLX_NORMS = (
 Shapes = dict[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shape:
     """What a tiny hybrid has; D and A in `layers` are linear and full attention, lower case with a dense feed-forward."""
 
@@ -61,12 +61,12 @@ NEXT_VARIANTS: Mapping[str, Shape] = {
     "ungated-output-bias": Shape(gated=False, shared_gated=False, bias="qkvo"),
     "wide-heads-output-bias": Shape(heads=2, head_dim=64, bias="qkvo"),
     "irregular": Shape(
-        "DDADAA", kv_heads=2, experts=4, top_k=2, key_heads=2, value_heads=6, bias="", tied=False, yarn=False
+        layers="DDADAA", kv_heads=2, experts=4, top_k=2, key_heads=2, value_heads=6, bias="", tied=False, yarn=False
     ),
     "fused": Shape(fused=True, experts=4, top_k=2, mtp=True),
-    "linear-only": Shape("DD"),
-    "full-only": Shape("AA"),
-    "dense-layers": Shape("dADa", experts=4, top_k=2),
+    "linear-only": Shape(layers="DD"),
+    "full-only": Shape(layers="AA"),
+    "dense-layers": Shape(layers="dADa", experts=4, top_k=2),
     "wide-keys": Shape(key_dim=32),
     "mlx": Shape(mlx=True, experts=4, top_k=2),
 }

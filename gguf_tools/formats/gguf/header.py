@@ -131,7 +131,7 @@ class TensorEntry:
         return tensor_bytes(self.type, self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GGUFHeader:
     """All of a GGUF file except its tensors' data; `data_offset` is where that starts in the file."""
 
@@ -275,7 +275,9 @@ def _read(reader: _Reader) -> GGUFHeader:
     entries = [_entry(reader) for _ in range(n_tensors)]
     data_offset = align(reader.position, alignment)
     _check_places(reader, entries, data_offset, alignment)
-    return GGUFHeader(path, metadata, tuple(entries), data_offset, alignment)
+    return GGUFHeader(
+        path=path, metadata=metadata, tensors=tuple(entries), data_offset=data_offset, alignment=alignment
+    )
 
 
 def _entry(reader: _Reader) -> TensorEntry:

@@ -44,7 +44,11 @@ def _read_gguf(path: Path) -> ImportanceMatrix:
     datasets = header.get(DATASETS, ())
     known = isinstance(datasets, tuple) and all(isinstance(dataset, str) for dataset in datasets)
     return ImportanceMatrix(
-        entries, datasets if known else (), _whole(header.get(CHUNKS)), _whole(header.get(CHUNK_SIZE)), str(path)
+        entries=entries,
+        datasets=datasets if known else (),
+        chunks=_whole(header.get(CHUNKS)),
+        chunk_size=_whole(header.get(CHUNK_SIZE)),
+        name=str(path),
     )
 
 
@@ -118,7 +122,7 @@ def _read_old(path: Path) -> ImportanceMatrix:
         raise InputError(f"{path}: holds no entries; it is no importance matrix, or an empty one")
     chunks = 0 if file.ended else file.number()
     datasets = () if file.ended else (file.text(),)
-    return ImportanceMatrix(entries, datasets, max(chunks, 0), 0, str(path))
+    return ImportanceMatrix(entries=entries, datasets=datasets, chunks=max(chunks, 0), chunk_size=0, name=str(path))
 
 
 def in_tokens(matrix: ImportanceMatrix) -> ImportanceMatrix:
@@ -127,7 +131,9 @@ def in_tokens(matrix: ImportanceMatrix) -> ImportanceMatrix:
         return matrix
     size = np.float32(OLD_CHUNK)
     entries = {name: Statistics(entry.sums * size, entry.counts * OLD_CHUNK) for name, entry in matrix.entries.items()}
-    return ImportanceMatrix(entries, matrix.datasets, matrix.chunks, OLD_CHUNK, matrix.name)
+    return ImportanceMatrix(
+        entries=entries, datasets=matrix.datasets, chunks=matrix.chunks, chunk_size=OLD_CHUNK, name=matrix.name
+    )
 
 
 def recorded(matrix: ImportanceMatrix) -> Metadata:

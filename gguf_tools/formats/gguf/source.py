@@ -41,24 +41,24 @@ class GGUFTensor(Tensor):
         return (self.entry.name,)
 
     def flat(self, start: int, stop: int) -> FloatArray:
-        kind = self.entry.type
-        first, last = start // kind.block, -(-stop // kind.block)
-        offset = self.data_offset + self.entry.offset + first * kind.block_bytes
-        raw = self.file.read(offset, (last - first) * kind.block_bytes)
-        blocks = decode_rows(np.frombuffer(raw, np.uint8).reshape(1, -1), kind, (last - first) * kind.block)
-        return blocks.reshape(-1)[start - first * kind.block : stop - first * kind.block]
+        dtype = self.entry.type
+        first, last = start // dtype.block, -(-stop // dtype.block)
+        offset = self.data_offset + self.entry.offset + first * dtype.block_bytes
+        raw = self.file.read(offset, (last - first) * dtype.block_bytes)
+        blocks = decode_rows(np.frombuffer(raw, np.uint8).reshape(1, -1), dtype, (last - first) * dtype.block)
+        return blocks.reshape(-1)[start - first * dtype.block : stop - first * dtype.block]
 
     @property
     def stored(self) -> TensorType:
         return self.entry.type
 
     def raw(self, start: int, stop: int) -> RawArray:
-        kind = self.entry.type
-        first, last = start // kind.block * kind.block_bytes, stop // kind.block * kind.block_bytes
+        dtype = self.entry.type
+        first, last = start // dtype.block * dtype.block_bytes, stop // dtype.block * dtype.block_bytes
         data = self.read(first, last - first)
-        if kind is F32:
+        if dtype is F32:
             return data.view(np.float32)
-        return data.view(np.uint16) if kind in NARROW else data
+        return data.view(np.uint16) if dtype in NARROW else data
 
     def read(self, start: int, count: int) -> NDArray[np.uint8]:
         """`count` bytes of the data from byte `start` on."""

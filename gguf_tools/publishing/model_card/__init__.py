@@ -3,7 +3,7 @@
 `facts` gathers, `front_matter` and `page` write. Nothing is invented: what was not measured is left out.
 """
 
-from gguf_tools.publishing.model_card.facts import CardFacts, FileFacts, gather
+from gguf_tools.publishing.model_card.facts import CardFacts, CardFile, gather
 from gguf_tools.publishing.model_card.page import card_page
 
-__all__ = ["CardFacts", "FileFacts", "card_page", "gather"]
+__all__ = ["CardFacts", "CardFile", "card_page", "gather"]

@@ -32,8 +32,8 @@ _BASE_MODEL = re.compile(r"general\.base_model\.\d+\.repo_url")
 _HUB_URL = "https://huggingface.co/"
 
 
-@dataclass(frozen=True)
-class FileFacts:
+@dataclass(frozen=True, kw_only=True)
+class CardFile:
     """One GGUF: what was measured, what it takes in memory, and where it comes from.
 
     `place` is its path from the card's folder, with forward slashes; `label` its name, or `place` where another file has
@@ -49,12 +49,12 @@ class FileFacts:
     provenance: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CardFacts:
     """All that a card may say. `metadata` are the general keys of the first file; `base_models` are ids on the hub."""
 
     name: str
-    files: tuple[FileFacts, ...]
+    files: tuple[CardFile, ...]
     model: Inspection
     metadata: Mapping[str, Any]
     base_models: tuple[str, ...]
@@ -110,7 +110,15 @@ def gather(
     labels = [place if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
     measured = measure_files(paths, options, fidelity, card, progress)
     files = [
-        FileFacts(path, place, label, found, memory, _recipe(header), _provenance(header))
+        CardFile(
+            path=path,
+            place=place,
+            label=label,
+            measured=found,
+            memory=memory,
+            recipe=_recipe(header),
+            provenance=_provenance(header),
+        )
         for path, place, label, found, memory, header in zip(
             paths, places, labels, measured, memories, headers, strict=True
         )

@@ -23,7 +23,7 @@ from gguf_tools.evaluation.card.report import (
     held_out_row,
 )
 from gguf_tools.formats.gguf import keys
-from gguf_tools.publishing.model_card.facts import CardFacts, FileFacts
+from gguf_tools.publishing.model_card.facts import CardFacts, CardFile
 from gguf_tools.publishing.model_card.front_matter import front_matter
 from gguf_tools.publishing.model_card.usage import usage
 from gguf_tools.text import human_bytes, human_count, markdown_table, one_line
@@ -89,7 +89,7 @@ def _files(facts: CardFacts) -> str:
     return f"## Files\n\n{markdown_table(head, rows, '<<>')}\n{told}"
 
 
-def _is_from_elsewhere(file: FileFacts) -> bool:
+def _is_from_elsewhere(file: CardFile) -> bool:
     """Whether the file records another source than the one that it was compared with."""
     evaluation = file.measured.evaluation
     return evaluation is not None and evaluation.source.is_source is False
@@ -167,7 +167,7 @@ def _provenance(facts: CardFacts) -> str:
     return f"## Provenance\n\n{markdown_table(['', ''], kept, '<')}"
 
 
-def _link(file: FileFacts) -> str:
+def _link(file: CardFile) -> str:
     """A Markdown link to a file, by its path from the card's folder."""
     return f"[{_plain(file.label)}]({quote(os.fsencode(file.place))})"
 

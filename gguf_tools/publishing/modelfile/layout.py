@@ -44,7 +44,7 @@ class Thoughts:
     absent: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChatLayout:
     """The literal text of each role.
 

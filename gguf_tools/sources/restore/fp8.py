@@ -26,7 +26,7 @@ RUNTIME_SCALES = re.compile(r".*\.(input_scale|output_scale|input_scale_ub|[kqv]
 BLOCK = 128
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class BlockScaled(Tensor):
     """`base` times a scale for each block of `rows` × `columns` in the last two axes (and each entry of those before).
 
@@ -125,7 +125,7 @@ def _scaled(checkpoint: Checkpoint, name: str, base: Tensor, scale: Tensor, bloc
             f"{checkpoint.path}: {', '.join(scale.sources)} has shape {found}, which does not fit {name} of shape {base.shape} "
             f"in blocks of {block[0]}×{block[1]}; check weight_block_size in {CONFIG}"
         )
-    return BlockScaled(base, scale, (grid[0], grid[1], grid[2]), rows, columns)
+    return BlockScaled(base=base, scale=scale, grid=(grid[0], grid[1], grid[2]), rows=rows, block_columns=columns)
 
 
 def _block_size(checkpoint: Checkpoint) -> tuple[int, int]:

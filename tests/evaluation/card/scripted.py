@@ -181,4 +181,6 @@ def scored(
     **options: Any,
 ) -> CardReport:
     """The suite's report on a scripted runtime."""
-    return run_card(runtime, CardOptions(Choice(content or card_set(), tuple(held_out)), weights=weights, **options))
+    return run_card(
+        runtime, CardOptions(choice=Choice(content or card_set(), tuple(held_out)), weights=weights, **options)
+    )

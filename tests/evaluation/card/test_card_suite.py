@@ -201,7 +201,7 @@ def test_no_request_exceeds_the_context(context: int, template: str | None, bos:
     content = card_set(
         [*FRANCE, Question("A question that is longer than the first?", ("yes",))], passages=["a b" * 30]
     )
-    options = CardOptions(Choice(content), answer_tokens=limit, think_tokens=limit, completion_tokens=limit)
+    options = CardOptions(choice=Choice(content), answer_tokens=limit, think_tokens=limit, completion_tokens=limit)
     if context <= len(tokens_of(rendered(template)[0])) + (bos is not None):
         with pytest.raises(InputError, match=f"no question fits the context of {context} tokens; give a longer"):
             run_card(runtime, options)
@@ -213,7 +213,7 @@ def test_no_request_exceeds_the_context(context: int, template: str | None, bos:
 
 def test_progress_names_the_stages() -> None:
     seen: list[tuple[str, int, int]] = []
-    run_card(Scripted(perfect), CardOptions(Choice(card_set(), FRANCE)), lambda *step: seen.append(step))
+    run_card(Scripted(perfect), CardOptions(choice=Choice(card_set(), FRANCE)), lambda *step: seen.append(step))
     last = {stage: (done, total) for stage, done, total in seen}
     assert last == {
         "questions": (5, 5),
@@ -397,7 +397,7 @@ def test_without_a_template_the_questions_are_plain_text() -> None:
 def test_only_the_first_line_of_plain_text_counts(answer: str, text: str, kept: str) -> None:
     """Neither the text behind it nor what that repeats."""
     (item,) = said(answer, None).answers
-    assert item.generation == Generation(text, tuple(map(ord, kept)), True, True, None)
+    assert item.generation == Generation(text=text, tokens=tuple(map(ord, kept)), fits=True, ended=True, loop=None)
     assert item.right == ("Paris" in text)
 
 

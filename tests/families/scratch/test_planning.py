@@ -32,7 +32,7 @@ Tinyq = Callable[..., Ran]
 
 def refusal(source: Path, **options: object) -> str:
     with pytest.raises(UnsupportedError) as error:
-        open_source(replace(Request(source), **options))  # type: ignore[arg-type]
+        open_source(replace(Request(source=source), **options))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -78,7 +78,7 @@ def test_approximation(made: Made, tmp_path: Path) -> None:
 
 def test_exact_ways_need_no_approximation(made: Made) -> None:
     for variant in ("uniform bias", "one expert", "stacked"):
-        made_plan = open_source(Request(made("moe-model", variant), allow_approximate=True)).plan
+        made_plan = open_source(Request(source=made("moe-model", variant), allow_approximate=True)).plan
         assert made_plan.approximation is None
 
 
@@ -126,7 +126,7 @@ def test_broken_calibration_files(made: Made, tmp_path: Path, content: bytes | N
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)
-    request = Request(made("moe-model", "nonzero bias"), allow_approximate=True, calibration=path)
+    request = Request(source=made("moe-model", "nonzero bias"), allow_approximate=True, calibration=path)
     with pytest.raises(InputError, match=what):
         open_source(request)
 
@@ -150,14 +150,14 @@ def test_a_bare_state_dict(made: Made, tmp_path: Path, tinyq: Tinyq) -> None:
     assert header.get("tinyq.source.path") == "weights/best_model_params.pt"
     assert header.get("tinyq.tokenizer.path") == "tokenizer"
     assert header.get("general.name") == "weights"
-    longest = open_source(Request(source, tokenizer=tokenizer))
+    longest = open_source(Request(source=source, tokenizer=tokenizer))
     assert longest.model.spec.context_length == 32768
     assert any("--context-length" in note for note in longest.model.notes)
 
 
 def test_context_length_overrides_the_config(made: Made) -> None:
     for family, variant in (("moe-model", "pt"), ("qwen-moe-simplified", "plain")):
-        assert open_source(Request(made(family, variant), context_length=48)).model.spec.context_length == 48
+        assert open_source(Request(source=made(family, variant), context_length=48)).model.spec.context_length == 48
 
 
 def test_an_untied_model_with_equal_heads_costs_nothing(made: Made) -> None:

@@ -57,7 +57,7 @@ def test_only_the_metadata_decide(tmp_path: Path) -> None:
 
 
 def test_what_mlx_did_not_transform_is_left_alone(tmp_path: Path) -> None:
-    shape = Shape("DA")
+    shape = Shape(layers="DA")
     tensors = random_tensors(shapes(shape), 3)
     write_checkpoint(tmp_path, config_of(shape), tensors, metadata=MLX)
     model = load_model(tmp_path)
@@ -96,7 +96,7 @@ def test_sharded_files_carry_the_metadata(tmp_path: Path) -> None:
 
 
 def test_a_missing_rotary_share_is_assumed_as_transformers_does(tmp_path: Path) -> None:
-    write(tmp_path, Shape("DA", yarn=False), 1)
+    write(tmp_path, Shape(layers="DA", yarn=False), 1)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text("utf-8"))
     del config["rope_parameters"]["partial_rotary_factor"]

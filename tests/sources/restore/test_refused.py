@@ -74,8 +74,8 @@ def test_a_tower_is_left_out_only_when_asked(tmp_path: Path) -> None:
     write_qwen35(tmp_path, "vision", 1)
     wanted = r"a vision tower \(1 of its tensors, such as model\.visual\.blocks.* leave it out with --text-only"
     with pytest.raises(UnsupportedError, match=wanted):
-        open_source(Request(tmp_path))
-    opened = open_source(Request(tmp_path, text_only=True))
+        open_source(Request(source=tmp_path))
+    opened = open_source(Request(source=tmp_path, text_only=True))
     assert any("vision tower" in note for note in opened.model.notes)
     assert any("mtp" in note for note in opened.model.notes)
 
@@ -88,7 +88,7 @@ def test_towers_by_other_names(tmp_path: Path, name: str, what: str) -> None:
     text = {f"language_model.{key}": values for key, values in load_file(tmp_path / "model.safetensors").items()}
     save_file(text | {name: np.zeros((2, 2), "f4")}, tmp_path / "model.safetensors")
     with pytest.raises(UnsupportedError, match=what):
-        open_source(Request(tmp_path))
+        open_source(Request(source=tmp_path))
     assert load_model(tmp_path).spec.pattern == "dada"
 
 
