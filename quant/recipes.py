@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from quant import rules
 from quant.errors import InputError
@@ -153,7 +154,8 @@ class TypeChoice:
     """The type that a tensor gets.
 
     `wanted` is what the recipe or an option asked for; it differs from `type` where rows do not fit whole blocks.
-    `kept` tensors are never quantized. `reason` is a short text: why it is kept, why it fell back, which option
+    `kept` tensors are never quantized. `asked_for` says that the user named the type for this tensor: an override, or the
+    type of the output or the embedding. `reason` is a short text for people: why it is kept, why it fell back, which option
     decided; empty where the recipe's rules did.
     """
 
@@ -162,6 +164,7 @@ class TypeChoice:
     wanted: TensorType
     reason: str = ""
     kept: bool = False
+    asked_for: bool = False
 
     @property
     def fell_back(self) -> bool:
@@ -281,50 +284,56 @@ def _choose(
     why = rules.left_alone(model.arch, tensor.name, tensor.shape)
     if why is not None:
         return TypeChoice(name=tensor.name, type=tensor.source, wanted=tensor.source, reason=why, kept=True)
-    dtype, reason = _by_option(tensor.name, options)
-    if dtype is None and options.pure:
-        dtype = wanted.base
-    if dtype is None and not wanted.base.plain:
-        dtype, reason = _by_recipe(wanted, model, tensor.name, options, tied, counts)
-    dtype = dtype or wanted.base
+    decision = _by_option(tensor.name, options)
+    if decision is None and not options.pure and not wanted.base.plain:
+        decision = _by_recipe(wanted, model, tensor.name, options, tied, counts)
+    dtype, reason, asked_for = decision or _Decision(wanted.base)
     fits = rules.fitting(dtype, tensor.shape[-1])
     if fits is not dtype:
         reason = f"rows of {tensor.shape[-1]} are not a multiple of {dtype.block}"
-    return TypeChoice(name=tensor.name, type=fits, wanted=dtype, reason=reason)
+    return TypeChoice(name=tensor.name, type=fits, wanted=dtype, reason=reason, asked_for=asked_for)
 
 
-def _by_option(name: str, options: TypeOptions) -> tuple[TensorType | None, str]:
+class _Decision(NamedTuple):
+    """A type, and the `reason` and `asked_for` of the TypeChoice that it leads to."""
+
+    type: TensorType
+    reason: str = ""
+    asked_for: bool = False
+
+
+def _by_option(name: str, options: TypeOptions) -> _Decision | None:
     """The type that an option gives to a tensor whatever the recipe, or None."""
     role = rules.role_of(name)
     override = options.override(name)
     # The table of per-layer embeddings follows the embedding's type unless an override names it.
     follows = name == "token_embd.weight" or override is None
     if role is Role.EMBEDDING and options.embedding_type is not None and follows:
-        return options.embedding_type, "embedding type"
+        return _Decision(options.embedding_type, "embedding type", asked_for=True)
     if role is Role.OUTPUT and options.output_type is not None:
-        return options.output_type, "output type"
+        return _Decision(options.output_type, "output type", asked_for=True)
     if override is not None:
-        return override.type, f"override {override.pattern.pattern}"
+        return _Decision(override.type, f"override {override.pattern.pattern}", asked_for=True)
     if name in options.types:
-        return options.types[name], "target size"
-    return None, ""
+        return _Decision(options.types[name], "target size")
+    return None
 
 
 def _by_recipe(
     wanted: TypeRecipe, model: ModelFacts, name: str, options: TypeOptions, tied: bool, counts: _Counts
-) -> tuple[TensorType, str]:
+) -> _Decision:
     """The type that a quantized recipe's own rules give (`llama_tensor_get_type_impl`); advances `counts`."""
     if rules.at_least_q8_0(model.arch, name):
-        return Q8_0, ""
+        return _Decision(Q8_0)
     role = rules.role_of(name)
     if role is Role.OUTPUT or (role is Role.EMBEDDING and tied):
         if options.output_type is not None:
-            return options.output_type, "output type"
-        return rules.for_output(wanted.base, model.arch), ""
+            return _Decision(options.output_type, "output type", asked_for=True)
+        return _Decision(rules.for_output(wanted.base, model.arch))
     place = _place(model, role, name, counts)
     counts.seen[role] += 1
     seventy_b = rules.is_seventy_b(model.arch, model.n_layer - model.n_layer_nextn, model.n_head, model.n_head_kv)
-    return rules.by_role(wanted.name, wanted.base, role, place, seventy_b), ""
+    return _Decision(rules.by_role(wanted.name, wanted.base, role, place, seventy_b))
 
 
 def _place(model: ModelFacts, role: Role, name: str, counts: _Counts) -> TensorPlace:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gguf_tools.errors import InputError
-from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, LayerSpec, Model, MoE
+from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, Layer, LayerSpec, Model, MoE
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
 from surgery.algebra import Half, Method, Space, Stack, evaluate
@@ -50,9 +50,9 @@ class ModelSpace(Space[ModelHalf]):
         self.model = model
 
     def half(self, index: int, half: Half) -> ModelHalf:
-        spec = self.model.spec.layers[index]
-        values = {f.name: getattr(spec, f.name) for f in fields(LayerSpec) if half_of_field(f.name) == half}
-        tensors = {role: t for role, t in self.model.layer(index).items() if half_of_role(role) == half}
+        layer = self.model.layers[index]
+        values = {f.name: getattr(layer.spec, f.name) for f in fields(LayerSpec) if half_of_field(f.name) == half}
+        tensors = {role: t for role, t in layer.tensors.items() if half_of_role(role) == half}
         return ModelHalf(values, tensors)
 
     def mismatch(self, a: ModelHalf, b: ModelHalf) -> tuple[str, str] | None:
@@ -93,7 +93,7 @@ def operate(model: Model, recipe: Recipe) -> Model:
 
     Raises InputError where an index or an expert does not exist, or two kinds would be blended.
     """
-    return rebuilt(model, recipe.apply(len(model.spec.layers)))
+    return rebuilt(model, recipe.apply(len(model.layers)))
 
 
 def operate_text(model: Model, text: str) -> Model:
@@ -104,13 +104,12 @@ def operate_text(model: Model, text: str) -> Model:
 def rebuilt(model: Model, stack: Stack) -> Model:
     """The model with the layers that the stack describes."""
     space = ModelSpace(model)
-    tensors = {role: tensor for role, tensor in model.tensors.items() if not role.startswith("layers.")}
     layers = []
-    for n, layer in enumerate(stack):
+    for layer in stack:
         attention, ffn = evaluate(layer, "attention", space), evaluate(layer, "ffn", space)
-        layers.append(LayerSpec(**attention.fields, **ffn.fields))
-        tensors |= {f"layers.{n}.{role}": t for role, t in {**attention.tensors, **ffn.tensors}.items()}
-    return replace(model, spec=replace(model.spec, layers=tuple(layers)), tensors=tensors)
+        spec = LayerSpec(**attention.fields, **ffn.fields)
+        layers.append(Layer(spec, {**attention.tensors, **ffn.tensors}))
+    return model.with_layers(layers)
 
 
 def kinds_apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, str] | None:

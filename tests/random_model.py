@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,18 @@ from gguf_tools.model.spec import (
     DeltaNet,
     FeedForward,
     GatedMLP,
+    Layer,
     LayerSpec,
+    LayerTensors,
     Mixer,
     Model,
     ModelSpec,
     MoE,
     Norm,
     Router,
+    Shape,
 )
-from gguf_tools.tensors.base import InMemory
+from gguf_tools.tensors.base import InMemory, Tensor
 
 VOCAB, HIDDEN, CONTEXT = 40, 24, 64
 PROMPTS: tuple[tuple[int, ...], ...] = (tuple(range(3, 23)), (5, 5, 7), (1,))
@@ -51,11 +54,37 @@ def random_model(layers: Sequence[LayerSpec], *, tied: bool = False, seed: int =
         **scales,
     )
     rng = np.random.default_rng(seed)
-    tensors = {
-        role: InMemory(
-            (rng.standard_normal(shape) / math.sqrt(shape[-1]) + (0.7 if len(shape) == 1 else 0.0)).astype(np.float32),
-            (role,),
-        )
-        for role, shape in spec.roles().items()
-    }
-    return Model(spec=spec, tensors=tensors, family="made up")
+
+    def fill(role: str, shape: Shape) -> Tensor:
+        values = rng.standard_normal(shape) / math.sqrt(shape[-1]) + (0.7 if len(shape) == 1 else 0.0)
+        return InMemory(values.astype(np.float32), (role,))
+
+    return filled(spec, fill)
+
+
+def filled(spec: ModelSpec, fill: Callable[[str, Shape], Tensor]) -> Model:
+    """A model of this spec whose tensors `fill` makes from role and shape."""
+
+    def tensors(roles: Mapping[str, Shape]) -> LayerTensors:
+        return {role: fill(role, shape) for role, shape in roles.items()}
+
+    layers = tuple(tensors(one.roles(spec.hidden)) for one in spec.layers)
+    return Model(spec=spec, tensors=tensors(spec.roles()), layer_tensors=layers, family="made up")
+
+
+def named(model: Model) -> dict[str, Tensor]:
+    """Every tensor of the model, those of layer N as `layers.N.…`."""
+    layers = {f"layers.{n}.{role}": t for n, one in enumerate(model.layers) for role, t in one.tensors.items()}
+    return {**model.tensors, **layers}
+
+
+def with_layer(model: Model, n: int, tensors: Mapping[str, Tensor], spec: LayerSpec | None = None) -> Model:
+    """The model with some tensors of layer n replaced, and with the layer's spec if one is given.
+
+    Tensors for which that spec has no role are left out.
+    """
+    old = model.layers[n]
+    spec = spec or old.spec
+    both = {**old.tensors, **tensors}
+    new = Layer(spec, {role: both[role] for role in spec.roles(model.spec.hidden)})
+    return model.with_layers((*model.layers[:n], new, *model.layers[n + 1 :]))

@@ -25,8 +25,6 @@ PROBES = (Q3_K, Q4_0)
 """The type that a tensor is rounded to in order to measure what it means: the first that its rows fit."""
 CHUNK = 256
 """Tokens that are read together."""
-DECIDED = ("override ", "output type", "embedding type")
-"""How the reasons begin of types that the user asked for."""
 
 Sources = Mapping[str, Tensor]
 
@@ -124,13 +122,11 @@ def budget_of(
 
 
 def free_to_choose(choices: Sequence[TypeChoice], sources: Sources) -> frozenset[str]:
-    """The tensors that are quantized, that the user has not decided about, and that more than one type fits."""
+    """The tensors that are quantized, for which the user asked for no type, and that more than one type fits."""
     return frozenset(
         choice.name
         for choice in choices
-        if not choice.kept
-        and not choice.reason.startswith(DECIDED)
-        and len(fitting_candidates(sources[choice.name].shape)) > 1
+        if not choice.kept and not choice.asked_for and len(fitting_candidates(sources[choice.name].shape)) > 1
     )
 
 

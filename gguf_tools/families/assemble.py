@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from gguf_tools.families import hf
 from gguf_tools.families.reading import Config, Inventory, layer_count
-from gguf_tools.model.spec import LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.model.spec import Layer, Model, ModelSpec, Norm
 from gguf_tools.sources.beside import front_matter, generation_defaults
 from gguf_tools.sources.checkpoint import Checkpoint
 
-LayerBuilder = Callable[[str, int, Norm], tuple[LayerSpec, hf.Part]]
+LayerBuilder = Callable[[str, int, Norm], Layer]
 """(prefix of the layer's tensors, hidden size, norm) → the layer without its two norms' tensors."""
 
 
@@ -32,26 +32,28 @@ def assemble(
     layers = []
     for n in range(count):
         prefix = f"model.layers.{n}."
-        spec, part = layer(prefix, hidden, norm)
-        part["mixer_norm"] = inventory.take(f"{prefix}input_layernorm.weight", hidden)
-        part["ffn_norm"] = inventory.take(f"{prefix}post_attention_layernorm.weight", hidden)
-        tensors |= {f"layers.{n}.{name}": tensor for name, tensor in part.items()}
-        layers.append(spec)
+        bare = layer(prefix, hidden, norm)
+        norms = {
+            "mixer_norm": inventory.take(f"{prefix}input_layernorm.weight", hidden),
+            "ffn_norm": inventory.take(f"{prefix}post_attention_layernorm.weight", hidden),
+        }
+        layers.append(Layer(bare.spec, {**bare.tensors, **norms}))
     inventory.finish()
     activation = config.values.get("hidden_act", "silu")
     if activation != "silu":
         raise config.wrong("hidden_act", activation, "silu")
-    spec_whole = ModelSpec(
+    spec = ModelSpec(
         vocab_size=vocab,
         hidden=hidden,
         context_length=config.integer("max_position_embeddings"),
-        layers=tuple(layers),
+        layers=tuple(layer.spec for layer in layers),
         output_norm=norm,
         tied=tied,
     )
     return Model(
-        spec=spec_whole,
+        spec=spec,
         tensors=tensors,
+        layer_tensors=tuple(layer.tensors for layer in layers),
         family=family,
         notes=tuple(config.notes),
         front_matter=front_matter(checkpoint.folder),

@@ -12,11 +12,9 @@ from typing import Any
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.families.reading import Config, Inventory, is_number
 from gguf_tools.model.rope import LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling
-from gguf_tools.model.spec import Attention, GatedMLP, MoE, Norm, Router, SharedExpert
+from gguf_tools.model.spec import Attention, GatedMLP, LayerTensors, MoE, Norm, Router, SharedExpert
 from gguf_tools.tensors.base import Tensor, same_values
 from gguf_tools.tensors.views import Reshaped, stack, take_rows
-
-Part = dict[str, Tensor]
 
 
 def rope(config: Config, head_dim: int, *, whole: bool = False) -> Rope:
@@ -98,7 +96,7 @@ def attention(
     window: int | None = None,
     *,
     whole_rope: bool = False,
-) -> tuple[Attention, Part]:
+) -> tuple[Attention, LayerTensors]:
     """`self_attn` with separate projections; a query projection twice as wide as the output's input holds a gate.
 
     `qk_norm` is the norm that q_norm and k_norm use where they exist. The gate's rows follow the query's in each head
@@ -130,7 +128,7 @@ def attention(
     config.expect("head_dim", head_dim)
     q_rows = inventory.shape(f"{prefix}q_proj.weight")[0]
     gated = q_rows == 2 * wide
-    part: Part = {
+    part: LayerTensors = {
         "attn.q": inventory.take(f"{prefix}q_proj.weight", q_rows if gated else wide, hidden),
         "attn.k": inventory.take(f"{prefix}k_proj.weight", k_rows, hidden),
         "attn.v": inventory.take(f"{prefix}v_proj.weight", k_rows, hidden),
@@ -197,7 +195,7 @@ def expect_kind(config: Config, prefix: str, actual: str) -> None:
         config.note(f"config.json says layer {n} is {kinds[n]}, its tensors are {actual}")
 
 
-def gated_mlp(inventory: Inventory, prefix: str, hidden: int, role: str = "ffn") -> tuple[GatedMLP, Part]:
+def gated_mlp(inventory: Inventory, prefix: str, hidden: int, role: str = "ffn") -> tuple[GatedMLP, LayerTensors]:
     """`gate_proj`, `up_proj` and `down_proj` under `prefix`."""
     gate = inventory.take(f"{prefix}gate_proj.weight", None, hidden)
     width = gate.shape[0]
@@ -218,7 +216,9 @@ def has_experts(inventory: Inventory, prefix: str) -> bool:
     return any(f"{prefix}{name}" in inventory for name in names)
 
 
-def moe(inventory: Inventory, config: Config, prefix: str, hidden: int, *, normalised: bool) -> tuple[MoE, Part]:
+def moe(
+    inventory: Inventory, config: Config, prefix: str, hidden: int, *, normalised: bool
+) -> tuple[MoE, LayerTensors]:
     """A router `gate`, experts one tensor each or fused, and perhaps a shared expert with or without a gate.
 
     `normalised` is the family's default of norm_topk_prob.
@@ -246,7 +246,7 @@ def moe(inventory: Inventory, config: Config, prefix: str, hidden: int, *, norma
     return MoE(experts, width, Router(top_k=top_k, normalised=config.flag("norm_topk_prob", normalised)), shared), part
 
 
-def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> Part:
+def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> LayerTensors:
     fused = f"{prefix}experts.gate_up_proj"
     if fused in inventory or f"{prefix}experts.down_proj" in inventory:
         width = inventory.shape(fused, 3)[1] // 2
@@ -267,7 +267,7 @@ def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> Pa
     }
 
 
-def embeddings(inventory: Inventory, config: Config) -> tuple[Part, bool]:
+def embeddings(inventory: Inventory, config: Config) -> tuple[dict[str, Tensor], bool]:
     """Token embedding, final norm and output projection; tied where the file has no `lm_head.weight` of its own.
 
     A config that says they are not tied, beside a file without `lm_head.weight`, is an incomplete checkpoint: what else the

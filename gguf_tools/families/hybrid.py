@@ -12,7 +12,7 @@ from gguf_tools.errors import CheckpointError
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.reading import Config, Inventory
-from gguf_tools.model.spec import DeltaNet, FeedForward, LayerSpec, Mixer, Model, Norm
+from gguf_tools.model.spec import DeltaNet, FeedForward, Layer, LayerSpec, LayerTensors, Mixer, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.signature import gated_queries, signature
 from gguf_tools.tensors.views import Reshaped, take, take_rows
@@ -26,7 +26,7 @@ def build_hybrid(checkpoint: Checkpoint, family: str) -> Model:
     if kind.startswith(("qwen3_next", "qwen3_5")):
         config.assume("partial_rotary_factor", 0.25, f"as transformers does for {kind}")
 
-    def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
+    def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         mixer: Mixer
         ffn: FeedForward
         linear = any(f"{prefix}linear_attn.{name}" in inventory for name in ("out_proj.weight", "A_log"))
@@ -39,7 +39,7 @@ def build_hybrid(checkpoint: Checkpoint, family: str) -> Model:
             ffn, ffn_part = hf.moe(inventory, config, f"{prefix}mlp.", hidden, normalised=True)
         else:
             ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     if inventory.ignore(r"(model\.)?mtp\..*"):
         config.note("the multi-token prediction block (mtp.*) is left out: greedy decoding does not use it")
@@ -70,7 +70,7 @@ def norm_offset(checkpoint: Checkpoint, config: Config) -> float:
     return 0.0
 
 
-def delta_net(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[DeltaNet, hf.Part]:
+def delta_net(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[DeltaNet, LayerTensors]:
     """`linear_attn`; sizes follow from the shapes, the number of key heads from the config."""
     value_heads = inventory.shape(f"{prefix}A_log", 1)[0]
     value_dim = inventory.shape(f"{prefix}norm.weight", 1)[0]
@@ -106,7 +106,7 @@ def delta_net(inventory: Inventory, config: Config, prefix: str, hidden: int) ->
     return spec, part
 
 
-def _fused(inventory: Inventory, prefix: str, hidden: int, spec: DeltaNet) -> hf.Part:
+def _fused(inventory: Inventory, prefix: str, hidden: int, spec: DeltaNet) -> LayerTensors:
     key_heads, dim, group = spec.key_heads, spec.key_dim, spec.value_heads // spec.key_heads
     wide = group * spec.value_dim
     qkvz = inventory.take(f"{prefix}in_proj_qkvz.weight", 2 * key_heads * (dim + wide), hidden)
@@ -121,7 +121,7 @@ def _fused(inventory: Inventory, prefix: str, hidden: int, spec: DeltaNet) -> hf
     }
 
 
-def _separate(inventory: Inventory, prefix: str, hidden: int, spec: DeltaNet) -> hf.Part:
+def _separate(inventory: Inventory, prefix: str, hidden: int, spec: DeltaNet) -> LayerTensors:
     qkv = inventory.take(f"{prefix}in_proj_qkv.weight", spec.channels, hidden)
     key = spec.key_heads * spec.key_dim
     return {

@@ -15,7 +15,7 @@ from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny import attention as field_tiny
-from gguf_tools.model.spec import LayerSpec, Model, Norm
+from gguf_tools.model.spec import Layer, LayerSpec, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.signature import Signature, signature
 
@@ -111,12 +111,12 @@ def build(checkpoint: Checkpoint) -> Model:
     elif kind == "llama" and config.values.get("sliding_window"):
         config.note("config.json states sliding_window, which Llama does not have: it is left aside")
 
-    def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
+    def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         window = hf.sliding_window(config, prefix, used=kind != "llama")
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
         ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
         config.expect("intermediate_size", ffn.width)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return assemble(checkpoint, inventory, config, "mistral" if kind == "mistral" else "llama", layer)
 

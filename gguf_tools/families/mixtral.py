@@ -14,7 +14,7 @@ from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny import attention as field_tiny
-from gguf_tools.model.spec import LayerSpec, Model, MoE, Norm, Router
+from gguf_tools.model.spec import Layer, LayerSpec, LayerTensors, Model, MoE, Norm, Router
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.signature import signature
 from gguf_tools.tensors.views import stack
@@ -34,7 +34,7 @@ def build(checkpoint: Checkpoint) -> Model:
     llama.refuse_other_arithmetic(config)
     llama.ignore_rope_buffers(inventory)
 
-    def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
+    def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         window = hf.sliding_window(config, prefix, used=True)
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
         if f"{prefix}block_sparse_moe.gate.weight" in inventory:
@@ -43,12 +43,12 @@ def build(checkpoint: Checkpoint) -> Model:
             ffn, ffn_part = hf.moe(inventory, config, f"{prefix}mlp.", hidden, normalised=True)
         config.expect("num_local_experts", ffn.experts)
         config.expect("intermediate_size", ffn.width)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return assemble(checkpoint, inventory, config, "mixtral", layer)
 
 
-def _experts(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[MoE, hf.Part]:
+def _experts(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:
     router = inventory.take(f"{prefix}gate.weight", None, hidden)
     count = router.shape[0]
     width = inventory.shape(f"{prefix}experts.0.w1.weight")[0]

@@ -12,7 +12,7 @@ from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny import attention as field_tiny
-from gguf_tools.model.spec import FeedForward, LayerSpec, Model, Norm
+from gguf_tools.model.spec import FeedForward, Layer, LayerSpec, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.signature import signature
 
@@ -34,7 +34,7 @@ def build(checkpoint: Checkpoint) -> Model:
         # Unlike in Qwen2, transformers limits every other layer, and those before max_window_layers.
         return n % 2 == 0 and not full(n)
 
-    def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
+    def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         ffn: FeedForward
         window = hf.sliding_window(config, prefix, used=False, limited=limited)
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
@@ -43,7 +43,7 @@ def build(checkpoint: Checkpoint) -> Model:
         else:
             ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
             config.expect("intermediate_size", ffn.width)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return assemble(checkpoint, inventory, config, "qwen2-moe", layer)
 

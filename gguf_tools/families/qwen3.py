@@ -9,7 +9,7 @@ from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny import attention as field_tiny
-from gguf_tools.model.spec import LayerSpec, Model, Norm
+from gguf_tools.model.spec import Layer, LayerSpec, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.signature import signature
 
@@ -24,13 +24,13 @@ def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
     inventory, config = Inventory(checkpoint), Config(checkpoint)
 
-    def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
+    def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         window = hf.sliding_window(config, prefix, used=False, limited=hf.after_full_layers(config))
         hf.expect_kind(config, prefix, "sliding_attention" if window else "full_attention")
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window, whole_rope=True)
         ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
         config.expect("intermediate_size", ffn.width)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return assemble(checkpoint, inventory, config, "qwen3", layer)
 

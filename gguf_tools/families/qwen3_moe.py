@@ -9,7 +9,7 @@ from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny import attention as field_tiny
-from gguf_tools.model.spec import FeedForward, LayerSpec, Model, Norm
+from gguf_tools.model.spec import FeedForward, Layer, LayerSpec, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.signature import signature
 
@@ -24,7 +24,7 @@ def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
     inventory, config = Inventory(checkpoint), Config(checkpoint)
 
-    def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
+    def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         window = hf.sliding_window(config, prefix, used=False)
         hf.expect_kind(config, prefix, "sliding_attention" if window else "full_attention")
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window, whole_rope=True)
@@ -33,7 +33,7 @@ def build(checkpoint: Checkpoint) -> Model:
             ffn, ffn_part = hf.moe(inventory, config, f"{prefix}mlp.", hidden, normalised=False)
         else:
             ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return assemble(checkpoint, inventory, config, "qwen3-moe", layer)
 

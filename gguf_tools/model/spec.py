@@ -1,16 +1,19 @@
 """What a decoder can be, stated in the field's terms, and the names (roles) that its tensors have here.
 
-A `Model` is a `ModelSpec` with the source's own numbers as lazy tensors under role names. The spec states how those
-numbers are meant (`Norm.offset`, `DeltaNet.decay`, `Rope.pairs` …); the reference implements what is stated, and a target
-turns it into what llama.cpp expects.
+A `Model` is a `ModelSpec` with the source's own numbers as lazy tensors under role names, layer by layer. The spec states
+how those numbers are meant (`Norm.offset`, `DeltaNet.decay`, `Rope.pairs` …); the reference implements what is stated, and a
+target turns it into what llama.cpp expects.
 
-Roles: `embedding`, `output_norm`, `output`, and for layer N `layers.N.` followed by the names that `layer_roles` gives.
+Roles: `embedding`, `output_norm` and `output` outside the layers; within a layer those that `LayerSpec.roles` gives, such as
+`attn.q`. Text for people names the latter with the layer's number, as `layers.3.attn.q`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import starmap
 from typing import Any, Literal
 
 from gguf_tools.errors import CheckpointError
@@ -18,6 +21,8 @@ from gguf_tools.model.rope import Rope
 from gguf_tools.tensors.base import Tensor
 
 Shape = tuple[int, ...]
+LayerTensors = dict[str, Tensor]
+"""Tensors of a layer, or of a part of one, by role relative to the layer."""
 
 
 @dataclass(frozen=True)
@@ -243,11 +248,8 @@ class ModelSpec:
     logit_scale: float = 1.0
 
     def roles(self) -> dict[str, Shape]:
-        """Every tensor that the model has, by role, with its shape."""
-        roles: dict[str, Shape] = {"embedding": (self.vocab_size, self.hidden)}
-        for n, layer in enumerate(self.layers):
-            roles |= {f"layers.{n}.{name}": shape for name, shape in layer.roles(self.hidden).items()}
-        roles["output_norm"] = (self.hidden,)
+        """Roles and shapes of the tensors outside the layers."""
+        roles: dict[str, Shape] = {"embedding": (self.vocab_size, self.hidden), "output_norm": (self.hidden,)}
         if not self.tied:
             roles["output"] = (self.vocab_size, self.hidden)
         return roles
@@ -278,41 +280,65 @@ class FrontMatter:
     languages: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer's spec and its tensors, by role relative to the layer."""
+
+    spec: LayerSpec
+    tensors: Mapping[str, Tensor]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A spec with its weights (lazy, by role, the source's numbers untouched) and what else is known of the source.
 
+    `tensors` are those outside the layers, `layer_tensors` those of each layer of the spec; `layers` has the two together.
     `notes` are sentences for the user: where the config and the tensors disagree, and what was assumed.
+
+    Raises CheckpointError where a tensor is missing, has another shape than the spec says, or belongs to no role.
     """
 
     spec: ModelSpec
     tensors: Mapping[str, Tensor]
+    layer_tensors: tuple[Mapping[str, Tensor], ...]
     family: str
     notes: tuple[str, ...] = ()
     front_matter: FrontMatter = FrontMatter()
     generation: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        expected = self.spec.roles()
-        for role, shape in expected.items():
-            tensor = self.tensors.get(role)
-            if tensor is None:
-                raise CheckpointError(f"the {self.family} model lacks a tensor for {role}, shape {shape}")
-            if tensor.shape != shape:
-                names = ", ".join(tensor.sources) or role
-                raise CheckpointError(f"tensor {names} has shape {tensor.shape}, {shape} expected for {role}")
-        extra = sorted(set(self.tensors) - set(expected))
+        extra = self._unexpected(self.tensors, self.spec.roles())
+        for n, layer in enumerate(self.layers):
+            extra += self._unexpected(layer.tensors, layer.spec.roles(self.spec.hidden), f"layers.{n}.")
         if extra:
             raise CheckpointError(f"the {self.family} model has tensors that its layers do not use: {', '.join(extra)}")
 
-    def layer(self, n: int) -> dict[str, Tensor]:
-        """Layer n's tensors under their names relative to the layer."""
-        return {name: self.tensors[f"layers.{n}.{name}"] for name in self.spec.layers[n].roles(self.spec.hidden)}
+    def _unexpected(self, tensors: Mapping[str, Tensor], roles: Mapping[str, Shape], place: str = "") -> list[str]:
+        """Check that every role has its tensor; the names of tensors without a role."""
+        for role, shape in roles.items():
+            tensor = tensors.get(role)
+            if tensor is None:
+                raise CheckpointError(f"the {self.family} model lacks a tensor for {place}{role}, shape {shape}")
+            if tensor.shape != shape:
+                names = ", ".join(tensor.sources) or place + role
+                raise CheckpointError(f"tensor {names} has shape {tensor.shape}, {shape} expected for {place}{role}")
+        return sorted(place + role for role in tensors.keys() - roles.keys())
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers in order."""
+        return tuple(starmap(Layer, zip(self.spec.layers, self.layer_tensors, strict=True)))
+
+    def with_layers(self, layers: Iterable[Layer]) -> Model:
+        """The model with these layers in place of its own."""
+        layers = tuple(layers)
+        spec = replace(self.spec, layers=tuple(layer.spec for layer in layers))
+        return replace(self, spec=spec, layer_tensors=tuple(layer.tensors for layer in layers))
 
     @property
     def parameters(self) -> int:
         """Number of weights, tied ones counted once."""
-        return sum(tensor.size for tensor in self.tensors.values())
+        return sum(tensor.size for tensors in (self.tensors, *self.layer_tensors) for tensor in tensors.values())
 
     @property
     def active_parameters(self) -> int:

@@ -17,21 +17,10 @@ from gguf_tools.model.spec import Attention, GatedMLP, LayerSpec, Model
 from gguf_tools.reference.feed_forward import gated_mlp, moe
 from gguf_tools.reference.mixers import attention, delta_net
 from gguf_tools.reference.norm import rms_norm
-from gguf_tools.tensors.base import Tensor
+from gguf_tools.reference.weights import load_all
 
 Observer = Callable[[int, str, torch.Tensor], None]
 """Called with (layer, point, activations) at the points that llama.cpp's graph names too."""
-
-READ_ELEMENTS = 1 << 22
-
-
-def load(tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The whole tensor in memory as `dtype`, read in pieces."""
-    out = torch.empty(tensor.size, dtype=dtype)
-    for start in range(0, tensor.size, READ_ELEMENTS):
-        stop = min(start + READ_ELEMENTS, tensor.size)
-        out[start:stop] = torch.from_numpy(np.ascontiguousarray(tensor.flat(start, stop)))
-    return out.reshape(tensor.shape)
 
 
 class Reference:
@@ -44,11 +33,8 @@ class Reference:
     def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:
         self.spec = model.spec
         self.dtype = dtype
-        self.weights = {role: load(tensor, dtype) for role, tensor in model.tensors.items()}
-        self.layers = [
-            {name: self.weights[f"layers.{n}.{name}"] for name in layer.roles(self.spec.hidden)}
-            for n, layer in enumerate(self.spec.layers)
-        ]
+        self.weights = load_all(model.tensors, dtype)
+        self.layers = [load_all(tensors, dtype) for tensors in model.layer_tensors]
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
         """Logits of every position of each sequence, as arrays of shape (length, vocab_size)."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch.nn import functional
 
 from gguf_tools.model.spec import MoE, Router
-
-Weights = Mapping[str, torch.Tensor]
+from gguf_tools.reference.weights import Weights
 
 
 def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:

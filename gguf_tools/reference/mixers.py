@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch.nn import functional
 
 from gguf_tools.model.rope import Rope, frequencies
 from gguf_tools.model.spec import Attention, DeltaNet
 from gguf_tools.reference.norm import rms_norm
-
-Weights = Mapping[str, torch.Tensor]
+from gguf_tools.reference.weights import Weights
 
 
 def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:

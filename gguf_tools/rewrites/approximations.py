@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.model.spec import LayerSpec, Model, ModelSpec, MoE
-from gguf_tools.rewrites.base import LayerTensors, map_layers
+from gguf_tools.model.spec import Layer, Model, ModelSpec, MoE
 from gguf_tools.rewrites.router import with_softmax_and_bias
 from gguf_tools.tensors.views import scaled
 
@@ -77,17 +76,12 @@ def _softmax_router(model: Model, tokens: Tokens | None) -> tuple[Model, tuple[L
 
 
 def _with_slopes(model: Model, slopes: Mapping[int, float]) -> Model:
-    numbers = iter(range(len(model.spec.layers)))
+    def change(layer: Layer, slope: float) -> Layer:
+        made = with_softmax_and_bias(layer)
+        roles = [role for role in ("moe.router", "moe.router_bias") if role in made.tensors]
+        return Layer(made.spec, {**made.tensors, **{role: scaled(made.tensors[role], slope) for role in roles}})
 
-    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
-        slope = slopes.get(next(numbers), 1.0)
-        spec, made = with_softmax_and_bias(layer, tensors)
-        for role in ("moe.router", "moe.router_bias"):
-            if role in made:
-                made = {**made, role: scaled(made[role], slope)}
-        return spec, made
-
-    return map_layers(model, change)
+    return model.with_layers(change(layer, slopes.get(n, 1.0)) for n, layer in enumerate(model.layers))
 
 
 def fitted_slope(logits: Doubles) -> tuple[float, float]:
@@ -111,9 +105,10 @@ def _softmax(x: Doubles) -> Doubles:
 
 def _chosen(model: Model, n: int, logits: Doubles) -> NDArray[np.int64]:
     """Experts that layer n chooses, shape (tokens, top_k), by its router logits (tokens, experts)."""
-    ffn = model.spec.layers[n].feed_forward
+    layer = model.layers[n]
+    ffn = layer.spec.feed_forward
     assert isinstance(ffn, MoE)
-    bias = model.tensors.get(f"layers.{n}.moe.router_bias")
+    bias = layer.tensors.get("moe.router_bias")
     selected = logits if bias is None else logits + bias.array()
     return np.argsort(-selected, axis=1, kind="stable")[:, : ffn.router.top_k]
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from gguf_tools.model.spec import LayerSpec, Model, ModelSpec
-from gguf_tools.tensors.base import Tensor
-
-LayerTensors = dict[str, Tensor]
+from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +13,10 @@ class Rewrite:
     """A named rewrite; `applies` says whether the spec has what it removes.
 
     `holds` says whether the weights permit it, where the spec alone cannot tell; it reads small tensors only.
+
+    `linear` says that a weighted mean of rewritten layers is the rewritten mean of the layers, so that layers can be blended
+    after the rewrite too. That fails for products of weights, and for what makes layers of two kinds look alike.
+    `keeps_row_angles` says that the angle between two layers' rows is the same after it, as spherical interpolation needs.
     """
 
     name: str
@@ -23,17 +24,13 @@ class Rewrite:
     applies: Callable[[ModelSpec], bool]
     apply: Callable[[Model], Model]
     holds: Callable[[Model], bool] = lambda _: True
+    linear: bool = False
+    keeps_row_angles: bool = False
 
 
-def map_layers(model: Model, change: Callable[[LayerSpec, LayerTensors], tuple[LayerSpec, LayerTensors]]) -> Model:
-    """The model with each layer, and its tensors by their names relative to the layer, replaced by `change`'s result."""
-    tensors = {role: tensor for role, tensor in model.tensors.items() if not role.startswith("layers.")}
-    layers = []
-    for n, layer in enumerate(model.spec.layers):
-        spec, changed = change(layer, model.layer(n))
-        layers.append(spec)
-        tensors |= {f"layers.{n}.{name}": tensor for name, tensor in changed.items()}
-    return replace(model, spec=replace(model.spec, layers=tuple(layers)), tensors=tensors)
+def map_layers(model: Model, change: Callable[[Layer], Layer]) -> Model:
+    """The model with each layer replaced by `change`'s result."""
+    return model.with_layers(map(change, model.layers))
 
 
 def any_layer(test: Callable[[LayerSpec], bool]) -> Callable[[ModelSpec], bool]:

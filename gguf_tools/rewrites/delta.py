@@ -7,9 +7,20 @@ from dataclasses import replace
 import numpy as np
 
 from gguf_tools.model.rope import Rope
-from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, LayerSpec, Mixer, Model, ModelSpec, MoE, SharedExpert
-from gguf_tools.rewrites.base import LayerTensors, Rewrite, map_layers
-from gguf_tools.tensors.base import Filled, Tensor
+from gguf_tools.model.spec import (
+    Attention,
+    DeltaNet,
+    GatedMLP,
+    Layer,
+    LayerTensors,
+    Mixer,
+    Model,
+    ModelSpec,
+    MoE,
+    SharedExpert,
+)
+from gguf_tools.rewrites.base import Rewrite, map_layers
+from gguf_tools.tensors.base import Filled
 from gguf_tools.tensors.views import Columns, concatenate, scaled, take
 
 
@@ -24,10 +35,10 @@ def _wide_keys(spec: ModelSpec) -> bool:
 
 
 def _repeat_values(model: Model) -> Model:
-    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
-        mixer = layer.mixer
+    def change(layer: Layer) -> Layer:
+        mixer, tensors = layer.spec.mixer, layer.tensors
         if not isinstance(mixer, DeltaNet) or _repeats(mixer) == 1:
-            return layer, tensors
+            return layer
         heads, old, new = mixer.value_heads, mixer.value_dim, mixer.key_dim
         repeated = [head * old + d % old for head in range(heads) for d in range(new)]
         # The copies get the RMS over the head right, and end at norm weights of zero.
@@ -40,7 +51,7 @@ def _repeat_values(model: Model) -> Model:
             "delta.norm": concatenate([tensors["delta.norm"], Filled((new - old,), -mixer.norm.offset)]),
             "delta.o": Columns((tensors["delta.o"], Filled((hidden, 1))), np.asarray(zeroed)),
         }
-        return replace(layer, mixer=replace(mixer, value_dim=new)), {**tensors, **made}
+        return Layer(replace(layer.spec, mixer=replace(mixer, value_dim=new)), {**tensors, **made})
 
     return map_layers(model, change)
 
@@ -55,16 +66,16 @@ def _dense_among_experts(spec: ModelSpec) -> bool:
 def _dense_to_shared(model: Model) -> Model:
     pattern = next(layer.feed_forward for layer in model.spec.layers if isinstance(layer.feed_forward, MoE))
 
-    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
-        ffn = layer.feed_forward
+    def change(layer: Layer) -> Layer:
+        ffn, tensors = layer.spec.feed_forward, layer.tensors
         if not isinstance(ffn, GatedMLP):
-            return layer, tensors
+            return layer
         made = replace(pattern, shared=SharedExpert(ffn.width, gated=True))
-        kept: dict[str, Tensor] = {name: tensor for name, tensor in tensors.items() if not name.startswith("ffn.")}
+        kept: LayerTensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ffn.")}
         zeros = {name: Filled(shape) for name, shape in made.roles(model.spec.hidden).items()}
         moved = {f"shared.{name}": tensors[f"ffn.{name}"] for name in ("gate", "up")}
         moved["shared.down"] = scaled(tensors["ffn.down"], 2.0)
-        return replace(layer, feed_forward=made), {**kept, **zeros, **moved}
+        return Layer(replace(layer.spec, feed_forward=made), {**kept, **zeros, **moved})
 
     return map_layers(model, change)
 
@@ -78,7 +89,7 @@ def _one_kind(spec: ModelSpec) -> bool:
 
 
 def _idle_layer(model: Model) -> Model:
-    spec, last = model.spec, model.spec.layers[-1]
+    last = model.spec.layers[-1]
     mixer: Mixer
     if isinstance(last.mixer, Attention):
         mixer = DeltaNet(
@@ -93,8 +104,8 @@ def _idle_layer(model: Model) -> Model:
     else:
         mixer = Attention(heads=1, kv_heads=1, head_dim=IDLE_DIM, rope=Rope(10000.0, IDLE_DIM), qk_norm=last.mixer_norm)
     idle = replace(last, mixer=mixer)
-    zeros = {f"layers.{len(spec.layers)}.{name}": Filled(shape) for name, shape in idle.roles(spec.hidden).items()}
-    return replace(model, spec=replace(spec, layers=(*spec.layers, idle)), tensors={**model.tensors, **zeros})
+    zeros = {role: Filled(shape) for role, shape in idle.roles(model.spec.hidden).items()}
+    return model.with_layers((*model.layers, Layer(idle, zeros)))
 
 
 REPEATED_VALUES = Rewrite(
@@ -102,6 +113,8 @@ REPEATED_VALUES = Rewrite(
     why="value heads as wide as key heads: copies of the values keep the norm over the head, and end at norm weights of zero",
     applies=_wide_keys,
     apply=_repeat_values,
+    linear=True,
+    keeps_row_angles=True,
 )
 DENSE_AS_SHARED = Rewrite(
     name="dense layers as shared experts",
@@ -114,4 +127,6 @@ IDLE_LAYER = Rewrite(
     why="llama.cpp's hybrids need linear and full attention; a layer of zeros of the other kind adds nothing",
     applies=_one_kind,
     apply=_idle_layer,
+    linear=True,
+    keeps_row_angles=True,
 )

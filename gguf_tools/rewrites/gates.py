@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from gguf_tools.model.spec import Attention, LayerSpec, Model, MoE, SharedExpert
-from gguf_tools.rewrites.base import LayerTensors, Rewrite, any_layer, map_layers
+from gguf_tools.model.spec import Attention, Layer, LayerSpec, LayerTensors, Model, MoE, SharedExpert
+from gguf_tools.rewrites.base import Rewrite, any_layer, map_layers
 from gguf_tools.tensors.base import Filled
 from gguf_tools.tensors.views import scaled
 
@@ -25,29 +25,30 @@ def _no_shared(layer: LayerSpec) -> bool:
 
 
 def _gate_attention(model: Model) -> Model:
-    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
-        mixer = layer.mixer
+    def change(layer: Layer) -> Layer:
+        mixer = layer.spec.mixer
         if not isinstance(mixer, Attention) or mixer.gated:
-            return layer, tensors
+            return layer
         gated = replace(mixer, gated=True)
         roles = gated.roles(model.spec.hidden)
         made: LayerTensors = {name: Filled(roles[name]) for name in ("attn.gate", "attn.gate_bias") if name in roles}
-        made["attn.o"] = scaled(tensors["attn.o"], 2.0)
-        return replace(layer, mixer=gated), {**tensors, **made}
+        made["attn.o"] = scaled(layer.tensors["attn.o"], 2.0)
+        return Layer(replace(layer.spec, mixer=gated), {**layer.tensors, **made})
 
     return map_layers(model, change)
 
 
 def _gate_shared(model: Model) -> Model:
-    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
-        ffn = layer.feed_forward
+    def change(layer: Layer) -> Layer:
+        ffn = layer.spec.feed_forward
         if not isinstance(ffn, MoE) or ffn.shared is None or ffn.shared.gated:
-            return layer, tensors
+            return layer
         made: LayerTensors = {
             "shared.sigmoid": Filled((model.spec.hidden,)),
-            "shared.down": scaled(tensors["shared.down"], 2.0),
+            "shared.down": scaled(layer.tensors["shared.down"], 2.0),
         }
-        return replace(layer, feed_forward=replace(ffn, shared=replace(ffn.shared, gated=True))), {**tensors, **made}
+        spec = replace(layer.spec, feed_forward=replace(ffn, shared=replace(ffn.shared, gated=True)))
+        return Layer(spec, {**layer.tensors, **made})
 
     return map_layers(model, change)
 
@@ -57,17 +58,17 @@ EMPTY_SHARED_WIDTH = 32
 
 
 def _empty_shared(model: Model, *, gated: bool) -> Model:
-    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
-        ffn = layer.feed_forward
+    def change(layer: Layer) -> Layer:
+        ffn = layer.spec.feed_forward
         if not isinstance(ffn, MoE) or ffn.shared is not None:
-            return layer, tensors
+            return layer
         widths = {
             ff.shared.width for ff in (la.feed_forward for la in model.spec.layers) if isinstance(ff, MoE) and ff.shared
         }
         made = replace(ffn, shared=SharedExpert(max(widths, default=EMPTY_SHARED_WIDTH), gated))
         roles = made.roles(model.spec.hidden)
         zeros: LayerTensors = {name: Filled(shape) for name, shape in roles.items() if name.startswith("shared.")}
-        return replace(layer, feed_forward=made), {**tensors, **zeros}
+        return Layer(replace(layer.spec, feed_forward=made), {**layer.tensors, **zeros})
 
     return map_layers(model, change)
 
@@ -77,6 +78,8 @@ ZERO_ATTENTION_GATE = Rewrite(
     why="sigmoid of a gate of zeros is 0.5, and the output projection is doubled",
     applies=any_layer(_ungated_attention),
     apply=_gate_attention,
+    linear=True,
+    keeps_row_angles=True,
 )
 
 
@@ -85,6 +88,8 @@ ZERO_SHARED_GATE = Rewrite(
     why="sigmoid of a gate of zeros is 0.5, and the shared expert's down projection is doubled",
     applies=any_layer(_shared_to_gate),
     apply=_gate_shared,
+    linear=True,
+    keeps_row_angles=True,
 )
 
 
@@ -93,6 +98,8 @@ EMPTY_SHARED_EXPERT = Rewrite(
     why="a shared expert of zeros adds nothing",
     applies=any_layer(_no_shared),
     apply=partial(_empty_shared, gated=True),
+    linear=True,
+    keeps_row_angles=True,
 )
 
 
@@ -101,4 +108,6 @@ EMPTY_UNGATED_EXPERT = Rewrite(
     why="a shared expert of zeros adds nothing",
     applies=any_layer(_no_shared),
     apply=partial(_empty_shared, gated=False),
+    linear=True,
+    keeps_row_angles=True,
 )

@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.model.spec import Attention, LayerSpec, Model, ModelSpec, Norm
-from gguf_tools.rewrites.base import LayerTensors, Rewrite, map_layers
+from gguf_tools.model.spec import Attention, Layer, LayerTensors, Model, ModelSpec, Norm
+from gguf_tools.rewrites.base import Rewrite, map_layers
 from gguf_tools.tensors.base import InMemory, Tensor
 from gguf_tools.tensors.views import scaled_rows, take
 
@@ -41,13 +41,14 @@ def _map_attention(
 ) -> Callable[[Model], Model]:
     """Layers whose attention passes `test`, changed: `change` alters their tensors in place."""
 
-    def layer(spec: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
-        if not isinstance(spec.mixer, Attention) or not test(spec.mixer):
-            return spec, tensors
-        changed = dict(tensors)
-        return replace(spec, mixer=change(spec.mixer, changed)), changed
+    def changed(layer: Layer) -> Layer:
+        mixer = layer.spec.mixer
+        if not isinstance(mixer, Attention) or not test(mixer):
+            return layer
+        tensors = dict(layer.tensors)
+        return Layer(replace(layer.spec, mixer=change(mixer, tensors)), tensors)
 
-    return lambda model: map_layers(model, layer)
+    return lambda model: map_layers(model, changed)
 
 
 def _fold_gain(mixer: Attention, tensors: LayerTensors) -> Attention:
@@ -69,10 +70,10 @@ def _share_norm(mixer: Attention, tensors: LayerTensors) -> Attention:
 
 
 def _heads_alike(model: Model) -> bool:
-    for n, layer in enumerate(model.spec.layers):
-        if isinstance(layer.mixer, Attention) and layer.mixer.norm_per_head:
+    for layer in model.layers:
+        if isinstance(layer.spec.mixer, Attention) and layer.spec.mixer.norm_per_head:
             for name in ("q", "k"):
-                weight = model.tensors[f"layers.{n}.attn.{name}_norm"].array()
+                weight = layer.tensors[f"attn.{name}_norm"].array()
                 if not np.array_equal(weight, np.broadcast_to(weight[0], weight.shape)):
                     return False
     return True
@@ -125,6 +126,8 @@ SHARED_HEAD_NORM = Rewrite(
     applies=_any(lambda mixer: mixer.norm_per_head and not mixer.norm_gain),
     apply=_map_attention(lambda mixer: mixer.norm_per_head, _share_norm),
     holds=_heads_alike,
+    linear=True,
+    keeps_row_angles=True,
 )
 WIDENED_HEADS = Rewrite(
     name="q/k heads widened for a shared norm",

@@ -18,8 +18,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from gguf_tools.model.spec import Attention, LayerSpec, Model, ModelSpec, Norm
-from gguf_tools.rewrites.base import LayerTensors, Rewrite, map_layers
+from gguf_tools.model.spec import Attention, Layer, LayerTensors, Model, ModelSpec, Norm
+from gguf_tools.rewrites.base import Rewrite, map_layers
 from gguf_tools.tensors.base import Filled, InMemory, Tensor
 from gguf_tools.tensors.views import Columns, Reshaped, concatenate, scaled, shifted, take
 
@@ -67,13 +67,13 @@ def cheapest(model: Model) -> Model:
 
 def _map_attention(model: Model, change: MixerChange) -> Model:
     # Every attention layer changes, with a bias or without: an architecture has one set of head counts for all.
-    def layer(spec: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
-        if not isinstance(spec.mixer, Attention):
-            return spec, tensors
-        mixer, changed = change(spec.mixer, dict(tensors), model.spec.hidden)
-        return replace(spec, mixer=mixer), changed
+    def changed(layer: Layer) -> Layer:
+        if not isinstance(layer.spec.mixer, Attention):
+            return layer
+        mixer, tensors = change(layer.spec.mixer, dict(layer.tensors), model.spec.hidden)
+        return Layer(replace(layer.spec, mixer=mixer), tensors)
 
-    return map_layers(model, layer)
+    return map_layers(model, changed)
 
 
 def _bias_column(mixer: Attention, tensors: LayerTensors, hidden: int) -> Tensor | None:
@@ -178,10 +178,12 @@ OUTPUT_BIAS = Rewrite(
     why="a value that is always 1, in another key/value head or in wider heads, carries it",
     applies=applies,
     apply=cheapest,
+    linear=True,
 )
 OUTPUT_BIAS_BY_HEADS = Rewrite(
     name="bias on the attention output",
     why="a value that is always 1, in another key/value head, carries it",
     applies=applies,
     apply=by_heads,
+    linear=True,
 )

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from gguf_tools.model.spec import Attention, LayerSpec, Model
-from gguf_tools.rewrites.base import LayerTensors, Rewrite, any_layer, map_layers
+from gguf_tools.model.spec import Attention, Layer, LayerSpec, Model
+from gguf_tools.rewrites.base import Rewrite, any_layer, map_layers
 from gguf_tools.tensors.views import Reshaped, take
 
 RopePairs = Literal["half", "interleaved"]
@@ -22,13 +22,13 @@ def pair_order(dims: int, head_dim: int, pairs: RopePairs) -> list[int]:
 
 
 def _reorder_pairs(pairs: RopePairs) -> Callable[[Model], Model]:
-    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
-        mixer = layer.mixer
+    def change(layer: Layer) -> Layer:
+        mixer = layer.spec.mixer
         if not isinstance(mixer, Attention) or mixer.rope.pairs == pairs:
-            return layer, tensors
+            return layer
         size = mixer.head_dim
         order = pair_order(mixer.rope.dims, size, pairs)
-        made = dict(tensors)
+        made = dict(layer.tensors)
         for name, heads in (("q", mixer.heads), ("k", mixer.kv_heads)):
             rows = [head * size + dim for head in range(heads) for dim in order]
             for role in (f"attn.{name}", f"attn.{name}_bias"):
@@ -38,7 +38,7 @@ def _reorder_pairs(pairs: RopePairs) -> Callable[[Model], Model]:
             if norm is not None:
                 flat = take(Reshaped(norm, (norm.size,)), rows if mixer.norm_per_head else order)
                 made[f"attn.{name}_norm"] = Reshaped(flat, norm.shape)
-        return replace(layer, mixer=replace(mixer, rope=replace(mixer.rope, pairs=pairs))), made
+        return Layer(replace(layer.spec, mixer=replace(mixer, rope=replace(mixer.rope, pairs=pairs))), made)
 
     return lambda model: map_layers(model, change)
 
@@ -52,6 +52,8 @@ INTERLEAVED_PAIRS = Rewrite(
     why="the rows of queries and keys change places, so that dimensions which turn together lie side by side",
     applies=any_layer(_turns("half")),
     apply=_reorder_pairs("interleaved"),
+    linear=True,
+    keeps_row_angles=True,
 )
 
 
@@ -60,4 +62,6 @@ HALF_PAIRS = Rewrite(
     why="the rows of queries and keys change places, so that dimensions which turn together lie half of the turned part apart",
     applies=any_layer(_turns("interleaved")),
     apply=_reorder_pairs("half"),
+    linear=True,
+    keeps_row_angles=True,
 )

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from gguf_tools.model.spec import LayerSpec, Model, ModelSpec, MoE, Router
-from gguf_tools.rewrites.base import LayerTensors, Rewrite, map_layers
+from gguf_tools.model.spec import Layer, Model, ModelSpec, MoE, Router
+from gguf_tools.rewrites.base import Rewrite, map_layers
 from gguf_tools.tensors.base import Filled
 
 
@@ -19,23 +19,23 @@ def _biased(spec: ModelSpec) -> bool:
 
 def _makes_no_difference(model: Model) -> bool:
     """Whether the bias of every layer is the same for all experts, or every expert is chosen anyway."""
-    for n, layer in enumerate(model.spec.layers):
-        ffn = layer.feed_forward
+    for layer in model.layers:
+        ffn = layer.spec.feed_forward
         if isinstance(ffn, MoE) and ffn.router.selection_bias and ffn.router.top_k < ffn.experts:
-            bias = model.tensors[f"layers.{n}.moe.router_bias"].array()
+            bias = layer.tensors["moe.router_bias"].array()
             if not np.all(bias == bias[0]):
                 return False
     return True
 
 
 def _drop(model: Model) -> Model:
-    def change(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
-        ffn = layer.feed_forward
+    def change(layer: Layer) -> Layer:
+        ffn = layer.spec.feed_forward
         if not isinstance(ffn, MoE) or not ffn.router.selection_bias:
-            return layer, tensors
-        left = {name: tensor for name, tensor in tensors.items() if name != "moe.router_bias"}
+            return layer
+        left = {name: tensor for name, tensor in layer.tensors.items() if name != "moe.router_bias"}
         router = replace(ffn.router, selection_bias=False)
-        return replace(layer, feed_forward=replace(ffn, router=router)), left
+        return Layer(replace(layer.spec, feed_forward=replace(ffn, router=router)), left)
 
     return map_layers(model, change)
 
@@ -50,14 +50,15 @@ def _single(spec: ModelSpec) -> bool:
     return _biased(spec) and all(map(one_of_one, routers)) and any(router.score == "sigmoid" for router in routers)
 
 
-def with_softmax_and_bias(layer: LayerSpec, tensors: LayerTensors) -> tuple[LayerSpec, LayerTensors]:
+def with_softmax_and_bias(layer: Layer) -> Layer:
     """The layer with a softmax router that has a selection bias, of zeros where there was none."""
-    ffn = layer.feed_forward
+    ffn = layer.spec.feed_forward
     if not isinstance(ffn, MoE):
-        return layer, tensors
+        return layer
     router = replace(ffn.router, score="softmax", selection_bias=True)
-    bias = tensors.get("moe.router_bias", Filled((ffn.experts,)))
-    return replace(layer, feed_forward=replace(ffn, router=router)), {**tensors, "moe.router_bias": bias}
+    bias = layer.tensors.get("moe.router_bias", Filled((ffn.experts,)))
+    spec = replace(layer.spec, feed_forward=replace(ffn, router=router))
+    return Layer(spec, {**layer.tensors, "moe.router_bias": bias})
 
 
 UNIFORM_ROUTER_BIAS = Rewrite(
@@ -66,10 +67,14 @@ UNIFORM_ROUTER_BIAS = Rewrite(
     applies=_biased,
     apply=_drop,
     holds=_makes_no_difference,
+    linear=True,
+    keeps_row_angles=True,
 )
 SINGLE_EXPERT = Rewrite(
     name="softmax router for one expert",
     why="one expert is chosen and its weight is 1 whatever the score, so softmax does as well as a sigmoid",
     applies=_single,
     apply=lambda model: map_layers(model, with_softmax_and_bias),
+    linear=True,
+    keeps_row_angles=True,
 )

@@ -36,12 +36,16 @@ FOLDED_EMBEDDING_SCALE = Rewrite(
     why="what multiplies embeddings on their way in multiplies the table; an output tied to it is written out first",
     applies=lambda spec: spec.embedding_scale != 1.0,
     apply=_fold_embedding_scale,
+    linear=True,
+    keeps_row_angles=True,
 )
 FOLDED_LOGIT_SCALE = Rewrite(
     name="logit scale folded into the final norm",
     why="what multiplies the logits multiplies the final norm's weights",
     applies=lambda spec: spec.logit_scale != 1.0,
     apply=_fold_logit_scale,
+    linear=True,
+    keeps_row_angles=True,
 )
 SCALE_REWRITES = (FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE)
 
@@ -56,4 +60,6 @@ UNTIED_OUTPUT = Rewrite(
     why="the embedding that is also the output projection is stored a second time",
     applies=lambda spec: spec.tied,
     apply=_untie,
+    linear=True,
+    keeps_row_angles=True,
 )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.gguf.header import f32, u32
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import Attention, Model, ModelSpec
+from gguf_tools.model.spec import Attention, LayerSpec, Model, ModelSpec
 from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS
 from gguf_tools.targets import llama, lowering
 from gguf_tools.targets.base import Lowered, Target
@@ -41,8 +41,9 @@ def lower(model: Model) -> Lowered:
         f"{NAME}.attention.sliding_window_pattern": lowering.booleans(mixer.window is not None for mixer in mixers),
     }
 
-    def sinks(n: int) -> dict[str, Tensor]:
-        return {SINKS: Filled((mixers[n].heads,), NO_SINK)}
+    def sinks(layer: LayerSpec) -> dict[str, Tensor]:
+        assert isinstance(layer.mixer, Attention)
+        return {SINKS: Filled((layer.mixer.heads,), NO_SINK)}
 
     return llama.lower_as(NAME, model, metadata, sinks)
 

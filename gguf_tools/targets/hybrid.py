@@ -5,12 +5,14 @@ Sources: `src/models/{qwen3next,qwen35,qwen35moe,delta-net-base}.cpp` of llama-c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.gguf.header import Metadata, u32
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import Attention, DeltaNet, ModelSpec, Norm
+from gguf_tools.model.spec import Attention, DeltaNet, LayerTensors, ModelSpec, Norm
 from gguf_tools.rewrites.delta import IDLE_LAYER, REPEATED_VALUES
 from gguf_tools.rewrites.gates import ZERO_ATTENTION_GATE
 from gguf_tools.rewrites.output_bias import OUTPUT_BIAS
@@ -68,7 +70,7 @@ def hybrid_metadata(arch: str, spec: ModelSpec) -> Metadata:
     return metadata
 
 
-def join_gate(mixer: Attention, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def join_gate(mixer: Attention, tensors: Mapping[str, Tensor]) -> LayerTensors:
     """Query and gate interleaved a head at a time."""
     out = dict(tensors)
     out["attn.q"] = interleave_rows([out["attn.q"], out.pop("attn.gate")], mixer.heads)
@@ -77,7 +79,7 @@ def join_gate(mixer: Attention, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     return out
 
 
-def join_delta(mixer: DeltaNet, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def join_delta(mixer: DeltaNet, tensors: Mapping[str, Tensor]) -> LayerTensors:
     """Query, key and value in one matrix, and the decay as a rate."""
     out = dict(tensors)
     out["delta.qkv"] = concatenate([out.pop("delta.q"), out.pop("delta.k"), out.pop("delta.v")])
@@ -86,7 +88,7 @@ def join_delta(mixer: DeltaNet, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     return out
 
 
-def lift_gated_attention(source: GGUFSource, n: int, norm: Norm) -> tuple[Attention, dict[str, Tensor]]:
+def lift_gated_attention(source: GGUFSource, n: int, norm: Norm) -> tuple[Attention, LayerTensors]:
     """Layer n's attention, query and gate apart."""
     spec, part = lifting.lift_attention(source, n, norm)
     for name in ("q", "q_bias"):
@@ -115,7 +117,7 @@ def expect_rows(source: GGUFSource, tensor: Tensor, rows: int) -> Tensor:
     return tensor
 
 
-def lift_delta(source: GGUFSource, n: int, norm: Norm) -> tuple[DeltaNet, dict[str, Tensor]]:
+def lift_delta(source: GGUFSource, n: int, norm: Norm) -> tuple[DeltaNet, LayerTensors]:
     """Layer n's DeltaNet, query, key and value apart, without beta and alpha."""
     key_heads, value_heads = source.integer("ssm.group_count"), source.integer("ssm.time_step_rank")
     dim, kernel = source.integer("ssm.state_size"), source.integer("ssm.conv_kernel")

@@ -16,7 +16,9 @@ from gguf_tools.model.rope import (
 from gguf_tools.model.spec import (
     Attention,
     GatedMLP,
+    Layer,
     LayerSpec,
+    LayerTensors,
     Model,
     ModelSpec,
     MoE,
@@ -28,7 +30,7 @@ from gguf_tools.targets import lifting, names
 from gguf_tools.targets.names import ATTENTION_NAMES, FFN_BIAS_NAMES, FFN_NAMES
 from gguf_tools.tensors.base import Tensor
 
-LayerLifter = Callable[[int, Norm], tuple[LayerSpec, dict[str, Tensor]]]
+LayerLifter = Callable[[int, Norm], Layer]
 
 
 def lift_layers(source: GGUFSource, layer: LayerLifter, ffn_norm: str) -> Model:
@@ -36,25 +38,31 @@ def lift_layers(source: GGUFSource, layer: LayerLifter, ffn_norm: str) -> Model:
     tensors, norm, count = lift_ends(source)
     layers = []
     for n in range(count):
-        spec, part = layer(n, norm)
-        part["mixer_norm"] = source.tensor(f"blk.{n}.attn_norm.weight")
-        part["ffn_norm"] = source.tensor(f"blk.{n}.{ffn_norm}")
-        tensors |= {f"layers.{n}.{name}": tensor for name, tensor in part.items()}
-        layers.append(spec)
+        bare = layer(n, norm)
+        norms = {
+            "mixer_norm": source.tensor(f"blk.{n}.attn_norm.weight"),
+            "ffn_norm": source.tensor(f"blk.{n}.{ffn_norm}"),
+        }
+        layers.append(Layer(bare.spec, {**bare.tensors, **norms}))
     vocab, hidden = tensors["embedding"].shape
     context = source.integer("context_length")
-    spec_whole = ModelSpec(
+    spec = ModelSpec(
         vocab_size=vocab,
         hidden=hidden,
         context_length=context,
-        layers=tuple(layers),
+        layers=tuple(layer.spec for layer in layers),
         output_norm=norm,
         tied="output" not in tensors,
     )
-    return Model(spec=spec_whole, tensors=tensors, family=f"GGUF {source.architecture}")
+    return Model(
+        spec=spec,
+        tensors=tensors,
+        layer_tensors=tuple(layer.tensors for layer in layers),
+        family=f"GGUF {source.architecture}",
+    )
 
 
-def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[MoE, dict[str, Tensor]]:
+def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[MoE, LayerTensors]:
     """Layer n's experts (softmax, renormalised or not) and its shared expert where there is one."""
     part = lift_named(source, n, names.MOE_NAMES)
     experts, width, _ = source.tensor(f"blk.{n}.ffn_gate_exps.weight").shape
@@ -93,7 +101,7 @@ def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rop
 
 def lift_attention(
     source: GGUFSource, n: int, norm: Norm, rope_dims: int | None = None
-) -> tuple[Attention, dict[str, Tensor]]:
+) -> tuple[Attention, LayerTensors]:
     """Layer n's attention without a gate, from the tensors that exist; `rope_dims` as in `lift_rope`."""
     heads, kv_heads = source.integer("attention.head_count"), source.integer("attention.head_count_kv")
     head_dim = source.integer("attention.key_length", source.integer("embedding_length") // max(heads, 1))
@@ -114,14 +122,14 @@ def lift_attention(
     return spec, part
 
 
-def lift_named(source: GGUFSource, n: int, names: Mapping[str, str]) -> dict[str, Tensor]:
+def lift_named(source: GGUFSource, n: int, names: Mapping[str, str]) -> LayerTensors:
     """Layer n's tensors by role, for those of `names` that the file has."""
     return {
         role: source.tensors[f"blk.{n}.{name}"] for role, name in names.items() if f"blk.{n}.{name}" in source.tensors
     }
 
 
-def lift_mlp(source: GGUFSource, n: int) -> tuple[GatedMLP, dict[str, Tensor]]:
+def lift_mlp(source: GGUFSource, n: int) -> tuple[GatedMLP, LayerTensors]:
     """Layer n's dense feed-forward."""
     part = {role: source.tensor(f"blk.{n}.{name}") for role, name in FFN_NAMES.items()}
     biases = lift_named(source, n, FFN_BIAS_NAMES)
@@ -143,9 +151,9 @@ def lift_ends(source: GGUFSource) -> tuple[dict[str, Tensor], Norm, int]:
 def lift_dense(source: GGUFSource) -> Model:
     """A file of such an architecture as a Model."""
 
-    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+    def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lifting.lift_attention(source, n, norm)
         ffn, ffn_part = lifting.lift_mlp(source, n)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return lift_layers(source, layer, "ffn_norm.weight")

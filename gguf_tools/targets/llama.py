@@ -15,7 +15,7 @@ from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.gguf.header import Metadata, u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling, frequencies
-from gguf_tools.model.spec import Attention, FeedForward, GatedMLP, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.model.spec import Attention, FeedForward, GatedMLP, Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS
 from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor, Target
@@ -75,7 +75,9 @@ def lower(model: Model) -> Lowered:
     return lower_as(NAME, model, {}, lambda _: {})
 
 
-def lower_as(arch: str, model: Model, metadata: Metadata, extra: Callable[[int], Mapping[str, Tensor]]) -> Lowered:
+def lower_as(
+    arch: str, model: Model, metadata: Metadata, extra: Callable[[LayerSpec], Mapping[str, Tensor]]
+) -> Lowered:
     """The model under architecture `arch`, with more metadata, and `extra` tensors for each layer by their GGUF names."""
     spec = model.spec
     # The width of experts is read from the dense feed-forward's key.
@@ -83,10 +85,7 @@ def lower_as(arch: str, model: Model, metadata: Metadata, extra: Callable[[int],
     if experts := moes(spec):
         metadata |= lowering.moe_metadata(arch, experts[0])
 
-    def layer(n: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {**names.rename(tensors, NAMES), **extra(n)}
-
-    tensors = lowering.lower_tensors(model, layer)
+    tensors = lowering.lower_tensors(model, lambda layer: {**names.rename(layer.tensors, NAMES), **extra(layer.spec)})
     factors = rope_factors(attentions(spec)[0].rope)
     if factors:
         tensors = (tensors[0], OutputTensor(ROPE_FACTORS, factors), *tensors[1:])
@@ -113,7 +112,7 @@ def lift(source: GGUFSource) -> Model:
 def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention]) -> Model:
     """A file with Llama's tensors as a Model; `change` completes each layer's attention."""
 
-    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+    def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lifting.lift_attention(source, n, norm)
         mixer = replace(mixer, rope=_lift_factors(source, replace(mixer.rope, pairs="interleaved")))
         ffn: FeedForward
@@ -121,7 +120,7 @@ def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention])
             ffn, ffn_part = lift_moe(source, n)
         else:
             ffn, ffn_part = lifting.lift_mlp(source, n)
-        return LayerSpec(change(n, mixer), ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(change(n, mixer), ffn, norm, norm), part | ffn_part)
 
     return lift_layers(source, layer, "ffn_norm.weight")
 

@@ -6,7 +6,7 @@ llama-cpp-python 0.3.36.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from gguf_tools.formats.gguf.header import Field, Metadata, ValueType, array, f32, string, u32
 from gguf_tools.model.rope import (
@@ -15,7 +15,7 @@ from gguf_tools.model.rope import (
     YarnScaling,
     default_magnitude,
 )
-from gguf_tools.model.spec import Attention, Model, ModelSpec, MoE, Norm
+from gguf_tools.model.spec import Attention, Layer, Model, ModelSpec, MoE, Norm
 from gguf_tools.targets import lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor
 from gguf_tools.targets.lacks import attentions
@@ -23,14 +23,12 @@ from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import shifted
 
 
-def lower_tensors(
-    model: Model, layer: Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
-) -> tuple[OutputTensor, ...]:
-    """All tensors in file order; `layer` maps layer n's tensors (norm offsets added) to names without `blk.N.`."""
+def lower_tensors(model: Model, names_of: Callable[[Layer], Mapping[str, Tensor]]) -> tuple[OutputTensor, ...]:
+    """All tensors in file order; `names_of` gives a layer's tensors (norm offsets added) by their names without `blk.N.`."""
     spec = model.spec
     out = [OutputTensor("token_embd.weight", model.tensors["embedding"])]
-    for n in range(len(spec.layers)):
-        named = layer(n, _offsets_added(model, n))
+    for n, layer in enumerate(model.layers):
+        named = names_of(_offsets_added(layer))
         out += [OutputTensor(f"blk.{n}.{name}", tensor) for name, tensor in named.items()]
     out.append(OutputTensor("output_norm.weight", with_offset(model.tensors["output_norm"], spec.output_norm)))
     if not spec.tied:
@@ -38,14 +36,14 @@ def lower_tensors(
     return tuple(out)
 
 
-def _offsets_added(model: Model, n: int) -> dict[str, Tensor]:
-    spec = model.spec.layers[n]
+def _offsets_added(layer: Layer) -> Layer:
+    spec = layer.spec
     norms: dict[str, Norm | None] = {"mixer_norm": spec.mixer_norm, "ffn_norm": spec.ffn_norm}
     if isinstance(spec.mixer, Attention):
         norms |= {"attn.q_norm": spec.mixer.qk_norm, "attn.k_norm": spec.mixer.qk_norm}
     else:
         norms["delta.norm"] = spec.mixer.norm
-    return {name: with_offset(tensor, norms.get(name)) for name, tensor in model.layer(n).items()}
+    return Layer(spec, {role: with_offset(tensor, norms.get(role)) for role, tensor in layer.tensors.items()})
 
 
 def with_offset(weight: Tensor, norm: Norm | None) -> Tensor:
@@ -119,6 +117,6 @@ def lower_dense(arch: str) -> Callable[[Model], Lowered]:
     def lower(model: Model) -> Lowered:
         width = model.spec.layers[0].feed_forward.width
         metadata = lowering.common_metadata(arch, model.spec) | {f"{arch}.feed_forward_length": u32(width)}
-        return Lowered(arch, metadata, lowering.lower_tensors(model, lambda _, tensors: names.rename(tensors, NAMES)))
+        return Lowered(arch, metadata, lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, NAMES)))
 
     return lower

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.scales import UNTIED_OUTPUT
 from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.lacks import dense_lacks, linear_lacks, moe_lacks, moes, norm_lacks, same, scale_lacks
 from gguf_tools.targets.lifting import lift_layers, lift_moe
 from gguf_tools.targets.qwen2 import qwen2_attention_lacks
-from gguf_tools.tensors.base import Tensor
 
 NAME = "qwen2moe"
 NAMES = {"mixer_norm": "attn_norm.weight", **names.ATTENTION_NAMES, "ffn_norm": "ffn_norm.weight", **names.MOE_NAMES}
@@ -38,8 +37,8 @@ def lower(model: Model) -> Lowered:
 
     Raises UnsupportedError for a shared expert's gate of zeros, with which the graph divides zero by zero.
     """
-    for n in range(len(model.spec.layers)):
-        gate = model.layer(n)["shared.sigmoid"]
+    for layer in model.layers:
+        gate = layer.tensors["shared.sigmoid"]
         if not gate.array().any():
             raise UnsupportedError(
                 f"tensor {', '.join(gate.sources)} is zero throughout: llama.cpp's {NAME} computes the gate's sigmoid as "
@@ -47,16 +46,16 @@ def lower(model: Model) -> Lowered:
             )
     moe = moes(model.spec)[0]
     metadata = lowering.common_metadata(NAME, model.spec) | lowering.moe_metadata(NAME, moe)
-    return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda _, tensors: names.rename(tensors, NAMES)))
+    return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, NAMES)))
 
 
 def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model."""
 
-    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+    def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lifting.lift_attention(source, n, norm)
         ffn, ffn_part = lift_moe(source, n, normalised=False)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return lift_layers(source, layer, "ffn_norm.weight")
 

@@ -12,7 +12,18 @@ from collections.abc import Mapping
 
 from gguf_tools.formats.gguf.header import Metadata, ValueType, array, u32
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, LayerSpec, Mixer, Model, ModelSpec, Norm
+from gguf_tools.model.spec import (
+    Attention,
+    DeltaNet,
+    GatedMLP,
+    Layer,
+    LayerSpec,
+    LayerTensors,
+    Mixer,
+    Model,
+    ModelSpec,
+    Norm,
+)
 from gguf_tools.targets import hybrid, lifting, lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor, Target
 from gguf_tools.targets.lacks import attentions, mlp_lacks, moes
@@ -52,13 +63,13 @@ def metadata_of(arch: str, spec: ModelSpec) -> Metadata:
 def lower_layers(model: Model, table: Mapping[str, str]) -> tuple[OutputTensor, ...]:
     """All tensors: query and gate interleaved a head at a time, value heads in the order that the graph repeats keys in."""
 
-    def layer(n: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        mixer = model.spec.layers[n].mixer
+    def named(layer: Layer) -> dict[str, Tensor]:
+        mixer, tensors = layer.spec.mixer, layer.tensors
         if isinstance(mixer, Attention):
             return names.rename(hybrid.join_gate(mixer, tensors), table)
         return names.rename(hybrid.join_delta(mixer, reorder_values(mixer, tensors, _tiled(mixer))), table)
 
-    return lowering.lower_tensors(model, layer)
+    return lowering.lower_tensors(model, named)
 
 
 def _tiled(mixer: DeltaNet) -> list[int]:
@@ -73,7 +84,7 @@ def _grouped(mixer: DeltaNet) -> list[int]:
     return [member * mixer.key_heads + key for key in range(mixer.key_heads) for member in range(group)]
 
 
-def reorder_values(mixer: DeltaNet, tensors: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
+def reorder_values(mixer: DeltaNet, tensors: Mapping[str, Tensor], order: list[int]) -> LayerTensors:
     """The DeltaNet's tensors with its value heads in another order."""
     rows = [head * mixer.value_dim + d for head in order for d in range(mixer.value_dim)]
     keys = mixer.channels - len(rows)
@@ -95,7 +106,7 @@ def lower(model: Model) -> Lowered:
     return Lowered(NAME, metadata, lower_layers(model, NAMES))
 
 
-def lift_mixer(source: GGUFSource, n: int, norm: Norm) -> tuple[Mixer, dict[str, Tensor]]:
+def lift_mixer(source: GGUFSource, n: int, norm: Norm) -> tuple[Mixer, LayerTensors]:
     """Layer n's attention or DeltaNet, value heads in the model's order."""
     if f"blk.{n}.ssm_a" not in source.tensors:
         return hybrid.lift_gated_attention(source, n, norm)
@@ -107,10 +118,10 @@ def lift_mixer(source: GGUFSource, n: int, norm: Norm) -> tuple[Mixer, dict[str,
 def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model."""
 
-    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+    def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lift_mixer(source, n, norm)
         ffn, ffn_part = lifting.lift_mlp(source, n)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return lift_layers(source, layer, hybrid.POST_NORM)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.gates import EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE
 from gguf_tools.targets import hybrid, lowering, names
 from gguf_tools.targets.base import Lowered, Target
@@ -11,7 +11,6 @@ from gguf_tools.targets.lacks import moes, same
 from gguf_tools.targets.lifting import lift_layers, lift_moe
 from gguf_tools.targets.qwen3next import experts_lacks
 from gguf_tools.targets.qwen35 import MIXER_NAMES, lift_mixer, lower_layers, metadata_of
-from gguf_tools.tensors.base import Tensor
 
 NAME = "qwen35moe"
 NAMES = MIXER_NAMES | names.MOE_NAMES
@@ -33,10 +32,10 @@ def lower(model: Model) -> Lowered:
 def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model."""
 
-    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+    def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lift_mixer(source, n, norm)
         ffn, ffn_part = lift_moe(source, n)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return lift_layers(source, layer, hybrid.POST_NORM)
 

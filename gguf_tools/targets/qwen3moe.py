@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.output_bias import OUTPUT_BIAS_BY_HEADS
 from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, Target
@@ -17,7 +17,6 @@ from gguf_tools.targets.lacks import (
     scale_lacks,
 )
 from gguf_tools.targets.lifting import lift_layers, lift_moe
-from gguf_tools.tensors.base import Tensor
 
 NAME = "qwen3moe"
 NAMES = {"mixer_norm": "attn_norm.weight", **names.ATTENTION_NAMES, "ffn_norm": "ffn_norm.weight", **names.MOE_NAMES}
@@ -36,16 +35,16 @@ def lower(model: Model) -> Lowered:
     """Every tensor keeps its numbers; only names change."""
     moe = moes(model.spec)[0]
     metadata = lowering.common_metadata(NAME, model.spec) | lowering.moe_metadata(NAME, moe)
-    return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda _, tensors: names.rename(tensors, NAMES)))
+    return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, NAMES)))
 
 
 def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model."""
 
-    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+    def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lifting.lift_attention(source, n, norm)
         ffn, ffn_part = lift_moe(source, n)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return lift_layers(source, layer, "ffn_norm.weight")
 

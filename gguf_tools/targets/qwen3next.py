@@ -3,9 +3,11 @@ layer (`src/models/qwen3next.cpp`)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gguf_tools.formats.gguf.header import ValueType, array
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import Attention, DeltaNet, LayerSpec, Mixer, Model, ModelSpec, Norm
+from gguf_tools.model.spec import Attention, DeltaNet, Layer, LayerSpec, LayerTensors, Mixer, Model, ModelSpec, Norm
 from gguf_tools.rewrites.delta import DENSE_AS_SHARED
 from gguf_tools.rewrites.gates import EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE
 from gguf_tools.targets import hybrid, lowering, names
@@ -49,15 +51,15 @@ def lower(model: Model) -> Lowered:
         del metadata[f"{NAME}.expert_shared_feed_forward_length"]
         metadata[f"{NAME}.feed_forward_length"] = array(ValueType.UINT32, widths)
 
-    def layer(n: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        mixer = spec.layers[n].mixer
+    def named(layer: Layer) -> dict[str, Tensor]:
+        mixer, tensors = layer.spec.mixer, layer.tensors
         joined = hybrid.join_gate(mixer, tensors) if isinstance(mixer, Attention) else _join_delta(mixer, tensors)
         return names.rename(joined, NAMES)
 
-    return Lowered(NAME, metadata, lowering.lower_tensors(model, layer))
+    return Lowered(NAME, metadata, lowering.lower_tensors(model, named))
 
 
-def _join_delta(mixer: DeltaNet, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _join_delta(mixer: DeltaNet, tensors: Mapping[str, Tensor]) -> LayerTensors:
     out = hybrid.join_delta(mixer, tensors)
     out["delta.ba"] = interleave_rows([out.pop("delta.beta"), out.pop("delta.alpha")], mixer.key_heads)
     return out
@@ -66,7 +68,7 @@ def _join_delta(mixer: DeltaNet, tensors: dict[str, Tensor]) -> dict[str, Tensor
 def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model."""
 
-    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+    def layer(n: int, norm: Norm) -> Layer:
         mixer: Mixer
         if f"blk.{n}.ssm_a" in source.tensors:
             mixer, part = hybrid.lift_delta(source, n, norm)
@@ -77,7 +79,7 @@ def lift(source: GGUFSource) -> Model:
         else:
             mixer, part = hybrid.lift_gated_attention(source, n, norm)
         ffn, ffn_part = lift_moe(source, n)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return lift_layers(source, layer, hybrid.POST_NORM)
 

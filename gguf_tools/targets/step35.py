@@ -19,7 +19,7 @@ from typing import Literal
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf.header import Field, Metadata, boolean, f32, u32
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import FeedForward, LayerSpec, Model, ModelSpec, MoE, Norm, Router
+from gguf_tools.model.spec import FeedForward, Layer, LayerSpec, LayerTensors, Model, ModelSpec, MoE, Norm, Router
 from gguf_tools.rewrites.approximations import SOFTMAX_ROUTER
 from gguf_tools.rewrites.gates import EMPTY_UNGATED_EXPERT
 from gguf_tools.rewrites.heads import WIDENED_HEADS
@@ -39,7 +39,6 @@ from gguf_tools.targets.lacks import (
     scale_lacks,
 )
 from gguf_tools.targets.lifting import lift_layers, lift_moe
-from gguf_tools.tensors.base import Tensor
 
 NAME = "step35"
 MOE_NAMES = {**names.MOE_NAMES, "moe.router_bias": "exp_probs_b.bias"}
@@ -94,7 +93,7 @@ def lower(model: Model) -> Lowered:
     metadata = lowering.common_metadata(NAME, model.spec) | {
         f"{NAME}.{key}": value for key, value in {**_attention_keys(model.spec), **_expert_keys(model.spec)}.items()
     }
-    return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda _, tensors: names.rename(tensors, NAMES)))
+    return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, NAMES)))
 
 
 def _attention_keys(spec: ModelSpec) -> dict[str, Field]:
@@ -140,7 +139,7 @@ def lift(source: GGUFSource) -> Model:
     stated = source.integer("attention.sliding_window")
     window = stated if stated < source.integer("context_length") else None
 
-    def layer(n: int, norm: Norm) -> tuple[LayerSpec, dict[str, Tensor]]:
+    def layer(n: int, norm: Norm) -> Layer:
         local = bool(pattern[n])
         dims = source.integer("rope.dimension_count_swa") if local else source.integer("rope.dimension_count") // 2
         mixer, part = lifting.lift_attention(source, n, norm, dims)
@@ -155,12 +154,12 @@ def lift(source: GGUFSource) -> Model:
             ffn, ffn_part = _lift_experts(source, n)
         else:
             ffn, ffn_part = lifting.lift_mlp(source, n)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return lift_layers(source, layer, "ffn_norm.weight")
 
 
-def _lift_experts(source: GGUFSource, n: int) -> tuple[MoE, dict[str, Tensor]]:
+def _lift_experts(source: GGUFSource, n: int) -> tuple[MoE, LayerTensors]:
     gating = source.integer("expert_gating_func", SIGMOID)
     score: Literal["softmax", "sigmoid"] = "sigmoid" if gating == SIGMOID else "softmax"
     normalised = gating == SOFTMAX_OF_CHOSEN or bool(source.key("expert_weights_norm", False))

@@ -76,11 +76,11 @@ def read_names(checkpoint: Checkpoint, model: Model) -> Names:
     Raises UnsupportedError where the names do not carry the layer's number.
     """
     key_of = {source: key for key, tensor in checkpoint.tensors.items() for source in tensor.sources}
-    count = len(model.spec.layers)
+    count = len(model.layers)
     prefixes: set[str] = set()
     roles: dict[str, set[str]] = {}
-    for n in range(count):
-        for role, tensor in model.layer(n).items():
+    for n, layer in enumerate(model.layers):
+        for role, tensor in layer.tensors.items():
             for source in tensor.sources:
                 key = key_of.get(source, source)
                 match = NUMBER.search(key)
@@ -222,7 +222,7 @@ def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
     """
     checkpoint = open_checkpoint(path)
     model = build_model(restore(checkpoint, text_only=True))
-    stack = recipe.apply(len(model.spec.layers))
+    stack = recipe.apply(len(model.layers))
     meant = rebuilt(model, stack)
     names = read_names(checkpoint, model)
     space = CheckpointSpace(checkpoint, model, names)
@@ -231,7 +231,7 @@ def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
         for half in HALVES:
             part = evaluate(layer, half, space)
             tensors |= {f"{names.prefix}{n}.{rest}": tensor for rest, tensor in part.tensors.items()}
-    shift = len(stack) - len(model.spec.layers)
+    shift = len(stack) - len(model.layers)
     for key, (n, rest) in names.beyond.items():
         tensors[f"{names.prefix}{n + shift}.{rest}"] = checkpoint.tensors[key]
     tensors |= {key: checkpoint.tensors[key] for key in names.others}
@@ -261,7 +261,7 @@ def write_checkpoint(
         for file in _files_beside(plan.checkpoint):
             shutil.copyfile(file, folder / file.name)
         (folder / CONFIG).write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        layers = plan.before.layers or len(plan.source_model.spec.layers)
+        layers = plan.before.layers or len(plan.source_model.layers)
         (folder / RECIPE_FILE).write_text(file_text(plan.before.then(plan.recipe), layers), "utf-8")
         _write_weights(plan, folder, progress)
         made = build_model(restore(open_checkpoint(folder), text_only=True))

@@ -18,6 +18,7 @@ from gguf_tools.formats.journal import Patch, change
 from surgery.algebra import Original, is_permutation, origins
 from surgery.gguf.layers import LAYER
 from surgery.gguf.rewrite import GGUFPlan
+from surgery.recipe import Recipe
 
 GAP = 64
 """Equal bytes between two changes from which on they are two patches."""
@@ -41,8 +42,10 @@ def plan_in_place(plan: GGUFPlan) -> InPlace:
     what has to be said.
     """
     path, header = plan.file.header.path, plan.file.header
-    if not is_permutation(plan.stack, len(plan.file.layers)):
-        made = next((op for op in plan.recipe.ops if op.name not in ("swap", "reverse", "cycle", "move")), plan.recipe)
+    count = len(plan.file.layers)
+    if not is_permutation(plan.stack, count):
+        ops = plan.recipe.ops
+        made = next(op for n, op in enumerate(ops, 1) if not is_permutation(Recipe(ops[:n]).apply(count), count))
         raise InputError(
             f"{made}: --in-place only puts whole layers in another order (swap, reverse, cycle, move); give OUT"
         )

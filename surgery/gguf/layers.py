@@ -19,6 +19,7 @@ from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import TensorEntry
 from gguf_tools.formats.gguf.source import GGUFTensor
 from gguf_tools.formats.gguf.split import COUNT, NUMBER, part_path
+from gguf_tools.rewrites.registry import blend_passes
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
 from quant.types import TensorType, tensor_type
@@ -33,18 +34,6 @@ NOT_PER_LAYER = re.compile(r"rope\.dimension_sections|ple\..*|adapters\..*|.*\.o
 """Arrays that may be as long as the layer count by chance."""
 FFN_KEYS = ("feed_forward", "expert", "swiglu", "xielu", "moe_")
 """What the keys of per-layer metadata that belongs to the feed-forward begin with."""
-LINEAR_REWRITES = frozenset({
-    "zero attention gate", "zero shared-expert gate", "empty shared expert", "output written out", "idle last layer",
-    "rope in interleaved pairs", "rope in pairs half a head apart", "one q/k norm for all heads", "repeated values",
-    "embedding scale folded into the embeddings", "logit scale folded into the final norm", "bias on the attention output",
-    "router bias left out", "softmax router for one expert",
-})  # fmt: skip
-"""The rewrites that a linear blend of layers passes through: blending the rewritten layers is rewriting the blend.
-
-Not among them: products of weights (gain and norm, value scale and values), and what makes two kinds of layers look alike.
-"""
-ROW_REWRITES = LINEAR_REWRITES - {"bias on the attention output"}
-"""Those that slerp passes through too: they leave the angle between two rows as it was."""
 
 
 @dataclass(frozen=True)
@@ -251,8 +240,7 @@ class GGUFSpace(Space[GGUFHalf]):
         return None
 
     def blend(self, parts: Sequence[tuple[GGUFHalf, float]], method: Method) -> GGUFHalf:
-        passing = ROW_REWRITES if method == "slerp" else LINEAR_REWRITES
-        hindering = [name for name in self.file.rewrites if name not in passing]
+        hindering = [name for name in self.file.rewrites if not blend_passes(name, angles=method == "slerp")]
         if hindering:
             raise InputError(
                 f"the file was made with the rewrite {hindering[0]!r}, which a {method} blend of layers does not pass "

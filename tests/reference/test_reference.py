@@ -23,20 +23,27 @@ from gguf_tools.reference.mixers import rotate
 from gguf_tools.reference.norm import rms_norm
 from gguf_tools.tensors.base import InMemory
 from tests.oracle import nmse, reference
-from tests.random_model import ATTENTION, DELTA, EXPERTS, PROMPTS, layer, random_model
+from tests.random_model import ATTENTION, DELTA, EXPERTS, PROMPTS, layer, random_model, with_layer
 from tests.tiny_models import dense, in_float64
 
 EXACT = 1e-24
 
 
-def with_values(model: Model, **changed: np.ndarray[Any, Any]) -> Model:
-    """The model with other numbers in some roles (dots written as two underscores)."""
-    tensors = {role.replace("__", "."): InMemory(np.asarray(values, np.float32)) for role, values in changed.items()}
-    return replace(model, tensors={**model.tensors, **tensors})
+Array = np.ndarray[Any, Any]
 
 
-def values(model: Model, role: str) -> np.ndarray[Any, Any]:
-    return model.tensors[role].array()
+def with_values(model: Model, **changed: Array) -> Model:
+    """The model with other numbers in some roles outside the layers."""
+    return replace(model, tensors={**model.tensors, **{role: stored(values) for role, values in changed.items()}})
+
+
+def stored(values: Array) -> InMemory:
+    return InMemory(np.asarray(values, np.float32))
+
+
+def values(model: Model, role: str) -> Array:
+    """The numbers of a role outside the layers, or of one in the first layer."""
+    return (model.tensors.get(role) or model.layers[0].tensors[role]).array()
 
 
 # Rope
@@ -154,47 +161,33 @@ def test_the_first_position_is_not_turned_and_the_rest_of_a_head_never() -> None
 
 
 def test_a_norm_gain_multiplies_the_norm_weights() -> None:
-    plain = random_model([layer(), layer(DELTA, EXPERTS)])
     heads = replace(ATTENTION, norm_per_head=True, norm_gain=True)
     model = random_model([layer(heads), layer(DELTA, EXPERTS)])
-    model = replace(model, tensors={**model.tensors, **{r: t for r, t in plain.tensors.items() if "_norm" not in r}})
     folded = replace(ATTENTION, norm_per_head=True)
     gained = {
-        f"layers.0.attn.{x}_norm": InMemory(
-            (values(model, f"layers.0.attn.{x}_norm") * values(model, f"layers.0.attn.{x}_gain")[:, None]).astype(
-                np.float32
-            )
-        )
+        f"attn.{x}_norm": stored(values(model, f"attn.{x}_norm") * values(model, f"attn.{x}_gain")[:, None])
         for x in "qk"
     }
-    tensors = {role: tensor for role, tensor in model.tensors.items() if not role.endswith("_gain")}
-    spec = replace(model.spec, layers=(layer(folded), *model.spec.layers[1:]))
-    after = replace(model, spec=spec, tensors={**tensors, **gained})
+    after = with_layer(model, 0, gained, layer(folded))
     assert nmse(reference(after, PROMPTS), reference(model, PROMPTS)) <= 1e-13  # the products are rounded to float32
 
 
 def test_norms_of_each_heads_own_that_are_alike_are_one_norm() -> None:
     model = random_model([layer()])
     heads = {
-        f"layers.0.attn.{x}_norm": InMemory(np.tile(values(model, f"layers.0.attn.{x}_norm"), (count, 1)))
+        f"attn.{x}_norm": stored(np.tile(values(model, f"attn.{x}_norm"), (count, 1)))
         for x, count in (("q", ATTENTION.heads), ("k", ATTENTION.kv_heads))
     }
-    spec = replace(model.spec, layers=(layer(replace(ATTENTION, norm_per_head=True)),))
-    after = replace(model, spec=spec, tensors={**model.tensors, **heads})
+    after = with_layer(model, 0, heads, layer(replace(ATTENTION, norm_per_head=True)))
     assert nmse(reference(after, PROMPTS), reference(model, PROMPTS)) <= EXACT
 
 
 def test_a_value_scale_multiplies_the_rows_of_the_values() -> None:
     model = random_model([layer(replace(ATTENTION, value_scale=True))])
     scale = np.array([2.0, 0.25], np.float32)
-    model = with_values(model, layers__0__attn__v_scale=scale)
-    tensors = {role: tensor for role, tensor in model.tensors.items() if not role.endswith("v_scale")}
-    rows = values(model, "layers.0.attn.v") * np.repeat(scale, ATTENTION.head_dim)[:, None]
-    after = replace(
-        model,
-        spec=replace(model.spec, layers=(layer(),)),
-        tensors={**tensors, "layers.0.attn.v": InMemory(rows)},
-    )
+    model = with_layer(model, 0, {"attn.v_scale": stored(scale)})
+    rows = values(model, "attn.v") * np.repeat(scale, ATTENTION.head_dim)[:, None]
+    after = with_layer(model, 0, {"attn.v": stored(rows)}, layer())
     assert nmse(reference(after, PROMPTS), reference(model, PROMPTS)) <= EXACT
 
 
@@ -219,13 +212,9 @@ def test_a_tied_model_reads_its_output_from_the_unscaled_embedding() -> None:
 
 def test_an_offset_is_added_to_norm_weights() -> None:
     with_offset = random_model([layer(offset=1.0)])
-    shifted = {
-        role: values(with_offset, role).astype(np.float64) + 1.0
-        for role in ("layers.0.mixer_norm", "layers.0.ffn_norm")
-    }
-    rounded = {role.replace(".", "__"): numbers for role, numbers in shifted.items()}
-    plain = replace(with_offset, spec=replace(with_offset.spec, layers=(layer(),)))
-    assert nmse(reference(with_values(plain, **rounded), PROMPTS), reference(with_offset, PROMPTS)) <= 1e-13
+    shifted = {role: stored(values(with_offset, role).astype(np.float64) + 1.0) for role in ("mixer_norm", "ffn_norm")}
+    plain = with_layer(with_offset, 0, shifted, layer())
+    assert nmse(reference(plain, PROMPTS), reference(with_offset, PROMPTS)) <= 1e-13
 
 
 def test_rms_norm_uses_its_epsilon() -> None:
@@ -237,11 +226,8 @@ def test_rms_norm_uses_its_epsilon() -> None:
 
 def test_decay_as_a_rate_is_the_exponential_of_the_logarithm() -> None:
     model = random_model([layer(DELTA)])
-    rate = replace(model.spec, layers=(layer(replace(DELTA, decay="rate")),))
-    after = with_values(
-        replace(model, spec=rate),
-        layers__0__delta__decay=-np.exp(values(model, "layers.0.delta.decay").astype(np.float64)),
-    )
+    rates = {"delta.decay": stored(-np.exp(values(model, "delta.decay").astype(np.float64)))}
+    after = with_layer(model, 0, rates, layer(replace(DELTA, decay="rate")))
     assert nmse(reference(after, PROMPTS), reference(model, PROMPTS)) <= 1e-13
 
 

@@ -19,6 +19,7 @@ from gguf_tools.targets.planner import plan
 from gguf_tools.tensors.base import InMemory
 from gguf_tools.tensors.views import Columns, take_columns
 from tests.oracle import nmse, reference
+from tests.random_model import with_layer
 
 PROMPTS = [(3, 1, 4, 1, 5, 9, 2, 6), (7,)]
 EXACT = 1e-24
@@ -53,8 +54,7 @@ def test_layers_without_an_output_bias_follow_those_that_have_one(tmp_path: Path
     first = whole.spec.layers[0]
     assert isinstance(first.mixer, Attention)
     plain = replace(first, mixer=replace(first.mixer, bias=frozenset("qkv")))
-    tensors = {role: tensor for role, tensor in whole.tensors.items() if role != "layers.0.attn.o_bias"}
-    before = replace(whole, spec=replace(whole.spec, layers=(plain, whole.spec.layers[1])), tensors=tensors)
+    before = with_layer(whole, 0, {}, plain)
     for way in (output_bias.by_heads, output_bias.by_width):
         after = way(before)
         assert len({layer.mixer.head_dim for layer in after.spec.layers if isinstance(layer.mixer, Attention)}) == 1

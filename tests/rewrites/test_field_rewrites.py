@@ -16,6 +16,7 @@ from gguf_tools.rewrites.scales import UNTIED_OUTPUT
 from gguf_tools.targets.llama import rope_factors
 from gguf_tools.tensors.base import InMemory
 from tests.oracle import nmse, reference
+from tests.random_model import filled
 
 NORM = Norm(1e-6, 0.5)
 
@@ -40,11 +41,7 @@ def model(mixer: Attention, tied: bool = True) -> Model:
     layer = LayerSpec(mixer, GatedMLP(24, frozenset({"up"})), NORM, NORM)
     spec = ModelSpec(vocab_size=288, hidden=32, context_length=64, layers=(layer, layer), output_norm=NORM, tied=tied)
     rng = np.random.default_rng(2)
-    tensors = {
-        role: InMemory((rng.standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32))
-        for role, shape in spec.roles().items()
-    }
-    return Model(spec=spec, tensors=tensors, family="test")
+    return filled(spec, lambda _, shape: InMemory((rng.standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32)))
 
 
 @pytest.mark.parametrize(

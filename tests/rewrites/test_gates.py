@@ -14,7 +14,7 @@ from gguf_tools.model.spec import Attention, LayerSpec, MoE, SharedExpert
 from gguf_tools.rewrites.base import Rewrite
 from gguf_tools.rewrites.gates import EMPTY_SHARED_EXPERT, ZERO_ATTENTION_GATE, ZERO_SHARED_GATE
 from tests.oracle import nmse, reference
-from tests.random_model import ATTENTION, DELTA, EXPERTS, MLP, PROMPTS, layer, random_model
+from tests.random_model import ATTENTION, DELTA, EXPERTS, MLP, PROMPTS, layer, named, random_model, with_layer
 
 EXACT = 1e-24
 GATED = replace(ATTENTION, gated=True)
@@ -47,15 +47,17 @@ def test_nothing_changes(rewrite: Rewrite, layers: list[LayerSpec], tied: bool) 
 def test_layers_without_the_feature_keep_their_tensors() -> None:
     model = random_model([layer(ATTENTION), layer(GATED), layer(DELTA)])
     after = ZERO_ATTENTION_GATE.apply(model)
-    changed = {role for role, tensor in after.tensors.items() if model.tensors.get(role) is not tensor}
+    before = named(model)
+    changed = {role for role, tensor in named(after).items() if before.get(role) is not tensor}
     assert changed == {"layers.0.attn.gate", "layers.0.attn.o"}
 
 
 def test_gates_that_are_made_are_zero_and_take_no_memory() -> None:
     after = ZERO_ATTENTION_GATE.apply(random_model([layer(BIASED)]))
-    for role in ("layers.0.attn.gate", "layers.0.attn.gate_bias"):
-        assert after.tensors[role].sources == ()
-        assert not np.any(after.tensors[role].array())
+    for role in ("attn.gate", "attn.gate_bias"):
+        tensor = after.layers[0].tensors[role]
+        assert tensor.sources == ()
+        assert not np.any(tensor.array())
 
 
 def test_an_empty_shared_expert_is_as_wide_as_the_others() -> None:
@@ -84,6 +86,6 @@ def test_an_attention_gate_changes_what_is_computed_unless_the_output_is_doubled
     """The proof above would notice a missing factor."""
     model = random_model([layer(ATTENTION)])
     after = ZERO_ATTENTION_GATE.apply(model)
-    wrong = replace(after, tensors={**after.tensors, "layers.0.attn.o": model.tensors["layers.0.attn.o"]})
+    wrong = with_layer(after, 0, {"attn.o": model.layers[0].tensors["attn.o"]})
     assert nmse(reference(wrong, PROMPTS), reference(model, PROMPTS)) > 1e-4
     assert isinstance(after.spec.layers[0].mixer, Attention)

@@ -8,8 +8,20 @@ import numpy as np
 import pytest
 
 from gguf_tools.model.rope import Rope
-from gguf_tools.model.spec import Attention, GatedMLP, LayerSpec, Model, ModelSpec, MoE, Norm, Router, SharedExpert
-from gguf_tools.rewrites.base import Rewrite
+from gguf_tools.model.spec import (
+    Attention,
+    GatedMLP,
+    Layer,
+    LayerSpec,
+    Model,
+    ModelSpec,
+    MoE,
+    Norm,
+    Router,
+    Shape,
+    SharedExpert,
+)
+from gguf_tools.rewrites.base import Rewrite, map_layers
 from gguf_tools.rewrites.gates import EMPTY_UNGATED_EXPERT
 from gguf_tools.rewrites.heads import FOLDED_GAIN, FOLDED_VALUE_SCALE, SHARED_HEAD_NORM, WIDENED_HEADS
 from gguf_tools.rewrites.rope_pairs import HALF_PAIRS, INTERLEAVED_PAIRS
@@ -17,6 +29,7 @@ from gguf_tools.rewrites.router import SINGLE_EXPERT, UNIFORM_ROUTER_BIAS
 from gguf_tools.rewrites.scales import FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE, UNTIED_OUTPUT
 from gguf_tools.tensors.base import InMemory, Tensor
 from tests.oracle import nmse, reference
+from tests.random_model import filled
 
 HIDDEN, VOCAB = 24, 288
 NORM = Norm(1e-3)
@@ -36,11 +49,12 @@ def model(mixer: Attention, ffn: GatedMLP | MoE | None = None, *, norm: Norm = N
         vocab_size=VOCAB, hidden=HIDDEN, context_length=64, layers=(layer, layer), output_norm=norm, tied=tied
     )
     rng = np.random.default_rng(3)
-    tensors: dict[str, Tensor] = {}
-    for role, shape in spec.roles().items():
+
+    def fill(role: str, shape: Shape) -> Tensor:
         scale = 1.0 if len(shape) == 1 or "norm" in role else 1.3 / shape[-1] ** 0.5
-        tensors[role] = InMemory((rng.standard_normal(shape) * scale).astype(np.float32), (role,))
-    return Model(spec=spec, tensors=tensors, family="made up")
+        return InMemory((rng.standard_normal(shape) * scale).astype(np.float32), (role,))
+
+    return filled(spec, fill)
 
 
 def with_scales(made: Model, embedding: float = 1.0, logit: float = 1.0) -> Model:
@@ -48,14 +62,19 @@ def with_scales(made: Model, embedding: float = 1.0, logit: float = 1.0) -> Mode
 
 
 def with_values(made: Model, ending: str, values: list[float]) -> Model:
-    """The model with the same values in every tensor whose role ends so, along its last axis."""
-    changed = {
-        role: InMemory(np.broadcast_to(np.asarray(values, np.float32), tensor.shape).copy())
-        for role, tensor in made.tensors.items()
-        if role.endswith(ending)
-    }
-    assert changed
-    return replace(made, tensors={**made.tensors, **changed})
+    """The model with the same values in every tensor of a layer whose role ends so, along its last axis."""
+
+    def changed(layer: Layer) -> Layer:
+        roles = [role for role in layer.tensors if role.endswith(ending)]
+        assert roles
+        shapes = {role: layer.tensors[role].shape for role in roles}
+        new = {
+            role: InMemory(np.broadcast_to(np.asarray(values, np.float32), shape).copy())
+            for role, shape in shapes.items()
+        }
+        return Layer(layer.spec, {**layer.tensors, **new})
+
+    return map_layers(made, changed)
 
 
 def moe(router: Router, shared: SharedExpert | None = None) -> MoE:

@@ -21,7 +21,9 @@ from gguf_tools.model.spec import (
     Attention,
     FeedForward,
     GatedMLP,
+    Layer,
     LayerSpec,
+    LayerTensors,
     Model,
     ModelSpec,
     MoE,
@@ -34,7 +36,6 @@ from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import Tensor, same_values
 from gguf_tools.tensors.views import Reshaped, stack
 
-Part = dict[str, Tensor]
 DEFAULTS = {"rope_theta": 10000.0, "rms_eps": 1e-6, "mup_base_d": 512}
 """The published dataclass's own, for fields that a config leaves out."""
 
@@ -51,7 +52,7 @@ def build(checkpoint: Checkpoint) -> Model:
         config.assume(key, value, "as the published class does")
     embedding = inventory.take("embed.weight", None, None)
     vocab, hidden = embedding.shape
-    tensors: Part = {"embedding": embedding, "output_norm": inventory.take("final_norm.weight", hidden)}
+    tensors: dict[str, Tensor] = {"embedding": embedding, "output_norm": inventory.take("final_norm.weight", hidden)}
     tied = _tied(inventory, config, tensors)
     norm = Norm(config.number("rms_eps"))
     count = layer_count(inventory, "blocks.")
@@ -65,16 +66,15 @@ def build(checkpoint: Checkpoint) -> Model:
         part |= ffn_part
         part["mixer_norm"] = inventory.take(f"{prefix}attn_norm.weight", hidden)
         part["ffn_norm"] = inventory.take(f"{prefix}ffn_norm.weight", hidden)
-        tensors |= {f"layers.{n}.{name}": tensor for name, tensor in part.items()}
-        layers.append(LayerSpec(mixer, ffn, norm, norm))
+        layers.append(Layer(LayerSpec(mixer, ffn, norm, norm), part))
     inventory.finish()
-    first = next((n for n, layer in enumerate(layers) if isinstance(layer.feed_forward, MoE)), count)
+    first = next((n for n, layer in enumerate(layers) if isinstance(layer.spec.feed_forward, MoE)), count)
     config.expect("moe_first_layer", first)
     spec = ModelSpec(
         vocab_size=vocab,
         hidden=hidden,
         context_length=config.integer("max_seq_len"),
-        layers=tuple(layers),
+        layers=tuple(layer.spec for layer in layers),
         output_norm=norm,
         tied=tied,
         logit_scale=(config.integer("mup_base_d") / hidden) ** 0.5,
@@ -82,6 +82,7 @@ def build(checkpoint: Checkpoint) -> Model:
     return Model(
         spec=spec,
         tensors=tensors,
+        layer_tensors=tuple(layer.tensors for layer in layers),
         family=FAMILY.name,
         notes=tuple(config.notes),
         front_matter=front_matter(checkpoint.folder),
@@ -89,7 +90,7 @@ def build(checkpoint: Checkpoint) -> Model:
     )
 
 
-def _tied(inventory: Inventory, config: Config, tensors: Part) -> bool:
+def _tied(inventory: Inventory, config: Config, tensors: dict[str, Tensor]) -> bool:
     """Whether the output is the embedding; where it is not, its tensor is taken."""
     if "lm_head.weight" not in inventory:
         return True
@@ -101,7 +102,9 @@ def _tied(inventory: Inventory, config: Config, tensors: Part) -> bool:
     return False
 
 
-def _attention(inventory: Inventory, config: Config, prefix: str, hidden: int, norm: Norm) -> tuple[Attention, Part]:
+def _attention(
+    inventory: Inventory, config: Config, prefix: str, hidden: int, norm: Norm
+) -> tuple[Attention, LayerTensors]:
     heads, dim = inventory.shape(f"{prefix}q_norm.weight")
     kv_heads = inventory.shape(f"{prefix}k_norm.weight")[0]
     if heads % kv_heads:
@@ -114,7 +117,9 @@ def _attention(inventory: Inventory, config: Config, prefix: str, hidden: int, n
     for key, actual in (("n_q_heads", heads), ("n_kv_heads", kv_heads), ("head_dim", dim)):
         config.expect(key, actual)
     rows = {"q": heads * dim, "k": kv_heads * dim, "v": kv_heads * dim}
-    part: Part = {f"attn.{name}": inventory.take(f"{prefix}{name}_proj.weight", n, hidden) for name, n in rows.items()}
+    part: LayerTensors = {
+        f"attn.{name}": inventory.take(f"{prefix}{name}_proj.weight", n, hidden) for name, n in rows.items()
+    }
     part["attn.o"] = inventory.take(f"{prefix}o_proj.weight", hidden, heads * dim)
     for name, number in (("q", heads), ("k", kv_heads)):
         part[f"attn.{name}_norm"] = inventory.take(f"{prefix}{name}_norm.weight", number, dim)
@@ -139,7 +144,7 @@ def _attention(inventory: Inventory, config: Config, prefix: str, hidden: int, n
     return spec, part
 
 
-def _feed_forward(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[FeedForward, Part]:
+def _feed_forward(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[FeedForward, LayerTensors]:
     if f"{prefix}router.w" not in inventory:
         part = _mlp(inventory, prefix, "ffn", hidden)
         return GatedMLP(part["ffn.gate"].shape[0]), part
@@ -162,7 +167,7 @@ def _feed_forward(inventory: Inventory, config: Config, prefix: str, hidden: int
     return MoE(experts, width, Router(top_k=top_k, score="sigmoid", selection_bias=biased), shared), part
 
 
-def _mlp(inventory: Inventory, prefix: str, role: str, hidden: int) -> Part:
+def _mlp(inventory: Inventory, prefix: str, role: str, hidden: int) -> LayerTensors:
     gate = inventory.take(f"{prefix}gate.weight", None, hidden)
     width = gate.shape[0]
     return {
@@ -172,7 +177,7 @@ def _mlp(inventory: Inventory, prefix: str, role: str, hidden: int) -> Part:
     }
 
 
-def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> Part:
+def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> LayerTensors:
     """Experts stacked in one tensor for each projection, or one by one."""
     if f"{prefix}gate" in inventory:
         width = inventory.shape(f"{prefix}gate", 3)[1]

@@ -13,10 +13,9 @@ from gguf_tools.families.base import Family
 from gguf_tools.families.reading import Config, Inventory, layer_count
 from gguf_tools.families.tiny.writing import random_tensors, write_state_dict, write_tiny_tokenizer
 from gguf_tools.model.rope import Rope
-from gguf_tools.model.spec import Attention, GatedMLP, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.model.spec import Attention, GatedMLP, Layer, LayerSpec, LayerTensors, Model, ModelSpec, Norm
 from gguf_tools.sources.beside import front_matter, generation_defaults
 from gguf_tools.sources.checkpoint import Checkpoint
-from gguf_tools.tensors.base import Tensor
 
 NORM = Norm(1e-6)
 THETA = 10000.0
@@ -40,7 +39,7 @@ def build(checkpoint: Checkpoint) -> Model:
     config.assume("max_position_embeddings", CONTEXT, "as the published code does; --context-length gives another")
     embedding = inventory.take("tok_emb.weight", None, None)
     vocab, hidden = embedding.shape
-    tensors: dict[str, Tensor] = {
+    tensors = {
         "embedding": embedding,
         "output_norm": inventory.take("final_norm.weight", hidden),
         "output": inventory.take("out_head.weight", vocab, hidden),
@@ -58,15 +57,14 @@ def build(checkpoint: Checkpoint) -> Model:
             "mixer_norm": inventory.take(f"{prefix}norm1.weight", hidden),
             "ffn_norm": inventory.take(f"{prefix}norm2.weight", hidden),
         }
-        tensors |= {f"layers.{n}.{name}": tensor for name, tensor in part.items()}
-        layers.append(LayerSpec(mixer, GatedMLP(width), NORM, NORM))
+        layers.append(Layer(LayerSpec(mixer, GatedMLP(width), NORM, NORM), part))
     inventory.finish()
     context = config.integer("max_position_embeddings")
     spec = ModelSpec(
         vocab_size=vocab,
         hidden=hidden,
         context_length=context,
-        layers=tuple(layers),
+        layers=tuple(layer.spec for layer in layers),
         output_norm=NORM,
         tied=False,
         embedding_scale=hidden**0.5,
@@ -74,6 +72,7 @@ def build(checkpoint: Checkpoint) -> Model:
     return Model(
         spec=spec,
         tensors=tensors,
+        layer_tensors=tuple(layer.tensors for layer in layers),
         family=FAMILY.name,
         notes=tuple(config.notes),
         front_matter=front_matter(checkpoint.folder),
@@ -81,7 +80,7 @@ def build(checkpoint: Checkpoint) -> Model:
     )
 
 
-def _attention(inventory: Inventory, prefix: str, hidden: int) -> tuple[Attention, dict[str, Tensor]]:
+def _attention(inventory: Inventory, prefix: str, hidden: int) -> tuple[Attention, LayerTensors]:
     q_norm = inventory.take(f"{prefix}q_norm.weight", None)
     dim = q_norm.shape[0]
     q_rows, k_rows = (inventory.shape(f"{prefix}{PROJECTIONS[name]}.weight")[0] for name in ("q", "k"))

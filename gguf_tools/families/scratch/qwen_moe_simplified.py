@@ -16,7 +16,7 @@ from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_state_dict, write_tiny_tokenizer
-from gguf_tools.model.spec import FeedForward, LayerSpec, Model, MoE, Norm, Router, SharedExpert
+from gguf_tools.model.spec import FeedForward, Layer, LayerSpec, LayerTensors, Model, MoE, Norm, Router, SharedExpert
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.views import stack
 
@@ -36,7 +36,7 @@ def build(checkpoint: Checkpoint) -> Model:
         config.assume(key, value, "as the published class does")
     every = config.integer("moe_layer_freq", 1)
 
-    def layer(prefix: str, hidden: int, norm: Norm) -> tuple[LayerSpec, hf.Part]:
+    def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, None)
         n = int(prefix.split(".")[-2])
         ffn: FeedForward
@@ -47,17 +47,17 @@ def build(checkpoint: Checkpoint) -> Model:
             ffn, ffn_part = _moe(inventory, config, f"{prefix}mlp.", hidden)
         else:
             ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
-        return LayerSpec(mixer, ffn, norm, norm), part | ffn_part
+        return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
     return assemble(checkpoint, inventory, config, FAMILY.name, layer)
 
 
-def _moe(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[MoE, hf.Part]:
+def _moe(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:
     router = inventory.take(f"{prefix}gate.gate.weight", None, hidden)
     experts = router.shape[0]
     width = inventory.shape(f"{prefix}experts.0.ffn.gate_proj.weight")[0]
     shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
-    part: hf.Part = {"moe.router": router}
+    part: LayerTensors = {"moe.router": router}
     for name, shape in shapes.items():
         each = [inventory.take(f"{prefix}experts.{e}.ffn.{name}_proj.weight", *shape) for e in range(experts)]
         part[f"moe.{name}"] = stack(each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +19,9 @@ from gguf_tools.families.registry import load_model
 from gguf_tools.formats.gguf.header import read_header
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.model.rope import LinearScaling
-from gguf_tools.model.spec import Attention, MoE, SharedExpert
+from gguf_tools.model.spec import Attention, Layer, MoE, SharedExpert
 from gguf_tools.rewrites.approximations import fitted_slope
+from gguf_tools.rewrites.base import map_layers
 from gguf_tools.targets.planner import plan
 from gguf_tools.targets.registry import all_targets, lift, target_named
 from gguf_tools.tensors.base import InMemory
@@ -162,14 +164,13 @@ def test_context_length_overrides_the_config(made: Made) -> None:
 
 def test_an_untied_model_with_equal_heads_costs_nothing(made: Made) -> None:
     model = load_model(made("moe-model", "untied"))
-    tensors = {
-        role: InMemory(np.broadcast_to(tensor.array()[:1], tensor.shape).copy())
-        if "_norm" in role or "_gain" in role
-        else tensor
-        for role, tensor in model.tensors.items()
-        if ".attn." in role
-    }
-    alike = replace(model, tensors={**model.tensors, **tensors})
+
+    def equal_heads(layer: Layer) -> Layer:
+        own = {role: t for role, t in layer.tensors.items() if re.fullmatch(r"attn\.[qk]_(norm|gain)", role)}
+        equal = {role: InMemory(np.broadcast_to(t.array()[:1], t.shape).copy()) for role, t in own.items()}
+        return Layer(layer.spec, {**layer.tensors, **equal})
+
+    alike = map_layers(model, equal_heads)
     # Gains, scales and zero biases are folded away: the file has fewer weights than the source.
     assert plan(alike).extra_parameters == 0
     assert plan(alike).model.parameters < alike.parameters
