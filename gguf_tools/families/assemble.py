@@ -33,11 +33,9 @@ def assemble(
     for n in range(count):
         prefix = f"model.layers.{n}."
         bare = layer(prefix, hidden, norm)
-        norms = {
-            "mixer_norm": inventory.take(f"{prefix}input_layernorm.weight", hidden),
-            "ffn_norm": inventory.take(f"{prefix}post_attention_layernorm.weight", hidden),
-        }
-        layers.append(Layer(bare.spec, {**bare.tensors, **norms}))
+        mixer_norm = inventory.take(f"{prefix}input_layernorm.weight", hidden)
+        ffn_norm = inventory.take(f"{prefix}post_attention_layernorm.weight", hidden)
+        layers.append(Layer(bare.spec, {**bare.tensors, "mixer_norm": mixer_norm, "ffn_norm": ffn_norm}))
     inventory.finish()
     activation = config.values.get("hidden_act", "silu")
     if activation != "silu":

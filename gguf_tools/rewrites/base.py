@@ -16,7 +16,8 @@ class Rewrite:
 
     `linear` says that a weighted mean of rewritten layers is the rewritten mean of the layers, so that layers can be blended
     after the rewrite too. That fails for products of weights, and for what makes layers of two kinds look alike.
-    `keeps_row_angles` says that the angle between two layers' rows is the same after it, as spherical interpolation needs.
+    `keeps_row_angles` says that the angle between two layers' rows is the same after it, as spherical interpolation needs:
+    it fails where rows get more columns, and where a matrix becomes a vector.
     """
 
     name: str

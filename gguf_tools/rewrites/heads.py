@@ -127,7 +127,6 @@ SHARED_HEAD_NORM = Rewrite(
     apply=_map_attention(lambda mixer: mixer.norm_per_head, _share_norm),
     holds=_heads_alike,
     linear=True,
-    keeps_row_angles=True,
 )
 WIDENED_HEADS = Rewrite(
     name="q/k heads widened for a shared norm",

@@ -39,11 +39,11 @@ def lift_layers(source: GGUFSource, layer: LayerLifter, ffn_norm: str) -> Model:
     layers = []
     for n in range(count):
         bare = layer(n, norm)
-        norms = {
+        own = {
             "mixer_norm": source.tensor(f"blk.{n}.attn_norm.weight"),
             "ffn_norm": source.tensor(f"blk.{n}.{ffn_norm}"),
         }
-        layers.append(Layer(bare.spec, {**bare.tensors, **norms}))
+        layers.append(Layer(bare.spec, {**bare.tensors, **own}))
     vocab, hidden = tensors["embedding"].shape
     context = source.integer("context_length")
     spec = ModelSpec(

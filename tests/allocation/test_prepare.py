@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from gguf_tools.formats.gguf.header import read_header
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.quantization.plan import QuantizeRequest
 from gguf_tools.quantization.plan import prepare as prepare_quantize
-from gguf_tools.tensors.base import InMemory
+from gguf_tools.tensors.base import Filled, InMemory
 from quant.allocate import Option, allocate, undominated
 from quant.encode import decode_rows, encode_rows
+from quant.recipes import TypeChoice
 from quant.types import F16, Q3_K, Q4_0, Q4_K, Q6_K, Q8_0
 from tests.conftest import Ran
 from tests.tiny_models import checkpoint, dense
@@ -120,6 +122,12 @@ def test_measurement_leaves_the_file_as_it_was(source: Path, text: Path, tmp_pat
     assert all(kl > 0 for kl in measured.divergences.values())
     for losses in measured.losses.values():
         assert losses[Q3_K] > losses[Q4_K] > losses[Q6_K] > losses[Q8_0] > losses[F16]
+
+
+def test_a_type_that_the_user_asked_for_is_kept_even_where_it_fell_back() -> None:
+    fell = TypeChoice(name="a", type=Q8_0, wanted=Q4_K, reason="rows of 96 are not a multiple of 256")
+    asked = replace(fell, name="b", asked_for=True)
+    assert free_to_choose((fell, asked), {"a": Filled((4, 96)), "b": Filled((4, 96))}) == {"a"}
 
 
 def test_both_commands(folder: Path, source: Path, text: Path, tmp_path: Path, tinyq: Callable[..., Ran]) -> None:

@@ -173,13 +173,33 @@ def test_choices_say_why() -> None:
 
 def test_an_options_type_falls_back_where_llama_cpp_aborts() -> None:
     options = TypeOptions(embedding_type=Q4_K)
-    assert assign(recipe("q8_0"), LLAMA, TENSORS, options)[0].type.name == "q5_0"
+    embedding = assign(recipe("q8_0"), LLAMA, TENSORS, options)[0]
+    assert embedding.type.name == "q5_0"
+    assert embedding.asked_for
+
+
+def test_choices_say_which_types_the_user_asked_for() -> None:
+    tensors = [*TENSORS, TensorFacts("output.weight", (32, 1024))]
+    for options, asked in (
+        (TypeOptions(), set()),
+        (TypeOptions(pure=True), set()),
+        (TypeOptions(types={"output.weight": Q8_0}), set()),
+        (TypeOptions(output_type=Q8_0), {"output.weight"}),
+        (TypeOptions(embedding_type=Q8_0), {"token_embd.weight"}),
+        (TypeOptions(overrides=(Override.parse("attn_k|bias=q8_0"),)), {"blk.0.attn_k.weight"}),
+    ):
+        choices = assign(recipe("q4_k_m"), LLAMA, tensors, options)
+        assert {choice.name for choice in choices if choice.asked_for} == asked
+    tied = assign(recipe("q4_k_m"), LLAMA, TENSORS, TypeOptions(output_type=Q8_0))
+    assert [choice.name for choice in tied if choice.asked_for] == ["token_embd.weight"]
 
 
 def test_the_last_override_wins_and_acts_on_16_bit_recipes() -> None:
     options = TypeOptions(overrides=(Override.parse("ffn_down=q8_0"), Override.parse(r"blk\.0\.ffn=Q6_K")))
     down = assign(recipe("bf16"), LLAMA, TENSORS, options)[2]
-    assert down == TypeChoice(name="blk.0.ffn_down.weight", type=Q6_K, wanted=Q6_K, reason=r"override blk\.0\.ffn")
+    assert down == TypeChoice(
+        name="blk.0.ffn_down.weight", type=Q6_K, wanted=Q6_K, reason=r"override blk\.0\.ffn", asked_for=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,21 @@ def test_a_rewrite_that_blends_do_not_pass_through_is_named(nine: Path, tmp_path
     operated(file, tmp_path / "moved.gguf", "swap(0:1) + scale(1@0.5)")
 
 
+def test_a_rewrite_of_a_later_version_is_refused(nine: Path, tmp_path: Path) -> None:
+    names = array(ValueType.STRING, ["output written out", "heads joined"])
+    file = with_metadata(nine, tmp_path / "newer.gguf", {"tinyq.rewrites": names})
+    with pytest.raises(InputError, match="rewrite 'heads joined'"):
+        operated(file, tmp_path / "no.gguf", "merge(0:1)")
+
+
+def test_slerp_is_refused_where_only_linear_blends_pass(nine: Path, tmp_path: Path) -> None:
+    names = array(ValueType.STRING, ["bias on the attention output"])
+    file = with_metadata(nine, tmp_path / "biased.gguf", {"tinyq.rewrites": names})
+    operated(file, tmp_path / "merged.gguf", "merge(0:1)")
+    with pytest.raises(InputError, match="which a slerp blend of layers does not pass through"):
+        operated(file, tmp_path / "no.gguf", "merge(0:1, method=slerp)")
+
+
 def test_surgery_on_surgery_appends(nine: Path, tmp_path: Path) -> None:
     once = operated(nine, tmp_path / "once.gguf", "swap(0:1)")
     twice = operated(once, tmp_path / "twice.gguf", "bridge(0:1)")

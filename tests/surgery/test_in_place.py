@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -163,8 +164,10 @@ def test_a_kill_at_any_moment_of_an_undo_leaves_one_or_the_other(twelve: Path, f
 
 def test_more_than_another_order_is_refused(file: Path) -> None:
     for recipe in ("bridge(0:1)", "scale(1@0.5)", "delete(3)", "swap(0:1, only=ffn)"):
-        with pytest.raises(InputError, match="only puts whole layers in another order"):
-            in_place(file, recipe)
+        named = rf"{re.escape(str(parse_text(recipe)))}: --in-place only puts whole layers in another order"
+        for whole in (recipe, f"swap(1:2) + {recipe}", f"{recipe} + swap(0:1)"):
+            with pytest.raises(InputError, match=named):
+                in_place(file, whole)
 
 
 def test_splits_are_refused(twelve: Path, tmp_path: Path) -> None:

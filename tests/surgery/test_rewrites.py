@@ -1,0 +1,107 @@
+"""What rewrites say of blends: `Rewrite.linear` and `keeps_row_angles` against blends done before and after them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gguf_tools.errors import InputError
+from gguf_tools.model.rope import Rope
+from gguf_tools.model.spec import LayerSpec, Model, Router, SharedExpert
+from gguf_tools.rewrites.base import Rewrite
+from gguf_tools.rewrites.delta import DENSE_AS_SHARED
+from gguf_tools.rewrites.gates import EMPTY_SHARED_EXPERT
+from gguf_tools.rewrites.registry import blend_passes, rewrites_by_name
+from gguf_tools.tensors.base import Filled, InMemory
+from surgery.model import operate_text
+from tests.random_model import ATTENTION, DELTA, EXPERTS, layer, named, random_model, with_layer
+
+SIGMOID = replace(EXPERTS, router=Router(top_k=1, score="sigmoid", selection_bias=True))
+BIASED = replace(EXPERTS, router=Router(top_k=2, selection_bias=True))
+OWN_NORMS = replace(ATTENTION, norm_per_head=True)
+
+
+def plain(spec: LayerSpec, **more: Any) -> Model:
+    """Two layers that are alike but for their numbers."""
+    return random_model([spec, spec], **more)
+
+
+def uniform_bias() -> Model:
+    made = plain(layer(feed_forward=BIASED))
+    for n in (0, 1):
+        made = with_layer(made, n, {"moe.router_bias": Filled((EXPERTS.experts,), 0.5 + n)})
+    return made
+
+
+def equal_heads() -> Model:
+    made = plain(layer(OWN_NORMS))
+    for n, one in enumerate(made.layers):
+        norms = {role: one.tensors[role].array() for role in ("attn.q_norm", "attn.k_norm")}
+        made = with_layer(
+            made, n, {role: InMemory(np.tile(values[:1], (len(values), 1))) for role, values in norms.items()}
+        )
+    return made
+
+
+MODELS = {
+    "zero attention gate": plain(layer()),
+    "zero shared-expert gate": plain(layer(feed_forward=replace(EXPERTS, shared=SharedExpert(20, gated=False)))),
+    "empty shared expert": plain(layer(feed_forward=EXPERTS)),
+    "output written out": plain(layer(), tied=True),
+    "idle last layer": plain(layer()),
+    "rope in interleaved pairs": plain(layer()),
+    "rope in pairs half a head apart": plain(layer(replace(ATTENTION, rope=Rope(1e4, 8, "interleaved")))),
+    "one q/k norm for all heads": equal_heads(),
+    "q/k heads widened for a shared norm": plain(layer(OWN_NORMS)),
+    "gain folded into the q/k norm": plain(layer(replace(OWN_NORMS, norm_gain=True))),
+    "value scale folded into the values": plain(layer(replace(ATTENTION, value_scale=True))),
+    "repeated values": plain(layer(replace(DELTA, key_dim=16))),
+    "dense layers as shared experts": random_model([layer(), layer(), layer(feed_forward=EXPERTS)]),
+    "embedding scale folded into the embeddings": plain(layer(), embedding_scale=2.0),
+    "logit scale folded into the final norm": plain(layer(), logit_scale=0.5),
+    "bias on the attention output": plain(layer(replace(ATTENTION, bias=frozenset("qkvo")))),
+    "router bias left out": uniform_bias(),
+    "softmax router for one expert": plain(layer(feed_forward=SIGMOID)),
+}
+CASES = [
+    (rewrite, method)
+    for rewrites in rewrites_by_name().values()
+    for rewrite in rewrites
+    for method in ("linear", "slerp")
+]
+
+
+def test_there_is_a_model_for_each_rewrite() -> None:
+    assert MODELS.keys() == rewrites_by_name().keys()
+
+
+@pytest.mark.parametrize(("rewrite", "method"), CASES, ids=[f"{rewrite.name}, {method}" for rewrite, method in CASES])
+def test_a_rewrite_says_whether_blends_pass_through_it(rewrite: Rewrite, method: str) -> None:
+    model = MODELS[rewrite.name]
+    assert rewrite.applies(model.spec)
+    assert rewrite.holds(model)
+    blend = f"interpolate(0:1, 0.25, method={method}, replace=0)"
+    before, after = rewrite.apply(operate_text(model, blend)), operate_text(rewrite.apply(model), blend)
+    assert before.spec == after.spec
+    others = named(after)
+    same = all(np.allclose(t.array(), others[role].array(), rtol=1e-5, atol=1e-6) for role, t in named(before).items())
+    passes = rewrite.linear and (rewrite.keeps_row_angles or method == "linear")
+    # This one is linear itself, and does not pass because layers that cannot be blended look alike after it.
+    assert same == (passes or rewrite is DENSE_AS_SHARED)
+    assert blend_passes(rewrite.name, angles=method == "slerp") == passes
+
+
+def test_after_dense_as_shared_layers_look_alike_that_were_not() -> None:
+    model = MODELS[DENSE_AS_SHARED.name]
+    with pytest.raises(InputError, match="dense feed-forward of width 20"):
+        operate_text(model, "merge(1:2)")
+    made = EMPTY_SHARED_EXPERT.apply(DENSE_AS_SHARED.apply(model))
+    assert made.spec.layers[1] == made.spec.layers[2]
+    assert len(operate_text(made, "merge(1:2)").layers) == 2
+
+
+def test_a_name_that_is_not_known_does_not_pass() -> None:
+    assert not blend_passes("heads folded by a later version")
