@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gguf_tools.model.features import Place, choice, option, size
 
 
 @dataclass(frozen=True)
 class LinearScaling:
     """Positions divided by `factor` (position interpolation, Chen et al. 2023)."""
 
-    factor: float
+    factor: float = size()
+
+
+def _betas(_: float, place: Place) -> str:
+    return f"YaRN with beta_fast {place.owner.beta_fast:g} and beta_slow {place.owner.beta_slow:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +31,12 @@ class YarnScaling:
     range outwards to whole dimensions, which ggml always does.
     """
 
-    factor: float
-    original_context: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    truncate: bool = True
+    factor: float = size()
+    original_context: int = size()
+    beta_fast: float = option(_betas, 32.0)
+    beta_slow: float = option(_betas, 1.0)
+    attention_factor: float | None = option("a YaRN attention factor of its own")
+    truncate: bool = option("YaRN without truncation of the correction range", True)
 
     @property
     def magnitude(self) -> float:
@@ -42,20 +48,33 @@ class YarnScaling:
 class Llama3Scaling:
     """Llama 3.1's scaling: long wavelengths divided by `factor`, short ones kept, a smooth step between."""
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
+    factor: float = size()
+    low_freq_factor: float = size()
+    high_freq_factor: float = size()
+    original_context: int = size()
 
 
 @dataclass(frozen=True)
 class FactorScaling:
     """Each pair's frequency divided by a factor of its own (dims / 2 of them): how GGUF files state llama3 scaling."""
 
-    factors: tuple[float, ...]
+    factors: tuple[float, ...] = size()
 
 
 Scaling = LinearScaling | YarnScaling | Llama3Scaling | FactorScaling
+
+
+PAIRS = {"half": "rope in pairs half a head apart", "interleaved": "rope in interleaved pairs"}
+SCALINGS = {
+    "LinearScaling": "linear rope scaling",
+    "YarnScaling": "YaRN rope scaling",
+    "Llama3Scaling": "llama3 rope scaling",
+    "FactorScaling": "rope with frequency factors",
+}
+
+
+def _partial(dims: int, place: Place) -> str:
+    return f"rope on {dims} of {place.parent.head_dim} dimensions"
 
 
 @dataclass(frozen=True)
@@ -65,10 +84,10 @@ class Rope:
     `pairs` says which dimensions turn together: "half" is (i, i + dims/2), NEOX; "interleaved" is (2i, 2i + 1).
     """
 
-    theta: float
-    dims: int
-    pairs: Literal["half", "interleaved"] = "half"
-    scaling: Scaling | None = None
+    theta: float = size()
+    dims: int = option(_partial, MISSING, neutral=lambda dims, place: dims == place.parent.head_dim)
+    pairs: Literal["half", "interleaved"] = choice(lambda pairs, _: PAIRS[pairs], "half")
+    scaling: Scaling | None = option(lambda scaling, _: SCALINGS[type(scaling).__name__])
 
 
 def default_magnitude(factor: float) -> float:

@@ -17,6 +17,7 @@ from itertools import starmap
 from typing import Any, Literal
 
 from gguf_tools.errors import CheckpointError
+from gguf_tools.model.features import Place, choice, option, part, size
 from gguf_tools.model.rope import Rope
 from gguf_tools.tensors.base import Tensor
 
@@ -29,8 +30,19 @@ LayerTensors = dict[str, Tensor]
 class Norm:
     """RMS norm: x / sqrt(mean(x²) + eps) · (weight + offset)."""
 
-    eps: float
-    offset: float = 0.0
+    eps: float = size()
+    offset: float = option(lambda offset, _: f"norm weights stored less {offset:g}", 0.0)
+
+
+_BIASES = {"o": "a bias on the attention output"}
+
+
+def _window(window: int, place: Place) -> str:
+    return f"a sliding window of {window} tokens in a context of {place.spec.context_length}"
+
+
+def _value_dim(_: int, place: Place) -> str:
+    return f"value heads of {place.owner.value_size} dimensions beside key heads of {place.owner.head_dim}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +57,20 @@ class Attention:
     Value heads have `value_dim` dimensions, where that is not None, else as many as the key heads.
     """
 
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope: Rope
-    bias: frozenset[str] = frozenset()
-    qk_norm: Norm | None = None
-    gated: bool = False
-    norm_per_head: bool = False
-    norm_gain: bool = False
-    value_scale: bool = False
-    window: int | None = None
-    value_dim: int | None = None
+    heads: int = size()
+    kv_heads: int = size()
+    head_dim: int = size()
+    rope: Rope = part("rotary position embedding")
+    bias: frozenset[str] = option(lambda name, _: _BIASES.get(name, f"a bias on the attention's {name}"), frozenset())
+    qk_norm: Norm | None = option("q/k norm")
+    gated: bool = option("an attention gate", False)
+    norm_per_head: bool = option("q/k norm weights of each head's own", False)
+    norm_gain: bool = option("a gain after the q/k norm", False)
+    value_scale: bool = option("a scale of the value heads", False)
+    window: int | None = option(
+        _window, neutral=lambda window, place: not window or window >= place.spec.context_length
+    )
+    value_dim: int | None = option(_value_dim, neutral=lambda _, place: place.owner.value_size == place.owner.head_dim)
 
     @property
     def value_size(self) -> int:
@@ -99,14 +113,14 @@ class DeltaNet:
     The output is normed over each head, multiplied by SiLU(z), and projected.
     """
 
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    kernel: int
-    norm: Norm
-    decay: Literal["log", "rate"] = "log"
-    l2_eps: float = 1e-6
+    key_heads: int = size()
+    value_heads: int = size()
+    key_dim: int = size()
+    value_dim: int = size()
+    kernel: int = size()
+    norm: Norm = part("the norm of linear attention's output")
+    decay: Literal["log", "rate"] = choice(lambda decay, _: f"decays of linear attention stored as a {decay}", "log")
+    l2_eps: float = size(1e-6)
 
     @property
     def channels(self) -> int:
@@ -135,8 +149,8 @@ class DeltaNet:
 class GatedMLP:
     """Dense feed-forward: down(SiLU(gate x) ⊙ up x). `bias` names the projections that have one (of gate, up, down)."""
 
-    width: int
-    bias: frozenset[str] = frozenset()
+    width: int = size()
+    bias: frozenset[str] = option("biases in the feed-forward", frozenset())
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""
@@ -150,6 +164,12 @@ class GatedMLP:
         return roles
 
 
+_NORMALISED = {
+    True: "router weights renormalised (norm_topk_prob true)",
+    False: "router weights that are not renormalised (norm_topk_prob false)",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Router:
     """How experts are chosen and weighted.
@@ -159,29 +179,29 @@ class Router:
     alone. The weights of those chosen are divided by their sum if `normalised`, and multiplied by `scale`.
     """
 
-    top_k: int
-    normalised: bool = True
-    scale: float = 1.0
-    score: Literal["softmax", "sigmoid"] = "softmax"
-    selection_bias: bool = False
+    top_k: int = size()
+    normalised: bool = choice(lambda normalised, _: _NORMALISED[normalised], True)
+    scale: float = option("scaled router weights", 1.0)
+    score: Literal["softmax", "sigmoid"] = choice(lambda score, _: f"a {score} router", "softmax")
+    selection_bias: bool = option("a router bias added before the score function, for the selection alone", False)
 
 
 @dataclass(frozen=True)
 class SharedExpert:
     """An expert that every token passes; `gated` multiplies it by sigmoid of one logit a token."""
 
-    width: int
-    gated: bool
+    width: int = size()
+    gated: bool = choice(lambda gated, _: "a gate on the shared expert" if gated else "a shared expert without a gate")
 
 
 @dataclass(frozen=True)
 class MoE:
     """Mixture of experts: `experts` gated MLPs of `width`, and perhaps a shared one."""
 
-    experts: int
-    width: int
-    router: Router
-    shared: SharedExpert | None = None
+    experts: int = size()
+    width: int = size()
+    router: Router = part("routed experts")
+    shared: SharedExpert | None = option("a shared expert")
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""
@@ -201,6 +221,13 @@ class MoE:
         return roles
 
 
+_KINDS = {
+    "Attention": "full attention",
+    "DeltaNet": "linear attention",
+    "GatedMLP": "a dense feed-forward",
+    "MoE": "experts",
+}
+
 Mixer = Attention | DeltaNet
 FeedForward = GatedMLP | MoE
 
@@ -209,10 +236,10 @@ FeedForward = GatedMLP | MoE
 class LayerSpec:
     """One layer: x + mixer(norm(x)), then x + feed_forward(norm(x))."""
 
-    mixer: Mixer
-    feed_forward: FeedForward
-    mixer_norm: Norm
-    ffn_norm: Norm
+    mixer: Mixer = part(lambda mixer, _: f"{_KINDS.get(type(mixer).__name__, type(mixer).__name__)} layers")
+    feed_forward: FeedForward = part(lambda ffn, _: _KINDS.get(type(ffn).__name__, type(ffn).__name__))
+    mixer_norm: Norm = part("a norm before the mixer")
+    ffn_norm: Norm = part("a norm before the feed-forward")
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""
@@ -238,14 +265,14 @@ class ModelSpec:
     `logit_scale`.
     """
 
-    vocab_size: int
-    hidden: int
-    context_length: int
-    layers: tuple[LayerSpec, ...]
-    output_norm: Norm
-    tied: bool
-    embedding_scale: float = 1.0
-    logit_scale: float = 1.0
+    vocab_size: int = size()
+    hidden: int = size()
+    context_length: int = size()
+    layers: tuple[LayerSpec, ...] = size()
+    output_norm: Norm = part("a norm before the output")
+    tied: bool = choice(lambda tied, _: f"an output projection {'tied to the embedding' if tied else 'of its own'}")
+    embedding_scale: float = option(lambda scale, _: f"embeddings multiplied by {scale:g}", 1.0)
+    logit_scale: float = option(lambda scale, _: f"logits multiplied by {scale:g}", 1.0)
 
     def roles(self) -> dict[str, Shape]:
         """Roles and shapes of the tensors outside the layers."""
