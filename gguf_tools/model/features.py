@@ -64,13 +64,14 @@ class Meaning:
 class Feature:
     """One feature of a spec.
 
-    `key` is what declarations list: `Attention.gated`, `Attention.bias=q`, `Rope.pairs=half`. `owner` is the class of the part
-    that has it, `words` what a user is told.
+    `key` is what declarations list: `Attention.gated`, `Attention.bias=q`, `Rope.pairs=half`. `words` is what a user is told,
+    `owner` the class of the part that has it, and `within` the keys of the parts that this part lies in.
     """
 
     key: str
     words: str
     owner: type
+    within: tuple[str, ...] = ()
 
 
 def size(default: Any = MISSING) -> Any:
@@ -113,11 +114,12 @@ def features(spec: ModelSpec) -> tuple[Feature, ...]:
 
 
 def undeclared(found: Iterable[Feature], expressed: Collection[str]) -> list[str]:
-    """The features, in words, whose keys are not among those `expressed`."""
-    return list(dict.fromkeys(feature.words for feature in found if feature.key not in expressed))
+    """The features, in words, whose keys are not among those `expressed`; of a part that is not, only the part itself."""
+    lacking = (feature for feature in found if feature.key not in expressed)
+    return list(dict.fromkeys(feature.words for feature in lacking if set(feature.within) <= set(expressed)))
 
 
-def _of(place: Place) -> Iterator[Feature]:
+def _of(place: Place, within: tuple[str, ...] = ()) -> Iterator[Feature]:
     owner = place.owner
     for entry in fields(owner):
         value, meaning = getattr(owner, entry.name), _meaning(entry)
@@ -132,9 +134,9 @@ def _of(place: Place) -> Iterator[Feature]:
             elif meaning.kind != "option" or isinstance(value, frozenset):
                 key = f"{name}={str(item).lower() if isinstance(item, bool) else shortened(str(item), 40)}"
             words = meaning.words(item, place) if meaning.words else f"{key} of {shortened(repr(value), 40)}"
-            yield Feature(key, words, type(owner))
+            yield Feature(key, words, type(owner), within)
         if inner:
-            yield from _of(Place(place.spec, (*place.parts, value)))
+            yield from _of(Place(place.spec, (*place.parts, value)), (*within, key))
 
 
 def _is_neutral(entry: Field[Any], meaning: Meaning, value: Any, place: Place) -> bool:

@@ -224,7 +224,7 @@ class MoE:
 _KINDS = {
     "Attention": "full attention",
     "DeltaNet": "linear attention",
-    "GatedMLP": "a dense feed-forward",
+    "GatedMLP": "layers without experts",
     "MoE": "experts",
 }
 

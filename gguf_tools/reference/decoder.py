@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from gguf_tools.errors import UnsupportedError
+from gguf_tools.model.features import features, undeclared
 from gguf_tools.model.spec import Attention, GatedMLP, LayerSpec, Model
 from gguf_tools.reference.feed_forward import gated_mlp, moe
 from gguf_tools.reference.mixers import attention, delta_net
@@ -21,6 +23,63 @@ from gguf_tools.reference.weights import load_all
 
 Observer = Callable[[int, str, torch.Tensor], None]
 """Called with (layer, point, activations) at the points that llama.cpp's graph names too."""
+
+EXPRESSES = frozenset(
+    {
+        "ModelSpec.output_norm=Norm",
+        "ModelSpec.tied=false",
+        "ModelSpec.tied=true",
+        "ModelSpec.embedding_scale",
+        "ModelSpec.logit_scale",
+        "LayerSpec.mixer=Attention",
+        "LayerSpec.mixer=DeltaNet",
+        "LayerSpec.feed_forward=GatedMLP",
+        "LayerSpec.feed_forward=MoE",
+        "LayerSpec.mixer_norm=Norm",
+        "LayerSpec.ffn_norm=Norm",
+        "Norm.offset",
+        "Attention.rope=Rope",
+        "Attention.bias=q",
+        "Attention.bias=k",
+        "Attention.bias=v",
+        "Attention.bias=o",
+        "Attention.qk_norm=Norm",
+        "Attention.gated",
+        "Attention.norm_per_head",
+        "Attention.norm_gain",
+        "Attention.value_scale",
+        "Attention.window",
+        "Attention.value_dim",
+        "Rope.dims",
+        "Rope.pairs=half",
+        "Rope.pairs=interleaved",
+        "Rope.scaling=LinearScaling",
+        "Rope.scaling=YarnScaling",
+        "Rope.scaling=Llama3Scaling",
+        "Rope.scaling=FactorScaling",
+        "YarnScaling.beta_fast",
+        "YarnScaling.beta_slow",
+        "YarnScaling.attention_factor",
+        "YarnScaling.truncate",
+        "DeltaNet.norm=Norm",
+        "DeltaNet.decay=log",
+        "DeltaNet.decay=rate",
+        "GatedMLP.bias=gate",
+        "GatedMLP.bias=up",
+        "GatedMLP.bias=down",
+        "MoE.router=Router",
+        "MoE.shared=SharedExpert",
+        "Router.normalised=true",
+        "Router.normalised=false",
+        "Router.score=softmax",
+        "Router.score=sigmoid",
+        "Router.scale",
+        "Router.selection_bias",
+        "SharedExpert.gated=true",
+        "SharedExpert.gated=false",
+    }
+)
+"""The features (`model.features`) that the forward pass computes."""
 
 
 class Reference:
@@ -31,6 +90,12 @@ class Reference:
     """
 
     def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:
+        """Read all weights; UnsupportedError for a model with a feature that the forward pass does not compute."""
+        lacking = undeclared(features(model.spec), EXPRESSES)
+        if lacking:
+            raise UnsupportedError(
+                f"the torch reference does not compute {', '.join(lacking)} of this {model.family} model"
+            )
         self.spec = model.spec
         self.dtype = dtype
         self.weights = load_all(model.tensors, dtype)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gguf_tools.formats.gguf.header import Metadata
 from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.features import features, undeclared
 from gguf_tools.model.spec import Model, ModelSpec
 from gguf_tools.rewrites.approximations import Approximation
 from gguf_tools.rewrites.base import Rewrite
@@ -34,8 +35,9 @@ class Lowered:
 class Target:
     """A llama.cpp architecture.
 
-    `rewrites` are tried in order before `lacks` names what the architecture cannot express of the spec that results;
-    `lower` is called only where it lacks nothing. `lift` describes a file of this architecture as a Model, with the
+    `rewrites` are tried in order before `lacks` names what the architecture cannot express of the spec that results:
+    the features that are not among those it `expresses` (keys of `model.features`), and what `limits` says of those that
+    are. `lower` is called only where it lacks nothing. `lift` describes a file of this architecture as a Model, with the
     file's own numbers. `native` names the families that llama.cpp's users expect to find under this architecture: it is
     preferred for them among targets that cost no more weights. `approximations` come near to what it lacks, and are
     applied only where the user accepts that.
@@ -43,8 +45,13 @@ class Target:
 
     name: str
     rewrites: tuple[Rewrite, ...]
-    lacks: Callable[[ModelSpec], list[str]]
+    expresses: frozenset[str]
+    limits: Callable[[ModelSpec], list[str]]
     lower: Callable[[Model], Lowered]
     lift: Callable[[GGUFSource], Model]
     native: frozenset[str] = frozenset()
     approximations: tuple[Approximation, ...] = ()
+
+    def lacks(self, spec: ModelSpec) -> list[str]:
+        """What the architecture cannot express of this spec, in words; empty where it is exact."""
+        return list(dict.fromkeys([*undeclared(features(spec), self.expresses), *self.limits(spec)]))

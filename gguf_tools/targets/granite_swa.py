@@ -15,7 +15,7 @@ from gguf_tools.model.spec import Attention, LayerSpec, Model, ModelSpec
 from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS
 from gguf_tools.targets import llama, lowering
 from gguf_tools.targets.base import Lowered, Target
-from gguf_tools.targets.lacks import attentions, same
+from gguf_tools.targets.limits import WINDOWS, attentions, same
 from gguf_tools.tensors.base import Filled, Tensor
 
 NAME = "granite_swa"
@@ -25,11 +25,14 @@ NO_SINK = -1e30
 SCALES = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
 
 
-def lacks(spec: ModelSpec) -> list[str]:
-    """What the architecture cannot express of this spec."""
+EXPRESSES = llama.EXPRESSES | WINDOWS
+
+
+def limits(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of the values of its features."""
     windows = [mixer.window for mixer in attentions(spec) if mixer.window]
     found = [] if any(window < spec.context_length for window in windows) else ["a model without sliding windows"]
-    return found + same(windows, "sliding window") + llama.graph_lacks(spec, windows=True)
+    return found + same(windows, "sliding window") + llama.limits(spec)
 
 
 def lower(model: Model) -> Lowered:
@@ -70,7 +73,8 @@ def lift(source: GGUFSource) -> Model:
 TARGET = Target(
     name=NAME,
     rewrites=(INTERLEAVED_PAIRS,),
-    lacks=lacks,
+    expresses=EXPRESSES,
+    limits=limits,
     lower=lower,
     lift=lift,
     native=frozenset({"mistral", "mixtral", "qwen2"}),

@@ -17,7 +17,20 @@ from gguf_tools.rewrites.delta import IDLE_LAYER, REPEATED_VALUES
 from gguf_tools.rewrites.gates import ZERO_ATTENTION_GATE
 from gguf_tools.rewrites.output_bias import OUTPUT_BIAS
 from gguf_tools.targets import lifting, lowering
-from gguf_tools.targets.lacks import attention_lacks, attentions, norm_lacks, same, scale_lacks
+from gguf_tools.targets.limits import (
+    ATTENTION,
+    ATTENTION_GATE,
+    DECODER,
+    LINEAR_ATTENTION,
+    PAIRS_HALF,
+    PARTIAL_ROPE,
+    QK_NORM,
+    ROPE_SCALING,
+    attention_limits,
+    attentions,
+    norm_limits,
+    same,
+)
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Mapped, concatenate, interleave_rows, take, take_rows
 
@@ -39,8 +52,11 @@ def deltas(spec: ModelSpec) -> list[DeltaNet]:
     return [layer.mixer for layer in spec.layers if isinstance(layer.mixer, DeltaNet)]
 
 
-def hybrid_lacks(spec: ModelSpec) -> list[str]:
-    """What the graphs cannot express of this spec's mixers, norms and scales."""
+EXPRESSES = DECODER | ATTENTION | PAIRS_HALF | PARTIAL_ROPE | ROPE_SCALING | QK_NORM | ATTENTION_GATE | LINEAR_ATTENTION
+
+
+def hybrid_limits(spec: ModelSpec) -> list[str]:
+    """What the graphs cannot express of this spec's mixers and norms."""
     found = same(deltas(spec), "shape of linear attention")
     # The graph's memory has a part for each kind, and an empty one is a failed assertion.
     found += [] if deltas(spec) else ["a model without linear attention layers"]
@@ -50,8 +66,7 @@ def hybrid_lacks(spec: ModelSpec) -> list[str]:
         for d in dict.fromkeys(deltas(spec))
         if d.key_dim != d.value_dim
     ]
-    found += attention_lacks(spec, gated=True, full_rope=False)
-    return found + norm_lacks(spec) + scale_lacks(spec)
+    return found + attention_limits(spec, gate=True, qk_norm=True) + norm_limits(spec)
 
 
 def hybrid_metadata(arch: str, spec: ModelSpec) -> Metadata:

@@ -19,21 +19,28 @@ from gguf_tools.model.spec import Attention, FeedForward, GatedMLP, Layer, Layer
 from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS
 from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor, Target
-from gguf_tools.targets.lacks import (
-    attention_lacks,
-    attentions,
-    linear_lacks,
-    mlp_lacks,
-    moe_lacks,
-    moes,
-    norm_lacks,
-    scale_lacks,
-)
 from gguf_tools.targets.lifting import lift_layers, lift_moe
+from gguf_tools.targets.limits import (
+    ATTENTION,
+    BIAS_ON_OUTPUT,
+    DECODER,
+    DENSE,
+    DENSE_BIAS,
+    EXPERTS,
+    PAIRS_INTERLEAVED,
+    ROPE_FACTORS,
+    ROPE_SCALING,
+    attention_limits,
+    attentions,
+    mlp_limits,
+    moe_limits,
+    moes,
+    norm_limits,
+)
 from gguf_tools.tensors.base import InMemory, Tensor
 
 NAME = "llama"
-ROPE_FACTORS = "rope_freqs.weight"
+FREQUENCY_FACTORS = "rope_freqs.weight"
 NAMES = {
     "mixer_norm": "attn_norm.weight",
     **names.ATTENTION_NAMES,
@@ -44,30 +51,25 @@ NAMES = {
 }
 
 
-def lacks(spec: ModelSpec) -> list[str]:
-    """What the architecture cannot express of this spec."""
-    return graph_lacks(spec, windows=False)
+EXPRESSES = (
+    DECODER
+    | ATTENTION
+    | PAIRS_INTERLEAVED
+    | ROPE_SCALING
+    | ROPE_FACTORS
+    | BIAS_ON_OUTPUT
+    | DENSE
+    | DENSE_BIAS
+    | EXPERTS
+)
 
 
-def graph_lacks(spec: ModelSpec, *, windows: bool) -> list[str]:
-    """What Llama's graph cannot express, with or without sliding windows."""
-    found = linear_lacks(spec)
+def limits(spec: ModelSpec) -> list[str]:
+    """What Llama's graph cannot express of the values of its features."""
+    found = []
     if len({isinstance(layer.feed_forward, GatedMLP) for layer in spec.layers}) > 1:
         found.append("dense layers among layers with experts")
-    if any(moe.shared for moe in moes(spec)):
-        found.append("a shared expert")
-    found += attention_lacks(
-        spec,
-        gated=False,
-        full_rope=True,
-        qk_norm=False,
-        bias="qkvo",
-        pairs="interleaved",
-        rope_factors=True,
-        windows=windows,
-    )
-    found += mlp_lacks(spec, bias=True) + moe_lacks(spec)
-    return found + norm_lacks(spec) + scale_lacks(spec)
+    return found + attention_limits(spec) + mlp_limits(spec) + moe_limits(spec) + norm_limits(spec)
 
 
 def lower(model: Model) -> Lowered:
@@ -88,7 +90,7 @@ def lower_as(
     tensors = lowering.lower_tensors(model, lambda layer: {**names.rename(layer.tensors, NAMES), **extra(layer.spec)})
     factors = rope_factors(attentions(spec)[0].rope)
     if factors:
-        tensors = (tensors[0], OutputTensor(ROPE_FACTORS, factors), *tensors[1:])
+        tensors = (tensors[0], OutputTensor(FREQUENCY_FACTORS, factors), *tensors[1:])
     return Lowered(arch, metadata, tensors)
 
 
@@ -126,19 +128,22 @@ def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention])
 
 
 def _lift_factors(source: GGUFSource, rope: Rope) -> Rope:
-    if ROPE_FACTORS not in source.tensors:
+    if FREQUENCY_FACTORS not in source.tensors:
         return rope
     if isinstance(rope.scaling, YarnScaling):
-        raise UnsupportedError(f"{source.path}: has YaRN and {ROPE_FACTORS} as well, which tinyq does not describe")
+        raise UnsupportedError(
+            f"{source.path}: has YaRN and {FREQUENCY_FACTORS} as well, which tinyq does not describe"
+        )
     factor = rope.scaling.factor if isinstance(rope.scaling, LinearScaling) else 1.0
-    values = source.tensors[ROPE_FACTORS].array().astype(np.float64) * factor
+    values = source.tensors[FREQUENCY_FACTORS].array().astype(np.float64) * factor
     return replace(rope, scaling=FactorScaling(tuple(values.tolist())))
 
 
 TARGET = Target(
     name=NAME,
     rewrites=(INTERLEAVED_PAIRS,),
-    lacks=lacks,
+    expresses=EXPRESSES,
+    limits=limits,
     lower=lower,
     lift=lift,
     native=frozenset({"llama", "mistral", "mixtral", "qwen2"}),

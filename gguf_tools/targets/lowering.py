@@ -18,7 +18,7 @@ from gguf_tools.model.rope import (
 from gguf_tools.model.spec import Attention, Layer, Model, ModelSpec, MoE, Norm
 from gguf_tools.targets import lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor
-from gguf_tools.targets.lacks import attentions
+from gguf_tools.targets.limits import attentions
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import shifted
 

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from gguf_tools.model.spec import ModelSpec
 from gguf_tools.targets.base import Target
-from gguf_tools.targets.lacks import attention_lacks, attentions, linear_lacks, mlp_lacks, moes, norm_lacks, scale_lacks
 from gguf_tools.targets.lifting import lift_dense
+from gguf_tools.targets.limits import (
+    ATTENTION,
+    DECODER,
+    DENSE,
+    PAIRS_HALF,
+    ROPE_SCALING,
+    attention_limits,
+    attentions,
+    mlp_limits,
+    norm_limits,
+)
 from gguf_tools.targets.lowering import lower_dense
 
 NAME = "qwen2"
 
 
-def lacks(spec: ModelSpec) -> list[str]:
-    """What the architecture cannot express of this spec."""
-    found = linear_lacks(spec)
-    if moes(spec):
-        found.append("experts")
-    found += qwen2_attention_lacks(spec) + mlp_lacks(spec)
-    return found + norm_lacks(spec) + scale_lacks(spec)
+EXPRESSES = DECODER | ATTENTION | PAIRS_HALF | ROPE_SCALING | DENSE
 
 
-def qwen2_attention_lacks(spec: ModelSpec) -> list[str]:
-    """Qwen2's attention, dense or with experts: no q/k norm, and heads that together are as wide as the model."""
-    found = attention_lacks(spec, gated=False, full_rope=True, qk_norm=False)
+def limits(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of the values of its features."""
+    return heads_limits(spec) + mlp_limits(spec) + norm_limits(spec)
+
+
+def heads_limits(spec: ModelSpec) -> list[str]:
+    """Qwen2's attention, dense or with experts: heads that together are as wide as the model."""
+    found = attention_limits(spec)
     for mixer in dict.fromkeys(attentions(spec)):
         if mixer.heads * mixer.head_dim != spec.hidden:
             found.append(f"{mixer.heads} heads of {mixer.head_dim} in a model {spec.hidden} wide")
@@ -30,5 +39,11 @@ def qwen2_attention_lacks(spec: ModelSpec) -> list[str]:
 
 
 TARGET = Target(
-    name=NAME, rewrites=(), lacks=lacks, lower=lower_dense(NAME), lift=lift_dense, native=frozenset({"qwen2"})
+    name=NAME,
+    rewrites=(),
+    expresses=EXPRESSES,
+    limits=limits,
+    lower=lower_dense(NAME),
+    lift=lift_dense,
+    native=frozenset({"qwen2"}),
 )

@@ -11,25 +11,39 @@ from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.scales import UNTIED_OUTPUT
 from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, Target
-from gguf_tools.targets.lacks import dense_lacks, linear_lacks, moe_lacks, moes, norm_lacks, same, scale_lacks
 from gguf_tools.targets.lifting import lift_layers, lift_moe
-from gguf_tools.targets.qwen2 import qwen2_attention_lacks
+from gguf_tools.targets.limits import (
+    ATTENTION,
+    DECODER,
+    EXPERTS,
+    PAIRS_HALF,
+    ROPE_SCALING,
+    SHARED_EXPERT,
+    SHARED_GATE,
+    moe_limits,
+    moes,
+    norm_limits,
+    same,
+)
+from gguf_tools.targets.qwen2 import heads_limits
 
 NAME = "qwen2moe"
 NAMES = {"mixer_norm": "attn_norm.weight", **names.ATTENTION_NAMES, "ffn_norm": "ffn_norm.weight", **names.MOE_NAMES}
 
 
-def lacks(spec: ModelSpec) -> list[str]:
-    """What the architecture cannot express of this spec."""
-    found = linear_lacks(spec) + dense_lacks(spec)
+EXPRESSES = DECODER | ATTENTION | PAIRS_HALF | ROPE_SCALING | EXPERTS | SHARED_EXPERT | SHARED_GATE
+
+
+def limits(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of the values of its features."""
+    found = []
     # A gate of zeros would not do: the graph computes the sigmoid of z as SiLU(z) / z.
-    if any(moe.shared is None or not moe.shared.gated for moe in moes(spec)):
+    if any(moe.shared is None for moe in moes(spec)):
         found.append("experts without a gated shared expert")
     found += same((moe.shared.width for moe in moes(spec) if moe.shared), "width of the shared expert")
     if spec.tied:
         found.append("an output projection tied to the embedding")
-    found += qwen2_attention_lacks(spec) + moe_lacks(spec, normalised=False)
-    return found + norm_lacks(spec) + scale_lacks(spec)
+    return found + heads_limits(spec) + moe_limits(spec, normalised=False) + norm_limits(spec)
 
 
 def lower(model: Model) -> Lowered:
@@ -61,5 +75,11 @@ def lift(source: GGUFSource) -> Model:
 
 
 TARGET = Target(
-    name=NAME, rewrites=(UNTIED_OUTPUT,), lacks=lacks, lower=lower, lift=lift, native=frozenset({"qwen2-moe"})
+    name=NAME,
+    rewrites=(UNTIED_OUTPUT,),
+    expresses=EXPRESSES,
+    limits=limits,
+    lower=lower,
+    lift=lift,
+    native=frozenset({"qwen2-moe"}),
 )

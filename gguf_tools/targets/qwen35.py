@@ -26,8 +26,8 @@ from gguf_tools.model.spec import (
 )
 from gguf_tools.targets import hybrid, lifting, lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor, Target
-from gguf_tools.targets.lacks import attentions, mlp_lacks, moes
 from gguf_tools.targets.lifting import lift_layers
+from gguf_tools.targets.limits import DENSE, attentions, mlp_limits
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take, take_columns
 
@@ -42,10 +42,12 @@ MIXER_NAMES = {
 NAMES = MIXER_NAMES | names.FFN_NAMES
 
 
-def lacks(spec: ModelSpec) -> list[str]:
-    """What the architecture cannot express of this spec."""
-    found = ["experts"] if moes(spec) else []
-    return list(dict.fromkeys(found + mlp_lacks(spec) + hybrid.hybrid_lacks(spec)))
+EXPRESSES = hybrid.EXPRESSES | DENSE
+
+
+def limits(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of the values of its features."""
+    return mlp_limits(spec) + hybrid.hybrid_limits(spec)
 
 
 def rope_sections(dims: int) -> list[int]:
@@ -126,4 +128,12 @@ def lift(source: GGUFSource) -> Model:
     return lift_layers(source, layer, hybrid.POST_NORM)
 
 
-TARGET = Target(name=NAME, rewrites=hybrid.REWRITES, lacks=lacks, lower=lower, lift=lift, native=frozenset({"qwen3.5"}))
+TARGET = Target(
+    name=NAME,
+    rewrites=hybrid.REWRITES,
+    expresses=EXPRESSES,
+    limits=limits,
+    lower=lower,
+    lift=lift,
+    native=frozenset({"qwen3.5"}),
+)

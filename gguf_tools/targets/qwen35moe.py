@@ -7,20 +7,22 @@ from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.gates import EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE
 from gguf_tools.targets import hybrid, lowering, names
 from gguf_tools.targets.base import Lowered, Target
-from gguf_tools.targets.lacks import moes, same
 from gguf_tools.targets.lifting import lift_layers, lift_moe
-from gguf_tools.targets.qwen3next import experts_lacks
+from gguf_tools.targets.limits import EXPERTS, SHARED_EXPERT, SHARED_GATE, moes, same
+from gguf_tools.targets.qwen3next import experts_limits
 from gguf_tools.targets.qwen35 import MIXER_NAMES, lift_mixer, lower_layers, metadata_of
 
 NAME = "qwen35moe"
 NAMES = MIXER_NAMES | names.MOE_NAMES
 
 
-def lacks(spec: ModelSpec) -> list[str]:
-    """What the architecture cannot express of this spec."""
+EXPRESSES = hybrid.EXPRESSES | EXPERTS | SHARED_EXPERT | SHARED_GATE
+
+
+def limits(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of the values of its features."""
     shared = (moe.shared.width for moe in moes(spec) if moe.shared)
-    found = experts_lacks(spec) + same(shared, "width of the shared expert")
-    return list(dict.fromkeys(found + hybrid.hybrid_lacks(spec)))
+    return experts_limits(spec) + same(shared, "width of the shared expert") + hybrid.hybrid_limits(spec)
 
 
 def lower(model: Model) -> Lowered:
@@ -43,7 +45,8 @@ def lift(source: GGUFSource) -> Model:
 TARGET = Target(
     name=NAME,
     rewrites=(*hybrid.REWRITES, EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE),
-    lacks=lacks,
+    expresses=EXPRESSES,
+    limits=limits,
     lower=lower,
     lift=lift,
     native=frozenset({"qwen3.5"}),

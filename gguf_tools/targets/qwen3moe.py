@@ -7,28 +7,30 @@ from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.output_bias import OUTPUT_BIAS_BY_HEADS
 from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, Target
-from gguf_tools.targets.lacks import (
-    attention_lacks,
-    dense_lacks,
-    linear_lacks,
-    moe_lacks,
-    moes,
-    norm_lacks,
-    scale_lacks,
-)
 from gguf_tools.targets.lifting import lift_layers, lift_moe
+from gguf_tools.targets.limits import (
+    ATTENTION,
+    DECODER,
+    EXPERTS,
+    PAIRS_HALF,
+    QK_NORM,
+    ROPE_SCALING,
+    attention_limits,
+    moe_limits,
+    moes,
+    norm_limits,
+)
 
 NAME = "qwen3moe"
 NAMES = {"mixer_norm": "attn_norm.weight", **names.ATTENTION_NAMES, "ffn_norm": "ffn_norm.weight", **names.MOE_NAMES}
 
 
-def lacks(spec: ModelSpec) -> list[str]:
-    """What the architecture cannot express of this spec."""
-    found = linear_lacks(spec) + dense_lacks(spec)
-    if any(moe.shared for moe in moes(spec)):
-        found.append("a shared expert")
-    found += attention_lacks(spec, gated=False, full_rope=True)
-    return found + moe_lacks(spec) + norm_lacks(spec) + scale_lacks(spec)
+EXPRESSES = DECODER | ATTENTION | PAIRS_HALF | ROPE_SCALING | QK_NORM | EXPERTS
+
+
+def limits(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of the values of its features."""
+    return attention_limits(spec, qk_norm=True) + moe_limits(spec) + norm_limits(spec)
 
 
 def lower(model: Model) -> Lowered:
@@ -50,5 +52,11 @@ def lift(source: GGUFSource) -> Model:
 
 
 TARGET = Target(
-    name=NAME, rewrites=(OUTPUT_BIAS_BY_HEADS,), lacks=lacks, lower=lower, lift=lift, native=frozenset({"qwen3-moe"})
+    name=NAME,
+    rewrites=(OUTPUT_BIAS_BY_HEADS,),
+    expresses=EXPRESSES,
+    limits=limits,
+    lower=lower,
+    lift=lift,
+    native=frozenset({"qwen3-moe"}),
 )

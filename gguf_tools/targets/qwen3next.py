@@ -12,8 +12,8 @@ from gguf_tools.rewrites.delta import DENSE_AS_SHARED
 from gguf_tools.rewrites.gates import EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE
 from gguf_tools.targets import hybrid, lowering, names
 from gguf_tools.targets.base import Lowered, Target
-from gguf_tools.targets.lacks import dense_lacks, moe_lacks, moes
 from gguf_tools.targets.lifting import lift_layers, lift_moe
+from gguf_tools.targets.limits import EXPERTS, SHARED_EXPERT, SHARED_GATE, moe_limits, moes
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import interleave_rows, take_rows
 
@@ -28,17 +28,20 @@ NAMES = {
 }
 
 
-def experts_lacks(spec: ModelSpec) -> list[str]:
+EXPRESSES = hybrid.EXPRESSES | EXPERTS | SHARED_EXPERT | SHARED_GATE
+
+
+def experts_limits(spec: ModelSpec) -> list[str]:
     """What an architecture with experts and a gated shared expert in every layer lacks."""
-    found = dense_lacks(spec)
-    if any(moe.shared is None or not moe.shared.gated for moe in moes(spec)):
+    found = []
+    if any(moe.shared is None for moe in moes(spec)):
         found.append("experts without a gated shared expert")
-    return found + moe_lacks(spec)
+    return found + moe_limits(spec)
 
 
-def lacks(spec: ModelSpec) -> list[str]:
-    """What the architecture cannot express of this spec."""
-    return list(dict.fromkeys(experts_lacks(spec) + hybrid.hybrid_lacks(spec)))
+def limits(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of the values of its features."""
+    return experts_limits(spec) + hybrid.hybrid_limits(spec)
 
 
 def lower(model: Model) -> Lowered:
@@ -87,7 +90,8 @@ def lift(source: GGUFSource) -> Model:
 TARGET = Target(
     name=NAME,
     rewrites=(*hybrid.REWRITES, DENSE_AS_SHARED, EMPTY_SHARED_EXPERT, ZERO_SHARED_GATE),
-    lacks=lacks,
+    expresses=EXPRESSES,
+    limits=limits,
     lower=lower,
     lift=lift,
     native=frozenset({"qwen3-next"}),

@@ -28,17 +28,26 @@ from gguf_tools.rewrites.router import SINGLE_EXPERT
 from gguf_tools.rewrites.scales import UNTIED_OUTPUT
 from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, Target
-from gguf_tools.targets.lacks import (
-    attention_lacks,
-    attentions,
-    linear_lacks,
-    mlp_lacks,
-    moes,
-    norm_lacks,
-    same,
-    scale_lacks,
-)
 from gguf_tools.targets.lifting import lift_layers, lift_moe
+from gguf_tools.targets.limits import (
+    ATTENTION,
+    DECODER,
+    DENSE,
+    EXPERTS,
+    NO_SHARED_GATE,
+    PAIRS_HALF,
+    PARTIAL_ROPE,
+    QK_NORM,
+    SHARED_EXPERT,
+    VALUE_SIZES,
+    WINDOWS,
+    attention_limits,
+    attentions,
+    mlp_limits,
+    moes,
+    norm_limits,
+    same,
+)
 
 NAME = "step35"
 MOE_NAMES = {**names.MOE_NAMES, "moe.router_bias": "exp_probs_b.bias"}
@@ -57,18 +66,31 @@ SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3
 """`expert_gating_func`; the last is softmax over the raw logits of those chosen, which `exp_probs_b` is added to."""
 
 
-def lacks(spec: ModelSpec) -> list[str]:
-    """What the architecture cannot express of this spec."""
-    found = linear_lacks(spec)
-    found += attention_lacks(spec, gated=False, full_rope=False, qk_norm=None, windows=True, value_sizes=True)
-    if any(mixer.rope.scaling for mixer in attentions(spec)):
-        found.append("rope scaling")
+EXPRESSES = (
+    DECODER
+    | ATTENTION
+    | PAIRS_HALF
+    | PARTIAL_ROPE
+    | QK_NORM
+    | WINDOWS
+    | VALUE_SIZES
+    | DENSE
+    | EXPERTS
+    | {"Router.score=sigmoid", "Router.scale", "Router.selection_bias"}
+    | SHARED_EXPERT
+    | NO_SHARED_GATE
+)
+
+
+def limits(spec: ModelSpec) -> list[str]:
+    """What the architecture cannot express of the values of its features."""
+    found = attention_limits(spec)
     windows = (mixer.window for mixer in attentions(spec) if mixer.window)
     found += same(windows, "sliding window")
-    return found + _moe_lacks(spec) + mlp_lacks(spec) + norm_lacks(spec) + scale_lacks(spec)
+    return found + _moe_limits(spec) + mlp_limits(spec) + norm_limits(spec)
 
 
-def _moe_lacks(spec: ModelSpec) -> list[str]:
+def _moe_limits(spec: ModelSpec) -> list[str]:
     experts = moes(spec)
     found = same(((moe.experts, moe.width) for moe in experts), "number and width of experts")
     found += same((moe.router for moe in experts), "router")
@@ -77,8 +99,6 @@ def _moe_lacks(spec: ModelSpec) -> list[str]:
     shared = [moe.shared for moe in experts if moe.shared]
     if len(shared) < len(experts):
         found.append("experts without a shared expert")
-    if any(expert.gated for expert in shared):
-        found.append("a gate on the shared expert")
     return found + same((expert.width for expert in shared), "width of shared experts")
 
 
@@ -176,7 +196,8 @@ def _lift_experts(source: GGUFSource, n: int) -> tuple[MoE, LayerTensors]:
 TARGET = Target(
     name=NAME,
     rewrites=(SINGLE_EXPERT, HALF_PAIRS, WIDENED_HEADS, EMPTY_UNGATED_EXPERT, UNTIED_OUTPUT),
-    lacks=lacks,
+    expresses=EXPRESSES,
+    limits=limits,
     lower=lower,
     lift=lift,
     approximations=(SOFTMAX_ROUTER,),
