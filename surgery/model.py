@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from gguf_tools.errors import InputError
+from gguf_tools.errors import InputError, UnsupportedError
+from gguf_tools.model.features import Feature, layer_features, undeclared
 from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, Layer, LayerSpec, Model, MoE
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
-from surgery.algebra import Half, Method, Space, Stack, evaluate
+from surgery.algebra import Half, Method, Original, Space, Stack, evaluate
 from surgery.arithmetic import mixed, times
 from surgery.recipe import Recipe, parse_text
 
@@ -21,26 +22,109 @@ OUTPUT_ROLES = frozenset(
     f"{role}{bias}" for role in ("attn.o", "delta.o", "ffn.down", "moe.down", "shared.down") for bias in ("", "_bias")
 )
 """What a layer adds to the residual stream is linear in these."""
+HALF_OF_FIELD: Mapping[str, Half] = {
+    "mixer": "attention",
+    "mixer_norm": "attention",
+    "feed_forward": "ffn",
+    "ffn_norm": "ffn",
+}
+"""The half of a layer that a field of LayerSpec belongs to."""
+HALF_OF_STEM: Mapping[str, Half] = {
+    "attn": "attention",
+    "delta": "attention",
+    "mixer_norm": "attention",
+    "ffn": "ffn",
+    "moe": "ffn",
+    "shared": "ffn",
+    "ffn_norm": "ffn",
+}
+"""The half of a layer that a role belongs to, by what stands before its first dot."""
+EXPRESSES = frozenset(
+    {
+        "LayerSpec.mixer=Attention",
+        "LayerSpec.mixer=DeltaNet",
+        "LayerSpec.feed_forward=GatedMLP",
+        "LayerSpec.feed_forward=MoE",
+        "LayerSpec.mixer_norm=Norm",
+        "LayerSpec.ffn_norm=Norm",
+        "Norm.offset",
+        "Attention.rope=Rope",
+        "Attention.bias=q",
+        "Attention.bias=k",
+        "Attention.bias=v",
+        "Attention.bias=o",
+        "Attention.qk_norm=Norm",
+        "Attention.gated",
+        "Attention.norm_per_head",
+        "Attention.norm_gain",
+        "Attention.value_scale",
+        "Attention.window",
+        "Attention.value_dim",
+        "Rope.dims",
+        "Rope.pairs=half",
+        "Rope.pairs=interleaved",
+        "Rope.scaling=LinearScaling",
+        "Rope.scaling=YarnScaling",
+        "Rope.scaling=Llama3Scaling",
+        "Rope.scaling=FactorScaling",
+        "YarnScaling.beta_fast",
+        "YarnScaling.beta_slow",
+        "YarnScaling.attention_factor",
+        "YarnScaling.truncate",
+        "DeltaNet.norm=Norm",
+        "DeltaNet.decay=log",
+        "DeltaNet.decay=rate",
+        "GatedMLP.bias=gate",
+        "GatedMLP.bias=up",
+        "GatedMLP.bias=down",
+        "MoE.router=Router",
+        "MoE.shared=SharedExpert",
+        "Router.normalised=true",
+        "Router.normalised=false",
+        "Router.score=softmax",
+        "Router.score=sigmoid",
+        "Router.scale",
+        "Router.selection_bias",
+        "SharedExpert.gated=true",
+        "SharedExpert.gated=false",
+    }
+)
+"""The features (`model.features`) for which blending, scaling and editing experts is defined; any layer can be moved whole."""
 EXPERT_PREFIX = "moe."
 """The first axis of these roles, the router's included, counts the experts."""
 
 
 def half_of_role(role: str) -> Half:
     """The half of the layer that a role (relative to the layer) belongs to."""
-    return "ffn" if role.split(".")[0].startswith(("ffn", "moe", "shared")) else "attention"
+    return _half(HALF_OF_STEM, role.split(".")[0], f"the tensor {role}")
 
 
 def half_of_field(name: str) -> Half:
     """The half that a field of LayerSpec belongs to."""
-    return "ffn" if name.startswith(("ffn", "feed_forward")) else "attention"
+    return _half(HALF_OF_FIELD, name, f"LayerSpec.{name}")
+
+
+def _half(table: Mapping[str, Half], key: str, what: str) -> Half:
+    if key not in table:
+        raise UnsupportedError(f"layer surgery does not know which half of a layer {what} belongs to")
+    return table[key]
 
 
 @dataclass(frozen=True)
 class ModelHalf:
-    """Half a layer: its fields of LayerSpec, and its tensors by role relative to the layer."""
+    """Half a layer: its fields of LayerSpec, its tensors by role relative to the layer, and its features."""
 
     fields: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    features: tuple[Feature, ...] = ()
+
+    def require_arithmetic(self) -> None:
+        """UnsupportedError where the half has a feature for which arithmetic is not defined."""
+        lacking = undeclared(self.features, EXPRESSES)
+        if lacking:
+            raise UnsupportedError(
+                f"arithmetic on layers with {', '.join(lacking)} is not defined; such layers can only be moved whole"
+            )
 
 
 class ModelSpace(Space[ModelHalf]):
@@ -53,30 +137,35 @@ class ModelSpace(Space[ModelHalf]):
         layer = self.model.layers[index]
         values = {f.name: getattr(layer.spec, f.name) for f in fields(LayerSpec) if half_of_field(f.name) == half}
         tensors = {role: t for role, t in layer.tensors.items() if half_of_role(role) == half}
-        return ModelHalf(values, tensors)
+        found = layer_features(layer.spec, self.model.spec)
+        own = tuple(feature for feature in found if half_of_field(feature.field) == half)
+        return ModelHalf(values, tensors, own)
 
     def mismatch(self, a: ModelHalf, b: ModelHalf) -> tuple[str, str] | None:
         return kinds_apart(a.fields, b.fields)
 
     def blend(self, parts: Sequence[tuple[ModelHalf, float]], method: Method) -> ModelHalf:
         first = parts[0][0]
+        first.require_arithmetic()
         tensors = {
             role: mixed([(part.tensors[role], weight) for part, weight in parts], method) for role in first.tensors
         }
-        return ModelHalf(first.fields, tensors)
+        return replace(first, tensors=tensors)
 
     def scaled(self, part: ModelHalf, factor: float) -> ModelHalf:
+        part.require_arithmetic()
         tensors = {role: times(t, factor) if role in OUTPUT_ROLES else t for role, t in part.tensors.items()}
-        return ModelHalf(part.fields, tensors)
+        return replace(part, tensors=tensors)
 
     def expert_count(self, part: ModelHalf) -> int:
         moe = part.fields.get("feed_forward")
         return moe.experts if isinstance(moe, MoE) else 0
 
     def experts(self, part: ModelHalf, order: tuple[int, ...]) -> ModelHalf:
+        part.require_arithmetic()
         moe = fewer_experts(part.fields["feed_forward"], order)
         tensors = {role: take(t, order) if role.startswith(EXPERT_PREFIX) else t for role, t in part.tensors.items()}
-        return ModelHalf({**part.fields, "feed_forward": moe}, tensors)
+        return replace(part, fields={**part.fields, "feed_forward": moe}, tensors=tensors)
 
 
 def fewer_experts(moe: MoE, order: Sequence[int]) -> MoE:
@@ -106,6 +195,9 @@ def rebuilt(model: Model, stack: Stack) -> Model:
     space = ModelSpace(model)
     layers = []
     for layer in stack:
+        if isinstance(layer, Original):
+            layers.append(model.layers[layer.index])
+            continue
         attention, ffn = evaluate(layer, "attention", space), evaluate(layer, "ffn", space)
         spec = LayerSpec(**attention.fields, **ffn.fields)
         layers.append(Layer(spec, {**attention.tensors, **ffn.tensors}))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gguf_tools.text import shortened
 
 if TYPE_CHECKING:
-    from gguf_tools.model.spec import ModelSpec
+    from gguf_tools.model.spec import LayerSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class Feature:
     owner: type
     within: tuple[str, ...] = ()
 
+    @property
+    def field(self) -> str:
+        """The name of the outermost part's field that it lies under, such as `mixer`."""
+        return (*self.within, self.key)[0].partition("=")[0].partition(".")[2]
+
 
 def size(default: Any = MISSING) -> Any:
     """A field that is a plain size."""
@@ -111,6 +116,11 @@ def features(spec: ModelSpec) -> tuple[Feature, ...]:
     for layer in dict.fromkeys(spec.layers):
         found |= dict.fromkeys(_of(Place(spec, (spec, layer))))
     return tuple(found)
+
+
+def layer_features(layer: LayerSpec, spec: ModelSpec) -> tuple[Feature, ...]:
+    """The features of one layer of the spec."""
+    return tuple(dict.fromkeys(_of(Place(spec, (spec, layer)))))
 
 
 def undeclared(found: Iterable[Feature], expressed: Collection[str]) -> list[str]:

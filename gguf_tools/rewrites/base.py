@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gguf_tools.model.features import features
 from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec
 
 
@@ -18,15 +19,26 @@ class Rewrite:
     after the rewrite too. That fails for products of weights, and for what makes layers of two kinds look alike.
     `keeps_row_angles` says that the angle between two layers' rows is the same after it, as spherical interpolation needs:
     it fails where rows get more columns, and where a matrix becomes a vector.
+
+    `parts` are the classes of the spec's parts whose arithmetic it relies on, and `expresses` the features of these parts
+    for which it is proved (keys of `model.features`). On a model with another feature of one of these parts it is not applied.
     """
 
     name: str
     why: str
     applies: Callable[[ModelSpec], bool]
     apply: Callable[[Model], Model]
+    parts: tuple[type, ...]
+    expresses: frozenset[str]
     holds: Callable[[Model], bool] = lambda _: True
     linear: bool = False
     keeps_row_angles: bool = False
+
+    def suits(self, spec: ModelSpec) -> bool:
+        """Whether the parts that it relies on have no feature but those for which it is proved."""
+        return not any(
+            issubclass(feature.owner, self.parts) and feature.key not in self.expresses for feature in features(spec)
+        )
 
 
 def map_layers(model: Model, change: Callable[[Layer], Layer]) -> Model:
@@ -36,3 +48,69 @@ def map_layers(model: Model, change: Callable[[Layer], Layer]) -> Model:
 
 def any_layer(test: Callable[[LayerSpec], bool]) -> Callable[[ModelSpec], bool]:
     return lambda spec: any(map(test, spec.layers))
+
+
+# The features that rewrites are proved for, part by part. A new feature belongs here only after each rewrite that lists the set
+# has been shown to hold with it.
+
+MODEL = frozenset(
+    {
+        "ModelSpec.output_norm=Norm",
+        "ModelSpec.tied=false",
+        "ModelSpec.tied=true",
+        "ModelSpec.embedding_scale",
+        "ModelSpec.logit_scale",
+    }
+)
+LAYER = frozenset(
+    {
+        "LayerSpec.mixer=Attention",
+        "LayerSpec.mixer=DeltaNet",
+        "LayerSpec.feed_forward=GatedMLP",
+        "LayerSpec.feed_forward=MoE",
+        "LayerSpec.mixer_norm=Norm",
+        "LayerSpec.ffn_norm=Norm",
+    }
+)
+NORM = frozenset({"Norm.offset"})
+ATTENTION = frozenset(
+    {
+        "Attention.rope=Rope",
+        "Attention.bias=q",
+        "Attention.bias=k",
+        "Attention.bias=v",
+        "Attention.bias=o",
+        "Attention.qk_norm=Norm",
+        "Attention.gated",
+        "Attention.norm_per_head",
+        "Attention.norm_gain",
+        "Attention.value_scale",
+        "Attention.window",
+        "Attention.value_dim",
+    }
+)
+ROPE = frozenset(
+    {
+        "Rope.dims",
+        "Rope.pairs=half",
+        "Rope.pairs=interleaved",
+        "Rope.scaling=LinearScaling",
+        "Rope.scaling=YarnScaling",
+        "Rope.scaling=Llama3Scaling",
+        "Rope.scaling=FactorScaling",
+    }
+)
+DELTA_NET = frozenset({"DeltaNet.norm=Norm", "DeltaNet.decay=log", "DeltaNet.decay=rate"})
+EXPERTS = frozenset(
+    {"MoE.router=Router", "MoE.shared=SharedExpert", "SharedExpert.gated=false", "SharedExpert.gated=true"}
+)
+ROUTER = frozenset(
+    {
+        "Router.normalised=true",
+        "Router.normalised=false",
+        "Router.score=softmax",
+        "Router.score=sigmoid",
+        "Router.scale",
+        "Router.selection_bias",
+    }
+)

@@ -12,14 +12,16 @@ from gguf_tools.model.spec import (
     DeltaNet,
     GatedMLP,
     Layer,
+    LayerSpec,
     LayerTensors,
     Mixer,
     Model,
     ModelSpec,
     MoE,
+    Norm,
     SharedExpert,
 )
-from gguf_tools.rewrites.base import Rewrite, map_layers
+from gguf_tools.rewrites.base import DELTA_NET, EXPERTS, LAYER, NORM, Rewrite, map_layers
 from gguf_tools.tensors.base import Filled
 from gguf_tools.tensors.views import Columns, concatenate, scaled, take
 
@@ -115,12 +117,16 @@ REPEATED_VALUES = Rewrite(
     apply=_repeat_values,
     linear=True,
     keeps_row_angles=True,
+    parts=(DeltaNet, Norm),
+    expresses=DELTA_NET | NORM,
 )
 DENSE_AS_SHARED = Rewrite(
     name="dense layers as shared experts",
     why="a dense layer is a shared expert beside routed ones of zeros; a gate of zeros gives 0.5, its down projection is doubled",
     applies=_dense_among_experts,
     apply=_dense_to_shared,
+    parts=(GatedMLP, MoE, SharedExpert),
+    expresses=EXPERTS,
 )
 IDLE_LAYER = Rewrite(
     name="idle last layer",
@@ -129,4 +135,6 @@ IDLE_LAYER = Rewrite(
     apply=_idle_layer,
     linear=True,
     keeps_row_angles=True,
+    parts=(LayerSpec,),
+    expresses=LAYER,
 )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from gguf_tools.model.spec import Attention, Layer, LayerSpec, LayerTensors, Model, MoE, SharedExpert
-from gguf_tools.rewrites.base import Rewrite, any_layer, map_layers
+from gguf_tools.rewrites.base import ATTENTION, EXPERTS, Rewrite, any_layer, map_layers
 from gguf_tools.tensors.base import Filled
 from gguf_tools.tensors.views import scaled
 
@@ -80,6 +80,8 @@ ZERO_ATTENTION_GATE = Rewrite(
     apply=_gate_attention,
     linear=True,
     keeps_row_angles=True,
+    parts=(Attention,),
+    expresses=ATTENTION,
 )
 
 
@@ -90,6 +92,8 @@ ZERO_SHARED_GATE = Rewrite(
     apply=_gate_shared,
     linear=True,
     keeps_row_angles=True,
+    parts=(MoE, SharedExpert),
+    expresses=EXPERTS,
 )
 
 
@@ -100,6 +104,8 @@ EMPTY_SHARED_EXPERT = Rewrite(
     apply=partial(_empty_shared, gated=True),
     linear=True,
     keeps_row_angles=True,
+    parts=(MoE, SharedExpert),
+    expresses=EXPERTS,
 )
 
 
@@ -110,4 +116,6 @@ EMPTY_UNGATED_EXPERT = Rewrite(
     apply=partial(_empty_shared, gated=False),
     linear=True,
     keeps_row_angles=True,
+    parts=(MoE, SharedExpert),
+    expresses=EXPERTS,
 )

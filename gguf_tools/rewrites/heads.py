@@ -11,8 +11,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import Attention, Layer, LayerTensors, Model, ModelSpec, Norm
-from gguf_tools.rewrites.base import Rewrite, map_layers
+from gguf_tools.rewrites.base import ATTENTION, NORM, ROPE, Rewrite, map_layers
 from gguf_tools.tensors.base import InMemory, Tensor
 from gguf_tools.tensors.views import scaled_rows, take
 
@@ -119,6 +120,8 @@ FOLDED_GAIN = Rewrite(
     why="the number that follows the norm of each head multiplies the norm's weights",
     applies=_any(lambda mixer: mixer.norm_gain),
     apply=_map_attention(lambda mixer: mixer.norm_gain, _fold_gain),
+    parts=(Attention, Norm),
+    expresses=ATTENTION | NORM,
 )
 SHARED_HEAD_NORM = Rewrite(
     name="one q/k norm for all heads",
@@ -127,16 +130,22 @@ SHARED_HEAD_NORM = Rewrite(
     apply=_map_attention(lambda mixer: mixer.norm_per_head, _share_norm),
     holds=_heads_alike,
     linear=True,
+    parts=(Attention,),
+    expresses=ATTENTION,
 )
 WIDENED_HEADS = Rewrite(
     name="q/k heads widened for a shared norm",
     why="in twice as many dimensions one norm weight serves heads that had their own; keys take twice the room in the cache",
     applies=_any(lambda mixer: mixer.norm_per_head and not mixer.norm_gain),
     apply=_map_attention(lambda mixer: mixer.norm_per_head, _widen),
+    parts=(Attention, Norm, Rope),
+    expresses=ATTENTION | NORM | ROPE,
 )
 FOLDED_VALUE_SCALE = Rewrite(
     name="value scale folded into the values",
     why="the number that multiplies each value head multiplies the rows of its projection",
     applies=_any(lambda mixer: mixer.value_scale),
     apply=_map_attention(lambda mixer: mixer.value_scale, _fold_value_scale),
+    parts=(Attention,),
+    expresses=ATTENTION,
 )

@@ -18,8 +18,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import Attention, Layer, LayerTensors, Model, ModelSpec, Norm
-from gguf_tools.rewrites.base import Rewrite, map_layers
+from gguf_tools.rewrites.base import ATTENTION, NORM, ROPE, Rewrite, map_layers
 from gguf_tools.tensors.base import Filled, InMemory, Tensor
 from gguf_tools.tensors.views import Columns, Reshaped, concatenate, scaled, shifted, take
 
@@ -179,6 +180,8 @@ OUTPUT_BIAS = Rewrite(
     applies=applies,
     apply=cheapest,
     linear=True,
+    parts=(Attention, Norm, Rope),
+    expresses=ATTENTION - {"Attention.value_dim"} | NORM | ROPE,
 )
 OUTPUT_BIAS_BY_HEADS = Rewrite(
     name="bias on the attention output",
@@ -186,4 +189,6 @@ OUTPUT_BIAS_BY_HEADS = Rewrite(
     applies=applies,
     apply=by_heads,
     linear=True,
+    parts=(Attention, Norm, Rope),
+    expresses=ATTENTION - {"Attention.value_dim"} | NORM | ROPE,
 )

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import Attention, Layer, LayerSpec, Model
-from gguf_tools.rewrites.base import Rewrite, any_layer, map_layers
+from gguf_tools.rewrites.base import ATTENTION, ROPE, Rewrite, any_layer, map_layers
 from gguf_tools.tensors.views import Reshaped, take
 
 RopePairs = Literal["half", "interleaved"]
@@ -54,6 +55,8 @@ INTERLEAVED_PAIRS = Rewrite(
     apply=_reorder_pairs("interleaved"),
     linear=True,
     keeps_row_angles=True,
+    parts=(Attention, Rope),
+    expresses=ATTENTION | ROPE,
 )
 
 
@@ -64,4 +67,6 @@ HALF_PAIRS = Rewrite(
     apply=_reorder_pairs("half"),
     linear=True,
     keeps_row_angles=True,
+    parts=(Attention, Rope),
+    expresses=ATTENTION | ROPE,
 )

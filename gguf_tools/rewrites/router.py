@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from gguf_tools.model.spec import Layer, Model, ModelSpec, MoE, Router
-from gguf_tools.rewrites.base import Rewrite, map_layers
+from gguf_tools.rewrites.base import ROUTER, Rewrite, map_layers
 from gguf_tools.tensors.base import Filled
 
 
@@ -69,6 +69,8 @@ UNIFORM_ROUTER_BIAS = Rewrite(
     holds=_makes_no_difference,
     linear=True,
     keeps_row_angles=True,
+    parts=(Router,),
+    expresses=ROUTER,
 )
 SINGLE_EXPERT = Rewrite(
     name="softmax router for one expert",
@@ -77,4 +79,6 @@ SINGLE_EXPERT = Rewrite(
     apply=lambda model: map_layers(model, with_softmax_and_bias),
     linear=True,
     keeps_row_angles=True,
+    parts=(Router,),
+    expresses=ROUTER,
 )

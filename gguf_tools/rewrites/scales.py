@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from gguf_tools.model.spec import Model, Norm
-from gguf_tools.rewrites.base import Rewrite
+from gguf_tools.model.spec import Model, ModelSpec, Norm
+from gguf_tools.rewrites.base import MODEL, NORM, Rewrite
 from gguf_tools.tensors.base import FloatArray
 from gguf_tools.tensors.views import Mapped, scaled
 
@@ -38,6 +38,8 @@ FOLDED_EMBEDDING_SCALE = Rewrite(
     apply=_fold_embedding_scale,
     linear=True,
     keeps_row_angles=True,
+    parts=(ModelSpec,),
+    expresses=MODEL,
 )
 FOLDED_LOGIT_SCALE = Rewrite(
     name="logit scale folded into the final norm",
@@ -46,6 +48,8 @@ FOLDED_LOGIT_SCALE = Rewrite(
     apply=_fold_logit_scale,
     linear=True,
     keeps_row_angles=True,
+    parts=(ModelSpec, Norm),
+    expresses=MODEL | NORM,
 )
 SCALE_REWRITES = (FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE)
 
@@ -62,4 +66,6 @@ UNTIED_OUTPUT = Rewrite(
     apply=_untie,
     linear=True,
     keeps_row_angles=True,
+    parts=(ModelSpec,),
+    expresses=MODEL,
 )

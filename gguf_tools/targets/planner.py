@@ -82,7 +82,7 @@ def _exact(target: Target, model: Model) -> Plan:
     """The model after the rewrites that every target needs and those of this one; it may still have what the target lacks."""
     rewritten, applied = model, []
     for rewrite in (*COMMON_REWRITES, *target.rewrites):
-        if rewrite.applies(rewritten.spec) and rewrite.holds(rewritten):
+        if rewrite.applies(rewritten.spec) and rewrite.suits(rewritten.spec) and rewrite.holds(rewritten):
             rewritten = rewrite.apply(rewritten)
             applied.append(rewrite)
     # What is folded away may be more than what is added.

@@ -33,7 +33,7 @@ from gguf_tools.tensors.views import take
 from surgery.algebra import HALVES, Half, Method, Space, Stack, evaluate
 from surgery.arithmetic import mixed, times
 from surgery.checkpoint.config import followed
-from surgery.model import EXPERT_PREFIX, OUTPUT_ROLES, ModelSpace, half_of_role, rebuilt
+from surgery.model import EXPERT_PREFIX, OUTPUT_ROLES, ModelHalf, ModelSpace, half_of_role, rebuilt
 from surgery.recipe import Recipe, file_text, read_file
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -51,7 +51,7 @@ NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 class CheckpointHalf:
     """Half a layer: its tensors by name without the layer's prefix, and what the model's half says of it."""
 
-    kind: Any
+    kind: ModelHalf
     tensors: Mapping[str, Tensor]
 
 
@@ -146,6 +146,7 @@ class CheckpointSpace(Space[CheckpointHalf]):
 
     def blend(self, parts: Sequence[tuple[CheckpointHalf, float]], method: Method) -> CheckpointHalf:
         first = parts[0][0]
+        first.kind.require_arithmetic()
         tensors = {}
         for rest, tensor in first.tensors.items():
             tensors[rest] = tensor
@@ -154,6 +155,7 @@ class CheckpointSpace(Space[CheckpointHalf]):
         return CheckpointHalf(first.kind, tensors)
 
     def scaled(self, part: CheckpointHalf, factor: float) -> CheckpointHalf:
+        part.kind.require_arithmetic()
         tensors = {}
         for rest, tensor in part.tensors.items():
             roles = self.roles(rest)

@@ -50,7 +50,10 @@ def test_a_router_bias_is_refused_by_name(made: Made) -> None:
 
 def test_a_forced_target_says_what_it_lacks(made: Made) -> None:
     message = refusal(made("moe-model", "stacked"), target="qwen3")
-    assert "qwen3 lacks experts, q/k norm weights of each head's own, rope in interleaved pairs" in message
+    assert (
+        "qwen3 lacks rope on 8 of 16 dimensions, rope in interleaved pairs, q/k norm weights of each head's own"
+        in message
+    )
     assert "step35" not in message
     assert "allow-approximate" not in message
 
@@ -201,7 +204,7 @@ def test_step35_lacks_by_name(made: Made) -> None:
         return lacks(replace(spec, layers=tuple(replace(layer, **parts) for layer in spec.layers)))  # type: ignore[arg-type]
 
     assert lacks(spec) == []
-    assert all_with(mixer=scaled) == ["rope scaling"]
+    assert all_with(mixer=scaled) == ["linear rope scaling"]
     assert all_with(feed_forward=gated) == ["a gate on the shared expert"]
     assert all_with(feed_forward=replace(moe, shared=None)) == ["experts without a shared expert"]
     assert "embeddings multiplied by 2" in lacks(replace(spec, embedding_scale=2.0))
