@@ -13,6 +13,9 @@ from itertools import takewhile
 
 from quant.errors import InputError
 
+QUANTIZATION_VERSION = 2
+"""GGML_QNT_VERSION of ggml.h, which files with quantized tensors state under `general.quantization_version`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorType:

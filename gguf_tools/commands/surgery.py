@@ -43,7 +43,7 @@ def surgery(
     """Operate on the layers of SOURCE and write OUT: a folder from a checkpoint, a GGUF from a GGUF.
 
     Whole layers of a GGUF are copied as they are, quantized or not; what is blended or scaled is encoded again to the
-    type that it had.
+    type that it had. Where a change in place was interrupted, --in-place completes it first, and alone completes it only.
     """
     from surgery.recipe import from_options
     from surgery.recipe import save_recipe as save
@@ -54,6 +54,11 @@ def surgery(
         return
     _check_outputs(source, out, in_place, dry_run)
     recipe = from_options(options)
+    completed = _completed(source) if in_place and not dry_run else None
+    if completed and not recipe:
+        said = f"completed {completed} in {source}, which had been interrupted"
+        _show({"source": str(source), "completed": completed}, said, json_path, quiet)
+        return
     if not recipe:
         raise InputError("no op was given; name one, such as --swap 1:3, or --recipe FILE")
     plan = _planned(source, recipe)
@@ -76,6 +81,14 @@ def _check_outputs(source: Path, out: Path | None, in_place: bool, dry_run: bool
         raise InputError(
             f"{source}: where should the result go? Give OUT, or --in-place for another order of a GGUF's layers"
         )
+
+
+def _completed(source: Path) -> str | None:
+    """Complete a change in place of the file that was interrupted; what it was, None where there was none."""
+    from gguf_tools.formats.journal import recover
+
+    record = recover(source)
+    return f"{'undoing ' if record.undoes else ''}{record.note}" if record else None
 
 
 def _planned(source: Path, recipe: Recipe) -> AnyPlan:

@@ -32,10 +32,7 @@ from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 from quant.encode import FloatArray
 from quant.recipes import ModelFacts, TensorFacts, TypeChoice, TypeOptions, assign, recipe
 from quant.report import Report, summarize
-from quant.types import F16
-
-QUANTIZATION_VERSION = 2
-"""GGML_QNT_VERSION, which files with quantized tensors state."""
+from quant.types import F16, QUANTIZATION_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)

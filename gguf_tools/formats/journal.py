@@ -1,8 +1,9 @@
 """Changing a few bytes of a file in place so that a crash at any moment leaves the old file or the new one.
 
 What will change is first written to a journal beside the file, whole and flushed to the disk; then the file is changed,
-flushed, and the journal becomes an undo record by a rename. Whoever opens the file next and finds a journal carries the
-change through (`recover`). A lock on the file, which ends with its process, keeps two changes apart.
+flushed, and the journal becomes an undo record by a rename. A journal that is left over belongs to a change that was
+interrupted: readers refuse the file (`refuse_interrupted`), and the commands that may write it complete the change first
+(`recover`, `change`, `undo`). A lock on the file, which ends with its process, keeps two changes apart.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_tools.errors import InputError, OutputError
+from gguf_tools.errors import CheckpointError, InputError, OutputError
 from gguf_tools.formats.output import sync_folder
 
 
@@ -61,6 +62,17 @@ def undo_paths(path: Path) -> list[Path]:
     return [found[n] for n in sorted(found)]
 
 
+def refuse_interrupted(path: Path) -> None:
+    """Raise CheckpointError where a change in place of the file was interrupted, so that it may be half changed."""
+    # A change is only begun under the file's own name, which a symbolic link may point to.
+    journal = journal_path(Path(os.path.realpath(path)))
+    if os.path.lexists(journal):
+        raise CheckpointError(
+            f"{path}: a change in place was interrupted ({journal} is left over); run `tinyq surgery FILE --undo` to take it "
+            "back or `tinyq surgery FILE --in-place` to complete it"
+        )
+
+
 def change(path: Path, patches: tuple[Patch, ...], note: str) -> None:
     """Change the file; InputError where it is no longer what the patches were made for."""
     with _locked(path) as file:
@@ -68,18 +80,23 @@ def change(path: Path, patches: tuple[Patch, ...], note: str) -> None:
         _begin(path, file, Record(os.fstat(file).st_size, patches, note))
 
 
-def recover(path: Path) -> bool:
-    """Carry through a change that was interrupted; whether there was one."""
-    if not path.name or not journal_path(path).exists():
-        return False
+def recover(path: Path) -> Record | None:
+    """Complete a change that was interrupted; what it was, None where there is none.
+
+    Raises InputError where the journal is damaged or of another file, or the file is a symbolic link.
+    """
+    if not path.name or not os.path.lexists(journal_path(path)):
+        return None
     with _locked(path) as file:
         return _finish(path, file)
 
 
 def undo(path: Path) -> str:
-    """Take the last change back; its note."""
+    """Take the last change back, or complete taking it back where that was interrupted; the change's note."""
     with _locked(path) as file:
-        _finish(path, file)
+        interrupted = _finish(path, file)
+        if interrupted and interrupted.undoes:
+            return interrupted.note
         records = undo_paths(path)
         if not records:
             raise InputError(f"{path}: nothing to undo: no change made in place is recorded beside it")
@@ -92,17 +109,22 @@ def undo(path: Path) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
+    """The file, opened for reading and writing and locked; InputError where it is not a regular file under its own name."""
+    if path.is_symlink():
+        raise InputError(f"{path}: is a symbolic link; give the file that it points to, {os.path.realpath(path)}")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a regular file, which alone can be changed in place")
     try:
-        file = os.open(path, os.O_RDWR)
+        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError as error:
         raise OutputError(f"{path}: cannot be changed in place ({error.strerror}); write to another file") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
     except OSError as error:
-        raise OutputError(
-            f"{path}: could not be changed ({error.strerror}); the next use of it will set it right"
-        ) from error
+        begun = os.path.lexists(journal_path(path))
+        advice = "run `tinyq surgery FILE --undo` once that is mended" if begun else "it is as it was"
+        raise OutputError(f"{path}: could not be changed in place ({error.strerror}); {advice}") from error
     finally:
         os.close(file)
 
@@ -113,7 +135,7 @@ def _begin(path: Path, file: int, record: Record) -> None:
         if os.pread(file, len(patch.old), patch.offset) != patch.old:
             raise InputError(f"{path}: has changed since it was read; start again")
     temporary = journal_path(path).with_suffix(".tmp")
-    target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         data = memoryview(record.packed())
         while data:
@@ -126,12 +148,12 @@ def _begin(path: Path, file: int, record: Record) -> None:
     _finish(path, file)
 
 
-def _finish(path: Path, file: int) -> bool:
-    """Carry the journal's change through, from whatever point it reached; False where there is no journal."""
+def _finish(path: Path, file: int) -> Record | None:
+    """Complete the journal's change, from whatever point it reached; None where there is no journal."""
     journal = journal_path(path)
     journal.with_suffix(".tmp").unlink(missing_ok=True)
-    if not journal.exists():
-        return False
+    if not os.path.lexists(journal):
+        return None
     record = _read(journal)
     for patch in record.patches:
         found = os.pread(file, len(patch.new), patch.offset)
@@ -157,7 +179,7 @@ def _finish(path: Path, file: int) -> bool:
             records[-1].unlink()
             sync_folder(path.parent)
         journal.unlink()
-    return True
+    return record
 
 
 def _either(found: int, old: int, new: int) -> bool:
@@ -165,6 +187,8 @@ def _either(found: int, old: int, new: int) -> bool:
 
 
 def _read(path: Path) -> Record:
+    if path.is_symlink() or not path.is_file():
+        raise InputError(f"{path}: is not a regular file, hence no record that tinyq wrote; remove it")
     try:
         data = json.loads(path.read_bytes())
         patches = tuple(Patch(int(at), bytes.fromhex(old), bytes.fromhex(new)) for at, old, new in data["patches"])

@@ -12,7 +12,16 @@ from pathlib import Path
 from gguf_tools import __version__
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf import keys
-from gguf_tools.formats.gguf.header import DEFAULT_ALIGNMENT, GGUFHeader, Metadata, TensorEntry, place, string, u32
+from gguf_tools.formats.gguf.header import (
+    DEFAULT_ALIGNMENT,
+    Field,
+    GGUFHeader,
+    Metadata,
+    TensorEntry,
+    place,
+    string,
+    u32,
+)
 from gguf_tools.formats.gguf.imatrix import read_imatrix, recorded
 from gguf_tools.formats.gguf.source import GGUFTensor, gguf_tensors
 from gguf_tools.formats.gguf.split import MAX_PARTS, cut, joined_header, part_path, read_parts, split_keys
@@ -20,9 +29,7 @@ from gguf_tools.formats.gguf.writer import Layout
 from quant.encode import FloatArray
 from quant.recipes import ModelFacts, TensorFacts, TypeChoice, TypeOptions, TypeRecipe, assign, layer_of, recipe
 from quant.report import Report, summarize
-
-QUANTIZATION_VERSION = 2
-"""GGML_QNT_VERSION, which llama.cpp states in every file that it quantizes."""
+from quant.types import QUANTIZATION_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,8 @@ def prepare(request: QuantizeRequest) -> Quantization:
     facts = [TensorFacts(tensor.entry.name, tensor.shape, tensor.entry.type) for tensor in tensors]
     matrix = read_imatrix(request.imatrix) if request.imatrix else None
     importance = matrix.importance(facts) if matrix else {}
-    values = {key: entry.value for key, entry in header.metadata.items()}
+    # The vocabulary, on which no type depends, stays undecoded.
+    values = {key: entry.value for key, entry in header.metadata.items() if not key.startswith("tokenizer.")}
     try:
         model = ModelFacts.from_metadata(values, has_imatrix=matrix is not None)
     except InputError as error:
@@ -145,7 +153,7 @@ def _refuse_quantized(path: Path, tensors: Sequence[GGUFTensor], choices: Sequen
             )
 
 
-def _metadata(had: Metadata, wanted: TypeRecipe, label: str) -> Metadata:
+def _metadata(had: Mapping[str, Field], wanted: TypeRecipe, label: str) -> Metadata:
     """The source's metadata with what llama.cpp sets, in its order: what it sets is moved to the end."""
     values = dict(had)
     for key, value in (

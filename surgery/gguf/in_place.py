@@ -49,17 +49,17 @@ def plan_in_place(plan: GGUFPlan) -> InPlace:
         raise InputError(
             f"{made}: --in-place only puts whole layers in another order (swap, reverse, cycle, move); give OUT"
         )
-    if COUNT in header.fields:
+    if COUNT in header.metadata:
         raise InputError(f"{path}: is one of several splits, which cannot be changed in place together; give OUT")
     entries = _renamed(plan)
     new, recorded = _fitted(plan, plan.changes, entries), True
-    if new is None and keys.SOURCE_DIGEST not in header.fields:
+    if new is None and keys.SOURCE_DIGEST not in header.metadata:
         # A file that names no source promises nothing that the recipe would have to amend.
         changes = {key: value for key, value in plan.changes.items() if key != keys.SURGERY}
         new, recorded = _fitted(plan, changes, entries), False
     if new is None:
         raise OutputError(f"{path}: its header has no room for what has to be recorded; give OUT instead of --in-place")
-    return InPlace(plan, differences(header.data, new), recorded)
+    return InPlace(plan, differences(bytes(header.head), new), recorded)
 
 
 def apply_in_place(planned: InPlace) -> None:
@@ -71,7 +71,7 @@ def _renamed(plan: GGUFPlan) -> list[TensorEntry]:
     """The entries as they lie, under their new names."""
     moved = {origins(layer)[0]: n for n, layer in enumerate(plan.stack) if isinstance(layer, Original)}
     entries = []
-    for entry in plan.file.header.entries:
+    for entry in plan.file.header.tensors:
         match = LAYER.fullmatch(entry.name)
         old = int(match[1]) if match else -1
         name = f"blk.{moved[old]}.{match[2]}" if match and old in moved else entry.name
@@ -83,12 +83,13 @@ def _fitted(plan: GGUFPlan, changes: dict[str, Field | None], entries: list[Tens
     """The new header, as long as the old one, the reserve taking up the difference; None where there is no room."""
     header = plan.file.header
     reserve = header.get(keys.RESERVE)
-    excess = header.length(changes, entries) - header.data_offset
-    if excess and isinstance(reserve, str) and -ROOM < excess <= len(reserve):
-        changes = {**changes, keys.RESERVE: string(" " * (len(reserve) - excess))}
-    elif excess:
+    new = header.rewritten(changes, entries)
+    excess = len(new) - header.data_offset
+    if not excess:
+        return new
+    if not isinstance(reserve, str) or not -ROOM < excess <= len(reserve):
         return None
-    return header.rewritten(changes, entries)
+    return header.rewritten({**changes, keys.RESERVE: string(" " * (len(reserve) - excess))}, entries)
 
 
 def differences(old: bytes, new: bytes) -> tuple[Patch, ...]:

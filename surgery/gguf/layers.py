@@ -16,9 +16,9 @@ from typing import Any
 from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.gguf import keys
-from gguf_tools.formats.gguf.header import TensorEntry
+from gguf_tools.formats.gguf.header import GGUFHeader, TensorEntry
 from gguf_tools.formats.gguf.source import GGUFTensor
-from gguf_tools.formats.gguf.split import COUNT, NUMBER, part_path
+from gguf_tools.formats.gguf.split import read_parts
 from gguf_tools.rewrites.registry import blend_passes
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
@@ -27,7 +27,6 @@ from surgery.algebra import Half, Method, Space
 from surgery.arithmetic import mixed, mixed_logs, times
 from surgery.gguf import names as gguf_names
 from surgery.gguf import positions
-from surgery.gguf_header import Header, scan_header
 
 LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 NOT_PER_LAYER = re.compile(r"rope\.dimension_sections|ple\..*|adapters\..*|.*\.output_labels")
@@ -77,7 +76,7 @@ class LayeredFile:
     block, keys without the architecture's prefix; `traits` those that llama.cpp derives from a layer's place.
     """
 
-    header: Header
+    header: GGUFHeader
     before: Mapping[str, Piece]
     layers: tuple[Mapping[str, Piece], ...]
     trailing: tuple[Mapping[str, Piece], ...]
@@ -117,7 +116,7 @@ def open_layered(path: Path) -> LayeredFile:
     after: dict[str, Piece] = {}
     for part in headers:
         file = DataFile(part.path)
-        for entry in part.entries:
+        for entry in part.tensors:
             piece = _stored(entry, part.data_offset, file)
             match = LAYER.fullmatch(entry.name)
             if match is None:
@@ -141,39 +140,14 @@ def open_layered(path: Path) -> LayeredFile:
     return replace(bare, traits=_traits(bare, trunk))
 
 
-def read_parts(path: Path) -> list[Header]:
-    """The headers of a GGUF file's parts in order, one where it is not split; `path` may be any of the parts."""
-    given = scan_header(path)
-    count, number = given.get(COUNT, 0), given.get(NUMBER, 0)
-    if type(count) is not int or count < 2:
-        return [given]
-    if type(number) is not int or path.name != part_path(path, number, count).name:
-        raise CheckpointError(
-            f"{path}: is one of {count} parts, but its name does not say which (…-00001-of-{count:05d}.gguf)"
-        )
-    parts = []
-    for n in range(count):
-        other = part_path(path, n, count)
-        if not other.exists():
-            raise CheckpointError(f"{other}: missing; it is part {n + 1} of {count}; put all parts into one folder")
-        part = given if n == number else scan_header(other)
-        if (part.get(NUMBER), part.get(COUNT, count)) != (n, count):
-            raise CheckpointError(f"{other}: does not say that it is part {n + 1} of {count}; fetch it again")
-        parts.append(part)
-    names = [entry.name for part in parts for entry in part.entries]
-    if len(set(names)) != len(names):
-        raise CheckpointError(f"{path}: a tensor is in two of its {count} parts; they do not agree")
-    return parts
-
-
 def _stored(entry: TensorEntry, data_offset: int, file: DataFile) -> Piece:
     whole = ByteRange(file, data_offset + entry.offset, entry.nbytes)
     return Piece(entry.type, GGUFTensor(entry, data_offset, file), (whole,))
 
 
-def _per_layer(header: Header, arch: str, lengths: set[int]) -> dict[str, tuple[Any, ...]]:
+def _per_layer(header: GGUFHeader, arch: str, lengths: set[int]) -> dict[str, tuple[Any, ...]]:
     found = {}
-    for key in header.fields:
+    for key in header.metadata:
         name = key.removeprefix(f"{arch}.")
         if name != key and not NOT_PER_LAYER.fullmatch(name):
             value = header.get(key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -119,9 +119,9 @@ def _metadata(file: LayeredFile, new: list[dict[Half, GGUFHalf]], recipe: Recipe
         changes |= {prefix + key: value for key, value in placed.items()}
     _check_both_kinds(file, changes)
     changes |= _experts(file, new)
-    changes |= {key: None for key in file.header.fields if key in KEYS}
+    changes |= {key: None for key in file.header.metadata if key in KEYS}
     changes[keys.SURGERY] = string(str(recorded(file).then(recipe)))
-    return {key: value for key, value in changes.items() if value != file.header.field(key)}
+    return {key: value for key, value in changes.items() if value != file.header.metadata.get(key)}
 
 
 def _check_both_kinds(file: LayeredFile, changes: dict[str, Field | None]) -> None:
@@ -145,9 +145,8 @@ def recorded(file: LayeredFile) -> Recipe:
 
 def _like(file: LayeredFile, key: str, value: object) -> Field:
     """A value with the type that the key has."""
-    field = file.header.field(key)
-    assert field is not None
-    return replace(field, value=value)
+    field = file.header.metadata[key]
+    return Field(field.type, value, field.element)
 
 
 def _experts(file: LayeredFile, new: list[dict[Half, GGUFHalf]]) -> dict[str, Field | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from gguf_tools.conversion.general_metadata import general_metadata
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
-from gguf_tools.formats.gguf.header import DEFAULT_ALIGNMENT, Metadata, ValueType, pack_header, read_header
+from gguf_tools.formats.gguf.header import DEFAULT_ALIGNMENT, Field, ValueType, pack_header, read_header
 from gguf_tools.model.spec import FrontMatter
 from gguf_tools.sources.beside import front_matter
 from gguf_tools.sources.checkpoint import open_checkpoint
@@ -46,7 +46,7 @@ language:
 """
 
 
-def values(metadata: Metadata) -> dict[str, Any]:
+def values(metadata: Mapping[str, Field]) -> dict[str, Any]:
     return {key: field.value for key, field in metadata.items()}
 
 

@@ -176,6 +176,63 @@ def test_what_the_gguf_package_writes_is_read(path: Path) -> None:
         np.testing.assert_array_equal(source.tensors[name].array(), values.astype(np.float32))
 
 
+ODD_TEXTS = ["", "a", "ü" * 200, "x" * 70_000, "\0" * 8, "\5" + "\0" * 7 + "hello", "end"]
+
+
+@pytest.mark.parametrize("texts", [ODD_TEXTS * 200, ["x" * 300] * 2500, [""] * 5000, ["\0" * 9] * 3000, []])
+def test_strings_of_any_length_are_read_and_written_again_as_they_are(path: Path, texts: list[str]) -> None:
+    """Short strings are found together, long ones and those that look like lengths one by one."""
+    metadata = {"a": array(ValueType.STRING, texts), "b": string("behind"), "general.alignment": u32(64)}
+    data = pack_header(metadata, (), 64)
+    path.write_bytes(data)
+    header = read_header(path)
+    assert pack_header(header.metadata, header.tensors, 64) == data == header.head
+    assert header.get("a") == tuple(texts)
+    assert header.metadata == metadata
+    assert header.get("b") == "behind"
+
+
+def test_values_are_decoded_when_they_are_asked_for(path: Path) -> None:
+    texts = array(ValueType.STRING, [f"token {n}" for n in range(50_000)])
+    path.write_bytes(pack_header({"tokens": texts}, (), DEFAULT_ALIGNMENT))
+    tracemalloc.start()
+    header = read_header(path)
+    assert header.metadata["tokens"].element is ValueType.STRING
+    before = tracemalloc.get_traced_memory()[0]
+    assert before < 2 * path.stat().st_size
+    value = header.get("tokens")
+    assert tracemalloc.get_traced_memory()[0] > before + 50_000 * 50
+    tracemalloc.stop()
+    assert value is header.get("tokens")
+
+
+def test_a_header_is_rewritten_with_changes(path: Path) -> None:
+    """Fields keep their places, new ones come last, and what does not change keeps its bytes, odd ones included."""
+    path.write_bytes(
+        b"GGUF" + struct.pack("<IQQ", 2, 0, 3) + text(b"a") + number("IB", 7, 2) + text(b"b") + number("IH", 2, 5)
+        + text(b"c\xff") + number("I", 8) + text(b"\xfe") + bytes(40)
+    )  # fmt: skip
+    header = read_header(path)
+    assert header.get("a") is True
+    assert header.metadata["b"] == Field(ValueType.UINT16, 5)
+    found = header.rewritten({"b": u32(9), "a": header.metadata["a"], "d": string("new"), "gone": None}, ())
+    assert found.startswith(
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 4) + text(b"a") + number("IB", 7, 2) + text(b"b") + number("II", 4, 9)
+        + text(b"c\xff") + number("I", 8) + text(b"\xfe") + text(b"d") + number("I", 8) + text(b"new")
+    )  # fmt: skip
+    assert len(found) % 32 == 0
+    path.write_bytes(header.rewritten({"a": None}, ()))
+    assert list(read_header(path).metadata) == ["b", "c\udcff"]
+
+
+def test_fields_are_equal_by_type_and_value() -> None:
+    assert u32(1) != i32(1)
+    assert array(ValueType.INT32, [1]) != array(ValueType.UINT32, [1])
+    assert array(ValueType.INT32, [1]) == array(ValueType.INT32, (1,))
+    assert u32(1) != 1
+    assert len({u32(1), u32(1), u32(2)}) == 2
+
+
 def test_helpers_give_the_types_that_they_name() -> None:
     made = [u32(1), u64(1), i32(-1), f32(1), boolean(1 == 1), string("x"), array(ValueType.STRING, ["x"])]
     assert [field.type.name for field in made] == ["UINT32", "UINT64", "INT32", "FLOAT32", "BOOL", "STRING", "ARRAY"]
@@ -259,6 +316,15 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "general.alignment is 0, a power of two",
     ),
     "an alignment of 48": (head(fields=1) + ALIGNMENT + number("II", 4, 48) + ROOM, "general.alignment is 48"),
+    "an alignment that is a truth value": (head(fields=1) + ALIGNMENT + number("IB", 7, 1) + ROOM, "is True, a power"),
+    "an alignment of many texts": (
+        head(fields=1) + ALIGNMENT + number("IIQ", 9, 8, 30) + text(b"x") * 30 + ROOM,
+        "'x', 'x', , a power of two",
+    ),
+    "a string of an array beyond the file": (
+        head(fields=1) + text(b"a") + number("IIQ", 9, 8, 3) + text(b"x") + number("Q", 1 << 40) + ROOM,
+        f"a string of a needs {1 << 40} bytes",
+    ),
     "an alignment that is text": (head(fields=1) + ALIGNMENT + number("I", 8) + text(b"32") + ROOM, "is '32'"),
     "a tensor without axes": (head(tensors=1) + tensor(b"t", ()) + ROOM, "tensor t has 0 dimensions, 1 to 4 expected"),
     "a tensor of five axes": (head(tensors=1) + tensor(b"t", (1,) * 5) + ROOM, "tensor t has 5 dimensions"),

@@ -13,7 +13,6 @@ from gguf_tools.conversion.request import Operation
 from gguf_tools.formats.gguf.header import Field, pack_header, place, read_header
 from surgery.gguf.layers import open_layered
 from surgery.gguf.rewrite import plan_gguf, write_plan
-from surgery.gguf_header import scan_header
 from surgery.model import operate
 from surgery.recipe import parse_text
 
@@ -31,9 +30,9 @@ def operation(recipe: str) -> Operation:
 
 def with_metadata(source: Path, out: Path, changes: Mapping[str, Field | None]) -> Path:
     """The same tensors under other metadata."""
-    header = scan_header(source)
+    header = read_header(source)
     data = source.read_bytes()[header.data_offset :]
-    out.write_bytes(header.rewritten(changes, header.entries) + data)
+    out.write_bytes(header.rewritten(changes, header.tensors) + data)
     return out
 
 

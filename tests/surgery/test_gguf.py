@@ -10,13 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gguf_tools.errors import CheckpointError, InputError, OutputError, UnsupportedError
-from gguf_tools.formats.gguf.header import Field, ValueType, array, boolean, i32, read_header, string, u32
+from gguf_tools.formats.gguf.header import Field, ValueType, array, boolean, i32, read_header, u32
 from gguf_tools.formats.gguf.source import open_gguf
 from surgery.algebra import Half, origins
 from surgery.gguf.layers import open_layered
 from surgery.gguf.positions import placed, traits
 from surgery.gguf.rewrite import plan_gguf, write_plan
-from surgery.gguf_header import scan_header
 from surgery.recipe import parse_text
 from tests.oracle import convert, llama
 from tests.surgery.surgery_files import operated, raw_tensors, split, with_metadata
@@ -155,10 +154,10 @@ def test_per_layer_metadata_always_has_the_new_length(nine: Path, tmp_path: Path
     count = len(plan.stack)
     header = plan.file.header
     for key in arrays:
-        field = plan.changes.get(key, header.field(key))
+        field = plan.changes.get(key, header.metadata.get(key))
         assert field is not None
         assert len(field.value) == count
-    block_count = plan.changes.get("qwen3.block_count", header.field("qwen3.block_count"))
+    block_count = plan.changes.get("qwen3.block_count", header.metadata.get("qwen3.block_count"))
     assert block_count is not None
     assert block_count.value == count
     assert {int(name.split(".")[1]) for name, _ in plan.outputs if name.startswith("blk.")} == set(range(count))
@@ -408,32 +407,14 @@ def test_files_without_layers_are_refused(nine: Path, tmp_path: Path) -> None:
 
 def test_a_broken_header_is_refused(nine: Path, tmp_path: Path) -> None:
     whole = nine.read_bytes()
-    end = scan_header(nine).data_offset
+    end = read_header(nine).data_offset
     path = tmp_path / "broken.gguf"
     for cut in [*range(0, 64, 7), *range(64, end, 97), len(whole) - 1]:
         path.write_bytes(whole[:cut])
         with pytest.raises(CheckpointError):
-            scan_header(path)
+            read_header(path)
     huge = bytearray(whole)
     huge[8:16] = (1 << 62).to_bytes(8, "little")
     path.write_bytes(huge)
     with pytest.raises(CheckpointError):
-        scan_header(path)
-
-
-def test_the_scan_reads_what_the_parser_reads(nine: Path, tmp_path: Path) -> None:
-    odd = ["", "a", "ü" * 200, "x" * 70_000, "\0\0\0\0\0\0\0\0", "end"]
-    changes: dict[str, Field | None] = {
-        "x.strings": array(ValueType.STRING, odd * 20),
-        "x.none": array(ValueType.STRING, []),
-        "x.bools": array(ValueType.BOOL, [True, False]),
-        "x.text": string("snow ☃"),
-        "x.double": Field(ValueType.FLOAT64, 0.1),
-        "x.small": Field(ValueType.INT8, -3),
-    }
-    path = with_metadata(nine, tmp_path / "odd.gguf", changes)
-    scanned, parsed = scan_header(path), read_header(path)
-    assert list(scanned.fields) == list(parsed.metadata)
-    assert {key: scanned.field(key) for key in scanned.fields} == parsed.metadata
-    assert scanned.entries == parsed.tensors
-    assert scanned.data_offset == parsed.data_offset
+        read_header(path)

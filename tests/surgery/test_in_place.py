@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from gguf_tools.errors import InputError, OutputError
+from gguf_tools.cli import run
+from gguf_tools.errors import CheckpointError, InputError, OutputError
 from gguf_tools.formats.gguf.header import ValueType, array, read_header, string
 from gguf_tools.formats.gguf.keys import RESERVE
+from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.formats.journal import journal_path, recover, undo, undo_paths
 from surgery.gguf.in_place import apply_in_place, plan_in_place
 from surgery.gguf.layers import open_layered
 from surgery.gguf.rewrite import plan_gguf
-from surgery.gguf_header import scan_header
 from surgery.recipe import parse_text
 from tests.oracle import convert, llama, nmse
 from tests.surgery.surgery_files import operated, raw_tensors, split, with_metadata
@@ -125,8 +126,8 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(twelve: Path, f
     seen = set()
     for moment in range(1, 200):
         killed = _killed_at(lambda: apply_in_place(planned), moment)
-        found = scan_header(file)
-        assert found.architecture == "qwen3"
+        recover(file)
+        assert read_header(file).architecture == "qwen3"
         now = file.read_bytes()
         assert now in (old, new)
         seen.add((killed, now == new))
@@ -203,16 +204,121 @@ def test_the_reserve_is_used_up_and_then_refused(twelve: Path, tmp_path: Path) -
     assert undo_paths(small)[-1].name.endswith(f"-{len(undo_paths(small))}")
 
 
+def interrupted(file: Path, action: Callable[[], object], wanted: Callable[[bytes], bool]) -> bytes:
+    """Kill `action` at the first moment that leaves a journal beside a file of which `wanted` is true; the bytes then."""
+    for moment in range(1, 200):
+        assert _killed_at(action, moment)
+        now = file.read_bytes()
+        if journal_path(file).exists() and wanted(now):
+            return now
+        recover(file)
+        if now != file.read_bytes() or undo_paths(file):
+            undo(file)
+    raise AssertionError("never interrupted so")
+
+
+@pytest.fixture
+def torn(twelve: Path, file: Path) -> Path:
+    """A file whose change was interrupted half way."""
+    old = twelve.read_bytes()
+    planned = plan_in_place(plan_gguf(open_layered(file), parse_text("reverse(0..11)")))
+    interrupted(file, lambda: apply_in_place(planned), lambda now: now != old)
+    return file
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["itself", "linked"])
+def test_reading_a_file_that_is_half_changed_is_refused_and_writes_nothing(
+    torn: Path, tmp_path: Path, linked: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = torn
+    if linked:
+        (tmp_path / "elsewhere").mkdir()
+        path = tmp_path / "elsewhere" / "link.gguf"
+        path.symlink_to(torn)
+    before = {other.name: other.read_bytes() for other in torn.parent.iterdir() if other.is_file()}
+    for read in (read_header, open_gguf, open_layered):
+        with pytest.raises(CheckpointError, match="a change in place was interrupted"):
+            read(path)
+    out = tmp_path / "out.gguf"
+    for command in (
+        ["inspect", str(path)],
+        ["quantize", str(path), str(out), "q8_0"],
+        ["surgery", str(path), str(out), "--swap", "0:1"],
+        ["surgery", str(path), "--swap", "0:1", "--in-place", "--dry-run"],
+    ):
+        assert run(command) == 2
+        complaint = capsys.readouterr().err
+        assert journal_path(torn).name in complaint
+        assert "--undo" in complaint
+        assert len(complaint.splitlines()) == 1
+    assert {other.name: other.read_bytes() for other in torn.parent.iterdir() if other.is_file()} == before
+
+
+def test_undo_takes_an_interrupted_change_back(twelve: Path, torn: Path) -> None:
+    assert run(["surgery", str(torn), "--undo", "-q"]) == 0
+    assert torn.read_bytes() == twelve.read_bytes()
+    assert os.listdir(torn.parent) == [torn.name]
+
+
+def test_in_place_completes_an_interrupted_change(twelve: Path, torn: Path, tmp_path: Path) -> None:
+    assert run(["surgery", str(torn), "--in-place", "-q"]) == 0
+    assert raw_tensors(torn) == raw_tensors(operated(twelve, tmp_path / "other.gguf", "reverse(0..11)"))
+    assert len(undo_paths(torn)) == 1
+
+
+def test_in_place_goes_on_from_an_interrupted_change(twelve: Path, torn: Path, tmp_path: Path) -> None:
+    assert run(["surgery", str(torn), "--swap", "0:1", "--in-place", "-q"]) == 0
+    assert raw_tensors(torn) == raw_tensors(operated(twelve, tmp_path / "other.gguf", "reverse(0..11) + swap(0:1)"))
+
+
+def test_an_interrupted_undo_is_completed_and_no_more_is_undone(file: Path) -> None:
+    in_place(file, "swap(2:3)")
+    between = file.read_bytes()
+    in_place(file, "swap(1:10)")
+    new = file.read_bytes()
+    for moment in range(1, 200):
+        assert _killed_at(lambda: undo(file), moment)
+        if journal_path(file).exists() and file.read_bytes() != new:
+            break
+    assert run(["surgery", str(file), "--undo", "-q"]) == 0
+    assert file.read_bytes() == between
+    assert len(undo_paths(file)) == 1
+
+
+def test_only_a_regular_file_under_its_own_name_is_changed(file: Path, torn: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.gguf"
+    link.symlink_to(file)
+    journal_path(torn).rename(journal_path(link))
+    before = file.read_bytes()
+    for action in (recover, undo):
+        with pytest.raises(InputError, match="is a symbolic link; give the file that it points to"):
+            action(link)
+    journal_path(tmp_path).touch()
+    with pytest.raises(InputError, match="is not a regular file"):
+        recover(tmp_path)
+    journal_path(tmp_path).unlink()
+    journal_path(file).symlink_to(journal_path(link))
+    with pytest.raises(InputError, match="is not a regular file, hence no record"):
+        recover(file)
+    assert file.read_bytes() == before
+
+
+def test_a_file_whose_name_leaves_no_room_for_a_journal_is_read(twelve: Path, tmp_path: Path) -> None:
+    long = tmp_path / f"{'n' * 250}.gguf"
+    long.write_bytes(twelve.read_bytes())
+    assert read_header(long).architecture == "qwen3"
+
+
 def test_a_journal_of_another_file_is_not_carried_through(twelve: Path, file: Path) -> None:
     in_place(file, "swap(1:10)")
     record = undo_paths(file)[0]
     file.write_bytes(b"x" * file.stat().st_size)
     record.rename(journal_path(file))
     with pytest.raises(InputError, match="is not the file that"):
-        scan_header(file)
+        recover(file)
     journal_path(file).write_text("{}")
     with pytest.raises(InputError, match="is not a record that tinyq wrote"):
-        read_header(file)
+        recover(file)
     journal_path(file).unlink()
     file.write_bytes(twelve.read_bytes())
     in_place(file, "swap(1:10)")

@@ -45,13 +45,14 @@ def read_parts(path: Path) -> tuple[GGUFHeader, ...]:
     """
     given = read_header(path)
     count, number = given.get(COUNT, 0), given.get(NUMBER, 0)
-    if not isinstance(count, int) or count < 2:
+    if type(count) is not int or count < 2:
         return (given,)
     match = _NAME.fullmatch(path.name)
     if not match or (int(match["number"]) - 1, int(match["count"])) != (number, count):
-        right = part_path(path, number, count).name if isinstance(number, int) else "NAME-00001-of-00002.gguf"
+        right = part_path(path, number, count).name if type(number) is int else f"NAME-00001-of-{count:05d}.gguf"
         raise CheckpointError(
-            f"{path}: says that it is part {number} (from 0) of {count}; its name must say so too, such as {right}"
+            f"{path}: is one of several splits ({NUMBER} is {number}, {COUNT} is {count}), but its name does not say which; "
+            f"rename it to {right}"
         )
     parts = tuple(given if n == number else _part(part_path(path, n, count), n, count) for n in range(count))
     seen: dict[str, Path] = {}
@@ -77,7 +78,8 @@ def _part(path: Path, number: int, count: int) -> GGUFHeader:
     found = header.get(NUMBER), header.get(COUNT, count)
     if found != (number, count):
         raise CheckpointError(
-            f"{path}: says that it is part {found[0]} (from 0) of {found[1]}, {number} of {count} expected; fetch it again"
+            f"{path}: does not say that it is part {number + 1} of {count} ({NUMBER} is {found[0]}, {COUNT} is {found[1]}); "
+            "fetch it again"
         )
     return header
 
