@@ -114,6 +114,22 @@ def widen(raw: NDArray[np.uint16], dtype: TensorType, out: FloatArray | None = N
     return target
 
 
+def narrow(values: FloatArray, dtype: TensorType, out: NDArray[np.uint16] | None = None) -> NDArray[np.uint16]:
+    """Float32 numbers as the bits of the nearest F16 or BF16 numbers, of two equally near the even one, in the same shape.
+
+    The inverse of `widen`, by ggml (`ggml_fp32_to_fp16_row`, `ggml_fp32_to_bf16_row_ref`): what is too large becomes infinite,
+    a NaN stays one. Safe to call from several threads.
+    """
+    if dtype not in _NARROW:
+        raise ValueError(f"narrow takes F16 or BF16, not {dtype.name}")
+    bits = np.empty(values.shape, np.uint16) if out is None else out
+    if values.size:
+        ggml.quantize_chunk(
+            dtype, np.ascontiguousarray(values).reshape(1, -1), bits.view(np.uint8).reshape(1, -1), None
+        )
+    return bits
+
+
 def narrowing_loss(rows: FloatArray, dtype: TensorType, name: str = "(unnamed)") -> Narrowing:
     """What storing float32 `rows` (any shape) as F16 or BF16 would change; nothing is kept of the result.
 
@@ -122,7 +138,7 @@ def narrowing_loss(rows: FloatArray, dtype: TensorType, name: str = "(unnamed)")
     if dtype not in _NARROW:
         raise ValueError(f"narrowing_loss takes F16 or BF16, not {dtype.name}")
     flat = rows.reshape(-1)
-    narrow = np.empty(min(_TILE, flat.size), np.uint16)
+    scratch = np.empty(min(_TILE, flat.size), np.uint16)
     total = Narrowing()
     for start in range(0, flat.size, _TILE):
         tile = np.ascontiguousarray(flat[start : start + _TILE])
@@ -130,9 +146,7 @@ def narrowing_loss(rows: FloatArray, dtype: TensorType, name: str = "(unnamed)")
         if dtype is BF16 and not np.bitwise_or.reduce(tile.view(np.uint32)) & 0xFFFF:
             total += Narrowing(weights=tile.size, sum_sq=_sum_sq(tile))  # a BF16 source: nothing to lose
             continue
-        bits = narrow[: tile.size]
-        ggml.quantize_chunk(dtype, tile.reshape(1, -1), bits.view(np.uint8), None)
-        total += _compare(tile, widen(bits, dtype))
+        total += _compare(tile, widen(narrow(tile, dtype, scratch[: tile.size]), dtype))
     return total
 
 

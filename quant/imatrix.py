@@ -13,10 +13,10 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.encode import FloatArray
 from quant.errors import InputError
 from quant.recipes import TensorFacts
 
-FloatArray = NDArray[np.float32]
 Counts = NDArray[np.int64]
 
 

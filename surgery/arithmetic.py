@@ -19,7 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import InputError
-from gguf_tools.tensors.base import FloatArray, Tensor
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.views import Computed, common_dtype
+from quant.encode import FloatArray, narrow, widen
+from quant.types import BF16
 from surgery.algebra import Method
 
 Doubles = NDArray[np.float64]
@@ -28,7 +31,7 @@ SMALLEST_SINE = 1e-6
 """Below this sine of the angle between two rows slerp and the linear blend differ by less than 1e-12, relatively."""
 
 
-class Computed(Tensor):
+class Rounded(Computed):
     """A tensor computed from others: `values` in float64, `flat` rounded once to `dtype`."""
 
     @abstractmethod
@@ -46,7 +49,7 @@ class Computed(Tensor):
 
 def exact(tensor: Tensor, start: int, stop: int) -> Doubles:
     """Elements in float64; those of a computed tensor before their rounding."""
-    if isinstance(tensor, Computed):
+    if isinstance(tensor, Rounded):
         return tensor.values(start, stop)
     return tensor.flat(start, stop).astype(np.float64)
 
@@ -65,59 +68,37 @@ def rounded_to(values: Doubles, dtype: str) -> FloatArray:
     inexact = (error != 0) & (bits & 1 == 0) & np.isfinite(single)
     outward = np.signbit(error) == np.signbit(single)
     odd = np.where(inexact, np.where(outward, bits + 1, bits - 1), bits).astype(np.uint32)
-    even = (odd + 0x7FFF + ((odd >> 16) & 1)) & np.uint32(0xFFFF0000)
-    return np.where(np.isfinite(single), even, bits).astype(np.uint32).view(np.float32)
-
-
-def common_dtype(tensors: Sequence[Tensor]) -> str:
-    """The one type that all are stored in, else F32."""
-    kinds = {tensor.dtype for tensor in tensors}
-    return kinds.pop() if len(kinds) == 1 else "F32"
-
-
-def names_of(tensors: Sequence[Tensor]) -> tuple[str, ...]:
-    """The source tensors of all, each once."""
-    return tuple(dict.fromkeys(name for tensor in tensors for name in tensor.sources))
+    return widen(narrow(odd.view(np.float32), BF16), BF16)
 
 
 @dataclass(frozen=True, eq=False)
-class Mean(Computed):
+class Mean(Rounded):
     """A weighted sum of tensors of one shape."""
 
-    parts: tuple[tuple[Tensor, float], ...]
-    dtype: str
+    weighted: tuple[tuple[Tensor, float], ...]
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.parts[0][0].shape
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return names_of([tensor for tensor, _ in self.parts])
+    def parts(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for tensor, _ in self.weighted)
 
     def values(self, start: int, stop: int) -> Doubles:
         total = np.zeros(stop - start, np.float64)
-        for tensor, weight in self.parts:
+        for tensor, weight in self.weighted:
             total += weight * exact(tensor, start, stop)
         return total
 
 
 @dataclass(frozen=True, eq=False)
-class Arc(Computed):
+class Arc(Rounded):
     """Each row between those of `first` and `second`, at `t` of the angle."""
 
     first: Tensor
     second: Tensor
     t: float
-    dtype: str
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.first.shape
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return names_of((self.first, self.second))
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.first, self.second)
 
     def values(self, start: int, stop: int) -> Doubles:
         width = self.columns
@@ -136,20 +117,15 @@ class Arc(Computed):
 
 
 @dataclass(frozen=True, eq=False)
-class Through(Computed):
+class Through(Rounded):
     """Each element through a function of float64 arrays."""
 
     base: Tensor
     function: Callable[[Doubles], Doubles]
-    dtype: str
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.base.shape
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return self.base.sources
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.base,)
 
     def values(self, start: int, stop: int) -> Doubles:
         return self.function(exact(self.base, start, stop))
@@ -157,7 +133,7 @@ class Through(Computed):
 
 def times(tensor: Tensor, factor: float) -> Tensor:
     """Every element times `factor`."""
-    return Through(tensor, lambda values: values * factor, tensor.dtype)
+    return Through(tensor, lambda values: values * factor, dtype=tensor.dtype)
 
 
 def mixed(parts: Sequence[tuple[Tensor, float]], method: Method, dtype: str | None = None) -> Tensor:
@@ -166,14 +142,14 @@ def mixed(parts: Sequence[tuple[Tensor, float]], method: Method, dtype: str | No
     dtype = dtype or common_dtype(tensors)
     if method == "slerp" and prod(tensors[0].shape[:-1]) > 1:
         (first, _), (second, t) = parts
-        return Arc(first, second, t, dtype)
-    return Mean(tuple(parts), dtype)
+        return Arc(first, second, t, dtype=dtype)
+    return Mean(tuple(parts), dtype=dtype)
 
 
 def mixed_logs(parts: Sequence[tuple[Tensor, float]], dtype: str) -> Tensor:
     """The blend of tensors that hold -exp(a), taken over a: the source's space of a decay (A_log)."""
-    logs = [(Through(tensor, _log_of_negative, "F32"), weight) for tensor, weight in parts]
-    return Through(Mean(tuple(logs), "F32"), lambda values: -np.exp(values), dtype)
+    logs = [(Through(tensor, _log_of_negative), weight) for tensor, weight in parts]
+    return Through(Mean(tuple(logs)), lambda values: -np.exp(values), dtype=dtype)
 
 
 def _log_of_negative(values: Doubles) -> Doubles:

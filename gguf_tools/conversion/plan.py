@@ -12,7 +12,7 @@ from gguf_tools.conversion.calibration import calibration_tokens
 from gguf_tools.conversion.general_metadata import general_metadata
 from gguf_tools.conversion.provenance import provenance, surgery_metadata
 from gguf_tools.conversion.request import AUTO, Request
-from gguf_tools.families.registry import build_model
+from gguf_tools.families.registry import build_published
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import (
     Metadata,
@@ -42,7 +42,7 @@ class Conversion:
     `importance` is (matrices, columns) for each tensor that the importance matrix knows.
     """
 
-    source: Path
+    checkpoint: Checkpoint
     family: str
     plan: Plan
     tokenizer: Tokenizer
@@ -54,6 +54,11 @@ class Conversion:
     report: Report
     tokenizer_folder: Path | None = None
     importance: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    @property
+    def source(self) -> Path:
+        """What was opened: a folder or a file."""
+        return self.checkpoint.path
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -110,7 +115,7 @@ def open_source(request: Request) -> Opened:
     checkpoint = restore(open_checkpoint(request.source), text_only=request.text_only)
     if request.context_length:
         checkpoint = checkpoint.with_context_length(request.context_length)
-    model = build_model(checkpoint)
+    model = build_published(checkpoint)
     folder = request.tokenizer or checkpoint.folder
     tokenizer = load_tokenizer(folder, model.spec.vocab_size, config=checkpoint.config, add_bos=request.add_bos)
     if request.operation:
@@ -141,7 +146,7 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
     metadata |= surgery_metadata(request, opened.checkpoint) | (recorded(matrix) if matrix else {})
     metadata |= {keys.TYPE: string(request.label)} if request.label else {}
     return Conversion(
-        source=opened.checkpoint.path,
+        checkpoint=opened.checkpoint,
         family=model.family,
         plan=opened.plan,
         tokenizer=opened.tokenizer,

@@ -20,7 +20,7 @@ from gguf_tools.formats.gguf.header import (
 from gguf_tools.formats.gguf.writer import write_gguf
 from gguf_tools.formats.output import atomic_output, check_output
 from gguf_tools.progress import ByteProgress
-from gguf_tools.sources.checkpoint import CONFIG, open_checkpoint
+from gguf_tools.sources.checkpoint import CONFIG
 from gguf_tools.tensors.blocks import tensor_blocks
 from gguf_tools.tokenizers.vocabulary import Tokenizer
 from quant.encode import ByteArray, Encoder, Narrowing
@@ -51,7 +51,7 @@ def execute(
     `prove` is called with the finished temporary file and the tokenizer; if it raises, nothing is left.
     """
     check_output(out, force)
-    checkpoint = open_checkpoint(conversion.source)
+    checkpoint = conversion.checkpoint
     inputs = (*checkpoint.weight_files, checkpoint.folder / CONFIG, conversion.tokenizer.path)
     if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
         raise OutputError(f"{out}: is a file of the source, which is never changed; choose another name")

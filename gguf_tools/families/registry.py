@@ -45,8 +45,12 @@ def build_model(checkpoint: Checkpoint) -> Model:
 
     Towers beside the text model are left out with a note; `restore` refuses them where they have to be asked about.
     """
-    published = restore(checkpoint)
-    return recognise(published).build(published)
+    return build_published(restore(checkpoint))
+
+
+def build_published(checkpoint: Checkpoint) -> Model:
+    """A checkpoint in the published layout (as `restore` leaves it) as a Model, by the family that recognises it."""
+    return recognise(checkpoint).build(checkpoint)
 
 
 def load_model(path: Path) -> Model:

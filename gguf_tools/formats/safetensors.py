@@ -19,8 +19,8 @@ from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.float8 import FLOAT8
 from gguf_tools.progress import ByteProgress
-from gguf_tools.tensors.base import FloatArray, Tensor
-from quant.encode import RawArray, widen
+from gguf_tools.tensors.base import Tensor
+from quant.encode import FloatArray, RawArray, widen
 from quant.types import BF16, F16, F32, TensorType, tensor_type
 
 MAX_HEADER = 100_000_000
@@ -155,16 +155,25 @@ class Stored:
 
 
 def write_safetensors(
-    path: Path, tensors: Sequence[Stored], metadata: Mapping[str, str], progress: ByteProgress
+    path: Path,
+    tensors: Sequence[Stored],
+    metadata: Mapping[str, str],
+    progress: ByteProgress = lambda _: None,
+    *,
+    spaced: bool = False,
 ) -> None:
-    """Write a safetensors file, in the order given, with bounded memory."""
+    """Write a safetensors file, in the order given, with bounded memory.
+
+    With `spaced` the JSON header has a space after each comma and colon, as Python's json writes it, else none, as the
+    safetensors library writes it.
+    """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for tensor in tensors:
         end = offset + tensor.nbytes
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(header, separators=(", ", ": ") if spaced else (",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.tensors.base import FloatArray, Tensor
+from gguf_tools.tensors.base import Tensor
+from quant.encode import FloatArray
 
 if TYPE_CHECKING:
     import torch

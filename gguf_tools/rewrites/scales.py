@@ -8,8 +8,8 @@ import numpy as np
 
 from gguf_tools.model.spec import Model, ModelSpec, Norm
 from gguf_tools.rewrites.base import MODEL, NORM, Rewrite
-from gguf_tools.tensors.base import FloatArray
 from gguf_tools.tensors.views import Mapped, scaled
+from quant.encode import FloatArray
 
 
 def _fold_embedding_scale(model: Model) -> Model:

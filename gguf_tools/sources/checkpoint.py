@@ -51,9 +51,12 @@ class Checkpoint:
         config = self.folder / CONFIG
         for path in (*([config] if config.exists() else []), *self.weight_files):
             total.update(path.name.encode() + b"\0")
-            with path.open("rb") as stream:
-                while not cancelled() and (piece := stream.read(1 << 20)):
-                    total.update(piece)
+            try:
+                with path.open("rb") as stream:
+                    while not cancelled() and (piece := stream.read(1 << 20)):
+                        total.update(piece)
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be read any more ({error.strerror}); begin again") from error
         return total.hexdigest()
 
 

@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
-from quant.encode import RawArray
+from quant.encode import FloatArray, RawArray
 from quant.types import BF16, F16, F32, TensorType
-
-FloatArray = NDArray[np.float32]
 
 NARROW = (F16, BF16)
 """The types that views of stored elements hand on as they are: two bytes an element."""

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.tensors.base import NARROW, FloatArray, Tensor
-from quant.encode import RawArray
+from gguf_tools.tensors.base import NARROW, Tensor
+from quant.encode import FloatArray, RawArray
 from quant.types import F32, TensorType
 
 
+class View(Tensor):
+    """A tensor read from others, its `parts`: its type and the names of its sources are theirs."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors that it is read from."""
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return common_dtype(self.parts)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.sources))
+
+
+def common_dtype(tensors: Sequence[Tensor]) -> str:
+    """The one type that all are stored in, else F32."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    return dtypes.pop() if len(dtypes) == 1 else "F32"
+
+
 @dataclass(frozen=True)
-class Reshaped(Tensor):
+class Reshaped(View):
     """The same elements in another shape."""
 
     base: Tensor
@@ -27,26 +50,50 @@ class Reshaped(Tensor):
             raise ValueError(f"{self.base.sources} of shape {self.base.shape} cannot be reshaped to {self.shape}")
 
     @property
-    def dtype(self) -> str:  # type: ignore[override]
-        return self.base.dtype
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return self.base.sources
-
-    def flat(self, start: int, stop: int) -> FloatArray:
-        return self.base.flat(start, stop)
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.base,)
 
     @property
     def stored(self) -> TensorType:
         return self.base.stored
 
+    def flat(self, start: int, stop: int) -> FloatArray:
+        return self.base.flat(start, stop)
+
     def raw(self, start: int, stop: int) -> RawArray:
         return self.base.raw(start, stop)
 
 
+class Selection(View):
+    """Elements of its parts in another order, handed on as they are stored where that is in two bytes each."""
+
+    @abstractmethod
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, int, int, int]]:
+        """What elements `start` to `stop` consist of: a part, from where to where in it, and where in the result."""
+
+    @property
+    def stored(self) -> TensorType:
+        types = {part.stored for part in self.parts}
+        dtype = types.pop() if len(types) == 1 else F32
+        return dtype if dtype in NARROW else F32
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        out = np.empty(stop - start, np.float32)
+        for part, begin, end, at in self.pieces(start, stop):
+            out[at : at + end - begin] = part.flat(begin, end)
+        return out
+
+    def raw(self, start: int, stop: int) -> RawArray:
+        if self.stored is F32:
+            return self.flat(start, stop)
+        out = np.empty(stop - start, np.uint16)
+        for part, begin, end, at in self.pieces(start, stop):
+            out[at : at + end - begin] = part.raw(begin, end)
+        return out
+
+
 @dataclass(frozen=True, eq=False)
-class Taken(Tensor):
+class Taken(Selection):
     """Entries of the first axis, in the order of `index` (which may repeat or leave out some)."""
 
     base: Tensor
@@ -57,32 +104,10 @@ class Taken(Tensor):
         return (len(self.index), *self.base.shape[1:])
 
     @property
-    def dtype(self) -> str:  # type: ignore[override]
-        return self.base.dtype
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.base,)
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return self.base.sources
-
-    def flat(self, start: int, stop: int) -> FloatArray:
-        out = np.empty(stop - start, np.float32)
-        self._gather(self.base.flat, start, out)
-        return out
-
-    @property
-    def stored(self) -> TensorType:
-        return self.base.stored if self.base.stored in NARROW else F32
-
-    def raw(self, start: int, stop: int) -> RawArray:
-        if self.stored is F32:
-            return self.flat(start, stop)
-        out = np.empty(stop - start, np.uint16)
-        self._gather(self.base.raw, start, out)
-        return out
-
-    def _gather(self, read: Callable[[int, int], RawArray], start: int, out: NDArray[Any]) -> None:
-        """Elements from `start` on, as many as `out` holds, read from the base by `read` into `out`."""
-        stop = start + len(out)
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, int, int, int]]:
         width = prod(self.base.shape[1:])
         first, last = start // width, -(-stop // width)
         index = self.index[first:last]
@@ -92,57 +117,71 @@ class Taken(Tensor):
             begin = max(start, (first + left) * width)
             end = min(stop, (first + right) * width)
             source = int(index[left]) * width + begin - (first + left) * width
-            out[begin - start : end - start] = read(source, source + end - begin)
+            yield self.base, source, source + end - begin, begin - start
 
 
 @dataclass(frozen=True)
-class Joined(Tensor):
-    """Parts one after another: concatenated along the first axis, or stacked, as `shape` says."""
+class Joined(Selection):
+    """Tensors one after another: concatenated along the first axis, or stacked, as `shape` says."""
 
-    parts: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if sum(part.size for part in self.parts) != prod(self.shape):
-            raise ValueError(f"{len(self.parts)} parts do not fill the shape {self.shape}")
+        if sum(part.size for part in self.tensors) != prod(self.shape):
+            raise ValueError(f"{len(self.tensors)} parts do not fill the shape {self.shape}")
 
     @property
-    def dtype(self) -> str:  # type: ignore[override]
-        kinds = {part.dtype for part in self.parts}
-        return kinds.pop() if len(kinds) == 1 else "F32"
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.tensors
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for part in self.parts for name in part.sources))
-
-    def flat(self, start: int, stop: int) -> FloatArray:
-        out = np.empty(stop - start, np.float32)
-        for part, begin, end, at in self._pieces(start, stop):
-            out[at : at + end - begin] = part.flat(begin, end)
-        return out
-
-    @property
-    def stored(self) -> TensorType:
-        kinds = {part.stored for part in self.parts}
-        dtype = kinds.pop() if len(kinds) == 1 else F32
-        return dtype if dtype in NARROW else F32
-
-    def raw(self, start: int, stop: int) -> RawArray:
-        if self.stored is F32:
-            return self.flat(start, stop)
-        out = np.empty(stop - start, np.uint16)
-        for part, begin, end, at in self._pieces(start, stop):
-            out[at : at + end - begin] = part.raw(begin, end)
-        return out
-
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, int, int, int]]:
-        """The parts that elements `start` to `stop` lie in: the part, from where to where in it, and where in the result."""
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, int, int, int]]:
         offset = 0
-        for part in self.parts:
+        for part in self.tensors:
             begin, end = max(start, offset), min(stop, offset + part.size)
             if begin < end:
                 yield part, begin - offset, end - offset, begin - start
             offset += part.size
+
+
+@dataclass(frozen=True, eq=False)
+class Columns(View):
+    """Column selection over matrices concatenated along the last axis: `index` lists the columns kept, in order."""
+
+    tensors: tuple[Tensor, ...]
+    index: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if len({part.shape[:-1] for part in self.tensors}) != 1:
+            raise ValueError(f"cannot set shapes {[part.shape for part in self.tensors]} side by side")
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (*self.tensors[0].shape[:-1], len(self.index))
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.tensors
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        if stop <= start:
+            return np.empty(0, np.float32)
+        width = len(self.index)
+        first, last = start // width, -(-stop // width)
+        rows = [part.flat(first * part.columns, last * part.columns).reshape(-1, part.columns) for part in self.tensors]
+        taken = np.concatenate(rows, axis=1)[:, self.index]
+        return np.ascontiguousarray(taken, np.float32).reshape(-1)[start - first * width : stop - first * width]
+
+
+@dataclass(frozen=True, eq=False)
+class Computed(View):
+    """New numbers in the shape of the first of its parts."""
+
+    dtype: str = field(default="F32", kw_only=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.parts[0].shape
 
 
 Elementwise = Callable[[FloatArray, int], NDArray[np.floating]]
@@ -150,21 +189,16 @@ Elementwise = Callable[[FloatArray, int], NDArray[np.floating]]
 
 
 @dataclass(frozen=True, eq=False)
-class Mapped(Tensor):
+class Mapped(Computed):
     """Each element changed by `function`; `label` says how, for plans and provenance."""
 
     base: Tensor
     function: Elementwise
     label: str
-    dtype: str = "F32"
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.base.shape
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return self.base.sources
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.base,)
 
     def flat(self, start: int, stop: int) -> FloatArray:
         return np.asarray(self.function(self.base.flat(start, stop), start), np.float32)
@@ -243,40 +277,6 @@ def interleave_rows(parts: Sequence[Tensor], blocks: int) -> Tensor:
         for row in range(size)
     ]
     return take(joined, index)
-
-
-@dataclass(frozen=True, eq=False)
-class Columns(Tensor):
-    """Matrices of as many rows side by side, and of the columns that they have together those in `index`, in its order."""
-
-    parts: tuple[Tensor, ...]
-    index: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        if len({part.shape[:-1] for part in self.parts}) != 1:
-            raise ValueError(f"cannot set shapes {[part.shape for part in self.parts]} side by side")
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return (*self.parts[0].shape[:-1], len(self.index))
-
-    @property
-    def dtype(self) -> str:  # type: ignore[override]
-        kinds = {part.dtype for part in self.parts}
-        return kinds.pop() if len(kinds) == 1 else "F32"
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for part in self.parts for name in part.sources))
-
-    def flat(self, start: int, stop: int) -> FloatArray:
-        if stop <= start:
-            return np.empty(0, np.float32)
-        width = len(self.index)
-        first, last = start // width, -(-stop // width)
-        rows = [part.flat(first * part.columns, last * part.columns).reshape(-1, part.columns) for part in self.parts]
-        taken = np.concatenate(rows, axis=1)[:, self.index]
-        return np.ascontiguousarray(taken, np.float32).reshape(-1)[start - first * width : stop - first * width]
 
 
 def take_columns(base: Tensor, index: Sequence[int] | NDArray[np.int64]) -> Tensor:

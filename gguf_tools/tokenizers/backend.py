@@ -67,13 +67,6 @@ def _load(text: str, files: TokenizerFiles) -> HFTokenizer:
         raise CheckpointError(f"{files.path}: the tokenizers library refuses it: {reason}") from error
 
 
-def byte_characters() -> tuple[str, ...]:
-    """The character that byte-level BPE writes for each byte (GPT-2's table; `unicode_byte_to_utf8_map` in llama.cpp)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
 def unreachable(backend: HFTokenizer, tokens: Iterable[str]) -> list[str]:
     """The tokens whose text the merges do not bring back to the one token."""
     document = json.loads(backend.to_str())

@@ -16,7 +16,7 @@ from gguf_tools.errors import CheckpointError
 from gguf_tools.text import shortened
 
 TOKENIZER = "tokenizer.json"
-CONFIG = "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_MAP = "special_tokens_map.json"
 ADDED = "added_tokens.json"
 GENERATION = "generation_config.json"
@@ -160,7 +160,7 @@ def read_files(folder: Path) -> TokenizerFiles:
         )
     document = read_object(path)
     model = as_object(document.get("model"), str(path), "model")
-    config = read_optional(folder, CONFIG)
+    config = read_optional(folder, TOKENIZER_CONFIG)
     bpe = model.get("type") == "BPE" or ("type" not in model and "merges" in model)
     vocab = _vocab(model, str(path)) if bpe else {}
     added, notes = _all_added(folder, document, config)
@@ -236,7 +236,7 @@ def _all_added(
         _added(e, where, f"added_tokens[{i}]")
         for i, e in enumerate(as_list([] if entries is None else entries, where, "added_tokens"))
     ]
-    where = str(folder / CONFIG)
+    where = str(folder / TOKENIZER_CONFIG)
     more: list[AddedToken] = []
     for number, entry in as_object(config.get("added_tokens_decoder") or {}, where, "added_tokens_decoder").items():
         key = f"added_tokens_decoder[{shown(number)}]"

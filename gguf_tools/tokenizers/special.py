@@ -13,12 +13,12 @@ from typing import Any
 
 from gguf_tools.errors import CheckpointError, TokenizerError
 from gguf_tools.tokenizers.files import (
-    CONFIG,
     GENERATION,
     MORE_TEMPLATES,
     SPECIAL_MAP,
     TEMPLATE,
     TEMPLATE_JSON,
+    TOKENIZER_CONFIG,
     TokenizerFiles,
     as_id,
     as_list,
@@ -150,7 +150,7 @@ class _Reader:
     def declared(self, role: str) -> int | None:
         """The id of `<role>_token` of the tokenizer's own files."""
         folder = self.files.path.parent
-        for name, content in ((CONFIG, self.files.config), (SPECIAL_MAP, self.files.special_map)):
+        for name, content in ((TOKENIZER_CONFIG, self.files.config), (SPECIAL_MAP, self.files.special_map)):
             key = f"{role}_token"
             value = content.get(key)
             if isinstance(value, dict):
@@ -282,11 +282,14 @@ def _choose(files: TokenizerFiles, role: str, put: int | None, number: int | Non
     if value is None:
         return by_template
     if not isinstance(value, bool):
-        raise CheckpointError(f"{files.path.parent / CONFIG}: {key} is {shown(value)}; expected true or false")
+        raise CheckpointError(
+            f"{files.path.parent / TOKENIZER_CONFIG}: {key} is {shown(value)}; expected true or false"
+        )
     if value != by_template and files.document.get("post_processor") is not None and (put is not None or value):
         does = "adds" if by_template else "does not add"
         notes.append(
-            f"{CONFIG} says {key} is {str(value).lower()}, the post-processor {does} it: {CONFIG} was followed"
+            f"{TOKENIZER_CONFIG} says {key} is {str(value).lower()}, the post-processor {does} it: "
+            f"{TOKENIZER_CONFIG} was followed"
         )
     return value
 
@@ -297,7 +300,7 @@ def find_chat_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, st
     As transformers does, a file of its own comes before tokenizer_config.json. Raises CheckpointError for wrong types.
     """
     folder = files.path.parent
-    where = str(folder / CONFIG)
+    where = str(folder / TOKENIZER_CONFIG)
     inline = _templates(files.config.get("chat_template"), where)
     notes: tuple[str, ...] = ()
     templates = inline
@@ -310,7 +313,7 @@ def find_chat_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, st
         path = folder / TEMPLATE_JSON
         templates = _templates(read_object(path).get("chat_template"), str(path))
     if inline and templates != inline:
-        notes = (f"the chat template of its own file differs from the one in {CONFIG}; the file's was taken",)
+        notes = (f"the chat template of its own file differs from the one in {TOKENIZER_CONFIG}; the file's was taken",)
     default = templates.pop("default", None)
     return default, {_plain_name(name): text for name, text in templates.items()}, notes
 

@@ -23,7 +23,8 @@ from tokenizers import Tokenizer as HFTokenizer
 from gguf_tools.errors import CheckpointError, TokenizerError
 from gguf_tools.formats.gguf.header import Field, ValueType, array, boolean, string, u32
 from gguf_tools.tokenizers import pretokenizers
-from gguf_tools.tokenizers.backend import build_backend, byte_characters, unreachable
+from gguf_tools.tokenizers.backend import build_backend, unreachable
+from gguf_tools.tokenizers.byte_level import byte_characters
 from gguf_tools.tokenizers.files import TokenizerFiles, read_files, shown
 from gguf_tools.tokenizers.pretokenizers import Limit
 from gguf_tools.tokenizers.sentencepiece import SentencePiece, convert_sentencepiece, is_sentencepiece

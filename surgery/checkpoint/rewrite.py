@@ -27,9 +27,10 @@ from gguf_tools.formats.state_dict import StateTensor
 from gguf_tools.model.spec import Model
 from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint, open_checkpoint
-from gguf_tools.sources.restore import restore
-from gguf_tools.tensors.base import FloatArray, Tensor
+from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
+from quant.encode import FloatArray, narrow
+from quant.types import tensor_type
 from surgery.algebra import HALVES, Half, Method, Space, Stack, evaluate
 from surgery.arithmetic import mixed, times
 from surgery.checkpoint.config import followed
@@ -223,7 +224,7 @@ def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
     Raises InputError or a kind of it for a bad index, kinds that do not blend, or a checkpoint that no family knows.
     """
     checkpoint = open_checkpoint(path)
-    model = build_model(restore(checkpoint, text_only=True))
+    model = build_model(checkpoint)
     stack = recipe.apply(len(model.layers))
     meant = rebuilt(model, stack)
     names = read_names(checkpoint, model)
@@ -266,7 +267,7 @@ def write_checkpoint(
         layers = plan.before.layers or len(plan.source_model.layers)
         (folder / RECIPE_FILE).write_text(file_text(plan.before.then(plan.recipe), layers), "utf-8")
         _write_weights(plan, folder, progress)
-        made = build_model(restore(open_checkpoint(folder), text_only=True))
+        made = build_model(open_checkpoint(folder))
         if made.spec != plan.model.spec:
             raise UnsupportedError(
                 f"{out}: config.json of this family cannot say what the layers would be "
@@ -343,7 +344,6 @@ def _bytes(tensor: Tensor) -> Iterator[bytes | bytearray]:
 
 def _encoded(values: FloatArray, dtype: str) -> bytes:
     """Values that the type holds exactly, as its bytes."""
-    if dtype == "BF16":
-        return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    kinds = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
-    return values.astype(kinds[dtype]).tobytes()
+    if dtype in ("F16", "BF16"):
+        return narrow(values, tensor_type(dtype)).tobytes()
+    return values.astype({"F32": np.float32, "F64": np.float64}[dtype]).tobytes()

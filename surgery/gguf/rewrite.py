@@ -19,8 +19,8 @@ from gguf_tools.formats.gguf.header import MAX_NAME, Field, TensorEntry, place, 
 from gguf_tools.formats.gguf.split import KEYS
 from gguf_tools.formats.output import atomic_output
 from gguf_tools.progress import ByteProgress
-from gguf_tools.tensors.base import FloatArray, Tensor
-from quant.encode import Block, Encoder, RowRange, row_ranges
+from gguf_tools.tensors.base import Tensor
+from quant.encode import Block, Encoder, FloatArray, RowRange, row_ranges
 from surgery.algebra import HALVES, Half, Stack, evaluate, origins, parted
 from surgery.gguf import names as gguf_names
 from surgery.gguf import positions

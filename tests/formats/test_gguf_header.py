@@ -319,7 +319,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "an alignment that is a truth value": (head(fields=1) + ALIGNMENT + number("IB", 7, 1) + ROOM, "is True, a power"),
     "an alignment of many texts": (
         head(fields=1) + ALIGNMENT + number("IIQ", 9, 8, 30) + text(b"x") * 30 + ROOM,
-        "'x', 'x', , a power of two",
+        "'x', 'x', 'x'…, a power of two",
     ),
     "a string of an array beyond the file": (
         head(fields=1) + text(b"a") + number("IIQ", 9, 8, 3) + text(b"x") + number("Q", 1 << 40) + ROOM,

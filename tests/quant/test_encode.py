@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import InputError, LlamaError
 from quant import encode, ggml
-from quant.encode import Block, Encoder, Narrowing, decode_rows, encode_rows, narrowing_loss, row_ranges, widen
+from quant.encode import Block, Encoder, Narrowing, decode_rows, encode_rows, narrow, narrowing_loss, row_ranges, widen
 from quant.types import BF16, F16, F32, Q4_0, Q4_K, Q8_0, TYPES, TensorType, row_bytes, tensor_type
 from tests.quant.quant_oracle import ROOT
 
@@ -119,6 +120,24 @@ def test_widening_is_exact_for_every_bit_pattern() -> None:
     np.testing.assert_array_equal(np.signbit(widen(bits, F16)), np.signbit(as_f16))
     with pytest.raises(ValueError, match="takes F16 or BF16, not q8_0"):
         widen(bits, Q8_0)
+
+
+def test_narrowing_is_the_inverse_of_widening_and_goes_to_the_nearest() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    for dtype in (F16, BF16):
+        values = widen(bits, dtype)
+        finite = np.isfinite(values)
+        np.testing.assert_array_equal(narrow(values, dtype)[finite], bits[finite])
+        assert np.isnan(widen(narrow(values[np.isnan(values)], dtype), dtype)).all()
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal(100_000) * np.exp2(rng.integers(-30, 15, 100_000))).astype(np.float32)
+    np.testing.assert_array_equal(narrow(values, F16), values.astype(np.float16).view(np.uint16))
+    np.testing.assert_array_equal(
+        narrow(values, BF16), torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
+    )
+    ties = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0xBF808000], np.uint32).view(np.float32)
+    assert [hex(n) for n in narrow(ties, BF16)] == ["0x3f80", "0x3f82", "0x3f81", "0x7f80", "0xbf80"]
+    assert narrow(np.empty(0, np.float32), BF16).size == 0
 
 
 @settings(max_examples=100, deadline=None)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gguf_tools.tensors.base import Filled, FloatArray, InMemory, Tensor, same_values
+from gguf_tools.tensors.base import Filled, InMemory, Tensor, same_values
 from gguf_tools.tensors.views import (
+    Columns,
     Joined,
     Mapped,
     Reshaped,
@@ -24,9 +25,10 @@ from gguf_tools.tensors.views import (
     shifted,
     stack,
     take,
+    take_columns,
     take_rows,
 )
-from quant.encode import widen
+from quant.encode import FloatArray, widen
 from quant.types import BF16, F16, F32, TensorType
 
 Pair = tuple[Tensor, FloatArray]
@@ -91,7 +93,7 @@ def changed(draw: st.DrawFn, pairs: st.SearchStrategy[Pair]) -> Pair:
     """One operation on a tensor."""
     tensor, array = draw(pairs)
     rows = array.shape[0]
-    match draw(st.integers(0, 6)):
+    match draw(st.integers(0, 7)):
         case 0:
             index = draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=8))
             return take(tensor, index), array[index]
@@ -115,6 +117,9 @@ def changed(draw: st.DrawFn, pairs: st.SearchStrategy[Pair]) -> Pair:
             count = draw(st.integers(1, size - first))
             split = array.reshape(blocks, size, *array.shape[1:])[:, first : first + count]
             return take_rows(tensor, blocks, first, count), split.reshape(-1, *array.shape[1:])
+        case 6:
+            columns = draw(st.lists(st.integers(0, array.shape[-1] - 1), min_size=1, max_size=6))
+            return take_columns(tensor, columns), array[..., columns]
         case _:
             start = draw(st.integers(0, rows - 1))
             stop = draw(st.integers(start + 1, rows))
@@ -127,11 +132,14 @@ def merged(draw: st.DrawFn, pairs: st.SearchStrategy[Pair]) -> Pair:
     tensor, array = draw(pairs)
     others = [draw(leaves(array.shape)) for _ in range(draw(st.integers(0, 2)))]
     tensors, arrays = [tensor, *(t for t, _ in others)], [array, *(a for _, a in others)]
-    match draw(st.integers(0, 2)):
+    match draw(st.integers(0, 3)):
         case 0:
             return concatenate(tensors), np.concatenate(arrays)
         case 1:
             return stack(tensors), np.stack(arrays)
+        case 2:
+            index = draw(st.permutations(range(len(arrays) * array.shape[-1])))
+            return Columns(tuple(tensors), np.asarray(index)), np.concatenate(arrays, axis=-1)[..., list(index)]
         case _:
             rows = array.shape[0]
             blocks = draw(st.sampled_from([n for n in range(1, rows + 1) if rows % n == 0]))
@@ -193,6 +201,7 @@ def test_names_of_the_sources_are_kept_in_order_and_once() -> None:
 
 def test_dtype_is_the_sources_where_no_number_changes() -> None:
     half = InMemory(np.ones((2, 2), np.float32), ("a",), "BF16")
+    assert take_columns(half, [1]).dtype == "BF16"
     assert take(Reshaped(half, (4, 1)), [0, 3]).dtype == "BF16"
     assert stack([half, half]).dtype == "BF16"
     assert concatenate([half, Filled((1, 2))]).dtype == "F32"

@@ -7,13 +7,17 @@ shows in the logits.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from math import prod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gguf_tools.formats.safetensors import WIDTHS, Stored, write_safetensors
+from gguf_tools.tokenizers.byte_level import byte_characters
+from quant.encode import narrow
+from quant.types import tensor_type
 
 Shapes = Mapping[str, tuple[int, ...]]
 Arrays = dict[str, NDArray[np.float32]]
@@ -78,28 +82,15 @@ def write_checkpoint(
 def _write_safetensors(
     path: Path, tensors: Mapping[str, NDArray[np.float32]], dtype: Dtype, metadata: Mapping[str, str]
 ) -> None:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset, width = 0, 4 if dtype == "F32" else 2
-    for name, values in tensors.items():
-        end = offset + width * prod(values.shape)
-        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for values in tensors.values():
-            stream.write(_encode(values, dtype))
+    stored = [
+        Stored(name=name, dtype=dtype, shape=values.shape, width=WIDTHS[dtype], pieces=[_encode(values, dtype)])
+        for name, values in tensors.items()
+    ]
+    write_safetensors(path, stored, metadata, spaced=True)
 
 
 def _encode(values: NDArray[np.float32], dtype: Dtype) -> bytes:
-    if dtype == "F32":
-        return values.astype("<f4").tobytes()
-    if dtype == "F16":
-        return values.astype("<f2").tobytes()
-    # To the nearest, of two equally near to the even one; no number here is near the end of the range.
-    bits = np.ascontiguousarray(values, "<f4").view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
+    return (values.astype("<f4") if dtype == "F32" else narrow(values, tensor_type(dtype))).tobytes()
 
 
 def write_state_dict(
@@ -132,7 +123,7 @@ def write_tiny_tokenizer(folder: Path, vocab_size: int) -> None:
     if vocab_size < SMALLEST_VOCABULARY:
         raise ValueError(f"a vocabulary of {vocab_size} is too small, at least {SMALLEST_VOCABULARY} expected")
     folder.mkdir(parents=True, exist_ok=True)
-    tokens = [*byte_alphabet(), *("".join(merge) for merge in MERGES)]
+    tokens = [*sorted(byte_characters()), *("".join(merge) for merge in MERGES)]
     added = [
         {"id": len(tokens) + n, "content": token, "special": True, "normalized": False}
         | {"single_word": False, "lstrip": False, "rstrip": False}
@@ -164,10 +155,3 @@ def write_tiny_tokenizer(folder: Path, vocab_size: int) -> None:
     config = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "add_bos_token": False}
     (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), "utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
-
-
-def byte_alphabet() -> Sequence[str]:
-    """The 256 characters that stand for bytes in byte-level BPE (GPT-2), sorted."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    hidden = 256 - len(shown)
-    return sorted([*map(chr, shown), *(chr(256 + n) for n in range(hidden))])

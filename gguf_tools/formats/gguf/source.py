@@ -15,8 +15,8 @@ from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.gguf.header import GGUFHeader, TensorEntry
 from gguf_tools.formats.gguf.split import joined_header, read_parts
-from gguf_tools.tensors.base import NARROW, FloatArray, Tensor
-from quant.encode import RawArray, decode_rows
+from gguf_tools.tensors.base import NARROW, Tensor
+from quant.encode import FloatArray, RawArray, decode_rows
 from quant.types import F32, TensorType
 
 

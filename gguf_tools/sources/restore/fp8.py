@@ -18,7 +18,9 @@ import numpy as np
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.float8 import FLOAT8
 from gguf_tools.sources.checkpoint import CONFIG, Checkpoint
-from gguf_tools.tensors.base import FloatArray, Tensor
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.views import Computed
+from quant.encode import FloatArray
 
 SUFFIXES = ("_scale_inv", "_scale")
 RUNTIME_SCALES = re.compile(r".*\.(input_scale|output_scale|input_scale_ub|[kqv]_scale|.*_proj\.[kqv]_scale)")
@@ -27,7 +29,7 @@ BLOCK = 128
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class BlockScaled(Tensor):
+class BlockScaled(Computed):
     """`base` times a scale for each block of `rows` × `columns` in the last two axes (and each entry of those before).
 
     Products are computed in float64 and rounded to float32 once: a weight has 4 significant bits, a scale up to 24.
@@ -38,15 +40,10 @@ class BlockScaled(Tensor):
     grid: tuple[int, int, int]
     rows: int
     block_columns: int
-    dtype: str = "F32"
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.base.shape
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (*self.base.sources, *self.scale.sources)
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.base, self.scale)
 
     @cached_property
     def _grid(self) -> FloatArray:
