@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_tools.errors import CheckpointError, InputError, OutputError
-from gguf_tools.formats.output import sync_folder
+from gguf_tools.formats.output import sync
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _begin(path: Path, file: int, record: Record) -> None:
     finally:
         os.close(target)
     os.replace(temporary, journal_path(path))
-    sync_folder(path.parent)
+    sync(path.parent)
     _finish(path, file)
 
 
@@ -177,7 +177,7 @@ def _finish(path: Path, file: int) -> Record | None:
         undone = tuple(patch.reversed for patch in record.patches)
         if records and _read(records[-1]).patches == undone:
             records[-1].unlink()
-            sync_folder(path.parent)
+            sync(path.parent)
         journal.unlink()
     return record
 

@@ -53,7 +53,7 @@ def atomic_output(path: Path, *, force: bool = False, size: int = 0) -> Iterator
         check_output(path, force)
         temporary.replace(path)
         with contextlib.suppress(OSError):  # not every file system lets a folder be synced
-            sync_folder(path.parent)
+            sync(path.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise OutputError(f"{path}: could not be written ({reason}); nothing was left behind") from error
@@ -81,9 +81,9 @@ def alive(process: int) -> bool:
     return True
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, which makes a rename durable; OSError where the file system cannot."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries (which makes a rename durable), to the disk; OSError where that cannot be done."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -104,13 +104,13 @@ def atomic_folder(path: Path, *, force: bool = False, size: int = 0) -> Iterator
         temporary.mkdir()
         yield temporary
         for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
+            sync(file)
+        sync(temporary)
         check_folder(path, force)
         if path.exists():
             path.rename(old)
         temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise OutputError(f"{path}: could not be written ({reason}); nothing was left behind") from error
@@ -146,11 +146,3 @@ def _settle_leftovers(path: Path) -> None:
             other.rename(path)
         else:
             shutil.rmtree(other, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
