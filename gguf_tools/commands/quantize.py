@@ -110,6 +110,7 @@ def plan_dict(plan: Quantization, result: Quantized | None = None, chosen: Chose
         "source": [str(header.path) for header in plan.sources],
         "type": plan.recipe.name,
         "size": plan.size,
+        "notes": list(plan.notes),
         **plan.report.as_dict(),
         "tensors": [
             {
@@ -201,4 +202,4 @@ def _overview(plan: Quantization, chosen: Chosen | None) -> str:
         f"fallback  {len(fall.tensors)} tensors wanted {fall.wanted}, got {fall.type}: {fall.reason}"
         for fall in report.fall_backs
     ]
-    return "\n".join(lines)
+    return "\n".join(lines + [f"note      {note}" for note in plan.notes])

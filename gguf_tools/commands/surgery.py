@@ -71,7 +71,8 @@ def surgery(
     if save_recipe:
         save(recipe, save_recipe, report["layers_before"])
     done = f"wrote     {out or source} ({human_bytes(report['bytes'])}{' in the header' if in_place else ''})"
-    _show(report, f"{_drawing(plan)}\n{done}", json_path, quiet)
+    noted = "".join(f"note      {note}\n" for note in report["notes"])
+    _show(report, f"{_drawing(plan)}\n{noted}{done}", json_path, quiet)
 
 
 def _check_outputs(source: Path, out: Path | None, in_place: bool, dry_run: bool) -> None:
@@ -186,4 +187,5 @@ def _report(plan: AnyPlan, source: Path, out: Path | None, in_place: bool) -> di
         ],
         "removed": removed(plan.stack, len(old)),
         "computed_tensors": plan.computed,
+        "notes": [] if isinstance(plan, CheckpointPlan) or in_place else list(plan.notes),
     }

@@ -28,6 +28,7 @@ from gguf_tools.sources.restore import restore
 from gguf_tools.targets.base import Lowered
 from gguf_tools.targets.planner import Plan, plan
 from gguf_tools.tensors.base import Tensor
+from gguf_tools.tokenizers.model_name import NAME, settled_name
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 from quant.encode import FloatArray
 from quant.recipes import ModelFacts, TensorFacts, TypeChoice, TypeOptions, assign, recipe
@@ -54,6 +55,7 @@ class Conversion:
     report: Report
     tokenizer_folder: Path | None = None
     importance: Mapping[str, FloatArray] = field(default_factory=dict)
+    name_notes: tuple[str, ...] = ()
 
     @property
     def source(self) -> Path:
@@ -62,8 +64,8 @@ class Conversion:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences for the user about the checkpoint and its tokenizer."""
-        return (*self.plan.model.notes, *self.tokenizer.notes)
+        """Sentences for the user about the checkpoint, its tokenizer and the name of the model."""
+        return (*self.plan.model.notes, *self.tokenizer.notes, *self.name_notes)
 
     @property
     def size(self) -> int:
@@ -139,17 +141,20 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
     choices = opened.choices(decision.recipe, request.options, has_imatrix=matrix is not None)
     lowered, model = opened.lowered, opened.model
     metadata = general_metadata(model, opened.checkpoint.folder, lowered.architecture)
+    named = settled_name(str(metadata[NAME].value), opened.tokenizer)
+    metadata[NAME] = string(named.name)
     metadata["general.file_type"] = u32(chosen.file_type)
     if any(not choice.type.plain for choice in choices):
         metadata["general.quantization_version"] = u32(QUANTIZATION_VERSION)
-    metadata |= lowered.metadata | opened.tokenizer.metadata() | provenance(opened.plan, model, decision)
+    metadata |= lowered.metadata | named.tokenizer.metadata()
+    metadata |= provenance(opened.plan, (*model.notes, *named.notes), decision)
     metadata |= surgery_metadata(request, opened.checkpoint) | (recorded(matrix) if matrix else {})
     metadata |= {keys.TYPE: string(request.label)} if request.label else {}
     return Conversion(
         checkpoint=opened.checkpoint,
         family=model.family,
         plan=opened.plan,
-        tokenizer=opened.tokenizer,
+        tokenizer=named.tokenizer,
         decision=decision,
         choices=choices,
         tensors=opened.tensors,
@@ -160,4 +165,5 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
         report=summarize(chosen, opened.facts(), choices),
         tokenizer_folder=request.tokenizer,
         importance=importance,
+        name_notes=named.notes,
     )

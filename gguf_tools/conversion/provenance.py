@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gguf_tools import __version__
 from gguf_tools.conversion.auto_type import TypeDecision
 from gguf_tools.conversion.request import Request
@@ -14,7 +16,6 @@ from gguf_tools.formats.gguf.header import (
     string,
     u64,
 )
-from gguf_tools.model.spec import Model
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.targets.planner import Plan
 
@@ -22,10 +23,11 @@ RECIPE_FILE = "tinyq-recipe.toml"
 """Lies in the folder of a checkpoint that surgery made."""
 
 
-def provenance(made: Plan, model: Model, decision: TypeDecision) -> Metadata:
+def provenance(made: Plan, notes: Sequence[str], decision: TypeDecision) -> Metadata:
+    """What made the file, and the sentences of `notes` about what is odd."""
     values: Metadata = {
         keys.VERSION: string(__version__),
-        keys.FAMILY: string(model.family),
+        keys.FAMILY: string(made.model.family),
         keys.TARGET: string(made.target.name),
         keys.TYPE: string(decision.recipe),
     }
@@ -41,8 +43,8 @@ def provenance(made: Plan, model: Model, decision: TypeDecision) -> Metadata:
             keys.APPROXIMATE_WEIGHT_ERROR: array(ValueType.FLOAT32, [fit.weight_error for fit in made.fits]),
             keys.APPROXIMATE_SLOPE: array(ValueType.FLOAT32, [fit.slope for fit in made.fits]),
         }
-    if model.notes:
-        values[keys.NOTES] = array(ValueType.STRING, model.notes)
+    if notes:
+        values[keys.NOTES] = array(ValueType.STRING, notes)
     return values
 
 

@@ -18,6 +18,8 @@ from gguf_tools.formats.gguf.header import (
     GGUFHeader,
     Metadata,
     TensorEntry,
+    ValueType,
+    array,
     place,
     string,
     u32,
@@ -26,6 +28,7 @@ from gguf_tools.formats.gguf.imatrix import read_imatrix, recorded
 from gguf_tools.formats.gguf.source import GGUFTensor, gguf_tensors
 from gguf_tools.formats.gguf.split import MAX_PARTS, cut, joined_header, part_path, read_parts, split_keys
 from gguf_tools.formats.gguf.writer import Layout
+from gguf_tools.tokenizers.model_name import NAME, repaired_name
 from quant.encode import FloatArray
 from quant.recipes import ModelFacts, TensorFacts, TypeChoice, TypeOptions, TypeRecipe, assign, layer_of, recipe
 from quant.report import Report, summarize
@@ -69,7 +72,7 @@ class OutputPart:
 class Quantization:
     """Everything that will be written, in the order of the output; only headers have been read.
 
-    `importance` is (matrices, columns) for each tensor that the importance matrix knows.
+    `importance` is (matrices, columns) for each tensor that the importance matrix knows; `notes` are sentences for the user.
     """
 
     sources: tuple[GGUFHeader, ...]
@@ -79,6 +82,7 @@ class Quantization:
     parts: tuple[OutputPart, ...]
     report: Report
     importance: Mapping[str, FloatArray]
+    notes: tuple[str, ...] = ()
 
     @property
     def entries(self) -> tuple[TensorEntry, ...]:
@@ -121,7 +125,8 @@ def prepare(request: QuantizeRequest) -> Quantization:
     choices = assign(wanted, model, facts, replace(request.options, file_order=request.keep_split))
     if not request.allow_requantize:
         _refuse_quantized(header.path, tensors, choices)
-    metadata = _metadata(header.metadata, wanted, request.label or wanted.name) | (recorded(matrix) if matrix else {})
+    named, notes = _named(header.metadata)
+    metadata = _metadata(named, wanted, request.label or wanted.name) | (recorded(matrix) if matrix else {})
     counts = _part_sizes(request, sources, tensors, choices, header.alignment)
     parts = _parts(metadata, tensors, choices, counts, header.alignment)
     return Quantization(
@@ -132,7 +137,20 @@ def prepare(request: QuantizeRequest) -> Quantization:
         parts=parts,
         report=summarize(wanted, facts, choices),
         importance=importance,
+        notes=notes,
     )
+
+
+def _named(had: Metadata) -> tuple[Metadata, tuple[str, ...]]:
+    """The metadata under a name that llama.cpp does not refuse, and what was changed; for nearly all files as they are."""
+    values = {key: entry.value for key, entry in had.items()}
+    repaired = repaired_name(values.get)
+    if repaired is None:
+        return had, ()
+    name, note = repaired
+    told = values.get(keys.NOTES)
+    notes = (*(told if isinstance(told, tuple) else ()), note)
+    return {**had, NAME: string(name), keys.NOTES: array(ValueType.STRING, notes)}, (note,)
 
 
 def _ordered(sources: Sequence[GGUFHeader], keep: bool) -> tuple[GGUFTensor, ...]:

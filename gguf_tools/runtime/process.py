@@ -30,6 +30,7 @@ from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
 from gguf_tools.runtime.interface import GreedyResult, Memory, Message, ModelInfo, Speed
 from gguf_tools.runtime.log import buffer_sizes, decisive_lines
+from gguf_tools.tokenizers.model_name import refused_name
 from quant.imatrix import Statistics
 
 KVType = Literal["f32", "f16", "q8_0"]
@@ -117,7 +118,11 @@ class Runtime:
         threads = self.options.threads or physical_cores()
         options = asdict(replace(self.options, threads=threads))
         start = self._log_size()
-        info = self._call("load", {"path": str(self.path.resolve()), "options": options}).header["info"]
+        try:
+            info = self._call("load", {"path": str(self.path.resolve()), "options": options}).header["info"]
+        except LlamaError as error:
+            why = refused_name(self.path)  # llama.cpp itself does not say that
+            raise LlamaError(f"{error}; {why}") if why else error from None
         self._info = ModelInfo(**{**info, "eog": frozenset(info["eog"])})
         self._load_log = (start, self._log_size())
 

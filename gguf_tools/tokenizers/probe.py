@@ -59,7 +59,8 @@ def _texts(tokenizer: Tokenizer, pieces: Sequence[str]) -> Iterator[tuple[str, b
     yield "".join(fair), False
     tokens = [token for token in tokenizer.probe_tokens[:MAX_SPECIAL] if _fair(tokenizer, token)]
     if tokens:
-        for marks in ("".join(f"x{token}y" for token in tokens), "\n".join(tokens)):
+        # Spaces on both sides of each, so that it shows which of them a token swallows.
+        for marks in ("".join(f"x{token}y" for token in tokens), "\n".join(["", *tokens, ""])):
             yield marks, True
             yield marks, False
 

@@ -70,6 +70,11 @@ FORCED_TEXT = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain
 """Texts that llama.cpp makes user-defined tokens by name, so that they are always shown and always found."""
 
 
+def forced_control(tokens: Mapping[str, int]) -> frozenset[str]:
+    """`FORCED_CONTROL`, but for "</s>" in vocabularies where llama.cpp makes that an ordinary token (Gemma 4)."""
+    return FORCED_CONTROL - {"</s>"} if "<|tool_response>" in tokens else FORCED_CONTROL
+
+
 def forced_text(tokens: Mapping[str, int]) -> frozenset[str]:
     """`FORCED_TEXT`, and "<|end|>" in vocabularies where llama.cpp decides that it ends no generation (gpt-oss, Solar)."""
     calls = "<|call|>" in tokens or "<|calls|>" in tokens

@@ -28,7 +28,7 @@ from gguf_tools.tokenizers.byte_level import byte_characters
 from gguf_tools.tokenizers.files import TokenizerFiles, read_files, shown
 from gguf_tools.tokenizers.pretokenizers import Limit
 from gguf_tools.tokenizers.sentencepiece import SentencePiece, convert_sentencepiece, is_sentencepiece
-from gguf_tools.tokenizers.special import FORCED_CONTROL, find_chat_templates, find_special_tokens, forced_text
+from gguf_tools.tokenizers.special import find_chat_templates, find_special_tokens, forced_control, forced_text
 
 LOWEST = -10000.0
 """The score of rows without a token (llama.cpp's converter gives them the same)."""
@@ -36,6 +36,20 @@ LOWEST = -10000.0
 NUL = Limit(
     "llama.cpp cuts tokens off at a NUL character, so text with one is tokenized otherwise", lambda text: "\0" in text
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stripping:
+    """Added tokens that swallow the spaces before (`left`) or after (`right`) them, which no key of a GGUF can say.
+
+    `probes` are those that both sides find in the same places if llama.cpp swallows the same spaces, and `note` is the
+    sentence of `Tokenizer.notes` that says that it does not.
+    """
+
+    left: frozenset[str]
+    right: frozenset[str]
+    probes: tuple[str, ...]
+    note: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +85,7 @@ class Tokenizer:
     limits: tuple[Limit, ...]
     nfc: bool
     probe_tokens: tuple[str, ...]
+    stripping: Stripping
     bytes_known: frozenset[int] = field(repr=False)
     _plain: HFTokenizer = field(repr=False, compare=False)
     _parsing: HFTokenizer = field(repr=False, compare=False)
@@ -205,22 +220,39 @@ def load_tokenizer(
         notes=(*notes, *roles.notes, *template_notes, *(limit.note for limit in limits)),
         limits=limits,
         nfc=nfc,
-        probe_tokens=_probe_tokens(files, spm),
+        probe_tokens=_probe_tokens(files, spm, stripping=False),
+        stripping=_stripping(files, spm),
         bytes_known=bytes_known,
         _plain=plain,
         _parsing=parsing,
     )
 
 
-def _probe_tokens(files: TokenizerFiles, spm: SentencePiece | None) -> tuple[str, ...]:
-    """Added tokens that both sides find in the same places (notes tell of the others)."""
+def _stripping(files: TokenizerFiles, spm: SentencePiece | None) -> Stripping:
+    return Stripping(
+        left=frozenset(token.content for token in files.added if token.lstrip),
+        right=frozenset(token.content for token in files.added if token.rstrip),
+        probes=_probe_tokens(files, spm, stripping=True),
+        note=_stripping_note(files),
+    )
+
+
+def _stripping_note(files: TokenizerFiles) -> str | None:
+    swallow = [shown(token.content) for token in files.added if token.lstrip or token.rstrip]
+    if not swallow:
+        return None
+    return f"spaces beside {_some(swallow)} are swallowed by the tokenizer (lstrip, rstrip) and kept by llama.cpp"
+
+
+def _probe_tokens(files: TokenizerFiles, spm: SentencePiece | None, *, stripping: bool) -> tuple[str, ...]:
+    """Added tokens, those that swallow spaces or the others, that both sides find in the same places (notes tell where not)."""
     if spm is not None and not spm.sections:
         return ()
     strays = frozenset() if spm is None else spm.strays
     return tuple(
         token.content
         for token in files.added
-        if not (token.single_word or token.lstrip or token.rstrip or token.content in strays)
+        if (token.lstrip or token.rstrip) == stripping and not (token.single_word or token.content in strays)
     )
 
 
@@ -239,10 +271,10 @@ def _check_model(model: Mapping[str, Any], where: str) -> None:
 
 def _added_kinds(files: TokenizerFiles, notes: list[str]) -> dict[int, TokenType]:
     """The type of every added token; some are decided by llama.cpp from their text alone."""
-    always_shown = forced_text(files.ids)
+    always_shown, always_hidden = forced_text(files.ids), forced_control(files.ids)
     kinds: dict[int, TokenType] = {}
     for token in files.added:
-        control = (token.special or token.content in FORCED_CONTROL) and token.content not in always_shown
+        control = (token.special or token.content in always_hidden) and token.content not in always_shown
         kinds[token.id] = TokenType.CONTROL if control else TokenType.USER_DEFINED
     turned = [token for token in files.added if token.special != (kinds[token.id] == TokenType.CONTROL)]
     for special, kind in ((False, "control"), (True, "ordinary")):
@@ -250,17 +282,14 @@ def _added_kinds(files: TokenizerFiles, notes: list[str]) -> dict[int, TokenType
         if names:
             mark = "special" if special else "not special"
             notes.append(f"llama.cpp makes {_some(names)} {kind} tokens by name; the tokenizer has them as {mark}")
-    silent = sorted(set(files.vocab) & FORCED_CONTROL - {token.content for token in files.added})
+    silent = sorted(set(files.vocab) & always_hidden - {token.content for token in files.added})
     if silent:
         notes.append(
             f"llama.cpp makes {_some([shown(name) for name in silent])} control tokens by name;"
             " the tokenizer has them as plain text"
         )
-    swallow = [shown(token.content) for token in files.added if token.lstrip or token.rstrip]
-    if swallow:
-        notes.append(
-            f"spaces beside {_some(swallow)} are swallowed by the tokenizer (lstrip, rstrip) and kept by llama.cpp"
-        )
+    if note := _stripping_note(files):
+        notes.append(note)
     whole = [shown(token.content) for token in files.added if token.single_word]
     if whole:
         notes.append(f"{_some(whole)} must be whole words for the tokenizer; llama.cpp finds them within words too")

@@ -15,6 +15,7 @@ from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import Field, TensorEntry, string
 from gguf_tools.formats.gguf.split import COUNT
 from gguf_tools.formats.journal import Patch, change
+from gguf_tools.tokenizers.model_name import NAME
 from surgery.algebra import Original, is_permutation, origins
 from surgery.gguf.layers import LAYER
 from surgery.gguf.rewrite import GGUFPlan
@@ -51,6 +52,10 @@ def plan_in_place(plan: GGUFPlan) -> InPlace:
         )
     if COUNT in header.metadata:
         raise InputError(f"{path}: is one of several splits, which cannot be changed in place together; give OUT")
+    if plan.notes:
+        # Another name of the model needs room, and is no matter of the layers' order.
+        changes = {key: value for key, value in plan.changes.items() if key not in (NAME, keys.NOTES)}
+        plan = replace(plan, changes=changes, notes=())
     entries = _renamed(plan)
     new, recorded = _fitted(plan, plan.changes, entries), True
     if new is None and keys.SOURCE_DIGEST not in header.metadata:

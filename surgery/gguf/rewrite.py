@@ -15,11 +15,12 @@ from typing import BinaryIO
 
 from gguf_tools.errors import InputError, OutputError, UnsupportedError
 from gguf_tools.formats.gguf import keys
-from gguf_tools.formats.gguf.header import MAX_NAME, Field, TensorEntry, place, string, u32
+from gguf_tools.formats.gguf.header import MAX_NAME, Field, TensorEntry, ValueType, array, place, string, u32
 from gguf_tools.formats.gguf.split import KEYS
 from gguf_tools.formats.output import atomic_output
 from gguf_tools.progress import ByteProgress
 from gguf_tools.tensors.base import Tensor
+from gguf_tools.tokenizers.model_name import NAME, repaired_name
 from quant.encode import Block, Encoder, FloatArray, RowRange, row_ranges
 from surgery.algebra import HALVES, Half, Stack, evaluate, origins, parted
 from surgery.gguf import names as gguf_names
@@ -40,13 +41,17 @@ NOT_SUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errn
 
 @dataclass(frozen=True, kw_only=True)
 class GGUFPlan:
-    """What a surgery on a GGUF file writes: metadata that changes (None: removed) and all tensors in order."""
+    """What a surgery on a GGUF file writes: metadata that changes (None: removed) and all tensors in order.
+
+    `notes` are sentences for the user.
+    """
 
     file: LayeredFile
     recipe: Recipe
     stack: Stack
     changes: dict[str, Field | None]
     outputs: tuple[tuple[str, Piece], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def computed(self) -> list[str]:
@@ -102,7 +107,21 @@ def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
     if too_long:
         raise InputError(f"tensor name {too_long} would be longer than ggml's {MAX_NAME} bytes")
     changes = _metadata(file, new, recipe)
-    return GGUFPlan(file=file, recipe=recipe, stack=stack, changes=changes, outputs=tuple(outputs))
+    renamed, notes = _renamed(file)
+    return GGUFPlan(
+        file=file, recipe=recipe, stack=stack, changes=changes | renamed, outputs=tuple(outputs), notes=notes
+    )
+
+
+def _renamed(file: LayeredFile) -> tuple[dict[str, Field | None], tuple[str, ...]]:
+    """What changes in a file that llama.cpp refuses for its name, and a sentence about it."""
+    repaired = repaired_name(file.header.get)
+    if repaired is None:
+        return {}, ()
+    name, note = repaired
+    told = file.header.get(keys.NOTES)
+    notes = (*(told if isinstance(told, tuple) else ()), note)
+    return {NAME: string(name), keys.NOTES: array(ValueType.STRING, notes)}, (note,)
 
 
 def _metadata(file: LayeredFile, new: list[dict[Half, GGUFHalf]], recipe: Recipe) -> dict[str, Field | None]:
