@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import story_words as words
@@ -41,7 +42,8 @@ def read_plots() -> dict[str, list[str]]:
     return sections
 
 
-def split_choices(text: str) -> list[str]:
+@cache
+def split_choices(text: str) -> tuple[str, ...]:
     """Split ``text`` at the ``|`` that stand outside every bracket."""
     parts, depth, start = [], 0, 0
     for position, char in enumerate(text):
@@ -50,7 +52,7 @@ def split_choices(text: str) -> list[str]:
             parts.append(text[start:position])
             start = position + 1
     parts.append(text[start:])
-    return parts
+    return tuple(parts)
 
 
 def choose(rng: random.Random, text: str) -> str:
