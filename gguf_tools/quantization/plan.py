@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from gguf_tools import __version__
 from gguf_tools.errors import InputError
@@ -141,14 +142,17 @@ def prepare(request: QuantizeRequest) -> Quantization:
     )
 
 
-def _named(had: Metadata) -> tuple[Metadata, tuple[str, ...]]:
+def _named(had: Mapping[str, Field]) -> tuple[Mapping[str, Field], tuple[str, ...]]:
     """The metadata under a name that llama.cpp does not refuse, and what was changed; for nearly all files as they are."""
-    values = {key: entry.value for key, entry in had.items()}
-    repaired = repaired_name(values.get)
+
+    def value(key: str) -> Any:
+        return had[key].value if key in had else None
+
+    repaired = repaired_name(value)
     if repaired is None:
         return had, ()
     name, note = repaired
-    told = values.get(keys.NOTES)
+    told = value(keys.NOTES)
     notes = (*(told if isinstance(told, tuple) else ()), note)
     return {**had, NAME: string(name), keys.NOTES: array(ValueType.STRING, notes)}, (note,)
 
