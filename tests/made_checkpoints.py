@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gguf_tools.families.registry import all_families
+from gguf_tools.families.registry import family_named
 
 Made = Callable[[str, str], Path]
 
@@ -20,9 +20,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     def make(family: str, variant: str) -> Path:
         if (family, variant) not in done:
             folder = tmp_path_factory.mktemp("custom") / "tiny"
-            found = next(known for known in all_families() if known.name == family)
-            assert found.tiny
-            found.tiny(folder, variant, 1)
+            write = family_named(family).tiny
+            assert write
+            write(folder, variant, 1)
             done[family, variant] = folder
         return done[family, variant]
 

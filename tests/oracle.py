@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
+from gguf_tools.evaluation import conformance
+from gguf_tools.evaluation.conformance import GENERATED, halved
 from gguf_tools.families.registry import load_model
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.model.spec import Model
@@ -22,17 +24,10 @@ from gguf_tools.targets.registry import lift
 from tests.tiny_models import VOCAB
 
 Logits = list[NDArray[np.floating[Any]]]
+nmse = conformance.nmse
 
 _RNG = np.random.default_rng(20)
 PROMPTS: tuple[tuple[int, ...], ...] = tuple(tuple(map(int, _RNG.integers(0, VOCAB, n))) for n in (44, 17, 1))
-GENERATED = 12
-
-
-def nmse(got: Sequence[NDArray[Any]], want: Sequence[NDArray[Any]]) -> float:
-    """Squared difference of the logits of every position of every prompt, in parts of their square."""
-    assert [a.shape for a in got] == [b.shape for b in want]
-    a, b = (np.concatenate([np.asarray(part, np.float64) for part in parts]) for parts in (got, want))
-    return float(np.square(a - b).sum() / np.square(b).sum())
 
 
 def reference(model: Model, prompts: Sequence[Sequence[int]] = PROMPTS) -> Logits:
@@ -64,16 +59,6 @@ def llama(path: Path, prompts: Sequence[Sequence[int]] = PROMPTS) -> tuple[Logit
         return logits, [result.tokens for result in greedy]
 
 
-def halved(prompt: Sequence[int]) -> Sequence[int]:
-    """The first half of a prompt, which is what gets continued."""
-    return prompt[: -(-len(prompt) // 2)]
-
-
 def greedy_agrees(model: Model, continuations: Sequence[Sequence[int]]) -> bool:
     """Whether the reference would have continued the halved prompts as llama.cpp did."""
-    whole = [[*halved(prompt), *tokens] for prompt, tokens in zip(PROMPTS, continuations, strict=True)]
-    for tokens, prompt, logits in zip(whole, PROMPTS, reference(model, whole), strict=True):
-        start = len(halved(prompt))
-        if logits[start - 1 : -1].argmax(-1).tolist() != tokens[start:]:
-            return False
-    return True
+    return conformance.greedy_agrees(model, PROMPTS, continuations)

@@ -6,19 +6,22 @@ models have these tensors too and compute something else with them; what the con
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
-from gguf_tools.families.base import Family
+from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import Layer, LayerSpec, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.signature import Signature, signature
 
+WINDOWED = ("llama", "granite_swa")
+"""Preferred targets of models whose attention may be limited to a window, which `llama` cannot state."""
 MISTRAL_WINDOW = 4096
 """transformers' default where a Mistral config does not say."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -118,7 +121,10 @@ def build(checkpoint: Checkpoint) -> Model:
         config.expect("intermediate_size", ffn.width)
         return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
-    return assemble(checkpoint, inventory, config, "mistral" if kind == "mistral" else "llama", layer)
+    if kind != "mistral":
+        return assemble(checkpoint, inventory, config, "llama", layer)
+    model = assemble(checkpoint, inventory, config, "mistral", layer)
+    return replace(model, preferred_targets=WINDOWED)
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
@@ -126,6 +132,18 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.LLAMA[variant], seed)
 
 
+_AS_LLAMA = Expected(target="llama", rewrites=("rope in interleaved pairs",))
+VARIANTS = {
+    **dict.fromkeys(field_tiny.LLAMA, _AS_LLAMA),
+    "mistral-window": replace(_AS_LLAMA, target="granite_swa"),
+}
+
 FAMILY = Family(
-    name="llama", title="Llama, Mistral", matches=matches, build=build, variants=tuple(field_tiny.LLAMA), tiny=tiny
+    name="llama",
+    title="Llama, Mistral",
+    matches=matches,
+    build=build,
+    preferred_targets=("llama",),
+    variants=VARIANTS,
+    tiny=tiny,
 )

@@ -6,12 +6,13 @@ them in memory, and some files do, as `mlp.gate` and `mlp.experts.{gate_up_proj,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.families import hf, llama
 from gguf_tools.families.assemble import assemble
-from gguf_tools.families.base import Family
+from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import Layer, LayerSpec, LayerTensors, Model, MoE, Norm, Router
@@ -70,6 +71,15 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.MIXTRAL[variant], seed)
 
 
+_AS_LLAMA = Expected(target="llama", rewrites=("rope in interleaved pairs",))
+VARIANTS = {**dict.fromkeys(field_tiny.MIXTRAL, _AS_LLAMA), "window": replace(_AS_LLAMA, target="granite_swa")}
+
 FAMILY = Family(
-    name="mixtral", title="Mixtral", matches=matches, build=build, variants=tuple(field_tiny.MIXTRAL), tiny=tiny
+    name="mixtral",
+    title="Mixtral",
+    matches=matches,
+    build=build,
+    preferred_targets=llama.WINDOWED,
+    variants=VARIANTS,
+    tiny=tiny,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gguf_tools.families import hf, llama
 from gguf_tools.families.assemble import assemble
-from gguf_tools.families.base import Family
+from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import Layer, LayerSpec, Model, Norm
@@ -41,6 +41,19 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.QWEN2[variant], seed)
 
 
+_PAIRS = ("rope in interleaved pairs",)
+VARIANTS = {
+    **dict.fromkeys(field_tiny.QWEN2, Expected(target="qwen2")),
+    "wide-heads": Expected(target="llama", rewrites=_PAIRS),
+    "window": Expected(target="granite_swa", rewrites=_PAIRS),
+}
+
 FAMILY = Family(
-    name="qwen2", title="Qwen2, dense", matches=matches, build=build, variants=tuple(field_tiny.QWEN2), tiny=tiny
+    name="qwen2",
+    title="Qwen2, dense",
+    matches=matches,
+    build=build,
+    preferred_targets=("qwen2", *llama.WINDOWED),
+    variants=VARIANTS,
+    tiny=tiny,
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gguf_tools.families import hf, llama
 from gguf_tools.families.assemble import assemble
-from gguf_tools.families.base import Family
+from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import FeedForward, Layer, LayerSpec, Model, Norm
@@ -53,6 +53,19 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.QWEN2_MOE[variant], seed)
 
 
+VARIANTS = {
+    **dict.fromkeys(field_tiny.QWEN2_MOE, Expected(target="qwen2moe")),
+    "tied": Expected(target="qwen2moe", rewrites=("output written out",)),
+    "renormalised": Expected(refused="qwen2moe lacks router weights renormalised (norm_topk_prob true)"),
+    "mixed": Expected(refused="qwen2moe lacks layers without experts"),
+}
+
 FAMILY = Family(
-    name="qwen2-moe", title="Qwen2-MoE", matches=matches, build=build, variants=tuple(field_tiny.QWEN2_MOE), tiny=tiny
+    name="qwen2-moe",
+    title="Qwen2-MoE",
+    matches=matches,
+    build=build,
+    preferred_targets=("qwen2moe",),
+    variants=VARIANTS,
+    tiny=tiny,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
-from gguf_tools.families.base import Family
+from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import Layer, LayerSpec, Model, Norm
@@ -40,6 +40,18 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.QWEN3[variant], seed)
 
 
+VARIANTS = {
+    **dict.fromkeys(field_tiny.QWEN3, Expected(target="qwen3")),
+    "window": Expected(target="step35"),
+    "output-bias": Expected(target="qwen3", rewrites=("bias on the attention output",)),
+}
+
 FAMILY = Family(
-    name="qwen3", title="Qwen3, dense", matches=matches, build=build, variants=tuple(field_tiny.QWEN3), tiny=tiny
+    name="qwen3",
+    title="Qwen3, dense",
+    matches=matches,
+    build=build,
+    preferred_targets=("qwen3",),
+    variants=VARIANTS,
+    tiny=tiny,
 )

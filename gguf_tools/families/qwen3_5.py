@@ -6,7 +6,9 @@ together, so that it is plain rope on the first quarter of each head.
 
 from __future__ import annotations
 
-from gguf_tools.families.base import Family
+from dataclasses import replace
+
+from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.hybrid import build_hybrid
 from gguf_tools.families.tiny.hybrid import QWEN35_VARIANTS, write_qwen35
 from gguf_tools.model.spec import Model
@@ -26,11 +28,27 @@ def build(checkpoint: Checkpoint) -> Model:
     return build_hybrid(checkpoint, NAME)
 
 
+_DENSE, _MOE = Expected(target="qwen35"), Expected(target="qwen35moe")
+_MTP = "multi-token prediction block (mtp.*) is left out"
+# transformers' class gates its attention always, and MLX's names are not its own.
+VARIANTS = {
+    **dict.fromkeys(QWEN35_VARIANTS, _DENSE),
+    "moe": _MOE,
+    "moe-separate-experts": _MOE,
+    "ungated": replace(_DENSE, rewrites=("zero attention gate",), oracle=False),
+    "output-bias": replace(_DENSE, rewrites=("bias on the attention output",)),
+    "vision": replace(_DENSE, notes=("the vision tower", _MTP), text_only=True),
+    "mlx": replace(_DENSE, notes=("saved by MLX",), oracle=False),
+    "moe-mlx": replace(_MOE, notes=("saved by MLX",), oracle=False),
+}
+
+
 FAMILY = Family(
     name=NAME,
     title="Qwen3.5, hybrid, dense or MoE",
     matches=matches,
     build=build,
-    variants=tuple(QWEN35_VARIANTS),
+    preferred_targets=("qwen35", "qwen35moe"),
+    variants=VARIANTS,
     tiny=write_qwen35,
 )

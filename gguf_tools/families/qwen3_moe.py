@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
-from gguf_tools.families.base import Family
+from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import FeedForward, Layer, LayerSpec, Model, Norm
@@ -43,6 +44,29 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
     field_tiny.write(folder, field_tiny.QWEN3_MOE[variant], seed)
 
 
+_SHARED = Expected(target="step35", rewrites=("empty shared expert",))
+_CLAIM = Expected(
+    target="qwen3moe",
+    notes=(
+        "layer 0 is linear_attention, its tensors are full_attention",
+        "layer 2 is linear_attention, its tensors are full_attention",
+        "names a shared expert, the tensors have none",
+    ),
+)
+VARIANTS = {
+    **dict.fromkeys(field_tiny.QWEN3_MOE, Expected(target="qwen3moe")),
+    "mixed": _SHARED,
+    "window": _SHARED,
+    "hybrid-config": _CLAIM,
+    "hybrid-config-output-bias": replace(_CLAIM, rewrites=("bias on the attention output",)),
+}
+
 FAMILY = Family(
-    name="qwen3-moe", title="Qwen3-MoE", matches=matches, build=build, variants=tuple(field_tiny.QWEN3_MOE), tiny=tiny
+    name="qwen3-moe",
+    title="Qwen3-MoE",
+    matches=matches,
+    build=build,
+    preferred_targets=("qwen3moe",),
+    variants=VARIANTS,
+    tiny=tiny,
 )

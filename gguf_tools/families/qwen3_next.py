@@ -5,7 +5,7 @@ Taken with or without the gates, the shared expert, a bias on the attention outp
 
 from __future__ import annotations
 
-from gguf_tools.families.base import Family
+from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.hybrid import build_hybrid
 from gguf_tools.families.tiny.hybrid import NEXT_VARIANTS, write_next
 from gguf_tools.model.spec import Model
@@ -26,11 +26,38 @@ def build(checkpoint: Checkpoint) -> Model:
     return build_hybrid(checkpoint, NAME)
 
 
+GATE, SHARED_GATE, BIAS = "zero attention gate", "zero shared-expert gate", "bias on the attention output"
+
+
+def _next(*rewrites: str, note: str = "", oracle: bool = True) -> Expected:
+    return Expected(target="qwen3next", rewrites=rewrites, notes=(note,) if note else (), oracle=oracle)
+
+
+# transformers' class has both gates and the shared expert always, and MLX's names are not its own.
+VARIANTS = {
+    **dict.fromkeys(NEXT_VARIANTS, _next()),
+    "ungated": _next(GATE, SHARED_GATE, oracle=False),
+    "ungated-attention": _next(GATE, oracle=False),
+    "ungated-shared": _next(SHARED_GATE, oracle=False),
+    "no-shared": _next("empty shared expert", note="names a shared expert, the tensors have none", oracle=False),
+    "output-bias": _next(BIAS),
+    "ungated-output-bias": _next(BIAS, GATE, SHARED_GATE, oracle=False),
+    "wide-heads-output-bias": _next(BIAS),
+    "fused": _next(note="multi-token prediction block (mtp.*) is left out"),
+    "linear-only": _next("idle last layer", GATE),
+    "full-only": _next("idle last layer"),
+    "dense-layers": _next("dense layers as shared experts"),
+    "wide-keys": _next("repeated values"),
+    "mlx": _next(note="saved by MLX", oracle=False),
+}
+
+
 FAMILY = Family(
     name=NAME,
     title="Qwen3-Next, hybrid MoE",
     matches=matches,
     build=build,
-    variants=tuple(NEXT_VARIANTS),
+    preferred_targets=("qwen3next",),
+    variants=VARIANTS,
     tiny=write_next,
 )

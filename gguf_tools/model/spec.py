@@ -321,6 +321,7 @@ class Model:
 
     `tensors` are those outside the layers, `layer_tensors` those of each layer of the spec; `layers` has the two together.
     `notes` are sentences for the user: where the config and the tensors disagree, and what was assumed.
+    `preferred_targets` are the llama.cpp architectures that its family prefers, the first most.
 
     Raises CheckpointError where a tensor is missing, has another shape than the spec says, or belongs to no role.
     """
@@ -330,6 +331,7 @@ class Model:
     layer_tensors: tuple[Mapping[str, Tensor], ...]
     family: str
     notes: tuple[str, ...] = ()
+    preferred_targets: tuple[str, ...] = ()
     front_matter: FrontMatter = FrontMatter()
     generation: Mapping[str, Any] = field(default_factory=dict)
 

@@ -38,9 +38,7 @@ class Target:
     `rewrites` are tried in order before `lacks` names what the architecture cannot express of the spec that results:
     the features that are not among those it `expresses` (keys of `model.features`), and what `limits` says of those that
     are. `lower` is called only where it lacks nothing. `lift` describes a file of this architecture as a Model, with the
-    file's own numbers. `native` names the families that llama.cpp's users expect to find under this architecture: it is
-    preferred for them among targets that cost no more weights. `approximations` come near to what it lacks, and are
-    applied only where the user accepts that.
+    file's own numbers. `approximations` come near to what it lacks, and are applied only where the user accepts that.
     """
 
     name: str
@@ -49,7 +47,6 @@ class Target:
     limits: Callable[[ModelSpec], list[str]]
     lower: Callable[[Model], Lowered]
     lift: Callable[[GGUFSource], Model]
-    native: frozenset[str] = frozenset()
     approximations: tuple[Approximation, ...] = ()
 
     def lacks(self, spec: ModelSpec) -> list[str]:

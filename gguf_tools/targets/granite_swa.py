@@ -77,5 +77,4 @@ TARGET = Target(
     limits=limits,
     lower=lower,
     lift=lift,
-    native=frozenset({"mistral", "mixtral", "qwen2"}),
 )

@@ -146,5 +146,4 @@ TARGET = Target(
     limits=limits,
     lower=lower,
     lift=lift,
-    native=frozenset({"llama", "mistral", "mixtral", "qwen2"}),
 )

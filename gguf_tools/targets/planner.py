@@ -45,7 +45,7 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
 
     With `calibration`, which gives tokens to fit to, the nearest approximation is taken where no exact way exists.
 
-    Cheapest is the one with the fewest extra weights; among equals the family's native architecture, then the one with
+    Cheapest is the one with the fewest extra weights; among equals the one that the family prefers most, then the one with
     the fewest rewrites. Raises UnsupportedError with what each target lacks, where none expresses the model exactly.
     """
     candidates = [target_named(target)] if target else list(all_targets())
@@ -58,7 +58,8 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
         else:
             plans.append(made)
     if plans:
-        return min(plans, key=lambda p: (p.extra_parameters, model.family not in p.target.native, len(p.rewrites)))
+        order = {name: n for n, name in enumerate(model.preferred_targets)}
+        return min(plans, key=lambda p: (p.extra_parameters, order.get(p.target.name, len(order)), len(p.rewrites)))
     offers = [
         (candidate, way) for candidate in candidates for way in candidate.approximations if _fits(candidate, way, model)
     ]

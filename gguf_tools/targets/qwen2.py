@@ -45,5 +45,4 @@ TARGET = Target(
     limits=limits,
     lower=lower_dense(NAME),
     lift=lift_dense,
-    native=frozenset({"qwen2"}),
 )

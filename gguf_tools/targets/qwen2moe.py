@@ -81,5 +81,4 @@ TARGET = Target(
     limits=limits,
     lower=lower,
     lift=lift,
-    native=frozenset({"qwen2-moe"}),
 )

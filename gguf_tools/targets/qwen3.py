@@ -37,5 +37,4 @@ TARGET = Target(
     limits=limits,
     lower=lower_dense(NAME),
     lift=lift_dense,
-    native=frozenset({"qwen3"}),
 )

@@ -135,5 +135,4 @@ TARGET = Target(
     limits=limits,
     lower=lower,
     lift=lift,
-    native=frozenset({"qwen3.5"}),
 )

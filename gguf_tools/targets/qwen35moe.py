@@ -49,5 +49,4 @@ TARGET = Target(
     limits=limits,
     lower=lower,
     lift=lift,
-    native=frozenset({"qwen3.5"}),
 )

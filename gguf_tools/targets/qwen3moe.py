@@ -58,5 +58,4 @@ TARGET = Target(
     limits=limits,
     lower=lower,
     lift=lift,
-    native=frozenset({"qwen3-moe"}),
 )

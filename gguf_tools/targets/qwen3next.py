@@ -94,5 +94,4 @@ TARGET = Target(
     limits=limits,
     lower=lower,
     lift=lift,
-    native=frozenset({"qwen3-next"}),
 )

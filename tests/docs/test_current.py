@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from docs.generate import COMMANDS_PAGE, commands_page
+from docs.generate import COMMANDS_PAGE, CONFORMANCE_PAGE, commands_page, conformance_page
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_commands_page() -> None:
     assert COMMANDS_PAGE.read_text("utf-8") == commands_page(), "run make docs"
+
+
+def test_conformance_page() -> None:
+    assert CONFORMANCE_PAGE.read_text("utf-8") == conformance_page(), "run make docs"
 
 
 def test_links_lead_somewhere() -> None:

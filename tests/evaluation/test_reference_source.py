@@ -12,9 +12,8 @@ from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Operation, Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.errors import CheckpointError
-from gguf_tools.evaluation.conformance import family_named
 from gguf_tools.evaluation.reference_source import Checkpoints, find_reference
-from gguf_tools.families.registry import load_model
+from gguf_tools.families.registry import family_named, load_model
 from gguf_tools.formats.gguf.header import string
 from gguf_tools.sources.checkpoint import Checkpoint
 from surgery.model import operate_text

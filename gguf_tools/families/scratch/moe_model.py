@@ -7,13 +7,14 @@ Logits are multiplied by √(mup_base_d / d_model). At inference no token is dro
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.families.base import Family
+from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, layer_count
 from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_state_dict, write_tiny_tokenizer
 from gguf_tools.model.rope import Rope
@@ -198,18 +199,34 @@ def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> La
 
 BIASES = {"uniform bias": 0.75, "nonzero bias": None}
 """Variants with a router bias: its value for all experts, or random ones; all others have zeros."""
-VARIANTS = (
-    "stacked",
-    "per expert",
-    "untied",
-    "pt",
-    "orig_mod prefix",
-    *BIASES,
-    "one expert",
-    "no smear",
-    "equal heads",
-    "rope 32 of 64",
-)
+
+_GAIN, _VALUES = "gain folded into the q/k norm", "value scale folded into the values"
+_LOGITS, _PAIRS = "logit scale folded into the final norm", "rope in pairs half a head apart"
+_BIAS, _WIDE, _OUTPUT = "router bias left out", "q/k heads widened for a shared norm", "output written out"
+
+
+def _expected(*rewrites: str) -> Expected:
+    return Expected(target="step35", rewrites=rewrites, oracle=False)
+
+
+_STACKED = _expected(_BIAS, _GAIN, _VALUES, _LOGITS, _PAIRS, _WIDE, _OUTPUT)
+VARIANTS = {
+    "stacked": _STACKED,
+    "per expert": _STACKED,
+    "untied": _expected(_BIAS, _GAIN, _VALUES, _LOGITS, _PAIRS, _WIDE),
+    "pt": replace(_STACKED, notes=("final.pt also holds step",)),
+    "orig_mod prefix": _STACKED,
+    "uniform bias": _STACKED,
+    "nonzero bias": replace(
+        _expected(_GAIN, _VALUES, _LOGITS, _PAIRS, _WIDE, _OUTPUT),
+        refused="step35 lacks a router bias added before the score function, for the selection alone",
+        nmse=0.1,
+    ),
+    "one expert": _expected(_GAIN, _VALUES, _LOGITS, "softmax router for one expert", _PAIRS, _WIDE, _OUTPUT),
+    "no smear": _expected(_BIAS, _GAIN, _LOGITS, _PAIRS, _WIDE, _OUTPUT),
+    "equal heads": _expected(_BIAS, _GAIN, "one q/k norm for all heads", _VALUES, _LOGITS, _PAIRS, _OUTPUT),
+    "rope 32 of 64": _STACKED,
+}
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:

@@ -135,6 +135,8 @@ QWEN2_MOE: Mapping[str, Variant] = {
     "tied": _qwen2_moe(tie_word_embeddings=True),
     "fused": _qwen2_moe("fused"),
     "all-experts": _qwen2_moe(normalised=True, top_k=EXPERTS),
+    "renormalised": _qwen2_moe(normalised=True),
+    "mixed": _qwen2_moe(dense=(1,)),
 }
 QWEN3: Mapping[str, Variant] = {
     "plain": _qwen3(),
@@ -160,11 +162,6 @@ QWEN3_MOE: Mapping[str, Variant] = {
     "hybrid-config": replace(_qwen3_moe(**HYBRID_CLAIM), bias="qkv"),
     "hybrid-config-output-bias": replace(_qwen3_moe(**HYBRID_CLAIM), bias="qkvo"),
 }
-REFUSED: Mapping[str, Variant] = {
-    "qwen2-moe-renormalised": _qwen2_moe(normalised=True),
-    "qwen2-moe-mixed": _qwen2_moe(dense=(1,)),
-}
-"""What the families recognise and no architecture of llama.cpp expresses."""
 
 
 def shapes(variant: Variant) -> Shapes:

@@ -239,3 +239,25 @@ def test_lifting_refuses_what_step35_has_and_tinyq_does_not(made: Made, tmp_path
     ):
         with pytest.raises(UnsupportedError, match=what):
             lift(replace(source, tensors={**source.tensors, name: InMemory(np.zeros(4, np.float32))}))
+
+
+def test_cost_is_planned(made: Made) -> None:
+    plan = open_source(Request(source=made("moe-model", "stacked"))).plan
+    names = [rewrite.name for rewrite in plan.rewrites]
+    assert "q/k heads widened for a shared norm" in names
+    # 3 layers of 6 heads take 16 rows of 48 more each, less the gains and scales that were folded; and the embedding again.
+    assert 3 * 6 * 16 * 48 + 288 * 48 - 300 < plan.extra_parameters < 3 * 6 * 16 * 48 + 288 * 48
+    # The keys of 2 heads in 3 layers are 16 numbers wider, the values are not.
+    assert plan.extra_cache == 3 * 2 * 16
+
+
+def test_equal_heads_are_not_widened(made: Made) -> None:
+    plan = open_source(Request(source=made("moe-model", "equal heads"))).plan
+    assert plan.extra_cache == 0
+    assert "one q/k norm for all heads" in [rewrite.name for rewrite in plan.rewrites]
+
+
+def test_scaled_embeddings_cost_nothing(made: Made) -> None:
+    plan = open_source(Request(source=made("qwen3-from-scratch", "plain"))).plan
+    assert (plan.target.name, plan.extra_parameters) == ("qwen3", 0)
+    assert [rewrite.name for rewrite in plan.rewrites] == ["embedding scale folded into the embeddings"]

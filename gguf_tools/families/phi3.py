@@ -1,0 +1,118 @@
+"""Phi-3, Phi-3.5-mini, Phi-4 and Phi-4-mini in Hugging Face layout (transformers: Phi3ForCausalLM).
+
+Llama's arithmetic with fused projections: the rows of `qkv_proj` are all of q, then all of k, then all of v, those of
+`gate_up_proj` all of gate, then all of up. Every layer has the sliding window that the config states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.families import hf
+from gguf_tools.families.assemble import assemble
+from gguf_tools.families.base import Expected, Family
+from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.families.tiny import attention as tiny_attention
+from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_tiny_tokenizer
+from gguf_tools.model.spec import Attention, GatedMLP, Layer, LayerSpec, LayerTensors, Model, Norm
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.tensors.views import take
+
+QKV, GATE_UP = "self_attn.qkv_proj.weight", "mlp.gate_up_proj.weight"
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """Queries, keys and values in one matrix, gate and up in another, and no norms of q and k."""
+    names = checkpoint.tensors
+    fused = all(f"model.layers.0.{name}" in names for name in (QKV, GATE_UP))
+    return fused and not any(name.endswith("self_attn.q_norm.weight") for name in names)
+
+
+def build(checkpoint: Checkpoint) -> Model:
+    """The checkpoint as a Model; UnsupportedError for rope scaling, which Phi-3 has as longrope alone."""
+    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    config.expect("model_type", "phi3", where="its tensors are those of")
+    stated = {**config.mapping("rope_scaling"), **config.mapping("rope_parameters")}
+    scaling = stated.get("rope_type", stated.get("type", "default"))
+    if scaling not in ("default", None):
+        # transformers knows no other, and takes "su" and "yarn" of older configs for it.
+        raise UnsupportedError(
+            f"{config.path}: rope scaling {scaling!r} is longrope in a Phi-3 model: not supported yet"
+        )
+
+    def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
+        mixer, part = _attention(inventory, config, prefix, hidden)
+        width = inventory.shape(f"{prefix}{GATE_UP}")[0] // 2
+        both = inventory.take(f"{prefix}{GATE_UP}", 2 * width, hidden)
+        part |= {"ffn.gate": take(both, range(width)), "ffn.up": take(both, range(width, 2 * width))}
+        part["ffn.down"] = inventory.take(f"{prefix}mlp.down_proj.weight", hidden, width)
+        config.expect("intermediate_size", width)
+        return Layer(LayerSpec(mixer, GatedMLP(width), norm, norm), part)
+
+    return assemble(checkpoint, inventory, config, FAMILY.name, layer)
+
+
+def _attention(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[Attention, LayerTensors]:
+    wide = inventory.shape(f"{prefix}self_attn.o_proj.weight")[1]
+    rows = inventory.shape(f"{prefix}{QKV}")[0]
+    dim = config.integer("head_dim", max(1, hidden // config.integer("num_attention_heads")))
+    heads, kv_heads = wide // dim, (rows - wide) // (2 * dim)
+    if heads * dim != wide or kv_heads < 1 or wide + 2 * kv_heads * dim != rows or heads % kv_heads:
+        raise CheckpointError(
+            f"{inventory.path}: {prefix}{QKV} has {rows} rows and o_proj takes {wide} inputs, which are not whole heads of "
+            f"{dim} in whole groups; check head_dim and num_attention_heads in config.json"
+        )
+    for key, actual in (("num_attention_heads", heads), ("num_key_value_heads", kv_heads), ("head_dim", dim)):
+        config.expect(key, actual)
+    qkv, keys = inventory.take(f"{prefix}{QKV}", rows, hidden), kv_heads * dim
+    part: LayerTensors = {
+        "attn.q": take(qkv, range(wide)),
+        "attn.k": take(qkv, range(wide, wide + keys)),
+        "attn.v": take(qkv, range(wide + keys, rows)),
+        "attn.o": inventory.take(f"{prefix}self_attn.o_proj.weight", hidden, wide),
+    }
+    rope, window = hf.rope(config, dim), hf.sliding_window(config, prefix, used=True)
+    return Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=rope, window=window), part
+
+
+_AS_LLAMA = Expected(target="llama", rewrites=("rope in interleaved pairs",))
+_SU = {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+VARIANTS: Mapping[str, tuple[Mapping[str, Any], Expected]] = {
+    "plain": ({}, _AS_LLAMA),
+    "tied": ({"tie_word_embeddings": True}, _AS_LLAMA),
+    "window": ({"sliding_window": tiny_attention.WINDOW}, replace(_AS_LLAMA, target="granite_swa")),
+    "partial-rope": ({"partial_rotary_factor": 0.75}, Expected(target="step35")),
+    "longrope": ({"rope_scaling": _SU}, Expected(refused="rope scaling 'su' is longrope", oracle=False)),
+}
+"""Keys of each variant's config.json, and what it shows."""
+
+
+def tiny(folder: Path, variant: str, seed: int) -> None:
+    """A random small checkpoint: Llama's tensors, fused."""
+    config = {**tiny_attention.BASE, "model_type": "phi3", "pad_token_id": 0, **VARIANTS[variant][0]}
+    shapes = tiny_attention.shapes(tiny_attention.Variant(config=config))
+    tensors = random_tensors(shapes, seed, gain=tiny_attention.GAIN)
+    for n in range(tiny_attention.LAYERS):
+        prefix = f"model.layers.{n}."
+        for fused, names in ((QKV, "qkv"), (GATE_UP, ("gate", "up"))):
+            room = prefix + fused.partition(".")[0]
+            tensors[prefix + fused] = np.concatenate([tensors.pop(f"{room}.{name}_proj.weight") for name in names])
+    write_checkpoint(folder, config, tensors)
+    write_tiny_tokenizer(folder, tiny_attention.VOCAB)
+
+
+FAMILY = Family(
+    name="phi3",
+    title="Phi-3, Phi-4",
+    matches=matches,
+    build=build,
+    preferred_targets=("llama", "granite_swa"),
+    variants={name: expected for name, (_, expected) in VARIANTS.items()},
+    tiny=tiny,
+)
