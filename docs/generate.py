@@ -46,7 +46,7 @@ def commands_page() -> str:
 def conformance_row(case: Case) -> str:
     """One line of the table, planned now; the NMSE is the bound that the test holds."""
     expected, family = case.expected, case.family.name
-    oracle = "transformers" if expected.oracle else ""
+    oracle = "transformers" if expected.oracle else "none"
     if not expected.target:
         return f"| {family} | {case.variant} | refused: {expected.refused} | | | | {oracle} |"
     with tempfile.TemporaryDirectory() as folder:

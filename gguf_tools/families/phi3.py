@@ -42,9 +42,7 @@ def build(checkpoint: Checkpoint) -> Model:
     scaling = stated.get("rope_type", stated.get("type", "default"))
     if scaling not in ("default", None):
         # transformers knows no other, and takes "su" and "yarn" of older configs for it.
-        raise UnsupportedError(
-            f"{config.path}: rope scaling {scaling!r} is longrope in a Phi-3 model: not supported yet"
-        )
+        raise UnsupportedError(f"{config.path}: rope scaling {scaling!r} (longrope) of Phi-3 is not supported yet")
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         mixer, part = _attention(inventory, config, prefix, hidden)
@@ -77,8 +75,9 @@ def _attention(inventory: Inventory, config: Config, prefix: str, hidden: int) -
         "attn.v": take(qkv, range(wide + keys, rows)),
         "attn.o": inventory.take(f"{prefix}self_attn.o_proj.weight", hidden, wide),
     }
-    rope, window = hf.rope(config, dim), hf.sliding_window(config, prefix, used=True)
-    return Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=rope, window=window), part
+    # transformers' class heeds neither use_sliding_window nor layer_types.
+    window = None if config.values.get("sliding_window") is None else config.integer("sliding_window")
+    return Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=hf.rope(config, dim), window=window), part
 
 
 _AS_LLAMA = Expected(target="llama", rewrites=("rope in interleaved pairs",))
@@ -88,7 +87,7 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], Expected]] = {
     "tied": ({"tie_word_embeddings": True}, _AS_LLAMA),
     "window": ({"sliding_window": tiny_attention.WINDOW}, replace(_AS_LLAMA, target="granite_swa")),
     "partial-rope": ({"partial_rotary_factor": 0.75}, Expected(target="step35")),
-    "longrope": ({"rope_scaling": _SU}, Expected(refused="rope scaling 'su' is longrope", oracle=False)),
+    "longrope": ({"rope_scaling": _SU}, Expected(refused="rope scaling 'su' (longrope)", oracle=False)),
 }
 """Keys of each variant's config.json, and what it shows."""
 
