@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from docs.api_page import api_page
 from gguf_tools.cli import COMMANDS, tinyq
 from gguf_tools.evaluation.conformance import Case, cases, planned
 from gguf_tools.families.registry import load_model, own_families
 
 DOCS = Path(__file__).parent
+API_PAGE = DOCS / "api.md"
 COMMANDS_PAGE = DOCS / "commands.md"
 CONFORMANCE_PAGE = DOCS / "conformance.md"
 WIDTH = 100
@@ -65,5 +67,6 @@ def conformance_page() -> str:
 
 
 if __name__ == "__main__":
+    API_PAGE.write_text(api_page(), "utf-8")
     COMMANDS_PAGE.write_text(commands_page(), "utf-8")
     CONFORMANCE_PAGE.write_text(conformance_page(), "utf-8")

@@ -1,3 +1,75 @@
-"""tinyq: trained decoders into llama.cpp, with proof that they arrived intact."""
+"""tinyq: trained decoders into llama.cpp, with proof that they arrived intact.
+
+The functions and results in `__all__` are the public API (docs/api.md); each is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ConvertResult",
+    "EvaluateResult",
+    "GGUFFile",
+    "Inspection",
+    "LoadedModel",
+    "OperateResult",
+    "QuantizeResult",
+    "__version__",
+    "convert",
+    "evaluate",
+    "inspect",
+    "load_model",
+    "open_gguf",
+    "operate",
+    "quantize",
+]
+
+if TYPE_CHECKING:
+    from gguf_tools.api.convert import convert
+    from gguf_tools.api.evaluate import evaluate
+    from gguf_tools.api.inspect import inspect
+    from gguf_tools.api.load_model import load_model
+    from gguf_tools.api.open_gguf import open_gguf
+    from gguf_tools.api.operate import operate
+    from gguf_tools.api.quantize import quantize
+    from gguf_tools.api.results.conversion import ConvertResult
+    from gguf_tools.api.results.evaluation import EvaluateResult
+    from gguf_tools.api.results.gguf import GGUFFile
+    from gguf_tools.api.results.model import LoadedModel
+    from gguf_tools.api.results.quantization import QuantizeResult
+    from gguf_tools.api.results.surgery import OperateResult
+    from gguf_tools.inspection.result import Inspection
+
+_MODULES = {
+    "ConvertResult": "api.results.conversion",
+    "EvaluateResult": "api.results.evaluation",
+    "GGUFFile": "api.results.gguf",
+    "Inspection": "inspection.result",
+    "LoadedModel": "api.results.model",
+    "OperateResult": "api.results.surgery",
+    "QuantizeResult": "api.results.quantization",
+    "convert": "api.convert",
+    "evaluate": "api.evaluate",
+    "inspect": "api.inspect",
+    "load_model": "api.load_model",
+    "open_gguf": "api.open_gguf",
+    "operate": "api.operate",
+    "quantize": "api.quantize",
+}
+"""Public name → the module that defines it. No sub-package may have such a name: importing it would hide the function."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,15 @@
-"""Numbers and tables as people read them."""
+"""Numbers and tables as people read them, on a terminal and in a notebook."""
 
 from __future__ import annotations
 
+import html
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that move a terminal's cursor or change its state, reorder text, or cannot be encoded."""
 
 
 def human_bytes(count: float) -> str:
@@ -51,3 +58,88 @@ def shortened(text: str, limit: int = 80) -> str:
     """Text for an error or a table, `limit` characters at most, without the halves of characters that JSON can spell."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Text from a file or a path with its control characters, line ends included, and lone surrogates as escapes."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class Block(ABC):
+    """A part of a report, as text and as HTML; whatever comes from a file is escaped in both."""
+
+    @abstractmethod
+    def text(self) -> str:
+        """The block for a terminal, without a final line end."""
+
+    @abstractmethod
+    def html(self) -> str:
+        """The block as an HTML element."""
+
+
+@dataclass(frozen=True)
+class Facts(Block):
+    """Labelled lines; labels are padded to `width`."""
+
+    rows: Sequence[tuple[str, str]]
+    width: int = 9
+
+    def text(self) -> str:
+        return "\n".join(f"{printable(label):<{self.width}} {printable(value)}" for label, value in self.rows)
+
+    def html(self) -> str:
+        rows = "".join(f"<tr>{_cell('th', label)}{_cell('td', value)}</tr>" for label, value in self.rows)
+        return f"<table>{rows}</table>"
+
+
+@dataclass(frozen=True)
+class Grid(Block):
+    """A table; `align` as in `table`."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    align: str = "<>"
+
+    def text(self) -> str:
+        return table([*map(printable, self.head)], [[*map(printable, row)] for row in self.rows], self.align)
+
+    def html(self) -> str:
+        sides = self.align.ljust(len(self.head), self.align[-1])
+        head = "".join(_cell("th", cell, side) for cell, side in zip(self.head, sides, strict=True))
+        rows = ("".join(_cell("td", cell, side) for cell, side in zip(row, sides, strict=True)) for row in self.rows)
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+@dataclass(frozen=True)
+class Lines(Block):
+    """Lines as they are, such as a sentence or a drawing."""
+
+    content: str = ""
+
+    def text(self) -> str:
+        return "\n".join(map(printable, self.content.split("\n")))
+
+    def html(self) -> str:
+        return f"<pre>{html.escape(self.text())}</pre>" if self.content else ""
+
+
+def _cell(tag: str, text: str, side: str = "<") -> str:
+    align = "left" if side == "<" else "right"
+    return f'<{tag} style="text-align:{align}">{html.escape(printable(text))}</{tag}>'
+
+
+class Shown(ABC):
+    """A result that shows itself: `str` and `repr` give the text that the command prints, notebooks get HTML."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[Block]:
+        """The report's blocks, top to bottom."""
+
+    def __str__(self) -> str:
+        return "\n".join(block.text() for block in self.blocks())
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return f"<div>{''.join(block.html() for block in self.blocks())}</div>"

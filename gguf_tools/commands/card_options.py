@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -77,23 +76,24 @@ def parsed_card_options(
     thinking: bool,
     answer_tokens: int,
     think_tokens: int,
-    *,
-    text: Path | None = None,
-    completion_tokens: int = 100,
 ) -> CardOptions:
     """The options as the suite takes them. Raises InputError for a broken file or a part that is not there."""
-    from gguf_tools.evaluation.card.parts import checked_weights
-    from gguf_tools.evaluation.card.questions import choose
-    from gguf_tools.evaluation.card.suite import CardOptions
+    from gguf_tools.api import options
 
-    return CardOptions(
-        choice=choose(questions, repeat_set, held_out, text),
+    return options.card_options(
+        questions=questions,
+        repeat_set=repeat_set,
+        held_out=held_out,
+        weights=parsed_weights(weights),
         thinking=thinking,
         answer_tokens=answer_tokens,
         think_tokens=think_tokens,
-        completion_tokens=completion_tokens,
-        weights=checked_weights(dict(map(_weight, weights))),
     )
+
+
+def parsed_weights(weights: tuple[str, ...]) -> dict[str, float] | None:
+    """Weights by part from texts PART=N; None without any. Raises InputError for what is no number."""
+    return dict(map(_weight, weights)) or None
 
 
 def _weight(text: str) -> tuple[str, float]:

@@ -15,6 +15,9 @@ from gguf_tools.errors import OutputError
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.text import human_bytes
 
+BYTE_STAGES = ("reading", "writing", "quantizing")
+"""Stages of the API that count bytes (or weights)."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option(
@@ -104,17 +107,45 @@ def progress_bar(total: int, label: str, quiet: bool) -> Iterator[ByteProgress]:
 
 @contextlib.contextmanager
 def stage_bars(quiet: bool) -> Iterator[StageProgress | None]:
-    """One line on stderr that says which stage is how far, where stderr is a terminal."""
+    """What shows which stage is how far on stderr, where that is a terminal: a bar for bytes, a line for all else."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
-
-    def show(stage: str, done: int, total: int) -> None:
-        sys.stderr.write(f"\r\033[K{stage} {done} of {total}")
-        sys.stderr.flush()
-
+    bars = _Bars()
     try:
-        yield show
+        yield bars
     finally:
-        sys.stderr.write("\r\033[K")
-        sys.stderr.flush()
+        bars.close()
+
+
+class _Bars:
+    """One stage after the other: BYTE_STAGES as a bar with the time left, others as a line."""
+
+    def __init__(self) -> None:
+        self.stage, self.done = "", 0
+        self.advance: ByteProgress | None = None
+        self.open = contextlib.ExitStack()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            self.close()
+            self.stage, self.done = stage, 0
+            if stage in BYTE_STAGES:
+                self.advance = self.open.enter_context(progress_bar(total, stage, quiet=False))
+            else:
+                self.open.callback(_write, "\r\033[K")
+        if self.advance is None:
+            _write(f"\r\033[K{stage} {done} of {total}")
+        else:
+            self.advance(done - self.done)
+        self.done = done
+
+    def close(self) -> None:
+        """End the bar or the line."""
+        self.open.close()
+        self.stage, self.advance = "", None
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()

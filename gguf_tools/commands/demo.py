@@ -31,32 +31,27 @@ COLUMN = 54
 @json_option
 def demo(model: str, out: Path | None, json_path: str | None) -> None:
     """Convert a bundled checkpoint to five types, compare each with the torch reference, and score it as its card would."""
-    from gguf_tools.conversion.plan import prepare
-    from gguf_tools.conversion.request import Request
-    from gguf_tools.conversion.write import execute
+    from gguf_tools import convert, evaluate
     from gguf_tools.evaluation.card.questions import choose
-    from gguf_tools.evaluation.card.suite import CardOptions
     from gguf_tools.evaluation.reference_source import find_reference
-    from gguf_tools.evaluation.run import FidelityRequest, measure_files
-    from gguf_tools.evaluation.vocabulary import prove_vocabulary
     from gguf_tools.reference import Reference
     from gguf_tools.runtime.process import RuntimeOptions
 
     source = bundled_model(model)
-    card = CardOptions(choice=choose(QUESTIONS))
     with _folder(out) as folder:
         files = {name: folder / f"{model}-{name}.gguf" for name in TYPES}
         for name, path in files.items():
             click.echo(f"converting {path.name}", err=True)
-            execute(prepare(Request(source=source, type=name)), path, force=True, prove=prove_vocabulary)
+            convert(source, path, type=name, force=True)
         click.echo("evaluating", err=True)
-        found = measure_files(list(files.values()), RuntimeOptions(), FidelityRequest(reference=source), card)
-        results = dict(zip(TYPES, found, strict=True))
+        found = evaluate(list(files.values()), reference=source, suite="all", questions=QUESTIONS)
+        scores = {result.model.path: result for result in found.scores}
+        results = {name: scores[str(path)] for name, path in files.items()}
         original = find_reference(files["f32"], source).model
         stories = _stories(files["f32"], Reference(original), RuntimeOptions())
     if json_path != "-":
         click.echo(f"{model}: {original.family}, layers {original.spec.pattern}, {original.parameters:,} parameters\n")
-        click.echo(_tables(results, len(card.choice.scored.questions)))
+        click.echo(_tables(results, len(choose(QUESTIONS).scored.questions)))
         click.echo("\n" + _side_by_side(*stories))
         if out:
             click.echo(f"\nthe files are in {out}")
@@ -65,8 +60,8 @@ def demo(model: str, out: Path | None, json_path: str | None) -> None:
 
 def _tables(results: Mapping[str, FileScores], questions: int) -> str:
     """Both suites' tables, a line a type, and what each is about."""
-    from gguf_tools.commands.eval_tables import FIDELITY_HEAD, fidelity_row
     from gguf_tools.evaluation.card.report import CARD_HEAD, card_row
+    from gguf_tools.evaluation.tables import FIDELITY_HEAD, fidelity_row
 
     compared = {name: result.evaluation for name, result in results.items() if result.evaluation}
     rows = [

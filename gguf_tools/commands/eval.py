@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, parsed_card_options
+from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, parsed_weights
 from gguf_tools.commands.common import (
     check_outputs,
     json_option,
@@ -18,7 +18,6 @@ from gguf_tools.commands.common import (
     write_json,
     write_text,
 )
-from gguf_tools.errors import InputError, ThresholdError
 
 _FIDELITY_ONLY = ("reference", "prompts", "dtype", "no_speed", "min_top1", "max_nmse", "max_kl", "min_greedy")
 _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
@@ -97,52 +96,42 @@ def evaluate(
     Suite card asks questions by the model's own chat template and gives one score of 100, its parts, and what the numbers
     allow to say. Several models are shown side by side, best first.
     """
-    from gguf_tools.commands.eval_tables import csv_of, json_of, markdown_of, ordered, shortcomings, text_of
-    from gguf_tools.evaluation.prompts import load_prompts
-    from gguf_tools.evaluation.run import FidelityRequest, measure_files
-    from gguf_tools.evaluation.text_files import read_text
-    from gguf_tools.runtime.process import RuntimeOptions
-    from surgery.model import operate_text
+    from gguf_tools import evaluate as run
 
     _check_options(suite)
     if [json_path, csv_path, markdown].count("-") > 1:
         raise click.UsageError("only one of --json, --csv and --markdown can go to stdout")
     check_outputs({"--json": json_path, "--csv": csv_path, "--markdown": markdown}, models)
-    twice = next((path for n, path in enumerate(models) if path in models[:n]), None)
-    if twice:
-        raise InputError(f"{twice}: is given twice; give each file once")
-    fidelity = asked = None
-    if suite != "card":
-        chosen = load_prompts(prompts) if prompts else None
-        passage = read_text(text) if text else None
-        fidelity = FidelityRequest(
-            reference=reference,
-            operate=operate_text,
-            dtype=dtype,
-            prompts=chosen,
-            text=passage,
-            n_generate=tokens,
-            speed=not no_speed,
-        )
-    if suite != "fidelity":
-        asked = parsed_card_options(**card, text=text, completion_tokens=tokens)
-    options = RuntimeOptions(
-        kv_type=kv_type, flash_attn=flash_attn, gpu_layers=gpu_layers, threads=threads, context_length=context
-    )
+    weights = parsed_weights(card.pop("weights"))
     with stage_bars(quiet) as progress:
-        results = ordered(list(measure_files(models, options, fidelity, asked, progress)))
+        result = run(
+            models,
+            reference=reference,
+            suite=suite,
+            prompts=prompts,
+            text=text,
+            tokens=tokens,
+            kv_type=kv_type,
+            flash_attn=flash_attn,
+            gpu_layers=gpu_layers,
+            context=context,
+            dtype=dtype,
+            speed=not no_speed,
+            weights=weights,
+            threads=threads,
+            progress=progress,
+            **card,
+        )
     if json_path is not None:
-        write_json(json_of(results), json_path)
+        write_json(result.as_dict(), json_path)
     if csv_path is not None:
-        write_text(csv_of(results), csv_path, "--csv")
+        write_text(result.as_csv(), csv_path, "--csv")
     if markdown is not None:
-        write_text(markdown_of(results), markdown, "--markdown")
+        write_text(result.as_markdown(), markdown, "--markdown")
     if not quiet and "-" not in (json_path, csv_path, markdown):
-        click.echo(text_of(results))
+        click.echo(str(result))
     bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
-    short = shortcomings(results, bounds, min_score)
-    if short:
-        raise ThresholdError("; ".join(short))
+    result.require(**bounds, min_score=min_score)
 
 
 def _check_options(suite: str) -> None:

@@ -6,7 +6,12 @@ taken out of the arguments before click sees them. They are listed, and the ops 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from surgery.recipe import Recipe
 
 SECTION = "Layer surgery (in the order given; layers count from 0, as the model then stands)"
 _KEY = "tinyq.surgery.options"
@@ -26,10 +31,14 @@ class WithSurgery(click.Command):
             formatter.write_dl(list(option_help()))
 
 
-def given_options() -> list[tuple[str, str]]:
-    """The options of surgery that the running command got: (name, value) in order."""
+def given_recipe() -> Recipe | None:
+    """The recipe that the running command's options of surgery make, in their order; None without any."""
     options: list[tuple[str, str]] = click.get_current_context().meta.get(_KEY, [])
-    return options
+    if not options:
+        return None
+    from surgery.recipe import from_options
+
+    return from_options(options)
 
 
 def option_help() -> list[tuple[str, str]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,77 +13,13 @@ from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.formats.safetensors import WIDTHS
+from gguf_tools.inspection.result import Inspection, StoredShare, Vocabulary
 from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import Attention, DeltaNet, Model, ModelSpec, MoE
 from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
 from gguf_tools.targets.planner import plan
 from gguf_tools.targets.registry import lift
 from gguf_tools.tokenizers.vocabulary import load_tokenizer
-
-
-@dataclass(frozen=True)
-class StoredShare:
-    """How many tensors, weights and bytes are stored as one type."""
-
-    type: str
-    tensors: int
-    weights: int
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vocabulary:
-    """The tokenizer: `model` and `pre` in llama.cpp's names; ids of BOS and EOS where there are any."""
-
-    size: int
-    model: str
-    pre: str | None
-    bos: int | None
-    eos: int | None
-    add_bos: bool
-    chat_template: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """All that is known of a source or a file.
-
-    `problems` are the errors that converting or running it would meet, one line each; what depends on them is None.
-    `target` is, for a checkpoint, what the planner picks: name, rewrites and their cost.
-    """
-
-    path: str
-    kind: str
-    family: str | None
-    architecture: str | None
-    types: tuple[StoredShare, ...]
-    parameters: int
-    active_parameters: int | None = None
-    layers: int | None = None
-    pattern: str | None = None
-    hidden: int | None = None
-    context: int | None = None
-    details: Mapping[str, str] = field(default_factory=dict)
-    vocabulary: Vocabulary | None = None
-    target: Mapping[str, Any] | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(share.bytes for share in self.types)
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits of tensor data a stored weight."""
-        weights = sum(share.weights for share in self.types)
-        return 8 * self.bytes / weights if weights else 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON."""
-        return asdict(self) | {"bytes": self.bytes, "bits_per_weight": self.bits_per_weight}
 
 
 def inspect(path: Path) -> Inspection:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from docs.generate import COMMANDS_PAGE, CONFORMANCE_PAGE, commands_page, conformance_page
+from docs.api_page import api_page
+from docs.generate import API_PAGE, COMMANDS_PAGE, CONFORMANCE_PAGE, commands_page, conformance_page
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,6 +17,10 @@ def test_commands_page() -> None:
 
 def test_conformance_page() -> None:
     assert CONFORMANCE_PAGE.read_text("utf-8") == conformance_page(), "run make docs"
+
+
+def test_api_page() -> None:
+    assert API_PAGE.read_text("utf-8") == api_page(), "run make docs"
 
 
 def test_links_lead_somewhere() -> None:

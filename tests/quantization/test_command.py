@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from gguf_tools.commands.type_options import parse_size
+from gguf_tools.api.options import byte_count
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.header import read_header
 from gguf_tools.formats.gguf.source import gguf_tensors
@@ -170,10 +170,10 @@ def test_parts_that_do_not_agree(source: Path, tmp_path: Path, tinyq: Tinyq) -> 
 
 
 def test_sizes() -> None:
-    assert [parse_size(text, "--x") for text in ("500", "1.5K", "2 MB", "3G", "1gib")] == [
+    assert [byte_count(text, "--x") for text in ("500", "1.5K", "2 MB", "3G", "1gib")] == [
         *(500, 1500, 2_000_000, 3_000_000_000),
         1 << 30,
     ]
     for text in ("", "x", "1X", "-5", "0", "5i"):
         with pytest.raises(InputError, match=r"is not a size|less than a byte"):
-            parse_size(text, "--x")
+            byte_count(text, "--x")

@@ -15,7 +15,8 @@ from gguf_tools.evaluation.card.suite import CardOptions
 from gguf_tools.evaluation.run import FidelityRequest, FileScores, measure_files
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf, read_header
-from gguf_tools.inspection.report import Inspection, inspect
+from gguf_tools.inspection.report import inspect
+from gguf_tools.inspection.result import Inspection
 from gguf_tools.progress import StageProgress
 from gguf_tools.publishing.modelfile import Modelfile, modelfile_for, sampling_parameters
 from gguf_tools.runtime.interface import Memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gguf_tools.evaluation.card.as_json import difference_dict, flat_card, to_csv
 from gguf_tools.evaluation.card.compare import best_first, difference
@@ -23,8 +23,10 @@ from gguf_tools.evaluation.card.report import (
 )
 from gguf_tools.evaluation.card.results import CardReport
 from gguf_tools.evaluation.report import check_thresholds, format_report
-from gguf_tools.evaluation.run import Evaluation, FileScores
 from gguf_tools.text import human_bytes, markdown_table, table
+
+if TYPE_CHECKING:
+    from gguf_tools.evaluation.run import Evaluation, FileScores
 
 FIDELITY_HEAD = ("NMSE", "KL mean", "top-1", "greedy exact", "prompt tok/s", "generate tok/s")
 """Heads of the columns of `fidelity_row`."""
@@ -55,13 +57,13 @@ def text_of(results: Sequence[FileScores]) -> str:
     """All that was measured, for a terminal."""
     if len(results) == 1:
         return _one(results[0])
-    names = _short_names([result.model.path for result in results])
+    names = short_names([result.model.path for result in results])
     fidelity, cards = [result for result in results if result.evaluation], _cards(results)
     blocks = []
     if fidelity:
-        blocks.append(table(*_table(fidelity, names, card=False)))
+        blocks.append(table(*table_of(fidelity, names, card=False)))
     if cards:
-        blocks.append(table(*_table(results, names, fidelity=False)))
+        blocks.append(table(*table_of(results, names, fidelity=False)))
         best = next(iter(cards))
         about, rows = beside_the_best(cards, names)
         blocks.append(f"{about}:\n\n{table(('file', *DIFFERENCE_HEAD), rows, DIFFERENCE_ALIGN)}")
@@ -75,8 +77,8 @@ def text_of(results: Sequence[FileScores]) -> str:
 
 def markdown_of(results: Sequence[FileScores]) -> str:
     """The table as Markdown, and the differences of several cards."""
-    names = _short_names([result.model.path for result in results])
-    blocks = [markdown_table(*_table(results, names))]
+    names = short_names([result.model.path for result in results])
+    blocks = [markdown_table(*table_of(results, names))]
     cards = _cards(results)
     if len(cards) > 1:
         about, rows = beside_the_best(cards, names)
@@ -139,7 +141,7 @@ def _one(result: FileScores) -> str:
     return "\n".join(lines)
 
 
-def _table(
+def table_of(
     results: Sequence[FileScores], names: Mapping[str, str], *, fidelity: bool = True, card: bool = True
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows: what is asked for of what was measured."""
@@ -170,7 +172,7 @@ def _cards(results: Sequence[FileScores]) -> dict[str, CardReport]:
     return {result.model.path: result.card for result in results if result.card}
 
 
-def _short_names(paths: Sequence[str]) -> dict[str, str]:
+def short_names(paths: Sequence[str]) -> dict[str, str]:
     """Each path without the folder that all share."""
     if len(paths) == 1:
         return {paths[0]: Path(paths[0]).name}

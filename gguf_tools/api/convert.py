@@ -1,0 +1,113 @@
+"""A checkpoint into a GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf_tools.allocation.prepare import prepare_conversion
+from gguf_tools.api.options import (
+    TensorTypes,
+    at_least,
+    counted,
+    optional_path,
+    recipe_of,
+    size_target,
+    type_options,
+)
+from gguf_tools.api.results.conversion import ConvertResult
+from gguf_tools.conversion.plan import Conversion, open_source, prepare
+from gguf_tools.conversion.request import AUTO, Operation, Request
+from gguf_tools.conversion.write import execute
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.vocabulary import prove_vocabulary
+from gguf_tools.formats.output import check_output
+from gguf_tools.progress import StageProgress
+from surgery.model import operate
+from surgery.recipe import Recipe
+
+MAX_CONTEXT = (1 << 31) - 1
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    type: str = AUTO,
+    tensor_types: TensorTypes = (),
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+    pure: bool = False,
+    imatrix: str | Path | None = None,
+    target_bpw: float | None = None,
+    target_size: str | int | None = None,
+    tokenizer: str | Path | None = None,
+    target: str | None = None,
+    add_bos: bool | None = None,
+    context_length: int | None = None,
+    allow_approximate: bool = False,
+    calibration: str | Path | None = None,
+    text_only: bool = False,
+    surgery: str | Path | Recipe | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    progress: StageProgress | None = None,
+) -> ConvertResult:
+    """Turn a checkpoint into a GGUF that stock llama.cpp runs: `tinyq convert`.
+
+    `source` is a folder in Hugging Face layout, or a torch state dict: a file, or the only one in its folder. `type` is
+    `auto` (the smallest that is exact) or one such as `f32`, `f16`, `q8_0`, `q4_k_m`; `target_bpw` (bits per weight) or
+    `target_size` (bytes, or a text such as `500M`) choose the types by measurement instead. `tensor_types` maps regular
+    expressions over tensor names to types (or lists texts REGEX=TYPE; the last that matches wins). `surgery`, a recipe as
+    `operate` takes it, is done on the way. Before the file appears, llama.cpp and the source's tokenizer encode a probe
+    text, and must agree.
+
+    `progress` is called with (stage, done, total). With `dry_run` nothing is written.
+
+    Raises InputError or a kind of it (CheckpointError, UnsupportedError, TokenizerError) for what cannot be converted,
+    OutputError where `out` exists without `force` or cannot be written, LlamaError where llama.cpp refuses the file.
+    """
+    out = Path(out)
+    at_least("--context-length", context_length, 1, MAX_CONTEXT)
+    at_least("--threads", threads)
+    if not dry_run:
+        check_output(out, force)
+    request = Request(
+        source=Path(source),
+        type=type.lower(),
+        tokenizer=optional_path(tokenizer),
+        target=target,
+        add_bos=add_bos,
+        threads=threads or 0,
+        text_only=text_only,
+        operation=None if surgery is None else _operation(recipe_of(surgery)),
+        context_length=context_length,
+        allow_approximate=allow_approximate,
+        calibration=optional_path(calibration),
+        options=type_options(tensor_types, output_type, embedding_type, pure),
+        imatrix=optional_path(imatrix),
+    )
+    size = size_target(target_bpw, target_size, calibration)
+    chosen = None
+    if size is None:
+        conversion = _prepared(request, progress)
+    elif request.type != AUTO:
+        raise InputError("--type and a size (--target-bpw, --target-size) contradict each other; give one of them")
+    else:
+        check_output(out, force or dry_run)  # measuring needs room beside the output
+        conversion, chosen = prepare_conversion(request, size, out, progress)
+    if dry_run:
+        return ConvertResult(conversion, chosen)
+    advance = counted(progress, "writing", conversion.layout.data_bytes)
+    written = execute(conversion, out, force=force, threads=request.workers, progress=advance, prove=prove_vocabulary)
+    return ConvertResult(conversion, chosen, written)
+
+
+def _operation(recipe: Recipe) -> Operation | None:
+    return Operation(str(recipe), lambda model: operate(model, recipe)) if recipe else None
+
+
+def _prepared(request: Request, progress: StageProgress | None) -> Conversion:
+    opened = open_source(request)
+    total = sum(tensor.size for tensor in opened.halvable) if request.type == AUTO else 0
+    return prepare(request, opened, counted(progress, "reading", total))

@@ -1,0 +1,125 @@
+"""GGUF files scored by llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast, get_args
+
+from gguf_tools.api.options import at_least, card_options, one_of, optional_path
+from gguf_tools.api.results.evaluation import EvaluateResult
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.prompts import load_prompts
+from gguf_tools.evaluation.tables import ordered
+from gguf_tools.evaluation.text_files import read_text
+from gguf_tools.progress import StageProgress
+from gguf_tools.runtime.process import KVType, RuntimeOptions
+
+SUITES = ("fidelity", "card", "all")
+DTYPES = ("f32", "f64")
+_FIDELITY_ONLY = {"--reference": None, "--prompts": None, "--dtype": "f32", "--no-speed": True}
+_CARD_ONLY = {
+    "--questions": "general",
+    "--repeat-set": 1,
+    "--held-out": None,
+    "--weight": None,
+    "--thinking": False,
+    "--answer-tokens": 128,
+    "--think-tokens": 1024,
+}
+
+
+def evaluate(
+    models: str | Path | Sequence[str | Path],
+    *,
+    reference: str | Path | None = None,
+    suite: str = "fidelity",
+    prompts: str | Path | None = None,
+    text: str | Path | None = None,
+    tokens: int = 100,
+    kv_type: str = "f32",
+    flash_attn: bool = False,
+    gpu_layers: int = 0,
+    context: int | None = None,
+    dtype: str = "f32",
+    speed: bool = True,
+    questions: str | Path = "general",
+    repeat_set: int = 1,
+    held_out: str | Path | None = None,
+    weights: Mapping[str, float] | None = None,
+    thinking: bool = False,
+    answer_tokens: int = 128,
+    think_tokens: int = 1024,
+    threads: int | None = None,
+    progress: StageProgress | None = None,
+) -> EvaluateResult:
+    """Run each GGUF greedily by llama.cpp, in a process of its own, and score it: `tinyq eval`.
+
+    Suite `fidelity` compares it with the torch reference: `reference` (a checkpoint or a GGUF), else the checkpoint
+    recorded in the file or lying beside it if it is unchanged, else one rebuilt from the file's own tensors. Suite `card`
+    asks questions by the model's own chat template (`questions` to `think_tokens` are its options) and gives one score of
+    100; `all` does both. Several models come best first. `require` of the result checks thresholds.
+
+    `progress` is called with (stage, done, total).
+
+    Raises InputError or CheckpointError for a broken file or an option that does not fit, LlamaError where llama.cpp fails.
+    """
+    one_of("--suite", suite, SUITES)
+    one_of("--kv-type", kv_type, get_args(KVType))
+    one_of("--dtype", dtype, DTYPES)
+    at_least("--tokens", tokens)
+    at_least("--context", context)
+    at_least("--threads", threads)
+    if suite == "card":
+        _refuse(_FIDELITY_ONLY, (reference, prompts, dtype, speed), "fidelity")
+    if suite == "fidelity":
+        given = (questions, repeat_set, held_out, weights, thinking, answer_tokens, think_tokens)
+        _refuse(_CARD_ONLY, given, "card")
+    paths = [Path(models)] if isinstance(models, str | Path) else [Path(model) for model in models]
+    if not paths:
+        raise InputError("there is no file to score; give at least one GGUF")
+    twice = next((path for n, path in enumerate(paths) if path in paths[:n]), None)
+    if twice:
+        raise InputError(f"{twice}: is given twice; give each file once")
+    # torch, which the reference runs on, takes seconds to load.
+    from gguf_tools.evaluation.run import FidelityRequest, measure_files
+    from surgery.model import operate_text
+
+    fidelity = asked = None
+    if suite != "card":
+        fidelity = FidelityRequest(
+            reference=optional_path(reference),
+            operate=operate_text,
+            dtype=dtype,
+            prompts=load_prompts(Path(prompts)) if prompts else None,
+            text=read_text(Path(text)) if text else None,
+            n_generate=tokens,
+            speed=speed,
+        )
+    if suite != "fidelity":
+        asked = card_options(
+            questions=questions,
+            repeat_set=repeat_set,
+            held_out=held_out,
+            weights=weights,
+            thinking=thinking,
+            answer_tokens=answer_tokens,
+            think_tokens=think_tokens,
+            text=text,
+            completion_tokens=tokens,
+        )
+    options = RuntimeOptions(
+        kv_type=cast(KVType, kv_type),
+        flash_attn=flash_attn,
+        gpu_layers=gpu_layers,
+        threads=threads,
+        context_length=context,
+    )
+    return EvaluateResult(tuple(ordered(list(measure_files(paths, options, fidelity, asked, progress)))))
+
+
+def _refuse(defaults: Mapping[str, object], given: Sequence[object], suite: str) -> None:
+    """InputError for an option, given otherwise than by default, on what is not measured without `suite`."""
+    for (option, default), value in zip(defaults.items(), given, strict=True):
+        if value != default:
+            raise InputError(f"{option} needs --suite {suite} or all")

@@ -1,0 +1,16 @@
+"""A GGUF opened to be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf_tools.api.results.gguf import GGUFFile
+from gguf_tools.formats.gguf import source
+
+
+def open_gguf(path: str | Path) -> GGUFFile:
+    """Open a GGUF, with all its parts where it is split: its metadata, and its tensors, decoded when they are read.
+
+    Raises CheckpointError, naming file and key or tensor, where it is no GGUF, cut short or broken.
+    """
+    return GGUFFile(source.open_gguf(Path(path)))

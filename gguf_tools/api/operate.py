@@ -1,0 +1,108 @@
+"""Layer surgery on a checkpoint or a GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf_tools.api.options import at_least, counted, optional_path, recipe_of
+from gguf_tools.api.results.surgery import OperateResult, SurgeryPlan
+from gguf_tools.errors import InputError
+from gguf_tools.formats import journal
+from gguf_tools.formats.gguf.header import is_gguf
+from gguf_tools.machine import available_cores
+from gguf_tools.progress import StageProgress
+from surgery.checkpoint.rewrite import CheckpointPlan, plan_checkpoint, write_checkpoint
+from surgery.gguf.in_place import apply_in_place, plan_in_place
+from surgery.gguf.layers import open_layered
+from surgery.gguf.rewrite import plan_gguf, write_plan
+from surgery.recipe import Recipe
+from surgery.recipe import save_recipe as save
+
+
+def operate(
+    source: str | Path,
+    out: str | Path | None = None,
+    recipe: str | Path | Recipe | None = None,
+    *,
+    in_place: bool = False,
+    undo: bool = False,
+    save_recipe: str | Path | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    progress: StageProgress | None = None,
+) -> OperateResult:
+    """Operate on the layers of a checkpoint (writes a folder) or of a GGUF (writes a GGUF): `tinyq surgery`.
+
+    `recipe` is a text such as `swap(1:3) + delete(5)` or the name of a TOML file. Whole layers of a GGUF are copied as they
+    are, quantized or not; what is blended or scaled is encoded again to the type that it had. `in_place` changes a GGUF
+    itself, where the recipe only puts whole layers in another order; `undo` takes the last such change back.
+    Where one was interrupted, `in_place` completes it first, and without a recipe only completes it.
+    `save_recipe` writes the recipe to a TOML file.
+
+    `progress` is called with (stage, done, total). With `dry_run` nothing is written.
+
+    Raises InputError or a kind of it for a recipe that does not fit the model, OutputError where `out` exists without
+    `force`, is the source, or cannot be written.
+    """
+    source, out = Path(source), optional_path(out)
+    at_least("--threads", threads)
+    if undo:
+        if out is not None or recipe:
+            raise InputError("--undo takes back the last change made in place; give it SOURCE alone")
+        return OperateResult(source, undone=journal.undo(source))
+    _check_outputs(source, out, in_place, dry_run)
+    parsed = Recipe() if recipe is None else recipe_of(recipe)
+    completed = _completed(source) if in_place and not dry_run else None
+    if completed and not parsed:
+        return OperateResult(source, in_place=True, completed=completed)
+    if not parsed:
+        raise InputError("no op was given; name one, such as --swap 1:3, or --recipe FILE")
+    plan = _planned(source, parsed)
+    target = source if in_place else out
+    if dry_run:
+        if in_place and not isinstance(plan, CheckpointPlan):
+            plan_in_place(plan)  # raises what the change would raise
+        return OperateResult(source, target, plan, in_place)
+    size = _written(plan, out, force, threads, progress)
+    result = OperateResult(source, target, plan, in_place, size)
+    if save_recipe is not None:
+        save(parsed, Path(save_recipe), result.layers_before)
+    return result
+
+
+def _check_outputs(source: Path, out: Path | None, in_place: bool, dry_run: bool) -> None:
+    if out is not None and in_place:
+        raise InputError(f"{out}: --in-place changes {source} itself and takes no OUT; leave one of the two out")
+    if out is None and not in_place and not dry_run:
+        raise InputError(
+            f"{source}: where should the result go? Give OUT, or --in-place for another order of a GGUF's layers"
+        )
+
+
+def _completed(source: Path) -> str | None:
+    """Complete a change in place of the file that was interrupted; what it was, None where there was none."""
+    record = journal.recover(source)
+    return f"{'undoing ' if record.undoes else ''}{record.note}" if record else None
+
+
+def _planned(source: Path, recipe: Recipe) -> SurgeryPlan:
+    if source.is_file() and is_gguf(source):
+        return plan_gguf(open_layered(source), recipe)
+    return plan_checkpoint(source, recipe)
+
+
+def _written(
+    plan: SurgeryPlan, out: Path | None, force: bool, threads: int | None, progress: StageProgress | None
+) -> int:
+    """Carry the plan out, in place without `out`; bytes written."""
+    if isinstance(plan, CheckpointPlan):
+        if out is None:
+            raise InputError(f"{plan.checkpoint.path}: is not a GGUF file; --in-place is for those alone, give OUT")
+        return write_checkpoint(plan, out, force=force, progress=counted(progress, "writing", plan.size))
+    if out is None:
+        planned = plan_in_place(plan)
+        apply_in_place(planned)
+        return sum(len(patch.new) for patch in planned.patches)
+    advance = counted(progress, "writing", plan.entries[1])
+    return write_plan(plan, out, force=force, threads=threads or available_cores(), progress=advance)

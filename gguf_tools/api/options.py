@@ -1,0 +1,139 @@
+"""Arguments of the public functions, checked and turned into what the rooms take.
+
+Errors call an argument by its option on the command line, where dashes stand for underscores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gguf_tools.allocation.choose import SizeTarget
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.card.parts import checked_weights
+from gguf_tools.evaluation.card.questions import choose
+from gguf_tools.evaluation.card.suite import CardOptions
+from gguf_tools.progress import ByteProgress, StageProgress
+from quant.recipes import Override, TypeOptions, writable_type
+
+if TYPE_CHECKING:
+    from surgery.recipe import Recipe
+
+TensorTypes = Mapping[str, str] | Iterable[str]
+"""Types by regular expression: a mapping, or texts REGEX=TYPE; the last that matches a tensor's name wins."""
+
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) *(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
+
+
+def optional_path(path: str | Path | None) -> Path | None:
+    """The path, where one was given."""
+    return None if path is None else Path(path)
+
+
+def at_least(option: str, value: int | None, least: int = 1, most: int | None = None) -> None:
+    """InputError where a number that was given is no whole number between `least` and `most`."""
+    if value is None:
+        return
+    if type(value) is not int or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{option} is {value!r}; a whole number {bounds} is expected")
+
+
+def one_of(option: str, value: str, known: Sequence[str]) -> None:
+    """InputError where a value is none of those known."""
+    if value not in known:
+        raise InputError(f"{option} is {value!r}; {', '.join(known)} are known")
+
+
+def type_options(
+    tensor_types: TensorTypes, output_type: str | None, embedding_type: str | None, pure: bool
+) -> TypeOptions:
+    """What the user changes about a recipe. Raises InputError for a bad regex or a type that cannot be written."""
+    if isinstance(tensor_types, Mapping):
+        texts = [f"{pattern}={name}" for pattern, name in tensor_types.items()]
+    else:
+        texts = [tensor_types] if isinstance(tensor_types, str) else list(tensor_types)
+    return TypeOptions(
+        pure=pure,
+        output_type=writable_type(output_type) if output_type else None,
+        embedding_type=writable_type(embedding_type) if embedding_type else None,
+        overrides=tuple(map(Override.parse, texts)),
+    )
+
+
+def size_target(
+    target_bpw: float | None, target_size: str | int | None, calibration: str | Path | None
+) -> SizeTarget | None:
+    """The size that was asked for, if any. Raises InputError where two were, or one is not above 0."""
+    if target_bpw is None and target_size is None:
+        return None
+    if target_bpw is not None and target_size is not None:
+        raise InputError("--target-bpw and --target-size are two sizes; give one of them")
+    if target_bpw is not None and not target_bpw > 0:
+        raise InputError(f"--target-bpw is {target_bpw!r}; a number above 0 is expected")
+    size = None if target_size is None else byte_count(target_size, "--target-size")
+    return SizeTarget(target_bpw, size, optional_path(calibration))
+
+
+def byte_count(size: str | int, option: str) -> int:
+    """Bytes from a number, or a text such as 500M, 1.5G or 2GiB (units of 1000; with an i of 1024). Raises InputError."""
+    match = _SIZE.fullmatch(str(size).strip())
+    if not match or (match["binary"] and not match["unit"]):
+        raise InputError(f"{option} {size!r} is not a size; expected such as 500M, 1.5G or 2GiB")
+    power = " KMGT".index(match["unit"].upper() or " ")
+    count = int(float(match["number"]) * (1024 if match["binary"] else 1000) ** power)
+    if count < 1:
+        raise InputError(f"{option} {size!r} is less than a byte")
+    return count
+
+
+def recipe_of(given: str | Path | Recipe) -> Recipe:
+    """Layer surgery from a recipe, its text such as `swap(1:3) + delete(5)`, or the name of a TOML file."""
+    from surgery.recipe import Recipe, load_recipe, read_file
+
+    if isinstance(given, Recipe):
+        return given
+    return read_file(given) if isinstance(given, Path) else load_recipe(given)
+
+
+def card_options(
+    *,
+    questions: str | Path,
+    repeat_set: int,
+    held_out: str | Path | None,
+    weights: Mapping[str, float] | None,
+    thinking: bool,
+    answer_tokens: int,
+    think_tokens: int,
+    text: str | Path | None = None,
+    completion_tokens: int = 100,
+) -> CardOptions:
+    """What the card suite asks. Raises InputError for a broken file or a part of the score that does not exist."""
+    at_least("--repeat-set", repeat_set)
+    at_least("--answer-tokens", answer_tokens)
+    at_least("--think-tokens", think_tokens)
+    return CardOptions(
+        choice=choose(str(questions), repeat_set, None if held_out is None else str(held_out), optional_path(text)),
+        thinking=thinking,
+        answer_tokens=answer_tokens,
+        think_tokens=think_tokens,
+        completion_tokens=completion_tokens,
+        weights=checked_weights(dict(weights or {})),
+    )
+
+
+def counted(progress: StageProgress | None, stage: str, total: int) -> ByteProgress:
+    """A callback for the bytes of one stage that tells `progress` how many are done in all; silent without a total."""
+    if progress is None or not total:
+        return lambda _: None
+    tell, done = progress, 0
+    tell(stage, 0, total)
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(stage, done, total)
+
+    return advance

@@ -1,0 +1,81 @@
+"""A GGUF into a smaller type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf_tools.allocation.prepare import prepare_quantization
+from gguf_tools.api.options import (
+    TensorTypes,
+    at_least,
+    byte_count,
+    counted,
+    optional_path,
+    size_target,
+    type_options,
+)
+from gguf_tools.api.results.quantization import QuantizeResult
+from gguf_tools.errors import InputError
+from gguf_tools.formats.output import check_output
+from gguf_tools.progress import StageProgress
+from gguf_tools.quantization.plan import QuantizeRequest, prepare
+from gguf_tools.quantization.write import check_outputs, execute
+
+
+def quantize(
+    source: str | Path,
+    out: str | Path,
+    type: str | None = None,
+    *,
+    tensor_types: TensorTypes = (),
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+    pure: bool = False,
+    imatrix: str | Path | None = None,
+    target_bpw: float | None = None,
+    target_size: str | int | None = None,
+    calibration: str | Path | None = None,
+    allow_requantize: bool = False,
+    keep_split: bool = False,
+    split_max_size: str | int | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    progress: StageProgress | None = None,
+) -> QuantizeResult:
+    """Quantize a GGUF (any part of it where it is split), byte for byte as llama.cpp does: `tinyq quantize`.
+
+    Give `type` (such as `q8_0` or `q4_k_m`), or a size by which the types are chosen by measurement: `target_bpw` (bits
+    per weight) or `target_size` (bytes, or a text such as `500M`). `tensor_types` is that of `convert`;
+    `split_max_size` bounds the tensor data of each part.
+
+    `progress` is called with (stage, done, total). With `dry_run` nothing is written.
+
+    Raises InputError or CheckpointError for a source, type or importance matrix that does not fit, OutputError where `out`
+    exists without `force`, is the source, or cannot be written.
+    """
+    out = Path(out)
+    at_least("--threads", threads)
+    target = size_target(target_bpw, target_size, calibration)
+    if (type is None) == (target is None):
+        raise InputError("give either TYPE or a size (--target-bpw, --target-size), and not both")
+    request = QuantizeRequest(
+        source=Path(source),
+        type=(type or "q8_0").lower(),
+        options=type_options(tensor_types, output_type, embedding_type, pure),
+        imatrix=optional_path(imatrix),
+        allow_requantize=allow_requantize,
+        keep_split=keep_split,
+        split_max_size=byte_count(split_max_size, "--split-max-size") if split_max_size else None,
+    )
+    chosen = None
+    if target is None:
+        plan = prepare(request)
+    else:
+        check_output(out, force or dry_run)  # measuring takes a while, and room beside the output
+        plan, chosen = prepare_quantization(request, target, out, threads=threads or 0, progress=progress)
+    if dry_run:
+        return QuantizeResult(plan, chosen)
+    check_outputs(plan, out, force)
+    advance = counted(progress, "quantizing", plan.report.bytes)
+    return QuantizeResult(plan, chosen, execute(plan, out, force=force, threads=threads or 0, progress=advance))

@@ -1,0 +1,174 @@
+"""A conversion, planned or done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.allocation.choose import Chosen
+from gguf_tools.conversion.plan import Conversion
+from gguf_tools.conversion.write import Converted
+from gguf_tools.formats.gguf import keys
+from gguf_tools.text import Block, Facts, Grid, Lines, Shown, human_bytes, human_count
+
+
+@dataclass(frozen=True, repr=False)
+class ConvertResult(Shown):
+    """What `convert` did, or would do: `written` is None after a dry run, `chosen` unless types were chosen for a size."""
+
+    conversion: Conversion
+    chosen: Chosen | None = None
+    written: Converted | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The file that was written."""
+        return self.written.path if self.written else None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return self.written.bytes if self.written else self.conversion.size
+
+    @property
+    def target(self) -> str:
+        """llama.cpp's architecture."""
+        return self.conversion.plan.target.name
+
+    @property
+    def type(self) -> str:
+        """The recipe of types, such as q4_k_m."""
+        return self.conversion.decision.recipe
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about the checkpoint and its tokenizer."""
+        return self.conversion.notes
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `tinyq convert --json` writes."""
+        report = _plan_dict(self.conversion)
+        report |= {"allocation": self.chosen.as_dict()} if self.chosen else {}
+        return report | (_written_dict(self.written) if self.written else {})
+
+    def blocks(self) -> Sequence[Block]:
+        """A dry run as a table of tensors and a summary, a finished one as the summary alone."""
+        head = [Lines(self.chosen.sentence)] if self.chosen else []
+        facts = _overview(self.conversion)
+        if self.written:
+            return [*head, Facts([*facts, *_outcome(self.written)])]
+        return [*head, _tensors(self.conversion), Lines(), Facts(facts), Lines("nothing was written (--dry-run)")]
+
+
+def _plan_dict(conversion: Conversion) -> dict[str, Any]:
+    made = conversion.plan
+    return {
+        "family": conversion.family,
+        "target": made.target.name,
+        "surgery": _recipe(conversion),
+        "rewrites": [{"name": rewrite.name, "why": rewrite.why} for rewrite in made.rewrites],
+        "extra_parameters": made.extra_parameters,
+        "extra_cache": made.extra_cache,
+        "approximate": [made.approximation.name] if made.approximation else [],
+        "fits": [asdict(fit) for fit in made.fits],
+        "type": conversion.decision.recipe,
+        "type_reason": conversion.decision.reason,
+        "notes": list(conversion.notes),
+        **conversion.report.as_dict(),
+        "bytes": conversion.size,
+        "tensors": [
+            {
+                "name": choice.name,
+                "shape": list(tensor.shape),
+                "type": choice.type.name,
+                "bytes": entry.nbytes,
+                "sources": list(tensor.sources),
+                "reason": choice.reason,
+            }
+            for choice, tensor, entry in zip(
+                conversion.choices, conversion.tensors, conversion.layout.entries, strict=True
+            )
+        ],
+    }
+
+
+def _recipe(conversion: Conversion) -> str | None:
+    field = conversion.metadata.get(keys.SURGERY)
+    return None if field is None else str(field.value)
+
+
+def _written_dict(written: Converted) -> dict[str, Any]:
+    """What the finished conversion adds: where the file is, and what narrowing did to a sample of the weights."""
+    narrowing = {
+        name: {
+            "weights": loss.weights,
+            "changed": loss.changed,
+            "max_abs_change": loss.max_abs_change,
+            "rms_change": loss.rms_change,
+        }
+        for name, loss in written.losses.items()
+    }
+    errors = {name: loss.relative_error for name, loss in written.by_tensor.items()}
+    return {"path": str(written.path), "bytes": written.bytes, "narrowing": narrowing, "relative_rms_error": errors}
+
+
+def _tensors(conversion: Conversion) -> Grid:
+    """A line for each tensor."""
+    rows = []
+    for choice, tensor, entry in zip(conversion.choices, conversion.tensors, conversion.layout.entries, strict=True):
+        names = tensor.sources
+        origin = "(made)" if not names else names[0] if len(names) == 1 else f"{names[0]} + {len(names) - 1}"
+        shape = "×".join(map(str, tensor.shape))
+        rows.append((choice.name, shape, choice.type.name, human_bytes(entry.nbytes), origin))
+    return Grid(("tensor", "shape", "type", "size", "source"), rows, "<<<><")
+
+
+def _outcome(written: Converted) -> list[tuple[str, str]]:
+    """What was written, and what narrowing did to the weights."""
+    rows = []
+    for name, loss in written.losses.items():
+        if loss.changed and name in ("f16", "bf16"):
+            said = f"{loss.changed:,} of {loss.weights:,} weights looked at by storing them as {name}, "
+            rows.append(("changed", f"{said}by {loss.max_abs_change:.1e} at most"))
+        elif loss.changed:
+            error = f"relative RMS error {loss.relative_error:.2e} in {loss.weights:,} weights looked at"
+            rows.append(("rounded", f"to {name}: {error}"))
+    size = human_bytes(written.bytes)
+    return [*rows, ("wrote", f"{written.path} ({size}); both sides tokenize the probe text alike")]
+
+
+def _overview(conversion: Conversion) -> list[tuple[str, str]]:
+    """Source, target, rewrites, types and notes, each under its label."""
+    made, report, model = conversion.plan, conversion.report, conversion.plan.model
+    layers = f"layers {model.spec.pattern}, {human_count(model.parameters)} parameters"
+    rows = [("source", f"{conversion.source} ({conversion.family}, {layers})"), ("target", made.target.name)]
+    if recipe := _recipe(conversion):
+        rows.append(("surgery", recipe))
+    if made.approximation:
+        rows.append(("NOT EXACT", f"{made.approximation.name}: {made.approximation.why}"))
+        rows += [
+            (
+                f"layer {fit.layer}",
+                f"{fit.agreement:.2%} of the calibration tokens reach the same experts, whose weights differ "
+                f"by {fit.weight_error:.1e} (RMS); τ = {fit.slope:.3f}",
+            )
+            for fit in made.fits
+        ]
+    rows += [("rewrite", f"{rewrite.name}: {rewrite.why}") for rewrite in made.rewrites]
+    if made.extra_parameters:
+        share = made.extra_parameters / (model.parameters - made.extra_parameters)
+        cost = f"{human_count(made.extra_parameters)} parameters more ({share:.1%})"
+        if made.extra_cache:
+            before = model.spec.cache_width - made.extra_cache
+            cost += f", {model.spec.cache_width} numbers a token in the cache instead of {before}"
+        rows.append(("cost", cost))
+    types = ", ".join(f"{share.tensors} {share.type}" for share in report.types)
+    rows.append(("type", f"{conversion.decision.recipe}: {conversion.decision.reason}"))
+    rows.append(("tensors", f"{types}; {report.bits_per_weight:.2f} bits per weight, {human_bytes(conversion.size)}"))
+    rows += [
+        ("fallback", f"{len(fall.tensors)} tensors wanted {fall.wanted}, got {fall.type}: {fall.reason}")
+        for fall in report.fall_backs
+    ]
+    return rows + [("note", note) for note in conversion.notes]

@@ -1,0 +1,85 @@
+"""Scores of one GGUF, or of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gguf_tools.errors import InputError, ThresholdError
+from gguf_tools.evaluation import tables
+from gguf_tools.text import Block, Grid, Lines, Shown
+
+if TYPE_CHECKING:
+    from gguf_tools.evaluation.card.results import CardReport
+    from gguf_tools.evaluation.fidelity import FidelityReport
+    from gguf_tools.evaluation.run import FileScores
+    from gguf_tools.runtime.interface import Speed
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluateResult(Shown):
+    """What `evaluate` measured: `scores` has the facts, fidelity and card of each file, best first."""
+
+    scores: tuple[FileScores, ...]
+
+    @property
+    def fidelity(self) -> FidelityReport | None:
+        """The best file's distance from the reference; None under suite card."""
+        evaluation = self.scores[0].evaluation
+        return evaluation.fidelity if evaluation else None
+
+    @property
+    def speed(self) -> Speed | None:
+        """The best file's speed, where it was measured."""
+        evaluation = self.scores[0].evaluation
+        return evaluation.speed if evaluation else None
+
+    @property
+    def card(self) -> CardReport | None:
+        """The best file's answers and score; None under suite fidelity."""
+        return self.scores[0].card
+
+    def require(
+        self,
+        *,
+        min_top1: float | None = None,
+        max_nmse: float | None = None,
+        max_kl: float | None = None,
+        min_greedy: float | None = None,
+        min_score: float | None = None,
+    ) -> EvaluateResult:
+        """The result itself where every file meets every threshold given; they are those of `tinyq eval`.
+
+        Raises ThresholdError that names each file and number that fell short, InputError for a threshold on what was not
+        measured.
+        """
+        bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
+        if self.fidelity is None and (asked := [name for name, bound in bounds.items() if bound is not None]):
+            raise InputError(f"{asked[0]} needs suite fidelity or all, and only the card was measured")
+        if self.card is None and min_score is not None:
+            raise InputError("min_score needs suite card or all, and only the fidelity was measured")
+        short = tables.shortcomings(self.scores, bounds, min_score)
+        if short:
+            raise ThresholdError("; ".join(short))
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `tinyq eval --json` writes."""
+        return tables.json_of(self.scores)
+
+    def as_csv(self) -> str:
+        """What `tinyq eval --csv` writes: a line a file."""
+        return tables.csv_of(self.scores)
+
+    def as_markdown(self) -> str:
+        """What `tinyq eval --markdown` writes."""
+        return tables.markdown_of(self.scores)
+
+    def blocks(self) -> Sequence[Block]:
+        """All that was measured."""
+        return [Lines(tables.text_of(self.scores))]
+
+    def _repr_html_(self) -> str:
+        grid = Grid(*tables.table_of(self.scores, tables.short_names([one.model.path for one in self.scores])))
+        return f"<div>{grid.html()}{''.join(block.html() for block in self.blocks())}</div>"

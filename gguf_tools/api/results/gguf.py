@@ -1,0 +1,71 @@
+"""An open GGUF."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.text import Block, Facts, Grid, Lines, Shown, shortened
+
+VALUE = 96
+"""Longest metadata value that is shown."""
+
+
+@dataclass(frozen=True, repr=False)
+class GGUFFile(Shown):
+    """A GGUF: its metadata, and its tensors, of which nothing is read before it is asked for."""
+
+    source: GGUFSource
+
+    @property
+    def path(self) -> Path:
+        """The file, or the part of it that was named."""
+        return self.source.path
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`; CheckpointError where it is missing."""
+        return self.source.architecture
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The values by key, arrays as tuples."""
+        return {key: field.value for key, field in self.source.header.metadata.items()}
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors by name; `array()` gives one as float32 in numpy's order of axes, quantized blocks decoded."""
+        return self.source.tensors
+
+    def as_dict(self) -> dict[str, Any]:
+        """Path, metadata, and name, shape, type and bytes of each tensor."""
+        return {
+            "path": str(self.path),
+            "metadata": {key: _plain(value) for key, value in self.metadata.items()},
+            "tensors": [
+                {"name": entry.name, "shape": list(entry.shape), "type": entry.type.name, "bytes": entry.nbytes}
+                for entry in self.source.header.tensors
+            ],
+        }
+
+    def blocks(self) -> Sequence[Block]:
+        """Metadata with long values cut short, and the tensors."""
+        known = [(key, _short(value)) for key, value in self.metadata.items()]
+        width = 1 + max((len(key) for key, _ in known), default=0)
+        rows = [(entry.name, "×".join(map(str, entry.shape)), entry.type.name) for entry in self.source.header.tensors]
+        facts = Facts([("path", str(self.path)), *known], max(width, 5))
+        return [facts, Lines(), Grid(("tensor", "shape", "type"), rows, "<")]
+
+
+def _plain(value: Any) -> Any:
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > 8:
+        return f"{len(value):,} values: {shortened(', '.join(map(str, value[:8])), VALUE)}, …"
+    return shortened(", ".join(map(str, value)) if isinstance(value, tuple) else str(value), VALUE)

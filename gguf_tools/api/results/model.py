@@ -1,0 +1,106 @@
+"""A loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.model.spec import Model, ModelSpec
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.text import Block, Facts, Grid, Lines, Shown, human_count
+
+if TYPE_CHECKING:
+    from gguf_tools.reference import Reference
+
+
+@dataclass(frozen=True, repr=False)
+class LoadedModel(Shown):
+    """A checkpoint or a GGUF as a model: what its layers are, and their weights, which are read when they are asked for."""
+
+    path: Path
+    model: Model
+
+    @property
+    def family(self) -> str:
+        """The family that recognised the checkpoint, or the architecture of the GGUF."""
+        return self.model.family
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Shapes, norms, rope and router of every layer."""
+        return self.model.spec
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The weights by role, such as `layers.0.attn.q`; `array()` gives one as float32."""
+        layers = (
+            (f"layers.{n}.{role}", tensor)
+            for n, layer in enumerate(self.model.layers)
+            for role, tensor in layer.tensors.items()
+        )
+        return {**self.model.tensors, **dict(layers)}
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, tied ones counted once."""
+        return self.model.parameters
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The torch reference, float32, with all weights in memory."""
+        from gguf_tools.reference import Reference
+
+        return Reference(self.model)
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.floating]:
+        """The reference's logits at every position of a sequence of token ids, shape (length, vocabulary)."""
+        (found,) = self.reference.logits([tokens])
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Path, family, sizes, the spec of every layer, notes, and shape and stored type of each tensor."""
+        spec = self.spec
+        return {
+            "path": str(self.path),
+            "family": self.family,
+            "parameters": self.parameters,
+            "active_parameters": self.model.active_parameters,
+            "pattern": spec.pattern,
+            "spec": _plain(asdict(spec)),
+            "notes": list(self.model.notes),
+            "tensors": [
+                {"role": role, "shape": list(tensor.shape), "type": tensor.dtype, "sources": list(tensor.sources)}
+                for role, tensor in self.tensors.items()
+            ],
+        }
+
+    def blocks(self) -> Sequence[Block]:
+        """Sizes and notes, and the tensors."""
+        spec = self.spec
+        facts = [
+            ("path", str(self.path)),
+            ("family", self.family),
+            ("weights", f"{human_count(self.parameters)} parameters"),
+            ("layers", f"{len(spec.layers)}: {spec.pattern}"),
+            ("hidden", str(spec.hidden)),
+            ("context", str(spec.context_length)),
+            ("tokens", str(spec.vocab_size)),
+            *(("note", note) for note in self.model.notes),
+        ]
+        rows = [(role, "×".join(map(str, tensor.shape)), tensor.dtype) for role, tensor in self.tensors.items()]
+        return [Facts(facts), Lines(), Grid(("tensor", "shape", "type"), rows, "<")]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and sets as lists, as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,157 @@
+"""A quantization, planned or done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.allocation.choose import Chosen
+from gguf_tools.quantization.plan import Quantization
+from gguf_tools.quantization.write import Quantized
+from gguf_tools.text import Block, Facts, Grid, Lines, Shown, human_bytes
+from quant.encode import Narrowing
+
+
+@dataclass(frozen=True, repr=False)
+class QuantizeResult(Shown):
+    """What `quantize` did, or would do: `written` is None after a dry run, `chosen` unless types were chosen for a size."""
+
+    plan: Quantization
+    chosen: Chosen | None = None
+    written: Quantized | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that were written, several where the output is split."""
+        return self.written.paths if self.written else ()
+
+    @property
+    def path(self) -> Path | None:
+        """The first file that was written."""
+        return self.paths[0] if self.paths else None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the output, all parts together."""
+        return self.plan.size
+
+    @property
+    def type(self) -> str:
+        """The recipe of types, such as q4_k_m."""
+        return self.plan.recipe.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what was changed beside the types."""
+        return self.plan.notes
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `tinyq quantize --json` writes."""
+        plan, losses = self.plan, self.written.losses if self.written else None
+        report: dict[str, Any] = {
+            "source": [str(header.path) for header in plan.sources],
+            "type": plan.recipe.name,
+            "size": plan.size,
+            "notes": list(plan.notes),
+            **plan.report.as_dict(),
+            "tensors": [
+                {
+                    "name": choice.name,
+                    "shape": list(tensor.shape),
+                    "from": tensor.entry.type.name,
+                    "type": choice.type.name,
+                    "wanted": choice.wanted.name,
+                    "reason": choice.reason,
+                    "bytes": entry.nbytes,
+                    "importance": choice.name in plan.importance,
+                    **({} if losses is None else _loss_dict(losses.get(choice.name))),
+                }
+                for choice, tensor, entry in zip(plan.choices, plan.tensors, plan.entries, strict=True)
+            ],
+        }
+        report |= {"allocation": self.chosen.as_dict()} if self.chosen else {}
+        return report | ({"paths": [str(path) for path in self.written.paths]} if self.written else {})
+
+    def blocks(self) -> Sequence[Block]:
+        """A dry run as a table of tensors, a finished one as a table of types with their errors; and the summary."""
+        facts = _overview(self.plan, self.chosen)
+        if self.written is None:
+            return [_tensors(self.plan), Lines(), Facts(facts), Lines("nothing was written (--dry-run)")]
+        paths = self.written.paths
+        names = f"{paths[0]}" if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        facts.append(("wrote", f"{names} ({human_bytes(self.written.bytes)})"))
+        return [_types(self.plan, self.written), Lines(), Facts(facts)]
+
+
+def _loss_dict(loss: Narrowing | None) -> dict[str, Any]:
+    return {
+        "relative_rms_error": loss.relative_error if loss else None,
+        "measured_weights": loss.weights if loss else 0,
+    }
+
+
+def _tensors(plan: Quantization) -> Grid:
+    """A line for each tensor."""
+    rows = [
+        (
+            choice.name,
+            "×".join(map(str, tensor.shape)),
+            tensor.entry.type.name,
+            choice.type.name,
+            human_bytes(entry.nbytes),
+        )
+        for choice, tensor, entry in zip(plan.choices, plan.tensors, plan.entries, strict=True)
+    ]
+    return Grid(("tensor", "shape", "from", "type", "size"), rows, "<<<<>")
+
+
+def _types(plan: Quantization, written: Quantized) -> Grid:
+    """A line for each type with its error."""
+    losses: dict[str, Narrowing] = {}
+    for choice in plan.choices:
+        if choice.name in written.losses:
+            loss = written.losses[choice.name]
+            losses[choice.type.name] = losses[choice.type.name] + loss if choice.type.name in losses else loss
+    rows = [
+        (
+            share.type,
+            str(share.tensors),
+            human_bytes(share.bytes),
+            f"{losses[share.type].relative_error:.2e}" if share.type in losses else "",
+        )
+        for share in plan.report.types
+    ]
+    return Grid(("type", "tensors", "size", "relative RMS error"), rows, "<>")
+
+
+def _overview(plan: Quantization, chosen: Chosen | None) -> list[tuple[str, str]]:
+    """Source, types and fall-backs, each under its label."""
+    report, parts = plan.report, len(plan.sources)
+    nominal = "" if chosen else f"(nominally {report.nominal_bits_per_weight:.2f}) "
+    rows = [
+        ("source", f"{plan.sources[0].path}" + (f" ({parts} parts)" if parts > 1 else "")),
+        (
+            "type",
+            f"{chosen.target.label if chosen else plan.recipe.name}: {report.bits_per_weight:.2f} bits per weight "
+            f"{nominal}in {plan.size:,} bytes" + (f", {len(plan.parts)} parts" if len(plan.parts) > 1 else ""),
+        ),
+        (
+            "tensors",
+            ", ".join(f"{share.tensors} {share.type}" for share in report.types)
+            + f"; {report.kept} of them are never quantized",
+        ),
+    ]
+    rows += [("target", chosen.sentence)] if chosen else []
+    if plan.importance:
+        quantized = [choice.name for choice in plan.choices if not choice.type.plain]
+        without = [name for name in quantized if name not in plan.importance]
+        more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+        what = f", not of {without[0]}{more}" if without else ""
+        rows.append(("imatrix", f"knows {len(quantized) - len(without)} of {len(quantized)} quantized tensors{what}"))
+    rows += [
+        ("fallback", f"{len(fall.tensors)} tensors wanted {fall.wanted}, got {fall.type}: {fall.reason}")
+        for fall in report.fall_backs
+    ]
+    return rows + [("note", note) for note in plan.notes]

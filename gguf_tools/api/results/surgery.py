@@ -1,0 +1,106 @@
+"""Layer surgery, planned, done or taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.text import Block, Facts, Lines, Shown, human_bytes
+from surgery.algebra import describe
+from surgery.checkpoint.rewrite import CheckpointPlan
+from surgery.draw import changes, draw, removed
+from surgery.gguf.rewrite import GGUFPlan
+
+SurgeryPlan = CheckpointPlan | GGUFPlan
+
+
+@dataclass(frozen=True, repr=False)
+class OperateResult(Shown):
+    """What `operate` did, or would do.
+
+    `path` is the output, None where a dry run named none; `bytes` what was written, None after a dry run. After an undo
+    `undone` is the recipe that was taken back, `completed` the change in place that had been interrupted where nothing else
+    was asked for; there is no plan then.
+    """
+
+    source: Path
+    path: Path | None = None
+    plan: SurgeryPlan | None = None
+    in_place: bool = False
+    bytes: int | None = None
+    undone: str | None = None
+    completed: str | None = None
+
+    @property
+    def recipe(self) -> str:
+        """The ops in order, as text."""
+        return str(self.plan.recipe) if self.plan else self.undone or self.completed or ""
+
+    @property
+    def kinds(self) -> tuple[Sequence[str], Sequence[str]]:
+        """The kind of each layer before and after: A attention, D linear attention; lower case without experts."""
+        if self.plan is None:
+            return (), ()
+        if isinstance(self.plan, CheckpointPlan):
+            return list(self.plan.source_model.spec.pattern), list(self.plan.model.spec.pattern)
+        return self.plan.letters
+
+    @property
+    def layers_before(self) -> int:
+        """Number of layers of the source."""
+        return len(self.kinds[0])
+
+    @property
+    def layers_after(self) -> int:
+        """Number of layers of the output."""
+        return len(self.kinds[1])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what else was changed in a GGUF."""
+        return () if self.plan is None or isinstance(self.plan, CheckpointPlan) or self.in_place else self.plan.notes
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `tinyq surgery --json` writes."""
+        plan = self.plan
+        if plan is None:
+            done = {"undone": self.undone} if self.completed is None else {"completed": self.completed}
+            return {"source": str(self.source), **done}
+        old, new = self.kinds
+        report: dict[str, Any] = {
+            "source": str(self.source),
+            "out": None if self.path is None else str(self.path),
+            "format": "checkpoint" if isinstance(plan, CheckpointPlan) else "gguf",
+            "in_place": self.in_place,
+            "recipe": self.recipe,
+            "layers_before": len(old),
+            "layers_after": len(new),
+            "layers": [
+                {"index": n, "kind": new[n], "from": describe(layer), "change": change}
+                for n, (layer, change) in enumerate(zip(plan.stack, changes(plan.stack), strict=True))
+            ],
+            "removed": removed(plan.stack, len(old)),
+            "computed_tensors": plan.computed,
+            "notes": list(self.notes),
+        }
+        return report | ({} if self.bytes is None else {"bytes": self.bytes})
+
+    def blocks(self) -> Sequence[Block]:
+        """The old and the new layers side by side, and what was written."""
+        plan = self.plan
+        if plan is None and self.completed is not None:
+            return [Facts([("completed", f"{self.completed} in {self.source}, which had been interrupted")])]
+        if plan is None:
+            return [Facts([("undone", f"{self.undone} in {self.source}")])]
+        old, new = map(list, self.kinds)
+        count = len(plan.computed)
+        made = f"{count} tensors are computed, all others copied" if count else "all tensors are copied as they are"
+        facts = [("recipe", self.recipe), ("layers", f"{len(old)} → {len(new)}; {made}")]
+        drawing = [Lines(), Lines(draw(plan.stack, len(old), old, new)), Lines()]
+        if self.bytes is None:
+            return [Facts(facts), *drawing, Lines("nothing was written (--dry-run)")]
+        where = " in the header" if self.in_place else ""
+        done = ("wrote", f"{self.path} ({human_bytes(self.bytes)}{where})")
+        return [Facts(facts), *drawing, Facts([*(("note", note) for note in self.notes), done])]

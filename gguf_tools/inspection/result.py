@@ -1,0 +1,142 @@
+"""What is known of a source or a GGUF file, as data and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gguf_tools.text import Block, Facts, Grid, Lines, Shown, human_bytes, human_count, shortened
+
+LINE = 96
+"""Longest value shown of a provenance key."""
+
+
+@dataclass(frozen=True)
+class StoredShare:
+    """How many tensors, weights and bytes are stored as one type."""
+
+    type: str
+    tensors: int
+    weights: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The tokenizer: `model` and `pre` in llama.cpp's names; ids of BOS and EOS where there are any."""
+
+    size: int
+    model: str
+    pre: str | None
+    bos: int | None
+    eos: int | None
+    add_bos: bool
+    chat_template: bool
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Inspection(Shown):
+    """All that is known of a source or a file.
+
+    `problems` are the errors that converting or running it would meet, one line each; what depends on them is None.
+    `target` is, for a checkpoint, what the planner picks: name, rewrites and their cost.
+    """
+
+    path: str
+    kind: str
+    family: str | None
+    architecture: str | None
+    types: tuple[StoredShare, ...]
+    parameters: int
+    active_parameters: int | None = None
+    layers: int | None = None
+    pattern: str | None = None
+    hidden: int | None = None
+    context: int | None = None
+    details: Mapping[str, str] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
+    target: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(share.bytes for share in self.types)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data a stored weight."""
+        weights = sum(share.weights for share in self.types)
+        return 8 * self.bytes / weights if weights else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON."""
+        return asdict(self) | {"bytes": self.bytes, "bits_per_weight": self.bits_per_weight}
+
+    def blocks(self) -> Sequence[Block]:
+        """All that is known under labels, and a table of types."""
+        lines = [("path", self.path)]
+        if self.kind == "gguf":
+            lines.append(("file", f"GGUF, architecture {self.architecture or 'unknown'}"))
+        else:
+            lines.append(("family", self.family or "unknown"))
+        active = self.active_parameters
+        routed = f", {human_count(active)} active" if active not in (None, self.parameters) else ""
+        lines.append(("weights", f"{human_count(self.parameters)} parameters{routed}"))
+        if self.layers is not None:
+            lines.append(("layers", f"{self.layers}{_pattern(self.pattern)}"))
+        sizes = {"hidden": self.hidden, "context": self.context}
+        lines += [(key, str(value)) for key, value in sizes.items() if value is not None]
+        lines += list(self.details.items())
+        lines += [("tokenizer", text) for text in _vocabulary(self)]
+        if self.target:
+            lines += _target(self.target)
+        lines += [(key, _short(value)) for key, value in self.provenance.items()]
+        lines += [("note", note) for note in self.notes]
+        lines += [("problem", problem) for problem in self.problems]
+        rows = [
+            (share.type, str(share.tensors), f"{share.weights:,}", human_bytes(share.bytes)) for share in self.types
+        ]
+        total = f"{self.bits_per_weight:.2f} bits per weight, {human_bytes(self.bytes)}"
+        width = 1 + max(len(key) for key, _ in lines)
+        return [Facts(lines, width), Lines(), Grid(("type", "tensors", "weights", "bytes"), rows), Lines(total)]
+
+
+def _pattern(pattern: str | None) -> str:
+    if not pattern:
+        return ""
+    kinds = {"a": "A attention", "d": "D Gated DeltaNet"}
+    said = [text for letter, text in kinds.items() if letter in pattern.lower()]
+    if pattern != pattern.upper():
+        said.append("lower case dense" if pattern != pattern.lower() else "all dense")
+    return f": {pattern} ({', '.join(said)})"
+
+
+def _vocabulary(found: Inspection) -> list[str]:
+    words = found.vocabulary
+    if words is None:
+        return []
+    ends = ", ".join(
+        f"{name} {number}" for name, number in (("BOS", words.bos), ("EOS", words.eos)) if number is not None
+    )
+    parts = [f"{words.size:,} tokens", words.model, *([f"pre-tokenizer {words.pre}"] if words.pre else []), ends]
+    parts += ["BOS is prepended"] if words.add_bos else []
+    parts.append("chat template" if words.chat_template else "no chat template")
+    return [", ".join(part for part in parts if part)]
+
+
+def _target(target: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = [("target", str(target["name"]))]
+    lines += [("rewrite", name) for name in target["rewrites"]]
+    if target["extra_parameters"]:
+        cache = f", {target['extra_cache']} numbers a token more in the cache" if target["extra_cache"] else ""
+        lines.append(("cost", f"{human_count(target['extra_parameters'])} parameters more{cache}"))
+    return lines
+
+
+def _short(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return shortened(text, LINE)
