@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that move a terminal's cursor or change its state, reorder text, or cannot be encoded."""
@@ -63,6 +64,15 @@ def shortened(text: str, limit: int = 80) -> str:
 def printable(text: str) -> str:
     """Text from a file or a path with its control characters, line ends included, and lone surrogates as escapes."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def as_json(value: Any) -> Any:
+    """A report as `json.loads` gives it back: tuples as lists, sets as sorted lists, keys as strings."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return [as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Block(ABC):

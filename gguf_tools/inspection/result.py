@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from gguf_tools.text import Block, Facts, Grid, Lines, Shown, human_bytes, human_count, shortened
+from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes, human_count, shortened
 
 LINE = 96
 """Longest value shown of a provenance key."""
@@ -73,8 +73,9 @@ class Inspection(Shown):
         return 8 * self.bytes / weights if weights else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON."""
-        return asdict(self) | {"bytes": self.bytes, "bits_per_weight": self.bits_per_weight}
+        """What `tinyq inspect --json` writes."""
+        sums = {"bytes": self.bytes, "bits_per_weight": self.bits_per_weight}
+        return dict(as_json(asdict(self) | sums))
 
     def blocks(self) -> Sequence[Block]:
         """All that is known under labels, and a table of types."""

@@ -11,7 +11,7 @@ from gguf_tools.allocation.choose import Chosen
 from gguf_tools.conversion.plan import Conversion
 from gguf_tools.conversion.write import Converted
 from gguf_tools.formats.gguf import keys
-from gguf_tools.text import Block, Facts, Grid, Lines, Shown, human_bytes, human_count
+from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes, human_count
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +51,8 @@ class ConvertResult(Shown):
         """What `tinyq convert --json` writes."""
         report = _plan_dict(self.conversion)
         report |= {"allocation": self.chosen.as_dict()} if self.chosen else {}
-        return report | (_written_dict(self.written) if self.written else {})
+        report |= _written_dict(self.written) if self.written else {}
+        return dict(as_json(report))
 
     def blocks(self) -> Sequence[Block]:
         """A dry run as a table of tensors and a summary, a finished one as the summary alone."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import InputError, ThresholdError
 from gguf_tools.evaluation import tables
-from gguf_tools.text import Block, Grid, Lines, Shown
+from gguf_tools.text import Block, Grid, Lines, Shown, as_json
 
 if TYPE_CHECKING:
     from gguf_tools.evaluation.card.results import CardReport
@@ -66,7 +66,7 @@ class EvaluateResult(Shown):
 
     def as_dict(self) -> dict[str, Any]:
         """What `tinyq eval --json` writes."""
-        return tables.json_of(self.scores)
+        return dict(as_json(tables.json_of(self.scores)))
 
     def as_csv(self) -> str:
         """What `tinyq eval --csv` writes: a line a file."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.tensors.base import Tensor
-from gguf_tools.text import Block, Facts, Grid, Lines, Shown, shortened
+from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, shortened
 
 VALUE = 96
 """Longest metadata value that is shown."""
@@ -45,7 +45,7 @@ class GGUFFile(Shown):
         """Path, metadata, and name, shape, type and bytes of each tensor."""
         return {
             "path": str(self.path),
-            "metadata": {key: _plain(value) for key, value in self.metadata.items()},
+            "metadata": as_json(self.metadata),
             "tensors": [
                 {"name": entry.name, "shape": list(entry.shape), "type": entry.type.name, "bytes": entry.nbytes}
                 for entry in self.source.header.tensors
@@ -59,10 +59,6 @@ class GGUFFile(Shown):
         rows = [(entry.name, "×".join(map(str, entry.shape)), entry.type.name) for entry in self.source.header.tensors]
         facts = Facts([("path", str(self.path)), *known], max(width, 5))
         return [facts, Lines(), Grid(("tensor", "shape", "type"), rows, "<")]
-
-
-def _plain(value: Any) -> Any:
-    return list(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gguf_tools.model.spec import Model, ModelSpec
 from gguf_tools.tensors.base import Tensor
-from gguf_tools.text import Block, Facts, Grid, Lines, Shown, human_count
+from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_count
 
 if TYPE_CHECKING:
     from gguf_tools.reference import Reference
@@ -72,7 +72,7 @@ class LoadedModel(Shown):
             "parameters": self.parameters,
             "active_parameters": self.model.active_parameters,
             "pattern": spec.pattern,
-            "spec": _plain(asdict(spec)),
+            "spec": as_json(asdict(spec)),
             "notes": list(self.model.notes),
             "tensors": [
                 {"role": role, "shape": list(tensor.shape), "type": tensor.dtype, "sources": list(tensor.sources)}
@@ -95,12 +95,3 @@ class LoadedModel(Shown):
         ]
         rows = [(role, "×".join(map(str, tensor.shape)), tensor.dtype) for role, tensor in self.tensors.items()]
         return [Facts(facts), Lines(), Grid(("tensor", "shape", "type"), rows, "<")]
-
-
-def _plain(value: Any) -> Any:
-    """Tuples and sets as lists, as JSON has them."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, frozenset | set):
-        return sorted(value)
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

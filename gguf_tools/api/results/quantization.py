@@ -10,7 +10,7 @@ from typing import Any
 from gguf_tools.allocation.choose import Chosen
 from gguf_tools.quantization.plan import Quantization
 from gguf_tools.quantization.write import Quantized
-from gguf_tools.text import Block, Facts, Grid, Lines, Shown, human_bytes
+from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes
 from quant.encode import Narrowing
 
 
@@ -72,7 +72,8 @@ class QuantizeResult(Shown):
             ],
         }
         report |= {"allocation": self.chosen.as_dict()} if self.chosen else {}
-        return report | ({"paths": [str(path) for path in self.written.paths]} if self.written else {})
+        report |= {"paths": [str(path) for path in self.written.paths]} if self.written else {}
+        return dict(as_json(report))
 
     def blocks(self) -> Sequence[Block]:
         """A dry run as a table of tensors, a finished one as a table of types with their errors; and the summary."""

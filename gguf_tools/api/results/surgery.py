@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.text import Block, Facts, Lines, Shown, human_bytes
+from gguf_tools.text import Block, Facts, Lines, Shown, as_json, human_bytes
 from surgery.algebra import describe
 from surgery.checkpoint.rewrite import CheckpointPlan
 from surgery.draw import changes, draw, removed
@@ -85,7 +85,8 @@ class OperateResult(Shown):
             "computed_tensors": plan.computed,
             "notes": list(self.notes),
         }
-        return report | ({} if self.bytes is None else {"bytes": self.bytes})
+        report |= {} if self.bytes is None else {"bytes": self.bytes}
+        return dict(as_json(report))
 
     def blocks(self) -> Sequence[Block]:
         """The old and the new layers side by side, and what was written."""

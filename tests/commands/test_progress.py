@@ -1,0 +1,67 @@
+"""What a terminal sees of a command's progress."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from gguf_tools import convert
+from gguf_tools.commands.common import stage_bars
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def test_bytes_are_a_bar_and_all_else_a_line(terminal: Terminal) -> None:
+    with stage_bars(quiet=False) as progress:
+        assert progress
+        progress("tensors", 1, 3)
+        progress("tensors", 3, 3)
+        progress("writing", 0, 2000)
+        progress("writing", 500, 2000)
+        progress("writing", 2000, 2000)
+    shown = terminal.getvalue()
+    line, bar = shown.split("writing", 1)
+    assert "tensors 1 of 3\r\033[Ktensors 3 of 3\r\033[K" in line
+    assert "500 B of 2.0 kB" in bar
+    assert "100%" in bar
+    assert bar.count("2.0 kB of 2.0 kB") >= 1
+    assert "tensors" not in bar
+
+
+def test_a_conversion_shows_both_of_its_stages(terminal: Terminal, qwen3_folder: Path, tmp_path: Path) -> None:
+    with stage_bars(quiet=False) as progress:
+        convert(qwen3_folder, tmp_path / "a.gguf", progress=progress)
+    shown = terminal.getvalue()
+    assert shown.index("reading") < shown.index("writing")
+    assert shown.count("100%") >= 2
+
+
+def test_an_error_ends_the_bar(terminal: Terminal) -> None:
+    with pytest.raises(KeyError), stage_bars(quiet=False) as progress:
+        assert progress
+        progress("questions", 1, 3)
+        raise KeyError
+    assert terminal.getvalue().endswith("\r\033[K")
+
+
+def test_quiet_and_no_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stage_bars(quiet=True) as progress:
+        assert progress is None
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with stage_bars(quiet=False) as progress:
+        assert progress is None
