@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import gguf_tools
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("quant", "gguf_tools", "surgery")
 """A package imports those before it."""
@@ -56,7 +58,9 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 def room_of(name: str) -> str | None:
     """The room or loose module of gguf_tools that a dotted name lies in."""
     parts = name.split(".")
-    return parts[1] if parts[0] == "gguf_tools" and len(parts) > 1 else None
+    if parts[0] != "gguf_tools" or len(parts) < 2:
+        return None
+    return "api" if parts[1] in gguf_tools.__all__ and parts[1] != "__version__" else parts[1]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from gguf_tools.text import human_bytes, human_count, markdown_table, one_line, table
+from gguf_tools.text import (
+    Facts,
+    Grid,
+    Lines,
+    as_json,
+    human_bytes,
+    human_count,
+    markdown_table,
+    one_line,
+    printable,
+    table,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,3 +45,41 @@ def test_tables() -> None:
 
 def test_one_line() -> None:
     assert one_line(" a\n# `b`\t c ") == "a # 'b' c"
+
+
+HOSTILE = "<b>\x1b[2J\r\n\x9b\u2028\u202e\udcff&\t"
+ESCAPED = "<b>\\x1b[2J\\r\\n\\x9b\\u2028\\u202e\\udcff&\\t"
+
+
+def test_control_characters_are_escaped_and_others_stay() -> None:
+    assert printable(HOSTILE) == ESCAPED
+    assert printable("Größe 大 é\u0301 👩\u200d🔬 ×") == "Größe 大 é\u0301 👩\u200d🔬 ×"
+
+
+def test_blocks_escape_whatever_they_hold() -> None:
+    blocks = [
+        Facts([(HOSTILE, HOSTILE)]),
+        Grid((HOSTILE, "n"), [(HOSTILE, HOSTILE)]),
+        Lines(HOSTILE.replace("\n", "")),
+    ]
+    for block in blocks:
+        text, html = block.text(), block.html()
+        assert all(line == printable(line) for line in (*text.split("\n"), *html.split("\n")))
+        html.encode("utf-8")
+        assert "<b>" in text
+        assert "<b>" not in html
+        assert "&lt;b&gt;\\x1b[2J" in html
+        assert "&amp;" in html
+
+
+def test_blocks_as_text() -> None:
+    assert Facts([("a", "1"), ("longer than nine", "2")]).text() == "a         1\nlonger than nine 2"
+    assert Grid(("name", "n"), [("a", "5")]).text() == table(("name", "n"), [("a", "5")])
+    assert (Lines("a\nb").text(), Lines().text(), Lines().html()) == ("a\nb", "", "")
+
+
+def test_as_json_is_what_json_gives_back() -> None:
+    value = {"a": (1, (2, None)), 3: [{"b": frozenset({"y", "x"})}], "c": "text"}
+    found = as_json(value)
+    assert found == {"a": [1, [2, None]], "3": [{"b": ["x", "y"]}], "c": "text"}
+    assert json.loads(json.dumps(found)) == found

@@ -19,14 +19,15 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def terminal(patch: pytest.MonkeyPatch) -> Terminal:
+    """stderr as a terminal; to be called within a test, since pytest puts its own streams in place before each."""
     stream = Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
+    patch.setattr(sys, "stderr", stream)
     return stream
 
 
-def test_bytes_are_a_bar_and_all_else_a_line(terminal: Terminal) -> None:
+def test_bytes_are_a_bar_and_all_else_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
     with stage_bars(quiet=False) as progress:
         assert progress
         progress("tensors", 1, 3)
@@ -34,7 +35,7 @@ def test_bytes_are_a_bar_and_all_else_a_line(terminal: Terminal) -> None:
         progress("writing", 0, 2000)
         progress("writing", 500, 2000)
         progress("writing", 2000, 2000)
-    shown = terminal.getvalue()
+    shown = stream.getvalue()
     line, bar = shown.split("writing", 1)
     assert "tensors 1 of 3\r\033[Ktensors 3 of 3\r\033[K" in line
     assert "500 B of 2.0 kB" in bar
@@ -43,23 +44,33 @@ def test_bytes_are_a_bar_and_all_else_a_line(terminal: Terminal) -> None:
     assert "tensors" not in bar
 
 
-def test_a_conversion_shows_both_of_its_stages(terminal: Terminal, qwen3_folder: Path, tmp_path: Path) -> None:
+def test_a_conversion_shows_both_of_its_stages(
+    monkeypatch: pytest.MonkeyPatch, qwen3_folder: Path, tmp_path: Path
+) -> None:
+    stream = terminal(monkeypatch)
     with stage_bars(quiet=False) as progress:
         convert(qwen3_folder, tmp_path / "a.gguf", progress=progress)
-    shown = terminal.getvalue()
+    shown = stream.getvalue()
     assert shown.index("reading") < shown.index("writing")
     assert shown.count("100%") >= 2
 
 
-def test_an_error_ends_the_bar(terminal: Terminal) -> None:
-    with pytest.raises(KeyError), stage_bars(quiet=False) as progress:
-        assert progress
-        progress("questions", 1, 3)
-        raise KeyError
-    assert terminal.getvalue().endswith("\r\033[K")
+def test_an_error_ends_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+
+    def fail() -> None:
+        with stage_bars(quiet=False) as progress:
+            assert progress
+            progress("questions", 1, 3)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert stream.getvalue().endswith("\r\033[K")
 
 
-def test_quiet_and_no_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_and_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal(monkeypatch)
     with stage_bars(quiet=True) as progress:
         assert progress is None
     monkeypatch.setattr(sys, "stderr", io.StringIO())
