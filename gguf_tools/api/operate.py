@@ -50,12 +50,12 @@ def operate(
     if undo:
         if out is not None or recipe:
             raise InputError("--undo takes back the last change made in place; give it SOURCE alone")
-        return OperateResult(source, undone=journal.undo(source))
+        return OperateResult(source=source, undone=journal.undo(source))
     _check_outputs(source, out, in_place, dry_run)
     parsed = Recipe() if recipe is None else recipe_of(recipe)
     completed = _completed(source) if in_place and not dry_run else None
     if completed and not parsed:
-        return OperateResult(source, in_place=True, completed=completed)
+        return OperateResult(source=source, in_place=True, completed=completed)
     if not parsed:
         raise InputError("no op was given; name one, such as --swap 1:3, or --recipe FILE")
     plan = _planned(source, parsed)
@@ -63,9 +63,9 @@ def operate(
     if dry_run:
         if in_place and not isinstance(plan, CheckpointPlan):
             plan_in_place(plan)  # raises what the change would raise
-        return OperateResult(source, target, plan, in_place)
+        return OperateResult(source=source, path=target, plan=plan, in_place=in_place)
     size = _written(plan, out, force, threads, progress)
-    result = OperateResult(source, target, plan, in_place, size)
+    result = OperateResult(source=source, path=target, plan=plan, in_place=in_place, bytes=size)
     if save_recipe is not None:
         save(parsed, Path(save_recipe), result.layers_before)
     return result

@@ -16,7 +16,7 @@ from surgery.gguf.rewrite import GGUFPlan
 SurgeryPlan = CheckpointPlan | GGUFPlan
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class OperateResult(Shown):
     """What `operate` did, or would do.
 
