@@ -31,6 +31,7 @@ from gguf_tools.commands.type_options import type_options
 )
 @click.option("--target", metavar="NAME", help="Force a llama.cpp architecture instead of the cheapest exact one.")
 @click.option("--add-bos/--no-add-bos", default=None, help="Whether BOS comes first, against what the tokenizer says.")
+@click.option("--drop-tokens", is_flag=True, help="Leave out tokens that the embedding has no row for.")
 @click.option(
     "--context-length",
     type=click.IntRange(min=1, max=(1 << 31) - 1),
@@ -65,6 +66,7 @@ def convert(
     tokenizer: Path | None,
     target: str | None,
     add_bos: bool | None,
+    drop_tokens: bool,
     context_length: int | None,
     allow_approximate: bool,
     calibration: Path | None,
@@ -99,6 +101,7 @@ def convert(
             tokenizer=tokenizer,
             target=target,
             add_bos=add_bos,
+            drop_tokens=drop_tokens,
             context_length=context_length,
             allow_approximate=allow_approximate,
             calibration=calibration,

@@ -119,7 +119,13 @@ def open_source(request: Request) -> Opened:
         checkpoint = checkpoint.with_context_length(request.context_length)
     model = build_published(checkpoint)
     folder = request.tokenizer or checkpoint.folder
-    tokenizer = load_tokenizer(folder, model.spec.vocab_size, config=checkpoint.config, add_bos=request.add_bos)
+    tokenizer = load_tokenizer(
+        folder,
+        model.spec.vocab_size,
+        config=checkpoint.config,
+        add_bos=request.add_bos,
+        drop_tokens=request.drop_tokens,
+    )
     if request.operation:
         model = request.operation.apply(model)
     calibration = partial(calibration_tokens, tokenizer, model.spec.context_length, request.calibration)

@@ -25,10 +25,10 @@ class Operation:
 class Request:
     """What to convert and how.
 
-    `add_bos` overrides what the tokenizer's files say; `text_only` leaves out a vision or audio tower; `operation` is
-    done to the model first. `context_length` overrides what the config says. `allow_approximate` accepts a target that comes
-    near, fitted to the text in `calibration` or to a built-in one. `label` is what the file calls its type instead of the
-    recipe's name.
+    `add_bos` overrides what the tokenizer's files say; `drop_tokens` leaves out tokens beyond the embedding's rows;
+    `text_only` leaves out a vision or audio tower; `operation` is done to the model first. `context_length` overrides what
+    the config says. `allow_approximate` accepts a target that comes near, fitted to the text in `calibration` or to a
+    built-in one. `label` is what the file calls its type instead of the recipe's name.
     """
 
     source: Path
@@ -36,6 +36,7 @@ class Request:
     tokenizer: Path | None = None
     target: str | None = None
     add_bos: bool | None = None
+    drop_tokens: bool = False
     threads: int = 0
     text_only: bool = False
     operation: Operation | None = None

@@ -192,7 +192,8 @@ def _tokenizer(header: GGUFHeader, checkpoint: Checkpoint, model: Model) -> Toke
     recorded = header.get(keys.TOKENIZER_PATH)
     folder = header.path.resolve().parent / recorded if isinstance(recorded, str) else checkpoint.folder
     try:
-        return load_tokenizer(folder, model.spec.vocab_size, config=checkpoint.config)
+        # Tokens beyond the embedding were left out of the file too, or it would not be there.
+        return load_tokenizer(folder, model.spec.vocab_size, config=checkpoint.config, drop_tokens=True)
     except InputError:
         # A checkpoint may have its tokenizer elsewhere (convert --tokenizer); the logits can be compared without it.
         return None

@@ -11,9 +11,11 @@ from typing import Any
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.families.reading import Config, Inventory, is_number
+from gguf_tools.families.tying import embedding_and_output
 from gguf_tools.model.rope import LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling
 from gguf_tools.model.spec import Attention, GatedMLP, LayerTensors, MoE, Norm, Router, SharedExpert
-from gguf_tools.tensors.base import Tensor, same_values
+from gguf_tools.sources.tying import EMBEDDING, OUTPUT
+from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Reshaped, stack, take_rows
 
 
@@ -268,29 +270,13 @@ def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> La
 
 
 def embeddings(inventory: Inventory, config: Config) -> tuple[dict[str, Tensor], bool]:
-    """Token embedding, final norm and output projection; tied where the file has no `lm_head.weight` of its own.
-
-    A config that says they are not tied, beside a file without `lm_head.weight`, is an incomplete checkpoint: what else the
-    output projection would be, nothing tells.
-    A saved `lm_head.weight` that only repeats the embedding under a config that ties them is the tied case; one that
-    differs is used as it is.
-    """
-    embedding = inventory.take("model.embed_tokens.weight", None, None)
+    """Token embedding, final norm and output projection, and whether the two matrices are tied (`embedding_and_output`)."""
+    embedding, output = embedding_and_output(inventory, config, EMBEDDING, OUTPUT)
     vocab, hidden = embedding.shape
     part = {"embedding": embedding, "output_norm": inventory.take("model.norm.weight", hidden)}
-    tied = "lm_head.weight" not in inventory
-    if tied and config.values.get("tie_word_embeddings") is False:
-        raise CheckpointError(
-            f"{inventory.path}: tensor lm_head.weight is missing, and config.json says that it is not tied to the embedding; "
-            "save the checkpoint again, or set tie_word_embeddings to true if it is"
-        )
-    if not tied:
-        output = inventory.take("lm_head.weight", vocab, hidden)
-        tied = config.flag("tie_word_embeddings", False) and same_values(embedding, output)
-        if tied:
-            config.note("lm_head.weight repeats the embedding; it is stored once")
-        else:
-            part["output"] = output
+    if output is not None:
+        part["output"] = output
+    tied = output is None
     config.expect("vocab_size", vocab)
     config.expect("hidden_size", hidden)
     config.expect("tie_word_embeddings", tied, where="by the tensors it is")

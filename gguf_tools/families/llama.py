@@ -98,16 +98,10 @@ def refuse_other_arithmetic(config: Config) -> None:
         )
 
 
-def ignore_rope_buffers(inventory: Inventory) -> None:
-    """Frequencies that old checkpoints saved with the weights; the config gives them too."""
-    inventory.ignore(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-
-
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model; the family is called mistral where the config does so."""
     inventory, config = Inventory(checkpoint), Config(checkpoint)
     refuse_other_arithmetic(config)
-    ignore_rope_buffers(inventory)
     kind = config.values.get("model_type")
     if kind == "mistral" and "sliding_window" not in config.values:
         config.values = {**config.values, "sliding_window": MISTRAL_WINDOW}

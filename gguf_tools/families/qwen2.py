@@ -24,7 +24,6 @@ def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
     inventory, config = Inventory(checkpoint), Config(checkpoint)
     llama.refuse_other_arithmetic(config)
-    llama.ignore_rope_buffers(inventory)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         window = hf.sliding_window(config, prefix, used=False, limited=hf.after_full_layers(config))

@@ -13,6 +13,7 @@ from typing import TypeVar
 from gguf_tools.errors import InputError, TinyqError, UnsupportedError
 from gguf_tools.families.base import Family
 from gguf_tools.families.plugins import Plugin, load_plugins
+from gguf_tools.families.saved_buffers import check_buffers
 from gguf_tools.model.spec import Model
 from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
 from gguf_tools.sources.restore import restore
@@ -76,7 +77,9 @@ def build_published(checkpoint: Checkpoint) -> Model:
     """A checkpoint in the published layout (as `restore` leaves it) as a Model, by the family that recognises it."""
     family = recognise(checkpoint)
     model = _call(family, "build", family.build, checkpoint)
-    return replace(model, preferred_targets=model.preferred_targets or family.preferred_targets)
+    notes = check_buffers(checkpoint.path, checkpoint.buffers, model.spec)
+    preferred = model.preferred_targets or family.preferred_targets
+    return replace(model, preferred_targets=preferred, notes=(*model.notes, *notes))
 
 
 def load_model(path: Path) -> Model:

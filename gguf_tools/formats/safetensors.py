@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.data_file import DataFile
@@ -33,6 +34,11 @@ WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1} |
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 """Bytes an element, by safetensors' dtype names."""
+
+INTEGERS: dict[str, type[np.generic]] = {
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.uint8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,14 @@ class StoredTensor(Tensor):
         raise CheckpointError(
             f"{self.file.path}: tensor {self.name} is stored as {self.dtype}; weights in F64, F32, F16, BF16 or FP8 expected"
         )
+
+    def numbers(self, start: int, stop: int) -> NDArray[np.float64]:
+        kind = INTEGERS.get(self.dtype)
+        if kind is None:
+            return super().numbers(start, stop)
+        width = WIDTHS[self.dtype]
+        raw = self.file.read(self.offset + start * width, (stop - start) * width)
+        return np.frombuffer(raw, kind).astype(np.float64)
 
     @property
     def stored(self) -> TensorType:

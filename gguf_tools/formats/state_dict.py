@@ -1,7 +1,7 @@
-"""Torch state dicts (`.pt`, `.pth`, `.bin`) as sources: mapped, read in pieces, and never executed.
+"""Torch state dicts (`.pt`, `.pth`, `.bin`, `.ckpt`) as sources: mapped, read in pieces, and never executed.
 
-Only `torch.load(weights_only=True)` opens them: a pickle that asks for anything but tensors and plain values is refused.
-torch is imported when the first file is opened.
+Only `torch.load(weights_only=True)` opens them: a pickle that asks for anything but tensors, plain values and what `inert`
+has a stand-in for is refused. torch is imported when the first file is opened.
 """
 
 from __future__ import annotations
@@ -17,24 +17,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gguf_tools.errors import CheckpointError
+from gguf_tools.formats.inert import STAND_INS
 from gguf_tools.tensors.base import Tensor
 from quant.encode import FloatArray
 
 if TYPE_CHECKING:
     import torch
 
-SUFFIXES = (".pt", ".pth", ".bin")
-NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?|trainer_state|tokenizer)\.\w+")
-"""What trainers write beside the weights under the same suffixes."""
-WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict")
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+NOT_WEIGHTS = re.compile(
+    r"(training_args|optimizer|scheduler|sampler|scaler|dl_state_dict|rng_state|random_states|custom_checkpoint|trainer_state"
+    r"|tokenizer)(_\d+)*\.\w+|.*_optim_states\.pt"
+)
+"""What trainers (transformers, accelerate, DeepSpeed) write beside the weights under the same suffixes."""
+WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "module", "app")
+"""Where training checkpoints keep the weights: the first of these that is an object (Lightning `state_dict`, DeepSpeed
+`module`, torch's distributed checkpoints `app`)."""
 CONFIG_KEYS = ("cfg", "config", "model_config")
-PREFIXES = ("module.", "_orig_mod.")
-"""What torch's DistributedDataParallel and torch.compile put in front of every name."""
+MOST_DEPTH = 4
+EXTRA_STATE = "_extra_state"
+"""What `nn.Module.get_extra_state` returns (TransformerEngine): settings of a module, not weights."""
 ADVICE = "save the weights alone (torch.save(model.state_dict(), …)), or as safetensors"
 
 DTYPES = {
@@ -42,8 +50,6 @@ DTYPES = {
     "float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 """torch's names for types → those of safetensors, which tinyq uses throughout."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +91,13 @@ class StateTensor(Tensor):
             _give_back(values[first:last])
         return np.asarray(out, np.float32)
 
+    def numbers(self, start: int, stop: int) -> NDArray[np.float64]:
+        import torch
+
+        if self.values.is_floating_point():
+            return super().numbers(start, stop)
+        return np.asarray(self.values.reshape(-1)[start:stop].to(torch.float64).numpy(), np.float64)
+
 
 @dataclass(frozen=True)
 class StateDict:
@@ -109,25 +122,65 @@ def read_state_dict(path: Path) -> StateDict:
     loaded, mapped = _load(path)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, a state dict expected; {ADVICE}")
-    outer = next((key for key in WEIGHTS_KEYS if isinstance(loaded.get(key), Mapping)), None)
-    weights = loaded if outer is None else loaded[outer]
-    tensors = {str(name): _checked(path, str(name), value, mapped) for name, value in weights.items()}
+    keys = _keys_to_weights(path, loaded)
+    weights: Mapping[Any, Any] = loaded
+    for key in keys:
+        weights = weights[key]
+    named = {str(name): value for name, value in weights.items()}
+    tensors = {name: _checked(path, name, value, mapped) for name, value in named.items() if not _is_extra(name, value)}
     if mapped:
         _check_records(path, tensors)
-    if outer is None:
-        return StateDict(without_prefix(tensors), {}, ())
+    if tensors and not any(tensor.size for tensor in tensors.values()):
+        raise CheckpointError(
+            f"{path}: all tensors are empty: DeepSpeed's ZeRO stage 3 keeps each process's part of the weights in files of its "
+            "own; join them with the zero_to_fp32.py that DeepSpeed saved beside them and give the result"
+        )
+    if not keys:
+        return StateDict(tensors, {}, ())
     stated = next((key for key in CONFIG_KEYS if isinstance(loaded.get(key), Mapping)), None)
     config = {str(key): value for key, value in loaded[stated].items()} if stated else {}
-    left_out = tuple(str(key) for key in loaded if key not in (outer, stated))
-    return StateDict(without_prefix(tensors), config, left_out)
+    left_out = tuple(str(key) for key in loaded if key not in (keys[0], stated))
+    return StateDict(tensors, config, left_out)
 
 
-def without_prefix(tensors: Mapping[str, T]) -> Mapping[str, T]:
-    """The tensors without the wrapper's prefix that all of their names share."""
-    for prefix in PREFIXES * 2:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+def _keys_to_weights(path: Path, loaded: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """The keys that lead to the weights, none where the file holds them at the top.
+
+    Known keys come first; else the one entry that is an object of tensors alone.
+    """
+    keys: list[Any] = []
+    inner = loaded
+    while len(keys) < MOST_DEPTH and not _holds_tensors(inner):
+        known = [key for key in WEIGHTS_KEYS if isinstance(inner.get(key), Mapping)]
+        found = known[:1] or [key for key, value in inner.items() if _only_tensors(value)]
+        if len(found) > 1:
+            names = ", ".join(str(key) for key in found[:4])
+            raise CheckpointError(
+                f"{path}: holds {len(found)} state dicts ({names}); save the one that is meant by itself"
+            )
+        if not found:
+            break
+        keys.append(found[0])
+        inner = inner[found[0]]
+    return tuple(keys)
+
+
+def _holds_tensors(value: Mapping[Any, Any]) -> bool:
+    import torch
+
+    return any(isinstance(entry, torch.Tensor) for entry in value.values())
+
+
+def _only_tensors(value: object) -> bool:
+    import torch
+
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, torch.Tensor) for v in value.values())
+
+
+def _is_extra(name: str, value: object) -> bool:
+    import torch
+
+    return name.rpartition(".")[2] == EXTRA_STATE and not isinstance(value, torch.Tensor)
 
 
 def _load(path: Path) -> tuple[Any, bool]:
@@ -136,7 +189,7 @@ def _load(path: Path) -> tuple[Any, bool]:
     # Files from before torch 1.6 are no zip archives: they cannot be mapped and have to be read whole.
     mapped = zipfile.is_zipfile(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
             # What torch thinks of a file that it can hardly read; the error that follows says enough.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), mapped
@@ -171,6 +224,8 @@ def _checked(path: Path, name: str, value: object, mapped: bool) -> StateTensor:
         raise CheckpointError(
             f"{path}: tensor {name} of shape {tuple(value.shape)} has more elements than the file holds"
         )
+    if value.is_complex():
+        value = torch.view_as_real(value.resolve_conj())
     return StateTensor(name, value.detach(), mapped)
 
 

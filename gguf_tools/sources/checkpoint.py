@@ -5,19 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.safetensors import read_safetensors
-from gguf_tools.formats.state_dict import SUFFIXES, read_state_dict, state_dict_files, without_prefix
+from gguf_tools.formats.state_dict import SUFFIXES, read_state_dict, state_dict_files
+from gguf_tools.sources.names import plain_names
+from gguf_tools.sources.tying import ties
 from gguf_tools.tensors.base import Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+TORCH_SINGLE = "pytorch_model.bin"
+PLACES = (SINGLE, INDEX, TORCH_SINGLE, TORCH_INDEX)
+"""Where transformers looks for weights, in its order: the first that exists is read and the others are not."""
 CONFIG = "config.json"
+TIED = ("lm_head.weight", "embed_tokens.weight")
+"""The names, as they end, of the two tensors that may be one."""
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
 
 
@@ -25,7 +33,8 @@ CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
 class Checkpoint:
     """A source's tensors by their own names, its config and its files; nothing is read before it is asked for.
 
-    `path` is what was opened, a folder or a file; `notes` are sentences for the user about what was left out there or
+    `path` is what was opened, a folder or a file; `buffers` are tensors that are computed and not learned, set apart from the
+    weights by `gguf_tools.sources.restore`; `notes` are sentences for the user about what was left out there or
     restored (`gguf_tools.sources.restore`).
     """
 
@@ -35,6 +44,7 @@ class Checkpoint:
     weight_files: tuple[Path, ...]
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -74,35 +84,69 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a folder in Hugging Face layout: config.json, and safetensors weights in one file or sharded with an index.
+    """Open a folder in Hugging Face layout, or a file of weights by itself.
 
-    A torch state dict is opened as a file or as the only one in a folder without safetensors, a safetensors file by
-    itself too; both may lack config.json.
+    A folder holds config.json and weights where transformers looks for them (`PLACES`), in one file or sharded with an
+    index; else in its only safetensors file, else in its only torch state dict. Torch state dicts, and a safetensors file by
+    itself, may lack config.json. Names are without what training wraps around modules (`names`).
 
     Raises CheckpointError naming the file, tensor or key that is missing or broken.
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder; give a folder with config.json and safetensors weights")
-    if not path.is_dir():
-        return _open_file(path)
-    _refuse_adapter(path)
-    index = path / INDEX
-    if not index.exists() and not any(path.glob("*.safetensors")) and (files := state_dict_files(path)):
+    return _with_plain_names(_open_folder(path) if path.is_dir() else _open_file(path))
+
+
+def _open_folder(path: Path) -> Checkpoint:
+    present = [name for name in PLACES if (path / name).exists()]
+    _refuse_adapter(path, present)
+    if not present:
+        return _open_only(path)
+    taken = present[0]
+    sharded = taken in (INDEX, TORCH_INDEX)
+    opened = _open_sharded(path, path / taken) if sharded else replace(_open_file(path / taken), path=path)
+    if taken in (SINGLE, INDEX):
+        read_json(path / CONFIG)  # needed beside safetensors, which say nothing of a model
+    left = [name for name in present[1:] if not (name == TORCH_INDEX and TORCH_SINGLE in present)]
+    if not left:
+        return opened
+    note = f"{taken} is read, as transformers does, and not what lies beside it ({', '.join(left)})"
+    return replace(opened, notes=(*opened.notes, note))
+
+
+def _open_only(path: Path) -> Checkpoint:
+    """A folder without weights under the usual names: its only safetensors file, or its only state dict."""
+    found = sorted(path.glob("*.safetensors"))
+    files = state_dict_files(path)
+    if not found and files:
         if len(files) > 1:
             names = ", ".join(file.name for file in files[:4])
             raise CheckpointError(f"{path}: holds {len(files)} torch files ({names}); give the one that is meant")
         return replace(_open_file(files[0]), path=path)
-    config = read_json(path / CONFIG)
-    if (path / SINGLE).exists() or not index.exists():
-        tensors, metadata = read_safetensors(_only_weights(path))
-        return Checkpoint(
-            path=path,
-            config=config,
-            tensors=without_prefix(tensors),
-            weight_files=(_only_weights(path),),
-            metadata=metadata,
+    read_json(path / CONFIG)
+    if len(found) == 1:
+        return replace(_open_file(found[0]), path=path)
+    if any(path.glob("*.distcp")):
+        raise CheckpointError(
+            f"{path}: is a distributed checkpoint of torch (.distcp); turn it into one file with "
+            "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch` and give that"
         )
-    return _open_sharded(path, config, index)
+    what = f"{len(found)} safetensors files without {INDEX}" if found else "no safetensors weights"
+    raise CheckpointError(f"{path}: holds {what}; {SINGLE}, or shards with {INDEX}, expected")
+
+
+def _with_plain_names(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without wrappers in its names, those in safetensors' metadata included."""
+    aliases = {name: kept for name, kept in checkpoint.metadata.items() if kept in checkpoint.tensors}
+    plain, notes = plain_names(checkpoint.path, dict.fromkeys((*checkpoint.tensors, *aliases)))
+    if not notes:
+        return checkpoint
+    return replace(
+        checkpoint,
+        tensors={plain[name]: tensor for name, tensor in checkpoint.tensors.items()},
+        metadata={plain.get(name, name): plain.get(kept, kept) for name, kept in checkpoint.metadata.items()},
+        notes=(*checkpoint.notes, *notes),
+    )
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -110,9 +154,7 @@ def _open_file(path: Path) -> Checkpoint:
     config = read_json(beside) if beside.exists() else {}
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
-        return Checkpoint(
-            path=path, config=config, tensors=without_prefix(tensors), weight_files=(path,), metadata=metadata
-        )
+        return Checkpoint(path=path, config=config, tensors=tensors, weight_files=(path,), metadata=metadata)
     if path.suffix not in SUFFIXES:
         raise CheckpointError(
             f"{path}: is a file, but no torch state dict ({', '.join(SUFFIXES)}) and no safetensors; give such a file, or a "
@@ -131,9 +173,9 @@ def _open_file(path: Path) -> Checkpoint:
     )
 
 
-def _refuse_adapter(path: Path) -> None:
+def _refuse_adapter(path: Path, present: Sequence[str]) -> None:
     adapter = path / "adapter_config.json"
-    if not adapter.exists() or (path / SINGLE).exists() or (path / INDEX).exists():
+    if not adapter.exists() or present:
         return
     base = read_json(adapter).get("base_model_name_or_path") or "its base model"
     raise UnsupportedError(
@@ -142,17 +184,8 @@ def _refuse_adapter(path: Path) -> None:
     )
 
 
-def _only_weights(path: Path) -> Path:
-    if (path / SINGLE).exists():
-        return path / SINGLE
-    found = sorted(path.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    what = f"{len(found)} safetensors files without {INDEX}" if found else "no safetensors weights"
-    raise CheckpointError(f"{path}: holds {what}; {SINGLE}, or shards with {INDEX}, expected")
-
-
-def _open_sharded(path: Path, config: Mapping[str, Any], index: Path) -> Checkpoint:
+def _open_sharded(path: Path, index: Path) -> Checkpoint:
+    config = read_json(path / CONFIG)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; download it again")
@@ -163,24 +196,36 @@ def _open_sharded(path: Path, config: Mapping[str, Any], index: Path) -> Checkpo
         if Path(shard).name != shard or shard in ("", ".", ".."):
             raise CheckpointError(f"{index}: names the shard {shard!r}, which is not a plain file name")
         if not os.path.exists(path / shard):  # Path.exists raises for names that are too long
-            raise CheckpointError(f"{path / shard}: missing; {INDEX} names it as a shard; download it again")
-        tensors, found = read_safetensors(path / shard)
-        shards[shard] = tensors
-        metadata |= found
+            raise CheckpointError(f"{path / shard}: missing; {index.name} names it as a shard; download it again")
+        opened = _open_file(path / shard)
+        shards[shard] = opened.tensors
+        metadata |= opened.metadata
+    merged, notes = _merged(path, index, weight_map, shards, config)
+    files = tuple(path / shard for shard in shards)
+    return Checkpoint(path=path, config=config, tensors=merged, weight_files=files, metadata=metadata, notes=notes)
+
+
+def _merged(
+    path: Path,
+    index: Path,
+    weight_map: Mapping[str, object],
+    shards: Mapping[str, Mapping[str, Tensor]],
+    config: Mapping[str, Any],
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The shards' tensors in the order of the index, and a note on a tied one that the index lists and no shard holds."""
     merged: dict[str, Tensor] = {}
+    notes: tuple[str, ...] = ()
     for name, shard in weight_map.items():
-        if name not in shards[str(shard)]:
-            raise CheckpointError(f"{path / str(shard)}: tensor {name} is missing, though {INDEX} places it there")
-        merged[name] = shards[str(shard)][name]
+        tensor = shards[str(shard)].get(name)
+        if tensor is not None:
+            merged[name] = tensor
+        elif name.endswith(TIED) and ties(config):
+            notes = (f"{index.name} lists {name}, which no shard holds: it is tied",)
+        else:
+            raise CheckpointError(f"{path / str(shard)}: tensor {name} is missing, though {index.name} places it there")
     unlisted = [name for tensors in shards.values() for name in tensors if name not in merged]
     if unlisted:
         raise CheckpointError(
             f"{index}: does not list the tensor {unlisted[0]}, which a shard holds; the files do not agree"
         )
-    return Checkpoint(
-        path=path,
-        config=config,
-        tensors=without_prefix(merged),
-        weight_files=tuple(path / shard for shard in shards),
-        metadata=metadata,
-    )
+    return merged, notes

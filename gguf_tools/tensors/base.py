@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quant.encode import FloatArray, RawArray
 from quant.types import BF16, F16, F32, TensorType
@@ -35,6 +36,10 @@ class Tensor(ABC):
     @abstractmethod
     def flat(self, start: int, stop: int) -> FloatArray:
         """Elements `start` to `stop` in row-major order, as a float32 array of length stop - start."""
+
+    def numbers(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Elements `start` to `stop` as float64, integers and truth values too, which weights are never made of."""
+        return self.flat(start, stop).astype(np.float64)
 
     @property
     def stored(self) -> TensorType:

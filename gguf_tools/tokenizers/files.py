@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.text import shortened
+from gguf_tools.tokenizers import slow
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_MAP = "special_tokens_map.json"
 ADDED = "added_tokens.json"
 GENERATION = "generation_config.json"
+MODEL_CONFIG = "config.json"
 TEMPLATE = "chat_template.jinja"
 TEMPLATE_JSON = "chat_template.json"
 MORE_TEMPLATES = "additional_chat_templates"
@@ -147,23 +149,39 @@ class TokenizerFiles:
 
 
 def read_files(folder: Path) -> TokenizerFiles:
-    """Reads and checks a tokenizer folder.
+    """Reads and checks a tokenizer folder: tokenizer.json, or vocab.json and merges.txt (`slow`).
 
-    Raises CheckpointError: no tokenizer.json, broken JSON, wrong types, an id given to two tokens, a merge of tokens that do
+    Raises CheckpointError: neither is there, broken JSON, wrong types, an id given to two tokens, a merge of tokens that do
     not exist. Models other than BPE are read as far as their vocabulary is an object; refusing them is the caller's.
     """
     path = folder / TOKENIZER
-    if not path.exists():
+    config = read_optional(folder, TOKENIZER_CONFIG)
+    special_map = read_optional(folder, SPECIAL_MAP)
+    notes: tuple[str, ...] = ()
+    if path.exists():
+        document = read_object(path)
+    elif slow.is_slow(folder):
+        path = folder / slow.VOCAB
+        merges = read_text(folder / slow.MERGES)
+        model_config = read_optional(folder, MODEL_CONFIG)
+        document, config = slow.put_together(folder, read_object(path), merges, config, model_config)
+        notes = (
+            f"{folder.name} has no {TOKENIZER}: the tokenizer is put together from {slow.VOCAB} and {slow.MERGES}",
+        )
+    else:
         raise CheckpointError(
             f"{folder}: has no {TOKENIZER}; give the tokenizer's folder, or make the file with"
             " transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
         )
-    document = read_object(path)
     model = as_object(document.get("model"), str(path), "model")
-    config = read_optional(folder, TOKENIZER_CONFIG)
     bpe = model.get("type") == "BPE" or ("type" not in model and "merges" in model)
     vocab = _vocab(model, str(path)) if bpe else {}
-    added, notes = _all_added(folder, document, config)
+    special = slow.special_texts(config, special_map)
+    added, more = _all_added(folder, document, config, special)
+    if notes:  # the two files say nothing of added tokens, so that the other files lack none
+        known = {token.content for token in added}
+        own = [_plain_added(text, vocab[text], special=True) for text in sorted(special & vocab.keys() - known)]
+        added, more = tuple(sorted((*added, *own), key=lambda token: token.id)), ()
     _check_ids(vocab, added, path)
     return TokenizerFiles(
         path=path,
@@ -173,9 +191,22 @@ def read_files(folder: Path) -> TokenizerFiles:
         merges=_merges(model, vocab, str(path)) if bpe else (),
         added=added,
         config=config,
-        special_map=read_optional(folder, SPECIAL_MAP),
+        special_map=special_map,
         generation=read_optional(folder, GENERATION),
-        notes=notes,
+        notes=(*notes, *more),
+    )
+
+
+def without_beyond(files: TokenizerFiles, rows: int) -> TokenizerFiles:
+    """The files without the tokens whose ids lie beyond `rows` rows of an embedding, and without merges that need them."""
+    vocab = {token: number for token, number in files.vocab.items() if number < rows}
+    merges = tuple(pair for pair in files.merges if {*pair, "".join(pair)} <= vocab.keys())
+    return replace(
+        files,
+        vocab=vocab,
+        merges=merges,
+        model={**files.model, "vocab": vocab, "merges": [list(pair) for pair in merges]},
+        added=tuple(token for token in files.added if token.id < rows),
     )
 
 
@@ -226,10 +257,19 @@ def _added(value: object, where: str, key: str, number: object = None) -> AddedT
     )
 
 
+def _plain_added(content: str, number: int, *, special: bool) -> AddedToken:
+    return AddedToken(
+        id=number, content=content, special=special, normalized=False, lstrip=False, rstrip=False, single_word=False
+    )
+
+
 def _all_added(
-    folder: Path, document: Mapping[str, Any], config: Mapping[str, Any]
+    folder: Path, document: Mapping[str, Any], config: Mapping[str, Any], special: frozenset[str]
 ) -> tuple[tuple[AddedToken, ...], tuple[str, ...]]:
-    """Added tokens of tokenizer.json, then those that only the other files know (transformers adds these on loading)."""
+    """Added tokens of tokenizer.json, then those that only the other files know (transformers adds these on loading).
+
+    added_tokens.json gives ids alone; those of `special` have a role elsewhere.
+    """
     where = str(folder / TOKENIZER)
     entries = document.get("added_tokens")
     main = [
@@ -245,7 +285,7 @@ def _all_added(
         more.append(_added(entry, where, key, int(number)))
     where = str(folder / ADDED)
     for content, number in read_optional(folder, ADDED).items():
-        more.append(_added({"content": content}, where, shown(content), number))
+        more.append(_added({"content": content, "special": content in special}, where, shown(content), number))
     known = {token.content: token for token in main}
     notes: list[str] = []
     for token in more:

@@ -123,8 +123,9 @@ def find_special_tokens(
             f"a GGUF has room for three ends of generation; llama.cpp will not stop at {', '.join(map(shown, lost))}"
         )
     begin, end = _template_ends(files)
-    adds_bos = _choose(files, "bos", begin, bos, notes) if add_bos is None else add_bos
-    adds_eos = _choose(files, "eos", end, eos, notes)
+    asked = {role: _adds(files, role, reader.declared(role), notes) for role in ("bos", "eos")}
+    adds_bos = _choose(files, "bos", begin, bos, asked["bos"], notes) if add_bos is None else add_bos
+    adds_eos = _choose(files, "eos", end, eos, asked["eos"], notes)
     for adds, number, role in ((adds_bos, bos, "BOS"), (adds_eos, eos, "EOS")):
         if adds and number is None:
             raise TokenizerError(
@@ -275,28 +276,45 @@ def _pair(value: object, where: str, key: str) -> int:
     return as_id(pair[1], where, key)
 
 
-def _choose(files: TokenizerFiles, role: str, put: int | None, number: int | None, notes: list[str]) -> bool:
-    """Whether `role` is added to every text: tokenizer_config.json says so, else the post-processor does it."""
+def _adds(files: TokenizerFiles, role: str, declared: int | None, notes: list[str]) -> bool | None:
+    """What tokenizer_config.json says of adding `role`, None where it does not say.
+
+    Where it asks for a token that the tokenizer's own files do not name, transformers adds none (`update_post_processor`).
+    """
     key = f"add_{role}_token"
+    value = files.config.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, bool):
+        raise CheckpointError(
+            f"{files.path.parent / TOKENIZER_CONFIG}: {key} is {shown(value)}; expected true or false"
+        )
+    if value and declared is None:
+        notes.append(
+            f"{TOKENIZER_CONFIG} says {key} is true and no file of the tokenizer names it: none is added, as in transformers"
+        )
+        return False
+    return value
+
+
+def _choose(
+    files: TokenizerFiles, role: str, put: int | None, number: int | None, asked: bool | None, notes: list[str]
+) -> bool:
+    """Whether `role` is added to every text: tokenizer_config.json says so (`asked`), else the post-processor does it."""
     by_template = put is not None and put == number
     if put is not None and not by_template:
         notes.append(
             f"the post-processor adds the token {put}, which is not the {role} token: llama.cpp will not add it"
         )
-    value = files.config.get(key)
-    if value is None:
+    if asked is None:
         return by_template
-    if not isinstance(value, bool):
-        raise CheckpointError(
-            f"{files.path.parent / TOKENIZER_CONFIG}: {key} is {shown(value)}; expected true or false"
-        )
-    if value != by_template and files.document.get("post_processor") is not None and (put is not None or value):
+    if asked != by_template and files.document.get("post_processor") is not None and (put is not None or asked):
         does = "adds" if by_template else "does not add"
         notes.append(
-            f"{TOKENIZER_CONFIG} says {key} is {str(value).lower()}, the post-processor {does} it: "
+            f"{TOKENIZER_CONFIG} says add_{role}_token is {str(asked).lower()}, the post-processor {does} it: "
             f"{TOKENIZER_CONFIG} was followed"
         )
-    return value
+    return asked
 
 
 def find_chat_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, str], tuple[str, ...]]:

@@ -25,7 +25,7 @@ from gguf_tools.formats.gguf.header import Field, ValueType, array, boolean, str
 from gguf_tools.tokenizers import pretokenizers
 from gguf_tools.tokenizers.backend import build_backend, unreachable
 from gguf_tools.tokenizers.byte_level import byte_characters
-from gguf_tools.tokenizers.files import TokenizerFiles, read_files, shown
+from gguf_tools.tokenizers.files import TokenizerFiles, read_files, shown, without_beyond
 from gguf_tools.tokenizers.pretokenizers import Limit
 from gguf_tools.tokenizers.sentencepiece import SentencePiece, convert_sentencepiece, is_sentencepiece
 from gguf_tools.tokenizers.special import find_chat_templates, find_special_tokens, forced_control, forced_text
@@ -150,24 +150,35 @@ class Tokenizer:
 
 
 def load_tokenizer(
-    folder: Path, vocab_size: int, *, config: Mapping[str, Any] | None = None, add_bos: bool | None = None
+    folder: Path,
+    vocab_size: int,
+    *,
+    config: Mapping[str, Any] | None = None,
+    add_bos: bool | None = None,
+    drop_tokens: bool = False,
 ) -> Tokenizer:
     """Reads a tokenizer folder for a model whose embeddings have `vocab_size` rows.
 
     `config` is the model's config.json, for its token ids; `add_bos` overrides what the files say of BOS.
+    `drop_tokens` leaves out tokens beyond those rows, which are an error otherwise.
     Raises CheckpointError for files that are missing or broken, TokenizerError for a tokenizer that llama.cpp cannot
     reproduce; both name the file and the key.
     """
     files = read_files(folder)
     where = str(files.path)
     _check_model(files.model, where)
-    largest = max(files.ids.values(), default=-1)
-    if largest >= vocab_size:
-        raise TokenizerError(
-            f"{where}: has {largest + 1} tokens (ids up to {largest}), the model's embeddings {vocab_size} rows; this is"
-            " another model's tokenizer, or the embeddings were not resized"
-        )
+    beyond = sorted((number, text) for text, number in files.ids.items() if number >= vocab_size)
     notes = list(files.notes)
+    if beyond:
+        names = _some([f"{shown(text)} ({number})" for number, text in beyond])
+        if not drop_tokens:
+            raise TokenizerError(
+                f"{where}: has {beyond[-1][0] + 1} tokens (ids up to {beyond[-1][0]}), the model's embeddings {vocab_size} rows: "
+                f"{names} lie beyond; leave them out with --drop-tokens where the model never learned them, or give the model's "
+                "own tokenizer with --tokenizer"
+            )
+        files = without_beyond(files, vocab_size)
+        notes.append(f"tokens beyond the {vocab_size} rows of the embeddings are left out: {names}")
     roles = find_special_tokens(files, vocab_size, config, add_bos)
     chat_template, named_templates, template_notes = find_chat_templates(files)
     kinds = _added_kinds(files, notes)

@@ -26,7 +26,7 @@ from gguf_tools.formats.safetensors import WIDTHS, Stored, StoredTensor, write_s
 from gguf_tools.formats.state_dict import StateTensor
 from gguf_tools.model.spec import Model
 from gguf_tools.progress import ByteProgress
-from gguf_tools.sources.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint, open_checkpoint
+from gguf_tools.sources.checkpoint import CONFIG, INDEX, SINGLE, TORCH_INDEX, Checkpoint, open_checkpoint
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
 from quant.encode import FloatArray, narrow
@@ -278,7 +278,9 @@ def write_checkpoint(
 
 def _files_beside(checkpoint: Checkpoint) -> list[Path]:
     """Config, tokenizer, card and the like: all but weights, of a folder; of a lone file's folder what is known."""
-    files = [path for path in checkpoint.folder.iterdir() if path.is_file() and path.name not in (INDEX, CONFIG)]
+    files = [
+        path for path in checkpoint.folder.iterdir() if path.is_file() and path.name not in (INDEX, TORCH_INDEX, CONFIG)
+    ]
     if not checkpoint.path.is_dir():
         return [path for path in files if BESIDE.fullmatch(path.name)]
     return [path for path in files if path.suffix not in WEIGHT_SUFFIXES and not path.name.startswith(".")]

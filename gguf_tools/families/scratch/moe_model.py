@@ -17,6 +17,7 @@ from gguf_tools.errors import CheckpointError
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, layer_count
 from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_state_dict, write_tiny_tokenizer
+from gguf_tools.families.tying import embedding_and_output
 from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import (
     Attention,
@@ -34,7 +35,7 @@ from gguf_tools.model.spec import (
 )
 from gguf_tools.sources.beside import front_matter, generation_defaults
 from gguf_tools.sources.checkpoint import Checkpoint
-from gguf_tools.tensors.base import Tensor, same_values
+from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Reshaped, stack
 
 DEFAULTS = {"rope_theta": 10000.0, "rms_eps": 1e-6, "mup_base_d": 512}
@@ -51,10 +52,12 @@ def build(checkpoint: Checkpoint) -> Model:
     inventory, config = Inventory(checkpoint), Config(checkpoint)
     for key, value in DEFAULTS.items():
         config.assume(key, value, "as the published class does")
-    embedding = inventory.take("embed.weight", None, None)
+    embedding, output = embedding_and_output(inventory, config, "embed.weight", "lm_head.weight", "tie_embeddings")
     vocab, hidden = embedding.shape
     tensors: dict[str, Tensor] = {"embedding": embedding, "output_norm": inventory.take("final_norm.weight", hidden)}
-    tied = _tied(inventory, config, tensors)
+    tied = output is None
+    if output is not None:
+        tensors["output"] = output
     norm = Norm(config.number("rms_eps"))
     count = layer_count(inventory, "blocks.")
     for key, actual in (("vocab_size", vocab), ("d_model", hidden), ("n_layers", count), ("tie_embeddings", tied)):
@@ -89,18 +92,6 @@ def build(checkpoint: Checkpoint) -> Model:
         front_matter=front_matter(checkpoint.folder),
         generation=generation_defaults(checkpoint.folder),
     )
-
-
-def _tied(inventory: Inventory, config: Config, tensors: dict[str, Tensor]) -> bool:
-    """Whether the output is the embedding; where it is not, its tensor is taken."""
-    if "lm_head.weight" not in inventory:
-        return True
-    output = inventory.take("lm_head.weight", *tensors["embedding"].shape)
-    if config.flag("tie_embeddings", False) and same_values(tensors["embedding"], output):
-        config.note("lm_head.weight repeats the embedding; it is stored once")
-        return True
-    tensors["output"] = output
-    return False
 
 
 def _attention(

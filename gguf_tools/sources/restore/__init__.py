@@ -7,10 +7,17 @@ A checkpoint in the published layout passes unchanged, so that restoring twice i
 
 from __future__ import annotations
 
+from functools import partial
+
 from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.sources.restore.aliases import resolve_aliases
+from gguf_tools.sources.restore.base_names import published_names
+from gguf_tools.sources.restore.buffers import set_buffers_aside
 from gguf_tools.sources.restore.fp8 import widen_fp8
+from gguf_tools.sources.restore.heads import leave_heads_out
 from gguf_tools.sources.restore.mlx import undo_mlx
 from gguf_tools.sources.restore.packed import refuse_packed
+from gguf_tools.sources.restore.scales import drop_runtime_scales
 from gguf_tools.sources.restore.towers import text_part
 
 __all__ = ["restore"]
@@ -23,4 +30,16 @@ def restore(checkpoint: Checkpoint, *, text_only: bool = True) -> Checkpoint:
     `text_only`, for a vision or audio tower.
     """
     refuse_packed(checkpoint)
-    return undo_mlx(text_part(widen_fp8(checkpoint), text_only=text_only))
+    steps = (
+        resolve_aliases,
+        set_buffers_aside,
+        drop_runtime_scales,
+        widen_fp8,
+        partial(text_part, text_only=text_only),
+        published_names,
+        leave_heads_out,
+        undo_mlx,
+    )
+    for step in steps:
+        checkpoint = step(checkpoint)
+    return checkpoint

@@ -6,7 +6,6 @@ multiplied: DeepSeek-V3, Qwen3 FP8), for each row, or for the tensor (`weight_sc
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,8 +22,6 @@ from gguf_tools.tensors.views import Computed
 from quant.encode import FloatArray
 
 SUFFIXES = ("_scale_inv", "_scale")
-RUNTIME_SCALES = re.compile(r".*\.(input_scale|output_scale|input_scale_ub|[kqv]_scale|.*_proj\.[kqv]_scale)")
-"""Scales of activations and of the cache, which an engine that computes in FP8 needs and the weights do not."""
 BLOCK = 128
 
 
@@ -87,16 +84,9 @@ def widen_fp8(checkpoint: Checkpoint) -> Checkpoint:
             f"{checkpoint.path}: tensor {name} is FP8, but {name}{SUFFIXES[0]} or {name}{SUFFIXES[1]} is missing; download "
             "the checkpoint again"
         )
-    unused = [name for name in tensors if RUNTIME_SCALES.fullmatch(name)]
-    for name in unused:
-        del tensors[name]
     how = "times their scales" if scaled else "without scales"
-    notes = [f"{len(narrow)} FP8 tensors are widened, {how}"]
-    if unused:
-        notes.append(
-            f"{len(unused)} scales of activations (such as {unused[0]}) are left out: weights do not need them"
-        )
-    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
+    note = f"{len(narrow)} FP8 tensors are widened, {how}"
+    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
 
 
 def _scaled(checkpoint: Checkpoint, name: str, base: Tensor, scale: Tensor, block: tuple[int, int]) -> BlockScaled:

@@ -41,6 +41,11 @@ PACKINGS = (
         "merge it into its base model (peft: merge_and_unload, then save_pretrained) and convert the result",
     ),
     Packing(
+        "is a flattened parameter of FSDP",
+        r"(.*\.)?_?flat_param(_\d+)?",
+        "save the model with state_dict_type FULL_STATE_DICT and convert that",
+    ),
+    Packing(
         "is packed by bitsandbytes (4 bit)",
         r".*\.(quant_state\.bitsandbytes__\w+|absmax|nested_absmax|quant_map)",
         DEQUANTIZE,

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.sources.tying import TIE, ties
 
 TOWERS = {
     "vision tower": r"visual|vision_tower|vision_model|vision_encoder|image_newline|multi_modal_projector|mm_projector"
@@ -56,4 +57,5 @@ def _flat(config: Mapping[str, object]) -> Mapping[str, object]:
     if not isinstance(text, dict):
         return config
     outer = {key: value for key, value in config.items() if not key.endswith("_config") or key == "quantization_config"}
-    return {**outer, **text}
+    merged = {**outer, **text}
+    return {**merged, TIE: True} if ties(config) else merged

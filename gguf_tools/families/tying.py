@@ -1,0 +1,43 @@
+"""The token embedding and the output projection, which may be one matrix: the one rule for all families.
+
+As transformers 5 does (`tie_weights`): where the config ties them and one is missing, the other stands for it; where both are
+there they are tied if they are equal, and otherwise each is used, whatever the config says.
+"""
+
+from __future__ import annotations
+
+from gguf_tools.errors import CheckpointError
+from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.sources.tying import TIE
+from gguf_tools.tensors.base import Tensor, same_values
+
+
+def embedding_and_output(
+    inventory: Inventory, config: Config, embedding: str, output: str, key: str = TIE
+) -> tuple[Tensor, Tensor | None]:
+    """The embedding, shape (vocabulary, hidden), and the output projection of the same shape, None where they are tied.
+
+    `embedding` and `output` are the tensors' names, `key` is the config's. Raises CheckpointError where one is missing and the
+    config says that they are not tied: what else it would be, nothing tells.
+    """
+    tied = config.flag(key, False)
+    unsaid = config.values.get(key) is None
+    if embedding not in inventory and output in inventory and (tied or unsaid):
+        if unsaid:
+            config.note(f"{embedding} is missing and config.json does not say {key}: {output} is taken for both")
+        return inventory.take(output, None, None), None
+    first = inventory.take(embedding, None, None)
+    if output not in inventory:
+        if not tied and not unsaid:
+            raise CheckpointError(
+                f"{inventory.path}: tensor {output} is missing, and config.json says that it is not tied to the embedding; "
+                f"save the checkpoint again, or set {key} to true if it is"
+            )
+        if unsaid:
+            config.note(f"{output} is missing and config.json does not say {key}: {embedding} is taken for both")
+        return first, None
+    second = inventory.take(output, *first.shape)
+    if second is first or (tied and same_values(first, second)):
+        config.note(f"{output} repeats the embedding; it is stored once")
+        return first, None
+    return first, second

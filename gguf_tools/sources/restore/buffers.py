@@ -1,0 +1,39 @@
+"""Buffers saved with the weights: tables of rope, causal masks and the like, which are computed and not learned.
+
+They are set aside here by their names and types; whether they say what the model does is checked once there is one
+(`gguf_tools.families.saved_buffers`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.tensors.base import Tensor
+
+FREQUENCIES = re.compile(r"(.*\.)?_?(original_)?inv_freq")
+TABLES = re.compile(
+    r"(.*\.)?(_?(?P<part>cos|sin)(_cached|_cache)?|freqs_(?P<side>cos|sin)|freqs_cis|rope_cache|rope\.cache)"
+)
+MASKS = re.compile(r"(.*\.)?(_?(causal_|attn_|attention_)?mask|tril|triu|(attn|attention|self_attn)\.bias)")
+MASKED = re.compile(r"(.*\.)?(attn|attention|self_attn)\.masked_bias")
+POSITIONS = re.compile(r"(.*\.)?position_ids")
+EXTRA = re.compile(r"(.*\.)?_extra_state")
+KINDS = (FREQUENCIES, TABLES, MASKS, MASKED, POSITIONS, EXTRA)
+
+
+def is_buffer(name: str, tensor: Tensor | None = None) -> bool:
+    """Whether a tensor is a buffer; a projection's bias has one axis, the mask that GPT-2 calls `bias` at least two."""
+    if tensor is not None and MASKS.fullmatch(name) and name.endswith(".bias"):
+        return len(tensor.shape) > 1
+    return any(kind.fullmatch(name) for kind in KINDS)
+
+
+def set_buffers_aside(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its buffers apart from the weights."""
+    found = {name: tensor for name, tensor in checkpoint.tensors.items() if is_buffer(name, tensor)}
+    if not found:
+        return checkpoint
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in found}
+    return replace(checkpoint, tensors=tensors, buffers={**checkpoint.buffers, **found})
