@@ -93,7 +93,8 @@ def _frequencies_fault(tensor: Tensor, rope: Rope) -> str | None:
     # Some classes scale the positions and not the frequencies, so that the plain ones are saved.
     if any(np.allclose(found, each, rtol=1e-2 if narrow else 1e-4, atol=1e-7 if narrow else 0.0) for each in wanted):
         return None
-    saved = f", whose base is about {_base(found, rope.dims):.6g}" if _base(found, rope.dims) else ""
+    base = _base(found, rope.dims)
+    saved = f" (as of a base of about {base:.6g})" if base else ""
     return f"has other frequencies{saved} than rope with the base {rope.theta:g} and the scaling of the config"
 
 

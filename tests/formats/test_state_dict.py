@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import io
 import json
 import os
 import pickle
@@ -47,7 +51,7 @@ def refused(path: Path) -> str:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_opens(tmp_path: Path, wrap: Callable[[object], object], zipped: bool) -> None:
     path = saved(tmp_path / "w.pt", wrap(WEIGHTS), _use_new_zipfile_serialization=zipped)
-    found = read_state_dict(path)
+    found = open_checkpoint(path)
     assert list(found.tensors) == list(WEIGHTS)
     for name, tensor in WEIGHTS.items():
         assert np.array_equal(found.tensors[name].array(), tensor.float().numpy())
@@ -82,6 +86,78 @@ def test_pages_of_the_file_are_given_back(tmp_path: Path) -> None:
     smaps = Path("/proc/self/smaps").read_text().split(str(path))[1]
     resident = next(int(line.split()[1]) for line in smaps.splitlines() if line.startswith("Rss:"))
     assert resident < 2048
+
+
+PLACES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda w: {"module": w, "ds_version": "0.16"}, "ds_version"),
+    (lambda w: {"state_dict": w, "loops": {}, "hyper_parameters": {"lr": 1e-4}}, "loops, hyper_parameters"),
+    (lambda w: {"app": {"model": w, "optim": {"state": {}}}, "epoch": 1}, "epoch"),
+    (lambda w: {"net": w, "optimizer": {"state": {}, "param_groups": []}}, "optimizer"),
+    (lambda w: {"model": w, "ema": w}, "ema"),
+]
+
+
+@pytest.mark.parametrize(("place", "left_out"), PLACES)
+def test_where_programs_keep_the_weights(tmp_path: Path, place: Callable[[Any], Any], left_out: str) -> None:
+    found = open_checkpoint(saved(tmp_path / "last.ckpt", place(WEIGHTS)))
+    assert list(found.tensors) == list(WEIGHTS)
+    assert found.notes == (f"last.ckpt also holds {left_out}: left out",)
+
+
+def test_several_state_dicts_of_which_none_is_known(tmp_path: Path) -> None:
+    message = refused(saved(tmp_path / "w.pt", {"generator": WEIGHTS, "critic": WEIGHTS}))
+    assert "holds 2 state dicts (generator, critic)" in message
+
+
+def test_partitioned_weights(tmp_path: Path) -> None:
+    message = refused(saved(tmp_path / "w.pt", {"module": {"a.weight": torch.empty(0), "b.weight": torch.empty(0)}}))
+    assert "zero_to_fp32.py" in message
+
+
+def test_a_truth_value_or_an_integer_is_a_number_too(tmp_path: Path) -> None:
+    made = {
+        "b": torch.tensor([True, False]),
+        "i": torch.tensor([[3, -4]]),
+        "f": torch.tensor([0.5], dtype=torch.float16),
+    }
+    found = read_state_dict(saved(tmp_path / "w.pt", made)).tensors
+    for name, tensor in made.items():
+        assert np.array_equal(found[name].numbers(0, tensor.numel()), tensor.reshape(-1).double().numpy())
+    with pytest.raises(CheckpointError, match="tensor i is stored as I64"):
+        found["i"].array()
+
+
+def test_plain_objects_beside_the_weights(tmp_path: Path) -> None:
+    """What needs a class of numpy, pathlib … to be unpickled is skipped without loading that class."""
+    beside = {
+        "loss": np.mean([1.0, 2.0]),
+        "state": np.random.default_rng(0).random(3),
+        "rng": np.random.RandomState(0).get_state(),
+        "dtype": np.dtype("float32"),
+        "args": argparse.Namespace(lr=1e-4, out=Path("x")),
+        "when": datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone.utc),
+        "counts": collections.defaultdict(int, a=1),
+        "bytes": io.BytesIO(b"abc"),
+    }
+    found = open_checkpoint(saved(tmp_path / "w.pt", {"model": WEIGHTS, **beside}))
+    assert list(found.tensors) == list(WEIGHTS)
+    assert found.notes == (f"w.pt also holds {', '.join(beside)}: left out",)
+    message = refused(saved(tmp_path / "w.pt", {"a.weight": torch.ones(2), "b.weight": np.ones(3)}))
+    assert "b.weight is a NotLoaded, a tensor expected" in message
+
+
+@pytest.mark.parametrize("name", ["numpy.load", "builtins.eval", "pathlib.Path.unlink", "argparse.ArgumentParser"])
+def test_only_what_is_listed_has_a_stand_in(tmp_path: Path, name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    path = saved(tmp_path / "w.pt", {"model": WEIGHTS, "mark": "@" * 8})
+    with zipfile.ZipFile(path) as archive:
+        files = {entry: archive.read(entry) for entry in archive.namelist()}
+    named = f"c{module}\n{attribute}\n".encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for entry, data in files.items():
+            # The string's opcode, its length and its text become a reference to the function.
+            archive.writestr(entry, data.replace(b"X\x08\0\0\0@@@@@@@@", named) if entry.endswith("data.pkl") else data)
+    assert "asks to run code when it is loaded" in refused(path)
 
 
 class Hostile:
