@@ -60,8 +60,8 @@ def convert(
     `auto` (the smallest that is exact) or one such as `f32`, `f16`, `q8_0`, `q4_k_m`; `target_bpw` (bits per weight) or
     `target_size` (bytes, or a text such as `500M`) choose the types by measurement instead. `tensor_types` maps regular
     expressions over tensor names to types (or lists texts REGEX=TYPE; the last that matches wins). `surgery`, a recipe as
-    `operate` takes it, is done on the way. Before the file appears, llama.cpp and the source's tokenizer encode a probe
-    text, and must agree.
+    `operate` takes it, is done on the way. `drop_tokens` leaves out tokens that the embedding has no row for. Before the
+    file appears, llama.cpp and the source's tokenizer encode a probe text, and must agree.
 
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
