@@ -29,6 +29,7 @@ from gguf_tools.model.spec import (
 from gguf_tools.targets import lifting, names
 from gguf_tools.targets.names import ATTENTION_NAMES, FFN_BIAS_NAMES, FFN_NAMES
 from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.views import Reshaped
 
 LayerLifter = Callable[[int, Norm], Layer]
 
@@ -73,6 +74,10 @@ def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[Mo
     router = Router(top_k=used, normalised=normalised, scale=scale)
     shared = None
     if "shared.gate" in part:
+        if gate := part.get("shared.sigmoid"):
+            part["shared.sigmoid"] = Reshaped(
+                gate, (gate.size,)
+            )  # llama.cpp's converter keeps it as one row of a matrix
         shared = SharedExpert(part["shared.gate"].shape[0], "shared.sigmoid" in part)
     return MoE(experts, width, router, shared), part
 

@@ -100,3 +100,9 @@ def _exact(target: Target, model: Model) -> Plan:
 def _fits(target: Target, way: Approximation, model: Model) -> bool:
     """Whether the target lacks nothing after the approximation."""
     return way.applies(model.spec) and not target.lacks(_exact(target, way.apply(model, None)[0]).model.spec)
+
+
+def plan_for(model: Model, target: str) -> tuple[Plan, tuple[str, ...]]:
+    """The plan for one target, and what that target lacks all the same: for files that others converted in spite of it."""
+    made = _exact(target_named(target), model)
+    return made, tuple(made.target.lacks(made.model.spec))
