@@ -21,6 +21,7 @@ COMMANDS = {
         "gguf_tools.commands.eval:evaluate",
         "Score GGUF files by llama.cpp: against the torch reference, or by questions.",
     ),
+    "verify": ("gguf_tools.commands.verify:verify", "Say whether a GGUF is what its source gives, byte for byte."),
     "card": ("gguf_tools.commands.card:card", "Write a model card, and an Ollama Modelfile, for quantized files."),
     "inspect": ("gguf_tools.commands.inspect:inspect_command", "Show what a checkpoint or a GGUF is."),
     "demo": ("gguf_tools.commands.demo:demo", "Convert, quantize and evaluate a bundled model, and show the table."),

@@ -25,6 +25,7 @@ ROOMS = (
     "targets",
     "conversion",
     "quantization",
+    "verification",
     "runtime",
     "inspection",
     "evaluation",

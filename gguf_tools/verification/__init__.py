@@ -1,0 +1,1 @@
+"""Whether a GGUF holds what its source gives: tensors byte by byte, and metadata."""

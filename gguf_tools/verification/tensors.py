@@ -1,0 +1,368 @@
+"""One tensor of a file against what the source gives for it, streamed in blocks of rows through several threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from gguf_tools.errors import InputError
+from gguf_tools.formats.gguf.source import GGUFTensor
+from gguf_tools.progress import ByteProgress
+from gguf_tools.tensors.base import NARROW, InMemory, Tensor
+from gguf_tools.tensors.views import Columns, Joined, Mapped, Reshaped, Taken
+from gguf_tools.verification.consistency import ALARM, Evidence, chance, examine, objection
+from quant.encode import (
+    Block,
+    ByteArray,
+    FloatArray,
+    RowRange,
+    can_decode,
+    decode_rows,
+    encode_block,
+    encode_rows,
+    row_ranges,
+)
+from quant.grids import grid_of
+from quant.types import BF16, F16, F32, Q8_0, TensorType
+
+Verdict = Literal["identical", "consistent", "different", "unknown"]
+T = TypeVar("T")
+U = TypeVar("U")
+
+ROUNDING = 2.0**-21
+"""Relative difference that float32 arithmetic in another order may leave in a computed tensor: four units in the last place."""
+SAMPLE = 1 << 14
+"""Weights at two places of a tensor on which each way is tried, before one is followed through all of it."""
+UNRELATED = 1.0
+"""Relative error from which a tensor holds something else, whatever encoded it: zeros would do better."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the source's weights may have come into the file: stored as `through` in between, and encoded with the importance
+    matrix given or without one."""
+
+    through: TensorType | None = None
+    importance: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"by way of {self.through}" if self.through else "", "with the importance matrix" * self.importance]
+        return ", ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFinding:
+    """The verdict on one tensor.
+
+    `detail` says what was seen, in words. `error` is the RMS of the differences from the source in parts of the RMS of its
+    weights, over the blocks that are not as expected, and `expected_error` what the type's encoder leaves there; None where
+    nothing differs or nothing could be compared. `differing` of `blocks` blocks differ (of weights, for plain types).
+    `matrices` are the experts (entries of the first of three axes) that differ.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    verdict: Verdict
+    detail: str = ""
+    way: str = ""
+    error: float | None = None
+    expected_error: float | None = None
+    differing: int = 0
+    blocks: int = 0
+    matrices: tuple[int, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON; an error beyond all numbers is null."""
+        values: dict[str, object] = {"name": self.name, "type": self.type, "shape": list(self.shape)}
+        values |= {"verdict": self.verdict, "detail": self.detail, "way": self.way}
+        for key in ("error", "expected_error"):
+            value = getattr(self, key)
+            values[key] = value if value is not None and np.isfinite(value) else None
+        return values | {
+            "differing_blocks": self.differing,
+            "blocks": self.blocks,
+            "differing_matrices": list(self.matrices),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a pass over a tensor, or a part of it, showed; two add up. `rounding` is the largest relative difference."""
+
+    evidence: Evidence = field(default_factory=Evidence)
+    rounding: float = 0.0
+    matrices: frozenset[int] = frozenset()
+
+    def __add__(self, other: Seen) -> Seen:
+        return Seen(
+            evidence=self.evidence + other.evidence,
+            rounding=max(self.rounding, other.rounding),
+            matrices=self.matrices | other.matrices,
+        )
+
+    @property
+    def same(self) -> bool:
+        """Whether every byte is as expected."""
+        return not self.evidence.blocks
+
+
+class Comparison:
+    """Compares tensors on `threads` threads; a context manager, whose end waits for the threads.
+
+    At most twice as many row blocks as threads are in memory, about 4 MB each.
+    """
+
+    def __init__(self, threads: int, progress: ByteProgress) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tinyq-verify")
+        self._window = 2 * threads
+        self._progress = progress
+        self._last = Way()
+
+    def __enter__(self) -> Comparison:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def skip(self, count: int) -> None:
+        """Tell the progress of bytes that are not compared."""
+        self._progress(count)
+
+    def judge(self, given: GGUFTensor, source: Tensor, importance: FloatArray | None = None) -> TensorFinding:
+        """The verdict on a tensor of the file; `source` is what it should hold, `importance` (matrices, columns)."""
+        entry = given.entry
+        finding = TensorFinding(name=entry.name, type=entry.type.name, shape=entry.shape, verdict="unknown")
+        if _squeezed(source.shape) != _squeezed(entry.shape):
+            self._progress(entry.nbytes)
+            shape = "×".join(map(str, source.shape))
+            return replace(finding, verdict="different", detail=f"the source gives the shape {shape}")
+        source = Reshaped(source, entry.shape)
+        finding = replace(finding, blocks=source.size // entry.type.block)
+        if not entry.type.encodes:
+            return self._decoded(finding, given, source)
+        way, seen = self._best(given, source, importance)
+        return _verdict(finding, given, source, way, seen, importance is not None)
+
+    def _best(self, given: GGUFTensor, source: Tensor, importance: FloatArray | None) -> tuple[Way, Seen]:
+        """The way that explains most, and what a pass over all of the tensor shows of it."""
+        parts = list(row_ranges(source.shape, by_matrix=source.columns > 0))
+        sample = [_start(parts[n], source.columns) for n in sorted({0, len(parts) // 2})]
+        ways = _ways(given.entry.type, source, importance is not None)
+        ways.sort(key=lambda way: way != self._last)
+        sampled: dict[Way, Seen] = {}
+        whole: dict[Way, Seen] = {}
+        for way in ways:
+            work = partial(_compared, given, source, importance, way)
+            sampled[way] = sum(self._map(work, sample), Seen())
+            if sampled[way].same:
+                whole[way] = self._pass(given, work, parts, not whole)
+                if whole[way].same:
+                    self._last = way
+                    return way, whole[way]
+        way = max(ways, key=lambda way: _score(whole.get(way, sampled[way])))
+        if way not in whole:
+            whole[way] = self._pass(given, partial(_compared, given, source, importance, way), parts, not whole)
+        return way, whole[way]
+
+    def _pass(
+        self, given: GGUFTensor, work: Callable[[RowRange], Seen], parts: Sequence[RowRange], report: bool
+    ) -> Seen:
+        total = Seen()
+        row = given.entry.nbytes // max(1, given.size // max(1, given.columns))
+        for part, seen in zip(parts, self._map(work, parts), strict=True):
+            total += seen
+            if report:
+                self._progress((part.stop - part.start) * row)
+        return total
+
+    def _decoded(self, finding: TensorFinding, given: GGUFTensor, source: Tensor) -> TensorFinding:
+        """A type that is only read: its error alone is known."""
+        dtype = given.entry.type
+        if not can_decode(dtype) or dtype.name == "f64":
+            self._progress(given.entry.nbytes)
+            return replace(finding, detail=f"{dtype} is not decoded")
+        parts = list(row_ranges(source.shape, by_matrix=False))
+        seen = self._pass(given, partial(_difference, given, source), parts, True)
+        error = seen.evidence.relative_error
+        detail = f"{dtype} is not encoded here; the error alone is known"
+        verdict: Verdict = "unknown"
+        if not error < UNRELATED:
+            verdict, detail = "different", "the weights have nothing in common with the source's"
+        return replace(finding, verdict=verdict, detail=detail, error=error)
+
+    def _map(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+        """`function` of each item, in order, a bounded number ahead."""
+        pending: deque[Future[U]] = deque()
+        try:
+            for item in items:
+                pending.append(self._pool.submit(function, item))
+                if len(pending) >= self._window:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _start(part: RowRange, columns: int) -> RowRange:
+    """The first rows of a range, which show the way that a tensor came."""
+    return replace(part, stop=min(part.stop, part.start + max(1, SAMPLE // columns)))
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape[:-1] if size != 1) + shape[-1:]
+
+
+def _ways(dtype: TensorType, source: Tensor, importance: bool) -> list[Way]:
+    """The ways that are tried: directly, and by way of the types that files are quantized from."""
+    through: list[TensorType | None] = [None]
+    through += [kind for kind in (BF16, F16) if kind is not dtype and kind is not source.stored]
+    if not dtype.plain and dtype is not Q8_0 and source.columns % Q8_0.block == 0:
+        through.append(Q8_0)
+    matters = importance and dtype is not Q8_0 and not dtype.plain
+    return [Way(kind, use) for kind in through for use in ((True, False) if matters else (False,))]
+
+
+def _score(seen: Seen) -> tuple[bool, int, int]:
+    """Larger for the way that explains more: bytes that coincide beyond chance, then the fewest odd blocks."""
+    found = seen.evidence
+    telling = chance(found.equal, found.equal + found.blocks) < ALARM or not found.blocks
+    return telling, -found.odd, found.equal if telling else 0
+
+
+def _compared(given: GGUFTensor, source: Tensor, importance: FloatArray | None, way: Way, part: RowRange) -> Seen:
+    """A range of rows, encoded as the file has them and compared."""
+    dtype = given.entry.type
+    try:
+        block = _block(given, source, way, part)
+        row = None
+        if way.importance and importance is not None:
+            row = importance[part.matrix if len(importance) > 1 else 0]
+        expected = encode_block(replace(block, imatrix=row)).raw
+    except InputError:
+        # Too large for the type, or not finite: this way cannot have been taken.
+        return _impossible(given, source, part)
+    raw = _raw(given, part, expected.shape[1])
+    if np.array_equal(raw, expected):
+        # Blocks of zeros come out alike in every way.
+        assert not callable(block.rows)
+        telling = block.rows.reshape(raw.size // dtype.block_bytes, -1).any(axis=1)
+        return Seen(evidence=Evidence(equal=int(np.count_nonzero(telling))))
+    rows = _floats(block, source.columns)
+    if grid_of(dtype) is None:
+        return _plain(rows, raw, expected, dtype, part)
+    own = expected if row is None else encode_rows(rows, dtype)
+    first = part.start * source.columns // dtype.block
+    found = examine(rows, raw, expected, own, dtype, first)
+    return Seen(evidence=found, matrices=frozenset((part.matrix,)) if found.blocks else frozenset())
+
+
+def _block(given: GGUFTensor, source: Tensor, way: Way, part: RowRange) -> Block:
+    """The source's rows as the encoder takes them, after the type in between."""
+    start, stop = part.start * source.columns, part.stop * source.columns
+    stored = source.stored if source.stored in NARROW and way.through is None else F32
+    if stored is not F32:
+        raw = source.raw(start, stop).reshape(-1, source.columns)
+        return Block(name=given.entry.name, type=given.entry.type, rows=raw, source=stored)
+    rows = source.flat(start, stop).reshape(-1, source.columns)
+    if way.through:
+        between = encode_rows(rows, way.through, name=given.entry.name)
+        rows = decode_rows(between, way.through, source.columns)
+    return Block(name=given.entry.name, type=given.entry.type, rows=rows)
+
+
+def _floats(block: Block, columns: int) -> FloatArray:
+    assert not callable(block.rows)
+    if block.source is F32:
+        return np.asarray(block.rows, np.float32)
+    return decode_rows(np.ascontiguousarray(block.rows).view(np.uint8), block.source, columns)
+
+
+def _raw(given: GGUFTensor, part: RowRange, row: int) -> ByteArray:
+    return given.read(part.start * row, (part.stop - part.start) * row).reshape(-1, row)
+
+
+def _impossible(given: GGUFTensor, source: Tensor, part: RowRange) -> Seen:
+    count = (part.stop - part.start) * source.columns // given.entry.type.block
+    at = part.start * source.columns // given.entry.type.block
+    found = Evidence(blocks=count, odd=count, first_odd=at, error=float("inf"))
+    return Seen(evidence=found, rounding=float("inf"), matrices=frozenset((part.matrix,)))
+
+
+def _plain(rows: FloatArray, raw: ByteArray, expected: ByteArray, dtype: TensorType, part: RowRange) -> Seen:
+    """Weights that are stored one by one."""
+    columns = rows.shape[1]
+    differ = (raw.reshape(rows.size, -1) != expected.reshape(rows.size, -1)).any(axis=1)
+    found, wanted = (
+        decode_rows(data, dtype, columns).reshape(-1)[differ].astype(np.float64) for data in (raw, expected)
+    )
+    exact = rows.reshape(-1)[differ].astype(np.float64)
+    with np.errstate(all="ignore"):
+        error = np.nan_to_num(np.square(found - exact), nan=np.inf, posinf=np.inf)
+        away = np.nan_to_num(np.abs(found - wanted) / np.maximum(np.abs(wanted), 1e-30), nan=np.inf, posinf=np.inf)
+    evidence = Evidence(
+        blocks=int(differ.sum()),
+        equal=int(differ.size - differ.sum()),
+        sum_sq=float(np.square(exact).sum()),
+        error=float(error.sum()),
+        own_error=float(np.square(wanted - exact).sum()),
+    )
+    return Seen(evidence=evidence, rounding=float(away.max(initial=0.0)), matrices=frozenset((part.matrix,)))
+
+
+def _difference(given: GGUFTensor, source: Tensor, part: RowRange) -> Seen:
+    start, stop = part.start * source.columns, part.stop * source.columns
+    exact, found = source.flat(start, stop).astype(np.float64), given.flat(start, stop).astype(np.float64)
+    with np.errstate(all="ignore"):
+        error = float(np.nan_to_num(np.square(found - exact), nan=np.inf, posinf=np.inf).sum())
+    return Seen(evidence=Evidence(sum_sq=float(np.square(exact).sum()), error=error))
+
+
+def computed(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are computed from the source's, rather than moved."""
+    match tensor:
+        case Mapped() | InMemory():
+            return True
+        case Reshaped(base=base) | Taken(base=base):
+            return computed(base)
+        case Joined(parts=parts) | Columns(parts=parts):
+            return any(map(computed, parts))
+    return False
+
+
+def _verdict(
+    finding: TensorFinding, given: GGUFTensor, source: Tensor, way: Way, seen: Seen, importance: bool
+) -> TensorFinding:
+    found, dtype = seen.evidence, given.entry.type
+    if seen.same:
+        return replace(finding, verdict="identical", way=str(way))
+    if not np.isfinite(found.error) and found.odd == found.blocks == finding.blocks:
+        return replace(finding, verdict="different", detail=f"the source's weights cannot be stored as {dtype}")
+    matrices = tuple(sorted(seen.matrices)) if len(finding.shape) > 2 else ()
+    finding = replace(
+        finding,
+        way=str(way),
+        error=found.relative_error,
+        expected_error=found.own_relative_error,
+        differing=found.blocks,
+        matrices=matrices,
+    )
+    if dtype.plain or dtype is Q8_0:
+        if seen.rounding <= ROUNDING and computed(source):
+            detail = f"as float32 arithmetic in another order: {seen.rounding:.1e} apart at most"
+            return replace(finding, verdict="consistent", detail=detail)
+        what = "weights" if dtype.plain else "blocks"
+        return replace(finding, verdict="different", detail=f"{found.blocks} of {finding.blocks} {what} differ")
+    reason = objection(found)
+    if reason:
+        return replace(finding, verdict="different", detail=reason)
+    another = "another importance matrix than the one given" if importance else "an unknown importance matrix"
+    return replace(finding, verdict="consistent", detail=f"as {another} explains")

@@ -1,0 +1,63 @@
+"""What a tensor that is not what it should be holds instead: another layer's, or its experts in another order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from gguf_tools.formats.gguf.source import GGUFTensor
+from gguf_tools.tensors.base import FloatArray, Tensor
+
+SAMPLE = 4096
+"""Weights that are compared; unrelated ones agree on none of them, and encoding moves each by less than its own size."""
+LIKE = 0.4
+"""Relative error up to which weights are taken for the source's in some encoding; unrelated ones have about 1.4."""
+MOST = 512
+"""Experts or layers that are looked at."""
+
+_LAYER = re.compile(r"blk\.\d+\.(.+)")
+
+
+def whose_layer(given: GGUFTensor, name: str, sources: Mapping[str, Tensor]) -> str:
+    """The name of another layer's tensor that `given` holds; "" if there is none."""
+    match = _LAYER.fullmatch(name)
+    if match is None:
+        return ""
+    shape = sources[name].shape
+    others = (
+        other
+        for other, tensor in sources.items()
+        if other != name and tensor.shape == shape and (found := _LAYER.fullmatch(other)) and found[1] == match[1]
+    )
+    return _nearest(given.flat(0, min(SAMPLE, given.size)), ((other, sources[other], 0) for other in others))
+
+
+def whose_experts(given: GGUFTensor, source: Tensor, matrices: Iterable[int]) -> dict[int, int]:
+    """Which matrix of the source each of the differing `matrices` (experts) of a tensor holds instead, where it is another."""
+    size = source.size // source.shape[0]
+    experts = min(source.shape[0], MOST)
+    held: dict[int, int] = {}
+    for matrix in list(matrices)[:MOST]:
+        mine = given.flat(matrix * size, matrix * size + min(SAMPLE, size))
+        others = ((str(n), source, n * size) for n in range(experts))
+        found = _nearest(mine, others)
+        if found and int(found) != matrix:
+            held[matrix] = int(found)
+    return held
+
+
+def _nearest(mine: FloatArray, others: Iterable[tuple[str, Tensor, int]]) -> str:
+    """The label of the first tensor that, from a place in it on, holds nearly the same weights."""
+    best, label = LIKE, ""
+    for count, (name, tensor, start) in enumerate(others):
+        if count == MOST:
+            break
+        theirs = tensor.flat(start, start + len(mine)).astype(np.float64)
+        size = float(np.sqrt(np.square(theirs).sum()))
+        with np.errstate(all="ignore"):
+            error = float(np.sqrt(np.square(mine - theirs).sum())) / size if size else np.inf
+        if error < best:
+            best, label = error, name
+    return label
