@@ -11,6 +11,7 @@ import pytest
 
 from gguf_tools import operate
 from gguf_tools.errors import InputError, OutputError
+from gguf_tools.formats.journal import journal_path, undo_paths
 from surgery.recipe import Recipe, parse_text, read_file
 from tests.api.conftest import Told
 from tests.conftest import Ran
@@ -55,6 +56,26 @@ def test_in_place_and_back(tinyq: Tinyq, exact_file: Path, tmp_path: Path) -> No
     assert repr(undone) == f"undone    swap(0:2) in {file}"
     assert (undone.recipe, undone.layers_after) == ("swap(0:2)", 0)
     assert file.read_bytes() == before
+
+
+def test_an_interrupted_change_is_completed(tinyq: Tinyq, exact_file: Path, tmp_path: Path) -> None:
+    """Its journal is left over."""
+    file = tmp_path / "a.gguf"
+    shutil.copy(exact_file, file)
+    before = file.read_bytes()
+    operate(file, recipe="swap(0:2)", in_place=True)
+    changed, (record,) = file.read_bytes(), undo_paths(file)
+    for complete in ("function", "command"):
+        record.rename(journal_path(file))
+        file.write_bytes(before)
+        if complete == "function":
+            result = operate(file, in_place=True)
+            assert result.as_dict() == {"source": str(file), "completed": "swap(0:2)"}
+            said = str(result)
+        else:
+            said = tinyq("surgery", file, "--in-place").out.rstrip()
+        assert said == f"completed swap(0:2) in {file}, which had been interrupted"
+        assert (file.read_bytes(), journal_path(file).exists()) == (changed, False)
 
 
 def test_a_dry_run_writes_nothing(tinyq: Tinyq, exact_file: Path, tmp_path: Path) -> None:
