@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from gguf_tools.formats.gguf.source import GGUFTensor
-from gguf_tools.tensors.base import FloatArray, Tensor
+from gguf_tools.tensors.base import Tensor
+from quant.encode import FloatArray
 
 SAMPLE = 4096
 """Weights that are compared; unrelated ones agree on none of them, and encoding moves each by less than its own size."""
