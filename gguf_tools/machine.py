@@ -32,3 +32,21 @@ def physical_cores() -> int:
         except OSError:
             return len(allowed)
     return len(siblings)
+
+
+def available_memory() -> int | None:
+    """Bytes that can still be allocated without swapping, or None where the system does not say.
+
+    Linux: MemAvailable of /proc/meminfo, and what is left of a limit on the control group (cgroup v2).
+    """
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            found.append(max(int(limit) - int((group / "memory.current").read_text()), 0))
+    except (OSError, ValueError, IndexError):
+        pass  # another system, or no control group
+    return min(found) if found else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gguf_tools.allocation.prepare import prepare_conversion
 from gguf_tools.api.options import (
@@ -25,6 +26,9 @@ from gguf_tools.progress import StageProgress
 from surgery.model import operate
 from surgery.recipe import Recipe
 
+if TYPE_CHECKING:
+    from gguf_tools.evaluation.proof import Proof
+
 MAX_CONTEXT = (1 << 31) - 1
 
 
@@ -45,6 +49,8 @@ def convert(
     add_bos: bool | None = None,
     drop_tokens: bool = False,
     context_length: int | None = None,
+    prove: bool = False,
+    oracle: str | None = None,
     allow_approximate: bool = False,
     calibration: str | Path | None = None,
     text_only: bool = False,
@@ -63,6 +69,9 @@ def convert(
     `operate` takes it, is done on the way. `drop_tokens` leaves out tokens that the embedding has no row for. Before the
     file appears, llama.cpp and the source's tokenizer encode a probe text, and must agree.
 
+    With `prove`, the torch reference is first held against the source's own code (`oracle` as in `evaluate`; transformers by
+    default, where it knows the source), and before the file appears, llama.cpp's logits of a short prompt against the reference.
+
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
     Raises InputError or a kind of it (CheckpointError, UnsupportedError, TokenizerError) for what cannot be converted,
@@ -71,6 +80,8 @@ def convert(
     out = Path(out)
     at_least("--context-length", context_length, 1, MAX_CONTEXT)
     at_least("--threads", threads)
+    if oracle and not prove:
+        raise InputError("--oracle needs --prove")
     if not dry_run:
         check_output(out, force)
     request = Request(
@@ -100,13 +111,23 @@ def convert(
         conversion, chosen = prepare_conversion(request, size, out, progress)
     if dry_run:
         return ConvertResult(conversion, chosen)
+    proof = _proof(request, conversion, oracle) if prove else None
     advance = counted(progress, "writing", conversion.layout.data_bytes)
-    written = execute(conversion, out, force=force, threads=request.workers, progress=advance, prove=prove_vocabulary)
-    return ConvertResult(conversion, chosen, written)
+    written = execute(
+        conversion, out, force=force, threads=request.workers, progress=advance, prove=proof or prove_vocabulary
+    )
+    return ConvertResult(conversion, chosen, written, proof)
 
 
 def _operation(recipe: Recipe) -> Operation | None:
     return Operation(str(recipe), lambda model: operate(model, recipe)) if recipe else None
+
+
+def _proof(request: Request, conversion: Conversion, oracle: str | None) -> Proof:
+    # torch, which the reference runs on, takes seconds to load.
+    from gguf_tools.evaluation.proof import Proof
+
+    return Proof(request, conversion, oracle or "auto")
 
 
 def _prepared(request: Request, progress: StageProgress | None) -> Conversion:

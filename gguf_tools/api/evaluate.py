@@ -17,7 +17,7 @@ from gguf_tools.runtime.process import KVType, RuntimeOptions
 
 SUITES = ("fidelity", "card", "all")
 DTYPES = ("f32", "f64")
-_FIDELITY_ONLY = {"--reference": None, "--prompts": None, "--dtype": "f32", "--no-speed": True}
+_FIDELITY_ONLY = {"--reference": None, "--oracle": "auto", "--prompts": None, "--dtype": "f32", "--no-speed": True}
 _CARD_ONLY = {
     "--questions": "general",
     "--repeat-set": 1,
@@ -33,6 +33,7 @@ def evaluate(
     models: str | Path | Sequence[str | Path],
     *,
     reference: str | Path | None = None,
+    oracle: str = "auto",
     suite: str = "fidelity",
     prompts: str | Path | None = None,
     text: str | Path | None = None,
@@ -56,7 +57,9 @@ def evaluate(
     """Run each GGUF greedily by llama.cpp, in a process of its own, and score it: `tinyq eval`.
 
     Suite `fidelity` compares it with the torch reference: `reference` (a checkpoint or a GGUF), else the checkpoint
-    recorded in the file or lying beside it if it is unchanged, else one rebuilt from the file's own tensors. Suite `card`
+    recorded in the file or lying beside it if it is unchanged, else one rebuilt from the file's own tensors. `oracle` names
+    other code that the reference is held against: `transformers`, MODULE:FUNCTION, a file of golden logits, `none`, or `auto`
+    (transformers on one short prompt, where it knows the source). Suite `card`
     asks questions by the model's own chat template (`questions` to `think_tokens` are its options) and gives one score of
     100; `all` does both. Several models come best first. `require` of the result checks thresholds.
 
@@ -71,7 +74,7 @@ def evaluate(
     at_least("--context", context)
     at_least("--threads", threads)
     if suite == "card":
-        _refuse(_FIDELITY_ONLY, (reference, prompts, dtype, speed), "fidelity")
+        _refuse(_FIDELITY_ONLY, (reference, oracle, prompts, dtype, speed), "fidelity")
     if suite == "fidelity":
         given = (questions, repeat_set, held_out, weights, thinking, answer_tokens, think_tokens)
         _refuse(_CARD_ONLY, given, "card")
@@ -95,6 +98,7 @@ def evaluate(
             text=read_text(Path(text)) if text else None,
             n_generate=tokens,
             speed=speed,
+            oracle=oracle,
         )
     if suite != "fidelity":
         asked = card_options(

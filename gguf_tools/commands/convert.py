@@ -50,6 +50,17 @@ from gguf_tools.commands.type_options import type_options
     help="Text to fit --allow-approximate to (by default a built-in one) and to measure --target-bpw on (what the model writes).",
 )
 @click.option("--text-only", is_flag=True, help="Leave out a vision or audio tower beside the text model.")
+@click.option(
+    "--prove",
+    is_flag=True,
+    help="Before the file appears, compare its logits of a short prompt by llama.cpp with the torch reference, and that with the "
+    "source's own code.",
+)
+@click.option(
+    "--oracle",
+    metavar="WHAT",
+    help="What --prove takes for the source's own code, as in `tinyq eval`; transformers by default, where it knows the source.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @output_options
 def convert(
@@ -71,6 +82,8 @@ def convert(
     allow_approximate: bool,
     calibration: Path | None,
     text_only: bool,
+    prove: bool,
+    oracle: str | None,
     dry_run: bool,
     force: bool,
     threads: int | None,
@@ -103,6 +116,8 @@ def convert(
             add_bos=add_bos,
             drop_tokens=drop_tokens,
             context_length=context_length,
+            prove=prove,
+            oracle=oracle,
             allow_approximate=allow_approximate,
             calibration=calibration,
             text_only=text_only,

@@ -33,7 +33,7 @@ def demo(model: str, out: Path | None, json_path: str | None) -> None:
     """Convert a bundled checkpoint to five types, compare each with the torch reference, and score it as its card would."""
     from gguf_tools import convert, evaluate
     from gguf_tools.evaluation.card.questions import choose
-    from gguf_tools.evaluation.reference_source import find_reference
+    from gguf_tools.families.registry import load_model
     from gguf_tools.reference import Reference
     from gguf_tools.runtime.process import RuntimeOptions
 
@@ -47,7 +47,7 @@ def demo(model: str, out: Path | None, json_path: str | None) -> None:
         found = evaluate(list(files.values()), reference=source, suite="all", questions=QUESTIONS)
         scores = {result.model.path: result for result in found.scores}
         results = {name: scores[str(path)] for name, path in files.items()}
-        original = find_reference(files["f32"], source).model
+        original = load_model(source)
         stories = _stories(files["f32"], Reference(original), RuntimeOptions())
     if json_path != "-":
         click.echo(f"{model}: {original.family}, layers {original.spec.pattern}, {original.parameters:,} parameters\n")

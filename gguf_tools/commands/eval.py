@@ -19,13 +19,19 @@ from gguf_tools.commands.common import (
     write_text,
 )
 
-_FIDELITY_ONLY = ("reference", "prompts", "dtype", "no_speed", "min_top1", "max_nmse", "max_kl", "min_greedy")
+_FIDELITY_ONLY = ("reference", "oracle", "prompts", "dtype", "no_speed", "min_top1", "max_nmse", "max_kl", "min_greedy")
 _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
 
 
 @click.command("eval")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…", type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), metavar="SOURCE", help="The checkpoint to compare with.")
+@click.option(
+    "--oracle",
+    metavar="WHAT",
+    help="Other code to hold the reference against: transformers, MODULE:FUNCTION (token ids → logits), a file of golden logits "
+    "(.npz or .safetensors), or none. By default transformers on one short prompt, where it knows the source.",
+)
 @click.option(
     "--suite",
     type=click.Choice(["fidelity", "card", "all"]),
@@ -66,6 +72,7 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
 def evaluate(
     models: tuple[Path, ...],
     reference: Path | None,
+    oracle: str | None,
     suite: str,
     prompts: Path | None,
     text: Path | None,
@@ -93,6 +100,9 @@ def evaluate(
     Suite fidelity compares it with the torch reference: the checkpoint given, else the one recorded in the file or lying
     beside it if it is unchanged, else one rebuilt from the file's own tensors, and then only the engine is compared.
 
+    The source's own code, as transformers has it, is asked too whether the reference reads the checkpoint rightly: exit code 1
+    where it does not. It is the reference itself where tinyq does not know the family, for a file that others converted.
+
     Suite card asks questions by the model's own chat template and gives one score of 100, its parts, and what the numbers
     allow to say. Several models are shown side by side, best first.
     """
@@ -107,6 +117,7 @@ def evaluate(
         result = run(
             models,
             reference=reference,
+            oracle=oracle or "auto",
             suite=suite,
             prompts=prompts,
             text=text,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from gguf_tools.errors import CheckpointError, InputError
+from gguf_tools.evaluation.transformers_model import transformers_encoder, transformers_name, why_not
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf, read_header
@@ -20,6 +21,8 @@ from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 
 Origin = Literal["given", "recorded", "beside", "rebuilt"]
 
+Encode = Callable[[str, bool], Sequence[int]]
+
 Operate = Callable[[Model, str], Model]
 """Does a recipe of layer surgery, as text, to a model."""
 
@@ -28,23 +31,28 @@ Operate = Callable[[Model, str], Model]
 class ReferenceSource:
     """The model to compare with, where it came from, and a sentence on what the comparison therefore says.
 
-    `tokenizer` is the source's own, None where there is none at hand. `recipe` is the layer surgery done to the source.
+    `model` is None where no family knows the source and transformers' own code is the reference. `tokenizer` is the source's
+    own, None where there is none at hand; `encoder` stands in where only transformers reads it. `checkpoint` is the source,
+    None for a GGUF. `recipe` is the layer surgery done to the source, and `unchanged` its model before, where there was any.
     `is_source`: whether it is what the file says that it was made from; None where the file does not say.
     """
 
-    model: Model
+    model: Model | None
     origin: Origin
     path: Path
     tokenizer: Tokenizer | None
     note: str
     recipe: str = ""
     is_source: bool | None = None
+    checkpoint: Checkpoint | None = None
+    unchanged: Model | None = None
+    encoder: Encode | None = None
 
     @property
-    def encode(self) -> Callable[[str, bool], Sequence[int]] | None:
+    def encode(self) -> Encode | None:
         """The source's tokenizer as (text, add BOS and EOS) → ids; special tokens in the text count as such."""
         tokenizer = self.tokenizer
-        return None if tokenizer is None else lambda text, add: encoded(tokenizer, text, add)
+        return self.encoder if tokenizer is None else lambda text, add: encoded(tokenizer, text, add)
 
 
 def encoded(tokenizer: Tokenizer, text: str, add_special: bool) -> list[int]:
@@ -111,10 +119,13 @@ def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints
             note=f"compared with the weights of {given}",
         )
     checkpoint = checkpoints.open(given)
-    model = build_model(checkpoint)
-    note, recipe = f"compared with {given}", ""
     recorded = header.get(keys.SOURCE_DIGEST)
     is_source = recorded == checkpoints.digest(given) if isinstance(recorded, str) else None
+    try:
+        model = unchanged = build_model(checkpoint)
+    except InputError as error:
+        return _run_by_transformers(header, checkpoint, is_source, error)
+    note, recipe = f"compared with {given}", ""
     if is_source:
         model, recipe = _operated(header, model, operate)
         note += _after(recipe)
@@ -124,10 +135,41 @@ def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints
         model=model,
         origin="given",
         path=given,
-        tokenizer=_tokenizer(header, checkpoint, model),
+        tokenizer=_tokenizer(header, checkpoint, model.spec.vocab_size),
         note=note,
         recipe=recipe,
         is_source=is_source,
+        checkpoint=checkpoint,
+        unchanged=unchanged if recipe else None,
+    )
+
+
+def _run_by_transformers(
+    header: GGUFHeader, checkpoint: Checkpoint, is_source: bool | None, refused: InputError
+) -> ReferenceSource:
+    """The source as transformers' own code computes it, where no family does; the refusal where that cannot be had either."""
+    if reason := why_not(checkpoint):
+        raise type(refused)(f"{refused}; nor can transformers be the reference: {reason}") from refused
+    kind = checkpoint.config["model_type"]
+    note = f"tinyq has no family for it ({kind}): compared with {transformers_name()}'s own code on {checkpoint.path}"
+    if is_source is False:
+        note += ", which is not, or no longer, what the file was made from"
+    tokens, encoder = header.get("tokenizer.ggml.tokens"), None
+    tokenizer = _tokenizer(header, checkpoint, len(tokens)) if isinstance(tokens, tuple) else None
+    if tokenizer is None:
+        try:
+            encoder = transformers_encoder(checkpoint)
+        except InputError as error:
+            note += f"; tokens are not compared ({error})"
+    return ReferenceSource(
+        model=None,
+        origin="given",
+        path=checkpoint.path,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        note=note,
+        is_source=is_source,
+        checkpoint=checkpoint,
     )
 
 
@@ -152,12 +194,13 @@ def _recorded(
             reason = f"{place} is not, or no longer, what it was made from"
             continue
         try:
-            model, recipe = _operated(header, build_model(checkpoint), operate)
+            unchanged = build_model(checkpoint)
+            model, recipe = _operated(header, unchanged, operate)
         except InputError as error:
             reason = f"the surgery that it records cannot be done again ({error})"
             continue
         how = "the source recorded in the file" if origin == "recorded" else "the source beside the file"
-        tokenizer = _tokenizer(header, checkpoint, model)
+        tokenizer = _tokenizer(header, checkpoint, model.spec.vocab_size)
         return ReferenceSource(
             model=model,
             origin=origin,
@@ -166,6 +209,8 @@ def _recorded(
             note=f"compared with {how}{_after(recipe)}",
             recipe=recipe,
             is_source=True,
+            checkpoint=checkpoint,
+            unchanged=unchanged if recipe else None,
         ), ""
     return None, reason
 
@@ -188,12 +233,12 @@ def _after(recipe: str) -> str:
     return f" after {recipe}" if recipe else ""
 
 
-def _tokenizer(header: GGUFHeader, checkpoint: Checkpoint, model: Model) -> Tokenizer | None:
+def _tokenizer(header: GGUFHeader, checkpoint: Checkpoint, vocab_size: int) -> Tokenizer | None:
     recorded = header.get(keys.TOKENIZER_PATH)
     folder = header.path.resolve().parent / recorded if isinstance(recorded, str) else checkpoint.folder
     try:
         # Tokens beyond the embedding were left out of the file too, or it would not be there.
-        return load_tokenizer(folder, model.spec.vocab_size, config=checkpoint.config, drop_tokens=True)
+        return load_tokenizer(folder, vocab_size, config=checkpoint.config, drop_tokens=True)
     except InputError:
         # A checkpoint may have its tokenizer elsewhere (convert --tokenizer); the logits can be compared without it.
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from gguf_tools.evaluation.card.as_json import card_dict
 from gguf_tools.evaluation.card.parts import overall
 from gguf_tools.evaluation.card.results import CardReport
 from gguf_tools.evaluation.card.suite import CardOptions, run_card
-from gguf_tools.evaluation.fidelity import FidelityReport, evaluate_fidelity
+from gguf_tools.evaluation.fidelity import FidelityReport, ReferenceLike, evaluate_fidelity
+from gguf_tools.evaluation.oracle import OracleCheck, Oracles, parse_oracle
 from gguf_tools.evaluation.prompts import Prompt
 from gguf_tools.evaluation.reference_source import Checkpoints, Operate, ReferenceSource, find_reference
+from gguf_tools.evaluation.transformers_model import TransformersModel
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.split import read_parts
 from gguf_tools.machine import useful_threads
@@ -42,12 +44,20 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was measured of one file."""
+    """All that was measured of one file; `oracle` is None where none was asked, or the sentence on why it could not be."""
 
     model: FileFacts
     source: ReferenceSource
     fidelity: FidelityReport
     speed: Speed | None
+    oracle: OracleCheck | str | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be said about the oracle."""
+        if isinstance(self.oracle, OracleCheck):
+            return self.oracle.notes
+        return (self.oracle,) if self.oracle else ()
 
     def as_dict(self) -> dict[str, Any]:
         """The contract's JSON."""
@@ -58,9 +68,23 @@ class Evaluation:
         return {
             "model": vars(self.model),
             "reference": {"origin": self.source.origin, "path": str(self.source.path), "note": self.source.note},
-            "fidelity": self.fidelity.as_dict(),
+            "fidelity": self._fidelity(),
             "speed": speed,
         }
+
+    def _fidelity(self) -> dict[str, Any]:
+        found = self.fidelity.as_dict()
+        check = self.oracle.as_dict() if isinstance(self.oracle, OracleCheck) else None
+        return {**found, "oracle": check, "notes": [*found["notes"], *self.notes]}
+
+
+def load_reference(source: ReferenceSource, dtype: str) -> Reference | TransformersModel:
+    """The source in memory: the torch reference, or transformers' own code where no family knows it."""
+    if source.model is not None:
+        return Reference(source.model, DTYPES[dtype])
+    if source.checkpoint is None:
+        raise InputError(f"{source.path}: has neither a model nor a checkpoint that transformers could run")
+    return TransformersModel(source.checkpoint)
 
 
 def score_file(
@@ -83,7 +107,8 @@ def evaluate_file(
     source: ReferenceSource,
     options: RuntimeOptions,
     *,
-    reference: Reference | None = None,
+    load: Callable[[], ReferenceLike] | None = None,
+    oracles: Oracles | None = None,
     dtype: str = "f32",
     prompts: Sequence[Prompt] | None = None,
     text: str | None = None,
@@ -93,28 +118,30 @@ def evaluate_file(
 ) -> Evaluation:
     """Run `path` by llama.cpp and compare it with `source`.
 
-    `reference` saves loading the same source again for the next file. Errors as `evaluate_fidelity` and `Runtime`.
+    `load` gives a reference that several files share; `oracles` holds the source against other code first.
+    Errors as `evaluate_fidelity`, `Oracles.check` and `Runtime`.
     """
     threads = options.threads or useful_threads(path.stat().st_size)
     torch.set_num_threads(threads)
-    reference = reference or Reference(source.model, DTYPES[dtype])
     with Runtime(path, replace(options, threads=threads)) as runtime:
-        if runtime.info.n_vocab != source.model.spec.vocab_size:
+        if source.model and runtime.info.n_vocab != source.model.spec.vocab_size:
             raise InputError(
                 f"{path}: has a vocabulary of {runtime.info.n_vocab} tokens, and {source.path} one of "
                 f"{source.model.spec.vocab_size}, so that is not its reference; give the checkpoint that it was made from"
             )
+        found = oracles.check(source, runtime, prompts, text) if oracles else None
+        reference = load() if load else load_reference(source, dtype)
         fidelity = evaluate_fidelity(
             runtime, reference, source.encode, prompts, n_generate, text=text, progress=progress
         )
         measured = runtime.speed() if speed else None
         facts = facts_of(path, runtime.info)
-    return Evaluation(facts, source, fidelity, measured)
+    return Evaluation(facts, source, fidelity, measured, found)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityRequest:
-    """What files are compared with, and how: see `find_reference` and `evaluate_file`."""
+    """What files are compared with, and how: see `find_reference`, `parse_oracle` and `evaluate_file`."""
 
     reference: Path | None = None
     operate: Operate | None = None
@@ -123,6 +150,7 @@ class FidelityRequest:
     text: str | None = None
     n_generate: int = 100
     speed: bool = True
+    oracle: str = "none"
 
 
 @dataclass(frozen=True)
@@ -153,23 +181,30 @@ def measure_files(
     for path in paths:
         Runtime(path, options)  # refuses what is no GGUF
         read_parts(path)  # refuses what is cut short or broken
+    oracles = Oracles(parse_oracle(fidelity.oracle)) if fidelity else None
     shared = Checkpoints()
     sources = [
         find_reference(path, fidelity.reference, fidelity.operate, shared) if fidelity else None for path in paths
     ]
-    loaded: tuple[object, Reference] | None = None
+    loaded: dict[object, ReferenceLike] = {}  # one at most
     for path, source in zip(paths, sources, strict=True):
         evaluation = None
         if fidelity and source:
             # A rebuilt reference is the file's own.
             key = (source.path.resolve(), source.recipe, path if source.origin == "rebuilt" else None)
-            if loaded is None or loaded[0] != key:
-                loaded = key, Reference(source.model, DTYPES[fidelity.dtype])
+
+            def load(source: ReferenceSource = source, key: object = key, dtype: str = fidelity.dtype) -> ReferenceLike:
+                if key not in loaded:
+                    loaded.clear()
+                    loaded[key] = load_reference(source, dtype)
+                return loaded[key]
+
             evaluation = evaluate_file(
                 path,
                 source,
                 options,
-                reference=loaded[1],
+                load=load,
+                oracles=oracles,
                 prompts=fidelity.prompts,
                 text=fidelity.text,
                 n_generate=fidelity.n_generate,

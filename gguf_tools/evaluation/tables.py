@@ -22,6 +22,7 @@ from gguf_tools.evaluation.card.report import (
     held_out_row,
 )
 from gguf_tools.evaluation.card.results import CardReport
+from gguf_tools.evaluation.oracle import OracleCheck
 from gguf_tools.evaluation.report import check_thresholds, format_report
 from gguf_tools.text import human_bytes, markdown_table, table
 
@@ -59,7 +60,8 @@ def text_of(results: Sequence[FileScores]) -> str:
         return _one(results[0])
     names = short_names([result.model.path for result in results])
     fidelity, cards = [result for result in results if result.evaluation], _cards(results)
-    blocks = []
+    checks = [f"{names[result.model.path]}: {check.sentence}" for result in results if (check := _check(result))]
+    blocks = ["\n".join(checks)] if checks else []
     if fidelity:
         blocks.append(table(*table_of(fidelity, names, card=False)))
     if cards:
@@ -110,6 +112,12 @@ def shortcomings(
         path = result.model.path
         if result.evaluation:
             found += [f"{path}: {line}" for line in check_thresholds(result.evaluation.fidelity, bounds)]
+        check = _check(result)
+        if check and not check.agrees:
+            found.append(
+                f"{path}: {check.name} disagrees with the reference (NMSE {check.nmse:.2g}, at most {check.bound:.0e} expected): "
+                "tinyq reads this checkpoint otherwise than its own code does, please report it"
+            )
         if result.card and min_score is not None and not overall(result.card) >= min_score:
             found.append(f"{path}: the card's score is {overall(result.card):.2f}, at least {min_score:g} wanted")
     return found
@@ -129,13 +137,15 @@ def fidelity_row(result: Evaluation) -> tuple[str, ...]:
 
 
 def _one(result: FileScores) -> str:
-    facts = result.model
-    lines = [
+    facts, check = result.model, _check(result)
+    lines = [check.sentence] if check else []
+    lines += [
         f"{facts.path}: {facts.arch}, {facts.type}, {facts.layers} layers, {facts.bpw:.2f} bits per weight, "
         f"{human_bytes(facts.bytes)}"
     ]
     if result.evaluation:
         lines += [result.evaluation.source.note, "", format_report(result.evaluation.fidelity, result.evaluation.speed)]
+        lines += [f"note: {note}" for note in result.evaluation.notes]
     if result.card:
         lines += ["", format_card(result.card)]
     return "\n".join(lines)
@@ -164,8 +174,14 @@ def table_of(
 
 def _notes(result: FileScores) -> list[str]:
     evaluation, card = result.evaluation, result.card
-    found = [evaluation.source.note, *evaluation.fidelity.notes] if evaluation else []
+    found = [evaluation.source.note, *evaluation.notes, *evaluation.fidelity.notes] if evaluation else []
     return found + (notes_of(card) if card else [])
+
+
+def _check(result: FileScores) -> OracleCheck | None:
+    """What an oracle said of the file's reference."""
+    found = result.evaluation.oracle if result.evaluation else None
+    return found if isinstance(found, OracleCheck) else None
 
 
 def _cards(results: Sequence[FileScores]) -> dict[str, CardReport]:

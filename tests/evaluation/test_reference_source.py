@@ -33,6 +33,7 @@ def test_recorded(work: Path) -> None:
     found = find_reference(work / "out.gguf")
     assert found.origin == "recorded"
     assert found.encode is not None
+    assert found.model is not None
     assert found.model.family == "qwen3"
 
 
@@ -69,6 +70,8 @@ def test_rebuilt_has_the_files_numbers(work: Path) -> None:
     assert found.origin == "rebuilt"
     again = find_reference(work / "out.gguf", work / "out.gguf")
     assert again.origin == "given"
+    assert found.model is not None
+    assert again.model is not None
     assert np.array_equal(found.model.tensors["embedding"].array(), again.model.tensors["embedding"].array())
 
 
@@ -100,6 +103,7 @@ def test_recorded_surgery_is_done_to_the_source(work: Path, given: bool) -> None
     found = find_reference(work / "swapped.gguf", work / "source" if given else None, operate_text)
     assert found.note.endswith(f"after {recipe}")
     plain = load_model(work / "source")
+    assert found.model is not None
     swapped = found.model.layers[0].tensors["attn.q"]
     assert np.array_equal(swapped.array(), plain.layers[1].tensors["attn.q"].array())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gguf_tools.allocation.choose import Chosen
 from gguf_tools.conversion.plan import Conversion
@@ -13,14 +13,21 @@ from gguf_tools.conversion.write import Converted
 from gguf_tools.formats.gguf import keys
 from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes, human_count
 
+if TYPE_CHECKING:
+    from gguf_tools.evaluation.proof import Proof
+
 
 @dataclass(frozen=True, repr=False)
 class ConvertResult(Shown):
-    """What `convert` did, or would do: `written` is None after a dry run, `chosen` unless types were chosen for a size."""
+    """What `convert` did, or would do.
+
+    `written` is None after a dry run, `chosen` unless types were chosen for a size, `proof` unless one was asked for.
+    """
 
     conversion: Conversion
     chosen: Chosen | None = None
     written: Converted | None = None
+    proof: Proof | None = None
 
     @property
     def path(self) -> Path | None:
@@ -51,12 +58,14 @@ class ConvertResult(Shown):
         """What `tinyq convert --json` writes."""
         report = _plan_dict(self.conversion)
         report |= {"allocation": self.chosen.as_dict()} if self.chosen else {}
+        report |= {"proof": self.proof.as_dict()} if self.proof else {}
         report |= _written_dict(self.written) if self.written else {}
         return dict(as_json(report))
 
     def blocks(self) -> Sequence[Block]:
         """A dry run as a table of tensors and a summary, a finished one as the summary alone."""
         head = [Lines(self.chosen.sentence)] if self.chosen else []
+        head += [Lines(line) for line in self.proof.lines] if self.proof else []
         facts = _overview(self.conversion)
         if self.written:
             return [*head, Facts([*facts, *_outcome(self.written)])]

@@ -1,0 +1,113 @@
+"""Logits that other code computed, in a file: `tokens_0`, `logits_0`, `tokens_1` … in .npz or .safetensors.
+
+`tokens_N` has the ids of one sequence, shape (T,); `logits_N` the logits at every position, shape (T, vocabulary).
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.transformers_model import fits
+from gguf_tools.formats.safetensors import WIDTHS, StoredTensor, read_safetensors
+from gguf_tools.text import one_line, shortened
+
+SUFFIXES = (".npz", ".safetensors")
+NAME = re.compile(r"(tokens|logits)_(\d{1,6})")
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Token ids, logits of shape (length, vocabulary), and the type that they are stored in."""
+
+    tokens: tuple[int, ...]
+    logits: Array
+    dtype: str
+
+
+def read_golden(path: Path) -> list[Golden]:
+    """The sequences of a file of golden logits, by their number; other names in it are passed over.
+
+    Raises InputError, naming file and array, where one of a pair is missing, a shape or a type is wrong, a logit is not
+    finite, or the file is broken.
+    """
+    try:
+        arrays = _npz(path) if path.suffix == ".npz" else _safetensors(path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        text = shortened(one_line(str(error)), 160)
+        raise InputError(f"{path}: golden logits cannot be read ({text}); write them with numpy.savez") from error
+    numbers = sorted({int(match[2]) for name in arrays if (match := NAME.fullmatch(name))})
+    if not numbers:
+        raise InputError(f"{path}: holds no tokens_0 and logits_0; golden logits are arrays of these names")
+    return [_pair(path, arrays, number) for number in numbers]
+
+
+def _pair(path: Path, arrays: Mapping[str, tuple[Array, str]], number: int) -> Golden:
+    names = f"tokens_{number}", f"logits_{number}"
+    for name in names:
+        if name not in arrays:
+            raise InputError(f"{path}: lacks {name}; tokens_{number} and logits_{number} belong together")
+    (tokens, _), (logits, dtype) = (arrays[name] for name in names)
+    if tokens.ndim != 1 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
+        raise InputError(f"{path}: {names[0]} is {_shown(tokens)}; whole numbers in one dimension expected")
+    if logits.ndim != 2 or len(logits) != len(tokens) or not np.issubdtype(logits.dtype, np.floating):
+        raise InputError(
+            f"{path}: {names[1]} is {_shown(logits)}; numbers of shape ({len(tokens)}, vocabulary) expected, as {names[0]} "
+            f"has {len(tokens)} tokens"
+        )
+    if not np.isfinite(logits).all():
+        raise InputError(f"{path}: {names[1]} has values that are not finite")
+    return Golden(tuple(map(int, tokens)), logits, dtype)
+
+
+def _shown(array: Array) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
+def _npz(path: Path) -> dict[str, tuple[Array, str]]:
+    """The arrays of that name; each array's size is checked against its member's before it is allocated."""
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if NAME.fullmatch(name):
+                with archive.open(member) as stream:
+                    array = _npy(stream, name, member.file_size)
+                found[name] = array, str(array.dtype)
+    return found
+
+
+def _npy(stream: IO[bytes], name: str, size: int) -> Array:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, columns_first, dtype = read(stream)
+    count = prod(shape)
+    if dtype.hasobject or columns_first or count * dtype.itemsize != size - stream.tell():
+        raise ValueError(f"{name}: {size} bytes do not hold {dtype} of shape {shape} row by row")
+    if not fits(count, dtype.itemsize):
+        raise ValueError(f"{name}: {count * dtype.itemsize:,} bytes do not fit the memory that is left")
+    return np.frombuffer(stream.read(count * dtype.itemsize), dtype).reshape(shape)
+
+
+def _safetensors(path: Path) -> dict[str, tuple[Array, str]]:
+    tensors, _ = read_safetensors(path)
+    return {name: _stored(tensor) for name, tensor in tensors.items() if NAME.fullmatch(name)}
+
+
+def _stored(tensor: StoredTensor) -> tuple[Array, str]:
+    kind = {"I64": np.int64, "I32": np.int32, "F64": np.float64}.get(tensor.dtype)
+    if kind is None:
+        return tensor.array(), {"F16": "float16", "BF16": "bfloat16"}.get(tensor.dtype, "float32")
+    raw = tensor.file.read(tensor.offset, prod(tensor.shape) * WIDTHS[tensor.dtype])
+    return np.frombuffer(raw, kind).reshape(tensor.shape), np.dtype(kind).name

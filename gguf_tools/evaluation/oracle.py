@@ -1,0 +1,332 @@
+"""The reference held against code that is not tinyq's.
+
+The torch reference and the conversion read the same spec, so what a family misreads in a config, both compute alike. An
+oracle does not share that reading: the transformers library's own class, a function of the user's, or logits in a file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.golden_logits import SUFFIXES, Golden, read_golden
+from gguf_tools.evaluation.metrics import Logits
+from gguf_tools.evaluation.prompts import Prompt, default_prompts, prompt_ids, render_prompt, text_pieces
+from gguf_tools.evaluation.reference_source import ReferenceSource
+from gguf_tools.evaluation.transformers_model import FLOAT32, TransformersModel, fits
+from gguf_tools.model.spec import Model
+from gguf_tools.reference import Reference
+from gguf_tools.runtime.interface import RuntimeLike
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.text import one_line, shortened
+
+Kind = Literal["auto", "none", "transformers", "function", "golden"]
+Sequences = tuple[tuple[int, ...], ...]
+Function = Callable[[list[int]], Any]
+
+SHORT = 16
+"""Tokens of the prompt of the check that is done unasked."""
+SHORT_TEXT = "The first snow fell on the 12th of November, and by noon the whole valley was white and still."
+
+
+@dataclass(frozen=True)
+class OracleChoice:
+    """What `--oracle` says: `auto` is transformers where it can run the source, on one short prompt."""
+
+    kind: Kind
+    value: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An oracle's logits of token sequences, each (length, vocabulary), and the largest NMSE that its rounding explains."""
+
+    name: str
+    sequences: Sequences
+    logits: tuple[Logits, ...]
+    arithmetic: str
+    bound: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleCheck:
+    """The torch reference and llama.cpp against an oracle, over every position of some sequences.
+
+    `nmse` is the reference's; it may be `bound` at most. `nmse_model` is llama.cpp's, None where the file holds another
+    model than the source (layer surgery). `arithmetic` is what oracle and reference computed in.
+    """
+
+    name: str
+    nmse: float
+    nmse_model: float | None
+    bound: float
+    arithmetic: str
+    n_sequences: int
+    n_tokens: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        """Whether rounding explains the difference."""
+        return self.nmse <= self.bound
+
+    @property
+    def sentence(self) -> str:
+        """The finding in one line."""
+        verdict = "agrees" if self.agrees else "disagrees"
+        where = f"{self.n_tokens} tokens, {self.arithmetic}"
+        if not self.agrees:
+            where += f", at most {self.bound:.0e} expected"
+        model = "" if self.nmse_model is None else f"; llama.cpp {magnitude(self.nmse_model)}"
+        return f"{self.name} {verdict}: NMSE {magnitude(self.nmse)} ({where}){model}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`, under `fidelity.oracle`."""
+        found = {**vars(self), "agrees": self.agrees, "notes": list(self.notes)}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
+
+
+def magnitude(value: float) -> str:
+    """An NMSE with as many digits as are worth reading."""
+    return f"{value:.0e}" if 0 < value < 0.01 else f"{value:.2g}"
+
+
+def parse_oracle(text: str) -> OracleChoice:
+    """`auto`, `none`, `transformers`, a file of golden logits by its name's end, or MODULE:FUNCTION."""
+    if text == "auto":
+        return OracleChoice("auto")
+    if text in ("none", "transformers"):
+        return OracleChoice("none" if text == "none" else "transformers")
+    if text.endswith(SUFFIXES):
+        return OracleChoice("golden", text)
+    module, _, function = text.partition(":")
+    if all(part.isidentifier() for part in (*module.split("."), function)):
+        return OracleChoice("function", text)
+    raise InputError(
+        f"oracle {shortened(text)!r} is not known; transformers, MODULE:FUNCTION, a file of golden logits "
+        f"({', '.join(SUFFIXES)}) and none are"
+    )
+
+
+class Oracles:
+    """One oracle for the files of a run. A source that several files share is asked once."""
+
+    def __init__(self, choice: OracleChoice) -> None:
+        """Load the function or the golden logits; InputError where that fails."""
+        self.choice = choice
+        self._function = _load_function(choice.value) if choice.kind == "function" else None
+        self._golden = read_golden(Path(choice.value)) if choice.kind == "golden" else []
+        self._held: dict[tuple[object, Sequences], tuple[Answer, OracleCheck]] = {}
+
+    def sequences(self, runtime: RuntimeLike, prompts: Sequence[Prompt] | None, text: str | None) -> Sequences:
+        """What is compared: the suite's prompts, and the passage where one was given; one short prompt for `auto`."""
+        if self._golden:
+            return tuple(golden.tokens for golden in self._golden)
+        if self.choice.kind == "auto":
+            return (tuple(prompt_ids(runtime, SHORT_TEXT)[: min(SHORT, runtime.context_limit)]) or (0,),)
+        if prompts is None:
+            prompts = default_prompts(runtime.info.chat_template is not None)
+        found = [prompt_ids(runtime, render_prompt(runtime, prompt, {})) for prompt in prompts]
+        found += text_pieces(runtime, text) if text else []
+        kept = tuple(tuple(ids[: runtime.context_limit]) for ids in found if ids)
+        if not kept:
+            raise InputError("no prompt has a token, so there is nothing to ask the oracle")
+        return kept
+
+    def check(
+        self,
+        source: ReferenceSource,
+        runtime: RuntimeLike,
+        prompts: Sequence[Prompt] | None = None,
+        text: str | None = None,
+    ) -> OracleCheck | str | None:
+        """Hold source and file against the oracle; or a sentence on why `auto` did not, or None where it is of no use.
+
+        Raises InputError where an oracle that was asked for cannot be had, or does not fit the model.
+        """
+        if self.choice.kind == "none" or source.model is None:
+            return None
+        if self.choice.kind == "auto" and source.checkpoint is None:
+            return None  # the file's own weights: only the engine is compared
+        sequences = self.sequences(runtime, prompts, text)
+        check = self.check_source(source, sequences)
+        if source.recipe or not isinstance(check, OracleCheck):
+            return check
+        answer, _ = self._hold(source, sequences)
+        return replace(check, nmse_model=nmse(runtime.iter_logits(answer.sequences), answer, "llama.cpp"))
+
+    def check_source(self, source: ReferenceSource, sequences: Sequences) -> OracleCheck | str | None:
+        """As `check`, of the source alone; golden logits have sequences of their own."""
+        if self.choice.kind == "none":
+            return None
+        try:
+            return self._hold(source, sequences)[1]
+        except InputError as error:
+            if self.choice.kind != "auto":
+                raise
+            return f"the reference was not held against other code: {error}"
+
+    def _hold(self, source: ReferenceSource, sequences: Sequences) -> tuple[Answer, OracleCheck]:
+        """The oracle's answer and the reference's distance from it, of the source before any surgery; kept for the next file."""
+        key = source.path.resolve(), sequences
+        if key not in self._held:
+            answer = self._ask(source.checkpoint, sequences, source.path)
+            model = source.unchanged or source.model
+            if model is None:
+                raise InputError(f"{source.path}: there is no reference to hold against {answer.name}")
+            self._held[key] = answer, hold_reference(model, answer)
+        return self._held[key]
+
+    def _ask(self, checkpoint: Checkpoint | None, sequences: Sequences, path: Path) -> Answer:
+        if self._golden:
+            return _golden_answer(self.choice.value, self._golden)
+        if self._function is not None:
+            return _function_answer(self.choice.value, self._function, sequences)
+        if checkpoint is None:
+            raise InputError(
+                f"{path}: transformers needs the checkpoint that the file was made from; give it by --reference"
+            )
+        return transformers_answer(checkpoint, sequences)
+
+
+def transformers_answer(checkpoint: Checkpoint, sequences: Sequences) -> Answer:
+    """What transformers computes of the checkpoint; errors as `TransformersModel`."""
+    loaded = TransformersModel(checkpoint)
+    logits = tuple(loaded.logits(sequences))
+    return Answer(
+        name=loaded.name,
+        sequences=sequences,
+        logits=_checked(logits, sequences, loaded.name),
+        arithmetic=loaded.arithmetic,
+        bound=loaded.bound,
+        notes=loaded.notes,
+    )
+
+
+def hold_reference(model: Model, answer: Answer) -> OracleCheck:
+    """The torch reference of `model` against the oracle's logits, in float64 where its weights fit the memory."""
+    vocabulary = model.spec.vocab_size
+    if any(not 0 <= token < vocabulary for sequence in answer.sequences for token in sequence):
+        raise InputError(f"{answer.name}: has tokens beyond the model's vocabulary of {vocabulary}")
+    wide = fits(model.parameters, 8)
+    reference = Reference(model, torch.float64 if wide else torch.float32)
+    ours = (reference.logits([sequence])[0] for sequence in answer.sequences)
+    arithmetic = answer.arithmetic if wide else f"{answer.arithmetic}, the reference float32"
+    return OracleCheck(
+        name=answer.name,
+        nmse=nmse(ours, answer, "the reference"),
+        nmse_model=None,
+        bound=answer.bound if wide else max(answer.bound, FLOAT32),
+        arithmetic=arithmetic,
+        n_sequences=len(answer.sequences),
+        n_tokens=sum(map(len, answer.sequences)),
+        notes=answer.notes,
+    )
+
+
+def nmse(logits: Iterable[Logits], answer: Answer, whose: str) -> float:
+    """Σ|logits − oracle|² / Σ|oracle|² over all positions of all sequences, in float64."""
+    difference = energy = 0.0
+    for found, wanted in zip(logits, answer.logits, strict=True):
+        if found.shape != wanted.shape:
+            raise InputError(
+                f"{answer.name}: gives logits of shape {wanted.shape}, and {whose} of {found.shape}; "
+                "that is another model"
+            )
+        for ours, theirs in zip(found, wanted, strict=True):  # row by row: no second copy in float64
+            row = theirs.astype(np.float64)
+            difference += float(np.square(ours.astype(np.float64) - row).sum())
+            energy += float(np.square(row).sum())
+    if not energy:
+        return math.inf if difference else 0.0
+    return difference / energy
+
+
+def _checked(logits: Sequence[Logits], sequences: Sequences, name: str) -> tuple[Logits, ...]:
+    for index, (values, tokens) in enumerate(zip(logits, sequences, strict=True)):
+        if values.ndim != 2 or len(values) != len(tokens):
+            raise InputError(
+                f"{name}: gives an array of shape {values.shape} for {len(tokens)} tokens; ({len(tokens)}, vocabulary) expected"
+            )
+        if not np.isfinite(values).all():
+            raise InputError(f"{name}: gives logits that are not finite for sequence {index}")
+    return tuple(logits)
+
+
+def _bound(dtype: str) -> float:
+    """What rounding explains in logits of that type, computed in float32 at best."""
+    half = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype, 0.0)  # largest relative rounding error
+    return max(FLOAT32, half**2)
+
+
+def _golden_answer(name: str, golden: Sequence[Golden]) -> Answer:
+    kinds = {one.dtype for one in golden}
+    return Answer(
+        name=Path(name).name,
+        sequences=tuple(one.tokens for one in golden),
+        logits=tuple(one.logits for one in golden),
+        arithmetic=f"stored as {' and '.join(sorted(kinds))}",
+        bound=max(map(_bound, kinds)),
+    )
+
+
+def _load_function(text: str) -> Function:
+    """The function that the user named; modules in the working directory are found."""
+    module, _, name = text.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"oracle {text}: cannot be imported ({_reason(error)})") from error
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise InputError(f"oracle {text}: is a {type(found).__name__}, a function of a list of tokens expected")
+    return partial(_call, found, text)
+
+
+def _call(function: Function, text: str, tokens: list[int]) -> Any:
+    try:
+        return function(tokens)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"oracle {text}: failed on {len(tokens)} tokens ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    return shortened(f"{type(error).__name__}: {one_line(str(error))}", 200)
+
+
+def _function_answer(name: str, function: Function, sequences: Sequences) -> Answer:
+    given = [_array(name, function(list(tokens))) for tokens in sequences]
+    logits, kinds = tuple(values for values, _ in given), {dtype for _, dtype in given}
+    return Answer(
+        name=name,
+        sequences=sequences,
+        logits=_checked(logits, sequences, f"oracle {name}"),
+        arithmetic=f"given as {' and '.join(sorted(kinds))}",
+        bound=max(map(_bound, kinds)),
+    )
+
+
+def _array(name: str, values: Any) -> tuple[Logits, str]:
+    """A function's result as an array, torch's tensors included, and the type that it was given in."""
+    try:
+        if isinstance(values, torch.Tensor):
+            dtype = str(values.dtype).removeprefix("torch.")
+            return values.detach().double().cpu().numpy(), dtype
+        found = np.asarray(values)
+        return (found, str(found.dtype)) if found.dtype.kind == "f" else (found.astype(np.float64), "float64")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"oracle {name}: gives a {type(values).__name__}, an array of logits expected") from error

@@ -1,0 +1,102 @@
+"""`tinyq convert --prove`: the source held against its own code before the file is written, and the file against the
+source before it appears."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gguf_tools.conversion.plan import Conversion
+from gguf_tools.conversion.request import Request
+from gguf_tools.errors import UnsupportedError
+from gguf_tools.evaluation.oracle import SHORT, SHORT_TEXT, OracleCheck, Oracles, magnitude, parse_oracle
+from gguf_tools.evaluation.reference_source import ReferenceSource, encoded
+from gguf_tools.evaluation.transformers_model import FLOAT32, fits
+from gguf_tools.evaluation.vocabulary import prove_vocabulary
+from gguf_tools.families.registry import build_model
+from gguf_tools.machine import useful_threads
+from gguf_tools.reference import Reference
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.sources.checkpoint import open_checkpoint
+from gguf_tools.sources.restore import restore
+from gguf_tools.tokenizers.vocabulary import Tokenizer
+
+
+@dataclass(frozen=True)
+class Proved:
+    """What llama.cpp computes of the file: NMSE against the torch reference over the positions of one short prompt."""
+
+    nmse: float
+    n_tokens: int
+
+
+class Proof:
+    """The proof of one conversion; called by `execute` with the finished temporary file.
+
+    Making it holds the reference against the oracle (`parse_oracle` reads its name): UnsupportedError where they disagree.
+    Calling it raises TokenizerError where the tokenizers differ, and UnsupportedError where a file in F32 with nothing
+    approximated is further from the reference than float32 explains (NMSE 1e-9).
+    """
+
+    def __init__(self, request: Request, conversion: Conversion, oracle: str = "auto") -> None:
+        self.exact = conversion.decision.recipe == "f32" and conversion.plan.approximation is None
+        checkpoint = open_checkpoint(request.source)
+        unchanged = build_model(restore(checkpoint, text_only=request.text_only))
+        self.model = request.operation.apply(unchanged) if request.operation else unchanged
+        ids = encoded(conversion.tokenizer, SHORT_TEXT, add_special=True)[:SHORT]
+        self.tokens = tuple(ids[: unchanged.spec.context_length]) or (0,)
+        self.proved: Proved | None = None
+        source = ReferenceSource(
+            model=unchanged,
+            origin="given",
+            path=request.source,
+            tokenizer=conversion.tokenizer,
+            note="",
+            checkpoint=checkpoint,
+        )
+        self.oracle = Oracles(parse_oracle(oracle)).check_source(source, (self.tokens,))
+        if isinstance(self.oracle, OracleCheck) and not self.oracle.agrees:
+            raise UnsupportedError(
+                f"{request.source}: {self.oracle.sentence}; tinyq would convert another model than its own code computes, so "
+                "nothing was written: please report this checkpoint"
+            )
+
+    def __call__(self, path: Path, tokenizer: Tokenizer) -> None:
+        """Prove the vocabulary and the logits of the file at `path`."""
+        prove_vocabulary(path, tokenizer)
+        dtype = torch.float64 if fits(self.model.parameters, 8) else torch.float32
+        wanted = Reference(self.model, dtype).logits([self.tokens])[0].astype(np.float64)
+        with Runtime(path, RuntimeOptions(threads=useful_threads(path.stat().st_size))) as runtime:
+            (found,) = runtime.logits([self.tokens])
+        nmse = float(np.square(found - wanted).sum() / np.square(wanted).sum())
+        if self.exact and not nmse <= FLOAT32:
+            raise UnsupportedError(
+                f"{self.model.family} checkpoint: llama.cpp computes something else of the converted file than the torch "
+                f"reference (NMSE {magnitude(nmse)}, at most {FLOAT32:.0e} expected), so nothing was written: please report it"
+            )
+        self.proved = Proved(nmse, len(self.tokens))
+
+    @property
+    def lines(self) -> list[str]:
+        """The findings for a terminal, the oracle's first."""
+        check, proved = self.oracle, self.proved
+        lines = [check.sentence] if isinstance(check, OracleCheck) else []
+        if proved:
+            found = f"NMSE {magnitude(proved.nmse)} against the reference"
+            lines.append(f"proved    llama.cpp's logits of {proved.n_tokens} tokens: {found}")
+        notes = check.notes if isinstance(check, OracleCheck) else (check,) if check else ()
+        return lines + [f"note      {note}" for note in notes]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`, under `proof`."""
+        check = self.oracle
+        return {
+            "oracle": check.as_dict() if isinstance(check, OracleCheck) else None,
+            "note": check if isinstance(check, str) else None,
+            "nmse": self.proved.nmse if self.proved else None,
+            "n_tokens": self.proved.n_tokens if self.proved else None,
+        }

@@ -1,0 +1,255 @@
+"""A checkpoint run by the transformers library's own code: the oracle that reads the config without tinyq.
+
+Nothing is downloaded and no code of the checkpoint runs: only classes that the installed library has for the config's
+model_type, from local files, with the hub switched off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.float64 import in_float64
+from gguf_tools.machine import available_memory
+from gguf_tools.sources.checkpoint import CONFIG, Checkpoint
+from gguf_tools.text import one_line, shortened
+
+OLDEST = 5
+"""The first major version whose interface this is."""
+FLOAT64, FLOAT32 = 1e-18, 1e-9
+"""Largest NMSE between two computations of the same model in float64 (1e-24 is usual), and in float32 (1e-13)."""
+SLACK = 1 << 28
+"""Bytes left for everything but weights."""
+MOST_EXTRA = 1 << 22
+"""Parameters and buffers that a class may have beyond those in the file."""
+
+
+def why_not(checkpoint: Checkpoint) -> str | None:
+    """Why transformers cannot run this checkpoint, or None where it may be tried."""
+    if importlib.util.find_spec("transformers") is None:
+        return "transformers is not installed (pip install transformers)"
+    if int(importlib.import_module("importlib.metadata").version("transformers").split(".")[0]) < OLDEST:
+        return f"{transformers_name()} is too old, {OLDEST}.0 is needed"
+    folder, config = checkpoint.folder, checkpoint.config
+    kind = config.get("model_type")
+    if not checkpoint.path.is_dir() or not (folder / CONFIG).exists():
+        return f"transformers reads folders with {CONFIG}, which this is not"
+    if not isinstance(kind, str):
+        return f"{CONFIG} names no model_type, by which transformers would know it"
+    if not _is_causal(kind):
+        return f"{transformers_name()} has no decoder for model_type {shortened(kind)!r}"
+    if (folder / "adapter_config.json").exists():
+        return "adapter_config.json lies beside the weights, which would make transformers look for another model"
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    if any("quantization_config" in part for part in parts):
+        return "its weights are quantized (quantization_config)"
+    if checkpoint.metadata.get("format") == "mlx":
+        return "it was saved by MLX, whose weights transformers would misread"
+    depth = max([0, *(n for part in parts if isinstance(n := part.get("num_hidden_layers"), int))])
+    if depth > len(checkpoint.tensors):
+        return f"{CONFIG} states {depth} layers, and there are {len(checkpoint.tensors)} tensors"
+    return None
+
+
+def transformers_name() -> str:
+    """The library and its version, such as "transformers 5.23"."""
+    version = importlib.import_module("importlib.metadata").version("transformers")
+    return f"transformers {'.'.join(version.split('.')[:2])}"
+
+
+def parameters_of(checkpoint: Checkpoint) -> int:
+    """Number of elements of all tensors in the file."""
+    return sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
+
+
+def fits(parameters: int, width: int) -> bool:
+    """Whether so many weights of `width` bytes fit into the memory that is left; true where the system does not say."""
+    left = available_memory()
+    return left is None or parameters * width * 1.1 + SLACK < left
+
+
+class TransformersModel:
+    """The checkpoint in memory as its own class, in float64 where that fits, else in float32; stateless when run.
+
+    Raises InputError where transformers cannot run it: see `why_not`, and where its class has other tensors than the
+    file, it does not fit the memory, or transformers fails.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.path = checkpoint.path
+        if reason := why_not(checkpoint):
+            raise InputError(f"{self.path}: {reason}")
+        self.name = transformers_name()
+        count = parameters_of(checkpoint)
+        if not fits(count, 4):
+            raise InputError(f"{self.path}: {count:,} weights in float32 do not fit the memory that is left")
+        self.dtype = torch.float64 if fits(count, 8) else torch.float32
+        self.notes: tuple[str, ...] = ()
+        self.rounded: set[str] = set()
+        if "auto_map" in checkpoint.config:
+            self.notes += (f"code of its own, which {CONFIG} names (auto_map), was not run; transformers' class was",)
+        with self._running(), _arithmetic(self.dtype):
+            library = importlib.import_module("transformers")
+            self._check_size(library, count)
+            model, info = library.AutoModelForCausalLM.from_pretrained(
+                self.path.resolve(),
+                local_files_only=True,
+                trust_remote_code=False,
+                weights_only=True,
+                attn_implementation="eager",
+                experts_implementation="eager",
+                dtype=self.dtype,
+                output_loading_info=True,
+            )
+            self._model = model.to(self.dtype).eval()
+        self._check_loading(info)
+
+    @property
+    def bound(self) -> float:
+        """The largest NMSE that rounding explains."""
+        return FLOAT64 if self.dtype == torch.float64 and not self.rounded else FLOAT32
+
+    @property
+    def arithmetic(self) -> str:
+        """What it computes in."""
+        if self.dtype == torch.float64 and self.rounded:
+            return "float64, in places float32"
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits at a position."""
+        return int(self._model.get_output_embeddings().weight.shape[0])
+
+    def logits(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.floating[Any]]]:
+        """Logits of every position of each sequence, (length, vocabulary)."""
+        found = []
+        for sequence in sequences:
+            with self._running(), torch.inference_mode(), _arithmetic(self.dtype) as mode:
+                tokens = torch.tensor([list(sequence)])
+                logits = self._model(input_ids=tokens, use_cache=False).logits[0].to(self.dtype)
+            self.rounded |= mode.rounded if mode else set()
+            found.append(logits.numpy())
+        return found
+
+    def _check_size(self, library: Any, count: int) -> None:
+        """Refuse a config whose class would be far larger than the file, before anything is allocated."""
+        config = library.AutoConfig.from_pretrained(self.path.resolve(), local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            empty = library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        needed = sum(tensor.numel() for part in (empty.parameters(), empty.buffers()) for tensor in part)
+        if needed > 2 * count + MOST_EXTRA:
+            raise InputError(
+                f"{self.path}: the class that {CONFIG} names has {needed:,} weights, and the file {count:,}; "
+                "they do not belong together"
+            )
+
+    def _check_loading(self, info: Mapping[str, Any]) -> None:
+        """Refuse what transformers would make up or leave out; biases that it lacks are zero there."""
+        own = dict(self._model.named_parameters())
+        missing = sorted(map(str, info["missing_keys"]))
+        zero = [name for name in missing if name.endswith("bias") and name in own and not own[name].any()]
+        problems = {
+            "lacks": [name for name in missing if name not in zero],
+            "has no place for": sorted(map(str, info["unexpected_keys"])),
+            "has in another shape": sorted(str(key[0]) for key in info.get("mismatched_keys", ())),
+        }
+        kind = type(self._model).__name__
+        for what, names in problems.items():
+            if names:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                subject = f"the file lacks {names[0]}{more}, which transformers' {kind} has"
+                if what != "lacks":
+                    subject = f"transformers' {kind} {what} {names[0]}{more} of the file"
+                raise InputError(f"{self.path}: {subject}, so it does not compute this model")
+        if zero:
+            self.notes += (f"transformers' {kind} has {len(zero)} biases that the file lacks, which are zero there",)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """transformers' code: silent, without the hub, and its failures as one line."""
+        with _without_hub(), warnings.catch_warnings(), _silent():
+            warnings.simplefilter("ignore")
+            try:
+                yield
+            except InputError:
+                raise
+            except Exception as error:
+                text = shortened(one_line(str(error)), 200)
+                raise InputError(f"{self.path}: {self.name} cannot run it ({type(error).__name__}: {text})") from error
+
+
+def transformers_encoder(checkpoint: Checkpoint) -> Callable[[str, bool], Sequence[int]]:
+    """The checkpoint's tokenizer as transformers reads it: (text, add special tokens) → ids.
+
+    Raises InputError where transformers has no tokenizer for it.
+    """
+    try:
+        with _without_hub(), _silent():
+            library = importlib.import_module("transformers")
+            tokenizer = library.AutoTokenizer.from_pretrained(
+                checkpoint.folder.resolve(), local_files_only=True, trust_remote_code=False
+            )
+            tokenizer.encode("a")
+    except Exception as error:
+        text = shortened(one_line(str(error)), 160)
+        raise InputError(f"{checkpoint.folder}: transformers reads no tokenizer ({text})") from error
+    return lambda text, add_special: list(tokenizer.encode(text, add_special_tokens=add_special))
+
+
+def _is_causal(kind: str) -> bool:
+    with _without_hub():
+        auto = importlib.import_module("transformers.models.auto.modeling_auto")
+        configs = importlib.import_module("transformers.models.auto.configuration_auto")
+    return kind in configs.CONFIG_MAPPING_NAMES and kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+@contextmanager
+def _arithmetic(dtype: torch.dtype) -> Iterator[Any]:
+    if dtype == torch.float64:
+        with in_float64() as mode:
+            yield mode
+    else:
+        yield None
+
+
+@contextmanager
+def _without_hub() -> Iterator[None]:
+    """No kernels from the hub, whose code is not the library's, and no request to it."""
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    offline, kernels = constants.HF_HUB_OFFLINE, os.environ.get("USE_HUB_KERNELS")
+    constants.HF_HUB_OFFLINE = True
+    os.environ["USE_HUB_KERNELS"] = "NO"  # transformers reads it when it is imported
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        if kernels is None:
+            del os.environ["USE_HUB_KERNELS"]
+        else:
+            os.environ["USE_HUB_KERNELS"] = kernels
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without transformers' log and progress bars, which are set back afterwards."""
+    logs = importlib.import_module("transformers.utils.logging")
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity(logs.CRITICAL)
+    logs.disable_progress_bar()
+    with contextlib.ExitStack() as stack:
+        stack.callback(logs.set_verbosity, level)
+        stack.callback(logs.enable_progress_bar if bars else logs.disable_progress_bar)
+        yield
