@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from docs import misreadings
 from docs.api_page import api_page
 from gguf_tools.cli import COMMANDS, tinyq
 from gguf_tools.evaluation.conformance import Case, cases, planned
@@ -70,3 +71,4 @@ if __name__ == "__main__":
     API_PAGE.write_text(api_page(), "utf-8")
     COMMANDS_PAGE.write_text(commands_page(), "utf-8")
     CONFORMANCE_PAGE.write_text(conformance_page(), "utf-8")
+    misreadings.PAGE.write_text(misreadings.page(), "utf-8")

@@ -24,7 +24,6 @@ from gguf_tools.evaluation.metrics import Logits
 from gguf_tools.evaluation.prompts import Prompt, default_prompts, prompt_ids, render_prompt, text_pieces
 from gguf_tools.evaluation.reference_source import ReferenceSource
 from gguf_tools.evaluation.transformers_model import FLOAT32, TransformersModel, fits
-from gguf_tools.model.spec import Model
 from gguf_tools.reference import Reference
 from gguf_tools.runtime.interface import RuntimeLike
 from gguf_tools.sources.checkpoint import Checkpoint
@@ -155,8 +154,6 @@ class Oracles:
 
         Raises InputError where an oracle that was asked for cannot be had, or does not fit the model.
         """
-        if self.choice.kind == "none" or source.model is None:
-            return None
         if self.choice.kind == "auto" and source.checkpoint is None:
             return None  # the file's own weights: only the engine is compared
         sequences = self.sequences(runtime, prompts, text)
@@ -168,8 +165,8 @@ class Oracles:
 
     def check_source(self, source: ReferenceSource, sequences: Sequences) -> OracleCheck | str | None:
         """As `check`, of the source alone; golden logits have sequences of their own."""
-        if self.choice.kind == "none":
-            return None
+        if self.choice.kind == "none" or (source.model is None and self.choice.kind in ("auto", "transformers")):
+            return None  # transformers is the reference already
         try:
             return self._hold(source, sequences)[1]
         except InputError as error:
@@ -182,10 +179,7 @@ class Oracles:
         key = source.path.resolve(), sequences
         if key not in self._held:
             answer = self._ask(source.checkpoint, sequences, source.path)
-            model = source.unchanged or source.model
-            if model is None:
-                raise InputError(f"{source.path}: there is no reference to hold against {answer.name}")
-            self._held[key] = answer, hold_reference(model, answer)
+            self._held[key] = answer, hold_reference(source, answer)
         return self._held[key]
 
     def _ask(self, checkpoint: Checkpoint | None, sequences: Sequences, path: Path) -> Answer:
@@ -214,13 +208,20 @@ def transformers_answer(checkpoint: Checkpoint, sequences: Sequences) -> Answer:
     )
 
 
-def hold_reference(model: Model, answer: Answer) -> OracleCheck:
-    """The torch reference of `model` against the oracle's logits, in float64 where its weights fit the memory."""
-    vocabulary = model.spec.vocab_size
+def hold_reference(source: ReferenceSource, answer: Answer) -> OracleCheck:
+    """The source's reference, before any surgery, against the oracle's logits; in float64 where its weights fit the memory."""
+    model = source.unchanged or source.model
+    reference: Reference | TransformersModel
+    if model is not None:
+        wide, vocabulary = fits(model.parameters, 8), model.spec.vocab_size
+        reference = Reference(model, torch.float64 if wide else torch.float32)
+    elif source.checkpoint is not None:
+        reference = TransformersModel(source.checkpoint)
+        wide, vocabulary = reference.dtype == torch.float64, reference.vocab_size
+    else:
+        raise InputError(f"{source.path}: there is no reference to hold against {answer.name}")
     if any(not 0 <= token < vocabulary for sequence in answer.sequences for token in sequence):
         raise InputError(f"{answer.name}: has tokens beyond the model's vocabulary of {vocabulary}")
-    wide = fits(model.parameters, 8)
-    reference = Reference(model, torch.float64 if wide else torch.float32)
     ours = (reference.logits([sequence])[0] for sequence in answer.sequences)
     arithmetic = answer.arithmetic if wide else f"{answer.arithmetic}, the reference float32"
     return OracleCheck(

@@ -18,7 +18,7 @@ from gguf_tools.evaluation.fidelity import FidelityReport, ReferenceLike, evalua
 from gguf_tools.evaluation.oracle import OracleCheck, Oracles, parse_oracle
 from gguf_tools.evaluation.prompts import Prompt
 from gguf_tools.evaluation.reference_source import Checkpoints, Operate, ReferenceSource, find_reference
-from gguf_tools.evaluation.transformers_model import TransformersModel
+from gguf_tools.evaluation.transformers_model import TransformersModel, transformers_name
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.split import read_parts
 from gguf_tools.machine import useful_threads
@@ -75,6 +75,8 @@ class Evaluation:
     def _fidelity(self) -> dict[str, Any]:
         found = self.fidelity.as_dict()
         check = self.oracle.as_dict() if isinstance(self.oracle, OracleCheck) else None
+        if check is None and self.source.model is None:  # the source's own code is the reference itself
+            check = {"name": transformers_name(), "nmse": None, "nmse_model": found["nmse"]}
         return {**found, "oracle": check, "notes": [*found["notes"], *self.notes]}
 
 

@@ -22,8 +22,9 @@ from gguf_tools.evaluation.card.report import (
     held_out_row,
 )
 from gguf_tools.evaluation.card.results import CardReport
-from gguf_tools.evaluation.oracle import OracleCheck
+from gguf_tools.evaluation.oracle import OracleCheck, magnitude
 from gguf_tools.evaluation.report import check_thresholds, format_report
+from gguf_tools.evaluation.transformers_model import transformers_name
 from gguf_tools.text import human_bytes, markdown_table, table
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def text_of(results: Sequence[FileScores]) -> str:
         return _one(results[0])
     names = short_names([result.model.path for result in results])
     fidelity, cards = [result for result in results if result.evaluation], _cards(results)
-    checks = [f"{names[result.model.path]}: {check.sentence}" for result in results if (check := _check(result))]
-    blocks = ["\n".join(checks)] if checks else []
+    told = [f"{names[result.model.path]}: {line}" for result in results if (line := _headline(result))]
+    blocks = ["\n".join(told)] if told else []
     if fidelity:
         blocks.append(table(*table_of(fidelity, names, card=False)))
     if cards:
@@ -137,8 +138,8 @@ def fidelity_row(result: Evaluation) -> tuple[str, ...]:
 
 
 def _one(result: FileScores) -> str:
-    facts, check = result.model, _check(result)
-    lines = [check.sentence] if check else []
+    facts, headline = result.model, _headline(result)
+    lines = [headline] if headline else []
     lines += [
         f"{facts.path}: {facts.arch}, {facts.type}, {facts.layers} layers, {facts.bpw:.2f} bits per weight, "
         f"{human_bytes(facts.bytes)}"
@@ -182,6 +183,16 @@ def _check(result: FileScores) -> OracleCheck | None:
     """What an oracle said of the file's reference."""
     found = result.evaluation.oracle if result.evaluation else None
     return found if isinstance(found, OracleCheck) else None
+
+
+def _headline(result: FileScores) -> str | None:
+    """What the source's own code says, where it was asked."""
+    if check := _check(result):
+        return check.sentence
+    evaluation = result.evaluation
+    if evaluation and evaluation.source.model is None:
+        return f"{transformers_name()} is the reference: llama.cpp NMSE {magnitude(evaluation.fidelity.metrics.nmse)}"
+    return None
 
 
 def _cards(results: Sequence[FileScores]) -> dict[str, CardReport]:

@@ -30,6 +30,16 @@ OLDEST = 5
 """The first major version whose interface this is."""
 FLOAT64, FLOAT32 = 1e-18, 1e-9
 """Largest NMSE between two computations of the same model in float64 (1e-24 is usual), and in float32 (1e-13)."""
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tiktoken.model",
+    "tekken.json",
+)
+"""A tokenizer's files: without any, transformers makes up an empty one for some models."""
 SLACK = 1 << 28
 """Bytes left for everything but weights."""
 MOST_EXTRA = 1 << 22
@@ -194,8 +204,10 @@ class TransformersModel:
 def transformers_encoder(checkpoint: Checkpoint) -> Callable[[str, bool], Sequence[int]]:
     """The checkpoint's tokenizer as transformers reads it: (text, add special tokens) → ids.
 
-    Raises InputError where transformers has no tokenizer for it.
+    Raises InputError where the folder has no tokenizer, or transformers cannot read it.
     """
+    if not any((checkpoint.folder / name).exists() for name in TOKENIZERS):
+        raise InputError(f"{checkpoint.folder}: holds no tokenizer")
     try:
         with _without_hub(), _silent():
             library = importlib.import_module("transformers")

@@ -1,0 +1,174 @@
+"""Misreadings planted between a checkpoint and tinyq, and what each check says of the files that come of them.
+
+The torch reference and the conversion share a misreading (`docs/planted.py`), as they would share a family's mistake; the
+checkpoint on disk stays as it is, and transformers runs that.
+`python -m docs.misreadings` writes `docs/misreadings.md`; a test holds every line of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import numpy as np
+
+from docs.planted import MISREADINGS, Misreading
+from gguf_tools.conversion import plan as conversion_plan
+from gguf_tools.conversion.request import Request
+from gguf_tools.conversion.write import execute
+from gguf_tools.evaluation import proof, reference_source
+from gguf_tools.evaluation.conformance import SEED, family_named
+from gguf_tools.evaluation.fidelity import evaluate_fidelity
+from gguf_tools.evaluation.metrics import Logits
+from gguf_tools.evaluation.oracle import OracleCheck, Oracles, parse_oracle, transformers_answer
+from gguf_tools.evaluation.prompts import base_prompts, prompt_ids
+from gguf_tools.families import registry
+from gguf_tools.model.spec import Model
+from gguf_tools.reference import Reference
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.sources.checkpoint import CONFIG, Checkpoint, open_checkpoint
+
+PAGE = Path(__file__).parent / "misreadings.md"
+LAST_LOGIT_PROMPT = "Hello, my name is"
+"""The default prompt of llama.cpp's examples/model-conversion."""
+LAST_LOGIT_BOUND = 1e-2
+"""Where `scripts/utils/check-nmse.py` there says PASS: mean squared error over the variance of the last position's logits."""
+ENGINE = 1e-10
+"""Below this is what llama.cpp's float32 arithmetic makes."""
+PROMPTS = base_prompts()[:2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What the checks say: NMSEs of `tinyq eval` without an oracle (llama.cpp against the reference), of its check on 16
+    tokens, of `--oracle transformers` (the reference against transformers), and of model-conversion's last logits."""
+
+    misreading: Misreading
+    alone: float
+    unasked: OracleCheck
+    asked: OracleCheck
+    last: float
+
+    @property
+    def last_verdict(self) -> Literal["PASS", "NEEDS REVIEW"]:
+        """What check-nmse.py prints and exits by."""
+        return "PASS" if self.last < LAST_LOGIT_BOUND else "NEEDS REVIEW"
+
+
+@contextmanager
+def planted(misreading: Misreading) -> Iterator[None]:
+    """tinyq with the misreading: wherever a model is made of a checkpoint."""
+    build = registry.build_model
+
+    def build_model(checkpoint: Checkpoint, *args: Any, **options: Any) -> Model:
+        model = build(misreading.sees(checkpoint), *args, **options)
+        return replace(model, spec=misreading.states(model.spec))
+
+    users = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in ("gguf_tools", "surgery")]
+    with ExitStack() as stack:
+        for module in users:
+            if getattr(module, "build_model", None) is build:
+                stack.enter_context(mock.patch.object(module, "build_model", build_model))
+        for module in (conversion_plan, reference_source, proof):
+            assert module.build_model is build_model
+        yield
+
+
+def make(misreading: Misreading, folder: Path) -> tuple[Path, Path]:
+    """The checkpoint, and the file that tinyq makes of it with the misreading."""
+    source, out = folder / "source", folder / "out.gguf"
+    tiny = family_named(misreading.family).tiny
+    assert tiny is not None
+    tiny(source, misreading.variant, SEED)
+    stated = json.loads((source / CONFIG).read_text("utf-8"))
+    (source / CONFIG).write_text(json.dumps({**stated, **misreading.stated}), "utf-8")
+    with planted(misreading):
+        execute(conversion_plan.prepare(Request(source=source, type="f32", threads=1)), out)
+    return source, out
+
+
+def find(misreading: Misreading, folder: Path) -> Finding:
+    """What every check says of the misreading."""
+    source, out = make(misreading, folder)
+    with planted(misreading), Runtime(out, RuntimeOptions(threads=1)) as runtime:
+        reference = reference_source.find_reference(out)
+        assert reference.model is not None
+        fidelity = evaluate_fidelity(runtime, Reference(reference.model), reference.encode, PROMPTS, 4)
+        unasked, asked = (
+            Oracles(parse_oracle(name)).check(reference, runtime, PROMPTS) for name in ("auto", "transformers")
+        )
+        tokens = tuple(prompt_ids(runtime, LAST_LOGIT_PROMPT))
+        (ours,) = runtime.logits([tokens])
+    assert isinstance(unasked, OracleCheck), unasked
+    assert isinstance(asked, OracleCheck), asked
+    (theirs,) = transformers_answer(open_checkpoint(source), (tokens,)).logits
+    return Finding(
+        misreading=misreading,
+        alone=fidelity.metrics.nmse,
+        unasked=unasked,
+        asked=asked,
+        last=last_logit_nmse(theirs[-1], ours[-1]),
+    )
+
+
+def last_logit_nmse(original: Logits, converted: Logits) -> float:
+    """`calculate_nmse` of model-conversion's check-nmse.py: on float32, over the variance and not the square."""
+    a, b = original.astype(np.float32), converted.astype(np.float32)
+    return float(np.mean((b - a) ** 2) / np.var(a))
+
+
+HEAD = f"""# Misreadings, and who notices
+
+A converter that misreads a config or a tensor writes a file that runs, and a reference that shares the reading agrees with it
+to the last digit. Here such mistakes are planted between small random checkpoints and tinyq, one at a time, so that the torch
+reference and the conversion share each; the checkpoint itself stays right, and transformers runs it as it is.
+
+- **eval alone**: NMSE of llama.cpp against the torch reference: all that a conversion can see by itself.
+- **16 tokens**: NMSE of the reference against transformers on the short prompt that `tinyq eval` and `tinyq convert --prove`
+  ask by themselves. Two computations in float64 differ by 1e-18 at most; all else is reported as a disagreement.
+- **--oracle transformers**: the same over {len(PROMPTS)} whole prompts.
+- **last logits**: what llama.cpp's `examples/model-conversion` says: mean squared error over variance of the logits at the last
+  position of "{LAST_LOGIT_PROMPT}", PASS below {LAST_LOGIT_BOUND:g} (`scripts/utils/check-nmse.py`). It runs the original too, so
+  on random weights most mistakes show; small ones pass, and those that begin further on in the text.
+
+Numbers are the power of ten above what was measured. What begins beyond the prompts is seen by none of these checks: a window of
+4,096 tokens needs a longer text (`--text`). Generated by `make docs`.
+
+| misreading | family | eval alone | 16 tokens | --oracle transformers | last logits |
+|---|---|---|---|---|---|
+"""
+
+
+def power(value: float, floor: float) -> str:
+    """The power of ten above a measured number; what rounding alone makes is cut off at `floor`."""
+    return f"≤ {floor:.0e}" if value <= floor else f"{10.0 ** math.ceil(math.log10(value)):.0e}"
+
+
+def row(finding: Finding) -> str:
+    """One line of the table."""
+    checks = [
+        f"{power(c.nmse, c.bound)}, {'agrees' if c.agrees else 'caught'}" for c in (finding.unasked, finding.asked)
+    ]
+    cells = (finding.misreading.name, finding.misreading.family, power(finding.alone, ENGINE), *checks)
+    return f"| {' | '.join(cells)} | {power(finding.last, ENGINE)}, {finding.last_verdict} |"
+
+
+def page() -> str:
+    """The table, measured now."""
+    rows = []
+    for misreading in MISREADINGS:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(row(find(misreading, Path(folder))))
+    return HEAD + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
