@@ -49,7 +49,7 @@ MOST_EXTRA = 1 << 22
 def why_not(checkpoint: Checkpoint) -> str | None:
     """Why transformers cannot run this checkpoint, or None where it may be tried."""
     if importlib.util.find_spec("transformers") is None:
-        return "transformers is not installed (pip install transformers)"
+        return "transformers is not installed (pip install 'tinyq[oracle]')"
     if int(importlib.import_module("importlib.metadata").version("transformers").split(".")[0]) < OLDEST:
         return f"{transformers_name()} is too old, {OLDEST}.0 is needed"
     folder, config = checkpoint.folder, checkpoint.config

@@ -152,7 +152,7 @@ def test_other_reasons_not_to_ask_transformers(
     monkeypatch.setattr(transformers_model, "available_memory", lambda: 1 << 20)
     assert "do not fit the memory that is left" in refused(folder)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert "transformers is not installed (pip install transformers)" in refused(folder)
+    assert "transformers is not installed (pip install" in refused(folder)
 
 
 def test_float32_where_float64_does_not_fit(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
