@@ -24,13 +24,15 @@ from docs.planted import MISREADINGS, Misreading
 from gguf_tools.conversion import plan as conversion_plan
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
-from gguf_tools.evaluation import proof, reference_source
-from gguf_tools.evaluation.conformance import SEED, family_named
+from gguf_tools.evaluation import proof
+from gguf_tools.evaluation.conformance import SEED
 from gguf_tools.evaluation.fidelity import evaluate_fidelity
 from gguf_tools.evaluation.metrics import Logits
-from gguf_tools.evaluation.oracle import OracleCheck, Oracles, parse_oracle, transformers_answer
+from gguf_tools.evaluation.oracle import Oracles, parse_oracle, transformers_answer
+from gguf_tools.evaluation.oracle_check import OracleCheck
 from gguf_tools.evaluation.prompts import base_prompts, prompt_ids
 from gguf_tools.families import registry
+from gguf_tools.families.registry import family_named
 from gguf_tools.model.spec import Model
 from gguf_tools.reference import Reference
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
@@ -66,19 +68,19 @@ class Finding:
 @contextmanager
 def planted(misreading: Misreading) -> Iterator[None]:
     """tinyq with the misreading: wherever a model is made of a checkpoint."""
-    build = registry.build_model
+    build = registry.build_published
 
-    def build_model(checkpoint: Checkpoint, *args: Any, **options: Any) -> Model:
+    def build_published(checkpoint: Checkpoint, *args: Any, **options: Any) -> Model:
         model = build(misreading.sees(checkpoint), *args, **options)
         return replace(model, spec=misreading.states(model.spec))
 
     users = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in ("gguf_tools", "surgery")]
     with ExitStack() as stack:
         for module in users:
-            if getattr(module, "build_model", None) is build:
-                stack.enter_context(mock.patch.object(module, "build_model", build_model))
-        for module in (conversion_plan, reference_source, proof):
-            assert module.build_model is build_model
+            if getattr(module, "build_published", None) is build:
+                stack.enter_context(mock.patch.object(module, "build_published", build_published))
+        for module in (registry, conversion_plan, proof):
+            assert module.build_published is build_published
         yield
 
 

@@ -21,6 +21,7 @@ import torch
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.golden_logits import SUFFIXES, Golden, read_golden
 from gguf_tools.evaluation.metrics import Logits
+from gguf_tools.evaluation.oracle_check import OracleCheck
 from gguf_tools.evaluation.prompts import Prompt, default_prompts, prompt_ids, render_prompt, text_pieces
 from gguf_tools.evaluation.reference_source import ReferenceSource
 from gguf_tools.evaluation.transformers_model import FLOAT32, TransformersModel, fits
@@ -56,49 +57,6 @@ class Answer:
     arithmetic: str
     bound: float
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class OracleCheck:
-    """The torch reference and llama.cpp against an oracle, over every position of some sequences.
-
-    `nmse` is the reference's; it may be `bound` at most. `nmse_model` is llama.cpp's, None where the file holds another
-    model than the source (layer surgery). `arithmetic` is what oracle and reference computed in.
-    """
-
-    name: str
-    nmse: float
-    nmse_model: float | None
-    bound: float
-    arithmetic: str
-    n_sequences: int
-    n_tokens: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def agrees(self) -> bool:
-        """Whether rounding explains the difference."""
-        return self.nmse <= self.bound
-
-    @property
-    def sentence(self) -> str:
-        """The finding in one line."""
-        verdict = "agrees" if self.agrees else "disagrees"
-        where = f"{self.n_tokens} tokens, {self.arithmetic}"
-        if not self.agrees:
-            where += f", at most {self.bound:.0e} expected"
-        model = "" if self.nmse_model is None else f"; llama.cpp {magnitude(self.nmse_model)}"
-        return f"{self.name} {verdict}: NMSE {magnitude(self.nmse)} ({where}){model}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`, under `fidelity.oracle`."""
-        found = {**vars(self), "agrees": self.agrees, "notes": list(self.notes)}
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
-
-
-def magnitude(value: float) -> str:
-    """An NMSE with as many digits as are worth reading."""
-    return f"{value:.0e}" if 0 < value < 0.01 else f"{value:.2g}"
 
 
 def parse_oracle(text: str) -> OracleChoice:

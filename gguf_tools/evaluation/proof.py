@@ -13,11 +13,12 @@ import torch
 from gguf_tools.conversion.plan import Conversion
 from gguf_tools.conversion.request import Request
 from gguf_tools.errors import UnsupportedError
-from gguf_tools.evaluation.oracle import SHORT, SHORT_TEXT, OracleCheck, Oracles, magnitude, parse_oracle
+from gguf_tools.evaluation.oracle import SHORT, SHORT_TEXT, Oracles, parse_oracle
+from gguf_tools.evaluation.oracle_check import OracleCheck, magnitude
 from gguf_tools.evaluation.reference_source import ReferenceSource, encoded
 from gguf_tools.evaluation.transformers_model import FLOAT32, fits
 from gguf_tools.evaluation.vocabulary import prove_vocabulary
-from gguf_tools.families.registry import build_model
+from gguf_tools.families.registry import build_published
 from gguf_tools.machine import useful_threads
 from gguf_tools.reference import Reference
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
@@ -45,7 +46,7 @@ class Proof:
     def __init__(self, request: Request, conversion: Conversion, oracle: str = "auto") -> None:
         self.exact = conversion.decision.recipe == "f32" and conversion.plan.approximation is None
         checkpoint = open_checkpoint(request.source)
-        unchanged = build_model(restore(checkpoint, text_only=request.text_only))
+        unchanged = build_published(restore(checkpoint, text_only=request.text_only))
         self.model = request.operation.apply(unchanged) if request.operation else unchanged
         ids = encoded(conversion.tokenizer, SHORT_TEXT, add_special=True)[:SHORT]
         self.tokens = tuple(ids[: unchanged.spec.context_length]) or (0,)

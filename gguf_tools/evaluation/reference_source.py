@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from gguf_tools.errors import CheckpointError, InputError
-from gguf_tools.evaluation.transformers_model import transformers_encoder, transformers_name, why_not
+from gguf_tools.evaluation.oracle_check import transformers_name
+from gguf_tools.evaluation.transformers_model import transformers_encoder, why_not
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf, read_header

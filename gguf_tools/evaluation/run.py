@@ -15,10 +15,11 @@ from gguf_tools.evaluation.card.parts import overall
 from gguf_tools.evaluation.card.results import CardReport
 from gguf_tools.evaluation.card.suite import CardOptions, run_card
 from gguf_tools.evaluation.fidelity import FidelityReport, ReferenceLike, evaluate_fidelity
-from gguf_tools.evaluation.oracle import OracleCheck, Oracles, parse_oracle
+from gguf_tools.evaluation.oracle import Oracles, parse_oracle
+from gguf_tools.evaluation.oracle_check import OracleCheck, transformers_name
 from gguf_tools.evaluation.prompts import Prompt
 from gguf_tools.evaluation.reference_source import Checkpoints, Operate, ReferenceSource, find_reference
-from gguf_tools.evaluation.transformers_model import TransformersModel, transformers_name
+from gguf_tools.evaluation.transformers_model import TransformersModel
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.split import read_parts
 from gguf_tools.machine import useful_threads

@@ -22,9 +22,8 @@ from gguf_tools.evaluation.card.report import (
     held_out_row,
 )
 from gguf_tools.evaluation.card.results import CardReport
-from gguf_tools.evaluation.oracle import OracleCheck, magnitude
+from gguf_tools.evaluation.oracle_check import OracleCheck, magnitude, transformers_name
 from gguf_tools.evaluation.report import check_thresholds, format_report
-from gguf_tools.evaluation.transformers_model import transformers_name
 from gguf_tools.text import human_bytes, markdown_table, table
 
 if TYPE_CHECKING:

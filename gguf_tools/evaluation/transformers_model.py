@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.float64 import in_float64
+from gguf_tools.evaluation.oracle_check import transformers_name
 from gguf_tools.machine import available_memory
 from gguf_tools.sources.checkpoint import CONFIG, Checkpoint
 from gguf_tools.text import one_line, shortened
@@ -71,12 +72,6 @@ def why_not(checkpoint: Checkpoint) -> str | None:
     if depth > len(checkpoint.tensors):
         return f"{CONFIG} states {depth} layers, and there are {len(checkpoint.tensors)} tensors"
     return None
-
-
-def transformers_name() -> str:
-    """The library and its version, such as "transformers 5.23"."""
-    version = importlib.import_module("importlib.metadata").version("transformers")
-    return f"transformers {'.'.join(version.split('.')[:2])}"
 
 
 def parameters_of(checkpoint: Checkpoint) -> int:

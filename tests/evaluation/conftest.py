@@ -9,7 +9,8 @@ import pytest
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
-from gguf_tools.evaluation.conformance import SEED, family_named
+from gguf_tools.evaluation.conformance import SEED
+from gguf_tools.families.registry import family_named
 
 
 @pytest.fixture(scope="session")

@@ -12,17 +12,11 @@ import pytest
 
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation import transformers_model
-from gguf_tools.evaluation.conformance import SEED, family_named
-from gguf_tools.evaluation.oracle import (
-    OracleCheck,
-    OracleChoice,
-    Oracles,
-    hold_reference,
-    parse_oracle,
-    transformers_answer,
-)
+from gguf_tools.evaluation.conformance import SEED
+from gguf_tools.evaluation.oracle import OracleChoice, Oracles, hold_reference, parse_oracle, transformers_answer
+from gguf_tools.evaluation.oracle_check import OracleCheck
 from gguf_tools.evaluation.reference_source import ReferenceSource
-from gguf_tools.families.registry import build_model
+from gguf_tools.families.registry import build_model, family_named
 from gguf_tools.sources.checkpoint import open_checkpoint
 from tests.tiny_models import change_config, change_tensors, dense, in_float64, logits, network, save
 

@@ -18,7 +18,8 @@ from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.evaluation import transformers_model
-from gguf_tools.evaluation.conformance import SEED, family_named
+from gguf_tools.evaluation.conformance import SEED
+from gguf_tools.families.registry import family_named
 from gguf_tools.runtime.process import Runtime
 from gguf_tools.sources.checkpoint import open_checkpoint
 from tests.conftest import Ran
