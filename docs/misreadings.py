@@ -24,7 +24,7 @@ from docs.planted import MISREADINGS, Misreading
 from gguf_tools.conversion import plan as conversion_plan
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
-from gguf_tools.evaluation import proof
+from gguf_tools.evaluation import proof, reference_source
 from gguf_tools.evaluation.conformance import SEED
 from gguf_tools.evaluation.fidelity import evaluate_fidelity
 from gguf_tools.evaluation.metrics import Logits
