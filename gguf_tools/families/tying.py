@@ -20,8 +20,8 @@ def embedding_and_output(
     `embedding` and `output` are the tensors' names, `key` is the config's. Raises CheckpointError where one is missing and the
     config says that they are not tied: what else it would be, nothing tells.
     """
-    tied = config.flag(key, False)
     unsaid = config.values.get(key) is None
+    tied = not unsaid and config.flag(key, False)
     if embedding not in inventory and output in inventory and (tied or unsaid):
         if unsaid:
             config.note(f"{embedding} is missing and config.json does not say {key}: {output} is taken for both")

@@ -307,3 +307,18 @@ def test_memory_is_bounded_by_pieces(qwen3_folder: Path, tmp_path: Path) -> None
     assert sum(sizes) == plan.size
     assert np.isclose(plan.size, (tmp_path / "out" / "model.safetensors").stat().st_size, rtol=0.1)
     assert open_checkpoint(tmp_path / "out").metadata == {"format": "pt"}
+
+
+def test_torch_shards_with_wrapped_names_become_a_plain_folder(tmp_path: Path) -> None:
+    source, recipe = checkpoint(tmp_path / "source", dense()), "swap(0:2)"
+    state = {f"module.{name.replace('.mlp.', '._orig_mod.mlp.')}": tensor for name, tensor in tensors(source).items()}
+    (source / "model.safetensors").unlink()
+    where: dict[str, str] = {}
+    for n, part in enumerate((list(state)[::2], list(state)[1::2]), 1):
+        file = f"pytorch_model-{n:05d}-of-00002.bin"
+        torch.save({name: state[name] for name in part}, source / file)
+        where |= dict.fromkeys(part, file)
+    (source / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}), "utf-8")
+    out = operated(source, tmp_path / "out", recipe)
+    assert not list(out.glob("pytorch_model*"))
+    assert agrees(out, source, recipe)

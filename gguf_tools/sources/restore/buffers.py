@@ -23,9 +23,9 @@ EXTRA = re.compile(r"(.*\.)?_extra_state")
 KINDS = (FREQUENCIES, TABLES, MASKS, MASKED, POSITIONS, EXTRA)
 
 
-def is_buffer(name: str, tensor: Tensor | None = None) -> bool:
+def is_buffer(name: str, tensor: Tensor) -> bool:
     """Whether a tensor is a buffer; a projection's bias has one axis, the mask that GPT-2 calls `bias` at least two."""
-    if tensor is not None and MASKS.fullmatch(name) and name.endswith(".bias"):
+    if MASKS.fullmatch(name) and name.endswith(".bias"):
         return len(tensor.shape) > 1
     return any(kind.fullmatch(name) for kind in KINDS)
 
