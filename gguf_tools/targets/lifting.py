@@ -74,10 +74,9 @@ def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[Mo
     router = Router(top_k=used, normalised=normalised, scale=scale)
     shared = None
     if "shared.gate" in part:
-        if gate := part.get("shared.sigmoid"):
-            part["shared.sigmoid"] = Reshaped(
-                gate, (gate.size,)
-            )  # llama.cpp's converter keeps it as one row of a matrix
+        gate = part.get("shared.sigmoid")
+        if gate and gate.shape[:-1] == (1,):
+            part["shared.sigmoid"] = Reshaped(gate, gate.shape[1:])  # llama.cpp's converter keeps it as a matrix
         shared = SharedExpert(part["shared.gate"].shape[0], "shared.sigmoid" in part)
     return MoE(experts, width, router, shared), part
 
