@@ -18,10 +18,10 @@ The first two hold by construction for every positive importance, up to float ro
 across the edge between two levels: of weights that were changed by 1 % of their standard deviation, one in 30 at four bits.
 A scale of q4_0, q4_1, q5_0 or q5_1 that was changed alone is noticed nearly always from a factor of two on; a smaller change
 is, more often than not, one that some importance would give.
-The limits of the others are at least twice the largest values of a simulation: for each type 500 random matrices of 131,072
+The limits of the others are about twice the largest values of a simulation: for each type 500 random matrices of 131,072
 weights (normal, Laplace, Student's t with 4 degrees of freedom, off-centre; scales of 0.001 to 1) under random importances as
 activations have them (log-normal from column to column, σ up to 2, and up to one column in 500 larger by up to 1e5). None of
-these 5,500 tensors (18 million blocks) raised an alarm: the false-alarm rate of a tensor is below 6e-4 with 95 % confidence.
+these 5,500 tensors (11 million blocks) raised an alarm: the false-alarm rate of a tensor is below 6e-4 with 95 % confidence.
 `tests/verification/test_false_alarms.py` repeats a part of it. Importances that are zero, or that lie on single columns alone,
 are outside of what was simulated.
 """
