@@ -44,8 +44,8 @@ def errors(
 ) -> dict[TensorType, float]:
     """The error that each type makes, a mean over a sample of rows: squared changes times mean squared activations.
 
-    `activations` and `importance` are (matrices, columns); the latter is what the encoder is told to care for. Types that
-    are too small for the weights (F16) are left out.
+    `activations` and `importance` are (matrices, columns); `importance` is the importance matrix passed to the encoder.
+    Types whose range is too small for the weights (F16) are left out.
     """
     totals = dict.fromkeys(kinds, 0.0)
     seen = 0
@@ -94,7 +94,7 @@ def read_texts(runtime: Runtime, chunks: Sequence[Sequence[int]]) -> Texts:
 
 
 def own_texts(runtime: Runtime, chunk: int) -> list[list[int]]:
-    """The built-in prompts, each with the model's own greedy continuation: text that it is at home in, whatever it learned."""
+    """The built-in prompts, each with the model's own greedy continuation: in-distribution text for any model."""
     chunks = []
     for prompt in default_prompts(runtime.info.chat_template is not None):
         chunks.append(prompt_ids(runtime, render_prompt(runtime, prompt, {})))

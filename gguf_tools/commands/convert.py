@@ -30,7 +30,7 @@ from gguf_tools.commands.type_options import type_options
     help="Folder of the tokenizer, where it does not lie in SOURCE.",
 )
 @click.option("--target", metavar="NAME", help="Force a llama.cpp architecture instead of the cheapest exact one.")
-@click.option("--add-bos/--no-add-bos", default=None, help="Whether BOS comes first, against what the tokenizer says.")
+@click.option("--add-bos/--no-add-bos", default=None, help="Override the tokenizer's add_bos setting.")
 @click.option("--drop-tokens", is_flag=True, help="Leave out tokens that the embedding has no row for.")
 @click.option(
     "--context-length",

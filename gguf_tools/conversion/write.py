@@ -59,7 +59,7 @@ def execute(
     losses: dict[str, Narrowing] = {}
     size = conversion.layout.size(metadata)
     with atomic_output(out, force=force, size=size) as stream, Background(checkpoint.digest) as digest:
-        # The digest is taken meanwhile and put over its place holder, which is as long, at the end.
+        # The source is hashed in the background; the fixed-width placeholder is overwritten once the digest is known.
         with Encoder(threads) as encoder:
             write_gguf(stream, metadata, conversion.layout, _pieces(conversion, encoder, losses), progress)
         metadata[keys.SOURCE_DIGEST] = string(digest.result())

@@ -113,7 +113,7 @@ def render_prompt(runtime: RuntimeLike, prompt: Prompt, chat_options: Mapping[st
 
 
 def begins(runtime: RuntimeLike, text: str) -> bool:
-    """Whether a rendered text has the BOS token already, which must not stand there twice."""
+    """Whether the rendered text already starts with BOS (so it must not be added again)."""
     bos = runtime.info.bos
     begin = "" if bos is None else runtime.detokenize([bos], special=True)
     return bool(begin) and text.startswith(begin)

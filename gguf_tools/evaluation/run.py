@@ -182,8 +182,8 @@ def measure_files(
     Every file and its reference are looked at before the first is run, so that a wrong path costs no time.
     """
     for path in paths:
-        Runtime(path, options)  # refuses what is no GGUF
-        read_parts(path)  # refuses what is cut short or broken
+        Runtime(path, options)  # raises if the file is not a GGUF
+        read_parts(path)  # raises if it is truncated or broken
     oracles = Oracles(parse_oracle(fidelity.oracle)) if fidelity else None
     shared = Checkpoints()
     sources = [

@@ -51,8 +51,8 @@ class Attention:
 
     Scores are multiplied by 1/sqrt(head_dim). `bias` names the projections that have one (of q, k, v, o).
     `qk_norm` is applied to each head of q and k before rope; with `norm_per_head` each head has weights of its own, and
-    with `norm_gain` the normed head is multiplied by one number more. `value_scale` multiplies each value head by a
-    number. `gated` multiplies the heads' output by sigmoid(gate · x), element by element, before the output projection.
+    `norm_gain` adds a learned scalar gain per head after the norm. `value_scale` is a learned scalar per value head.
+    `gated` multiplies the heads' output by sigmoid(gate · x), element by element, before the output projection.
     With `window` a position sees itself and the window - 1 before it (Mistral; Beltagy et al. 2020), else all before it.
     Value heads have `value_dim` dimensions, where that is not None, else as many as the key heads.
     """

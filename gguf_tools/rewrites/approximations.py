@@ -88,7 +88,7 @@ def fitted_slope(logits: Doubles) -> tuple[float, float]:
     """The slope τ for which softmax(τ · l) comes near to σ(l) / Σ σ(l), and the root mean square error that is left.
 
     `logits` are those of the chosen experts, shape (tokens, top_k). Least squares of log σ(l) on l within each token, because
-    softmax leaves out what is common to its arguments.
+    softmax is invariant to a constant shift.
     """
     shown = logits - logits.mean(axis=1, keepdims=True)
     logs = -np.logaddexp(0.0, -logits)

@@ -15,7 +15,7 @@ RopePairs = Literal["half", "interleaved"]
 
 
 def pair_order(dims: int, head_dim: int, pairs: RopePairs) -> list[int]:
-    """Which dimension of a head each one is taken from, so that the first `dims` turn in `pairs` and not in the other order."""
+    """Source indices of a head's dimensions that bring the first `dims` from the other rope order into `pairs`."""
     turned = [i + half for i in range(dims // 2) for half in (0, dims // 2)]
     if pairs == "half":
         turned = [*range(0, dims, 2), *range(1, dims, 2)]
@@ -50,7 +50,7 @@ def _turns(pairs: RopePairs) -> Callable[[LayerSpec], bool]:
 
 INTERLEAVED_PAIRS = Rewrite(
     name="rope in interleaved pairs",
-    why="the rows of queries and keys change places, so that dimensions which turn together lie side by side",
+    why="permutes the rows of queries and keys from rotate-half (NeoX) to interleaved (GPT-J) rope order",
     applies=any_layer(_turns("half")),
     apply=_reorder_pairs("interleaved"),
     linear=True,
@@ -62,7 +62,7 @@ INTERLEAVED_PAIRS = Rewrite(
 
 HALF_PAIRS = Rewrite(
     name="rope in pairs half a head apart",
-    why="the rows of queries and keys change places, so that dimensions which turn together lie half of the turned part apart",
+    why="permutes the rows of queries and keys from interleaved (GPT-J) to rotate-half (NeoX) rope order",
     applies=any_layer(_turns("interleaved")),
     apply=_reorder_pairs("half"),
     linear=True,

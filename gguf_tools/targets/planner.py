@@ -16,7 +16,7 @@ from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.registry import all_targets, target_named
 
 COMMON_REWRITES = (UNIFORM_ROUTER_BIAS, FOLDED_GAIN, SHARED_HEAD_NORM, FOLDED_VALUE_SCALE, *SCALE_REWRITES)
-"""Of what no architecture here has a name for; they come before each target's own."""
+"""Rewrites that every target needs; applied before the target's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,7 +144,7 @@ class Tokenizer:
         return fields
 
     def _never_written(self) -> int | None:
-        """A token that a model never writes, to stand where it has no end of text."""
+        """An unused token id, used as a stand-in for a missing EOS."""
         unused = (number for number, kind in enumerate(self.token_types) if kind == TokenType.UNUSED)
         return next(unused, self.pad_id)
 

@@ -140,10 +140,10 @@ def _outcome(written: Converted) -> list[tuple[str, str]]:
     rows = []
     for name, loss in written.losses.items():
         if loss.changed and name in ("f16", "bf16"):
-            said = f"{loss.changed:,} of {loss.weights:,} weights looked at by storing them as {name}, "
+            said = f"{loss.changed:,} of {loss.weights:,} sampled weights change when stored as {name}, "
             rows.append(("changed", f"{said}by {loss.max_abs_change:.1e} at most"))
         elif loss.changed:
-            error = f"relative RMS error {loss.relative_error:.2e} in {loss.weights:,} weights looked at"
+            error = f"relative RMS error {loss.relative_error:.2e} over {loss.weights:,} sampled weights"
             rows.append(("rounded", f"to {name}: {error}"))
     size = human_bytes(written.bytes)
     return [*rows, ("wrote", f"{written.path} ({size}); both sides tokenize the probe text alike")]

@@ -125,7 +125,7 @@ class _Suite:
         )
 
     def read(self, passages: Sequence[str]) -> tuple[Passage, ...]:
-        """The likelihood of each passage, every one by itself, but for those of which no token can be foretold."""
+        """Per-passage NLL; passages with fewer than two tokens are skipped."""
         found = []
         for index, passage in enumerate(passages):
             nats, tokens, size = 0.0, 0, len(passage.encode())

@@ -20,8 +20,8 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 GAIN = {"gate.weight": 2.0, "q_proj.weight": 1.0, "k_proj.weight": 1.0}
-"""Routers are spread out, so that which experts are chosen does not hang on rounding; attention is not so sharp that llama.cpp's
-float32 angles, whose error grows with the position, would drown all else."""
+"""Router logits are spread so that expert selection is robust to rounding; attention is kept soft, because llama.cpp's float32
+rope angles, whose error grows with the position, would otherwise dominate the error."""
 
 Shapes = dict[str, tuple[int, ...]]
 Experts = Literal["separate", "fused", "w1"]

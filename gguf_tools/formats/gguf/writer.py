@@ -45,7 +45,7 @@ def layout(tensors: Iterable[tuple[str, tuple[int, ...], TensorType]]) -> Layout
 def write_gguf(
     stream: BinaryIO, metadata: Metadata, where: Layout, pieces: Iterable[tuple[str, ByteArray]], progress: ByteProgress
 ) -> None:
-    """Write header and data; `pieces` are (tensor name, bytes) in file order, each tensor in as many as one likes."""
+    """Write header and data; `pieces` are (tensor name, bytes) in file order, a tensor may be split over any number of pieces."""
     stream.write(pack_header(metadata, where.entries, where.alignment))
     entries = iter(where.entries)
     entry: TensorEntry | None = None
