@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gguf_tools.families import hf
-from gguf_tools.families.reading import Config, Inventory, layer_count
+from gguf_tools.families.hf_config import ClassConfig
+from gguf_tools.families.reading import Inventory, layer_count
 from gguf_tools.model.spec import Layer, Model, ModelSpec, Norm
 from gguf_tools.sources.beside import front_matter, generation_defaults
 from gguf_tools.sources.checkpoint import Checkpoint
@@ -17,7 +18,7 @@ LayerBuilder = Callable[[str, int, Norm], Layer]
 def assemble(
     checkpoint: Checkpoint,
     inventory: Inventory,
-    config: Config,
+    config: ClassConfig,
     family: str,
     layer: LayerBuilder,
     *,

@@ -16,6 +16,12 @@ The product's own bar is 1e-9.
 """
 
 
+CheckType = Callable[[Checkpoint, Model], str]
+"""(checkpoint, its model by a family that does not declare its model_type) → a note on the code that computes the same.
+
+Raises UnsupportedError where other code computes something else, or where there is none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Expected:
     """What a small checkpoint must show. The conformance test holds it, and `docs/conformance.md` lists it.
@@ -45,6 +51,8 @@ class Expected:
 class Family:
     """A family of checkpoints: `matches` looks at tensor names and shapes only; `build` makes the Model.
 
+    `model_types` are the values of config.json's model_type whose arithmetic this is, the most usual first; any other has to
+    be proved or accepted by the user. A family without is of code that no config names, and takes any.
     `preferred_targets` are the llama.cpp architectures under which users expect the family, the most expected first: one of
     them is taken among the targets that add no more weights. `tiny(folder, variant, seed)` writes a random small
     checkpoint in the published layout, for each of `variants`.
@@ -54,6 +62,7 @@ class Family:
     title: str
     matches: Callable[[Checkpoint], bool]
     build: Callable[[Checkpoint], Model]
+    model_types: tuple[str, ...] = ()
     preferred_targets: tuple[str, ...] = ()
     variants: Mapping[str, Expected] = field(default_factory=dict)
     tiny: Callable[[Path, str, int], None] | None = None

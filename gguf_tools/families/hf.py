@@ -6,92 +6,20 @@ Tensors decide: what the config says beyond them is read only where shapes canno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from gguf_tools.errors import CheckpointError, UnsupportedError
-from gguf_tools.families.reading import Config, Inventory, is_number
+from gguf_tools.families.hf_config import ClassConfig
+from gguf_tools.families.hf_rope import rope
+from gguf_tools.families.reading import Config, Inventory, layer_number
 from gguf_tools.families.tying import embedding_and_output
-from gguf_tools.model.rope import LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling
 from gguf_tools.model.spec import Attention, GatedMLP, LayerTensors, MoE, Norm, Router, SharedExpert
 from gguf_tools.sources.tying import EMBEDDING, OUTPUT
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Reshaped, stack, take_rows
 
 
-def rope(config: Config, head_dim: int, *, whole: bool = False) -> Rope:
-    """Rotary embedding as the config states it, in the old keys (rope_theta, rope_scaling) or the new rope_parameters."""
-    stated = {**config.mapping("rope_scaling"), **config.mapping("rope_parameters")}
-    if any(isinstance(value, dict) for value in stated.values()):
-        raise UnsupportedError(
-            f"{config.path}: rope_parameters differ between kinds of layers, which is not supported yet"
-        )
-    values = {**config.values, **stated}
-    theta = values.get("rope_theta", 10000.0)
-    if not is_number(theta) or theta <= 0:
-        raise config.wrong("rope_theta", theta, "a number above 0")
-    partial = values.get("partial_rotary_factor", 1.0)
-    if not is_number(partial) or not 0 < partial <= 1:
-        raise config.wrong("partial_rotary_factor", partial, "a number above 0, at most 1")
-    if whole and partial != 1:
-        config.note(f"config.json says partial_rotary_factor {partial}, models with these tensors turn whole heads")
-    dims = head_dim if whole else int(head_dim * partial)
-    if dims % 2 or not dims:
-        raise CheckpointError(
-            f"{config.path}: rope would turn {dims} of {head_dim} dimensions, an even number expected"
-        )
-    scaling = _scaling(config, stated)
-    if isinstance(scaling, YarnScaling) and theta <= 1:
-        raise config.wrong("rope_theta", theta, "a number above 1 for YaRN")
-    return Rope(float(theta), dims, "half", scaling)
-
-
-def _scaling(config: Config, stated: Mapping[str, Any]) -> Scaling | None:
-    kind = stated.get("rope_type", stated.get("type", "default"))
-    if kind in ("default", None):
-        return None
-    context = config.values.get("max_position_embeddings")
-
-    def number(key: str, default: float | None = None) -> float:
-        value = stated.get(key)
-        value = default if value is None else value
-        if not is_number(value) or value <= 0:
-            raise config.wrong(f"rope_scaling.{key}", value, "a number above 0")
-        return float(value)
-
-    length = number("original_max_position_embeddings", context if isinstance(context, int) else None)
-    if not 1 <= length < 1 << 31:
-        raise config.wrong("rope_scaling.original_max_position_embeddings", length, "a number of tokens")
-    original = int(length)
-    if kind == "linear":
-        return LinearScaling(number("factor"))
-    if kind == "llama3":
-        return Llama3Scaling(number("factor"), number("low_freq_factor"), number("high_freq_factor"), original)
-    if kind == "yarn":
-        factor = number("factor")
-        attention = None if stated.get("attention_factor") is None else number("attention_factor")
-        truncate = stated.get("truncate", True)
-        if not isinstance(truncate, bool):
-            raise config.wrong("rope_scaling.truncate", truncate, "true or false")
-        if attention is None and stated.get("mscale") and stated.get("mscale_all_dim"):
-            mscale = YarnScaling(factor=factor, original_context=original, attention_factor=None).magnitude - 1
-            attention = (mscale * number("mscale") + 1) / (mscale * number("mscale_all_dim") + 1)
-        return YarnScaling(
-            factor=factor,
-            original_context=original,
-            beta_fast=number("beta_fast", 32.0),
-            beta_slow=number("beta_slow", 1.0),
-            attention_factor=attention,
-            truncate=truncate,
-        )
-    raise UnsupportedError(
-        f"{config.path}: rope scaling {kind!r} is not supported; default, linear, yarn and llama3 are"
-    )
-
-
 def attention(
     inventory: Inventory,
-    config: Config,
+    config: ClassConfig,
     prefix: str,
     hidden: int,
     qk_norm: Norm | None,
@@ -102,23 +30,18 @@ def attention(
     """`self_attn` with separate projections; a query projection twice as wide as the output's input holds a gate.
 
     `qk_norm` is the norm that q_norm and k_norm use where they exist. The gate's rows follow the query's in each head
-    (Qwen3-Next). `window` is the layer's sliding window (`sliding_window`). With `whole_rope` the
-    family's code knows no partial_rotary_factor.
+    (Qwen3-Next). `window` is the layer's sliding window (`ClassConfig.window`), `whole_rope` as in `rope`.
     """
     wide = inventory.shape(f"{prefix}o_proj.weight")[1]
     normed = f"{prefix}q_norm.weight" in inventory
     heads_stated = config.integer("num_attention_heads")
-    head_dim = (
-        inventory.shape(f"{prefix}q_norm.weight", 1)[0]
-        if normed
-        else config.integer("head_dim", hidden // heads_stated)
-    )
+    k_rows = inventory.shape(f"{prefix}k_proj.weight")[0]
+    head_dim = inventory.shape(f"{prefix}q_norm.weight", 1)[0] if normed else config.head_dim(wide, k_rows, hidden)
     if normed and head_dim == wide and heads_stated > 1:
         raise UnsupportedError(
             f"{inventory.path}: {prefix}q_norm.weight has {wide} entries, one norm across all {heads_stated} heads "
             "(as OLMo has); only norms of each head are supported"
         )
-    k_rows = inventory.shape(f"{prefix}k_proj.weight")[0]
     if wide % head_dim or k_rows % head_dim or (wide // head_dim) % max(1, k_rows // head_dim):
         raise CheckpointError(
             f"{inventory.path}: {prefix}o_proj.weight takes {wide} inputs and k_proj has {k_rows} rows, which are not "
@@ -160,39 +83,9 @@ def attention(
     return spec, part
 
 
-def sliding_window(
-    config: Config, prefix: str, *, used: bool, limited: Callable[[int], bool] = lambda _: True
-) -> int | None:
-    """The sliding window of the layer whose tensors have `prefix`, as the config states it; None is full attention.
-
-    `used` is the family's default of use_sliding_window, `limited` its rule for the layers that have a window where
-    layer_types does not say.
-    """
-    if not config.flag("use_sliding_window", used) or config.values.get("sliding_window") is None:
-        return None
-    window = config.integer("sliding_window")
-    n = int(prefix.split(".")[-2])
-    kinds = config.values.get("layer_types")
-    if not isinstance(kinds, list) or n >= len(kinds):
-        return window if limited(n) else None
-    if kinds[n] not in ("full_attention", "sliding_attention"):
-        raise config.wrong(f"layer_types[{n}]", kinds[n], "full_attention or sliding_attention")
-    return window if kinds[n] == "sliding_attention" else None
-
-
-def after_full_layers(config: Config) -> Callable[[int], bool]:
-    """Qwen's rule for the layers that have a window: those from max_window_layers on (28 where it is not stated)."""
-    first = config.values.get("max_window_layers")
-    if first is None:
-        first = 28
-    if type(first) is not int or first < 0:
-        raise config.wrong("max_window_layers", first, "a whole number from 0")
-    return lambda n: n >= first
-
-
 def expect_kind(config: Config, prefix: str, actual: str) -> None:
     """Note it where the config's layer_types says otherwise of the layer whose tensors have `prefix`."""
-    kinds, n = config.values.get("layer_types"), int(prefix.split(".")[-2])
+    kinds, n = config.values.get("layer_types"), layer_number(prefix)
     if isinstance(kinds, list) and n < len(kinds) and kinds[n] != actual:
         config.note(f"config.json says layer {n} is {kinds[n]}, its tensors are {actual}")
 
@@ -219,7 +112,7 @@ def has_experts(inventory: Inventory, prefix: str) -> bool:
 
 
 def moe(
-    inventory: Inventory, config: Config, prefix: str, hidden: int, *, normalised: bool
+    inventory: Inventory, config: ClassConfig, prefix: str, hidden: int, *, normalised: bool
 ) -> tuple[MoE, LayerTensors]:
     """A router `gate`, experts one tensor each or fused, and perhaps a shared expert with or without a gate.
 
@@ -245,7 +138,17 @@ def moe(
         config.expect("shared_expert_intermediate_size", mlp.width)
     elif config.values.get("shared_expert_intermediate_size"):
         config.note("config.json names a shared expert, the tensors have none")
-    return MoE(experts, width, Router(top_k=top_k, normalised=config.flag("norm_topk_prob", normalised)), shared), part
+    return MoE(experts, width, Router(top_k=top_k, normalised=renormalised(config, normalised)), shared), part
+
+
+def renormalised(config: ClassConfig, default: bool) -> bool:
+    """Whether the weights of the experts chosen are made to sum to 1; `default` is for a config without norm_topk_prob."""
+    stated = config.values.get("norm_topk_prob")
+    if not config.rules.renormalised:
+        return config.flag("norm_topk_prob", default)
+    if stated is not None and stated is not True:
+        config.unheeded("norm_topk_prob", stated)
+    return True
 
 
 def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> LayerTensors:

@@ -8,23 +8,25 @@ Source: transformers, `models/qwen3_next` and `models/qwen3_5`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from gguf_tools.errors import CheckpointError
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
+from gguf_tools.families.hf_classes import bare
+from gguf_tools.families.hf_config import ClassConfig
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.model.spec import DeltaNet, FeedForward, Layer, LayerSpec, LayerTensors, Mixer, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.signature import gated_queries, signature
 from gguf_tools.tensors.views import Reshaped, take, take_rows
+from gguf_tools.text import shortened
 
 
-def build_hybrid(checkpoint: Checkpoint, family: str) -> Model:
+def build_hybrid(checkpoint: Checkpoint, family: str, types: Collection[str]) -> Model:
     """The checkpoint as a Model; each layer's kind follows from its tensors."""
-    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, types, bare("qwen3_next"))
     _refuse_mixed_gates(checkpoint)
-    kind = str(config.values.get("model_type", ""))
-    if kind.startswith(("qwen3_next", "qwen3_5")):
-        config.assume("partial_rotary_factor", 0.25, f"as transformers does for {kind}")
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         mixer: Mixer
@@ -70,7 +72,7 @@ def norm_offset(checkpoint: Checkpoint, config: Config) -> float:
     return 0.0
 
 
-def delta_net(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[DeltaNet, LayerTensors]:
+def delta_net(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int) -> tuple[DeltaNet, LayerTensors]:
     """`linear_attn`; sizes follow from the shapes, the number of key heads from the config."""
     value_heads = inventory.shape(f"{prefix}A_log", 1)[0]
     value_dim = inventory.shape(f"{prefix}norm.weight", 1)[0]
@@ -83,9 +85,14 @@ def delta_net(inventory: Inventory, config: Config, prefix: str, hidden: int) ->
             f"{config.path}: linear_num_key_heads {key_heads} does not fit the tensors: {prefix}conv1d.weight has {channels} "
             f"channels, of which {value} are values in {value_heads} heads"
         )
+    stated = config.values.get("linear_key_head_dim")
+    if stated is not None and stated != key // key_heads:
+        raise CheckpointError(
+            f"{config.path}: linear_num_key_heads {key_heads} and linear_key_head_dim {shortened(repr(stated))} do not fit "
+            f"{prefix}conv1d.weight, whose keys are {key} wide together; give those that the model was trained with"
+        )
     config.expect("linear_num_value_heads", value_heads)
     config.expect("linear_value_head_dim", value_dim)
-    config.expect("linear_key_head_dim", key // key_heads)
     config.expect("linear_conv_kernel_dim", kernel)
     spec = DeltaNet(
         key_heads=key_heads,

@@ -14,7 +14,9 @@ from gguf_tools.errors import UnsupportedError
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Expected, Family
-from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.families.hf_classes import Windows, bare
+from gguf_tools.families.hf_config import ClassConfig
+from gguf_tools.families.reading import Config, Inventory, layer_number
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import Layer, LayerSpec, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
@@ -22,8 +24,8 @@ from gguf_tools.sources.signature import Signature, signature
 
 WINDOWED = ("llama", "granite_swa")
 """Preferred targets of models whose attention may be limited to a window, which `llama` cannot state."""
-MISTRAL_WINDOW = 4096
-"""transformers' default where a Mistral config does not say."""
+BARE = bare("llama", defaults={"use_sliding_window": True}, windows=Windows(switch=True, listed=True))
+"""Of a config that names no class, a sliding window is Mistral's."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention_multiplier": (),
     "embedding_multiplier": (1,),
@@ -41,10 +43,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Keys of models with Llama's tensors and another forward pass (Granite, MiniCPM, Cohere, Gemma, OLMo, Llama 4), and the
 values besides null with which it is the same."""
-NEIGHBOURS = ("ernie4_5", "helium")
-"""Values of model_type with Llama's tensors and keys, whose rope turns neighbouring dimensions."""
-ALIKE = ("llama", "mistral", "ministral", "mixtral", "qwen2", "qwen2_moe", "seed_oss")
-"""Values of model_type that compute what Llama does, but for biases, experts and windows, which are seen otherwise."""
 
 
 def plain_attention(seen: Signature) -> bool:
@@ -77,15 +75,7 @@ def refuse_other_arithmetic(config: Config) -> None:
                 f"{config.path}: {key} is {value!r}, which a model with Llama's tensors does not have in tinyq; "
                 "this checkpoint is of another family, which is not supported yet"
             )
-    kind = config.values.get("model_type")
-    if kind in NEIGHBOURS:
-        raise UnsupportedError(
-            f"{config.path}: model_type is {kind!r}, whose rope turns neighbouring dimensions, which no tensor shows; "
-            "this family is not supported yet"
-        )
-    if kind is not None and kind not in ALIKE:
-        config.note(f"config.json calls the model {kind!r}; it has Llama's tensors and is computed as Llama is")
-    ropes = {**config.mapping("rope_scaling"), **config.mapping("rope_parameters")}
+    ropes = {**config.mapping("rope_parameters"), **config.mapping("rope_scaling")}
     if ropes.get("llama_4_scaling_beta"):
         raise UnsupportedError(
             f"{config.path}: llama_4_scaling_beta is {ropes['llama_4_scaling_beta']!r}, which scales queries by their position; "
@@ -100,22 +90,17 @@ def refuse_other_arithmetic(config: Config) -> None:
 
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model; the family is called mistral where the config does so."""
-    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, BARE)
     refuse_other_arithmetic(config)
-    kind = config.values.get("model_type")
-    if kind == "mistral" and "sliding_window" not in config.values:
-        config.values = {**config.values, "sliding_window": MISTRAL_WINDOW}
-    elif kind == "llama" and config.values.get("sliding_window"):
-        config.note("config.json states sliding_window, which Llama does not have: it is left aside")
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
-        window = hf.sliding_window(config, prefix, used=kind != "llama")
+        window = config.window(layer_number(prefix))
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
         ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
         config.expect("intermediate_size", ffn.width)
         return Layer(LayerSpec(mixer, ffn, norm, norm), part | ffn_part)
 
-    if kind != "mistral":
+    if config.kind != "mistral":
         return assemble(checkpoint, inventory, config, "llama", layer)
     model = assemble(checkpoint, inventory, config, "mistral", layer)
     return replace(model, preferred_targets=WINDOWED)
@@ -135,6 +120,7 @@ VARIANTS = {
 FAMILY = Family(
     name="llama",
     title="Llama, Mistral",
+    model_types=("llama", "mistral", "ministral", "seed_oss", "internlm3", "iquestcoder", "cwm"),
     matches=matches,
     build=build,
     preferred_targets=("llama",),

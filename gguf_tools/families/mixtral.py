@@ -13,7 +13,8 @@ from gguf_tools.errors import CheckpointError
 from gguf_tools.families import hf, llama
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Expected, Family
-from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.families.hf_config import ClassConfig
+from gguf_tools.families.reading import Inventory, layer_number
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import Layer, LayerSpec, LayerTensors, Model, MoE, Norm, Router
 from gguf_tools.sources.checkpoint import Checkpoint
@@ -31,11 +32,11 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
-    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, llama.BARE)
     llama.refuse_other_arithmetic(config)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
-        window = hf.sliding_window(config, prefix, used=True)
+        window = config.window(layer_number(prefix))
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
         if f"{prefix}block_sparse_moe.gate.weight" in inventory:
             ffn, ffn_part = _experts(inventory, config, f"{prefix}block_sparse_moe.", hidden)
@@ -48,7 +49,7 @@ def build(checkpoint: Checkpoint) -> Model:
     return assemble(checkpoint, inventory, config, "mixtral", layer)
 
 
-def _experts(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:
+def _experts(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:
     router = inventory.take(f"{prefix}gate.weight", None, hidden)
     count = router.shape[0]
     width = inventory.shape(f"{prefix}experts.0.w1.weight")[0]
@@ -62,6 +63,8 @@ def _experts(inventory: Inventory, config: Config, prefix: str, hidden: int) -> 
         )
         for name, shape in shapes.items()
     }
+    if config.kind:
+        hf.renormalised(config, True)  # notes what the class ignores
     return MoE(count, width, Router(top_k=top_k)), {**part, "moe.router": router}
 
 
@@ -76,6 +79,7 @@ VARIANTS = {**dict.fromkeys(field_tiny.MIXTRAL, _AS_LLAMA), "window": replace(_A
 FAMILY = Family(
     name="mixtral",
     title="Mixtral",
+    model_types=("mixtral",),
     matches=matches,
     build=build,
     preferred_targets=llama.WINDOWED,

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
-from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Expected, Family
-from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.families.hf_classes import bare
+from gguf_tools.families.hf_config import ClassConfig
+from gguf_tools.families.hf_rope import rope, scaling_kind, stated_rope
+from gguf_tools.families.reading import Inventory, layer_number
 from gguf_tools.families.tiny import attention as tiny_attention
 from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_tiny_tokenizer
 from gguf_tools.model.spec import Attention, GatedMLP, Layer, LayerSpec, LayerTensors, Model, Norm
@@ -36,11 +38,9 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model; UnsupportedError for rope scaling, which Phi-3 has as longrope alone."""
-    inventory, config = Inventory(checkpoint), Config(checkpoint)
-    config.expect("model_type", "phi3", where="its tensors are those of")
-    stated = {**config.mapping("rope_scaling"), **config.mapping("rope_parameters")}
-    scaling = stated.get("rope_type", stated.get("type", "default"))
-    if scaling not in ("default", None):
+    inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, bare("phi3"))
+    scaling = scaling_kind(stated_rope(config))
+    if scaling != "default":
         # transformers knows no other, and takes "su" and "yarn" of older configs for it.
         raise UnsupportedError(f"{config.path}: rope scaling {scaling!r} (longrope) of Phi-3 is not supported yet")
 
@@ -56,10 +56,10 @@ def build(checkpoint: Checkpoint) -> Model:
     return assemble(checkpoint, inventory, config, FAMILY.name, layer)
 
 
-def _attention(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[Attention, LayerTensors]:
+def _attention(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int) -> tuple[Attention, LayerTensors]:
     wide = inventory.shape(f"{prefix}self_attn.o_proj.weight")[1]
     rows = inventory.shape(f"{prefix}{QKV}")[0]
-    dim = config.integer("head_dim", max(1, hidden // config.integer("num_attention_heads")))
+    dim = config.head_dim(wide, (rows - wide) // 2, hidden)
     heads, kv_heads = wide // dim, (rows - wide) // (2 * dim)
     if heads * dim != wide or kv_heads < 1 or wide + 2 * kv_heads * dim != rows or heads % kv_heads:
         raise CheckpointError(
@@ -75,9 +75,8 @@ def _attention(inventory: Inventory, config: Config, prefix: str, hidden: int) -
         "attn.v": take(qkv, range(wide + keys, rows)),
         "attn.o": inventory.take(f"{prefix}self_attn.o_proj.weight", hidden, wide),
     }
-    # transformers' class heeds neither use_sliding_window nor layer_types.
-    window = None if config.values.get("sliding_window") is None else config.integer("sliding_window")
-    return Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=hf.rope(config, dim), window=window), part
+    window = config.window(layer_number(prefix))
+    return Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=rope(config, dim), window=window), part
 
 
 _AS_LLAMA = Expected(target="llama", rewrites=("rope in interleaved pairs",))
@@ -109,6 +108,7 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
 FAMILY = Family(
     name="phi3",
     title="Phi-3, Phi-4",
+    model_types=("phi3",),
     matches=matches,
     build=build,
     preferred_targets=("llama", "granite_swa"),

@@ -7,7 +7,9 @@ from pathlib import Path
 from gguf_tools.families import hf, llama
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Expected, Family
-from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.families.hf_classes import bare
+from gguf_tools.families.hf_config import ClassConfig
+from gguf_tools.families.reading import Inventory, layer_number
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import Layer, LayerSpec, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
@@ -22,11 +24,11 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
-    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, bare("qwen2"))
     llama.refuse_other_arithmetic(config)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
-        window = hf.sliding_window(config, prefix, used=False, limited=hf.after_full_layers(config))
+        window = config.window(layer_number(prefix))
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
         ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
         config.expect("intermediate_size", ffn.width)
@@ -50,6 +52,7 @@ VARIANTS = {
 FAMILY = Family(
     name="qwen2",
     title="Qwen2, dense",
+    model_types=("qwen2", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "seed_oss"),
     matches=matches,
     build=build,
     preferred_targets=("qwen2", *llama.WINDOWED),

@@ -10,7 +10,9 @@ from pathlib import Path
 from gguf_tools.families import hf, llama
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Expected, Family
-from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.families.hf_classes import bare
+from gguf_tools.families.hf_config import ClassConfig
+from gguf_tools.families.reading import Inventory, layer_number
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import FeedForward, Layer, LayerSpec, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
@@ -25,18 +27,12 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
-    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, bare("qwen2_moe"))
     llama.refuse_other_arithmetic(config)
-
-    full = hf.after_full_layers(config)
-
-    def limited(n: int) -> bool:
-        # Unlike in Qwen2, transformers limits every other layer, and those before max_window_layers.
-        return n % 2 == 0 and not full(n)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         ffn: FeedForward
-        window = hf.sliding_window(config, prefix, used=False, limited=limited)
+        window = config.window(layer_number(prefix))
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window)
         if hf.has_experts(inventory, f"{prefix}mlp."):
             ffn, ffn_part = hf.moe(inventory, config, f"{prefix}mlp.", hidden, normalised=False)
@@ -63,6 +59,7 @@ VARIANTS = {
 FAMILY = Family(
     name="qwen2-moe",
     title="Qwen2-MoE",
+    model_types=("qwen2_moe",),
     matches=matches,
     build=build,
     preferred_targets=("qwen2moe",),

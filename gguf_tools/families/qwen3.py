@@ -7,7 +7,9 @@ from pathlib import Path
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Expected, Family
-from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.families.hf_classes import bare
+from gguf_tools.families.hf_config import ClassConfig
+from gguf_tools.families.reading import Inventory, layer_number
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import Layer, LayerSpec, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
@@ -22,10 +24,10 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
-    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, bare("qwen3"))
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
-        window = hf.sliding_window(config, prefix, used=False, limited=hf.after_full_layers(config))
+        window = config.window(layer_number(prefix))
         hf.expect_kind(config, prefix, "sliding_attention" if window else "full_attention")
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window, whole_rope=True)
         ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
@@ -49,6 +51,7 @@ VARIANTS = {
 FAMILY = Family(
     name="qwen3",
     title="Qwen3, dense",
+    model_types=("qwen3", "qwen3_vl", "qwen3_vl_text"),
     matches=matches,
     build=build,
     preferred_targets=("qwen3",),

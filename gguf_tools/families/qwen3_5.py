@@ -25,7 +25,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
-    return build_hybrid(checkpoint, NAME)
+    return build_hybrid(checkpoint, NAME, FAMILY.model_types)
 
 
 _DENSE, _MOE = Expected(target="qwen35"), Expected(target="qwen35moe")
@@ -46,6 +46,7 @@ VARIANTS = {
 FAMILY = Family(
     name=NAME,
     title="Qwen3.5, hybrid, dense or MoE",
+    model_types=("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
     matches=matches,
     build=build,
     preferred_targets=("qwen35", "qwen35moe"),

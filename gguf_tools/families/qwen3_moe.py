@@ -8,11 +8,15 @@ from pathlib import Path
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Expected, Family
-from gguf_tools.families.reading import Config, Inventory
+from gguf_tools.families.hf_classes import Windows, bare
+from gguf_tools.families.hf_config import ClassConfig
+from gguf_tools.families.reading import Inventory, layer_number
 from gguf_tools.families.tiny import attention as field_tiny
 from gguf_tools.model.spec import FeedForward, Layer, LayerSpec, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.signature import signature
+
+BARE = bare("qwen3_moe", windows=Windows(switch=True, listed=True))
 
 
 def matches(checkpoint: Checkpoint) -> bool:
@@ -23,10 +27,10 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
-    inventory, config = Inventory(checkpoint), Config(checkpoint)
+    inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, BARE)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
-        window = hf.sliding_window(config, prefix, used=False)
+        window = config.window(layer_number(prefix))
         hf.expect_kind(config, prefix, "sliding_attention" if window else "full_attention")
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm, window, whole_rope=True)
         ffn: FeedForward
@@ -64,6 +68,7 @@ VARIANTS = {
 FAMILY = Family(
     name="qwen3-moe",
     title="Qwen3-MoE",
+    model_types=("qwen3_moe",),
     matches=matches,
     build=build,
     preferred_targets=("qwen3moe",),

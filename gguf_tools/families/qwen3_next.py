@@ -23,7 +23,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
-    return build_hybrid(checkpoint, NAME)
+    return build_hybrid(checkpoint, NAME, FAMILY.model_types)
 
 
 GATE, SHARED_GATE, BIAS = "zero attention gate", "zero shared-expert gate", "bias on the attention output"
@@ -55,6 +55,7 @@ VARIANTS = {
 FAMILY = Family(
     name=NAME,
     title="Qwen3-Next, hybrid MoE",
+    model_types=("qwen3_next",),
     matches=matches,
     build=build,
     preferred_targets=("qwen3next",),

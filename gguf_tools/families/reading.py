@@ -142,6 +142,11 @@ class Config:
             self.notes.append(text)
 
 
+def layer_number(prefix: str) -> int:
+    """The number of the layer whose tensors have `prefix`, such as 3 of `model.layers.3.`."""
+    return int(prefix.rstrip(".").rpartition(".")[2])
+
+
 def layer_count(inventory: Inventory, prefix: str) -> int:
     """Number of layers named `prefix`N.…; CheckpointError where a number is left out."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")

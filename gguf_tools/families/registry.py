@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from gguf_tools.errors import InputError, TinyqError, UnsupportedError
-from gguf_tools.families.base import Family
+from gguf_tools.families.base import CheckType, Family
+from gguf_tools.families.causal import refuse_bidirectional
 from gguf_tools.families.plugins import Plugin, load_plugins
 from gguf_tools.families.saved_buffers import check_buffers
 from gguf_tools.model.spec import Model
-from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
+from gguf_tools.sources.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from gguf_tools.sources.restore import restore
+from gguf_tools.text import shortened
 
 T = TypeVar("T")
 
@@ -65,21 +67,76 @@ def recognise(checkpoint: Checkpoint) -> Family:
     raise UnsupportedError(f"{checkpoint.path}: no family has tensors like {first} …; families known are {_known()}")
 
 
-def build_model(checkpoint: Checkpoint) -> Model:
-    """The checkpoint as a Model, restored to the published layout first, by the family that recognises it.
+def build_model(checkpoint: Checkpoint, *, as_family: str | None = None, check_type: CheckType | None = None) -> Model:
+    """As `build_published`, of a checkpoint that is restored to the published layout first.
 
     Towers beside the text model are left out with a note; `restore` refuses them where they have to be asked about.
     """
-    return build_published(restore(checkpoint))
+    return build_published(restore(checkpoint), as_family=as_family, check_type=check_type)
 
 
-def build_published(checkpoint: Checkpoint) -> Model:
-    """A checkpoint in the published layout (as `restore` leaves it) as a Model, by the family that recognises it."""
-    family = recognise(checkpoint)
+def build_published(
+    checkpoint: Checkpoint, *, as_family: str | None = None, check_type: CheckType | None = None
+) -> Model:
+    """A checkpoint in the published layout (as `restore` leaves it) as a Model, by the family that recognises it.
+
+    A model_type that no family declares may compute something else with the same tensors: then `check_type` decides, or the
+    user has accepted a family by name (`as_family`, or one of a family's model types).
+
+    Raises UnsupportedError for a model_type that neither speaks for, and for attention that is not causal.
+    """
+    refuse_bidirectional(checkpoint)
+    if as_family is not None:
+        return _accepted(checkpoint, as_family)
+    kind = checkpoint.config.get("model_type")
+    unknown = isinstance(kind, str) and kind not in known_types()
+    try:
+        family = recognise(checkpoint)
+    except UnsupportedError as error:
+        raise _not_supported(checkpoint, str(error)) if unknown else error from None
+    if not unknown or not family.model_types:
+        return _built(family, checkpoint)
+    if check_type is None:
+        raise _not_supported(checkpoint, f"its tensors have the names of {family.name}'s")
+    try:
+        model = _built(family, checkpoint)
+    except InputError as error:
+        raise _not_supported(checkpoint, f"taken for {family.name}: {error}") from error
+    return replace(model, notes=(*model.notes, check_type(checkpoint, model)))
+
+
+def known_types() -> frozenset[str]:
+    """Every model_type that a family declares."""
+    return frozenset(kind for family in all_families() for kind in family.model_types)
+
+
+def _accepted(checkpoint: Checkpoint, name: str) -> Model:
+    """The checkpoint by the mathematics of a family that the user named, or of one of its model types."""
+    family = next((family for family in all_families() if name in family.model_types), None) or family_named(name)
+    kind = name if name in family.model_types else next(iter(family.model_types), None)
+    config = checkpoint.config if kind is None else {**checkpoint.config, "model_type": kind}
+    stated = checkpoint.config.get("model_type")
+    model = _built(family, replace(checkpoint, config=config))
+    if stated == kind:
+        return model
+    note = f"config.json calls the model {shortened(repr(stated))}; it is computed as {name} is, as the user asked (--as {name})"
+    return replace(model, notes=(*model.notes, note))
+
+
+def _built(family: Family, checkpoint: Checkpoint) -> Model:
     model = _call(family, "build", family.build, checkpoint)
     notes = check_buffers(checkpoint.path, checkpoint.buffers, model.spec)
     preferred = model.preferred_targets or family.preferred_targets
     return replace(model, preferred_targets=preferred, notes=(*model.notes, *notes))
+
+
+def _not_supported(checkpoint: Checkpoint, why: str) -> UnsupportedError:
+    kind = shortened(repr(checkpoint.config.get("model_type")))
+    why = why.removeprefix(f"{checkpoint.path}: ").removeprefix(f"{checkpoint.folder / CONFIG}: ")
+    return UnsupportedError(
+        f"{checkpoint.path}: model_type {kind} is of a family that tinyq does not support ({why}); if it computes what a family "
+        "of tinyq's does, name that one with --as, such as --as llama"
+    )
 
 
 def load_model(path: Path) -> Model:

@@ -35,7 +35,8 @@ class Checkpoint:
 
     `path` is what was opened, a folder or a file; `buffers` are tensors that are computed and not learned, set apart from the
     weights by `gguf_tools.sources.restore`; `notes` are sentences for the user about what was left out there or
-    restored (`gguf_tools.sources.restore`).
+    restored (`gguf_tools.sources.restore`). `replaced` are keys of the config to which the user gave another value, with the
+    file's own (None where it has none).
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Checkpoint:
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    replaced: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -53,7 +55,8 @@ class Checkpoint:
 
     def with_context_length(self, tokens: int) -> Checkpoint:
         """The checkpoint with another context length than its config states, under the keys that families read."""
-        return replace(self, config={**self.config, **dict.fromkeys(CONTEXT_KEYS, tokens)})
+        stated = {key: self.config.get(key) for key in CONTEXT_KEYS}
+        return replace(self, config={**self.config, **dict.fromkeys(CONTEXT_KEYS, tokens)}, replaced=stated)
 
     def digest(self, cancelled: Callable[[], bool] = lambda: False) -> str:
         """SHA-256 over config and weight files, names included, in hexadecimal; cut short once `cancelled`."""

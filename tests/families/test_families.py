@@ -136,11 +136,6 @@ NOTES: dict[str, tuple[str, dict[str, Any], str]] = {
         {"linear_value_head_dim": 8},
         "config.json says linear_value_head_dim 8, the tensors have 16",
     ),
-    "key size": (
-        "qwen3-next",
-        {"linear_key_head_dim": 8},
-        "config.json says linear_key_head_dim 8, the tensors have 16",
-    ),
     "kernel": (
         "qwen3-next",
         {"linear_conv_kernel_dim": 2},
@@ -470,6 +465,13 @@ def test_key_heads_that_do_not_fit_are_named(folders: dict[str, Path], heads: in
     opened = open_checkpoint(folders["qwen3-next"])
     with pytest.raises(CheckpointError, match="linear_num_key_heads"):
         build_model(replace(opened, config={**opened.config, "linear_num_key_heads": heads}))
+
+
+def test_key_heads_of_another_size_are_named(folders: dict[str, Path]) -> None:
+    """The tensors tell the product of number and size alone."""
+    opened = open_checkpoint(folders["qwen3-next"])
+    with pytest.raises(CheckpointError, match="linear_num_key_heads 2 and linear_key_head_dim 8 do not fit"):
+        build_model(replace(opened, config={**opened.config, "linear_key_head_dim": 8}))
 
 
 def test_old_and_new_keys_of_rope_say_the_same(folders: dict[str, Path]) -> None:

@@ -1,0 +1,46 @@
+"""Models whose attention is not causal, refused by what their config says: encoders, embedders and diffusion language models.
+
+Their tensors are a decoder's, and llama.cpp would hide from each position what comes after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from gguf_tools.errors import UnsupportedError
+from gguf_tools.sources.checkpoint import CONFIG, Checkpoint
+from gguf_tools.text import shortened
+
+TYPES = re.compile(
+    r"a2d[-_].*|.*bert.*|.*electra.*|.*bidirec.*|.*diffu.*|deberta.*|dream.*|llada.*|mmada.*|nomic.*|rnd1.*|sdar.*|xlm.*",
+    re.IGNORECASE,
+)
+"""Values of model_type, whole: encoders, and diffusion language models (Dream, LLaDA, SDAR, RND1, MMaDA, DiffuLLaMA)."""
+CLASSES = re.compile(
+    r"(Dream|LLaDA|SDAR|RND1|MMaDA|A2D).*|.*(Bidirec|Diffu|ForMaskedLM|ForMaskedDiffusion).*", re.IGNORECASE
+)
+"""Names of `architectures`, whole."""
+
+
+def refuse_bidirectional(checkpoint: Checkpoint) -> None:
+    """UnsupportedError, naming the key, where the config says that positions see those after them."""
+    for key, value in _signs(checkpoint):
+        raise UnsupportedError(
+            f"{checkpoint.folder / CONFIG}: {key} is {shortened(repr(value))}: attention is not causal (an encoder or a "
+            "diffusion language model), which is not supported"
+        )
+
+
+def _signs(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
+    config = checkpoint.config
+    kind, classes = config.get("model_type"), config.get("architectures")
+    if isinstance(kind, str) and TYPES.fullmatch(kind):
+        yield "model_type", kind
+    for name in classes if isinstance(classes, list) else ():
+        if isinstance(name, str) and CLASSES.fullmatch(name):
+            yield "architectures", name
+    if config.get("is_causal") is False:
+        yield "is_causal", False
+    if config.get("use_bidirectional_attention") not in (None, False, "vision"):
+        yield "use_bidirectional_attention", config["use_bidirectional_attention"]

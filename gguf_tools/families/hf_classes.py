@@ -1,0 +1,158 @@
+"""What the config classes of transformers assume where config.json does not say, and which keys their models do not heed.
+
+One row a model_type, as data. `tests/families/test_hf_classes.py` holds every row against the installed library's class.
+Source: transformers 5, `models/*/configuration_*.py` and `modeling_*.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+LayerRule = Callable[[int, int], bool]
+"""(layer, max_window_layers) → whether the layer has a window where layer_types does not say."""
+
+
+def _every(_: int, __: int) -> bool:
+    return True
+
+
+def _from_max_window_layers(layer: int, first: int) -> bool:
+    return layer >= first
+
+
+def _even_before_max_window_layers(layer: int, last: int) -> bool:
+    return layer % 2 == 0 and layer < last
+
+
+def _three_in_four(layer: int, _: int) -> bool:
+    return layer % 4 != 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """How a class reads `sliding_window`.
+
+    `switch`: whether use_sliding_window has to be true. `listed`: whether layer_types is heeded; where it does not say,
+    `limited` does. `zero_is_none`: whether a window of 0 is none.
+    """
+
+    switch: bool = False
+    listed: bool = False
+    limited: LayerRule = _every
+    zero_is_none: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRules:
+    """What a class makes of a config.
+
+    `defaults` are the values of keys that are absent; a key that is null is not absent. `theta` is rope_theta's default.
+    `partial`: whether plain rope heeds partial_rotary_factor, and `partial_default` its value where it is absent.
+    `windows` is None where the class has no sliding windows. `renormalised`: the router's weights sum to 1 whatever
+    norm_topk_prob says. `rope` is what stands for rope_parameters where the config has none.
+    """
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    theta: float = 10000.0
+    partial: bool = False
+    partial_default: float | None = None
+    windows: Windows | None = None
+    renormalised: bool = False
+    rope: Mapping[str, Any] = field(default_factory=dict)
+
+
+_COMMON = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
+_SWITCHED = {"use_sliding_window": False, "sliding_window": 4096}
+_DELTA = {"linear_num_key_heads": 16, "linear_key_head_dim": 128}
+_LISTED = Windows(switch=True, listed=True, limited=_from_max_window_layers)
+
+
+def _row(context: int, *, epsilon: float = 1e-6, defaults: Mapping[str, Any] | None = None, **rules: Any) -> ClassRules:
+    """`context` is max_position_embeddings, `epsilon` rms_norm_eps."""
+    common = {**_COMMON, "max_position_embeddings": context, "rms_norm_eps": epsilon}
+    return ClassRules(defaults={**common, **(defaults or {})}, **rules)
+
+
+_QWEN2 = _row(32768, defaults={**_SWITCHED, "max_window_layers": 28}, windows=_LISTED)
+_QWEN2_VL = _row(32768, epsilon=1e-5, theta=1e6, defaults={**_SWITCHED, "max_window_layers": 80}, windows=_LISTED)
+_QWEN3_VL = _row(128000, theta=5e5, defaults={"head_dim": 128})
+_HYBRID = ClassRules(
+    defaults={**_COMMON, **_DELTA, "max_position_embeddings": 32768, "head_dim": 256},
+    partial=True,
+    partial_default=0.25,
+)
+_QWEN35_MOE = replace(_HYBRID, defaults={**_HYBRID.defaults, "num_experts_per_tok": 8}, renormalised=True)
+
+CLASSES: Mapping[str, ClassRules] = {
+    "llama": _row(2048),
+    "mistral": _row(131072, defaults={"sliding_window": 4096}, windows=Windows()),
+    "ministral": _row(131072, defaults={"sliding_window": 4096}, windows=Windows(listed=True)),
+    "mixtral": _row(
+        131072,
+        epsilon=1e-5,
+        theta=1e6,
+        defaults={"sliding_window": None, "num_experts_per_tok": 2},
+        windows=Windows(),
+        renormalised=True,
+    ),
+    "seed_oss": _row(524288, defaults={"head_dim": 128}),
+    "internlm3": _row(32768, epsilon=1e-5, defaults={"head_dim": 128}),
+    "iquestcoder": _row(131072, epsilon=1e-5, defaults={"head_dim": 128}),
+    "cwm": _row(
+        131072,
+        epsilon=1e-5,
+        theta=1e6,
+        defaults={"head_dim": 128, "sliding_window": 8192},
+        windows=Windows(listed=True, limited=_three_in_four, zero_is_none=True),
+        rope={
+            "rope_type": "llama3",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ),
+    "qwen2": _QWEN2,
+    "qwen2_vl": _QWEN2_VL,
+    "qwen2_vl_text": _QWEN2_VL,
+    "qwen2_5_vl": _QWEN2_VL,
+    "qwen2_5_vl_text": _QWEN2_VL,
+    "qwen2_moe": _row(
+        32768,
+        defaults={**_SWITCHED, "max_window_layers": 28, "num_experts_per_tok": 4, "norm_topk_prob": False},
+        windows=Windows(switch=True, listed=True, limited=_even_before_max_window_layers),
+    ),
+    "qwen3": _row(32768, defaults={**_SWITCHED, "max_window_layers": 28, "head_dim": 128}, windows=_LISTED),
+    "qwen3_vl": _QWEN3_VL,
+    "qwen3_vl_text": _QWEN3_VL,
+    "qwen3_moe": _row(
+        32768,
+        defaults={**_SWITCHED, "num_experts_per_tok": 8, "norm_topk_prob": False},
+        windows=Windows(switch=True),
+    ),
+    "qwen3_next": replace(_HYBRID, defaults={**_HYBRID.defaults, "num_experts_per_tok": 10, "norm_topk_prob": True}),
+    "qwen3_5": _HYBRID,
+    "qwen3_5_text": _HYBRID,
+    "qwen3_5_moe": _QWEN35_MOE,
+    "qwen3_5_moe_text": _QWEN35_MOE,
+    "phi3": _row(
+        4096, epsilon=1e-5, defaults={"sliding_window": None}, windows=Windows(), partial=True, partial_default=1.0
+    ),
+}
+"""The rules by model_type. An outer type, of a model with towers, has those of its text part."""
+
+QUIET = frozenset({"hidden_act", "use_sliding_window", "max_window_layers", "head_dim"})
+"""Keys whose defaults are not worth a note: the common case, or what only the tensors decide."""
+
+
+def bare(family: str, **changes: Any) -> ClassRules:
+    """The rules of a config that names no class known, of a checkpoint with the tensors of `family` (a model_type).
+
+    What the config states is taken at its word, also partial_rotary_factor, and what computes is not assumed.
+    """
+    rules = CLASSES[family]
+    defaults = {key: value for key, value in rules.defaults.items() if key in QUIET and key != "head_dim"}
+    return replace(ClassRules(defaults=defaults, partial=True, windows=rules.windows, renormalised=False), **changes)

@@ -1,0 +1,170 @@
+"""Rotary embedding as a config in the layout of transformers states it, in the old keys (rope_theta, rope_scaling) or the new
+rope_parameters.
+
+Source: transformers 5, `modeling_rope_utils.py` (convert_rope_params_to_dict, standardize_rope_params).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.families.hf_config import ClassConfig
+from gguf_tools.families.reading import is_number
+from gguf_tools.model.rope import LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling
+from gguf_tools.text import shortened
+
+PARTIAL, ORIGINAL = "partial_rotary_factor", "original_max_position_embeddings"
+
+
+def stated_rope(config: ClassConfig) -> Mapping[str, Any]:
+    """What the config says of rope: rope_scaling whole where it says anything, else rope_parameters, else the class's own.
+
+    Raises UnsupportedError where kinds of layers have ropes of their own.
+    """
+    old, new = config.mapping("rope_scaling"), config.mapping("rope_parameters")
+    if old and new and old != new:
+        config.note(
+            "config.json has both rope_scaling and rope_parameters: rope_scaling alone is taken, as transformers does"
+        )
+    stated = old or new
+    if config.values.get("rope_parameters") is None and not old:
+        stated = config.rules.rope
+        if stated:
+            config.assumed("rope_parameters", f"{stated['rope_type']} with rope_theta {stated['rope_theta']:g}")
+    if any(isinstance(value, dict) for value in stated.values()):
+        raise UnsupportedError(
+            f"{config.path}: rope_parameters differ between kinds of layers, which is not supported yet"
+        )
+    return stated
+
+
+def scaling_kind(stated: Mapping[str, Any]) -> str:
+    """The name of the scaling. The mrope of models with vision has a position for each of three axes, which text moves
+    together, so that it is plain rope."""
+    kind = stated.get("rope_type", stated.get("type", "default"))
+    return "default" if kind in (None, "mrope") else str(kind)
+
+
+def rope(config: ClassConfig, head_dim: int, *, whole: bool = False) -> Rope:
+    """The rope of a layer with heads of `head_dim`. With `whole` the family's code turns whole heads whatever the config
+    says, where the config names no class known."""
+    stated = stated_rope(config)
+    kind = scaling_kind(stated)
+    theta = _theta(config, stated)
+    dims = _dims(config, stated, head_dim, kind, whole=whole)
+    scaling = _scaling(config, stated, kind)
+    if isinstance(scaling, YarnScaling) and theta <= 1:
+        raise config.wrong("rope_theta", theta, "a number above 1 for YaRN")
+    return Rope(theta, dims, "half", scaling)
+
+
+def _theta(config: ClassConfig, stated: Mapping[str, Any]) -> float:
+    if "rope_theta" not in stated and "rope_theta" not in config.values:
+        if config.kind:
+            config.assumed("rope_theta", config.rules.theta)
+        return config.rules.theta
+    theta = stated["rope_theta"] if "rope_theta" in stated else config.values["rope_theta"]
+    if not is_number(theta) or theta <= 0:
+        raise config.wrong("rope_theta", theta, "a number above 0")
+    return float(theta)
+
+
+def _dims(config: ClassConfig, stated: Mapping[str, Any], head_dim: int, kind: str, *, whole: bool) -> int:
+    """How many dimensions turn. A class that does not heed partial_rotary_factor heeds it for the frequencies of a scaling,
+    and then cannot run."""
+    if PARTIAL in stated:
+        partial = stated[PARTIAL]
+    elif PARTIAL in config.values:
+        partial = 1.0 if config.values[PARTIAL] is None else config.values[PARTIAL]
+    elif config.rules.partial_default not in (None, 1.0):
+        partial = config.rules.partial_default
+        config.assumed(PARTIAL, partial)
+    else:
+        partial = 1.0
+    whole = whole if config.kind is None else not config.rules.partial
+    if whole and partial != 1 and kind == "default":
+        text = f"{PARTIAL} {shortened(repr(partial))}"
+        config.note(f"config.json says {text}, but models of this kind turn whole heads: it is ignored")
+        partial = 1.0
+    if not is_number(partial) or not 0 < partial <= 1:
+        raise config.wrong(PARTIAL, partial, "a number above 0, at most 1")
+    dims = int(head_dim * partial)
+    if whole and dims != head_dim:
+        raise UnsupportedError(
+            f"{config.path}: {PARTIAL} is {partial}, but models of this kind turn whole heads, and rope scaling {kind!r} of a "
+            f"part is not defined there; remove {PARTIAL}"
+        )
+    if dims % 2 or not dims:
+        raise CheckpointError(
+            f"{config.path}: rope would turn {dims} of {head_dim} dimensions, an even number expected"
+        )
+    return dims
+
+
+def _scaling(config: ClassConfig, stated: Mapping[str, Any], kind: str) -> Scaling | None:
+    if kind == "default":
+        return None
+
+    def number(key: str, default: float | None = None) -> float:
+        value = stated.get(key)
+        value = default if value is None else value
+        if not is_number(value) or value <= 0:
+            raise config.wrong(f"rope_scaling.{key}", value, "a number above 0")
+        return float(value)
+
+    if kind == "linear":
+        return LinearScaling(number("factor"))
+    if kind not in ("yarn", "llama3"):
+        raise UnsupportedError(
+            f"{config.path}: rope scaling {shortened(repr(kind))} is not supported; default, linear, yarn and llama3 are"
+        )
+    original = _original_context(config, stated)
+    if kind == "llama3":
+        low, high = number("low_freq_factor"), number("high_freq_factor")
+        if high <= low:
+            raise config.wrong("rope_scaling.high_freq_factor", high, f"a number above low_freq_factor {low}")
+        return Llama3Scaling(number("factor"), low, high, original)
+    truncate = stated.get("truncate", True)
+    if not isinstance(truncate, bool):
+        raise config.wrong("rope_scaling.truncate", truncate, "true or false")
+    factor = number("factor", _ratio(config, original) if "factor" in stated else None)
+    attention = None if stated.get("attention_factor") is None else number("attention_factor")
+    if attention is None and stated.get("mscale") and stated.get("mscale_all_dim"):
+        mscale = YarnScaling(factor=factor, original_context=original, attention_factor=None).magnitude - 1
+        attention = (mscale * number("mscale") + 1) / (mscale * number("mscale_all_dim") + 1)
+    return YarnScaling(
+        factor=factor,
+        original_context=original,
+        beta_fast=number("beta_fast", 32.0),
+        beta_slow=number("beta_slow", 1.0),
+        attention_factor=attention,
+        truncate=truncate,
+    )
+
+
+def _original_context(config: ClassConfig, stated: Mapping[str, Any]) -> int:
+    """The context before scaling: what lies beside rope_scaling has priority over what lies in it."""
+    if ORIGINAL in config.values:
+        length = config.values[ORIGINAL]
+        if stated.get(ORIGINAL) not in (None, length):
+            config.note(
+                f"config.json gives {ORIGINAL} twice: {length} beside rope's parameters is taken, as transformers does"
+            )
+    elif ORIGINAL in stated:
+        length = stated[ORIGINAL]
+    else:
+        length = config.trained_context()
+    if not is_number(length) or length != int(length) or not 1 <= length < 1 << 31:
+        raise config.wrong(ORIGINAL, length, "a number of tokens")
+    return int(length)
+
+
+def _ratio(config: ClassConfig, original: int) -> float:
+    """YaRN's factor where it is null."""
+    factor = config.trained_context() / original
+    config.note(
+        f"config.json gives no factor of rope scaling: {factor:g} is taken, the context length over the original one"
+    )
+    return factor
