@@ -20,6 +20,7 @@ from gguf_tools.conversion.plan import Conversion, open_source, prepare
 from gguf_tools.conversion.request import AUTO, Operation, Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.errors import InputError
+from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.evaluation.vocabulary import prove_vocabulary
 from gguf_tools.formats.output import check_output
 from gguf_tools.progress import StageProgress
@@ -54,6 +55,7 @@ def convert(
     allow_approximate: bool = False,
     calibration: str | Path | None = None,
     text_only: bool = False,
+    as_family: str | None = None,
     surgery: str | Path | Recipe | None = None,
     dry_run: bool = False,
     force: bool = False,
@@ -66,8 +68,10 @@ def convert(
     `auto` (the smallest that is exact) or one such as `f32`, `f16`, `q8_0`, `q4_k_m`; `target_bpw` (bits per weight) or
     `target_size` (bytes, or a text such as `500M`) choose the types by measurement instead. `tensor_types` maps regular
     expressions over tensor names to types (or lists texts REGEX=TYPE; the last that matches wins). `surgery`, a recipe as
-    `operate` takes it, is done on the way. `drop_tokens` leaves out tokens that the embedding has no row for. Before the
-    file appears, llama.cpp and the source's tokenizer encode a probe text, and must agree.
+    `operate` takes it, is done on the way. `drop_tokens` leaves out tokens that the embedding has no row for. `as_family` names
+    the family, or the model_type, whose mathematics is accepted for a model_type that tinyq does not know; without it
+    transformers has to compute the same. Before the file appears, llama.cpp and the source's tokenizer encode a probe text,
+    and must agree.
 
     With `prove`, the torch reference is first held against the source's own code (`oracle` as in `evaluate`; transformers by
     default, where it knows the source), and before the file appears, llama.cpp's logits of a short prompt against the reference.
@@ -93,6 +97,8 @@ def convert(
         drop_tokens=drop_tokens,
         threads=threads or 0,
         text_only=text_only,
+        as_family=as_family,
+        check_type=check_model_type,
         operation=None if surgery is None else _operation(recipe_of(surgery)),
         context_length=context_length,
         allow_approximate=allow_approximate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.inspection import report
 from gguf_tools.inspection.result import Inspection
 
@@ -14,4 +15,4 @@ def inspect(path: str | Path) -> Inspection:
     No weights are read. What cannot be understood of a readable source stands under `problems`; raises CheckpointError
     only where nothing can be read.
     """
-    return report.inspect(Path(path))
+    return report.inspect(Path(path), check_model_type)

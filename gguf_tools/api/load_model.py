@@ -7,6 +7,7 @@ from pathlib import Path
 from gguf_tools.api.options import at_least, recipe_of
 from gguf_tools.api.results.model import LoadedModel
 from gguf_tools.errors import InputError
+from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.families.registry import build_published
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.formats.gguf.source import open_gguf
@@ -21,13 +22,14 @@ def load_model(
     source: str | Path,
     *,
     text_only: bool = False,
+    as_family: str | None = None,
     context_length: int | None = None,
     surgery: str | Path | Recipe | None = None,
 ) -> LoadedModel:
     """Describe a checkpoint or a GGUF as a model: its spec, and its weights by role, which stay on disk until they are read.
 
-    `text_only`, `context_length` and `surgery` are those of `convert`; a GGUF takes `surgery` alone. The result's `logits`
-    runs the torch reference.
+    `text_only`, `as_family`, `context_length` and `surgery` are those of `convert`; a GGUF takes `surgery` alone. The result's
+    `logits` runs the torch reference.
 
     Raises CheckpointError where the source is broken, UnsupportedError where no family or target knows it, InputError for
     a recipe that does not fit.
@@ -35,12 +37,14 @@ def load_model(
     path = Path(source)
     at_least("--context-length", context_length)
     if path.is_file() and is_gguf(path):
-        if text_only or context_length is not None:
-            raise InputError(f"{path}: is a GGUF; text_only and context_length are for checkpoints, leave them out")
+        if text_only or context_length is not None or as_family is not None:
+            raise InputError(
+                f"{path}: is a GGUF; text_only, as_family and context_length are for checkpoints, leave them out"
+            )
         model = lift(open_gguf(path))
     else:
         checkpoint = restore(open_checkpoint(path), text_only=text_only)
         if context_length is not None:
             checkpoint = checkpoint.with_context_length(context_length)
-        model = build_published(checkpoint)
+        model = build_published(checkpoint, as_family=as_family, check_type=check_model_type)
     return LoadedModel(path, model if surgery is None else operate(model, recipe_of(surgery)))

@@ -61,6 +61,12 @@ from gguf_tools.commands.type_options import type_options
     metavar="WHAT",
     help="What --prove takes for the source's own code, as in `tinyq eval`; transformers by default, where it knows the source.",
 )
+@click.option(
+    "--as",
+    "as_family",
+    metavar="NAME",
+    help="Compute a model_type that tinyq does not know as this family (such as llama) or model_type does.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @output_options
 def convert(
@@ -84,6 +90,7 @@ def convert(
     text_only: bool,
     prove: bool,
     oracle: str | None,
+    as_family: str | None,
     dry_run: bool,
     force: bool,
     threads: int | None,
@@ -121,6 +128,7 @@ def convert(
             allow_approximate=allow_approximate,
             calibration=calibration,
             text_only=text_only,
+            as_family=as_family,
             surgery=given_recipe(),
             dry_run=dry_run,
             force=force,

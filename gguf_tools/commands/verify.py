@@ -19,6 +19,7 @@ from gguf_tools.errors import ThresholdError
 from gguf_tools.text import one_line, shortened, table
 
 if TYPE_CHECKING:
+    from gguf_tools.evaluation.type_check import check_model_type
     from gguf_tools.verification.run import Verification
 
 ROWS = 40
@@ -78,6 +79,7 @@ def verify(
             imatrix=imatrix,
             tokenizer=tokenizer,
             operate=operate_text,
+            check_type=check_model_type,
             threads=threads or 0,
             progress=advance,
         )

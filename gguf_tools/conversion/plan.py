@@ -10,7 +10,7 @@ from pathlib import Path
 from gguf_tools.conversion.auto_type import TypeDecision, smallest_exact
 from gguf_tools.conversion.calibration import calibration_tokens
 from gguf_tools.conversion.general_metadata import general_metadata
-from gguf_tools.conversion.provenance import provenance, surgery_metadata
+from gguf_tools.conversion.provenance import accepted_metadata, provenance, surgery_metadata
 from gguf_tools.conversion.request import AUTO, Request
 from gguf_tools.families.registry import build_published
 from gguf_tools.formats.gguf import keys
@@ -117,7 +117,7 @@ def open_source(request: Request) -> Opened:
     checkpoint = restore(open_checkpoint(request.source), text_only=request.text_only)
     if request.context_length:
         checkpoint = checkpoint.with_context_length(request.context_length)
-    model = build_published(checkpoint)
+    model = build_published(checkpoint, as_family=request.as_family, check_type=request.check_type)
     folder = request.tokenizer or checkpoint.folder
     tokenizer = load_tokenizer(
         folder,
@@ -154,7 +154,9 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
         metadata["general.quantization_version"] = u32(QUANTIZATION_VERSION)
     metadata |= lowered.metadata | named.tokenizer.metadata()
     metadata |= provenance(opened.plan, (*model.notes, *named.notes), decision)
-    metadata |= surgery_metadata(request, opened.checkpoint) | (recorded(matrix) if matrix else {})
+    metadata |= (
+        accepted_metadata(request) | surgery_metadata(request, opened.checkpoint) | (recorded(matrix) if matrix else {})
+    )
     metadata |= {keys.TYPE: string(request.label)} if request.label else {}
     return Conversion(
         checkpoint=opened.checkpoint,

@@ -48,6 +48,11 @@ def provenance(made: Plan, notes: Sequence[str], decision: TypeDecision) -> Meta
     return values
 
 
+def accepted_metadata(request: Request) -> Metadata:
+    """The family whose mathematics the user accepted by name."""
+    return {} if request.as_family is None else {keys.AS_FAMILY: string(request.as_family)}
+
+
 def surgery_metadata(request: Request, checkpoint: Checkpoint) -> Metadata:
     """What was done to the layers on the way, and before that to the checkpoint; and room to record more in place."""
     values: Metadata = {keys.RESERVE: string(" " * RESERVE_BYTES)}

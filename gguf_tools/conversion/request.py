@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gguf_tools.families.base import CheckType
 from gguf_tools.machine import available_cores
 from gguf_tools.model.spec import Model
 from quant.recipes import TypeOptions
@@ -26,9 +27,10 @@ class Request:
     """What to convert and how.
 
     `add_bos` overrides what the tokenizer's files say; `drop_tokens` leaves out tokens beyond the embedding's rows;
-    `text_only` leaves out a vision or audio tower; `operation` is done to the model first. `context_length` overrides what
-    the config says. `allow_approximate` accepts a target that comes near, fitted to the text in `calibration` or to a
-    built-in one. `label` is what the file calls its type instead of the recipe's name.
+    `as_family` accepts the mathematics of a family for a model_type that none declares, and `check_type` holds such a type
+    against other code (`build_published`). `text_only` leaves out a vision or audio tower; `operation` is done to the model
+    first. `context_length` overrides what the config says. `allow_approximate` accepts a target that comes near, fitted to
+    the text in `calibration` or to a built-in one. `label` is what the file calls its type instead of the recipe's name.
     """
 
     source: Path
@@ -37,6 +39,8 @@ class Request:
     target: str | None = None
     add_bos: bool | None = None
     drop_tokens: bool = False
+    as_family: str | None = None
+    check_type: CheckType | None = None
     threads: int = 0
     text_only: bool = False
     operation: Operation | None = None

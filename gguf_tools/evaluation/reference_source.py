@@ -10,6 +10,7 @@ from typing import Literal
 from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.evaluation.oracle_check import transformers_name
 from gguf_tools.evaluation.transformers_model import transformers_encoder, why_not
+from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf, read_header
@@ -123,7 +124,7 @@ def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints
     recorded = header.get(keys.SOURCE_DIGEST)
     is_source = recorded == checkpoints.digest(given) if isinstance(recorded, str) else None
     try:
-        model = unchanged = build_model(checkpoint)
+        model = unchanged = _built(header, checkpoint)
     except InputError as error:
         return _run_by_transformers(header, checkpoint, is_source, error)
     note, recipe = f"compared with {given}", ""
@@ -195,7 +196,7 @@ def _recorded(
             reason = f"{place} is not, or no longer, what it was made from"
             continue
         try:
-            unchanged = build_model(checkpoint)
+            unchanged = _built(header, checkpoint)
             model, recipe = _operated(header, unchanged, operate)
         except InputError as error:
             reason = f"the surgery that it records cannot be done again ({error})"
@@ -214,6 +215,14 @@ def _recorded(
             unchanged=unchanged if recipe else None,
         ), ""
     return None, reason
+
+
+def _built(header: GGUFHeader, checkpoint: Checkpoint) -> Model:
+    """The source's model, read as the file says that its user asked for."""
+    accepted = header.get(keys.AS_FAMILY)
+    return build_model(
+        checkpoint, as_family=accepted if isinstance(accepted, str) else None, check_type=check_model_type
+    )
 
 
 def _may_be_checkpoint(place: Path) -> bool:

@@ -138,6 +138,10 @@ class TransformersModel:
         """Number of logits at a position."""
         return int(self._model.get_output_embeddings().weight.shape[0])
 
+    def setting(self, key: str) -> Any:
+        """What the class made of a key of the config; None where it has no such key."""
+        return getattr(self._model.config.get_text_config(decoder=True), key, None)
+
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.floating[Any]]]:
         """Logits of every position of each sequence, (length, vocabulary)."""
         found = []

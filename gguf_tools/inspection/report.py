@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import InputError
+from gguf_tools.families.base import CheckType
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf
@@ -22,23 +23,23 @@ from gguf_tools.targets.registry import lift
 from gguf_tools.tokenizers.vocabulary import load_tokenizer
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: Path, check_type: CheckType | None = None) -> Inspection:
     """Describe a checkpoint or a GGUF file.
 
     What cannot be understood of a readable source is listed under `problems`; raises CheckpointError only where nothing
-    can be read.
+    can be read. `check_type` is asked about a model_type that no family declares.
     """
-    return _inspect_gguf(path) if path.is_file() and is_gguf(path) else _inspect_checkpoint(path)
+    return _inspect_gguf(path) if path.is_file() and is_gguf(path) else _inspect_checkpoint(path, check_type)
 
 
-def _inspect_checkpoint(path: Path) -> Inspection:
+def _inspect_checkpoint(path: Path, check_type: CheckType | None) -> Inspection:
     checkpoint = open_checkpoint(path)
     stored = ((t.dtype, t.size, t.size * WIDTHS.get(t.dtype, 1)) for t in checkpoint.tensors.values())
     types = _shares(stored)
     facts: dict[str, Any] = {"problems": (), "notes": checkpoint.notes}
     model = None
     try:
-        model = build_model(checkpoint)
+        model = build_model(checkpoint, check_type=check_type)
         facts |= _facts(model) | {"family": model.family}
         facts["target"] = _target(model)
     except InputError as error:

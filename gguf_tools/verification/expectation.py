@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf_tools.errors import InputError, UnsupportedError
+from gguf_tools.families.base import CheckType
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, Metadata, is_gguf, string
@@ -42,11 +43,17 @@ class Expectation:
     recipe: str = ""
 
 
-def expect(header: GGUFHeader, source: Path, operate: Operate | None, tokenizer: Path | None = None) -> Expectation:
+def expect(
+    header: GGUFHeader,
+    source: Path,
+    operate: Operate | None,
+    tokenizer: Path | None = None,
+    check_type: CheckType | None = None,
+) -> Expectation:
     """What `source` (a checkpoint or a GGUF) gives for the file with this header; weights stay lazy.
 
     The surgery that the file records is done by `operate`. `tokenizer` is the folder of the tokenizer where it is not the
-    checkpoint's.
+    checkpoint's; `check_type` is asked about a model_type that no family declares.
 
     Raises UnsupportedError for an architecture without a target here, unless the source is a GGUF; CheckpointError where the
     source is broken.
@@ -59,7 +66,8 @@ def expect(header: GGUFHeader, source: Path, operate: Operate | None, tokenizer:
     if source.is_file() and is_gguf(source):
         return _from_gguf(header, open_gguf(source), operate)
     checkpoint = open_checkpoint(source)
-    model = build_model(checkpoint)
+    accepted = header.get(keys.AS_FAMILY)
+    model = build_model(checkpoint, as_family=accepted if isinstance(accepted, str) else None, check_type=check_type)
     vocab_size = model.spec.vocab_size
     model, recipe = _operated(header, model, operate)
     found = _lowered(header, model)

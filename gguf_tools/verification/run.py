@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gguf_tools.families.base import CheckType
 from gguf_tools.formats.gguf.header import GGUFHeader
 from gguf_tools.formats.gguf.imatrix import read_imatrix
 from gguf_tools.formats.gguf.source import GGUFTensor, open_gguf
@@ -78,21 +79,23 @@ def verify(
     imatrix: Path | None = None,
     tokenizer: Path | None = None,
     operate: Operate | None = None,
+    check_type: CheckType | None = None,
     threads: int = 0,
     progress: ByteProgress = lambda _: None,
 ) -> Verification:
     """Compare every tensor and the metadata of a GGUF (any part of it where it is split) with what `source` gives.
 
     `source` is a checkpoint, or a GGUF. `imatrix` is the importance matrix that the file was quantized with; `tokenizer` the
-    tokenizer's folder, where it is not the checkpoint's; `operate` does the layer surgery that the file records. `progress`
-    is told how many bytes of the file are done, of `file_bytes`.
+    tokenizer's folder, where it is not the checkpoint's; `operate` does the layer surgery that the file records; `check_type`
+    is asked about a model_type that no family declares (`build_published`). `progress` is told how many bytes of the file are
+    done, of `file_bytes`.
 
     Raises CheckpointError where either is broken, UnsupportedError for an architecture or a family that tinyq does not
     know, InputError for an importance matrix of another model.
     """
     opened = open_gguf(file)
     header = opened.header
-    expected = expect(header, source, operate, tokenizer)
+    expected = expect(header, source, operate, tokenizer, check_type)
     importance = _importance(imatrix, header)
     tensors = [tensor for tensor in opened.tensors.values() if isinstance(tensor, GGUFTensor)]
     with Comparison(threads or available_cores(), progress) as comparison:

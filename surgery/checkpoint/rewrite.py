@@ -20,6 +20,7 @@ import numpy as np
 
 from gguf_tools.conversion.provenance import RECIPE_FILE
 from gguf_tools.errors import CheckpointError, InputError, OutputError, UnsupportedError
+from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.output import atomic_folder
 from gguf_tools.formats.safetensors import WIDTHS, Stored, StoredTensor, write_safetensors
@@ -224,7 +225,7 @@ def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
     Raises InputError or a kind of it for a bad index, kinds that do not blend, or a checkpoint that no family knows.
     """
     checkpoint = open_checkpoint(path)
-    model = build_model(checkpoint)
+    model = build_model(checkpoint, check_type=check_model_type)
     stack = recipe.apply(len(model.layers))
     meant = rebuilt(model, stack)
     names = read_names(checkpoint, model)
@@ -267,7 +268,7 @@ def write_checkpoint(
         layers = plan.before.layers or len(plan.source_model.layers)
         (folder / RECIPE_FILE).write_text(file_text(plan.before.then(plan.recipe), layers), "utf-8")
         _write_weights(plan, folder, progress)
-        made = build_model(open_checkpoint(folder))
+        made = build_model(open_checkpoint(folder), check_type=lambda *_: "")  # the source has been checked
         if made.spec != plan.model.spec:
             raise UnsupportedError(
                 f"{out}: config.json of this family cannot say what the layers would be "
