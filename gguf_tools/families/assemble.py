@@ -39,7 +39,7 @@ def assemble(
         layers.append(Layer(bare.spec, {**bare.tensors, "mixer_norm": mixer_norm, "ffn_norm": ffn_norm}))
     inventory.finish()
     activation = config.values.get("hidden_act", "silu")
-    if activation != "silu":
+    if activation not in ("silu", "swish"):
         raise config.wrong("hidden_act", activation, "silu")
     spec = ModelSpec(
         vocab_size=vocab,

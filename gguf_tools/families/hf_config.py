@@ -49,7 +49,7 @@ class ClassConfig(Config):
         if key not in self.values and key in self.rules.defaults:
             value = self.rules.defaults[key]
             self.values = {**self.values, key: value}
-            if key not in QUIET:
+            if key not in QUIET and value is not None:
                 self.assumed(key, value)
 
     def assumed(self, key: str, value: Any) -> None:

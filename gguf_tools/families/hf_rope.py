@@ -129,7 +129,8 @@ def _scaling(config: ClassConfig, stated: Mapping[str, Any], kind: str) -> Scali
     truncate = stated.get("truncate", True)
     if not isinstance(truncate, bool):
         raise config.wrong("rope_scaling.truncate", truncate, "true or false")
-    factor = number("factor", _ratio(config, original) if "factor" in stated else None)
+    null = "factor" in stated and stated["factor"] is None
+    factor = _ratio(config, original) if null else number("factor")
     attention = None if stated.get("attention_factor") is None else number("attention_factor")
     if attention is None and stated.get("mscale") and stated.get("mscale_all_dim"):
         mscale = YarnScaling(factor=factor, original_context=original, attention_factor=None).magnitude - 1
