@@ -3,15 +3,17 @@ tensors does."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 
 from gguf_tools.errors import InputError, UnsupportedError
-from gguf_tools.evaluation.transformers_model import TransformersModel, fits
 from gguf_tools.model.spec import Attention, Model
-from gguf_tools.reference import Reference
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.text import shortened
+
+if TYPE_CHECKING:
+    from gguf_tools.evaluation.transformers_model import TransformersModel
 
 TOKENS = 48
 """Length of the sequence that is compared: token ids spread over the vocabulary."""
@@ -26,6 +28,12 @@ def check_model_type(checkpoint: Checkpoint, model: Model) -> str:
 
     Raises UnsupportedError where transformers cannot run the checkpoint, or computes something else.
     """
+    # torch takes seconds to load, and hardly any checkpoint needs this check.
+    import torch
+
+    from gguf_tools.evaluation.transformers_model import TransformersModel, fits
+    from gguf_tools.reference import Reference
+
     kind = shortened(repr(checkpoint.config.get("model_type")))
     where = f"{checkpoint.path}: model_type {kind}"
     accept = f"if it computes what {model.family} does, say so with --as {model.family}"
