@@ -48,16 +48,15 @@ class ImportanceMatrix:
     def importance(self, tensors: Iterable[TensorFacts]) -> dict[str, FloatArray]:
         """The importance (matrices, columns) of each tensor that the matrix has statistics of.
 
-        Raises InputError, with the first mismatch, where the matrix is of another model.
+        Statistics of tensors that the model lacks are left out (`unused` names them). Raises InputError, with the first
+        mismatch, where the matrix is of another model: sizes differ, or no tensor is in both.
         """
         shapes = {tensor.name: tensor.shape for tensor in tensors}
         found: dict[str, FloatArray] = {}
         for name, statistics in self.entries.items():
             shape = shapes.get(name)
             if shape is None:
-                raise InputError(
-                    f"{self.name}: has statistics of {name}, which the model lacks; collect them with this very model"
-                )
+                continue
             columns, matrices = shape[-1], prod(shape[:-2])
             if statistics.sums.size != columns * matrices:
                 raise InputError(
@@ -65,7 +64,21 @@ class ImportanceMatrix:
                     f"{columns * matrices}; collect them with this very model"
                 )
             found[name] = statistics.importance.reshape(matrices, columns)
+        if self.entries and not found:
+            first = next(iter(self.entries))
+            raise InputError(
+                f"{self.name}: has statistics of {first} and others, none of which the model has; collect them with it"
+            )
         return found
+
+    def unused(self, tensors: Iterable[TensorFacts]) -> tuple[str, ...]:
+        """A note, where the matrix has statistics of tensors that the model lacks (as after pruning, or without MTP blocks)."""
+        names = {tensor.name for tensor in tensors}
+        beyond = [name for name in self.entries if name not in names]
+        if not beyond:
+            return ()
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        return (f"the importance matrix has statistics of {beyond[0]}{more}, which the model lacks: they are not used",)
 
 
 def merge(matrices: Sequence[ImportanceMatrix]) -> ImportanceMatrix:

@@ -33,6 +33,7 @@ from quant.types import (
     Q8_0,
     TYPES,
     TensorType,
+    is_type,
     nearest,
     tensor_type,
 )
@@ -73,12 +74,27 @@ RECIPES: Mapping[str, TypeRecipe] = {
 }
 
 
+ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
+"""What llama-quantize calls its medium recipes, too (`QUANT_OPTIONS` of tools/quantize/quantize.cpp)."""
+
+
 def recipe(name: str) -> TypeRecipe:
-    """The recipe called `name`, in either case. Raises InputError with the nearest names."""
-    found = RECIPES.get(name.lower())
+    """The recipe called `name`, in either case.
+
+    Raises InputError with the nearest names, or that the type exists but cannot be written.
+    """
+    wanted = name.lower()
+    found = RECIPES.get(ALIASES.get(wanted, wanted))
+    if found is None and is_type(name):
+        can = ", ".join(RECIPES)
+        raise InputError(f"type {name} exists in ggml but cannot be written by tinyq; choose one of {can}")
     if found is None:
         raise InputError(f"type {name} does not exist; nearest: {nearest(name, RECIPES)}")
     return found
+
+
+WITHOUT_LAYERS = frozenset({"clip"})
+"""Architectures that state no `block_count`: projectors of vision and audio models (mmproj files)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +131,7 @@ class ModelFacts:
             return int(value)
 
         n_layer = number("block_count", 0)
-        if n_layer <= 0:
+        if n_layer <= 0 and arch not in WITHOUT_LAYERS:
             raise InputError(f"{arch}.block_count is {n_layer}; expected the number of layers")
         nextn = number("nextn_predict_layers", 0)
         # Two architectures count layers that the file does not: llama.cpp's load_arch_hparams of each.

@@ -120,6 +120,11 @@ def tensor_type(name: str) -> TensorType:
     return found
 
 
+def is_type(name: str) -> bool:
+    """Whether ggml has a type of this name, in either case."""
+    return name.lower() in _BY_NAME
+
+
 def type_of_id(ggml_id: int) -> TensorType:
     """The type with this number in a GGUF file. Raises InputError if ggml 0.25.3 has none."""
     found = _BY_ID.get(ggml_id)

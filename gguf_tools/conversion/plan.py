@@ -55,7 +55,7 @@ class Conversion:
     report: Report
     tokenizer_folder: Path | None = None
     importance: Mapping[str, FloatArray] = field(default_factory=dict)
-    name_notes: tuple[str, ...] = ()
+    other_notes: tuple[str, ...] = ()
 
     @property
     def source(self) -> Path:
@@ -65,7 +65,7 @@ class Conversion:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences for the user about the checkpoint, its tokenizer and the name of the model."""
-        return (*self.plan.model.notes, *self.tokenizer.notes, *self.name_notes)
+        return (*self.plan.model.notes, *self.tokenizer.notes, *self.other_notes)
 
     @property
     def size(self) -> int:
@@ -173,5 +173,5 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
         report=summarize(chosen, opened.facts(), choices),
         tokenizer_folder=request.tokenizer,
         importance=importance,
-        name_notes=named.notes,
+        other_notes=(*named.notes, *(matrix.unused(opened.facts()) if matrix else ())),
     )

@@ -138,7 +138,7 @@ def prepare(request: QuantizeRequest) -> Quantization:
         parts=parts,
         report=summarize(wanted, facts, choices),
         importance=importance,
-        notes=notes,
+        notes=(*notes, *(matrix.unused(facts) if matrix else ())),
     )
 
 

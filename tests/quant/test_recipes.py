@@ -249,3 +249,8 @@ def test_facts_from_metadata() -> None:
         ModelFacts.from_metadata({"general.architecture": "llama"})
     with pytest.raises(InputError, match=r"llama\.block_count is 'x'; expected a whole number"):
         ModelFacts.from_metadata({"general.architecture": "llama", "llama.block_count": "x"})
+
+
+@pytest.mark.parametrize(("short", "whole"), [("Q4_K", "q4_k_m"), ("q3_k", "q3_k_m"), ("q5_K", "q5_k_m")])
+def test_a_k_type_without_a_size_is_the_medium_recipe(short: str, whole: str) -> None:
+    assert recipe(short) is recipe(whole)

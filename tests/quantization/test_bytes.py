@@ -144,3 +144,33 @@ def test_split_max_size(source: Path, tmp_path: Path) -> None:
     assert merged.tensors == whole.tensors
     for a, b in zip(gguf_tensors(merged), gguf_tensors(whole), strict=True):
         assert (a.read(0, a.entry.nbytes) == b.read(0, b.entry.nbytes)).all()
+
+
+def projector(path: Path) -> Path:
+    """A vision projector as llama.cpp's converter writes it with --mmproj: architecture clip, no clip.block_count."""
+    numbers = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_string("general.type", "mmproj")
+    writer.add_string("clip.projector_type", "mlp")
+    writer.add_uint32("clip.vision.block_count", 2)
+    shapes: dict[str, tuple[int, ...]] = {"v.patch_embd.weight": (256, 3, 14, 14), "v.position_embd.weight": (5, 256)}
+    shapes |= {"mm.0.weight": (256, 256), "mm.2.weight": (256, 256)}
+    for n in range(2):
+        for name, rows, columns in (("attn_v", 256, 256), ("ffn_up", 512, 256), ("ffn_down", 256, 512)):
+            shapes |= {f"v.blk.{n}.{name}.weight": (rows, columns), f"v.blk.{n}.{name}.bias": (rows,)}
+        shapes[f"v.blk.{n}.ln1.weight"] = (256,)
+    for name, shape in shapes.items():
+        writer.add_tensor(name, numbers.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
+def test_a_projector_has_no_layers(tmp_path: Path, kind: str) -> None:
+    given = projector(tmp_path / "mmproj.gguf")
+    llama().quantize(given, tmp_path / "theirs.gguf", recipe(kind).file_type)
+    quantized(QuantizeRequest(source=given, type=kind), tmp_path / "ours.gguf")
+    assert_same(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")

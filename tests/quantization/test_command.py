@@ -86,6 +86,7 @@ def test_provenance_is_kept(qwen3_folder: Path, tmp_path: Path, tinyq: Tinyq) ->
     ("more", "says"),
     [
         (["q4_x"], "type q4_x does not exist; nearest: q4_0, q4_1"),
+        (["iq2_xs"], "type iq2_xs exists in ggml but cannot be written by tinyq; choose one of f32"),
         (["q8_0", "--tensor-type", "ffn_dwn=q4_0"], "ffn_dwn=q4_0 matches none of the"),
         (["q8_0", "--tensor-type", "(=q4_0"], "is not a regular expression"),
         (["q8_0", "--output-type", "iq2_s"], "iq2_s can be read but not written"),

@@ -151,8 +151,22 @@ def test_a_matrix_of_another_model() -> None:
     matrix = ImportanceMatrix(entries={"blk.0.ffn_up.weight": Statistics(np.ones((1, 8), np.float32), np.array([1]))})
     with pytest.raises(InputError, match=r"8 values for blk\.0\.ffn_up\.weight, whose shape \(4, 16\) needs 16"):
         matrix.importance([TensorFacts("blk.0.ffn_up.weight", (4, 16))])
-    with pytest.raises(InputError, match=r"has statistics of blk\.0\.ffn_up\.weight, which the model lacks"):
+    with pytest.raises(
+        InputError, match=r"has statistics of blk\.0\.ffn_up\.weight and others, none of which the model has"
+    ):
         matrix.importance([TensorFacts("blk.0.ffn_down.weight", (4, 16))])
+
+
+def test_statistics_of_tensors_that_the_model_lacks_are_a_note() -> None:
+    entry = Statistics(np.ones((1, 16), np.float32), np.array([1]))
+    matrix = ImportanceMatrix(entries={f"blk.{n}.ffn_up.weight": entry for n in range(3)})
+    facts = [TensorFacts("blk.0.ffn_up.weight", (4, 16))]
+    assert list(matrix.importance(facts)) == ["blk.0.ffn_up.weight"]
+    (note,) = matrix.unused(facts)
+    assert note == (
+        "the importance matrix has statistics of blk.1.ffn_up.weight and 1 more, which the model lacks: they are not used"
+    )
+    assert matrix.unused([TensorFacts(name, (4, 16)) for name in matrix.entries]) == ()
 
 
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. " * 4
