@@ -22,12 +22,16 @@ class ClassConfig(Config):
         super().__init__(checkpoint)
         stated = self.values.get("model_type")
         self.kind = stated if isinstance(stated, str) and stated in types else None
-        self.rules = CLASSES[self.kind] if self.kind else bare
+        self.rules = CLASSES[self._class_name()] if self.kind else bare
         self.replaced = checkpoint.replaced
         if stated is not None and self.kind is None and types:
             self.note(
                 f"config.json calls the model {shortened(repr(stated))}; it is computed as the family of its tensors is"
             )
+
+    def _class_name(self) -> str:
+        """The row of the class: transformers' AutoConfig takes a mistral with layer_types for a ministral."""
+        return "ministral" if self.kind == "mistral" and "layer_types" in self.values else str(self.kind)
 
     def number(self, key: str, default: float | None = None) -> float:
         """As in Config, with the class's default for an absent key."""
