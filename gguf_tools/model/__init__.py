@@ -1,1 +1,1 @@
-"""What a decoder can be, as facts: the spec and its rotary embedding. Knows no file and no torch."""
+"""The specification of a decoder and of its rotary embedding. Independent of file formats and of torch."""

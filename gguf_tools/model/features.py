@@ -1,16 +1,16 @@
-"""The features of a decoder: whatever its spec states beyond sizes, so that nothing is accepted because nobody thought of it.
+"""The features of a decoder: everything that its spec states beyond sizes. A feature that no code declares is refused.
 
-Every field of a spec part (the frozen dataclasses of `spec.py` and `rope.py`) is one of four things, said by its metadata:
+Every field of a spec part (the frozen dataclasses of `spec.py` and `rope.py`) is one of four things, given in its metadata:
 
-- a *size* (`size`): a number that shapes or arithmetic follow from and that every reader of the part has to read;
+- a *size* (`size`): a number that determines shapes or arithmetic; every consumer of the part has to read it;
 - an *option* (`option`): a feature wherever it is not at its neutral value;
 - a *choice* (`choice`): each of its values is a feature;
 - a *part* (`part`): another part of the spec, whose class is a feature and which has features of its own.
 
-A field without such metadata counts as an option if it has a default, and as a choice if it has none: an author who forgets to
-say what a new field is gets it refused everywhere, not accepted.
+A field without such metadata counts as an option if it has a default, and as a choice if it has none, so that a new field
+without metadata is refused everywhere instead of being ignored.
 
-Targets, rewrites, the reference and surgery declare the keys of the features that they express; `undeclared` gives the rest.
+Targets, rewrites, the reference and surgery declare the keys of the features that they support; `undeclared` gives the rest.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands: the parts that it lies in, from the outermost to its own, and the whole spec."""
+    """The position of a value in a spec: the whole spec, and the nested parts from the outermost to the value's owner."""
 
     spec: ModelSpec
     parts: tuple[Any, ...]
 
     @property
     def owner(self) -> Any:
-        """The part whose field it is."""
+        """The part that has the value as a field."""
         return self.parts[-1]
 
     @property
     def parent(self) -> Any:
-        """The part that the owner lies in."""
+        """The part that contains the owner."""
         return self.parts[-2]
 
 
 Words = Callable[[Any, Place], str]
-"""(value, its place) → the feature in a few words, for errors."""
+"""(value, its place) → a short description of the feature, for error messages."""
 Neutral = Callable[[Any, Place], bool]
-"""(value, its place) → whether the value changes nothing that the model computes."""
+"""(value, its place) → whether the value has no effect on what the model computes."""
 
 _KEY = "feature"
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a field of a spec part is; `neutral` and `words` where they are not the obvious ones."""
+    """The role of a field of a spec part, with `words` and `neutral` where they differ from the defaults."""
 
     kind: Literal["size", "option", "choice", "part"]
     words: Words | None = None
@@ -64,8 +64,8 @@ class Meaning:
 class Feature:
     """One feature of a spec.
 
-    `key` is what declarations list: `Attention.gated`, `Attention.bias=q`, `Rope.pairs=half`. `words` is what a user is told,
-    `owner` the class of the part that has it, and `within` the keys of the parts that this part lies in.
+    `key` is its name in declarations: `Attention.gated`, `Attention.bias=q`, `Rope.pairs=half`. `words` describes it to the
+    user, `owner` is the class of the part that has it, and `within` holds the keys of the parts that contain this part.
     """
 
     key: str
@@ -75,7 +75,7 @@ class Feature:
 
     @property
     def field(self) -> str:
-        """The name of the outermost part's field that it lies under, such as `mixer`."""
+        """The field of the outermost part that contains the feature, such as `mixer`."""
         return (*self.within, self.key)[0].partition("=")[0].partition(".")[2]
 
 
@@ -87,7 +87,7 @@ def size(default: Any = MISSING) -> Any:
 def option(words: str | Words, default: Any = None, *, neutral: Neutral | None = None) -> Any:
     """A field that is a feature where it differs from `default` (or is not `neutral`).
 
-    A frozenset yields one feature an item; a part is named by its class and yields its own features too.
+    A frozenset yields one feature per item; a part yields a feature named after its class, and its own features.
     """
     return _field(Meaning("option", _words(words), neutral), default)
 
@@ -111,7 +111,7 @@ def _field(meaning: Meaning, default: Any) -> Any:
 
 
 def features(spec: ModelSpec) -> tuple[Feature, ...]:
-    """Every feature of the spec and its layers, each once, in the order in which it is met."""
+    """Every feature of the spec and its layers, without duplicates, in order of first occurrence."""
     found = dict.fromkeys(_of(Place(spec, (spec,))))
     for layer in dict.fromkeys(spec.layers):
         found |= dict.fromkeys(_of(Place(spec, (spec, layer))))
@@ -124,12 +124,16 @@ def layer_features(layer: LayerSpec, spec: ModelSpec) -> tuple[Feature, ...]:
 
 
 def undeclared(found: Iterable[Feature], expressed: Collection[str]) -> list[str]:
-    """The features, in words, whose keys are not among those `expressed`; of a part that is not, only the part itself."""
+    """Descriptions of the features whose keys are not in `expressed`; for a part that is not, only that of the part itself."""
     lacking = (feature for feature in found if feature.key not in expressed)
     return list(dict.fromkeys(feature.words for feature in lacking if set(feature.within) <= set(expressed)))
 
 
 def _of(place: Place, within: tuple[str, ...] = ()) -> Iterator[Feature]:
+    """The features of the part at `place` and, depth first, of the parts in its fields.
+
+    `within` holds the keys of the parts that contain it. Sizes and options with a neutral value yield nothing.
+    """
     owner = place.owner
     for entry in fields(owner):
         value, meaning = getattr(owner, entry.name), _meaning(entry)
@@ -165,5 +169,5 @@ def _meaning(entry: Field[Any]) -> Meaning:
 
 
 def _defining(owner: type, name: str) -> type:
-    """The class that states a field: what a subclass inherits goes by its base's name."""
+    """The class that declares a field: an inherited field is named after the base class."""
     return next(base for base in reversed(owner.__mro__) if name in getattr(base, "__annotations__", {}))

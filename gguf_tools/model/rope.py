@@ -1,4 +1,4 @@
-"""Rotary position embedding as facts: base, rotated dimensions, pair order and scaling, and the frequencies they give."""
+"""Rotary position embedding (RoPE): base, rotated dimensions, pair order, scaling, and the frequencies that follow."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class YarnScaling:
 
     @property
     def magnitude(self) -> float:
-        """What multiplies cosine and sine."""
+        """The factor on cosine and sine."""
         return default_magnitude(self.factor) if self.attention_factor is None else self.attention_factor
 
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3.1's scaling: long wavelengths divided by `factor`, short ones kept, a smooth step between."""
+    """Llama 3.1's scaling: low frequencies are divided by `factor`, high ones kept, with linear interpolation between."""
 
     factor: float = size()
     low_freq_factor: float = size()
@@ -56,7 +56,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class FactorScaling:
-    """Each pair's frequency divided by a factor of its own (dims / 2 of them): how GGUF files state llama3 scaling."""
+    """Each pair's frequency divided by its own factor (dims / 2 factors), as in the `rope_freqs` tensor of GGUF files."""
 
     factors: tuple[float, ...] = size()
 
@@ -81,7 +81,7 @@ def _partial(dims: int, place: Place) -> str:
 class Rope:
     """Rotary embedding of the first `dims` dimensions of each head.
 
-    `pairs` says which dimensions turn together: "half" is (i, i + dims/2), NEOX; "interleaved" is (2i, 2i + 1).
+    `pairs` says which dimensions are rotated together: "half" is (i, i + dims/2), NeoX; "interleaved" is (2i, 2i + 1), GPT-J.
     """
 
     theta: float = size()
@@ -91,12 +91,12 @@ class Rope:
 
 
 def default_magnitude(factor: float) -> float:
-    """YaRN's recommended attention factor, 0.1 · ln(factor) + 1 (1 where nothing is extended)."""
+    """YaRN's recommended attention factor, 0.1 · ln(factor) + 1, or 1 for factor ≤ 1 (Peng et al. 2023, section 3.4)."""
     return 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
 
 
 def frequencies(rope: Rope) -> tuple[NDArray[np.float64], float]:
-    """Angle a position adds to each pair, shape (dims / 2,), and the factor on cosine and sine."""
+    """Rotation angle per position of each pair, in radians, shape (dims / 2,), and the factor on cosine and sine."""
     base = rope.theta ** -(np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims)
     match rope.scaling:
         case None:
@@ -119,8 +119,10 @@ def _llama3(base: NDArray[np.float64], scaling: Llama3Scaling) -> NDArray[np.flo
 
 
 def correction_range(rope: Rope, scaling: YarnScaling) -> tuple[float, float]:
-    """YaRN's first and last pair between those that are kept and those that are interpolated (transformers:
-    `find_correction_range`). For contexts that are odd for the base the last may come before the first."""
+    """First and last pair of YaRN's ramp between extrapolation and interpolation (transformers: `find_correction_range`).
+
+    With unusual combinations of context and base the last may come before the first.
+    """
 
     def dimension(rotations: float) -> float:
         turned = math.log(scaling.original_context / (2 * math.pi)) - math.log(rotations)

@@ -1,11 +1,11 @@
-"""What a decoder can be, stated in the field's terms, and the names (roles) that its tensors have here.
+"""The specification of a decoder, and the names (roles) of its tensors.
 
-A `Model` is a `ModelSpec` with the source's own numbers as lazy tensors under role names, layer by layer. The spec states
-how those numbers are meant (`Norm.offset`, `DeltaNet.decay`, `Rope.pairs` …); the reference implements what is stated, and a
-target turns it into what llama.cpp expects.
+A `Model` is a `ModelSpec` with the weights of the source, unchanged, as lazy tensors by role. The spec states how the weights
+are to be interpreted (`Norm.offset`, `DeltaNet.decay`, `Rope.pairs` …); the reference implements that interpretation, and a
+target converts the weights into the form that llama.cpp expects.
 
 Roles: `embedding`, `output_norm` and `output` outside the layers; within a layer those that `LayerSpec.roles` gives, such as
-`attn.q`. Text for people names the latter with the layer's number, as `layers.3.attn.q`.
+`attn.q`. Messages prefix the latter with the layer's number, as in `layers.3.attn.q`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def _value_dim(_: int, place: Place) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Softmax attention with grouped queries.
+    """Softmax attention with grouped queries (Ainslie et al. 2023).
 
     Scores are multiplied by 1/sqrt(head_dim). `bias` names the projections that have one (of q, k, v, o).
-    `qk_norm` is applied to each head of q and k before rope; with `norm_per_head` each head has weights of its own, and
+    `qk_norm` is applied to each head of q and k before RoPE; with `norm_per_head` each head has its own norm weights, and
     `norm_gain` adds a learned scalar gain per head after the norm. `value_scale` is a learned scalar per value head.
-    `gated` multiplies the heads' output by sigmoid(gate · x), element by element, before the output projection.
-    With `window` a position sees itself and the window - 1 before it (Mistral; Beltagy et al. 2020), else all before it.
-    Value heads have `value_dim` dimensions, where that is not None, else as many as the key heads.
+    `gated` multiplies the heads' output elementwise by sigmoid(gate · x), before the output projection.
+    With `window` a position attends to itself and the window - 1 positions before it (Mistral; Beltagy et al. 2020), else
+    to all positions up to its own. Value heads have `value_dim` dimensions, or `head_dim` where that is None.
     """
 
     heads: int = size()
@@ -105,12 +105,12 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaNet:
-    """Gated DeltaNet (Yang et al. 2024), as Qwen3-Next has it.
+    """Gated DeltaNet (Yang et al. 2024), in the form of Qwen3-Next.
 
-    q, k, v pass a causal depthwise convolution and SiLU; q and k are normalised to unit length with `l2_eps`; each value
-    head reads the key head it belongs to (value head v uses key head v // (value_heads / key_heads)). The state decays by
+    q, k, v pass a causal depthwise convolution and SiLU; q and k are normalised to unit length with `l2_eps`; value head v
+    uses key head v // (value_heads / key_heads). The state is multiplied at each step by
     exp(decay · softplus(alpha + dt_bias)), where decay is -exp(weight) for "log" and the weight itself for "rate".
-    The output is normed over each head, multiplied by SiLU(z), and projected.
+    The output is RMS-normalised per head, multiplied by SiLU(z), and projected.
     """
 
     key_heads: int = size()
@@ -124,7 +124,7 @@ class DeltaNet:
 
     @property
     def channels(self) -> int:
-        """Width of the convolution: all of q, k and v."""
+        """Channels of the convolution: those of q, k and v together."""
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
     def roles(self, hidden: int) -> dict[str, Shape]:
@@ -172,11 +172,12 @@ _NORMALISED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Router:
-    """How experts are chosen and weighted.
+    """How experts are selected and weighted.
 
-    `score` of the logits gives each expert's weight: softmax over all experts, or a sigmoid each. The `top_k` largest are
-    chosen; with `selection_bias` by logit + bias, the bias being added before the score function and for the choice
-    alone. The weights of those chosen are divided by their sum if `normalised`, and multiplied by `scale`.
+    `score` turns the logits into weights: a softmax over all experts, or a sigmoid per expert. The `top_k` experts with the
+    largest logits are selected; with `selection_bias`, those with the largest logit + bias, where the bias affects the
+    selection only and not the weights. The weights of the selected experts are divided by their sum if `normalised`, and
+    multiplied by `scale`.
     """
 
     top_k: int = size()
@@ -188,7 +189,7 @@ class Router:
 
 @dataclass(frozen=True)
 class SharedExpert:
-    """An expert that every token passes; `gated` multiplies it by sigmoid of one logit a token."""
+    """An expert applied to every token; `gated` multiplies its output by the sigmoid of one logit per token."""
 
     width: int = size()
     gated: bool = choice(lambda gated, _: "a gate on the shared expert" if gated else "a shared expert without a gate")
@@ -196,7 +197,7 @@ class SharedExpert:
 
 @dataclass(frozen=True)
 class MoE:
-    """Mixture of experts: `experts` gated MLPs of `width`, and perhaps a shared one."""
+    """Mixture of experts: `experts` gated MLPs of `width`, with an optional shared expert."""
 
     experts: int = size()
     width: int = size()
@@ -261,8 +262,8 @@ class LayerSpec:
 class ModelSpec:
     """A decoder: token embedding, layers, final norm, output projection (`tied` to the embedding or not).
 
-    Embeddings are multiplied by `embedding_scale` on their way in (not where they are tied to the output), and logits by
-    `logit_scale`.
+    The embeddings fed to the first layer are multiplied by `embedding_scale`, but not a tied output projection; logits are
+    multiplied by `logit_scale`.
     """
 
     vocab_size: int = size()
@@ -283,7 +284,7 @@ class ModelSpec:
 
     @property
     def cache_width(self) -> int:
-        """Numbers that each token leaves in the key/value cache, all layers together."""
+        """Elements per token in the key/value cache, summed over the attention layers."""
         mixers = [layer.mixer for layer in self.layers]
         return sum(m.kv_heads * (m.head_dim + m.value_size) for m in mixers if isinstance(m, Attention))
 
@@ -295,7 +296,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontMatter:
-    """What a model card's front matter says of the model, for the GGUF's general metadata."""
+    """The fields of a model card's front matter that go into the GGUF's `general.*` metadata."""
 
     name: str | None = None
     license: str | None = None
@@ -317,13 +318,13 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A spec with its weights (lazy, by role, the source's numbers untouched) and what else is known of the source.
+    """A spec with its weights (lazy, by role, unchanged from the source) and further facts about the source.
 
-    `tensors` are those outside the layers, `layer_tensors` those of each layer of the spec; `layers` has the two together.
+    `tensors` are those outside the layers, `layer_tensors` those of each layer; `layers` pairs the latter with their specs.
     `notes` are sentences for the user: where the config and the tensors disagree, and what was assumed.
-    `preferred_targets` are the llama.cpp architectures that its family prefers, the first most.
+    `preferred_targets` are the llama.cpp architectures that the family prefers, best first.
 
-    Raises CheckpointError where a tensor is missing, has another shape than the spec says, or belongs to no role.
+    Raises CheckpointError if a tensor is missing, has a shape other than the spec's, or belongs to no role.
     """
 
     spec: ModelSpec
@@ -343,7 +344,7 @@ class Model:
             raise CheckpointError(f"the {self.family} model has tensors that its layers do not use: {', '.join(extra)}")
 
     def _unexpected(self, tensors: Mapping[str, Tensor], roles: Mapping[str, Shape], place: str = "") -> list[str]:
-        """Check that every role has its tensor; the names of tensors without a role."""
+        """Check that every role has a tensor of its shape; returns the names of the tensors without a role, sorted."""
         for role, shape in roles.items():
             tensor = tensors.get(role)
             if tensor is None:
@@ -359,7 +360,7 @@ class Model:
         return tuple(starmap(Layer, zip(self.spec.layers, self.layer_tensors, strict=True)))
 
     def with_layers(self, layers: Iterable[Layer]) -> Model:
-        """The model with these layers in place of its own."""
+        """The model with its layers replaced by these."""
         layers = tuple(layers)
         spec = replace(self.spec, layers=tuple(layer.spec for layer in layers))
         return replace(self, spec=spec, layer_tensors=tuple(layer.tensors for layer in layers))
@@ -371,7 +372,7 @@ class Model:
 
     @property
     def active_parameters(self) -> int:
-        """Weights that one token passes: of the routed experts, top_k; the embedding once."""
+        """Number of weights used per token: of the routed experts only top_k; the embedding counts once."""
         total = self.parameters
         for layer in self.spec.layers:
             ffn = layer.feed_forward

@@ -1,5 +1,5 @@
-"""Exact algebraic rewrites: a Model into another Model that computes the same function, in a form a target has.
+"""Exact algebraic rewrites: each turns a Model into one that computes the same function, in a form that a target supports.
 
-Each is proved by its own test, which runs the reference before and after. All factors are powers of two, or the rewrite
-says what it rounds.
+A test of each runs the reference before and after. Factors are powers of two, which are exact in binary floating point;
+a rewrite with other factors documents what it rounds.
 """

@@ -1,7 +1,6 @@
-"""What a target can come near to but not express: Model into a Model that computes almost the same.
+"""Approximations of features that a target cannot express exactly: each turns a Model into one with nearly the same output.
 
-Never applied without being asked for (`--allow-approximate`). What was reached is measured on calibration tokens that run
-through the torch reference.
+Applied only with `--allow-approximate`. The error is measured with the torch reference on calibration tokens.
 """
 
 from __future__ import annotations
@@ -22,11 +21,10 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LayerFit:
-    """What was reached in one layer, on the calibration tokens.
+    """Quality of the fit in one layer, on the calibration tokens.
 
-    `agreement` is the share of tokens for which the approximated model, run from its own embeddings on, chooses the same
-    experts; `weight_error` the root mean square difference of the weights of chosen experts, given the same logits;
-    `slope` the factor that was fitted.
+    `agreement` is the share of tokens for which the approximated model, run end to end, selects the same experts;
+    `weight_error` is the RMS difference of the selected experts' weights, given the same logits; `slope` is the fitted factor.
     """
 
     layer: int
@@ -37,9 +35,9 @@ class LayerFit:
 
 @dataclass(frozen=True)
 class Approximation:
-    """A named approximation; `applies` says whether the spec has what it replaces.
+    """A named approximation; `applies` says whether the spec has the feature that it replaces.
 
-    `apply` fits it to tokens and measures it; without tokens it gives a model of the same form, fitted to nothing.
+    `apply` fits it to tokens and measures it; without tokens it returns a model of the same form with default parameters.
     """
 
     name: str
@@ -56,9 +54,9 @@ def _sigmoid_with_bias(spec: ModelSpec) -> bool:
 
 
 def _softmax_router(model: Model, tokens: Tokens | None) -> tuple[Model, tuple[LayerFit, ...]]:
-    """Softmax over the chosen experts' logits times a slope, in place of their sigmoids over the sum of these.
+    """Replaces normalised sigmoid weights of the selected experts by a softmax over slope · logits.
 
-    The selection bias is multiplied by the slope too, which leaves the choice as it is.
+    The selection bias is multiplied by the same slope, so that the selection does not change.
     """
     if tokens is None:
         return _with_slopes(model, {}), ()
@@ -85,10 +83,10 @@ def _with_slopes(model: Model, slopes: Mapping[int, float]) -> Model:
 
 
 def fitted_slope(logits: Doubles) -> tuple[float, float]:
-    """The slope τ for which softmax(τ · l) comes near to σ(l) / Σ σ(l), and the root mean square error that is left.
+    """The slope τ for which softmax(τ · l) approximates σ(l) / Σ σ(l), and the remaining RMS error.
 
-    `logits` are those of the chosen experts, shape (tokens, top_k). Least squares of log σ(l) on l within each token, because
-    softmax is invariant to a constant shift.
+    `logits` are those of the selected experts, shape (tokens, top_k). τ is the least-squares slope of log σ(l) on l with l
+    centred per token, because softmax is invariant to a constant shift.
     """
     shown = logits - logits.mean(axis=1, keepdims=True)
     logs = -np.logaddexp(0.0, -logits)
@@ -104,7 +102,7 @@ def _softmax(x: Doubles) -> Doubles:
 
 
 def _chosen(model: Model, n: int, logits: Doubles) -> NDArray[np.int64]:
-    """Experts that layer n chooses, shape (tokens, top_k), by its router logits (tokens, experts)."""
+    """Experts that layer n selects, shape (tokens, top_k), given its router logits (tokens, experts)."""
     layer = model.layers[n]
     ffn = layer.spec.feed_forward
     assert isinstance(ffn, MoE)
@@ -114,7 +112,7 @@ def _chosen(model: Model, n: int, logits: Doubles) -> NDArray[np.int64]:
 
 
 def router_logits(model: Model, tokens: Tokens) -> dict[int, Doubles]:
-    """Logits of every router for every token, shape (tokens, experts), by layer, from the reference."""
+    """Router logits of the reference by layer, each of shape (tokens, experts), in float64."""
     import torch
 
     from gguf_tools.reference import Reference

@@ -1,4 +1,4 @@
-"""What a rewrite is, and the map over layers that most of them are."""
+"""The definition of a rewrite, and helpers for those that change every layer alike."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Rewrite:
-    """A named rewrite; `applies` says whether the spec has what it removes.
+    """A named rewrite; `applies` says whether the spec has the feature that it removes.
 
-    `holds` says whether the weights permit it, where the spec alone cannot tell; it reads small tensors only.
+    `holds` says whether the weights permit it, where the spec alone does not decide; it reads small tensors only.
 
-    `linear` says that a weighted mean of rewritten layers is the rewritten mean of the layers, so that layers can be blended
-    after the rewrite too. That fails for products of weights, and for what makes layers of two kinds look alike.
-    `keeps_row_angles` says that the angle between two layers' rows is the same after it, as spherical interpolation needs:
-    it fails where rows get more columns, and where a matrix becomes a vector.
+    `linear` means that the rewrite of a weighted mean of layers equals the weighted mean of the rewritten layers, so that
+    layers can still be blended after it. Products of weights break this, and so do rewrites that give layers of different
+    types the same form.
+    `keeps_row_angles` means that it preserves the angle between corresponding rows of two layers, as spherical interpolation
+    requires; added columns break this, and so does turning a matrix into a vector.
 
-    `parts` are the classes of the spec's parts whose arithmetic it relies on, and `expresses` the features of these parts
-    for which it is proved (keys of `model.features`). On a model with another feature of one of these parts it is not applied.
+    `parts` are the classes of the spec parts whose arithmetic it relies on, and `expresses` the features of these parts
+    for which it is tested (keys of `model.features`). It is not applied to a model with any other feature of these parts.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Rewrite:
     keeps_row_angles: bool = False
 
     def suits(self, spec: ModelSpec) -> bool:
-        """Whether the parts that it relies on have no feature but those for which it is proved."""
+        """Whether all features of the parts that it relies on are among those for which it is tested."""
         return not any(
             issubclass(feature.owner, self.parts) and feature.key not in self.expresses for feature in features(spec)
         )
@@ -50,8 +51,8 @@ def any_layer(test: Callable[[LayerSpec], bool]) -> Callable[[ModelSpec], bool]:
     return lambda spec: any(map(test, spec.layers))
 
 
-# The features that rewrites are proved for, part by part. A new feature belongs here only after each rewrite that lists the set
-# has been shown to hold with it.
+# The features that rewrites are tested with, by part. Add a new feature only after each rewrite that lists the set has been
+# tested with it.
 
 MODEL = frozenset(
     {

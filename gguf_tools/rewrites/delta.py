@@ -1,4 +1,4 @@
-"""Exact rewrites for hybrids: keys wider than values in linear attention, dense layers among experts, one kind of mixer only."""
+"""Exact rewrites for hybrids: DeltaNet keys wider than values, dense layers among MoE layers, and models with one mixer type."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gguf_tools.tensors.views import Columns, concatenate, scaled, take
 
 
 def _repeats(mixer: DeltaNet) -> int:
-    """How often a value head fills a key head's dimensions; 1 where it fits as it is or does not fit evenly."""
+    """key_dim / value_dim where that is a whole number, else 1."""
     times, rest = divmod(mixer.key_dim, mixer.value_dim)
     return 1 if rest or times < 1 else times
 
@@ -37,13 +37,19 @@ def _wide_keys(spec: ModelSpec) -> bool:
 
 
 def _repeat_values(model: Model) -> Model:
+    """Widens the value heads of DeltaNet layers to `key_dim` by repeating their dimensions; llama.cpp has one size for both.
+
+    The RMS over a head of repeated values is unchanged. The gate z, the norm weight and the output projection are zero for the
+    copies, so that they add nothing to the output.
+    """
+
     def change(layer: Layer) -> Layer:
         mixer, tensors = layer.spec.mixer, layer.tensors
         if not isinstance(mixer, DeltaNet) or _repeats(mixer) == 1:
             return layer
         heads, old, new = mixer.value_heads, mixer.value_dim, mixer.key_dim
         repeated = [head * old + d % old for head in range(heads) for d in range(new)]
-        # The copies get the RMS over the head right, and end at norm weights of zero.
+        # The copies keep the RMS over the head; their norm weights (weight + offset) are zero.
         zeroed = [head * old + d if d < old else heads * old for head in range(heads) for d in range(new)]
         hidden, keys = model.spec.hidden, 2 * mixer.key_heads * mixer.key_dim
         made: LayerTensors = {
@@ -66,6 +72,10 @@ def _dense_among_experts(spec: ModelSpec) -> bool:
 
 
 def _dense_to_shared(model: Model) -> Model:
+    """Turns each dense layer into an MoE layer of the model's shape whose routed experts are zero.
+
+    The dense feed-forward becomes the shared expert. Its gate is zero, sigmoid(0) = 0.5, so its down projection is doubled.
+    """
     pattern = next(layer.feed_forward for layer in model.spec.layers if isinstance(layer.feed_forward, MoE))
 
     def change(layer: Layer) -> Layer:
@@ -83,7 +93,7 @@ def _dense_to_shared(model: Model) -> Model:
 
 
 IDLE_DIM = 32
-"""Dimensions of the idle layer's only head."""
+"""Head dimension of the idle layer, which has one head."""
 
 
 def _one_kind(spec: ModelSpec) -> bool:
@@ -91,6 +101,7 @@ def _one_kind(spec: ModelSpec) -> bool:
 
 
 def _idle_layer(model: Model) -> Model:
+    """Appends a layer of zeros with the mixer type that the model lacks; being residual, it adds nothing."""
     last = model.spec.layers[-1]
     mixer: Mixer
     if isinstance(last.mixer, Attention):

@@ -1,4 +1,4 @@
-"""Exact rewrites that give a layer a gate or a shared expert which changes nothing."""
+"""Exact rewrites that add a gate or a shared expert without changing the output."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def _no_shared(layer: LayerSpec) -> bool:
 
 
 def _gate_attention(model: Model) -> Model:
+    """Adds an attention gate of zeros, sigmoid(0) = 0.5, and doubles the output projection."""
+
     def change(layer: Layer) -> Layer:
         mixer = layer.spec.mixer
         if not isinstance(mixer, Attention) or mixer.gated:
@@ -39,6 +41,8 @@ def _gate_attention(model: Model) -> Model:
 
 
 def _gate_shared(model: Model) -> Model:
+    """Adds a gate of zeros, sigmoid(0) = 0.5, to shared experts without one, and doubles their down projection."""
+
     def change(layer: Layer) -> Layer:
         ffn = layer.spec.feed_forward
         if not isinstance(ffn, MoE) or ffn.shared is None or ffn.shared.gated:
@@ -54,10 +58,12 @@ def _gate_shared(model: Model) -> Model:
 
 
 EMPTY_SHARED_WIDTH = 32
-"""Width of a shared expert of zeros: the least that every block type of 32 holds."""
+"""Width of an added shared expert: one block of the quantized types with 32 elements per block."""
 
 
 def _empty_shared(model: Model, *, gated: bool) -> Model:
+    """Adds a shared expert of zeros to MoE layers without one, as wide as the widest of the model's shared experts."""
+
     def change(layer: Layer) -> Layer:
         ffn = layer.spec.feed_forward
         if not isinstance(ffn, MoE) or ffn.shared is not None:

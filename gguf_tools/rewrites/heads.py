@@ -1,4 +1,4 @@
-"""Exact rewrites of attention heads: q/k norms with weights of each head's own, their gains, and scales of the values.
+"""Exact rewrites of attention heads: per-head q/k norm weights, per-head gains, and scales of the value heads.
 
 Norm weights, gains and scales are small and are read when a rewrite is applied; projections stay lazy.
 """
@@ -25,7 +25,7 @@ def _numbers(tensor: Tensor) -> Doubles:
 
 
 def _made(values: Doubles, like: Tensor) -> Tensor:
-    """Numbers computed from a tensor, with its provenance."""
+    """Values computed from the tensor `like`, with its source names."""
     return InMemory(values.astype(np.float32), like.sources)
 
 
@@ -40,7 +40,7 @@ def _any(test: Callable[[Attention], bool]) -> Callable[[ModelSpec], bool]:
 def _map_attention(
     test: Callable[[Attention], bool], change: Callable[[Attention, LayerTensors], Attention]
 ) -> Callable[[Model], Model]:
-    """Layers whose attention passes `test`, changed: `change` alters their tensors in place."""
+    """A rewrite of the layers whose attention passes `test`; `change` modifies a copy of their tensors in place."""
 
     def changed(layer: Layer) -> Layer:
         mixer = layer.spec.mixer
@@ -81,12 +81,12 @@ def _heads_alike(model: Model) -> bool:
 
 
 def _widen(mixer: Attention, tensors: LayerTensors) -> Attention:
-    """Query and key heads from D to 2D, in which one norm weight serves all heads.
+    """Widens query and key heads from D to 2D dimensions, so that one norm weight can serve all heads.
 
-    With weights w of a head and c = max |w| over the heads, dimension by dimension, its rows W become √2 · [w/c · W ;
-    √(1 - (w/c)²) · W]. The squares of both halves sum to 2 · |W x|², so the RMS over 2D is the RMS over D, epsilon included.
-    The shared weight is c/√2 on the first half, and zero on the second; queries take another √2, for scores are now
-    divided by √(2D).
+    For a head with norm weights w, and c = max |w| over the heads (per dimension), its rows W become √2 · [w/c · W ;
+    √(1 - (w/c)²) · W]. The squares of both halves sum to 2 · |W x|², so the RMS over 2D equals the RMS over D, epsilon
+    included. The shared norm weight is c/√2 on the first half (for queries c, since scores are now divided by √(2D)
+    instead of √D) and zero on the second.
     """
     norm, dim = mixer.qk_norm, mixer.head_dim
     if norm is None:

@@ -1,14 +1,14 @@
-"""The bias on the attention output, in architectures that have none: exact rewrites.
+"""Exact rewrites of a bias on the attention output, for architectures that have none.
 
-Attention weights sum to 1, so a value that is 1 for every token comes out as 1, and the output projection's column for it is
-a constant added to every token: the bias. Two ways make room for that value:
+Attention weights sum to 1, so a value dimension that is 1 for every token is 1 in the attention output too, and its column
+of the output projection is added to every token, as a bias is. There are two ways to add such a value dimension:
 
-- one more key/value head, with its group of query heads, all of zeros but for one value's bias;
-- heads widened from D to W dimensions. Query and key rows are multiplied by √(W/D) and the new ones are zero, so that the
-  RMS over W is the RMS over D, epsilon included. The key norm's weight is divided by √(W/D); that of the query keeps the
-  factor, because scores are divided by √W instead of √D.
+- another key/value head with its group of query heads, all zeros except for a bias of 1 on one value dimension;
+- heads widened from D to W dimensions. Query and key rows are multiplied by √(W/D) and the new rows are zero, so that the
+  RMS over W equals the RMS over D, epsilon included. The key norm's weight is divided by √(W/D); the query norm's weight
+  is not, because scores are divided by √W instead of √D.
 
-The first is cheaper where D / kv_heads ≤ W - D, needs no rounding, and keeps the rotated share of a head.
+The first is cheaper where D / kv_heads ≤ W - D, needs no rounding, and keeps the rotated fraction of a head.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gguf_tools.tensors.base import Filled, InMemory, Tensor
 from gguf_tools.tensors.views import Columns, Reshaped, concatenate, scaled, shifted, take
 
 STEP = 32
-"""Widths are multiples of it: rows of every block type of 32 stay whole."""
+"""Head widths are multiples of this, the block size of the simple quantized types."""
 
 MixerChange = Callable[[Attention, LayerTensors, int], tuple[Attention, LayerTensors]]
 
@@ -41,7 +41,7 @@ def wider(head_dim: int) -> int:
 
 
 def heads_are_cheaper(spec: ModelSpec) -> bool:
-    """Whether another key/value head costs no more weights than wider heads, or is the only way."""
+    """Whether another key/value head adds no more weights than wider heads, or wider heads are not possible."""
     for layer in spec.layers:
         mixer = layer.mixer
         if isinstance(mixer, Attention):
@@ -62,12 +62,12 @@ def by_width(model: Model) -> Model:
 
 
 def cheapest(model: Model) -> Model:
-    """The bias by whichever way adds fewer weights."""
+    """The bias by the way that adds fewer weights."""
     return by_heads(model) if heads_are_cheaper(model.spec) else by_width(model)
 
 
 def _map_attention(model: Model, change: MixerChange) -> Model:
-    # Every attention layer changes, with a bias or without: an architecture has one set of head counts for all.
+    # Layers without a bias change too, because an architecture has the same head counts in all attention layers.
     def changed(layer: Layer) -> Layer:
         if not isinstance(layer.spec.mixer, Attention):
             return layer
@@ -78,7 +78,7 @@ def _map_attention(model: Model, change: MixerChange) -> Model:
 
 
 def _bias_column(mixer: Attention, tensors: LayerTensors, hidden: int) -> Tensor | None:
-    """The bias as a column, doubled behind a gate of zeros."""
+    """The bias as a column (hidden, 1), doubled where the new gate is zero, since sigmoid(0) = 0.5; None without a bias."""
     if "o" not in mixer.bias:
         return None
     column = Reshaped(tensors.pop("attn.o_bias"), (hidden, 1))
@@ -86,7 +86,7 @@ def _bias_column(mixer: Attention, tensors: LayerTensors, hidden: int) -> Tensor
 
 
 def _output(tensors: LayerTensors, column: Tensor | None, hidden: int, index: list[int]) -> Tensor:
-    """The output projection with columns added; `index` counts its own, then the bias, then a column of zeros."""
+    """Columns `index` of [output projection | bias (zeros without one) | one column of zeros], rows of length `hidden`."""
     zero = Filled((hidden, 1))
     return Columns((tensors["attn.o"], zero if column is None else column, zero), np.asarray(index))
 
@@ -98,6 +98,10 @@ def _one_hot(width: int, places: list[int]) -> Tensor:
 
 
 def _more_heads(mixer: Attention, tensors: LayerTensors, hidden: int) -> tuple[Attention, LayerTensors]:
+    """Adds a key/value head and its group of query heads, whose first value dimension is always 1.
+
+    Its q, k, v and gate rows are zero; norm weights, gains and scales of the new heads are 1.
+    """
     heads, kv_heads, dim = mixer.heads, mixer.kv_heads, mixer.head_dim
     group = heads // kv_heads
     column = _bias_column(mixer, tensors, hidden)
@@ -126,6 +130,10 @@ def _more_heads(mixer: Attention, tensors: LayerTensors, hidden: int) -> tuple[A
 
 
 def _wider_heads(mixer: Attention, tensors: LayerTensors, hidden: int) -> tuple[Attention, LayerTensors]:
+    """Widens all heads from `head_dim` to the next multiple of 32; the first new value dimension of head 0 is always 1.
+
+    See the module's docstring for the factors on queries, keys and their norms.
+    """
     dim, wide = mixer.head_dim, wider(mixer.head_dim)
     factor = (wide / dim) ** 0.5
     column = _bias_column(mixer, tensors, hidden)
@@ -170,7 +178,7 @@ def _wider_heads(mixer: Attention, tensors: LayerTensors, hidden: int) -> tuple[
 
 
 def _padded(heads: int, dim: int, wide: int) -> list[int]:
-    """Places of each head's dimensions, then, for the new ones, the place after the last head."""
+    """Row indices that pad each head from `dim` to `wide` rows; padding has the index heads · dim, a row of zeros."""
     return [head * dim + d if d < dim else heads * dim for head in range(heads) for d in range(wide)]
 
 

@@ -1,4 +1,4 @@
-"""Every rewrite there is, by the name that a file records."""
+"""All rewrites, by the name recorded in GGUF files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gguf_tools.rewrites.base import Rewrite
 
 @cache
 def rewrites_by_name() -> Mapping[str, tuple[Rewrite, ...]]:
-    """The rewrites of each name; several where one name stands for several forms of the same idea."""
+    """All rewrites by name; variants of one rewrite share a name."""
     package = importlib.import_module(__package__)
     found: dict[str, list[Rewrite]] = defaultdict(list)
     for info in pkgutil.iter_modules(package.__path__, f"{__package__}."):
@@ -26,8 +26,8 @@ def rewrites_by_name() -> Mapping[str, tuple[Rewrite, ...]]:
 def blend_passes(name: str, *, angles: bool = False) -> bool:
     """Whether layers can be blended after the rewrite that a file records as `name`.
 
-    With `angles` the blend is spherical, and depends on the angle between rows. A name that is not known, as a later version of
-    tinyq may record, does not pass.
+    With `angles` the blend is spherical and depends on the angles between rows. The result is False for an unknown name,
+    which a later version of tinyq may have recorded.
     """
     known = rewrites_by_name().get(name, ())
     return bool(known) and all(rewrite.linear and (rewrite.keeps_row_angles or not angles) for rewrite in known)

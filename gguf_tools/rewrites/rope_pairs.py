@@ -1,4 +1,4 @@
-"""Exact rewrites between the two orders of rope's pairs: interleaved (GPT-J) and rotate-half (NeoX)."""
+"""Exact rewrites between the two RoPE pair orders: interleaved (GPT-J) and rotate-half (NeoX)."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def pair_order(dims: int, head_dim: int, pairs: RopePairs) -> list[int]:
 
 
 def _reorder_pairs(pairs: RopePairs) -> Callable[[Model], Model]:
+    """A rewrite that permutes the rows of q and k (and their biases and norms) within each head into the order `pairs`."""
+
     def change(layer: Layer) -> Layer:
         mixer = layer.spec.mixer
         if not isinstance(mixer, Attention) or mixer.rope.pairs == pairs:

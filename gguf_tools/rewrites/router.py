@@ -1,4 +1,4 @@
-"""Exact rewrites of a router's selection bias, where it makes no difference or can be had in another form."""
+"""Exact rewrites of a router's selection bias, where it has no effect or has an equivalent form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _biased(spec: ModelSpec) -> bool:
 
 
 def _makes_no_difference(model: Model) -> bool:
-    """Whether the bias of every layer is the same for all experts, or every expert is chosen anyway."""
+    """Whether in every layer the bias is the same for all experts, or all experts are selected."""
     for layer in model.layers:
         ffn = layer.spec.feed_forward
         if isinstance(ffn, MoE) and ffn.router.selection_bias and ffn.router.top_k < ffn.experts:
@@ -41,7 +41,7 @@ def _drop(model: Model) -> Model:
 
 
 def one_of_one(router: Router) -> bool:
-    """Whether the one expert chosen has the weight 1 whatever its score."""
+    """Whether a single expert is selected, with weight 1 whatever its score."""
     return router.top_k == 1 and router.normalised
 
 
@@ -51,7 +51,7 @@ def _single(spec: ModelSpec) -> bool:
 
 
 def with_softmax_and_bias(layer: Layer) -> Layer:
-    """The layer with a softmax router that has a selection bias, of zeros where there was none."""
+    """The layer with a softmax router and a selection bias, which is zero if the router had none."""
     ffn = layer.spec.feed_forward
     if not isinstance(ffn, MoE):
         return layer

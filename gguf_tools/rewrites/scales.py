@@ -1,4 +1,4 @@
-"""Exact rewrites of the scales at a model's two ends: of the embeddings, and of the logits."""
+"""Exact rewrites of the embedding scale, the logit scale, and a tied output projection."""
 
 from __future__ import annotations
 

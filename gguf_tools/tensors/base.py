@@ -1,8 +1,8 @@
-"""Lazy tensors: what a tensor is and how to read any part of it, without ever holding all of it.
+"""Lazy tensors: any range of elements can be read without loading the whole tensor.
 
 A tensor is read in flat pieces (`flat(start, stop)`, elements in row-major order, widened exactly to float32), so that
-peak memory is bounded by the piece and not by the tensor. Views (rows taken, parts joined, elements mapped) are lazy too
-and remember the names of the source tensors that they came from.
+peak memory depends on the size of a piece and not on that of the tensor. Views (rows selected, tensors joined, elements
+mapped) are lazy too and keep the names of the source tensors that they are read from.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quant.encode import FloatArray, RawArray
 from quant.types import BF16, F16, F32, TensorType
 
 NARROW = (F16, BF16)
-"""The types that views of stored elements hand on as they are: two bytes an element."""
+"""The types that `Selection` views copy without widening: two bytes per element."""
 
 
 class Tensor(ABC):
@@ -31,24 +31,24 @@ class Tensor(ABC):
     @property
     @abstractmethod
     def sources(self) -> tuple[str, ...]:
-        """Names of the source's tensors that this one is made of."""
+        """Names of the tensors in the source that this one is read from."""
 
     @abstractmethod
     def flat(self, start: int, stop: int) -> FloatArray:
         """Elements `start` to `stop` in row-major order, as a float32 array of length stop - start."""
 
     def numbers(self, start: int, stop: int) -> NDArray[np.float64]:
-        """Elements `start` to `stop` as float64, integers and truth values too, which weights are never made of."""
+        """Elements `start` to `stop` as float64; unlike `flat` also for integer and boolean tensors."""
         return self.flat(start, stop).astype(np.float64)
 
     @property
     def stored(self) -> TensorType:
-        """The type that `raw` gives the elements in: the one they are stored in where this is a plain view of them."""
+        """The type of the elements that `raw` returns: the source's own for plain views of it, else F32."""
         return F32
 
     def raw(self, start: int, stop: int) -> RawArray:
-        """Elements `start` to `stop` as `stored` says, in one dimension: float32 for F32, uint16 for F16 and BF16, the
-        bytes of all else; both ends are whole blocks of that type."""
+        """Elements `start` to `stop` in the type `stored`, as a one-dimensional array: float32 for F32, uint16 for F16 and
+        BF16, uint8 for all others. `start` and `stop` are multiples of that type's block size."""
         return self.flat(start, stop)
 
     @property
@@ -66,7 +66,7 @@ class Tensor(ABC):
         return self.flat(0, self.size).reshape(self.shape)
 
     def row_blocks(self, max_elements: int) -> Iterator[FloatArray]:
-        """The tensor as consecutive (n, columns) blocks of whole rows, each of about `max_elements` at most."""
+        """The tensor as consecutive (n, columns) blocks of whole rows, each of `max_elements` at most (but at least a row)."""
         step = max(1, max_elements // self.columns) * self.columns
         for start in range(0, self.size, step):
             yield self.flat(start, min(start + step, self.size)).reshape(-1, self.columns)
@@ -74,7 +74,7 @@ class Tensor(ABC):
 
 @dataclass(frozen=True)
 class InMemory(Tensor):
-    """A tensor that lies in memory (made by a rewrite, or by a test)."""
+    """A tensor held in memory."""
 
     values: FloatArray
     names: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class InMemory(Tensor):
 
 @dataclass(frozen=True)
 class Filled(Tensor):
-    """A constant tensor, which takes no memory."""
+    """A constant tensor; uses no memory for its elements."""
 
     shape: tuple[int, ...]
     value: float = 0.0
@@ -109,7 +109,7 @@ class Filled(Tensor):
 
 
 def same_values(a: Tensor, b: Tensor, piece: int = 1 << 20) -> bool:
-    """Whether two tensors hold the same numbers, read piece by piece."""
+    """Whether two tensors have the same shape and elements, compared in pieces of `piece` elements."""
     if a.shape != b.shape:
         return False
     pieces = ((start, min(start + piece, a.size)) for start in range(0, a.size, piece))

@@ -1,4 +1,4 @@
-"""A tensor as blocks for the encoder: what `tinyq convert` and `tinyq quantize` share."""
+"""Splits a tensor into blocks for the encoder, for `tinyq convert` and `tinyq quantize`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quant.encode import Block, FloatArray, RawArray, RowRange, row_ranges
 from quant.types import F32, TensorType
 
 MEASURED = 8
-"""One block in this many is decoded again and compared. That takes 2 to 4 ns a weight, as long as encoding to Q8_0."""
+"""One block in this many is decoded again to measure its error, at 2 to 4 ns per weight (as long as encoding to Q8_0)."""
 
 
 def tensor_blocks(
@@ -18,8 +18,8 @@ def tensor_blocks(
 ) -> Iterator[Block]:
     """Blocks of whole rows that make up `tensor`, to be encoded as `dtype`.
 
-    Rows are handed over as they are stored where they can be, and widened in the encoder's cache. `importance` (matrices,
-    columns) has a row for each matrix of the tensor. The first block and every `MEASURED`th after it are measured.
+    Where the stored type allows, rows are passed on in that type, and the encoder widens them. `importance`, shape (matrices,
+    columns), has a row for each matrix of the tensor. Of every `MEASURED` blocks the first is measured.
     """
     by_matrix = importance is not None and len(importance) > 1
     source = tensor.stored if tensor.columns % tensor.stored.block == 0 else F32

@@ -16,12 +16,12 @@ from quant.types import F32, TensorType
 
 
 class View(Tensor):
-    """A tensor read from others, its `parts`: its type and the names of its sources are theirs."""
+    """A tensor read from other tensors, its `parts`, from which it takes its type and the names of its sources."""
 
     @property
     @abstractmethod
     def parts(self) -> tuple[Tensor, ...]:
-        """The tensors that it is read from."""
+        """The tensors that this one is read from."""
 
     @property
     def dtype(self) -> str:  # type: ignore[override]
@@ -33,7 +33,7 @@ class View(Tensor):
 
 
 def common_dtype(tensors: Sequence[Tensor]) -> str:
-    """The one type that all are stored in, else F32."""
+    """The type that all tensors share, or F32 if they differ."""
     dtypes = {tensor.dtype for tensor in tensors}
     return dtypes.pop() if len(dtypes) == 1 else "F32"
 
@@ -65,11 +65,11 @@ class Reshaped(View):
 
 
 class Selection(View):
-    """Elements of its parts in another order, handed on as they are stored where that is in two bytes each."""
+    """Elements of its parts in another order; `raw` copies F16 and BF16 elements without widening them."""
 
     @abstractmethod
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, int, int, int]]:
-        """What elements `start` to `stop` consist of: a part, from where to where in it, and where in the result."""
+        """The contiguous pieces of elements `start` to `stop`: (part, begin and end in the part, offset in the result)."""
 
     @property
     def stored(self) -> TensorType:
@@ -94,7 +94,7 @@ class Selection(View):
 
 @dataclass(frozen=True, eq=False)
 class Taken(Selection):
-    """Entries of the first axis, in the order of `index` (which may repeat or leave out some)."""
+    """Entries of the first axis, in the order of `index`, which may repeat or omit entries."""
 
     base: Tensor
     index: NDArray[np.int64]
@@ -122,7 +122,7 @@ class Taken(Selection):
 
 @dataclass(frozen=True)
 class Joined(Selection):
-    """Tensors one after another: concatenated along the first axis, or stacked, as `shape` says."""
+    """The elements of several tensors one after another, in `shape`: concatenated along the first axis, or stacked."""
 
     tensors: tuple[Tensor, ...]
     shape: tuple[int, ...]
@@ -175,7 +175,7 @@ class Columns(View):
 
 @dataclass(frozen=True, eq=False)
 class Computed(View):
-    """New numbers in the shape of the first of its parts."""
+    """Computed elements, in the shape of the first part."""
 
     dtype: str = field(default="F32", kw_only=True)
 
@@ -185,12 +185,12 @@ class Computed(View):
 
 
 Elementwise = Callable[[FloatArray, int], NDArray[np.floating]]
-"""Maps a flat piece, given the place in the tensor where it starts, to as many values."""
+"""(flat piece, its offset in the tensor) → the mapped values, as many as in the piece."""
 
 
 @dataclass(frozen=True, eq=False)
 class Mapped(Computed):
-    """Each element changed by `function`; `label` says how, for plans and provenance."""
+    """Each element mapped by `function`; `label` describes the function in plans and provenance."""
 
     base: Tensor
     function: Elementwise
@@ -221,9 +221,9 @@ def stack(parts: Sequence[Tensor]) -> Tensor:
 
 
 def take(base: Tensor, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
-    """The entries `index` of the first axis, lazily; ValueError for an entry that there is not."""
+    """The entries `index` of the first axis, lazily; raises ValueError for an index out of range."""
     if isinstance(index, range):
-        # Seen before it becomes an array: a file's own numbers may be at work, and ask for any number of rows.
+        # Checked before the array is made: the bounds may come from a corrupt file and be arbitrarily large.
         inside = not index or (min(index[0], index[-1]) >= 0 and max(index[0], index[-1]) < base.shape[0])
     else:
         index = np.asarray(index, np.int64)
@@ -254,7 +254,7 @@ def scaled_rows(base: Tensor, factors: NDArray[np.floating]) -> Tensor:
 
 
 def take_rows(tensor: Tensor, blocks: int, first: int, count: int) -> Tensor:
-    """From a tensor whose first axis is `blocks` equal blocks: rows `first` to `first + count` of each block."""
+    """Rows `first` to `first + count` of each of the `blocks` equal blocks that the first axis consists of."""
     size, rest = divmod(tensor.shape[0], blocks) if blocks > 0 else (0, 1)
     if rest or first + count > size:
         raise ValueError(
@@ -264,7 +264,7 @@ def take_rows(tensor: Tensor, blocks: int, first: int, count: int) -> Tensor:
 
 
 def interleave_rows(parts: Sequence[Tensor], blocks: int) -> Tensor:
-    """The inverse of splitting blocks: block b of each part in turn, for every b."""
+    """The inverse of `take_rows`: for every b, block b of each part in turn; each part has `blocks` equal blocks of rows."""
     joined = concatenate(parts)
     starts = [0]
     for part in parts[:-1]:
