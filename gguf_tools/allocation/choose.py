@@ -1,4 +1,4 @@
-"""Types chosen tensor by tensor so that a file reaches a size at the least measured loss."""
+"""Selects a type for each tensor so that a file meets a target size at the lowest predicted loss."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from quant.types import F16, F32, Q3_K, Q4_0, TYPES, TensorType
 
 CANDIDATES = tuple(dtype for dtype in TYPES if dtype.encodes and not dtype.plain)
 PROBES = (Q3_K, Q4_0)
-"""The type that a tensor is rounded to in order to measure what it means: the first that its rows fit."""
+"""Types with which a tensor's sensitivity is measured: the first whose block size divides the row length is used."""
 CHUNK = 256
-"""Tokens that are read together."""
+"""Tokens per chunk of the calibration text."""
 
 Sources = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class SizeTarget:
-    """A size: `bits_per_weight` over all tensors, or `bytes` of the whole file. `calibration` is a text to
-    measure on, by default the model's own continuations of built-in prompts."""
+    """A target size: either `bits_per_weight`, averaged over all tensors, or `bytes` of the whole file.
+
+    `calibration` is a text to measure on; by default these are the model's own continuations of built-in prompts.
+    """
 
     bits_per_weight: float | None = None
     bytes: int | None = None
@@ -40,13 +42,13 @@ class SizeTarget:
 
     @property
     def label(self) -> str:
-        """How the size is called in the file's metadata and in reports."""
+        """The size as text, for the file's metadata and for reports."""
         return f"{self.bytes} bytes" if self.bits_per_weight is None else f"{self.bits_per_weight:g} bpw"
 
 
 @dataclass(frozen=True)
 class FileOverhead:
-    """What a file consists of besides its tensors' data: `header` bytes, and padding to `alignment` after each tensor."""
+    """A file's size besides tensor data: `header` bytes, and padding to a multiple of `alignment` bytes after each tensor."""
 
     header: int
     alignment: int
@@ -54,7 +56,7 @@ class FileOverhead:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the size leaves for the tensors that are free to choose: bytes, each tensor's rounded up to `alignment`."""
+    """Bytes available to the tensors whose types are to be selected; each tensor's size is rounded up to `alignment`."""
 
     bytes: int
     alignment: int = 1
@@ -62,9 +64,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """For each tensor that may choose, the KL divergence that each type is predicted to cause, in nats a token.
+    """For each measured tensor, the KL divergence that each type is predicted to cause, in nats per token.
 
-    `divergences` were measured with each tensor alone in its type of `probes`, on `tokens` tokens.
+    `divergences` are measurements on `tokens` tokens with only that tensor quantized, to its type in `probes`.
     """
 
     losses: Mapping[str, Mapping[TensorType, float]]
@@ -75,7 +77,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was measured and chosen: the type of each tensor that is quantized, and the predicted sum of losses."""
+    """The result: the type of each quantized tensor, the measured sensitivities, and the allocation with its predicted loss."""
 
     target: SizeTarget
     types: Mapping[str, TensorType]
@@ -98,7 +100,7 @@ class Chosen:
 
     @property
     def sentence(self) -> str:
-        """The measurement in a line."""
+        """The measurement as one line of text."""
         return (
             f"{self.target.label}: a KL divergence of {self.allocation.loss:.1e} nats a token is predicted from "
             f"{self.measured.tokens:,} tokens; no choice of types of this size is predicted below {self.allocation.bound:.1e}"
@@ -108,7 +110,7 @@ class Chosen:
 def budget_of(
     target: SizeTarget, choices: Sequence[TypeChoice], sources: Sources, free: frozenset[str], frame: FileOverhead
 ) -> Budget:
-    """What `target` leaves for the tensors in `free`. For a size in bytes, padding and the rest of the file count."""
+    """Bytes that `target` leaves for the tensors in `free`; a size in bytes also covers the header and padding."""
     alignment = 1 if target.bytes is None else frame.alignment
     taken = sum(
         align(tensor_bytes(choice.type, sources[choice.name].shape), alignment)
@@ -122,7 +124,7 @@ def budget_of(
 
 
 def free_to_choose(choices: Sequence[TypeChoice], sources: Sources) -> frozenset[str]:
-    """The tensors that are quantized, for which the user asked for no type, and that more than one type fits."""
+    """Names of the quantized tensors without a type given by the user, whose rows fit more than one type."""
     return frozenset(
         choice.name
         for choice in choices
@@ -131,7 +133,7 @@ def free_to_choose(choices: Sequence[TypeChoice], sources: Sources) -> frozenset
 
 
 def fitting_candidates(shape: tuple[int, ...]) -> list[TensorType]:
-    """The types that rows of this shape fit: block types, and F16 at the upper end."""
+    """The types whose block size divides the row length: quantized types, and F16."""
     return [dtype for dtype in (*CANDIDATES, F16) if shape[-1] % dtype.block == 0]
 
 
@@ -145,10 +147,10 @@ def choose(
     threads: int | None = None,
     progress: StageProgress | None = None,
 ) -> Chosen:
-    """Measure each tensor's sensitivity and choose the types.
+    """Measure each tensor's sensitivity and select the types.
 
-    `choices` are a recipe's, which tensors keep that no token reaches; all else is as in `measure`. Raises InputError
-    where the target is too small.
+    `choices` are those of a recipe and stay in effect for tensors that cannot be measured; the other arguments are those of
+    `measure`. Raises InputError if the target is too small.
     """
     free = free_to_choose(choices, sources)
     _require_room(target, budget_of(target, choices, sources, free, frame), free, sources)
@@ -165,17 +167,18 @@ def measure(
     threads: int | None = None,
     progress: StageProgress | None = None,
 ) -> Sensitivity:
-    """What the model's output suffers from each tensor of `free` in each type that fits it, on a text (see `SizeTarget`).
+    """The predicted loss of each tensor in `free` for each type that fits it, measured on a text (see `SizeTarget`).
 
-    `scratch` is a GGUF whose tensors are those of `sources`, in F32 where they may be quantized; it is overwritten tensor by
-    tensor, and restored. `importance` is what encoding goes by, (matrices, columns) by tensor.
+    `scratch` is a GGUF with the tensors of `sources`, in F32 where they may be quantized; its tensors are overwritten one at a
+    time and then restored. `importance` has the importance matrix of each tensor for the encoder, shape (matrices, columns).
     """
     show = progress or (lambda stage, done, total: None)
     file = open_gguf(scratch)
     with Runtime(scratch, RuntimeOptions(threads=threads)) as runtime:
         texts = read_texts(runtime, _chunks(runtime, calibration))
         used = runtime.activations(texts.chunks, process_output=True)
-        # What no token reaches (prediction layers) cannot be measured; the embedding is looked up, not multiplied with.
+        # Tensors that the forward pass does not use (multi-token prediction layers) cannot be measured. Embeddings are
+        # used but have no activations, because they are looked up and not multiplied.
         reached = used.keys() | {"token_embd.weight", "per_layer_token_embd.weight"}
         probes = {
             name: next(dtype for dtype in PROBES if tensor.columns % dtype.block == 0)
@@ -205,7 +208,7 @@ def _chunks(runtime: Runtime, calibration: Path | None) -> list[list[int]]:
 def allocated(
     target: SizeTarget, measured: Sensitivity, choices: Sequence[TypeChoice], sources: Sources, frame: FileOverhead
 ) -> Chosen:
-    """The types that reach `target` at the least predicted loss. Raises InputError where the target is too small."""
+    """The types that meet `target` at the lowest predicted loss. Raises InputError if the target is too small."""
     budget = budget_of(target, choices, sources, frozenset(measured.losses), frame)
     options = [
         [Option(dtype, _size(dtype, sources[name], budget), loss) for dtype, loss in losses.items()]
@@ -222,7 +225,7 @@ def _size(dtype: TensorType, tensor: Tensor, budget: Budget) -> int:
 
 
 def _require_room(target: SizeTarget, budget: Budget, free: frozenset[str], sources: Sources) -> None:
-    """Raises InputError, before anything is measured, where the target is too small."""
+    """Raises InputError if the target is too small even with the smallest types; called before the measurement."""
     least = sum(
         min(_size(dtype, sources[name], budget) for dtype in fitting_candidates(sources[name].shape)) for name in free
     )
@@ -234,7 +237,7 @@ def _require_room(target: SizeTarget, budget: Budget, free: frozenset[str], sour
 
 
 def nearest_recipe(target: SizeTarget, weights: int) -> TypeRecipe:
-    """The quantized recipe whose base type is nearest to a size: what the file's `general.file_type` will say."""
+    """The quantized recipe whose base type is nearest to the target in bits per weight; it gives `general.file_type`."""
     bits = target.bits_per_weight if target.bytes is None else 8 * target.bytes / weights
     assert bits is not None
     return min((one for one in RECIPES.values() if not one.base.plain), key=lambda one: abs(one.base.bits - bits))

@@ -1,4 +1,4 @@
-"""Conversion and quantization to a size: types chosen by measuring on an F32 copy beside the output, then one pass as always."""
+"""Conversion and quantization to a target size: types are selected by measuring on a temporary F32 file beside the output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from quant.recipes import TypeOptions
 def prepare_conversion(
     request: Request, target: SizeTarget, out: Path, progress: StageProgress | None = None
 ) -> tuple[Conversion, Chosen]:
-    """Plan a conversion to a size. Errors as `conversion.plan.prepare`; InputError where the target is too small."""
+    """Plan a conversion to a target size. Errors as `conversion.plan.prepare`; InputError if the target is too small."""
     if request.options.pure:
         raise InputError("a target size contradicts --pure; leave it out")
     opened = conversion.open_source(request)
@@ -53,9 +53,9 @@ def prepare_quantization(
     threads: int = 0,
     progress: StageProgress | None = None,
 ) -> tuple[Quantization, Chosen]:
-    """Plan a quantization to a size.
+    """Plan a quantization to a target size.
 
-    Errors as `quantization.plan.prepare` and `quantization.write.execute`; InputError where the target is too small.
+    Errors as `quantization.plan.prepare` and `quantization.write.execute`; InputError if the target is too small.
     """
     if request.options.pure or request.split_max_size is not None:
         raise InputError("a target size contradicts --pure and --split-max-size; leave them out")

@@ -1,9 +1,9 @@
-"""How much a model's output suffers from each tensor's quantization: measured by running it.
+"""How sensitive a model's output is to the quantization of each tensor, measured by running the model.
 
-The loss of a tensor in a type is the mean KL divergence of the next token's distribution, in nats, that this tensor alone
-would cause. It is measured once, with a probe type, and carried over to other types by the error that they make: the
-squared change of each weight times the mean square of the activations of its column. (For small changes the divergence
-is quadratic in the change of the output, hence proportional to that error.)
+The loss of a tensor in a type is the mean KL divergence of the next token's distribution, in nats, with only that tensor
+quantized. It is measured once, with a probe type, and scaled to other types in proportion to their error: the squared
+change of each weight times the mean square of the activations of its column. (For small changes the divergence is quadratic
+in the change of the output, hence proportional to that error.)
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from quant.encode import FloatArray, decode_rows, encode_rows, row_ranges
 from quant.types import TensorType
 
 SAMPLE = 1 << 17
-"""Weights of a tensor from which its errors are estimated."""
+"""Number of weights sampled from a tensor to estimate the errors of the types."""
 RUN = 16
-"""Rows that are read together for that."""
+"""Consecutive rows per piece of that sample."""
 OWN_TOKENS = 100
-"""Tokens with which the model continues each prompt, where no text is given to measure on."""
+"""Length in tokens of the continuation of each prompt, if no calibration text is given."""
 LOGIT_BYTES = 256 << 20
-"""Memory for the reference's logits, which bounds the number of tokens."""
+"""Memory for the unquantized model's logits, which limits the number of tokens."""
 
 
 def errors(
@@ -42,10 +42,10 @@ def errors(
     importance: FloatArray | None,
     name: str,
 ) -> dict[TensorType, float]:
-    """The error that each type makes, a mean over a sample of rows: squared changes times mean squared activations.
+    """Error of each type, averaged over a sample of rows: squared changes times mean squared activations, summed over columns.
 
-    `activations` and `importance` are (matrices, columns); `importance` is the importance matrix passed to the encoder.
-    Types whose range is too small for the weights (F16) are left out.
+    `activations` and `importance` have shape (matrices, columns); `importance` is the importance matrix passed to the encoder.
+    Types whose range is too small for the weights (F16) are omitted.
     """
     totals = dict.fromkeys(kinds, 0.0)
     seen = 0
@@ -66,7 +66,7 @@ def errors(
 
 
 def _sample(tensor: Tensor) -> Iterator[tuple[int, FloatArray]]:
-    """Runs of rows spread evenly over the tensor, each with the matrix (expert) that it lies in."""
+    """Runs of consecutive rows at even distances over the tensor: (index of the matrix or expert, rows (n, columns))."""
     per_matrix = tensor.shape[-2] if len(tensor.shape) > 1 else 1
     runs = list(row_ranges(tensor.shape, by_matrix=True, weights=RUN * tensor.columns))
     count = max(1, SAMPLE // (RUN * tensor.columns))
@@ -79,14 +79,14 @@ def _sample(tensor: Tensor) -> Iterator[tuple[int, FloatArray]]:
 
 @dataclass(frozen=True)
 class Texts:
-    """Chunks of tokens, and the undisturbed model's logits (tokens, vocabulary) for each."""
+    """Chunks of tokens, and for each the logits of the unquantized model, shape (tokens, vocabulary)."""
 
     chunks: tuple[tuple[int, ...], ...]
     logits: tuple[FloatArray, ...]
 
 
 def read_texts(runtime: Runtime, chunks: Sequence[Sequence[int]]) -> Texts:
-    """The model's own logits for as many chunks as memory allows, at least one."""
+    """The unquantized model's logits for as many of the first chunks as `LOGIT_BYTES` allow, at least one."""
     starts = accumulate(map(len, chunks), initial=0)
     room = LOGIT_BYTES // (4 * runtime.info.n_vocab)
     parts = tuple(tuple(chunk) for chunk, start in zip(chunks, starts, strict=False) if start < room)
@@ -104,7 +104,7 @@ def own_texts(runtime: Runtime, chunk: int) -> list[list[int]]:
 
 
 def divergence(runtime: Runtime, texts: Texts) -> float:
-    """Mean KL divergence from the undisturbed model, nats."""
+    """Mean KL divergence from the unquantized model, in nats per token."""
     total, count = 0.0, 0
     for reference, model in zip(texts.logits, runtime.iter_logits(texts.chunks), strict=True):
         found = kl_divergence(reference, model)
@@ -122,9 +122,9 @@ def probed(
     texts: Texts,
     progress: CountProgress,
 ) -> dict[str, float]:
-    """For each tensor in `probes`, the KL divergence with that tensor alone rounded to its probe type, nats.
+    """For each tensor in `probes`, the KL divergence with only that tensor rounded to its probe type, in nats per token.
 
-    `scratch` is an F32 file of the tensors in `sources`, which `runtime` has open; each tensor is changed in it, and back.
+    `scratch` is an F32 file of the tensors in `sources`, which `runtime` has open; each tensor is overwritten and restored.
     """
     found: dict[str, float] = {}
     with scratch.path.open("r+b") as stream:
@@ -143,7 +143,7 @@ def probed(
 def _overwrite(
     stream: BinaryIO, start: int, name: str, tensor: Tensor, dtype: TensorType | None, importance: FloatArray | None
 ) -> None:
-    """Writes a tensor as float32 at byte `start`, rounded to `dtype` if that is given."""
+    """Writes a tensor as float32 at byte `start`; with `dtype`, after encoding to and decoding from that type."""
     by_matrix = importance is not None and len(importance) > 1
     stream.seek(start)
     for part in row_ranges(tensor.shape, by_matrix):

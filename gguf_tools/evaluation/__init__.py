@@ -1,1 +1,1 @@
-"""Measuring a GGUF: llama.cpp in a process of its own, metrics on logits, and the suites made of them."""
+"""Evaluation of a GGUF run by llama.cpp: metrics on logits, the fidelity suite and the card suite."""

@@ -1,4 +1,4 @@
-"""The torch reference: runs a `Model` from the source's own numbers, independent of targets and rewrites."""
+"""The torch reference: runs a `Model` with the source's weights, independent of targets and rewrites."""
 
 from gguf_tools.reference.decoder import Reference
 

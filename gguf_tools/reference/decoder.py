@@ -1,7 +1,7 @@
-"""The decoder in plain torch, as its spec states it.
+"""The forward pass of a decoder in plain torch, as specified by its `ModelSpec`.
 
-Stateless: a call runs whole token sequences and returns the logits of every position. Sequences of different lengths are
-padded on the right, which changes nothing before the padding because every mixer is causal.
+There is no cache: a call runs whole token sequences and returns the logits of every position. Sequences of different lengths
+are padded on the right, which does not affect earlier positions because every mixer is causal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gguf_tools.reference.norm import rms_norm
 from gguf_tools.reference.weights import load_all
 
 Observer = Callable[[int, str, torch.Tensor], None]
-"""Called with (layer, point, activations) at the points that llama.cpp's graph names too."""
+"""Called with (layer number, name of the point, activations) at points that llama.cpp's graph also names."""
 
 EXPRESSES = frozenset(
     {
@@ -85,8 +85,8 @@ EXPRESSES = frozenset(
 class Reference:
     """A model's weights in memory, and its forward pass.
 
-    `dtype` is the type of weights and arithmetic: float32 is what llama.cpp computes in; float64 leaves only
-    llama.cpp's own rounding in a comparison.
+    `dtype` is the type of weights and arithmetic: llama.cpp computes in float32; against float64 a comparison shows
+    llama.cpp's rounding only.
     """
 
     def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:

@@ -15,7 +15,7 @@ def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Te
 
 
 def gated_mlp(weights: Weights, x: torch.Tensor) -> torch.Tensor:
-    """The dense feed-forward."""
+    """The dense feed-forward with optional biases; x and the result have shape (batch, length, hidden)."""
 
     def project(name: str, y: torch.Tensor) -> torch.Tensor:
         return functional.linear(y, weights[f"ffn.{name}"], weights.get(f"ffn.{name}_bias"))
@@ -24,9 +24,9 @@ def gated_mlp(weights: Weights, x: torch.Tensor) -> torch.Tensor:
 
 
 def route(router: Router, logits: torch.Tensor, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Chosen experts and their weights, both (tokens, top_k), from router logits (tokens, experts).
+    """Selected experts and their weights, both of shape (tokens, top_k), from router logits (tokens, experts).
 
-    `bias` (experts,) is added to the logits for the choice alone.
+    `bias`, shape (experts,), is added to the logits for the selection only; the weights do not depend on it.
     """
     chosen = (logits if bias is None else logits + bias).topk(router.top_k, dim=-1).indices
     scores = (logits.softmax(-1) if router.score == "softmax" else logits.sigmoid()).gather(-1, chosen)
@@ -36,7 +36,7 @@ def route(router: Router, logits: torch.Tensor, bias: torch.Tensor | None = None
 
 
 def moe(spec: MoE, weights: Weights, x: torch.Tensor) -> torch.Tensor:
-    """Mixture of experts: no token is dropped; a shared expert is added."""
+    """Mixture of experts without capacity limits, plus the shared expert if there is one (batch, length, hidden)."""
     tokens = x.reshape(-1, x.shape[-1])
     chosen, scores = route(
         spec.router, functional.linear(tokens, weights["moe.router"]), weights.get("moe.router_bias")

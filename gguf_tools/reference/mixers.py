@@ -14,7 +14,7 @@ from gguf_tools.reference.weights import Weights
 def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     """Rotary embedding of x, shape (batch, heads, length, head_dim), at positions 0 … length - 1.
 
-    Angles are computed in float64: their error would grow with the position.
+    Angles are computed in float64, since in float32 their error grows with the position.
     """
     inv, magnitude = frequencies(rope)
     angles = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * torch.from_numpy(inv)
@@ -30,7 +30,10 @@ def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
 
 
 def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tensor:
-    """Causal softmax attention with grouped queries (Ainslie et al. 2023), optionally gated."""
+    """Causal softmax attention with grouped queries (Ainslie et al. 2023), optionally gated or with a sliding window.
+
+    x and the result have shape (batch, length, hidden).
+    """
     batch, length, _ = x.shape
 
     def heads(name: str, count: int) -> torch.Tensor:
@@ -60,7 +63,10 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tenso
 
 
 def delta_net(spec: DeltaNet, weights: Weights, x: torch.Tensor) -> torch.Tensor:
-    """Gated delta rule (Yang et al. 2024), token by token: the recurrence as it is defined, not the chunked form."""
+    """Gated delta rule (Yang et al. 2024) by the recurrence over tokens, not in the chunked form.
+
+    x and the result have shape (batch, length, hidden).
+    """
     batch, length, _ = x.shape
     mixed = torch.cat([functional.linear(x, weights[f"delta.{name}"]) for name in "qkv"], dim=-1)
     padded = functional.pad(mixed.transpose(1, 2), (spec.kernel - 1, 0))
@@ -86,7 +92,7 @@ def delta_net(spec: DeltaNet, weights: Weights, x: torch.Tensor) -> torch.Tensor
 def _recurrence(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor, decay: torch.Tensor
 ) -> torch.Tensor:
-    """State S (batch, heads, key_dim, value_dim): S ← decay·S + k ⊗ beta·(v - kᵀ(decay·S)); output qᵀS."""
+    """S ← decay·S + k ⊗ beta·(v - kᵀ(decay·S)) for each token, with output qᵀS; S is (batch, heads, key_dim, value_dim)."""
     state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
     out = []
     for t in range(q.shape[1]):
@@ -103,5 +109,5 @@ def _unit(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def _softplus(x: torch.Tensor) -> torch.Tensor:
-    # Exact for all x; torch's own goes linear above 20, which the definition does not.
+    # torch's softplus is the identity above 20, which differs from the definition.
     return torch.logaddexp(x, torch.zeros_like(x))

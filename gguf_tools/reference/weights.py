@@ -1,4 +1,4 @@
-"""A model's weights in memory."""
+"""Loads a model's weights into memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from gguf_tools.tensors.base import Tensor
 
 Weights = Mapping[str, torch.Tensor]
-"""Weights by role, within a layer relative to it."""
+"""Weights by role; those of a layer by role relative to the layer."""
 READ_ELEMENTS = 1 << 22
 
 

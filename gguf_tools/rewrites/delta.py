@@ -72,7 +72,7 @@ def _dense_among_experts(spec: ModelSpec) -> bool:
 
 
 def _dense_to_shared(model: Model) -> Model:
-    """Turns each dense layer into an MoE layer of the model's shape whose routed experts are zero.
+    """Turns each dense layer into an MoE layer with the shapes of the model's first one, whose routed experts are zero.
 
     The dense feed-forward becomes the shared expert. Its gate is zero, sigmoid(0) = 0.5, so its down projection is doubled.
     """

@@ -1,1 +1,1 @@
-"""Targets: one module for each llama.cpp architecture (`TARGET`), their registry, and the planner that picks one."""
+"""Targets: one module per llama.cpp architecture (`TARGET`), their registry, and the planner that selects one."""

@@ -1,4 +1,4 @@
-"""What a target is: one llama.cpp architecture, what it can express, and how a Model is lowered to it and lifted back."""
+"""The definition of a target: a llama.cpp architecture, the features it expresses, and the conversion from and to a Model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gguf_tools.tensors.base import Tensor
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor under its GGUF name, in numpy's order of axes."""
+    """A tensor with its GGUF name; its shape is in numpy's axis order, the reverse of GGUF's."""
 
     name: str
     tensor: Tensor
@@ -24,7 +24,7 @@ class OutputTensor:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A model in a target's terms: the architecture's metadata and all tensors in file order."""
+    """A model converted to a target: the architecture's metadata and all tensors in file order."""
 
     architecture: str
     metadata: Metadata
@@ -35,10 +35,10 @@ class Lowered:
 class Target:
     """A llama.cpp architecture.
 
-    `rewrites` are tried in order before `lacks` names what the architecture cannot express of the spec that results:
-    the features that are not among those it `expresses` (keys of `model.features`), and what `limits` says of those that
-    are. `lower` is called only where it lacks nothing. `lift` describes a file of this architecture as a Model, with the
-    file's own numbers. `approximations` come near to what it lacks, and are applied only where the user accepts that.
+    The planner applies `rewrites` in order, as far as they apply. `lacks` then lists what the architecture cannot express of
+    the resulting spec: features outside `expresses` (keys of `model.features`), and what `limits` reports about the others.
+    `lower` is called only if that list is empty. `lift` reads a file of this architecture as a Model, with the file's
+    weights unchanged. `approximations` are applied only if the user permits them.
     """
 
     name: str
@@ -50,5 +50,5 @@ class Target:
     approximations: tuple[Approximation, ...] = ()
 
     def lacks(self, spec: ModelSpec) -> list[str]:
-        """What the architecture cannot express of this spec, in words; empty where it is exact."""
+        """Descriptions of what the architecture cannot express of this spec; empty if it expresses the spec exactly."""
         return list(dict.fromkeys([*undeclared(features(spec), self.expresses), *self.limits(spec)]))

@@ -1,7 +1,7 @@
-"""llama.cpp's `granite_swa`: Llama's graph with sliding windows, layer by layer (`src/models/granite-swa.cpp`).
+"""llama.cpp's `granite_swa`: Llama's graph with a sliding window per layer (`src/models/granite-swa.cpp`).
 
-It is Mistral's and Mixtral's exact form where the context is longer than the window, which `llama` cannot state. Each layer
-must have attention sinks, one logit a head that takes part in the softmax: far below any score they take no weight.
+It expresses Mistral and Mixtral exactly where the context is longer than the window, for which `llama` has no key. Each
+layer must have attention sinks, one extra logit per head in the softmax; a very negative sink gets a weight of zero.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gguf_tools.tensors.base import Filled, Tensor
 NAME = "granite_swa"
 SINKS = "attn_sinks.weight"
 NO_SINK = -1e30
-"""exp(NO_SINK - score) is 0 in float32 for every score that attention can have."""
+"""A sink without effect: exp(NO_SINK - score) is 0 in float32 for every attention score."""
 SCALES = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
 
 
@@ -36,7 +36,7 @@ def limits(spec: ModelSpec) -> list[str]:
 
 
 def lower(model: Model) -> Lowered:
-    """As for `llama`, with the windows and with sinks that draw nothing."""
+    """As for `llama`, with the windows and with sinks that have no effect."""
     mixers = attentions(model.spec)
     metadata = {
         f"{NAME}.logit_scale": f32(1.0),
@@ -52,7 +52,7 @@ def lower(model: Model) -> Lowered:
 
 
 def lift(source: GGUFSource) -> Model:
-    """A file of this architecture as a Model; UnsupportedError where sinks or Granite's scales have an effect."""
+    """A file of this architecture as a Model; UnsupportedError if sinks or Granite's scales have an effect."""
     for key in SCALES:
         value = float(source.key(key, 0.0))
         if value not in (0.0, 1.0):

@@ -1,4 +1,4 @@
-"""What the hybrid architectures share (`qwen3next`, `qwen35`, `qwen35moe`): Gated DeltaNet and gated attention in any order.
+"""Code shared by the hybrid architectures (`qwen3next`, `qwen35`, `qwen35moe`): Gated DeltaNet and gated attention in any order.
 
 Sources: `src/models/{qwen3next,qwen35,qwen35moe,delta-net-base}.cpp` of llama-cpp-python 0.3.36.
 """
@@ -48,7 +48,7 @@ REWRITES = (IDLE_LAYER, REPEATED_VALUES, OUTPUT_BIAS, ZERO_ATTENTION_GATE)
 
 
 def deltas(spec: ModelSpec) -> list[DeltaNet]:
-    """The DeltaNet of every layer that has one."""
+    """The DeltaNet specs of the layers that have one, in order."""
     return [layer.mixer for layer in spec.layers if isinstance(layer.mixer, DeltaNet)]
 
 
@@ -58,7 +58,7 @@ EXPRESSES = DECODER | ATTENTION | PAIRS_HALF | PARTIAL_ROPE | ROPE_SCALING | QK_
 def hybrid_limits(spec: ModelSpec) -> list[str]:
     """What the graphs cannot express of this spec's mixers and norms."""
     found = same(deltas(spec), "shape of linear attention")
-    # The graph's memory has a part for each kind, and an empty one is a failed assertion.
+    # llama.cpp's hybrid memory has a cache for each mixer type, and an assertion fails for one without layers.
     found += [] if deltas(spec) else ["a model without linear attention layers"]
     found += [] if attentions(spec) else ["a model without full attention layers"]
     found += [
@@ -70,7 +70,7 @@ def hybrid_limits(spec: ModelSpec) -> list[str]:
 
 
 def hybrid_metadata(arch: str, spec: ModelSpec) -> Metadata:
-    """Sizes, heads, rope, the DeltaNet's shape, and which layers are linear."""
+    """Sizes, attention heads, RoPE, the DeltaNet's shape, and which layers are linear attention."""
     delta = deltas(spec)[0]
     values = {
         "ssm.conv_kernel": delta.kernel,
@@ -86,7 +86,7 @@ def hybrid_metadata(arch: str, spec: ModelSpec) -> Metadata:
 
 
 def join_gate(mixer: Attention, tensors: Mapping[str, Tensor]) -> LayerTensors:
-    """Query and gate interleaved a head at a time."""
+    """The attention's tensors with `attn.q` and `attn.gate` interleaved head by head into one matrix `attn.q`."""
     out = dict(tensors)
     out["attn.q"] = interleave_rows([out["attn.q"], out.pop("attn.gate")], mixer.heads)
     if "attn.gate_bias" in out:
@@ -95,7 +95,7 @@ def join_gate(mixer: Attention, tensors: Mapping[str, Tensor]) -> LayerTensors:
 
 
 def join_delta(mixer: DeltaNet, tensors: Mapping[str, Tensor]) -> LayerTensors:
-    """Query, key and value in one matrix, and the decay as a rate."""
+    """The DeltaNet's tensors with q, k and v concatenated into `delta.qkv`, and the decay as a rate, -exp(log)."""
     out = dict(tensors)
     out["delta.qkv"] = concatenate([out.pop("delta.q"), out.pop("delta.k"), out.pop("delta.v")])
     if mixer.decay == "log":
@@ -104,7 +104,7 @@ def join_delta(mixer: DeltaNet, tensors: Mapping[str, Tensor]) -> LayerTensors:
 
 
 def lift_gated_attention(source: GGUFSource, n: int, norm: Norm) -> tuple[Attention, LayerTensors]:
-    """Layer n's attention, query and gate apart."""
+    """Layer n's attention with query and gate split, the inverse of `join_gate`."""
     spec, part = lifting.lift_attention(source, n, norm)
     for name in ("q", "q_bias"):
         if f"attn.{name}" in part:
@@ -124,7 +124,7 @@ def lift_gated_attention(source: GGUFSource, n: int, norm: Norm) -> tuple[Attent
 
 
 def expect_rows(source: GGUFSource, tensor: Tensor, rows: int) -> Tensor:
-    """The tensor, if it has as many rows as the metadata say; views of some of its rows would not show it."""
+    """Returns the tensor; CheckpointError unless it has `rows` rows. Views that select rows would not notice surplus ones."""
     if tensor.shape[0] != rows:
         raise CheckpointError(
             f"{source.path}: tensor {tensor.sources[0]} has shape {tensor.shape}, {rows} rows expected"
@@ -133,7 +133,7 @@ def expect_rows(source: GGUFSource, tensor: Tensor, rows: int) -> Tensor:
 
 
 def lift_delta(source: GGUFSource, n: int, norm: Norm) -> tuple[DeltaNet, LayerTensors]:
-    """Layer n's DeltaNet, query, key and value apart, without beta and alpha."""
+    """Layer n's DeltaNet with q, k and v split, the inverse of `join_delta`; without beta and alpha."""
     key_heads, value_heads = source.integer("ssm.group_count"), source.integer("ssm.time_step_rank")
     dim, kernel = source.integer("ssm.state_size"), source.integer("ssm.conv_kernel")
     spec = DeltaNet(

@@ -1,4 +1,4 @@
-"""From a GGUF file back to a Model, for the reference to run when the checkpoint is not at hand."""
+"""Reads a GGUF file as a Model, so that the reference can run without the original checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ LayerLifter = Callable[[int, Norm], Layer]
 
 
 def lift_layers(source: GGUFSource, layer: LayerLifter, ffn_norm: str) -> Model:
-    """The whole model from `layer`, which gives each layer without its two norms' tensors."""
+    """The whole model; `layer` reads one layer without its two norms, whose tensors are added here.
+
+    `ffn_norm` is the name of the norm before the feed-forward, without `blk.N.`.
+    """
     tensors, norm, count = lift_ends(source)
     layers = []
     for n in range(count):
@@ -64,7 +67,7 @@ def lift_layers(source: GGUFSource, layer: LayerLifter, ffn_norm: str) -> Model:
 
 
 def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[MoE, LayerTensors]:
-    """Layer n's experts (softmax, renormalised or not) and its shared expert where there is one."""
+    """Layer n's routed experts (softmax router, renormalised or not), and its shared expert if the file has one."""
     part = lift_named(source, n, names.MOE_NAMES)
     experts, width, _ = source.tensor(f"blk.{n}.ffn_gate_exps.weight").shape
     scale = source.number("expert_weights_scale", 0.0) or 1.0
@@ -82,7 +85,7 @@ def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[Mo
 
 
 def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rope:
-    """The rope that llama.cpp computes for a file; `dims` is how many it turns, where `rope.dimension_count` does not say."""
+    """The RoPE that llama.cpp computes for a file, by its `rope.*` keys; `dims` overrides `rope.dimension_count`."""
     theta = source.number("rope.freq_base", 10000.0)
     dims = source.integer("rope.dimension_count", head_dim) if dims is None else dims
     factor = source.number("rope.scaling.factor", 0.0)
@@ -106,7 +109,7 @@ def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rop
 def lift_attention(
     source: GGUFSource, n: int, norm: Norm, rope_dims: int | None = None
 ) -> tuple[Attention, LayerTensors]:
-    """Layer n's attention without a gate, from the tensors that exist; `rope_dims` as in `lift_rope`."""
+    """Layer n's attention without a gate, with the biases and norms that the file has; `rope_dims` is `lift_rope`'s `dims`."""
     heads, kv_heads = source.integer("attention.head_count"), source.integer("attention.head_count_kv")
     head_dim = source.integer("attention.key_length", source.integer("embedding_length") // max(heads, 1))
     part = lift_named(source, n, ATTENTION_NAMES)
@@ -127,7 +130,7 @@ def lift_attention(
 
 
 def lift_named(source: GGUFSource, n: int, names: Mapping[str, str]) -> LayerTensors:
-    """Layer n's tensors by role, for those of `names` that the file has."""
+    """Layer n's tensors by role, for the entries of `names` that the file has."""
     return {
         role: source.tensors[f"blk.{n}.{name}"] for role, name in names.items() if f"blk.{n}.{name}" in source.tensors
     }
@@ -142,7 +145,7 @@ def lift_mlp(source: GGUFSource, n: int) -> tuple[GatedMLP, LayerTensors]:
 
 
 def lift_ends(source: GGUFSource) -> tuple[dict[str, Tensor], Norm, int]:
-    """Embedding, final norm and output projection; the norm's epsilon; the number of layers."""
+    """(embedding, final norm and output projection by role; a norm with the file's epsilon; the number of layers)."""
     part = {"embedding": source.tensor("token_embd.weight"), "output_norm": source.tensor("output_norm.weight")}
     if "output.weight" in source.tensors:
         part["output"] = source.tensors["output.weight"]
@@ -153,7 +156,7 @@ def lift_ends(source: GGUFSource) -> tuple[dict[str, Tensor], Norm, int]:
 
 
 def lift_dense(source: GGUFSource) -> Model:
-    """A file of such an architecture as a Model."""
+    """A file of a dense architecture as a Model."""
 
     def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lifting.lift_attention(source, n, norm)

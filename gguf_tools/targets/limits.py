@@ -1,8 +1,8 @@
-"""What architectures express: sets of features that several share, and limits on their values.
+"""Sets of features that several architectures express, and limits on the values of features.
 
-A target declares the features that its graph has (`Target.expresses`); what a spec has beyond them is lacking. The
-functions here say what declared features cannot be: one value for all layers where the file has one key, or a combination that
-the graph does not compute.
+A target declares the features that its graph computes (`Target.expresses`) and refuses all others. The functions here report
+values of declared features that it cannot express: values that differ between layers where the file has one key for all, or
+combinations that the graph does not compute. Each returns descriptions, empty where there is nothing to report.
 
 Sources: `src/llama-arch.cpp` (names and keys), `src/llama-model.cpp` (`llama_model_base::load_hparams`) and
 `src/llama-context.cpp` (rope scaling) of llama-cpp-python 0.3.36.
@@ -23,10 +23,10 @@ DECODER = frozenset(
         "ModelSpec.tied=true",
         "LayerSpec.mixer_norm=Norm",
         "LayerSpec.ffn_norm=Norm",
-        "Norm.offset",  # added to the weights on their way into the file
+        "Norm.offset",  # added to the weights when the file is written
     }
 )
-"""RMS norms before mixer, feed-forward and output, and an output projection that may be the embedding."""
+"""RMS norms before mixer, feed-forward and output, and an output projection that may be tied to the embedding."""
 ATTENTION = frozenset(
     {
         "LayerSpec.mixer=Attention",
@@ -36,14 +36,14 @@ ATTENTION = frozenset(
         "Attention.bias=v",
     }
 )
-"""Softmax attention with rope, and with biases on q, k and v."""
+"""Softmax attention with RoPE, and with biases on q, k and v."""
 ROPE_SCALING = frozenset({"Rope.scaling=LinearScaling", "Rope.scaling=YarnScaling", "YarnScaling.attention_factor"})
-"""What keys of the file say (`rope.scaling.*`); YaRN's betas are read for a few architectures only, none of them here."""
+"""RoPE scaling by the `rope.scaling.*` keys; llama.cpp reads YaRN's betas for a few architectures only, none of them here."""
 PAIRS_HALF = frozenset({"Rope.pairs=half"})
 PAIRS_INTERLEAVED = frozenset({"Rope.pairs=interleaved"})
 PARTIAL_ROPE = frozenset({"Rope.dims"})
 ROPE_FACTORS = frozenset({"Rope.scaling=Llama3Scaling", "Rope.scaling=FactorScaling"})
-"""A divisor for each frequency (`rope_freqs.weight`)."""
+"""RoPE scaling by one divisor per frequency (`rope_freqs.weight`)."""
 QK_NORM = frozenset({"Attention.qk_norm=Norm"})
 ATTENTION_GATE = frozenset({"Attention.gated"})
 BIAS_ON_OUTPUT = frozenset({"Attention.bias=o"})
@@ -59,7 +59,7 @@ EXPERTS = frozenset(
         "LayerSpec.feed_forward=MoE",
         "MoE.router=Router",
         "Router.score=softmax",
-        # Which of the two a graph has is a limit: with all experts chosen they are the same.
+        # `moe_limits` reports which of the two a graph lacks; with all experts selected they are equal.
         "Router.normalised=true",
         "Router.normalised=false",
     }
@@ -71,23 +71,23 @@ NO_SHARED_GATE = frozenset({"SharedExpert.gated=false"})
 
 
 def same(values: Iterable[Any], what: str) -> list[str]:
-    """A complaint if the values differ from layer to layer, where the architecture has one for all."""
+    """A description if the values, one per layer, are not all equal, else an empty list."""
     found = list(dict.fromkeys(values))
     return [f"one {what} for all layers, but the model has {', '.join(map(str, found))}"] if len(found) > 1 else []
 
 
 def attentions(spec: ModelSpec) -> list[Attention]:
-    """The attention of every layer that has one."""
+    """The attention specs of the layers that have one, in order."""
     return [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
 
 
 def moes(spec: ModelSpec) -> list[MoE]:
-    """The mixture of experts of every layer that has one."""
+    """The MoE specs of the layers that have one, in order."""
     return [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, MoE)]
 
 
 def norm_limits(spec: ModelSpec) -> list[str]:
-    """One epsilon serves every norm of a file (`attention.layer_norm_rms_epsilon`)."""
+    """All norms must have the same epsilon: a file has one (`attention.layer_norm_rms_epsilon`)."""
     eps = [spec.output_norm.eps]
     for layer in spec.layers:
         eps += [layer.mixer_norm.eps, layer.ffn_norm.eps]
@@ -99,9 +99,9 @@ def norm_limits(spec: ModelSpec) -> list[str]:
 
 
 def attention_limits(spec: ModelSpec, *, gate: bool = False, qk_norm: bool = False) -> list[str]:
-    """What the attention layers have to have in common, and in every layer where the graph requires it.
+    """All attention layers must have the same heads, sizes and RoPE.
 
-    The graph always reads an output gate (`gate`) or q/k norms (`qk_norm`), or it does not.
+    `gate` and `qk_norm` say whether the graph requires an output gate or q/k norms in every attention layer.
     """
     found = attentions(spec)
     sizes = ((a.heads, a.kv_heads, a.head_dim, a.value_size) for a in found)
@@ -116,7 +116,7 @@ def attention_limits(spec: ModelSpec, *, gate: bool = False, qk_norm: bool = Fal
 
 
 def yarn_limits(mixer: Attention) -> list[str]:
-    """A correction range that runs backwards: there transformers divides by what is below zero, and llama.cpp by 0.001."""
+    """The correction range must not end before it starts: transformers then divides by its negative width, llama.cpp by 0.001."""
     scaling = mixer.rope.scaling
     if isinstance(scaling, YarnScaling):
         low, high = correction_range(mixer.rope, scaling)
@@ -126,17 +126,17 @@ def yarn_limits(mixer: Attention) -> list[str]:
 
 
 def mlp_limits(spec: ModelSpec) -> list[str]:
-    """Dense feed-forwards have one width."""
+    """All dense feed-forwards must have the same width."""
     mlps = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, GatedMLP)]
     return same((mlp.width for mlp in mlps), "feed-forward width")
 
 
 def moe_limits(spec: ModelSpec, *, normalised: bool = True) -> list[str]:
-    """One router for all layers, whose weights the graph renormalises or does not (`normalised`)."""
+    """All MoE layers must have the same sizes and router; `normalised` says whether the graph renormalises router weights."""
     limits = same(((m.experts, m.width) for m in moes(spec)), "number and width of experts")
     limits += same((m.router for m in moes(spec)), "router")
-    # Softmax over all experts sums to 1 already, so where all are chosen both are the same. (With one expert chosen,
-    # renormalisation gives the weight 1, which an unnormalised router does not.)
+    # A softmax over all experts sums to 1, so renormalisation changes nothing if all are selected. (If one is selected,
+    # renormalisation gives it the weight 1, so the two differ.)
     if any(m.router.normalised != normalised and m.router.top_k < m.experts for m in moes(spec)):
         wanted = (
             "that are not renormalised (norm_topk_prob false)" if normalised else "renormalised (norm_topk_prob true)"

@@ -1,7 +1,7 @@
 """llama.cpp's `llama`: Llama, Mistral, Mixtral (`src/models/llama.cpp`).
 
-Rope turns neighbouring dimensions, with a divisor for each frequency where `rope_freqs.weight` exists; every projection may
-have a bias; either all layers have experts (softmax, renormalised) or none has.
+RoPE is interleaved (GPT-J), with one divisor per frequency if `rope_freqs.weight` exists; every projection may have a bias;
+either all layers are MoE (softmax router, renormalised) or none is.
 """
 
 from __future__ import annotations
@@ -73,16 +73,19 @@ def limits(spec: ModelSpec) -> list[str]:
 
 
 def lower(model: Model) -> Lowered:
-    """Every tensor keeps its numbers; only names change."""
+    """The model as a `llama` file: tensors are renamed, their values do not change."""
     return lower_as(NAME, model, {}, lambda _: {})
 
 
 def lower_as(
     arch: str, model: Model, metadata: Metadata, extra: Callable[[LayerSpec], Mapping[str, Tensor]]
 ) -> Lowered:
-    """The model under architecture `arch`, with more metadata, and `extra` tensors for each layer by their GGUF names."""
+    """The model as a file of `arch`, an architecture with Llama's tensors.
+
+    `metadata` is added to the common keys; `extra` gives further tensors of each layer by GGUF name without `blk.N.`.
+    """
     spec = model.spec
-    # The width of experts is read from the dense feed-forward's key.
+    # llama.cpp reads the width of experts from the key of the dense feed-forward.
     metadata = lowering.common_metadata(arch, spec) | {f"{arch}.feed_forward_length": u32(_width(spec))} | metadata
     if experts := moes(spec):
         metadata |= lowering.moe_metadata(arch, experts[0])
@@ -99,7 +102,7 @@ def _width(spec: ModelSpec) -> int:
 
 
 def rope_factors(rope: Rope) -> Tensor | None:
-    """What each pair's frequency is divided by, (dims / 2,), where the scaling has no name in llama.cpp."""
+    """Divisors of the frequencies, shape (dims / 2,), for scalings that llama.cpp has no key for; else None."""
     if not isinstance(rope.scaling, Llama3Scaling | FactorScaling):
         return None
     base, _ = frequencies(replace(rope, scaling=None))
@@ -112,7 +115,7 @@ def lift(source: GGUFSource) -> Model:
 
 
 def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention]) -> Model:
-    """A file with Llama's tensors as a Model; `change` completes each layer's attention."""
+    """A file with Llama's tensors as a Model; `change` maps (layer number, attention) to the final attention spec."""
 
     def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lifting.lift_attention(source, n, norm)

@@ -1,4 +1,4 @@
-"""From a Model to a GGUF's tensors and metadata: what the targets share.
+"""Conversion of a Model to GGUF tensors and metadata: code shared by the targets.
 
 Sources: `src/llama-arch.cpp` (names and keys) and `src/llama-model.cpp` (`llama_model_base::load_hparams`) of
 llama-cpp-python 0.3.36.
@@ -24,7 +24,10 @@ from gguf_tools.tensors.views import shifted
 
 
 def lower_tensors(model: Model, names_of: Callable[[Layer], Mapping[str, Tensor]]) -> tuple[OutputTensor, ...]:
-    """All tensors in file order; `names_of` gives a layer's tensors (norm offsets added) by their names without `blk.N.`."""
+    """All tensors in file order.
+
+    `names_of` maps a layer, whose norm weights have their offsets added, to its tensors by GGUF name without `blk.N.`.
+    """
     spec = model.spec
     out = [OutputTensor("token_embd.weight", model.tensors["embedding"])]
     for n, layer in enumerate(model.layers):
@@ -47,7 +50,7 @@ def _offsets_added(layer: Layer) -> Layer:
 
 
 def with_offset(weight: Tensor, norm: Norm | None) -> Tensor:
-    """A norm's weight as llama.cpp multiplies with it."""
+    """A norm's weight with its offset added, as llama.cpp multiplies with it."""
     return shifted(weight, norm.offset) if norm and norm.offset else weight
 
 
@@ -73,7 +76,7 @@ def common_metadata(arch: str, spec: ModelSpec) -> Metadata:
 
 
 def rope_metadata(rope: Rope) -> dict[str, Field]:
-    """Rope keys without prefix. llama.cpp applies YaRN's default attention factor itself and multiplies attn_factor on it."""
+    """RoPE keys without prefix. `attn_factor` is relative to YaRN's default attention factor, which llama.cpp applies itself."""
     values: dict[str, Field] = {"rope.dimension_count": u32(rope.dims), "rope.freq_base": f32(rope.theta)}
     scaling = rope.scaling
     if isinstance(scaling, LinearScaling):
@@ -104,7 +107,7 @@ def moe_metadata(arch: str, moe: MoE) -> Metadata:
 
 
 def booleans(values: Iterable[bool]) -> Field:
-    """An array of truth values."""
+    """A metadata array of booleans."""
     return array(ValueType.BOOL, [bool(value) for value in values])
 
 
@@ -112,7 +115,7 @@ NAMES = {"mixer_norm": "attn_norm.weight", **names.ATTENTION_NAMES, "ffn_norm": 
 
 
 def lower_dense(arch: str) -> Callable[[Model], Lowered]:
-    """How a model becomes a file of `arch`: every tensor keeps its numbers, only names change."""
+    """The `lower` of a dense architecture `arch`: tensors are renamed, their values do not change."""
 
     def lower(model: Model) -> Lowered:
         width = model.spec.layers[0].feed_forward.width

@@ -39,7 +39,7 @@ MOE_NAMES = {
 
 
 def rename(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors under their GGUF names, in the order of `names`; each must have one."""
+    """The tensors by GGUF name, in the order of `names`, which has an entry for each role."""
     unknown = set(tensors) - set(names)
     if unknown:
         raise ValueError(f"no GGUF name for {sorted(unknown)}")

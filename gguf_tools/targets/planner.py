@@ -1,4 +1,4 @@
-"""Picks the cheapest exact way to a llama.cpp architecture."""
+"""Selects the llama.cpp architecture that expresses a model exactly at the lowest cost."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ COMMON_REWRITES = (UNIFORM_ROUTER_BIAS, FOLDED_GAIN, SHARED_HEAD_NORM, FOLDED_VA
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a model becomes a file: the target, the exact rewrites applied, and the model after them.
+    """How a model is converted: the target, the exact rewrites applied, and the model after them.
 
-    `extra_parameters` is what the rewrites add, `extra_cache` how many numbers more each token leaves in the cache.
-    `approximation`, where the user accepted one, came before the rewrites, and `fits` is what it reached.
+    `extra_parameters` is the number of weights that the rewrites add, `extra_cache` the number of elements per token that they
+    add to the key/value cache. `approximation`, if the user permitted one, was applied before the rewrites; `fits` is its
+    measured quality per layer.
     """
 
     target: Target
@@ -36,17 +37,16 @@ class Plan:
     fits: tuple[LayerFit, ...] = ()
 
     def lower(self) -> Lowered:
-        """The rewritten model in the target's terms."""
+        """The rewritten model as the target's metadata and tensors."""
         return self.target.lower(self.model)
 
 
 def plan(model: Model, target: str | None = None, calibration: Callable[[], Tokens] | None = None) -> Plan:
-    """The cheapest exact way to a llama.cpp architecture, or to the one asked for.
+    """The cheapest plan that expresses the model exactly, over all targets or for the named one.
 
-    With `calibration`, which gives tokens to fit to, the nearest approximation is taken where no exact way exists.
-
-    Cheapest is the one with the fewest extra weights; among equals the one that the family prefers most, then the one with
-    the fewest rewrites. Raises UnsupportedError with what each target lacks, where none expresses the model exactly.
+    The cheapest plan adds the fewest weights; ties go to the target that the family prefers, then to the fewest rewrites.
+    `calibration` returns tokens to fit an approximation to, and permits one where no target is exact. Raises UnsupportedError
+    with what each target lacks if no target expresses the model.
     """
     candidates = [target_named(target)] if target else list(all_targets())
     plans, refusals = [], []
@@ -75,18 +75,18 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
 
 
 def _listed(refusals: list[tuple[int, str]]) -> str:
-    """What each target lacks, those that lack least first: (number of lacks, sentence) of each."""
+    """The sentences of `refusals`, (number of missing features, sentence) per target, those with the fewest first."""
     return "; ".join(text for _, text in sorted(refusals))
 
 
 def _exact(target: Target, model: Model) -> Plan:
-    """The model after the rewrites that every target needs and those of this one; it may still have what the target lacks."""
+    """The plan with the common rewrites and the target's own; its model may still have features that the target lacks."""
     rewritten, applied = model, []
     for rewrite in (*COMMON_REWRITES, *target.rewrites):
         if rewrite.applies(rewritten.spec) and rewrite.suits(rewritten.spec) and rewrite.holds(rewritten):
             rewritten = rewrite.apply(rewritten)
             applied.append(rewrite)
-    # What is folded away may be more than what is added.
+    # Rewrites that fold weights away can remove more than the others add.
     extra = max(0, rewritten.parameters - model.parameters)
     return Plan(
         target=target,
@@ -98,11 +98,11 @@ def _exact(target: Target, model: Model) -> Plan:
 
 
 def _fits(target: Target, way: Approximation, model: Model) -> bool:
-    """Whether the target lacks nothing after the approximation."""
+    """Whether the approximation applies and the target expresses the approximated model."""
     return way.applies(model.spec) and not target.lacks(_exact(target, way.apply(model, None)[0]).model.spec)
 
 
 def plan_for(model: Model, target: str) -> tuple[Plan, tuple[str, ...]]:
-    """The plan for one target, and what that target lacks all the same: for files that others converted in spite of it."""
+    """The plan for one target, and what that target lacks, for files that other tools converted regardless."""
     made = _exact(target_named(target), model)
     return made, tuple(made.target.lacks(made.model.spec))

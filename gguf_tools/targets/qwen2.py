@@ -1,4 +1,4 @@
-"""llama.cpp's `qwen2`: dense, biases on queries, keys and values where the file has them (`src/models/qwen2.cpp`)."""
+"""llama.cpp's `qwen2`: dense, with optional biases on queries, keys and values (`src/models/qwen2.cpp`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def limits(spec: ModelSpec) -> list[str]:
 
 
 def heads_limits(spec: ModelSpec) -> list[str]:
-    """Qwen2's attention, dense or with experts: heads that together are as wide as the model."""
+    """Limits of Qwen2's attention, dense or MoE: heads · head_dim must equal the model's hidden size."""
     found = attention_limits(spec)
     for mixer in dict.fromkeys(attentions(spec)):
         if mixer.heads * mixer.head_dim != spec.hidden:

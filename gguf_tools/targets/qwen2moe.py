@@ -1,6 +1,6 @@
-"""llama.cpp's `qwen2moe`: qwen2's attention, experts and a gated shared expert in every layer (`src/models/qwen2moe.cpp`).
+"""llama.cpp's `qwen2moe`: qwen2's attention, MoE with a gated shared expert in every layer (`src/models/qwen2moe.cpp`).
 
-The chosen experts' weights are not renormalised, and the output projection must be in the file.
+The selected experts' weights are not renormalised, and the file must have an output projection.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EXPRESSES = DECODER | ATTENTION | PAIRS_HALF | ROPE_SCALING | EXPERTS | SHARED_E
 def limits(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of the values of its features."""
     found = []
-    # A gate of zeros would not do: the graph computes the sigmoid of z as SiLU(z) / z.
+    # An added shared expert cannot have a gate of zeros: the graph computes sigmoid(z) as SiLU(z) / z.
     if any(moe.shared is None for moe in moes(spec)):
         found.append("experts without a gated shared expert")
     found += same((moe.shared.width for moe in moes(spec) if moe.shared), "width of the shared expert")
@@ -47,9 +47,9 @@ def limits(spec: ModelSpec) -> list[str]:
 
 
 def lower(model: Model) -> Lowered:
-    """Every tensor keeps its numbers; only names change.
+    """The model as a `qwen2moe` file: tensors are renamed, their values do not change.
 
-    Raises UnsupportedError for a shared expert's gate of zeros, with which the graph divides zero by zero.
+    Raises UnsupportedError if the gate of a shared expert is all zeros, since the graph then computes 0 / 0.
     """
     for layer in model.layers:
         gate = layer.tensors["shared.sigmoid"]

@@ -1,4 +1,4 @@
-"""llama.cpp's `qwen3`: dense, q/k norm per head, rope on the whole head (`src/models/qwen3.cpp`)."""
+"""llama.cpp's `qwen3`: dense, q/k norm on each head, RoPE on the whole head (`src/models/qwen3.cpp`)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """llama.cpp's `qwen35`: Gated DeltaNet and gated attention in any order, a dense feed-forward in every layer
 (`src/models/qwen35.cpp`).
 
-Its graph repeats key heads for value heads as ggml broadcasts: value head v reads key head v mod key_heads. Value heads
-that share a key head lie apart in the file, where a checkpoint has them side by side. Rope has a position for each of three
-axes; for text all are equal, and the sections have to cover every pair, because a fourth axis is always 0.
+Its graph broadcasts key heads over value heads as ggml does: value head v uses key head v mod key_heads. The file therefore
+has the value heads in another order than a checkpoint, where those of one key head are adjacent. RoPE has four position axes
+(M-RoPE): for text the first three are equal and the fourth is 0, so the sections of the first three must cover every pair.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ def limits(spec: ModelSpec) -> list[str]:
 
 
 def rope_sections(dims: int) -> list[int]:
-    """How many pairs turn with each of three axes in turn, and none with the fourth; together all dims / 2."""
+    """The number of pairs that each of the four position axes rotates: dims / 2 over the first three, and 0."""
     pairs = dims // 2
     return [(pairs + 2 - axis) // 3 for axis in range(3)] + [0]
 
 
 def metadata_of(arch: str, spec: ModelSpec) -> Metadata:
-    """The hybrid's metadata with the rope sections, which the loader requires."""
+    """The hybrid metadata and `rope.dimension_sections`, which the loader requires."""
     sections = array(ValueType.INT32, rope_sections(attentions(spec)[0].rope.dims))
     return hybrid.hybrid_metadata(arch, spec) | {f"{arch}.rope.dimension_sections": sections}
 
 
 def lower_layers(model: Model, table: Mapping[str, str]) -> tuple[OutputTensor, ...]:
-    """All tensors: query and gate interleaved a head at a time, value heads in the order that the graph repeats keys in."""
+    """All tensors in file order: query and gate interleaved head by head, value heads in the order of the graph's broadcast."""
 
     def named(layer: Layer) -> dict[str, Tensor]:
         mixer, tensors = layer.spec.mixer, layer.tensors
@@ -75,19 +75,19 @@ def lower_layers(model: Model, table: Mapping[str, str]) -> tuple[OutputTensor, 
 
 
 def _tiled(mixer: DeltaNet) -> list[int]:
-    """For each value head in the file, which one of the model it is."""
+    """For each value head in the file, the index of that head in the model."""
     group = mixer.value_heads // mixer.key_heads
     return [key * group + member for member in range(group) for key in range(mixer.key_heads)]
 
 
 def _grouped(mixer: DeltaNet) -> list[int]:
-    """For each value head of the model, which one of the file it is."""
+    """For each value head of the model, the index of that head in the file."""
     group = mixer.value_heads // mixer.key_heads
     return [member * mixer.key_heads + key for key in range(mixer.key_heads) for member in range(group)]
 
 
 def reorder_values(mixer: DeltaNet, tensors: Mapping[str, Tensor], order: list[int]) -> LayerTensors:
-    """The DeltaNet's tensors with its value heads in another order."""
+    """The DeltaNet's tensors with value head i taken from value head order[i]."""
     rows = [head * mixer.value_dim + d for head in order for d in range(mixer.value_dim)]
     keys = mixer.channels - len(rows)
     out = dict(tensors)
@@ -101,7 +101,7 @@ def reorder_values(mixer: DeltaNet, tensors: Mapping[str, Tensor], order: list[i
 
 
 def lower(model: Model) -> Lowered:
-    """The model in this architecture's terms."""
+    """The model as a `qwen35` file."""
     ffn = model.spec.layers[0].feed_forward
     assert isinstance(ffn, GatedMLP)
     metadata = metadata_of(NAME, model.spec) | {f"{NAME}.feed_forward_length": u32(ffn.width)}
@@ -109,7 +109,7 @@ def lower(model: Model) -> Lowered:
 
 
 def lift_mixer(source: GGUFSource, n: int, norm: Norm) -> tuple[Mixer, LayerTensors]:
-    """Layer n's attention or DeltaNet, value heads in the model's order."""
+    """Layer n's attention or DeltaNet, with value heads in the model's order."""
     if f"blk.{n}.ssm_a" not in source.tensors:
         return hybrid.lift_gated_attention(source, n, norm)
     mixer, part = hybrid.lift_delta(source, n, norm)

@@ -1,4 +1,4 @@
-"""llama.cpp's `qwen35moe`: like qwen35, with experts and a gated shared expert in every layer (`src/models/qwen35moe.cpp`)."""
+"""llama.cpp's `qwen35moe`: like qwen35, with MoE and a gated shared expert in every layer (`src/models/qwen35moe.cpp`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def limits(spec: ModelSpec) -> list[str]:
 
 
 def lower(model: Model) -> Lowered:
-    """The model in this architecture's terms."""
+    """The model as a `qwen35moe` file."""
     metadata = metadata_of(NAME, model.spec) | lowering.moe_metadata(NAME, moes(model.spec)[0])
     return Lowered(NAME, metadata, lower_layers(model, NAMES))
 

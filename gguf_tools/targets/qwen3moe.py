@@ -1,4 +1,4 @@
-"""llama.cpp's `qwen3moe`: like qwen3, with experts in every layer, softmax, renormalised (`src/models/qwen3moe.cpp`)."""
+"""llama.cpp's `qwen3moe`: like qwen3, with MoE in every layer, softmax router, renormalised (`src/models/qwen3moe.cpp`)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def limits(spec: ModelSpec) -> list[str]:
 
 
 def lower(model: Model) -> Lowered:
-    """Every tensor keeps its numbers; only names change."""
+    """The model as a `qwen3moe` file: tensors are renamed, their values do not change."""
     moe = moes(model.spec)[0]
     metadata = lowering.common_metadata(NAME, model.spec) | lowering.moe_metadata(NAME, moe)
     return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, NAMES)))

@@ -32,7 +32,7 @@ EXPRESSES = hybrid.EXPRESSES | EXPERTS | SHARED_EXPERT | SHARED_GATE
 
 
 def experts_limits(spec: ModelSpec) -> list[str]:
-    """What an architecture with experts and a gated shared expert in every layer lacks."""
+    """Limits of an architecture that requires MoE with a gated shared expert in every layer."""
     found = []
     if any(moe.shared is None for moe in moes(spec)):
         found.append("experts without a gated shared expert")
@@ -45,12 +45,15 @@ def limits(spec: ModelSpec) -> list[str]:
 
 
 def lower(model: Model) -> Lowered:
-    """Query and gate are interleaved a head at a time, beta and alpha a key head at a time; A becomes the decay rate."""
+    """The model as a `qwen3next` file.
+
+    Query and gate are interleaved head by head, beta and alpha key head by key head; the decay is stored as a rate.
+    """
     spec = model.spec
     metadata = hybrid.hybrid_metadata(NAME, spec) | lowering.moe_metadata(NAME, moes(spec)[0])
     widths = [moe.shared.width for moe in moes(spec) if moe.shared]
     if len(set(widths)) > 1:
-        # Without one width for all, the loader takes each layer's feed-forward length for that of its shared expert.
+        # Without this key the loader uses each layer's feed-forward length as the width of its shared expert.
         del metadata[f"{NAME}.expert_shared_feed_forward_length"]
         metadata[f"{NAME}.feed_forward_length"] = array(ValueType.UINT32, widths)
 

@@ -1,4 +1,4 @@
-"""Every target there is, by name."""
+"""All targets, by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gguf_tools.targets.base import Target
 
 @cache
 def all_targets() -> tuple[Target, ...]:
-    """Every target, by name."""
+    """All targets, sorted by name."""
     package = importlib.import_module(__package__)
     names = (info.name for info in pkgutil.walk_packages(package.__path__, f"{__package__}."))
     modules = map(importlib.import_module, names)
@@ -23,7 +23,7 @@ def all_targets() -> tuple[Target, ...]:
 
 
 def target_named(name: str) -> Target:
-    """The target of this name; UnsupportedError, with those there are, otherwise."""
+    """The target of this name; otherwise UnsupportedError, which lists the known names."""
     for target in all_targets():
         if target.name == name:
             return target
@@ -37,7 +37,7 @@ def lift(source: GGUFSource) -> Model:
     try:
         return target.lift(source)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        # Metadata and tensors that contradict each other in ways that no lifter thought of.
+        # Metadata and tensors contradict each other in a way that the lifters do not check.
         raise CheckpointError(
             f"{source.path}: is not the {target.name} model that it claims to be ({error}); write the file again"
         ) from error

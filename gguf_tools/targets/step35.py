@@ -1,14 +1,14 @@
-"""llama.cpp's `step35`: dense or MoE layer by layer, with much left to the file (`src/models/step35.cpp`).
+"""llama.cpp's `step35`: each layer dense or MoE, with many optional features (`src/models/step35.cpp`).
 
-Ungated shared experts, softmax or sigmoid routers, a selection bias, q/k norms where there are weights, rope on a part of
-the head, keys wider than values, and a sliding window layer by layer. Its quirks:
+Ungated shared experts, softmax or sigmoid routers, a selection bias, optional q/k norms, partial RoPE, keys wider than
+values, and a sliding window per layer. Peculiarities:
 
-- Some layer must have a window, or it aborts. Where the model has none, all layers get one beyond any context.
-- Of `rope.dimension_count` the layers without a window use the half; the others read keys of their own (`…_swa`), and know no
-  rope scaling.
-- Every MoE layer adds a shared expert, and the output projection is required.
-- Weights of experts, where they are to sum to 1, are divided by their sum, but at least by 6.1e-5: sigmoid routers whose
-  chosen logits all lie below -9.7 come out smaller.
+- llama.cpp aborts if no layer has a window. If the model has none, all layers get one larger than any context.
+- Layers without a window rotate half of `rope.dimension_count`; layers with one have separate keys (`…_swa`) and no RoPE
+  scaling.
+- Every MoE layer needs a shared expert, and the output projection is required.
+- Normalised expert weights are divided by their sum or by 6.1e-5, whichever is larger: the weights of a sigmoid router whose
+  selected logits are all below -9.7 sum to less than 1.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ NAMES = {
     **MOE_NAMES,
 }
 ENDLESS = 1 << 23
-"""A window beyond any context; times 256 sequences it still fits llama.cpp's 32 bits."""
+"""A window larger than any context; times 256 sequences it still fits llama.cpp's 32-bit integers."""
 SWA_THETA = 10000.0
-"""llama.cpp's base for layers with a window, where the file does not say."""
+"""llama.cpp's default RoPE base for layers with a window."""
 SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3
-"""`expert_gating_func`; the last is softmax over the raw logits of those chosen, which `exp_probs_b` is added to."""
+"""Values of `expert_gating_func`. The last selects by raw logits plus `exp_probs_b`, with a softmax over the selected ones."""
 
 
 EXPRESSES = (
@@ -109,7 +109,7 @@ def _gating(router: Router) -> int:
 
 
 def lower(model: Model) -> Lowered:
-    """Every tensor keeps its numbers; only names change."""
+    """The model as a `step35` file: tensors are renamed, their values do not change."""
     metadata = lowering.common_metadata(NAME, model.spec) | {
         f"{NAME}.{key}": value for key, value in {**_attention_keys(model.spec), **_expert_keys(model.spec)}.items()
     }
@@ -117,6 +117,7 @@ def lower(model: Model) -> Lowered:
 
 
 def _attention_keys(spec: ModelSpec) -> dict[str, Field]:
+    """RoPE, head size and window keys, without prefix; the graph halves `rope.dimension_count` in layers without a window."""
     mixers = attentions(spec)
     first = mixers[0]
     window = next((mixer.window for mixer in mixers if mixer.window), None)
@@ -134,11 +135,12 @@ def _attention_keys(spec: ModelSpec) -> dict[str, Field]:
 
 
 def _expert_keys(spec: ModelSpec) -> Metadata:
+    """Feed-forward widths, expert counts and router keys, without prefix."""
     moe = next(iter(moes(spec)), None)
     dense = next((ffn.width for ffn in (layer.feed_forward for layer in spec.layers) if not isinstance(ffn, MoE)), None)
     values: Metadata = {"feed_forward_length": u32(dense or (moe.width if moe else 0))}
     if moe is None:
-        # The key is required, and without experts it is not used.
+        # The loader requires the key but does not use it without experts.
         return values | {"expert_feed_forward_length": u32(0)}
     prefix = f"{NAME}."
     values |= {key.removeprefix(prefix): value for key, value in lowering.moe_metadata(NAME, moe).items()}
@@ -149,7 +151,10 @@ def _expert_keys(spec: ModelSpec) -> Metadata:
 
 
 def lift(source: GGUFSource) -> Model:
-    """A file of this architecture as a Model; UnsupportedError for a selection bias after the score function."""
+    """A file of this architecture as a Model.
+
+    Raises UnsupportedError for a selection bias that is added after the score function, and for a gate per head.
+    """
     pattern, layers = source.key("attention.sliding_window_pattern"), source.integer("block_count")
     if not isinstance(pattern, tuple) or len(pattern) < layers:
         raise CheckpointError(
@@ -180,6 +185,7 @@ def lift(source: GGUFSource) -> Model:
 
 
 def _lift_experts(source: GGUFSource, n: int) -> tuple[MoE, LayerTensors]:
+    """Layer n's experts, with the router that `expert_gating_func` and `expert_weights_norm` describe."""
     gating = source.integer("expert_gating_func", SIGMOID)
     score: Literal["softmax", "sigmoid"] = "sigmoid" if gating == SIGMOID else "softmax"
     normalised = gating == SOFTMAX_OF_CHOSEN or bool(source.key("expert_weights_norm", False))

@@ -1,1 +1,1 @@
-"""The card suite: a model scored as its card reports it."""
+"""The card suite: the scores that are reported on a model card."""

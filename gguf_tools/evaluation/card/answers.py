@@ -1,7 +1,7 @@
-"""Whether an answer is right.
+"""Grades answers as right or wrong.
 
-It is where it says an accepted phrase once: the same words after normalising, not negated, not beside another answer.
-The rules are those of English; other languages are matched, their negations are not understood.
+An answer is right if it has at least one mention of an accepted phrase (the same words after normalisation) that is neither
+negated nor offered as one of several alternatives. Negations and alternatives are recognised in English only.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Reason = Literal["right", "empty", "other", "negated", "alternatives"]
 
 @dataclass(frozen=True)
 class Grade:
-    """Whether an answer is right, and why not.
+    """Whether an answer is right, and if not, why.
 
-    `empty`: it has no words. `other`: it does not say an accepted phrase. `negated`: it says that it is not so.
-    `alternatives`: it offers the phrase beside others.
+    `empty`: it has no words. `other`: it does not contain an accepted phrase. `negated`: it negates the phrase.
+    `alternatives`: it offers the phrase as one of several answers.
     """
 
     right: bool
@@ -30,11 +30,11 @@ class Grade:
 
 
 _HERE, _ALSO = "\0", "\1"
-"""Stand for the accepted phrase and for other mentions of one in what the patterns below read; "_" precedes words of
-the question, "|" and "," stand for signs."""
+"""In the text that the patterns below match, these replace the accepted phrase and other mentions of one; "_" precedes
+words repeated from the question, "|" and "," stand for punctuation."""
 
 _REACH = 60
-"""Words on either side of a phrase that can bear on it: a text without any full stop would take too long to read."""
+"""Number of words on either side of a phrase that are examined; limits the time for texts without full stops."""
 
 _SENTENCE = re.compile(r"[.!?。।؟\n]")
 _PARAGRAPH = re.compile(r"[.!?。।؟]|\n\s*\n")
@@ -59,9 +59,9 @@ _BEFORE = f"not|never|neither|nor|none|nobody|nothing|hardly|doubt|{_FALSE}"
 _BEFORE_NOUN = "no|without|except|excluding|unlike|anything but|rather than|instead of|other than"
 _FILLERS = "a|an|the|in|by|also|still|just|simply|really|actually|certainly|clearly|definitely|probably"
 _NEGATED = re.compile(
-    # What denies a noun goes no further than the next verb: "with no clouds the sky is blue".
+    # The negation of a noun extends to the next verb only: "with no clouds the sky is blue".
     rf" (?:{_BEFORE}) (?:.* )?{_HERE} | (?:{_BEFORE_NOUN}) (?:(?!{_AUX} )\S+ )*{_HERE} "
-    # After the phrase only the first verb counts: "Paris is not", but "8 legs and not 6".
+    # After the phrase only a negation of the first verb counts: "Paris is not", but not "8 legs and not 6".
     rf"| {_HERE} (?:(?!{_AUX} )\S+ )*(?:{_AUX} )+(?:(?:{_FILLERS}|{_AUX}) )*"
     rf"(?:not|never|neither|hardly|no longer|no way|no means|{_FALSE}) "
 )
@@ -82,19 +82,19 @@ _NO_ITEM = re.compile(
 
 
 def mentions(text: str, accept: Sequence[str]) -> bool:
-    """Whether an accepted phrase stands in a text as a run of whole words, whatever is said about it."""
+    """Whether a text contains an accepted phrase as a run of whole words, negated or not."""
     return bool(_places(read(text)[0], _phrases(accept)))
 
 
 def grade(answer: str, accept: Sequence[str], question: str = "") -> Grade:
-    """Whether an answer says one of the accepted phrases, as a run of whole words and as what it holds to be true.
+    """Whether an answer asserts one of the accepted phrases, matched as a run of whole words.
 
-    - Sentences that ask do not count, nor operands ("2 + 2 = 5"), nor a phrase within three or more words in a row of
-      the question.
-    - Negated is what a negation in the same clause denies: "it isn't Paris", "Paris is wrong", not "Paris, not Lyon".
-    - Alternatives are what "or" or "/" joins with anything not accepted, and an enumeration of three or more short items
-      of which the phrase is one, unless the question asks for several things.
-    - One mention that is none of these is enough: what else is said of it may be true ("Mars does not have rings").
+    - Mentions in questions do not count, nor operands ("2 + 2 = 5"), nor mentions within a run of three or more words that
+      the question contains too.
+    - A mention is negated by a negation in the same clause: "it isn't Paris", "Paris is wrong", but not "Paris, not Lyon".
+    - Alternatives are joined by "or" or "/" with something that is not accepted, or form an enumeration of three or more
+      short items including the phrase, unless the question asks for several things.
+    - One other mention suffices, since further statements may be true as well ("Mars does not have rings").
     """
     words, gaps = read(answer)
     if not words:
@@ -110,15 +110,15 @@ def grade(answer: str, accept: Sequence[str], question: str = "") -> Grade:
 
 
 _WEIGHT: tuple[Reason, ...] = ("negated", "alternatives", "other")
-"""Which reason is given where there are several."""
+"""Precedence of the reasons if mentions fail for several."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """An answer as the patterns read it.
+    """An answer prepared for the patterns.
 
-    `gaps` and `signs`: what stands before each word and after the last, and what it says. `echoed`: the words that the
-    question says too. `several`: the question asks for a list.
+    `gaps`: the text before each word and after the last; `signs`: the punctuation that each gap stands for. `echoed`: whether
+    a word is repeated from the question. `several`: whether the question asks for a list.
     """
 
     words: list[str]
@@ -145,7 +145,7 @@ def _phrases(accept: Sequence[str]) -> set[Phrase]:
 
 
 def _places(words: list[str], accepted: set[Phrase]) -> list[tuple[int, int]]:
-    """Where accepted phrases stand, start to end; of those that overlap the first and longest."""
+    """Positions (start, end) of the accepted phrases; of overlapping ones the first, and of those the longest."""
     found = [
         (start, start + len(phrase))
         for phrase in accepted
@@ -160,14 +160,14 @@ def _places(words: list[str], accepted: set[Phrase]) -> list[tuple[int, int]]:
 
 
 def _echoed(words: list[str], question: Phrase) -> list[bool]:
-    """Which words belong to three or more in a row that the question has too."""
+    """For each word, whether it belongs to a run of three or more words that the question contains too."""
     known = {question[i : i + 3] for i in range(len(question) - 2)}
     starts = {i for i in range(len(words) - 2) if tuple(words[i : i + 3]) in known}
     return [not starts.isdisjoint((i - 2, i - 1, i)) for i in range(len(words))]
 
 
 def _judge(text: _Text, start: int, end: int) -> Reason:
-    """What is said about the phrase at start…end."""
+    """The grade of the mention at words start…end."""
     around = [*text.echoed[max(start - 1, 0) : start], *text.echoed[end : end + 1]]
     low, high = _span(text, start, end, _SENTENCE)
     if (all(text.echoed[start:end]) and any(around)) or re.search("[?؟]", text.gaps[high]):
@@ -187,7 +187,7 @@ def _judge(text: _Text, start: int, end: int) -> Reason:
 
 
 def _span(text: _Text, start: int, end: int, stop: re.Pattern[str]) -> tuple[int, int]:
-    """The words around start…end up to gaps with a stop."""
+    """The range of words around start…end, bounded by gaps that match `stop` and by `_REACH`."""
     first, last = max(start - _REACH, 0), min(end + _REACH, len(text.words))
     low = next((i for i in range(start, first, -1) if stop.search(text.gaps[i])), first)
     high = next((i for i in range(end, last) if stop.search(text.gaps[i])), last)
@@ -195,7 +195,7 @@ def _span(text: _Text, start: int, end: int, stop: re.Pattern[str]) -> tuple[int
 
 
 def _shown(text: _Text, low: int, high: int, start: int, end: int) -> str:
-    """The words low…high and the signs between them, the phrase as one sign; a space at both ends."""
+    """The words low…high and the signs between them as text for the patterns, with `_HERE` for the phrase start…end."""
     before = [part for i in range(low, start) for part in (text.words[i], text.signs[i + 1])]
     after = [part for i in range(end, high) for part in (text.signs[i], text.words[i])]
     return f" {' '.join(filter(None, [*before, _HERE, *after]))} "
@@ -212,7 +212,7 @@ def _sign(gap: str, left: str, right: str) -> str:
 
 
 def _in_list(text: str) -> bool:
-    """Whether the phrase is an item of an enumeration of three or more, of which not all are accepted."""
+    """Whether the phrase is one of three or more enumerated items, not all of which are accepted."""
     parts = [part.split() for part in re.split(r" (?:(?:,|and|or) )+", text)]
     at = next(k for k, part in enumerate(parts) if _HERE in part)
     here = parts[at].index(_HERE)
@@ -228,13 +228,13 @@ def _in_list(text: str) -> bool:
 
 
 def _items(parts: list[list[str]], end_of: Callable[[list[str]], list[str]]) -> list[list[str]]:
-    """The items in front; the last one may be an `end_of` its part."""
+    """The leading parts that are items; of the first part that is not one, `end_of` may give the item that it ends with."""
     whole = list(takewhile(_is_item, parts))
     return [*whole, *filter(_is_item, map(end_of, parts[len(whole) : len(whole) + 1]))]
 
 
 def _is_item(part: list[str]) -> bool:
-    """Whether it is short and has no word that no item has."""
+    """Whether a part is short and has no word that rules out an item (`_NO_ITEM`)."""
     return 0 < len(part) < 3 and not any(map(_NO_ITEM.fullmatch, part))
 
 

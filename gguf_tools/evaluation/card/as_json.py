@@ -1,4 +1,4 @@
-"""A card report for programs: what JSON and CSV hold."""
+"""A card report as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MISSING = {
 
 
 def card_dict(report: CardReport) -> dict[str, Any]:
-    """What `tinyq eval --json` has under `card`."""
+    """The value of `card` in the JSON of `tinyq eval --json`."""
     measured = parts_of(report)
     facts = part_facts(report)
     parts: dict[str, Any] = {}
@@ -63,7 +63,7 @@ def share_dict(outcomes: Counted) -> dict[str, Any]:
 
 
 def part_facts(report: CardReport) -> dict[str, dict[str, Any]]:
-    """What is known of each part that was measured, beside its score."""
+    """Facts about each measured part besides its score."""
     found = {name: share_dict(outcomes) for name, outcomes in outcomes_of(report).items() if outcomes}
     if report.passages:
         found["perplexity"] = _text_dict(report.passages)
@@ -73,7 +73,7 @@ def part_facts(report: CardReport) -> dict[str, dict[str, Any]]:
 
 
 def outcomes_of(report: CardReport) -> dict[str, list[bool]]:
-    """The parts that are shares: what was right of what."""
+    """For each part that is a share of right items: whether each item is right."""
     return {
         "facts": [item.right for item in report.answers],
         "completion": [item.coherent for item in report.completions],
@@ -99,6 +99,7 @@ def _exp(nats: float) -> float | None:
 
 
 def _repetition_dict(generations: Sequence[Generation]) -> dict[str, Any]:
+    """The share of repeated n-grams over all texts with its 95% bootstrap interval, and the loops; lengths in tokens."""
     values = np.array([repeated_ngrams(g.tokens) for g in generations], dtype=np.float64)
     share = bootstrap([values], lambda means: means[0][..., 0] / np.maximum(means[0][..., 1], 1e-300))
     loops = [loop for g in generations if (loop := longest_loop(g.tokens))]
@@ -118,6 +119,7 @@ def _loop_dict(loop: Loop | None) -> dict[str, int] | None:
 
 
 def _answer_dict(item: Answered) -> dict[str, Any]:
+    """One question and its answer for JSON; `tokens` counts those of thought and answer."""
     return {
         "question": item.question,
         "mode": item.mode,
@@ -161,7 +163,7 @@ def _why_missing(report: CardReport, name: str) -> str:
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with a line of all names; a cell is empty where a row lacks that name."""
+    """CSV with a header of all column names; a cell is empty if its row does not have the column."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -170,7 +172,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def flat_card(report: CardReport) -> dict[str, Any]:
-    """The card's numbers under names with dots, for a line of CSV."""
+    """The card's numbers with nested names joined by dots, for one row of CSV."""
     found = card_dict(report)
     flat: dict[str, Any] = {"score": found["score"]}
     flat["score.low"], flat["score.high"] = found["interval"]

@@ -1,4 +1,4 @@
-"""What the numbers of one or several runs of the card suite allow to say: intervals, and paired differences."""
+"""Statistics over runs of the card suite: confidence intervals, and paired differences between models."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gguf_tools.evaluation.card.statistics import Interval, McNemar, Paired, boo
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How `second` differs from `first` on the same items: second minus first, each with a paired test.
+    """The difference `second` minus `first` on the same items, with paired tests.
 
-    `score` in points of 100, `bits` in bits a byte of the text (below 0: `second` is better), both by a permutation test
-    and with a bootstrap interval; `facts` and `held_out` by McNemar's exact test. None where the two did not do the same
+    `score` in points of 100, `bits` in bits per byte of the text (negative: `second` is better), both with a permutation test
+    and a bootstrap interval; `facts` and `held_out` with McNemar's exact test. None if the two were not measured on the same
     items.
     """
 
@@ -28,7 +28,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What is shown at the 95% level, in words."""
+        """The differences that are significant at the 5% level, in words."""
         said = []
         if self.score is not None and self.score.shown:
             said.append(f"scores {'higher' if self.score.estimate > 0 else 'lower'}")
@@ -44,13 +44,13 @@ class Difference:
 
 
 def score_interval(report: CardReport) -> Interval:
-    """The 95% interval of the overall score, 0 to 100: a bootstrap over questions, texts and passages."""
+    """The 95% interval of the overall score (0 to 100), by a bootstrap over questions, texts and passages."""
     samples, combine = samples_of(report), score_of(report)
     return bootstrap(list(samples.values()), lambda means: combine(dict(zip(samples, means, strict=True)))).interval
 
 
 def best_first(reports: Mapping[str, CardReport]) -> list[str]:
-    """Names in falling order of the score; among equals in the order given."""
+    """Names by descending score; equal scores keep the given order."""
     return sorted(reports, key=lambda name: -overall(reports[name]))
 
 

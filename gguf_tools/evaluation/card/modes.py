@@ -1,6 +1,6 @@
-"""How a model can be asked: with thinking, without it, or as plain text where it has no chat template.
+"""The modes in which a model can be asked: with thinking, without it, or as plain text if it has no chat template.
 
-A model's modes are read from its chat template alone, never from what it answers; so all variants of a model are measured
+The modes follow from the chat template alone and never from the model's answers, so that all variants of a model are measured
 alike.
 """
 
@@ -16,17 +16,17 @@ from gguf_tools.evaluation.text_files import shown
 from gguf_tools.runtime.interface import RuntimeLike
 
 Mode = Literal["direct", "thinking", "plain"]
-"""Asked by the chat template with thinking off or on, or as plain text."""
+"""Chat template with thinking off, chat template with thinking on, or plain text."""
 
 _PROBE = [{"role": "user", "content": "Hello"}]
 
 
 @dataclass(frozen=True)
 class ChatModes:
-    """What a chat template offers.
+    """The capabilities of a chat template.
 
-    `tags` enclose a thought; `switch` tells whether the template knows `enable_thinking` (or Granite's `thinking`), and
-    `opened` whether it begins the thought itself.
+    `tags` enclose a thought; `switch`: the template reads `enable_thinking` (or Granite's `thinking`); `opened`: it emits the
+    opening tag itself.
     """
 
     template: bool
@@ -36,37 +36,37 @@ class ChatModes:
 
     @property
     def thinking(self) -> bool:
-        """Whether the template asks for a thought, always or on demand; one without known tags cannot be told apart."""
+        """Whether the template asks for a thought, always or on demand; thoughts are recognised by known tags only."""
         return self.opened or (self.switch and self.tags is not None)
 
     @property
     def undecided(self) -> bool:
-        """Whether the template knows thoughts and leaves it to the model whether to have any."""
+        """Whether the template supports thinking but lets the model decide whether to think."""
         return self.template and self.tags is not None and not self.thinking
 
     @property
     def direct(self) -> bool:
-        """Whether the template can ask without a thought."""
+        """Whether the template can ask for an answer without a thought."""
         return self.template and (self.switch or not self.opened)
 
     def main(self, thinking: bool) -> Mode:
-        """The mode in which the questions are asked: without thinking unless wanted, or nothing else is offered."""
+        """The mode in which the questions are asked: without thinking, unless `thinking` is set or the only mode."""
         if not self.template:
             return "plain"
         return "thinking" if thinking or not self.direct else "direct"
 
     def other(self, main: Mode) -> Mode | None:
-        """The mode that `main` leaves, None where there is none."""
+        """The mode other than `main`, or None."""
         if not self.switch or not self.thinking:
             return None
         return "direct" if main == "thinking" else "thinking"
 
     def is_short(self, mode: Mode) -> bool:
-        """Whether answers in this mode should hold no thought."""
+        """Whether answers in this mode should have no thought, and so get the lower token limit."""
         return mode == "plain" or (mode == "direct" and not self.undecided)
 
     def render(self, runtime: RuntimeLike, question: Question, mode: Mode) -> str:
-        """The prompt's text; InputError where the template refuses it."""
+        """The prompt's text; InputError if the template refuses it."""
         if mode == "plain":
             system = f"{question.system}\n\n" if question.system else ""
             return f"{system}Question: {question.question}\nAnswer:"
@@ -82,7 +82,7 @@ class ChatModes:
 
 
 def find_modes(runtime: RuntimeLike) -> ChatModes:
-    """The modes of the runtime's own chat template; InputError where it is broken, refuses a user's greeting or says nothing."""
+    """The modes of the model's chat template; InputError if it is broken, refuses a user message or renders nothing."""
     template = runtime.info.chat_template
     if template is None:
         return ChatModes(template=False)

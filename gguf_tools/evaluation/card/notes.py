@@ -1,4 +1,4 @@
-"""What a run of the card suite handled rather than measured, in words."""
+"""Notes on a run of the card suite: items that count as failed or were shortened, and why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ASKED: Mapping[Mode, str] = {"direct": "without thinking", "thinking": "with thi
 
 
 def notes_of(report: CardReport) -> list[str]:
-    """What was handled rather than measured, each named."""
+    """Sentences on items that count as failed or were shortened."""
     notes: list[str] = []
     if not report.modes.template:
         notes.append("the model has no chat template: the questions were asked as plain text, and no mode was tried")
@@ -53,14 +53,14 @@ def _answer_fault(report: CardReport, item: Answered) -> str | None:
 
 
 def _fault(report: CardReport, generation: Generation) -> str | None:
-    """What can go wrong with any text."""
+    """A fault that any generated text can have, or None."""
     if not generation.fits:
         return f"no room in the context of {report.context} tokens"
     return "an endless loop" if generation.loop else None
 
 
 def _grouped(asked: str, faults: Sequence[tuple[str, str | None]]) -> list[str]:
-    """A note for each kind of fault, with some of the texts that have it."""
+    """A note per kind of fault, with examples of the texts that have it."""
     by_fault: dict[str, list[str]] = {}
     for text, fault in faults:
         if fault:

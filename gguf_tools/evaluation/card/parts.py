@@ -1,8 +1,8 @@
-"""The parts of a card's score: what is measured item by item, and how the items' means become a score.
+"""The parts of a card's score: the measurements per item, and how their means are combined into a score.
 
-The items (questions, texts, passages) are rows of tables, and a part is a function of the columns' means. So a score, its
-interval and the difference of two models come from the same numbers, by drawing items anew; and an item goes into all
-parts at once, because a question that meets a broken answer loses in several of them.
+The items (questions, texts, passages) are rows of tables, and a part is a function of the column means. A score, its
+interval and the difference of two models are thus computed from the same tables by resampling rows. A resampled item affects
+all parts together, because a broken answer lowers several of them.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {
     "thinking": 10.0,
     "non_thinking": 10.0,
 }
-"""Part → weight. A part that a model lacks is left out, and the others keep their proportions."""
+"""Part → weight. A part that was not measured is left out, and the weights of the others are rescaled."""
 
 MOST_WEIGHT = 1_000_000
-"""Far larger ones overflow when they are summed."""
+"""Largest weight accepted; sums of much larger ones overflow."""
 
 WORST_BITS = 4.0
-"""Bits a byte at which a perplexity is worth nothing: about what the frequencies of single letters give for English."""
+"""Bits per byte at which the perplexity part scores 0: about the entropy of single letters in English."""
 
 DECIMALS = 2
-"""Decimals of a score: below lies what rounding to float16 changes."""
+"""Decimals of a score; rounding weights to float16 changes less than the last of them."""
 
 
 Means = Mapping[str, Float]
-"""Kind of item → the means of its columns, (…, columns); the kinds and columns are those of `samples_of`."""
+"""Kind of item → means of its columns, shape (…, columns); kinds and columns as in `samples_of`."""
 
 
 @dataclass(frozen=True)
 class ScorePart:
-    """One part of one model: its own score, 0 to 1, and the same as a function of means, (…)."""
+    """One part of one model's score: its value, 0 to 1, and `score_of`, the same as a function of means, of shape (…)."""
 
     name: str
     score: float
@@ -55,7 +55,7 @@ class ScorePart:
 
 
 def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """The default weights with some replaced; InputError for a part that is not there, or a weight out of range."""
+    """The default weights with some replaced; InputError for an unknown part, or a weight out of range."""
     for name, weight in weights.items():
         if name not in DEFAULT_WEIGHTS:
             raise InputError(f"there is no part {name!r} to weigh; parts are {', '.join(DEFAULT_WEIGHTS)}")
@@ -68,7 +68,7 @@ def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def samples_of(report: CardReport) -> dict[str, Float]:
-    """All that was measured by kind of item, (items, columns); kinds of which there is nothing are left out.
+    """The measurements by kind of item, each of shape (items, columns); kinds without items are omitted.
 
     The columns of a generated text are [right, works, repeated n-grams, n-grams], those of a passage [bits, bytes].
     """
@@ -82,7 +82,7 @@ def samples_of(report: CardReport) -> dict[str, Float]:
 
 
 def parts_of(report: CardReport) -> dict[str, ScorePart]:
-    """The parts that were measured, by name, in the order of the weights."""
+    """The measured parts by name, in the order of `DEFAULT_WEIGHTS`."""
     samples = samples_of(report)
     texts = {kind: len(sample) for kind, sample in samples.items() if kind != "passages"}
 
@@ -102,12 +102,12 @@ def parts_of(report: CardReport) -> dict[str, ScorePart]:
 
 
 def means_of(samples: Mapping[str, Float]) -> Means:
-    """The means of the items as they are."""
+    """The column means over all items, without resampling."""
     return {kind: sample.mean(axis=0) for kind, sample in samples.items()}
 
 
 def score_of(report: CardReport) -> Callable[[Means], Float]:
-    """A function from means, (…, columns), to the overall score (…), 0 to 100; InputError where no part has a weight."""
+    """A function from means (…, columns) to overall scores (…), 0 to 100; InputError if no measured part has a weight."""
     used = [(report.weights[name], part.score_of) for name, part in parts_of(report).items()]
     whole = sum(weight for weight, _ in used)
     if not whole:
@@ -122,12 +122,12 @@ def score_of(report: CardReport) -> Callable[[Means], Float]:
 
 
 def overall(report: CardReport) -> float:
-    """The score, 0 to 100, to two decimals."""
+    """The overall score, 0 to 100, rounded to two decimals."""
     return round(float(score_of(report)(means_of(samples_of(report)))), DECIMALS)
 
 
 def bits_per_byte(means: Float) -> Float:
-    """Bits a byte of text from the means (…, [bits, bytes])."""
+    """Bits per byte of text from the means (…, [bits, bytes])."""
     result: Float = means[..., 0] / np.maximum(means[..., 1], 1e-300)
     return result
 
@@ -142,5 +142,5 @@ def _from_bits(means: Float) -> Float:
 
 def _from_repeats(means: Means, texts: Mapping[str, int]) -> Float:
     repeated, ngrams = (sum(count * means[kind][..., column] for kind, count in texts.items()) for column in (2, 3))
-    # Nothing written at all is no merit.
+    # Texts too short for an n-gram score 0.
     return np.where(ngrams > 0, 1.0 - repeated / np.maximum(ngrams, 1e-300), 0.0)

@@ -1,7 +1,7 @@
-"""What the card suite asks: questions with their accepted answers, texts to continue, and a text for the perplexity.
+"""The card suite's items: questions with accepted answers, texts to continue, and a text for the perplexity.
 
-All of it is data. Two sets ship: `general` for instruct models of any make, and `bundled`, which the bundled models were
-taught. A file of questions of the user's own takes the place of a set's questions.
+Two sets are included: `general` for any instruct model, and `bundled`, on which the bundled models were trained. A user's
+file of questions can replace those of a set.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from gguf_tools.evaluation.card.words import normalise
 from gguf_tools.evaluation.text_files import json_object, read_lines, read_text, shown
 
 SET_SIZE = 17
-"""Questions of one set, as many as the cards of layer surgeries report."""
+"""Number of questions in one set, as on the model cards of layer surgeries."""
 
 COMPLETIONS = 2
-"""Texts to continue with each set of questions."""
+"""Number of texts to continue per set of questions."""
 
 _DATA = Path(__file__).parent / "data"
 _QUESTION_KEYS = ("question", "accept", "system", "topic")
@@ -31,7 +31,7 @@ _COMPLETION_EXAMPLE = '{"prompt": "Monday, Tuesday,", "accept": ["Wednesday"]}'
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the answers that count as right, and an optional system prompt; `topic` spreads a set's choice."""
+    """A question, its accepted answers, and an optional system prompt; questions are taken from the `topic`s in turn."""
 
     question: str
     accept: tuple[str, ...]
@@ -41,7 +41,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Completion:
-    """A text to continue, and words of which a coherent continuation has at least one."""
+    """A text to continue, and phrases of which a coherent continuation contains at least one."""
 
     prompt: str
     accept: tuple[str, ...]
@@ -49,7 +49,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class CardSet:
-    """All that one run of the suite asks; `passages` are for the perplexity."""
+    """The items of one run of the suite; `passages` are for the perplexity."""
 
     name: str
     questions: tuple[Question, ...]
@@ -59,7 +59,7 @@ class CardSet:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run takes of a set: the part that is scored, and questions that confirm a choice made on it."""
+    """The items that a run uses: those that are scored, and held-out questions to confirm a choice made by the score."""
 
     scored: CardSet
     held_out: tuple[Question, ...] = ()
@@ -72,18 +72,17 @@ SETS = {
 """Name → questions, completions and text."""
 
 REST = "rest"
-"""As held-out questions: all those of the same set that the scored part leaves."""
+"""Value of `held_out` for all questions of the same set that are not scored."""
 
 
 def choose(questions: str = "general", sets: int = 1, held_out: str | None = None, text: Path | None = None) -> Choice:
-    """What a run asks: `sets` times 17 questions, and 2 completions for each set while they last.
+    """Select the items of a run: 17 · `sets` questions, and up to 2 · `sets` completions.
 
-    `questions` names a set or a file; a file brings its own questions, and the rest is the general set's. `held_out` is
-    None, "rest", or again a set or a file, of which what is scored already is left out. `text` replaces the text for the
-    perplexity. Questions are taken from one topic after the other, in the order of the file within a topic; so a choice
-    is the same in every run.
+    `questions` names a set or a file; a file provides questions only, and the rest comes from the general set. `held_out` is
+    None, "rest", a set or a file; questions that are scored are excluded from it. `text` replaces the text for the
+    perplexity. Questions are taken from the topics in turn, in file order within a topic, so every run selects the same ones.
 
-    Raises InputError where a file is broken or has too few questions.
+    Raises InputError if a file is broken or has too few questions.
     """
     whole = _load(questions)
     ordered = _by_turns(whole.questions)
@@ -101,6 +100,10 @@ def choose(questions: str = "general", sets: int = 1, held_out: str | None = Non
 def _held_out(
     questions: str, held_out: str | None, rest: tuple[Question, ...], scored: CardSet
 ) -> tuple[Question, ...]:
+    """The held-out questions: none, the `rest` of the set, or those of another set or file, without the scored ones.
+
+    Raises InputError if no question is left.
+    """
     if held_out is None:
         return ()
     asked = {question.question for question in scored.questions}
@@ -126,7 +129,7 @@ def _load(name: str) -> CardSet:
 
 
 def load_questions(path: Path) -> tuple[Question, ...]:
-    """The questions of a JSON lines file, each once; raises InputError that names the line."""
+    """The questions of a JSON lines file without duplicates; raises InputError that names the line."""
     found: dict[str, Question] = {}
     for origin, line in read_lines(path):
         row = json_object(line, origin, _QUESTION_KEYS, _QUESTION_EXAMPLE)
@@ -189,7 +192,7 @@ def _by_turns(questions: Sequence[Question]) -> tuple[Question, ...]:
 
 
 def split_passages(text: str, origin: str) -> tuple[str, ...]:
-    """A text's paragraphs, which blank lines part; raises InputError where there is none."""
+    """A text's paragraphs, separated by blank lines; raises InputError if there is none."""
     passages = tuple(part.strip("\n") for part in "\n".join(map(str.rstrip, text.splitlines())).split("\n\n"))
     passages = tuple(part for part in passages if part.strip())
     if not passages:

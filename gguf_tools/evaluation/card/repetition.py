@@ -1,7 +1,7 @@
-"""How much a text repeats itself, on token ids: the share of repeated n-grams, and loops.
+"""Repetition in generated text, measured on token ids: the share of repeated n-grams, and loops.
 
 The share is 1 − distinct n-grams / n-grams, "seq-rep-n" of Welleck et al. 2020 (Neural Text Generation with Unlikelihood
-Training). A loop is a stretch with a period: every token equals the one `period` before it.
+Training). A loop is a periodic run of tokens: each equals the token `period` positions before it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 NGRAM = 4
-"""Tokens of an n-gram, as in most reports of repetition."""
+"""Default n of the n-grams, the usual one for reports of repetition."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Loop:
 
     @property
     def repeats(self) -> float:
-        """How often the block stands there, a part of it counted as that part."""
+        """Number of repetitions of the block, a cut-short one counted as a fraction."""
         return self.length / self.period
 
 
 def repeated_ngrams(tokens: Sequence[int], n: int = NGRAM) -> tuple[int, int]:
-    """How many of a text's n-grams stood there before, and how many it has.
+    """(number of n-grams that occurred before in the text, number of all n-grams).
 
     Raises ValueError for an n below 1.
     """
@@ -46,9 +46,9 @@ def repeated_ngrams(tokens: Sequence[int], n: int = NGRAM) -> tuple[int, int]:
 
 
 def longest_loop(tokens: Sequence[int], min_repeats: int = 3) -> Loop | None:
-    """The longest stretch in which one block stands at least `min_repeats` whole times; None without one.
+    """The longest loop with at least `min_repeats` whole repetitions, or None.
 
-    Of equally long ones, that of the smallest period, then the earliest. Time is O(n²) in the number of tokens.
+    Ties go to the smallest period, then to the earliest start. Time is O(n²) in the number of tokens.
     Raises ValueError for `min_repeats` below 2, where any token would be a loop.
     """
     best: Loop | None = None
@@ -61,10 +61,10 @@ def longest_loop(tokens: Sequence[int], min_repeats: int = 3) -> Loop | None:
 
 
 def ends_in_loop(tokens: Sequence[int], min_repeats: int = 3, min_length: int = 16) -> Loop | None:
-    """The longest loop that reaches the last token and covers at least `min_length` tokens; None without one.
+    """The longest loop that reaches the last token and covers at least `min_length` tokens, or None.
 
-    It is an endless loop where the generation did not end by itself: the caller knows that. Ties, time and errors are
-    those of `longest_loop`.
+    It is an endless loop only if the generation did not end by itself, which the caller has to check. Ties, time and errors
+    as for `longest_loop`.
     """
     best: Loop | None = None
     for period, same in _matches(tokens, min_repeats):
@@ -75,7 +75,7 @@ def ends_in_loop(tokens: Sequence[int], min_repeats: int = 3, min_length: int = 
 
 
 def _matches(tokens: Sequence[int], min_repeats: int) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
-    """For each period that fits, smallest first: whether token i + period equals token i."""
+    """For each possible period in ascending order: (period, whether token i + period equals token i, for every i)."""
     if min_repeats < 2:
         raise ValueError(f"a loop repeats at least 2 times, not {min_repeats}")
     ids = np.asarray(tokens, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""A generated text in its two parts: what the model thought, and what it answered."""
+"""Splits a generated text into the model's thought and its answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ThinkTags:
-    """The tags a model puts around its thoughts."""
+    """The tags that enclose a model's thoughts."""
 
     open: str
     close: str
@@ -26,15 +26,15 @@ KNOWN_TAGS: tuple[ThinkTags, ...] = (
     ThinkTags("<|channel>thought", "<channel|>"),  # Gemma 4
     ThinkTags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
 )
-"""The tags of the families of models that llama.cpp ships chat templates of (its models/templates)."""
+"""The tags used by the chat templates that llama.cpp ships (its models/templates)."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A generated text in its two parts, both stripped.
+    """The two parts of a generated text, both stripped.
 
-    `thought`: None where no block was opened; "" where it was empty. `closed`: False where the last block never
-    closed; `answer` is then "".
+    `thought`: None if there is no thought block, "" if it is empty. `closed`: False if the last block has no closing tag;
+    `answer` is then "".
     """
 
     thought: str | None
@@ -43,15 +43,15 @@ class Reply:
 
 
 def find_tags(template: str) -> ThinkTags | None:
-    """The first of KNOWN_TAGS of which one tag stands in a chat template; None without any."""
+    """The first of KNOWN_TAGS of which the chat template contains at least one tag, or None."""
     return next((tags for tags in KNOWN_TAGS if tags.open in template or tags.close in template), None)
 
 
 def split_reply(text: str, tags: ThinkTags | None, opened: bool = False) -> Reply:
-    """Thought and answer of a generated text; `opened`: the prompt itself ended in an open block.
+    """Thought and answer of a generated text; `opened`: the prompt ended with the opening tag.
 
-    The answer is what follows the last closing tag or, where nothing does, what stood outside the blocks. What
-    precedes a closing tag that nothing opened is thought. Without tags all is answer.
+    The answer is the text after the last closing tag or, if that is empty, the text outside the blocks. Text before a
+    closing tag without an opening tag belongs to the thought. Without `tags` the whole text is the answer.
     """
     if tags is None:
         return Reply(None, text.strip(), True)

@@ -1,4 +1,4 @@
-"""A card report for people: lines and tables of one model or several."""
+"""A card report as text: lines and tables for one or several models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CARD_HEAD = (
 
 
 def card_row(report: CardReport) -> tuple[str, ...]:
-    """The cells under CARD_HEAD."""
+    """One table row with the columns of CARD_HEAD."""
     outcomes = outcomes_of(report)
     low, high = score_interval(report).as_list()
     found = part_facts(report)
@@ -52,7 +52,7 @@ HELD_OUT_HEAD = ("held out", "95%")
 
 
 def held_out_row(report: CardReport) -> tuple[str, ...]:
-    """The cells under HELD_OUT_HEAD."""
+    """One table row with the columns of HELD_OUT_HEAD."""
     if not report.held_out:
         return ("–", "–")
     found = share_dict([item.right for item in report.held_out])
@@ -139,7 +139,7 @@ DIFFERENCE_HEAD = ("score", "facts", "held out", "bits/byte", "verdict")
 
 
 def difference_row(found: Difference) -> tuple[str, ...]:
-    """The cells under DIFFERENCE_HEAD: differences with their 95% intervals or p-values."""
+    """One table row with the columns of DIFFERENCE_HEAD: differences with 95% intervals or p-values."""
     return (
         _change(found.score, 2),
         _changed_count(found.facts),
@@ -150,11 +150,11 @@ def difference_row(found: Difference) -> tuple[str, ...]:
 
 
 DIFFERENCE_ALIGN = "<>>>><"
-"""The sides of a column of names and those of DIFFERENCE_HEAD."""
+"""Alignment of a column of names and of those of DIFFERENCE_HEAD."""
 
 
 def beside_the_best(cards: Mapping[str, CardReport], names: Mapping[str, str]) -> tuple[str, list[tuple[str, ...]]]:
-    """A sentence, and a row for each report but the first, the best: its name and the cells under DIFFERENCE_HEAD."""
+    """A sentence, and a row for each report except the best: its name and the columns of DIFFERENCE_HEAD."""
     best, *others = cards
     about = (
         f"beside the best, {names[best]}, on the same items (95% intervals and p of paired tests, each file by itself)"

@@ -1,4 +1,4 @@
-"""What one run of the card suite found, before anything is weighed."""
+"""The raw results of one run of the card suite, before scoring."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from gguf_tools.evaluation.card.reply import Reply
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A greedy continuation, as far as it counts.
+    """A greedy continuation without its end-of-generation token.
 
-    `text` shows special tokens; the end-of-generation token is in neither `text` nor `tokens`. `fits`: whether the prompt
-    left room for a token. `ended`: whether the model came to an end by itself. `loop`: the endless loop in which it was
-    cut off, if it was.
+    `text` includes special tokens. `fits`: whether the prompt left room for at least one token. `ended`: whether the model
+    emitted an end-of-generation token. `loop`: the endless loop in which the text was cut off, if there is one.
     """
 
     text: str
@@ -29,7 +28,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A question, and what came back."""
+    """A question with the model's reply and its grade."""
 
     question: str
     mode: Mode
@@ -39,20 +38,20 @@ class Answered:
 
     @property
     def fits(self) -> bool:
-        """Whether the question fitted the context."""
+        """Whether the question fits into the context."""
         return self.generation.fits
 
     @property
     def right(self) -> bool:
-        """Whether the answer, not the thought, is one of those accepted."""
+        """Whether the answer (not the thought) is graded right."""
         return self.grade.right
 
     @property
     def works(self) -> bool:
-        """Whether the mode did what it promises.
+        """Whether the reply has the form that its mode requires.
 
-        With thinking: a closed block with a thought in it and then an answer. Without: an answer and no thought. Either
-        comes to an end by itself.
+        With thinking: a closed block with a non-empty thought, followed by an answer. Without: an answer and no thought.
+        In both cases the model must end the text itself.
         """
         thought = self.reply.thought
         if not self.generation.ended or self.grade.reason == "empty" or not self.reply.closed:
@@ -62,7 +61,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Completed:
-    """A text and its continuation; `follows` says whether an expected word is in it."""
+    """A text and its continuation; `follows` says whether the continuation contains an expected phrase."""
 
     prompt: str
     follows: bool
@@ -70,15 +69,15 @@ class Completed:
 
     @property
     def coherent(self) -> bool:
-        """Whether it goes on as it must, in whole characters, and not in an endless loop."""
+        """Whether the continuation has an expected phrase, is valid UTF-8, and is not an endless loop."""
         return self.follows and self.generation.loop is None and "\ufffd" not in self.generation.text
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage's negative log-likelihood in nats, the tokens that were foretold, and their bytes of UTF-8.
+    """A passage's negative log-likelihood in nats, the number of predicted tokens, and their length in UTF-8 bytes.
 
-    `pieces`: into how many it was cut to fit the context.
+    `pieces`: the number of pieces into which it was split to fit the context.
     """
 
     nats: float
@@ -89,9 +88,9 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True)
 class CardReport:
-    """All that was asked and answered, in order.
+    """All items and their results, in order.
 
-    `mode` is that of `answers` and `held_out`; `probes` are the first questions in the other mode, where there is one.
+    `mode` is that of `answers` and `held_out`; `probes` are the first questions asked in the other mode, if there is one.
     """
 
     set_name: str
@@ -107,7 +106,7 @@ class CardReport:
 
     @property
     def generations(self) -> tuple[Generation, ...]:
-        """Every text that was generated and counts for the score."""
+        """All generated texts that count for the score."""
         answers = (*self.answers, *self.probes)
         return tuple(answer.generation for answer in answers) + tuple(item.generation for item in self.completions)
 
@@ -116,5 +115,5 @@ class CardReport:
         return self.answers if mode == self.mode else tuple(item for item in self.probes if item.mode == mode)
 
     def promised(self, mode: Mode) -> tuple[Answered, ...]:
-        """The answers in a mode that the template decides on; not where it leaves it to the model whether to think."""
+        """The answers in a mode, except those where the template lets the model decide whether to think."""
         return () if self.modes.undecided else self.in_mode(mode)

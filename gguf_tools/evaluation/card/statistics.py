@@ -1,4 +1,4 @@
-"""Whether a score, or the difference of two, is more than chance: intervals and tests on per-item results."""
+"""Confidence intervals and significance tests on per-item results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 Float = npt.NDArray[np.float64]
 
 SIGNIFICANCE = 0.05
-"""Below this p-value a difference counts as shown."""
+"""A difference with a p-value below this is significant."""
 
 _BLOCK_BYTES = 16 << 20
 
@@ -27,17 +27,17 @@ class Interval:
     high: float
 
     def as_list(self) -> list[float]:
-        """Both ends, as JSON has them."""
+        """[low, high], for JSON."""
         return [self.low, self.high]
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two models on the same items.
+    """Comparison of two models on the same items (McNemar's exact test).
 
-    `difference`: share of items the second has right − share the first has right.
-    `first_only`, `second_only`: items that only the first, or only the second, has right.
-    `p_value`: two-sided and exact, of the hypothesis that both are equally likely.
+    `difference`: share of items that the second has right − share that the first has right.
+    `first_only`, `second_only`: number of items that only the first, or only the second, has right.
+    `p_value`: two-sided and exact, for the null hypothesis that both kinds of item are equally likely.
     """
 
     difference: float
@@ -53,7 +53,7 @@ class McNemar:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """A statistic of the items as they are, and its percentile interval."""
+    """A statistic of the original items, and its bootstrap percentile interval."""
 
     estimate: float
     interval: Interval
@@ -61,10 +61,10 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Paired:
-    """How much a statistic of the second model exceeds that of the first on the same items.
+    """The second model's statistic minus the first's, on the same items.
 
-    `interval`: by the bootstrap. `p_value`: two-sided, of the hypothesis that which model gave which of an item's two
-    results is chance.
+    `interval`: by the bootstrap. `p_value`: two-sided, by a permutation test of the null hypothesis that the two results of
+    an item are exchangeable.
     """
 
     estimate: float
@@ -78,9 +78,9 @@ class Paired:
 
 
 def wilson(right: int, total: int, confidence: float = 0.95) -> Interval:
-    """The score interval of a share of `right` in `total` (Wilson 1927); (0, 1) where nothing was counted.
+    """The score interval of the proportion `right` / `total` (Wilson 1927); (0, 1) for a total of 0.
 
-    Raises ValueError where `right` is not in 0…total or `confidence` not in (0, 1).
+    Raises ValueError if `right` is not in 0…total or `confidence` not in (0, 1).
     """
     _check_confidence(confidence)
     if not 0 <= right <= total:
@@ -92,15 +92,15 @@ def wilson(right: int, total: int, confidence: float = 0.95) -> Interval:
     scale = 1 + z * z / total
     centre = (share + z * z / (2 * total)) / scale
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
-    # The ends are exact at 0 and 1; rounding would miss them.
+    # The bounds are exactly 0 and 1 in these cases, which rounding errors would miss.
     low = 0.0 if right == 0 else centre - half
     return Interval(low, 1.0 if right == total else centre + half)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """The exact test of McNemar (1947): a two-sided binomial test on the items that only one of the two has right.
+    """McNemar's exact test (1947): a two-sided binomial test on the items that only one of the two has right.
 
-    The p-value is 1 where there is no such item. Raises ValueError where the two differ in length.
+    The p-value is 1 if there is no such item. Raises ValueError if the two differ in length.
     """
     if len(first) != len(second):
         raise ValueError(f"the first has {len(first)} items and the second {len(second)}; they must be the same items")
@@ -111,7 +111,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 
 
 def _sign_test(one: int, other: int) -> float:
-    """P of a split at least this uneven of one + other fair coins; exact, in integers."""
+    """Probability that `one + other` fair coin tosses split at least this unevenly; computed exactly with integers."""
     coins = one + other
     tail = term = 1
     for i in range(min(one, other)):
@@ -127,14 +127,14 @@ def bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Bootstrap:
-    """The stratified bootstrap of a statistic of means (Efron & Tibshirani 1993) and its percentile interval.
+    """The stratified bootstrap of a statistic of means (Efron & Tibshirani 1993), with a percentile interval.
 
-    `samples`: a stratum each, (items, k): items are drawn with replacement within a stratum, all k columns of an item
-    together, so that columns of two models stay paired. `combine` gets one array of means per stratum, (r, k), and
-    returns the r statistics, (r,). The same seed gives the same result.
+    `samples` has one array (items, k) per stratum: items are drawn with replacement within a stratum, all k columns of an item
+    together, so that columns of two models stay paired. `combine` maps one array of means (r, k) per stratum to r statistics,
+    shape (r,). The same seed gives the same result.
 
-    Raises ValueError for strata that are not (items, k) with at least one item, without any stratum or resample, where
-    `combine` returns another shape, or where `confidence` is not in (0, 1).
+    Raises ValueError if a stratum is not (items, k) with at least one item, if there are no strata or no resamples, if
+    `combine` returns another shape, or if `confidence` is not in (0, 1).
     """
     _check_confidence(confidence)
     if resamples < 1 or not samples:
@@ -159,12 +159,12 @@ def paired_difference(
 ) -> Paired:
     """The difference of two models in a statistic of means: bootstrap interval and permutation test.
 
-    `first` and `second` are a stratum each, (items, k), of the same items; `combine` as in `bootstrap`, for one model.
-    The test exchanges the models' results of each item by the toss of a coin (Fisher's randomization test); p is the
-    share of exchanges that differ at least as much, with 1 added to count and total (Davison & Hinkley 1997, 4.2.5).
-    With few items it stays as careful as McNemar's test, which a percentile interval does not.
+    `first` and `second` have one array (items, k) per stratum, of the same items; `combine` as in `bootstrap`, for one model.
+    The test swaps the two models' results of each item at random (Fisher's randomization test); p is the share of such
+    permutations with at least the observed difference, with 1 added to count and total (Davison & Hinkley 1997, 4.2.5).
+    With few items it is as conservative as McNemar's test, which a percentile interval is not.
 
-    Raises ValueError as `bootstrap`, and where the two models' strata differ in shape.
+    Raises ValueError as `bootstrap`, and if the two models' strata differ in shape.
     """
     if [a.shape for a in first] != [b.shape for b in second]:
         raise ValueError("the two models have strata of different shapes; they must be the same items")
@@ -180,13 +180,13 @@ def paired_difference(
     found = bootstrap(both, change, resamples, seed, confidence)
     rng = np.random.Generator(np.random.PCG64(seed))
     exchanged = change([_exchanged_means(a, b, resamples, rng) for a, b in zip(first, second, strict=True)])
-    # Exchanges that come to the same may differ in the last bits.
+    # Permutations with mathematically equal differences may differ by rounding.
     extreme = int((np.abs(exchanged) >= abs(found.estimate) * (1 - 1e-9) - 1e-12).sum())
     return Paired(found.estimate, found.interval, (1 + extreme) / (1 + resamples))
 
 
 def _exchanged_means(first: Float, second: Float, resamples: int, rng: np.random.Generator) -> Float:
-    """Means of both models, (resamples, 2k), after items changed sides."""
+    """Means of both models, shape (resamples, 2k), after random swaps of the two results of each item."""
     gain = (second - first) / len(first)
     moved = np.empty((resamples, gain.shape[1]))
     rows = max(1, _BLOCK_BYTES // (8 * len(gain)))
@@ -197,9 +197,9 @@ def _exchanged_means(first: Float, second: Float, resamples: int, rng: np.random
 
 
 def _resampled_means(sample: Float, resamples: int, rng: np.random.Generator) -> Float:
-    """Means of `resamples` draws with replacement, (resamples, k), in bounded memory.
+    """Means of `resamples` draws with replacement, shape (resamples, k), in bounded memory.
 
-    One item fewer is drawn than there are, so that the draws vary as the mean of so few items does (Rao & Wu 1988).
+    Each draw has one item fewer than the sample, which makes the variance of the draws' means unbiased (Rao & Wu 1988).
     """
     items, columns = sample.shape
     drawn = max(items - 1, 1)

@@ -1,4 +1,4 @@
-"""The card suite: a model asked by its own chat template, greedily, as its users would ask it."""
+"""Runs the card suite: greedy answers to questions asked with the model's own chat template."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from gguf_tools.runtime.interface import RuntimeLike
 
 @dataclass(frozen=True, kw_only=True)
 class CardOptions:
-    """How the suite asks.
+    """Options of the suite.
 
-    `choice`: what is asked. `thinking`: whether the questions are asked with thinking on; by default they are not, where
-    the model's template can switch it off. `probes`: questions that are asked in the other mode, too.
-    `answer_tokens`, `think_tokens`, `completion_tokens`: the most tokens of an answer without thinking, of a thought and
-    its answer, and of a continuation; the context may allow fewer. `weights`: part → weight, see `parts`.
+    `choice`: the items. `thinking`: whether to ask with thinking on; it is off by default if the template can switch it off.
+    `probes`: number of questions that are also asked in the other mode. `answer_tokens`, `think_tokens`,
+    `completion_tokens`: the maximum number of tokens of an answer without thinking, of a thought with its answer, and of a
+    continuation; the context may allow fewer. `weights`: part → weight, see `parts`.
     """
 
     choice: Choice
@@ -41,11 +41,11 @@ class CardOptions:
 
 
 def run_card(runtime: RuntimeLike, options: CardOptions, progress: StageProgress | None = None) -> CardReport:
-    """Ask everything once.
+    """Run every item once.
 
-    A question that does not fit the context, an empty answer or an endless loop count as not right and are named in the
-    report's notes. Raises InputError where the chat template is broken or refuses a question, thinking is asked of a
-    model whose template has none, or nothing at all fits the context; LlamaError where llama.cpp fails.
+    Questions that do not fit into the context, empty answers and endless loops count as wrong and are listed in the report's
+    notes. Raises InputError if the chat template is broken or refuses a question, if thinking is requested but the template
+    does not support it, or if no item fits into the context; LlamaError if llama.cpp fails.
     """
     scored = options.choice.scored
     modes = find_modes(runtime)
@@ -72,7 +72,7 @@ def run_card(runtime: RuntimeLike, options: CardOptions, progress: StageProgress
 
 
 class _Suite:
-    """The runtime and what every request of one run shares."""
+    """One run of the suite: the runtime and the settings that all its requests share."""
 
     def __init__(
         self, runtime: RuntimeLike, modes: ChatModes, options: CardOptions, progress: StageProgress | None
@@ -83,7 +83,7 @@ class _Suite:
         self._progress = progress
 
     def ask(self, questions: Sequence[Question], mode: Mode, stage: str) -> tuple[Answered, ...]:
-        """Ask each question in a conversation of its own."""
+        """Ask each question in a separate conversation."""
         texts = [self._modes.render(self._runtime, question, mode) for question in questions]
         limit = self._options.answer_tokens if self._modes.is_short(mode) else self._options.think_tokens
         found = self._generate(texts, limit, stage)
@@ -93,9 +93,10 @@ class _Suite:
         )
 
     def _answered(self, question: Question, mode: Mode, prompt: str, generation: Generation) -> Answered:
+        """The graded answer to one question; `prompt` is the rendered text, with which a thought may already be opened."""
         if mode == "plain":
             generation = self._first_line(generation)
-        # Some models think though their template does not know it.
+        # Some models emit thoughts although their template does not mention them.
         tags = self._modes.tags or find_tags(generation.text)
         reply = split_reply(generation.text, tags, opened=tags is not None and prompt.rstrip().endswith(tags.open))
         return Answered(
@@ -107,7 +108,7 @@ class _Suite:
         )
 
     def _first_line(self, generation: Generation) -> Generation:
-        """Up to the first line break after text, where a plain-text answer ends."""
+        """The generation up to the first line break after text, which ends a plain-text answer."""
         head, found, _ = generation.text.strip().partition("\n")
         if not found:
             return generation
@@ -134,7 +135,7 @@ class _Suite:
                 nll = next_token_nll(logits, np.asarray(ids), f"passage {index}")
                 nats, tokens = nats + float(nll.sum()), tokens + len(nll)
                 if len(ids) and ids[0] != self._runtime.info.bos:
-                    # Nothing foretells a piece's first token where no BOS precedes it.
+                    # Without a BOS, a piece's first token has no prediction.
                     size -= len(self._runtime.detokenize(ids[:1]).encode())
             if tokens:
                 found.append(Passage(nats, tokens, size, len(pieces)))
@@ -142,7 +143,7 @@ class _Suite:
         return tuple(found)
 
     def _generate(self, texts: Sequence[str], limit: int, stage: str) -> list[Generation]:
-        """Greedy continuations up to `limit` tokens or an end-of-generation token; empty where there is no room."""
+        """Greedy continuations up to `limit` tokens or an end-of-generation token; empty if the context has no room."""
         runtime = self._runtime
         prompts = [prompt_ids(runtime, text) for text in texts]
         rooms = [runtime.context_limit - len(ids) for ids in prompts]

@@ -1,4 +1,4 @@
-"""The words of a text as answers are compared by: without case, accents, markup, punctuation and symbols."""
+"""Normalises text into the words by which answers are compared: without case, accents, markup, punctuation and symbols."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 Phrase = tuple[str, ...]
 
-# Scripts without spaces, and Hangul, whose particles stick to the noun: each character is a word.
+# Scripts without spaces, and Hangul, where particles are attached to nouns: each character is a word.
 _SINGLE = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
-# Vowel signs and the like, which `\w` leaves out.
+# Combining marks such as vowel signs, which `\w` does not match.
 _MARKS = "".join(chr(code) for code in range(0x0370, 0x2000) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
 _LETTERS = rf"(?:[^\W_{_SINGLE}]|[{_MARKS}])*"
 _WORD = re.compile(
@@ -65,16 +65,16 @@ _MARKER = re.compile(r"^[ \t]*\(?(\d+|[a-z])[.)](?:[ \t]+|$)|\s\(?([a-z])\)[ \t]
 
 
 def normalise(text: str) -> Phrase:
-    """The words of a text as they are compared: without case, accents, markup, punctuation and symbols.
+    """The normalised words of a text, without case, accents, markup, punctuation and symbols.
 
-    A number is one word, with its sign, fraction or exponent: "1,000" is "1000"; "-5", "3.14" and "1/2" stay. A "n't"
-    becomes "not". Characters of scripts without spaces are words of their own. Symbols are dropped, so "%" has no words.
+    A number is one word, with its sign, fraction or exponent: "1,000" becomes "1000"; "-5", "3.14" and "1/2" stay. "n't"
+    becomes "not". In scripts without spaces each character is a word. Symbols are dropped, so "%" has no words.
     """
     return tuple(read(text)[0])
 
 
 def read(text: str) -> tuple[list[str], list[str]]:
-    """The words, and what stands before each of them and after the last."""
+    """The words, and the text before each of them and after the last."""
     text = plain(text)
     words: list[str] = []
     gaps: list[str] = []
@@ -87,15 +87,15 @@ def read(text: str) -> tuple[list[str], list[str]]:
 
 
 def plain(text: str) -> str:
-    """The text folded and without markup, its punctuation kept."""
+    """The text case-folded and without markup, with its punctuation."""
     text = html.unescape(text)
     for pattern, replacement in _BEFORE_FOLDING:
         text = re.sub(pattern, replacement, text)
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
-    # Only the accents of alphabets: other combining marks (voiced kana, vowel signs) are letters.
+    # Removes accents of alphabetic scripts only: other combining marks (voiced kana, vowel signs) count as letters.
     text = unicodedata.normalize("NFC", re.sub("[\u0300-\u036f]", "", text))
     for pattern, rewrite in _AFTER_FOLDING:
         text = re.sub(pattern, rewrite, text)
     if list(map("".join, _MARKER.findall(text)))[:2] in (["1", "2"], ["a", "b"]):
-        text = _MARKER.sub(", ", text)  # the numbers and letters of a list are not answers
+        text = _MARKER.sub(", ", text)  # list markers are not answers
     return text
