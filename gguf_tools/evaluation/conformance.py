@@ -1,12 +1,12 @@
-"""Families held to what they promise: small checkpoints of every variant, through llama.cpp, against the reference.
+"""Conformance tests of families: a small checkpoint of each variant is converted, run by llama.cpp, and compared.
 
-`FamilyTests` and `OracleTests` are classes for pytest. A package that brings a family of its own inherits them
+`FamilyTests` and `OracleTests` are pytest classes. A package with its own family inherits from them
 (`docs/adding-a-family.md`):
 
     class TestMyFamily(FamilyTests):
         families = (FAMILY,)
 
-`docs/conformance.md` is made from `planned`.
+`docs/conformance.md` is generated with `planned`.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from gguf_tools.targets.planner import Plan
 from gguf_tools.targets.registry import lift
 
 WORST = 1e-9
-"""Bound on a single position's error in an F32 file's logits, in parts of that position's own square."""
+"""Bound on the NMSE of any single position's logits, for an F32 file."""
 ROUNDED, ROUNDED_STATE = 1e-12, 1e-11
-"""Bounds on a single position's error where the reference runs an F32 file's own weights: what is left is rounding folded
-weights, norm weights with their offset and decay rates to float32. The second is for models with linear attention, whose
-state hands on the error of the decay from position to position."""
+"""Bounds on a single position's error when the reference runs an F32 file's own weights. The remaining error is the rounding
+of folded weights, norm weights with offset and decay rates to float32. The second is for models with linear attention, whose
+state accumulates the error of the decay over positions."""
 ORACLE = 1e-11
-"""Bound on the NMSE of the reference against transformers, which computes norms, routers' softmax and rope angles in
-float32 whatever the type of the weights."""
+"""Bound on the NMSE of the reference against transformers, which computes norms, the router's softmax and RoPE angles in
+float32 for weights of any type."""
 TYPICAL = {"f16": 2e-5, "q8_0": 2e-2, "q4_k_m": 5e-2}
-"""Bounds, for other types than F32, on the median position's NMSE against the file's own decoded weights.
+"""Bounds, for types other than F32, on the median position's NMSE against the file's own decoded weights.
 
-llama.cpp rounds the inputs of each product to the partner of the weights' type: F16 to 11 bits, 8-bit blocks to a 127th of
-the largest of 32 or 256 values. Some dozens of products lie between a token and its logits. The median, because the choice of
-an expert is a jump: where rounding turns it round, that position's logits are other ones altogether.
+llama.cpp rounds the activations of each matrix product to a type that depends on the weights' type: F16 (11 bits), or 8-bit
+blocks (steps of 1/127 of the largest of 32 or 256 values), and a forward pass has dozens of products. The median is used
+because expert selection is discontinuous: a position where rounding changes the selection has entirely different logits.
 """
 LENGTHS = (44, 17, 1)
-"""Tokens of the prompts."""
+"""Lengths of the prompts, in tokens."""
 GENERATED = 12
-"""Tokens that each prompt's first half is continued by."""
+"""Number of tokens generated after the first half of each prompt."""
 SEED = 3
 
 Logits = Sequence[NDArray[np.floating]]
@@ -72,7 +72,7 @@ class Case:
 
     @property
     def expected(self) -> Expected:
-        """What the variant must show."""
+        """The expected plan and notes of the variant."""
         return self.family.variants[self.variant]
 
     def write(self, folder: Path) -> Path:
@@ -83,18 +83,18 @@ class Case:
         return folder / "source"
 
     def request(self, source: Path, **changes: Any) -> Request:
-        """The conversion that the variant is meant for, without --allow-approximate."""
+        """The request that converts the variant, without --allow-approximate."""
         return Request(source=source, threads=1, text_only=self.expected.text_only, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How far a file's logits are from the reference's.
+    """Errors (NMSE) of a file's logits, run by llama.cpp.
 
-    `nmse` and `worst` are against the source's reference: over all positions, and the worst single one. `rounded` is the
-    worst position of the reference run on the file's own decoded weights, against the source's, and `typical` the median
-    position of llama.cpp against the former. `greedy`: llama.cpp's greedy continuations are the reference's. `pattern`
-    names the kinds of layers (`ModelSpec.pattern`).
+    `nmse` and `worst` compare llama.cpp with the reference on the source's weights: over all positions, and the worst single
+    position. `rounded` compares the reference on the file's decoded weights with the reference on the source's (worst
+    position), and `typical` llama.cpp with the reference on the file's decoded weights (median position). `greedy`: whether
+    llama.cpp's greedy continuations equal the reference's. `pattern` is `ModelSpec.pattern`.
     """
 
     nmse: float
@@ -111,12 +111,12 @@ def cases(families: Sequence[Family]) -> list[Case]:
 
 
 def planned(case: Case, source: Path) -> Plan:
-    """How the variant's checkpoint becomes a file; UnsupportedError where it is refused whatever is allowed."""
+    """The plan for the variant's checkpoint; UnsupportedError if it is refused even with approximations permitted."""
     return open_source(case.request(source, type="f32", allow_approximate=case.expected.approximate)).plan
 
 
 def measure(request: Request, out: Path) -> Outcome:
-    """Convert as asked to the file `out`, run it with llama.cpp, and compare the logits of every position."""
+    """Convert to the file `out`, run it with llama.cpp, and compare the logits of every position with the reference's."""
     execute(prepare(request), out, force=True)
     model = load_model(request.source)
     prompts = random_prompts(model.spec.vocab_size)
@@ -135,8 +135,7 @@ def measure(request: Request, out: Path) -> Outcome:
 
 
 def hold_exact(outcome: Outcome, bound: float = EXACT) -> None:
-    """AssertionError, with all figures, where an F32 file is not the model: NMSE above `bound`, or another limit of this module
-    passed."""
+    """Assert that an F32 file is exact: NMSE at most `bound`, and the other bounds of this module; the error has all figures."""
     rounded = ROUNDED_STATE if "D" in outcome.pattern.upper() else ROUNDED
     assert outcome.nmse <= bound, outcome
     assert outcome.worst <= WORST, outcome
@@ -145,23 +144,23 @@ def hold_exact(outcome: Outcome, bound: float = EXACT) -> None:
 
 
 def random_prompts(vocab_size: int) -> list[list[int]]:
-    """Sequences of random tokens, the same for every model of a vocabulary."""
+    """Sequences of random tokens, of the lengths `LENGTHS`, that depend on the vocabulary size only."""
     rng = np.random.default_rng(SEED)
     return [rng.integers(0, vocab_size, length).tolist() for length in LENGTHS]
 
 
 def nmse(got: Logits, want: Logits) -> float:
-    """Squared error of the logits of all positions, divided by their square."""
+    """Squared error of the logits over all positions, divided by the sum of the squares of `want`."""
     return float(_squares(got, want).sum() / _norms(want).sum())
 
 
 def halved(prompt: Sequence[int]) -> Sequence[int]:
-    """The first half of a prompt, which is what gets continued."""
+    """The first half of a prompt, after which tokens are generated."""
     return prompt[: -(-len(prompt) // 2)]
 
 
 def greedy_agrees(model: Model, prompts: Sequence[Sequence[int]], continued: Sequence[Sequence[int]]) -> bool:
-    """Whether the reference would have continued the halved prompts as llama.cpp did."""
+    """Whether the reference's greedy continuations of the halved prompts equal llama.cpp's (`continued`)."""
     whole = [[*halved(prompt), *tokens] for prompt, tokens in zip(prompts, continued, strict=True)]
     for tokens, prompt, logits in zip(whole, prompts, _reference(model, whole), strict=True):
         start = len(halved(prompt))
@@ -171,15 +170,15 @@ def greedy_agrees(model: Model, prompts: Sequence[Sequence[int]], continued: Seq
 
 
 def transformers_logits(folder: Path, prompts: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
-    """Logits of every position, in float64, by the class of transformers that config.json's model_type names.
+    """Logits of every position in float64, by the transformers class for config.json's model_type.
 
-    A bias that the folder does not have is zero. Raises ValueError where other tensors of the class and the folder differ.
+    A bias that the folder lacks is zero. Raises ValueError if any other tensors of the class and the folder differ.
     """
     import transformers
 
     config: Any = transformers.AutoConfig.from_pretrained(folder)
     config._experts_implementation = config._attn_implementation = "eager"
-    # The classes initialise their weights from the global state, which nobody else need see change.
+    # The classes initialise their weights with the global random state, which must not change for other code.
     with torch.random.fork_rng():
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float64, output_loading_info=True
@@ -202,7 +201,7 @@ def _reference(model: Model, prompts: Sequence[Sequence[int]]) -> Logits:
 
 
 def _squares(got: Logits, want: Logits) -> NDArray[np.float64]:
-    """Each position's squared error."""
+    """Squared error of each position."""
     if [a.shape for a in got] != [b.shape for b in want]:
         raise ValueError(f"logits of shapes {[a.shape for a in got]}, {[b.shape for b in want]} expected")
     a, b = (np.concatenate([np.asarray(part, np.float64) for part in parts]) for parts in (got, want))
@@ -210,23 +209,22 @@ def _squares(got: Logits, want: Logits) -> NDArray[np.float64]:
 
 
 def _norms(logits: Logits) -> NDArray[np.float64]:
-    """Each position's squared logits."""
+    """Sum of squared logits of each position."""
     return np.concatenate([np.square(np.asarray(part, np.float64)).sum(-1) for part in logits])
 
 
 def _is_about(test: str, case: Case) -> bool:
-    """Whether a test of this name has something to say of the variant: what is refused gives no logits, and not every variant
-    has an oracle."""
+    """Whether the test of this name applies to the variant: refused variants give no logits, and some have no oracle."""
     return {"test_oracle": case.expected.oracle, "test_logits": bool(case.expected.target)}.get(test, True)
 
 
 class _VariantTests:
-    """Tests with an argument `case`, one for each variant of `families`, which have to be registered."""
+    """Base of tests with an argument `case`, one per variant of `families`, which must be registered."""
 
     families: ClassVar[Sequence[Family]] = ()
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """pytest's hook: the variants that a test is about, and the types."""
+        """pytest's hook: parametrizes a test with the variants and the types that apply."""
         if "case" in metafunc.fixturenames:
             about = [case for case in cases(self.families) if _is_about(metafunc.function.__name__, case)]
             metafunc.parametrize("case", about, ids=str)
@@ -235,16 +233,16 @@ class _VariantTests:
 
 
 class FamilyTests(_VariantTests):
-    """What every family is held to, variant by variant: recognised, planned as expected, and exact in llama.cpp."""
+    """Tests of each variant of a family: it is recognised, planned as expected, and exact in llama.cpp."""
 
     def test_recognised(self, case: Case, tmp_path: Path) -> None:
-        """By its tensors alone: the config is empty in the end."""
+        """The family is recognised by its tensors alone, with an empty config."""
         checkpoint = restore(open_checkpoint(case.write(tmp_path)), text_only=case.expected.text_only)
         assert recognise(checkpoint) is case.family
         assert recognise(replace(checkpoint, config={})) is case.family
 
     def test_plan(self, case: Case, tmp_path: Path) -> None:
-        """The target, the rewrites, what is refused, and no note that is not expected."""
+        """The target, the rewrites, the refusals and the notes are the expected ones."""
         source, expected = case.write(tmp_path), case.expected
         if expected.refused:
             error = _refusal(case.request(source, type="f32"))
@@ -263,7 +261,7 @@ class FamilyTests(_VariantTests):
         assert all(any(part in note for note in notes) for part in expected.notes), notes
 
     def test_logits(self, case: Case, type_name: str, tmp_path: Path) -> None:
-        """In F32 exactly the source's, else as exactly the file's own as llama.cpp's rounding of activations allows."""
+        """F32 logits equal the source's; other types equal those of the file's weights up to rounding of activations."""
         torch.set_num_threads(1)
         request = case.request(case.write(tmp_path), type=type_name, allow_approximate=case.expected.approximate)
         outcome = measure(request, tmp_path / "out.gguf")
@@ -277,10 +275,10 @@ class FamilyTests(_VariantTests):
 
 
 class OracleTests(_VariantTests):
-    """The reference against transformers, which has to be installed, for the variants whose class it has."""
+    """Compares the reference with transformers, which must be installed, for the variants that it has a class for."""
 
     def test_oracle(self, case: Case, tmp_path: Path) -> None:
-        """The reference computes what transformers' class does, which loads the folder as it is."""
+        """The reference's logits equal those of the transformers class, which loads the same folder."""
         torch.set_num_threads(1)
         source = case.write(tmp_path)
         model = load_model(source)
@@ -289,7 +287,7 @@ class OracleTests(_VariantTests):
 
 
 def _refusal(request: Request) -> str:
-    """What is said where the request is refused."""
+    """The error message with which the request is refused."""
     try:
         open_source(request)
     except UnsupportedError as error:

@@ -1,10 +1,10 @@
-"""The fidelity suite: how close a GGUF run by llama.cpp is to the reference that it was made from.
+"""The fidelity suite: compares a GGUF run by llama.cpp with the reference run of its source.
 
-Three questions are kept apart. Tokenizers: each prompt is encoded by both sides and compared. Logits: both sides get
-llama.cpp's token ids, so that a tokenizer's fault does not hide in them. Greedy text: llama.cpp continues each prompt,
-and the reference checks that continuation as a draft: it runs once over prompt and continuation, and where its own
-highest logit picks another token, there the two texts part. Up to that token this *is* the reference's greedy text, so
-it needs no decoding loop, and the same run gives the logits for the teacher-forced comparison.
+Three comparisons are separate. Tokenizers: both sides encode each prompt. Logits: both sides get llama.cpp's token ids, so
+that differences between tokenizers do not affect them. Greedy text: llama.cpp continues each prompt, and the reference
+verifies that continuation as a draft: it runs once over prompt and continuation, and the first position where its highest
+logit is another token is where the texts differ. Up to there the draft *is* the reference's greedy text, so no decoding loop
+is needed, and the same run gives the logits for the teacher-forced comparison.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from gguf_tools.progress import StageProgress
 from gguf_tools.runtime.interface import RuntimeLike
 
 ReferenceEncode = Callable[[str, bool], Sequence[int]]
-"""The reference's tokenizer: text and whether to add special tokens (BOS, EOS) → ids. Special tokens in the text count
-as such, as they do in the tokenizers library."""
+"""The reference's tokenizer: (text, whether to add special tokens such as BOS and EOS) → ids. Special tokens in the text are
+recognised, as in the tokenizers library."""
 
 
 Verdict = Literal["tie", "fault"]
@@ -36,15 +36,15 @@ _MAX_NOISE = 0.3
 
 
 class ReferenceLike(Protocol):
-    """A reference: stateless, many sequences at a time."""
+    """A reference model: stateless, with batches of sequences."""
 
     def logits(self, sequences: list[list[int]]) -> Sequence[Logits]:
-        """For each sequence its logits at every position, (T, n_vocab), float32 or float64."""
+        """For each sequence the logits of every position, shape (T, n_vocab), float32 or float64."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that one side chose, and the logit that each side gives it."""
+    """A token that one side selected, and the logit that each side gives it."""
 
     token: int
     text: str
@@ -54,11 +54,11 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstDifference:
-    """Where a greedy continuation by the model (llama.cpp) first differs from the reference's.
+    """The first difference between the greedy continuations of the model (llama.cpp) and of the reference.
 
-    `prompt` counts the prompts given, `position` the generated tokens (both from 0). `margin` is the reference's lead,
-    in logits, of its own choice over the model's. `verdict` is "tie" where the measured noise of the logits explains
-    that the order turned round, else "fault".
+    `prompt` is the index of the prompt, `position` that of the generated token (both from 0). `margin` is the reference's
+    logit of its own token minus that of the model's token. `verdict` is "tie" if the measured noise of the logits explains
+    the difference, else "fault".
     """
 
     prompt: int
@@ -73,12 +73,12 @@ class FirstDifference:
 class FidelityReport:
     """The suite's result.
 
-    `metrics` are teacher-forced, over every position of each prompt and of llama.cpp's own continuation of it (so that
-    there are enough positions), and of the longer text where one was given. The perplexities count the tokens that were
-    given, not those generated, which either side would find likely.
-    `greedy_exact_match`: share of prompts whose whole continuation is equal; `greedy_mean_prefix`: mean number of equal
-    tokens from the start; `tokens_equal`: share of prompts that both tokenizers encode alike, None where only one was
-    at hand; `n_generate`: tokens asked for; `notes`: what was skipped, shortened or looks wrong.
+    `metrics` are teacher-forced, over every position of each prompt, of llama.cpp's continuation of it (to have enough
+    positions), and of the longer text if one was given. The perplexities exclude generated tokens, to which both sides assign
+    high probabilities.
+    `greedy_exact_match`: share of prompts whose whole continuations are equal; `greedy_mean_prefix`: mean number of equal
+    tokens from the start; `tokens_equal`: share of prompts that both tokenizers encode to the same ids, None without the
+    reference's tokenizer; `n_generate`: tokens requested; `notes`: what was skipped, shortened or looks wrong.
     """
 
     metrics: FidelityMetrics
@@ -90,7 +90,7 @@ class FidelityReport:
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For `tinyq eval --json`, under `fidelity`; numbers that are not finite become None, which JSON can hold."""
+        """The value of `fidelity` in `tinyq eval --json`; numbers that are not finite become None, since JSON lacks them."""
         flat = {
             **asdict(self.metrics),
             "greedy_exact_match": self.greedy_exact_match,
@@ -105,7 +105,7 @@ class FidelityReport:
 
 @dataclass(frozen=True)
 class _Case:
-    """A prompt that is measured: its number among those given, llama.cpp's ids, and how far to continue it."""
+    """A prompt to measure: its index, llama.cpp's ids, and the number of tokens to generate."""
 
     index: int
     ids: list[int]
@@ -114,7 +114,7 @@ class _Case:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pending:
-    """A first difference before the noise is known."""
+    """A first difference that still needs a verdict, for which the noise must be known."""
 
     index: int
     position: int
@@ -138,12 +138,12 @@ def evaluate_fidelity(
     """Compare llama.cpp with a reference over `prompts` (by default the built-in ones that suit the model).
 
     `encode` is the reference's tokenizer. `text` is a longer passage, compared teacher-forced in pieces of at most 512
-    tokens. Generation does not stop at EOS unless `stop` says so: every prompt then gives `n_generate` tokens.
-    `chat_options` reach the chat template. A prompt without tokens, or as long as the context, is skipped, and one that
-    leaves less room than `n_generate` is continued less far; the report's notes say so.
+    tokens. Generation stops only at tokens in `stop`, not at EOS, so that every prompt gives `n_generate` tokens.
+    `chat_options` are passed to the chat template. Prompts that are empty or fill the context are skipped, and those that
+    leave room for fewer than `n_generate` tokens get a shorter continuation; the report's notes list both.
 
-    Raises InputError where no prompt is left, a prompt cannot be rendered, or the reference does not have the model's
-    shapes; LlamaError where llama.cpp fails or gives logits that are not finite.
+    Raises InputError if no prompt is left, a prompt cannot be rendered, or the reference's logits have other shapes than the
+    model's; LlamaError if llama.cpp fails or gives logits that are not finite.
     """
     if prompts is None:
         prompts = default_prompts(runtime.info.chat_template is not None)
@@ -194,10 +194,10 @@ def greedy_with_draft(
     draft: Sequence[int] = (),
     stop: frozenset[int] = frozenset(),
 ) -> list[int]:
-    """The reference's own greedy continuation of `prompt`, whatever the draft: `n_tokens`, or fewer up to a stop token.
+    """The reference's greedy continuation of `prompt`: `n_tokens`, or fewer up to a stop token, independent of the draft.
 
-    Each run of the reference confirms the draft as far as it agrees and gives one token beyond; the rest of the draft,
-    moved behind that token, is tried again. An exact draft costs one run, none at all costs one run a token.
+    Each run of the reference confirms the draft up to the first difference and gives one more token; the rest of the draft is
+    then tried after that token. A correct draft takes one run, an empty one a run per token.
     """
     if not prompt:
         raise InputError("an empty prompt cannot be continued; give at least one token")
@@ -222,7 +222,7 @@ def _prepare(
     n_generate: int,
     chat_options: Mapping[str, Any],
 ) -> tuple[list[_Case], float | None, list[str]]:
-    """What can be measured, the share of prompts tokenized alike, and notes on the rest."""
+    """(prompts to measure, share of prompts that both tokenizers encode to the same ids, notes on the other prompts)."""
     limit = runtime.context_limit
     cases: list[_Case] = []
     alike: list[bool] = []
@@ -269,7 +269,7 @@ def _tokens_differ(ours: Sequence[int], theirs: Sequence[int]) -> str:
 
 
 def _targets(given: Sequence[int], length: int) -> npt.NDArray[np.int64]:
-    """The next token at each of `length` positions, where it is one of those given."""
+    """The next token at each of `length` positions if it is among the given ones, else NO_TARGET."""
     targets = np.full(length, NO_TARGET, dtype=np.int64)
     targets[: len(given) - 1] = given[1:]
     return targets
@@ -278,7 +278,7 @@ def _targets(given: Sequence[int], length: int) -> npt.NDArray[np.int64]:
 def _pairs(
     runtime: RuntimeLike, reference: ReferenceLike, sequences: Sequence[list[int]]
 ) -> Iterator[tuple[Logits, Logits]]:
-    """(reference, model) logits of each sequence, as many at a time by the reference as memory allows."""
+    """(reference, model) logits of each sequence; the reference runs batches of at most `_REFERENCE_BYTES` of logits."""
     most = max(1, _REFERENCE_BYTES // (8 * max(runtime.info.n_vocab, 1)))
     batch: list[list[int]] = []
     for index, sequence in enumerate(sequences):
@@ -296,7 +296,7 @@ def _pairs(
 def _first_difference(
     case: _Case, tokens: Sequence[int], reference: Logits, model: Logits
 ) -> tuple[int, _Pending | None]:
-    """The length of the continuation's part that is the reference's too, and what happened after it."""
+    """Number of tokens from the start that equal the reference's, and the difference after them, if there is one."""
     start = len(case.ids) - 1
     chosen = reference[start : start + len(tokens)].argmax(axis=-1)
     wrong = np.flatnonzero(chosen != np.asarray(tokens, dtype=np.int64))
@@ -313,10 +313,10 @@ def _first_difference(
 
 
 def _judge(runtime: RuntimeLike, pending: _Pending, metrics: FidelityMetrics) -> FirstDifference:
-    """Tell a tie from a fault.
+    """Classify a first difference as a tie or a fault.
 
-    With noise σ a logit, the difference of two logits has a noise of √2·σ; a margin within four of those is a tie. That
-    holds only while the noise is small beside what the logits say: above 0.3 of their spread it is damage itself.
+    With noise σ per logit, the difference of two logits has noise √2·σ; a margin within four times that is a tie. Noise above
+    0.3 of the spread of the logits counts as a fault itself.
     """
     candidates = [
         Candidate(token, runtime.detokenize([token], special=True), in_model, in_reference)

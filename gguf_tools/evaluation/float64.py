@@ -1,5 +1,5 @@
-"""Float64 for code that asks for float32: norms, softmax, rope and routers of most model code compute in float32, whatever
-the type of the weights."""
+"""Runs code in float64 that requests float32: norms, softmax, RoPE and routers of most model code compute in float32 for
+weights of any type."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from torch.overrides import TorchFunctionMode
 class InFloat64(TorchFunctionMode):
     """A context in which every request for float32 gives float64.
 
-    Works on the calls (torch functions and tensor methods), so that the code that makes them is not touched.
-    `rounded` names the functions whose results were floating point of another type all the same: where it is empty,
-    everything was computed in float64.
+    It intercepts torch functions and tensor methods, so that the calling code need not change. `rounded` has the names of
+    functions whose results were nevertheless of another floating-point type; if it is empty, all results were float64.
     """
 
     def __init__(self) -> None:
@@ -30,7 +29,7 @@ class InFloat64(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call `func` with float64 wherever float32 was given."""
+        """Call `func` with float32 replaced by float64 in its arguments."""
         if func is torch.Tensor.float:
             func = torch.Tensor.double
         result = func(*map(_wide, args), **{name: _wide(value) for name, value in (kwargs or {}).items()})
@@ -41,7 +40,7 @@ class InFloat64(TorchFunctionMode):
 
 @contextmanager
 def in_float64() -> Iterator[InFloat64]:
-    """`InFloat64` with float64 as the default type of new tensors as well."""
+    """`InFloat64`, with float64 also as the default type of new tensors."""
     before = torch.get_default_dtype()
     mode = InFloat64()
     torch.set_default_dtype(torch.float64)

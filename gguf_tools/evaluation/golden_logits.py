@@ -1,4 +1,4 @@
-"""Logits that other code computed, in a file: `tokens_0`, `logits_0`, `tokens_1` … in .npz or .safetensors.
+"""Reads golden logits, computed by other code: `tokens_0`, `logits_0`, `tokens_1` … in a .npz or .safetensors file.
 
 `tokens_N` has the ids of one sequence, shape (T,); `logits_N` the logits at every position, shape (T, vocabulary).
 """
@@ -37,10 +37,10 @@ class Golden:
 
 
 def read_golden(path: Path) -> list[Golden]:
-    """The sequences of a file of golden logits, by their number; other names in it are passed over.
+    """The sequences of a file of golden logits in the order of their numbers; other names in it are ignored.
 
-    Raises InputError, naming file and array, where one of a pair is missing, a shape or a type is wrong, a logit is not
-    finite, or the file is broken.
+    Raises InputError, naming file and array, if one of a pair is missing, a shape or a type is wrong, a logit is not finite,
+    or the file is broken.
     """
     try:
         arrays = _npz(path) if path.suffix == ".npz" else _safetensors(path)
@@ -54,6 +54,7 @@ def read_golden(path: Path) -> list[Golden]:
 
 
 def _pair(path: Path, arrays: Mapping[str, tuple[Array, str]], number: int) -> Golden:
+    """Sequence `number`, from its tokens (T,) and logits (T, vocabulary); InputError if they are missing or unsuitable."""
     names = f"tokens_{number}", f"logits_{number}"
     for name in names:
         if name not in arrays:
@@ -76,7 +77,7 @@ def _shown(array: Array) -> str:
 
 
 def _npz(path: Path) -> dict[str, tuple[Array, str]]:
-    """The arrays of that name; each array's size is checked against its member's before it is allocated."""
+    """The golden arrays of a .npz file; an array's size is checked against that of its zip member before allocation."""
     found = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():

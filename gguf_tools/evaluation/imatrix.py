@@ -1,4 +1,4 @@
-"""An importance matrix from a model and a text, through llama.cpp."""
+"""Collects an importance matrix by running a model over a text with llama.cpp."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from quant.imatrix import ImportanceMatrix
 
 CHUNK = 512
-"""Tokens that are read together; llama-imatrix takes as many."""
+"""Tokens per chunk; the default of llama-imatrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollectRequest:
-    """What to read and how: `chunk` tokens at a time (fewer where the model's context is shorter), at most `chunks` of them.
+    """The model, the text, and options: `chunk` tokens per chunk (fewer if the model's context is shorter), at most `chunks`.
 
-    `process_output` counts the output matrix too, `parse_special` reads "<|…|>" in the text as one token.
+    `process_output` includes the output matrix; `parse_special` recognises special tokens such as "<|…|>" in the text.
     """
 
     model: Path
@@ -33,9 +33,9 @@ class CollectRequest:
 def collect(
     request: CollectRequest, options: RuntimeOptions | None = None, progress: CountProgress | None = None
 ) -> ImportanceMatrix:
-    """Run the model over the text and keep the statistics of its activations; BOS starts each chunk if the file says so.
+    """Run the model over the text and collect statistics of its activations; each chunk starts with BOS if the file adds it.
 
-    Raises InputError for a text that cannot be read or is empty, LlamaError where llama.cpp fails.
+    Raises InputError if the text cannot be read or is empty, LlamaError if llama.cpp fails.
     """
     text = read_text(request.text)
     with Runtime(request.model, options) as runtime:

@@ -1,4 +1,4 @@
-"""How far a model's logits are from a reference's: pure numpy, accumulated in float64.
+"""Metrics of the difference between a model's logits and a reference's, in numpy, accumulated in float64.
 
 Definitions follow llama.cpp where it has them: NMSE is `nmse` of `tests/test-backend-ops.cpp`, and the KL divergence
 is that of `llama-perplexity --kl-divergence`, in nats, with the reference as the first distribution.
@@ -21,14 +21,14 @@ Logits = npt.NDArray[Any]
 Targets = npt.NDArray[np.integer[Any]]
 
 NO_TARGET = -1
-"""In `targets`, a position whose next token is not given and so does not count for the perplexity."""
+"""Marks a position in `targets` whose next token is not given, so that it does not count for the perplexity."""
 
 _BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityMetrics:
-    """What was measured over all positions of all prompts; the names are those of `tinyq eval --json`.
+    """Metrics over all positions of all prompts; the names are those of `tinyq eval --json`.
 
     `nmse`: Σ|model − reference|² / Σ|reference|², over all positions and the whole vocabulary.
     `max_abs_diff`: the largest |model − reference| of any logit.
@@ -36,10 +36,9 @@ class FidelityMetrics:
     `top1_agreement`: share of positions where both give the highest logit to the same token (lowest id on ties).
     `ppl_reference`, `ppl_model`: exp of the mean negative log-likelihood of the given next tokens; None without any.
     `n_prompts`, `n_tokens`: sequences and positions compared.
-    `noise`: the root mean square over the vocabulary of model − reference, both centred (a shift of all logits changes
-    no distribution), which 95 % of the positions do not exceed: experts that flip at some positions are in it, a fault
-    at a few positions is not.
-    `spread`: median over positions of the reference's own standard deviation over the vocabulary.
+    `noise`: 95th percentile over positions of the RMS over the vocabulary of model − reference, both centred (a shift of all
+    logits does not change the distribution). It includes positions with other experts selected, but not a fault at few positions.
+    `spread`: median over positions of the standard deviation of the reference's logits over the vocabulary.
     """
 
     nmse: float
@@ -64,9 +63,9 @@ def log_softmax(logits: Logits) -> Float:
 
 
 def next_token_nll(logits: Logits, tokens: Targets, name: str = "the sequence") -> Float:
-    """Negative log-likelihoods, nats, of tokens 1… of a sequence by the logits before them: (T, V), (T,) → (T − 1,).
+    """Negative log-likelihoods in nats of tokens 1… of a sequence, given the logits before them: (T, V), (T,) → (T − 1,).
 
-    Raises LlamaError, which calls the sequence `name`, where a logit is not finite.
+    Raises LlamaError if a logit is not finite; `name` is the name of the sequence in the message.
     """
     found = [np.zeros(0)]
     rows = _rows(logits.shape[1])
@@ -90,7 +89,7 @@ def _kl(reference: Float, model: Float) -> Float:
 
 
 class FidelityAccumulator:
-    """Adds up pairs of logits, one prompt at a time, in bounded memory (a few numbers a position remain)."""
+    """Accumulates metrics over pairs of logits, one prompt at a time, keeping a few numbers per position."""
 
     def __init__(self) -> None:
         self._difference = 0.0
@@ -108,8 +107,8 @@ class FidelityAccumulator:
     def add(self, reference: Logits, model: Logits, targets: Targets | None = None, name: str | None = None) -> None:
         """Add one prompt's logits, both (T, V), and the token that follows each position, (T,) or None.
 
-        `targets` may hold NO_TARGET. `name` is what errors call the prompt, by default its number. Raises InputError
-        where shapes differ or the reference has a logit that is not finite, LlamaError where the model has one.
+        `targets` may contain NO_TARGET. `name` is the name of the prompt in errors, by default its number. Raises InputError
+        if shapes differ or a logit of the reference is not finite, LlamaError if one of the model is not.
         """
         name = f"prompt {self._n_prompts}" if name is None else name
         if reference.shape != model.shape or reference.ndim != 2:
@@ -141,7 +140,7 @@ class FidelityAccumulator:
         self._spread.append(reference.std(axis=-1))
 
     def result(self) -> FidelityMetrics:
-        """The metrics of all that was added; raises InputError where that was nothing."""
+        """The metrics over everything added; InputError if nothing was added."""
         kl = np.concatenate(self._kl) if self._kl else np.zeros(0)
         if not kl.size:
             raise InputError("no position was compared; give at least one prompt that fits the context")
@@ -174,7 +173,7 @@ def _ratio(difference: float, energy: float) -> float:
 
 
 def _blocks(reference: Logits, model: Logits) -> Iterator[tuple[int, Float, Float]]:
-    """Both arrays in float64, as many rows at a time as the working memory holds."""
+    """(first row, reference, model) in float64, in blocks of rows of at most `_BLOCK_BYTES`."""
     rows = _rows(reference.shape[1])
     for start in range(0, len(reference), rows):
         part = slice(start, start + rows)

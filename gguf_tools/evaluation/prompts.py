@@ -1,4 +1,4 @@
-"""Prompts: those built in, and those from a file."""
+"""Prompts, built in or read from a file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ _KEYS = ("prompt", "messages", "max_tokens")
 
 @dataclass(frozen=True)
 class Prompt:
-    """Either `text`, continued as it stands, or `messages`, rendered by the model's chat template.
+    """Either `text`, continued unchanged, or `messages`, rendered by the model's chat template.
 
-    `max_tokens` bounds the continuation where the caller's own bound is higher; `origin` is where it came from, for
-    errors.
+    `max_tokens` limits the continuation in addition to the caller's limit; `origin` says in errors where the prompt is from.
     """
 
     text: str = ""
@@ -45,7 +44,7 @@ def chat_prompts() -> list[Prompt]:
 
 
 def default_prompts(has_template: bool) -> list[Prompt]:
-    """24 prompts: openings for a model without a chat template, else half openings and half questions."""
+    """24 prompts: openings of texts for a model without a chat template, else half openings and half questions."""
     base, chat = base_prompts(), chat_prompts()
     return base[::2] + chat[::2] if has_template else base
 
@@ -60,7 +59,7 @@ def _lines(name: str) -> list[str]:
 
 
 def load_prompts(path: Path) -> list[Prompt]:
-    """Prompts from a file: JSON lines where its name ends in .jsonl or .json, else text with one prompt a line.
+    """Prompts from a file: JSON lines if its name ends in .jsonl or .json, else text with one prompt per line.
 
     A JSON line is an object with either "prompt" (text) or "messages" (objects with "role" and "content"), and
     optionally "max_tokens". Blank lines are skipped. Raises InputError that names the file and the line.
@@ -75,6 +74,7 @@ def load_prompts(path: Path) -> list[Prompt]:
 
 
 def _from_json(line: str, origin: str) -> Prompt:
+    """The prompt on a JSON line; InputError that names the line (`origin`) for unknown keys or wrong values."""
     row = json_object(line, origin, _KEYS, '{"prompt": "…"}')
     if ("prompt" in row) == ("messages" in row):
         raise InputError(f'{origin}: needs either "prompt" or "messages", and not both')
@@ -101,7 +101,7 @@ TEXT_CHUNK = 512
 
 
 def render_prompt(runtime: RuntimeLike, prompt: Prompt, chat_options: Mapping[str, Any]) -> str:
-    """A prompt's text, messages rendered by the model's own chat template; InputError where it has none."""
+    """A prompt's text, with messages rendered by the model's chat template; InputError if it has none."""
     if not prompt.is_chat:
         return prompt.text
     if runtime.info.chat_template is None:
@@ -120,12 +120,12 @@ def begins(runtime: RuntimeLike, text: str) -> bool:
 
 
 def prompt_ids(runtime: RuntimeLike, text: str) -> list[int]:
-    """Ids of a rendered prompt as llama.cpp's server makes them: with BOS where the model wants one, special tokens read."""
+    """Ids of a rendered prompt as in llama.cpp's server: special tokens are recognised, and BOS is added if the model uses it."""
     return runtime.tokenize(text, add_special=not begins(runtime, text), parse_special=True)
 
 
 def text_pieces(runtime: RuntimeLike, text: str) -> list[list[int]]:
-    """The text's ids in pieces that fit, each with the BOS token where the whole has one."""
+    """The text's ids in pieces of at most `TEXT_CHUNK` tokens or the context, each with BOS if the whole text has it."""
     ids = runtime.tokenize(text, add_special=True, parse_special=False)
     head = ids[:1] if runtime.info.add_bos and ids[:1] == [runtime.info.bos] else []
     body = ids[len(head) :]

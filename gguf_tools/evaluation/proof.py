@@ -1,5 +1,5 @@
-"""`tinyq convert --prove`: the source held against its own code before the file is written, and the file against the
-source before it appears."""
+"""`tinyq convert --prove`: compares the reference with the source's own code before the file is written, and the written file
+with the reference before it gets its final name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gguf_tools.tokenizers.vocabulary import Tokenizer
 
 @dataclass(frozen=True)
 class Proved:
-    """What llama.cpp computes of the file: NMSE against the torch reference over the positions of one short prompt."""
+    """llama.cpp's result on the file: NMSE against the torch reference over the `n_tokens` positions of one short prompt."""
 
     nmse: float
     n_tokens: int
@@ -38,12 +38,13 @@ class Proved:
 class Proof:
     """The proof of one conversion; called by `execute` with the finished temporary file.
 
-    Making it holds the reference against the oracle (`parse_oracle` reads its name): UnsupportedError where they disagree.
-    Calling it raises TokenizerError where the tokenizers differ, and UnsupportedError where a file in F32 with nothing
-    approximated is further from the reference than float32 explains (NMSE 1e-9).
+    The constructor compares the reference with the oracle (named as for `parse_oracle`); UnsupportedError if they disagree.
+    A call raises TokenizerError if the tokenizers differ, and UnsupportedError if an F32 file without approximations differs
+    from the reference by more than float32 rounding (NMSE 1e-9).
     """
 
     def __init__(self, request: Request, conversion: Conversion, oracle: str = "auto") -> None:
+        """Build the reference and compare it with the oracle on a short prompt; UnsupportedError if they disagree."""
         self.exact = conversion.decision.recipe == "f32" and conversion.plan.approximation is None
         checkpoint = open_checkpoint(request.source)
         unchanged = build_published(restore(checkpoint, text_only=request.text_only))
@@ -83,7 +84,7 @@ class Proof:
 
     @property
     def lines(self) -> list[str]:
-        """The findings for a terminal, the oracle's first."""
+        """The results as lines for a terminal, the oracle's first."""
         check, proved = self.oracle, self.proved
         lines = [check.sentence] if isinstance(check, OracleCheck) else []
         if proved:
@@ -93,7 +94,7 @@ class Proof:
         return lines + [f"note      {note}" for note in notes]
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`, under `proof`."""
+        """The value of `proof` in `--json`."""
         check = self.oracle
         return {
             "oracle": check.as_dict() if isinstance(check, OracleCheck) else None,

@@ -1,4 +1,4 @@
-"""What a GGUF is compared with: the checkpoint given, the one it was made from if that is still there, or itself."""
+"""Finds the reference for a GGUF: a given checkpoint, the one it was converted from if that still exists, or the file itself."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Origin = Literal["given", "recorded", "beside", "rebuilt"]
 Encode = Callable[[str, bool], Sequence[int]]
 
 Operate = Callable[[Model, str], Model]
-"""Does a recipe of layer surgery, as text, to a model."""
+"""(model, recipe of layer surgery as text) → the model after the surgery."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSource:
-    """The model to compare with, where it came from, and a sentence on what the comparison therefore says.
+    """The model to compare with, its origin, and a sentence on what the comparison means.
 
-    `model` is None where no family knows the source and transformers' own code is the reference. `tokenizer` is the source's
-    own, None where there is none at hand; `encoder` stands in where only transformers reads it. `checkpoint` is the source,
-    None for a GGUF. `recipe` is the layer surgery done to the source, and `unchanged` its model before, where there was any.
-    `is_source`: whether it is what the file says that it was made from; None where the file does not say.
+    `model` is None if no family supports the source and transformers' own code is the reference. `tokenizer` is the source's,
+    or None if it is not available; `encoder` replaces it if only transformers can read it. `checkpoint` is the source, None
+    for a GGUF. `recipe` is the layer surgery applied to the source, and `unchanged` the model before it, if there was any.
+    `is_source`: whether it is the source that the file was converted from; None if the file does not record one.
     """
 
     model: Model | None
@@ -52,13 +52,13 @@ class ReferenceSource:
 
     @property
     def encode(self) -> Encode | None:
-        """The source's tokenizer as (text, add BOS and EOS) → ids; special tokens in the text count as such."""
+        """The source's tokenizer as (text, whether to add BOS and EOS) → ids; special tokens in the text are recognised."""
         tokenizer = self.tokenizer
         return self.encoder if tokenizer is None else lambda text, add: encoded(tokenizer, text, add)
 
 
 def encoded(tokenizer: Tokenizer, text: str, add_special: bool) -> list[int]:
-    """Ids of `text` with BOS and EOS where the tokenizer adds them and `add_special` asks for it."""
+    """Ids of `text`; with `add_special`, including BOS and EOS if the tokenizer adds them."""
     ids = tokenizer.encode(text, special=True)
     head = [tokenizer.bos_id] if add_special and tokenizer.add_bos and tokenizer.bos_id is not None else []
     tail = [tokenizer.eos_id] if add_special and tokenizer.add_eos and tokenizer.eos_id is not None else []
@@ -66,7 +66,7 @@ def encoded(tokenizer: Tokenizer, text: str, add_special: bool) -> list[int]:
 
 
 class Checkpoints:
-    """Checkpoints that several files may have been made from: each is opened, and read for its digest, once."""
+    """A cache of checkpoints: each is opened, and read for its digest, once."""
 
     def __init__(self) -> None:
         self._opened: dict[Path, Checkpoint] = {}
@@ -79,7 +79,7 @@ class Checkpoints:
         return self._opened[place]
 
     def digest(self, place: Path) -> str:
-        """Its digest, for which all of it is read."""
+        """The digest of the checkpoint at `place`, for which all its bytes are read."""
         if place not in self._digests:
             self._digests[place] = self.open(place).digest()
         return self._digests[place]
@@ -90,12 +90,12 @@ def find_reference(
 ) -> ReferenceSource:
     """The reference for the GGUF at `path`.
 
-    In order: the checkpoint (or GGUF) `given`; the source recorded in the file, then a checkpoint lying beside it, if
-    the digest recorded still matches; else the file's own tensors, so that only the engine is compared. Layer surgery
-    that the file records is done to the source recorded by `operate`, and to a source given too if it is that one.
-    `checkpoints` spares files that share a source reading it again.
+    In order of preference: the checkpoint (or GGUF) `given`; the source recorded in the file, or a checkpoint in the file's
+    folder, if its digest matches the recorded one; else the file's own tensors, so that only the engine is compared. If the
+    file records layer surgery, `operate` applies it to the recorded source, and to a given source with the same digest.
+    `checkpoints` lets files that share a source read it once.
 
-    Raises CheckpointError where the source given, or the GGUF, is broken; UnsupportedError where no family knows it.
+    Raises CheckpointError if the given source or the GGUF is broken; UnsupportedError if no family supports it.
     """
     header = read_header(path)
     checkpoints = checkpoints or Checkpoints()
@@ -112,6 +112,7 @@ def find_reference(
 
 
 def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints: Checkpoints) -> ReferenceSource:
+    """The reference from a source that the user gave: a GGUF's own tensors, a checkpoint's model, or transformers' own code."""
     if given.is_file() and is_gguf(given):
         return ReferenceSource(
             model=lift(open_gguf(given)),
@@ -149,7 +150,7 @@ def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints
 def _run_by_transformers(
     header: GGUFHeader, checkpoint: Checkpoint, is_source: bool | None, refused: InputError
 ) -> ReferenceSource:
-    """The source as transformers' own code computes it, where no family does; the refusal where that cannot be had either."""
+    """A reference that transformers' own code computes, for a source without a family; raises `refused` if it cannot."""
     if reason := why_not(checkpoint):
         raise type(refused)(f"{refused}; nor can transformers be the reference: {reason}") from refused
     kind = checkpoint.config["model_type"]
@@ -178,6 +179,10 @@ def _run_by_transformers(
 def _recorded(
     header: GGUFHeader, digest: str, operate: Operate | None, checkpoints: Checkpoints
 ) -> tuple[ReferenceSource | None, str]:
+    """The reference from the recorded source, or from a checkpoint in the file's folder, with the same digest.
+
+    Without one, the second result says why there is none.
+    """
     folder = header.path.resolve().parent
     recorded = header.get(keys.SOURCE_PATH)
     places: list[tuple[Origin, Path]] = [("beside", folder), ("beside", folder / "hf")]
@@ -232,7 +237,7 @@ def _may_be_checkpoint(place: Path) -> bool:
 
 
 def _operated(header: GGUFHeader, model: Model, operate: Operate | None) -> tuple[Model, str]:
-    """The model after the surgery that the file records, and that recipe, "" where there is none."""
+    """The model after the surgery that the file records, and its recipe ("" if there is none)."""
     recipe = header.get(keys.SURGERY)
     if not isinstance(recipe, str) or operate is None:
         return model, ""
@@ -247,8 +252,8 @@ def _tokenizer(header: GGUFHeader, checkpoint: Checkpoint, vocab_size: int) -> T
     recorded = header.get(keys.TOKENIZER_PATH)
     folder = header.path.resolve().parent / recorded if isinstance(recorded, str) else checkpoint.folder
     try:
-        # Tokens beyond the embedding were left out of the file too, or it would not be there.
+        # The conversion dropped tokens beyond the embedding too, or it would have failed.
         return load_tokenizer(folder, vocab_size, config=checkpoint.config, drop_tokens=True)
     except InputError:
-        # A checkpoint may have its tokenizer elsewhere (convert --tokenizer); the logits can be compared without it.
+        # The tokenizer may have been in another folder (convert --tokenizer); logits can be compared without it.
         return None

@@ -1,4 +1,4 @@
-"""A fidelity report as text for a terminal, and the thresholds that it may have to meet."""
+"""A fidelity report as text for a terminal, and checks of its thresholds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _THRESHOLDS = ("min_top1", "max_nmse", "max_kl", "min_greedy")
 
 
 def format_report(report: FidelityReport, speed: Speed | None = None) -> str:
-    """The report as aligned lines, then the first differences and the notes where there are any."""
+    """The report as aligned lines, followed by first differences and notes if there are any."""
     m = report.metrics
     kl = f"mean {_number(m.kl_mean)}   p99 {_number(m.kl_p99)}   max {_number(m.kl_max)} nats"
     mean_prefix = f"{report.greedy_mean_prefix:.1f} of {report.n_generate} tokens equal on average"
@@ -43,7 +43,7 @@ def format_report(report: FidelityReport, speed: Speed | None = None) -> str:
 
 
 def _differences(differences: Sequence[FirstDifference]) -> list[str]:
-    """One row a prompt: both candidates with both sides' logits, faults first."""
+    """One row per prompt: both candidates with both sides' logits, faults first."""
     ordered = sorted(differences, key=lambda d: (d.verdict == "tie", -d.margin))
     header = ("prompt", "token", "llama.cpp chose", "its logits", "reference chose", "its logits", "margin", "verdict")
     rows = []
@@ -74,7 +74,7 @@ def _token(text: str) -> str:
 
 
 def _order(first: float, second: float) -> str:
-    """Two logits and how they compare: the runtime may choose otherwise when it decodes token by token."""
+    """Two logits and their order, which may differ from the selected token because llama.cpp decoded token by token."""
     sign = ">" if first > second else "<" if first < second else "="
     return f"{first:.6g} {sign} {second:.6g}"
 
@@ -86,13 +86,13 @@ def _number(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    """A share in percent that says 100 % only where it is."""
+    """A share in percent that is never rounded up to 100 %."""
     text = f"{value:.2%}"
     return "<100%" if text == "100.00%" and value < 1 else text.replace("100.00%", "100%")
 
 
 def check_thresholds(report: FidelityReport, thresholds: Mapping[str, float | None]) -> list[str]:
-    """What fell short, one line each: min_top1, max_nmse, max_kl (of the mean), min_greedy (of the exact share).
+    """One line per missed threshold: min_top1, max_nmse, max_kl (for the mean), min_greedy (for the exact-match share).
 
     A threshold of None is not checked; an unknown name raises InputError.
     """

@@ -1,4 +1,4 @@
-"""`tinyq eval` as a library call: one file, one reference, one report."""
+"""The implementation of `tinyq eval`: measures files against references."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """The file under test: what `tinyq eval --json` has under `model`."""
+    """The file under test: the value of `model` in `tinyq eval --json`."""
 
     path: str
     arch: str
@@ -45,7 +45,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was measured of one file; `oracle` is None where none was asked, or the sentence on why it could not be."""
+    """The measurements of one file; `oracle` is None if none was requested, or a sentence on why it was not possible."""
 
     model: FileFacts
     source: ReferenceSource
@@ -55,13 +55,13 @@ class Evaluation:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be said about the oracle."""
+        """Notes on the oracle's result for the user."""
         if isinstance(self.oracle, OracleCheck):
             return self.oracle.notes
         return (self.oracle,) if self.oracle else ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The contract's JSON."""
+        """The measurements as JSON data."""
         speed = self.speed and {
             "prompt_tok_s": self.speed.prompt_tok_s,
             "generate_tok_s": self.speed.generate_tok_s,
@@ -82,7 +82,7 @@ class Evaluation:
 
 
 def load_reference(source: ReferenceSource, dtype: str) -> Reference | TransformersModel:
-    """The source in memory: the torch reference, or transformers' own code where no family knows it."""
+    """The source in memory: the torch reference, or transformers' own code if no family supports it."""
     if source.model is not None:
         return Reference(source.model, DTYPES[dtype])
     if source.checkpoint is None:
@@ -93,12 +93,12 @@ def load_reference(source: ReferenceSource, dtype: str) -> Reference | Transform
 def score_file(
     path: Path, card: CardOptions, options: RuntimeOptions, progress: StageProgress | None = None
 ) -> tuple[FileFacts, CardReport]:
-    """Ask `path` the card suite's questions. Errors as `run_card` and `Runtime`, each with the path."""
+    """Run the card suite on `path`. Errors as `run_card` and `Runtime`, with the path."""
     options = replace(options, threads=options.threads or useful_threads(path.stat().st_size))
     with Runtime(path, options) as runtime:
         try:
             report = run_card(runtime, card, progress)
-            overall(report)  # refuses weights of which no part could be measured
+            overall(report)  # raises if no part with a weight was measured
         except InputError as error:
             message = str(error)
             raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from error
@@ -119,9 +119,9 @@ def evaluate_file(
     speed: bool = True,
     progress: StageProgress | None = None,
 ) -> Evaluation:
-    """Run `path` by llama.cpp and compare it with `source`.
+    """Run `path` with llama.cpp and compare it with `source`.
 
-    `load` gives a reference that several files share; `oracles` holds the source against other code first.
+    `load` returns a reference that several files share; `oracles` compares the reference with other code first.
     Errors as `evaluate_fidelity`, `Oracles.check` and `Runtime`.
     """
     threads = options.threads or useful_threads(path.stat().st_size)
@@ -144,7 +144,7 @@ def evaluate_file(
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityRequest:
-    """What files are compared with, and how: see `find_reference`, `parse_oracle` and `evaluate_file`."""
+    """Options of the fidelity suite; see `find_reference`, `parse_oracle` and `evaluate_file`."""
 
     reference: Path | None = None
     operate: Operate | None = None
@@ -158,14 +158,14 @@ class FidelityRequest:
 
 @dataclass(frozen=True)
 class FileScores:
-    """What was measured of one file: the fidelity, the card, or both."""
+    """The measurements of one file: fidelity, card, or both."""
 
     model: FileFacts
     evaluation: Evaluation | None
     card: CardReport | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The contract's JSON."""
+        """The measurements as JSON data."""
         found = {"model": vars(self.model)} | (self.evaluation.as_dict() if self.evaluation else {})
         return found | ({"card": card_dict(self.card)} if self.card else {})
 
@@ -177,9 +177,9 @@ def measure_files(
     card: CardOptions | None = None,
     progress: StageProgress | None = None,
 ) -> Iterator[FileScores]:
-    """Measure one file after the other; a reference that several share is loaded once.
+    """Measure the files one after another; a reference that several share is loaded once.
 
-    Every file and its reference are looked at before the first is run, so that a wrong path costs no time.
+    All files and references are checked before the first is run, so that a wrong path fails early.
     """
     for path in paths:
         Runtime(path, options)  # raises if the file is not a GGUF
@@ -193,7 +193,7 @@ def measure_files(
     for path, source in zip(paths, sources, strict=True):
         evaluation = None
         if fidelity and source:
-            # A rebuilt reference is the file's own.
+            # A reference rebuilt from the file's own tensors cannot be shared.
             key = (source.path.resolve(), source.recipe, path if source.origin == "rebuilt" else None)
 
             def load(source: ReferenceSource = source, key: object = key, dtype: str = fidelity.dtype) -> ReferenceLike:
@@ -220,13 +220,13 @@ def measure_files(
 
 
 def file_facts(path: Path, options: RuntimeOptions) -> FileFacts:
-    """The facts of a file alone."""
+    """The facts of a file without measuring it."""
     with Runtime(path, options) as runtime:
         return facts_of(path, runtime.info)
 
 
 def facts_of(path: Path, info: ModelInfo) -> FileFacts:
-    """The file's facts, all its parts together: its real bits per weight are those of the tensors' bytes."""
+    """The facts of a file over all its parts; bits per weight are computed from the bytes of tensor data."""
     parts = read_parts(path)
     kind = parts[0].get(keys.TYPE)
     if not isinstance(kind, str):

@@ -1,4 +1,4 @@
-"""What `tinyq eval` shows of one file, or of several side by side, best first."""
+"""The output of `tinyq eval` as text, Markdown, CSV and JSON, for one file or for several, best first."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from gguf_tools.evaluation.run import Evaluation, FileScores
 
 FIDELITY_HEAD = ("NMSE", "KL mean", "top-1", "greedy exact", "prompt tok/s", "generate tok/s")
-"""Heads of the columns of `fidelity_row`."""
+"""Column heads for `fidelity_row`."""
 
 _FLAT = ("nmse", "kl_mean", "kl_p99", "kl_max", "top1_agreement", "greedy_exact_match", "ppl_reference", "ppl_model")
 
 
 def ordered(results: Sequence[FileScores]) -> list[FileScores]:
-    """Best first: by the card's score where there is one, else by the mean KL divergence."""
+    """The results with the best first: by the card's score if there is one, else by the mean KL divergence."""
     cards = _cards(results)
     if cards:
         rank = {name: place for place, name in enumerate(best_first(cards))}
@@ -45,7 +45,7 @@ def ordered(results: Sequence[FileScores]) -> list[FileScores]:
 
 
 def json_of(results: Sequence[FileScores]) -> dict[str, Any]:
-    """One file's report as it is; several under `models`, with the paired differences of every two under `differences`."""
+    """One file's report, or several under `models` with the paired differences of each two under `differences`."""
     if len(results) == 1:
         return results[0].as_dict()
     cards = _cards(results)
@@ -55,7 +55,7 @@ def json_of(results: Sequence[FileScores]) -> dict[str, Any]:
 
 
 def text_of(results: Sequence[FileScores]) -> str:
-    """All that was measured, for a terminal."""
+    """The results as text for a terminal."""
     if len(results) == 1:
         return _one(results[0])
     names = short_names([result.model.path for result in results])
@@ -78,7 +78,7 @@ def text_of(results: Sequence[FileScores]) -> str:
 
 
 def markdown_of(results: Sequence[FileScores]) -> str:
-    """The table as Markdown, and the differences of several cards."""
+    """The results as a Markdown table, with the differences between several cards."""
     names = short_names([result.model.path for result in results])
     blocks = [markdown_table(*table_of(results, names))]
     cards = _cards(results)
@@ -89,7 +89,7 @@ def markdown_of(results: Sequence[FileScores]) -> str:
 
 
 def csv_of(results: Sequence[FileScores]) -> str:
-    """One line a file."""
+    """The results as CSV, one row per file."""
     rows: list[dict[str, Any]] = []
     for result in results:
         row: dict[str, Any] = dict(vars(result.model))
@@ -106,7 +106,7 @@ def csv_of(results: Sequence[FileScores]) -> str:
 def shortcomings(
     results: Sequence[FileScores], bounds: Mapping[str, float | None], min_score: float | None
 ) -> list[str]:
-    """Which thresholds which files miss; those on what was not measured are passed over."""
+    """One line per file and missed threshold; thresholds on values that were not measured are ignored."""
     found = []
     for result in results:
         path = result.model.path
@@ -124,7 +124,7 @@ def shortcomings(
 
 
 def fidelity_row(result: Evaluation) -> tuple[str, ...]:
-    """The cells under FIDELITY_HEAD."""
+    """One table row with the columns of FIDELITY_HEAD."""
     metrics, speed = result.fidelity.metrics, result.speed
     return (
         f"{metrics.nmse:.1e}",
@@ -137,6 +137,7 @@ def fidelity_row(result: Evaluation) -> tuple[str, ...]:
 
 
 def _one(result: FileScores) -> str:
+    """The results of one file as text: the oracle's headline, facts of the file, fidelity report with notes, and card."""
     facts, headline = result.model, _headline(result)
     lines = [headline] if headline else []
     lines += [
@@ -154,7 +155,7 @@ def _one(result: FileScores) -> str:
 def table_of(
     results: Sequence[FileScores], names: Mapping[str, str], *, fidelity: bool = True, card: bool = True
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows: what is asked for of what was measured."""
+    """Head and rows of the table with the requested columns, as far as they were measured."""
     first = results[0]
     held_out = bool(first.card and first.card.held_out)
     head: tuple[str, ...] = ("file", "size", "bits/weight")
@@ -179,13 +180,13 @@ def _notes(result: FileScores) -> list[str]:
 
 
 def _check(result: FileScores) -> OracleCheck | None:
-    """What an oracle said of the file's reference."""
+    """The oracle's result on the file's reference, if there is one."""
     found = result.evaluation.oracle if result.evaluation else None
     return found if isinstance(found, OracleCheck) else None
 
 
 def _headline(result: FileScores) -> str | None:
-    """What the source's own code says, where it was asked."""
+    """A sentence on the result of the source's own code, if it was run."""
     if check := _check(result):
         return check.sentence
     evaluation = result.evaluation
@@ -199,7 +200,7 @@ def _cards(results: Sequence[FileScores]) -> dict[str, CardReport]:
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Each path without the folder that all share."""
+    """Each path without the parent folders that all paths share."""
     if len(paths) == 1:
         return {paths[0]: Path(paths[0]).name}
     folders = [str(Path(path).parent) for path in paths]

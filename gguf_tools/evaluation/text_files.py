@@ -1,4 +1,4 @@
-"""Text files of one entry a line, plain or JSON, read so that every error names its line."""
+"""Reads text files with one entry per line, plain or JSON; every error names its line."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gguf_tools.errors import InputError
 from gguf_tools.text import shortened
 
 _LONGEST = 120
-"""Characters of a wrong value that an error shows."""
+"""Maximum number of characters of a wrong value in an error message."""
 
 
 def shown(value: object) -> str:
-    """A wrong value as an error shows it: as Python writes it, cut where it is long."""
+    """A wrong value for an error message: its repr, shortened to `_LONGEST` characters."""
     return shortened(repr(value), _LONGEST)
 
 
 def read_lines(path: Path) -> list[tuple[str, str]]:
-    """The lines of a UTF-8 file that are not blank, each with its origin ("file:3"); raises InputError that names it."""
+    """(origin such as "file:3", line) for each non-blank line of a UTF-8 file; raises InputError that names the file."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -57,7 +57,7 @@ def json_object(line: str, origin: str, known: Collection[str], example: str) ->
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file's text; raises InputError that names it."""
+    """The text of a UTF-8 file; raises InputError that names the file."""
     try:
         return path.read_text("utf-8-sig")
     except OSError as error:

@@ -1,7 +1,7 @@
-"""A checkpoint run by the transformers library's own code: the oracle that reads the config without tinyq.
+"""Runs a checkpoint with the transformers library: an oracle that interprets the config independently of tinyq.
 
-Nothing is downloaded and no code of the checkpoint runs: only classes that the installed library has for the config's
-model_type, from local files, with the hub switched off.
+Nothing is downloaded and no code of the checkpoint is run: only the installed library's class for the config's model_type,
+on local files, with the hub disabled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gguf_tools.sources.checkpoint import CONFIG, Checkpoint
 from gguf_tools.text import one_line, shortened
 
 OLDEST = 5
-"""The first major version whose interface this is."""
+"""The first major version of transformers with the interface used here."""
 FLOAT64, FLOAT32 = 1e-18, 1e-9
 """Largest NMSE between two computations of the same model in float64 (1e-24 is usual), and in float32 (1e-13)."""
 TOKENIZERS = (
@@ -40,15 +40,15 @@ TOKENIZERS = (
     "tiktoken.model",
     "tekken.json",
 )
-"""A tokenizer's files: without any, transformers makes up an empty one for some models."""
+"""Files of tokenizers; without any of them transformers creates an empty tokenizer for some models."""
 SLACK = 1 << 28
-"""Bytes left for everything but weights."""
+"""Bytes of memory reserved for everything except weights."""
 MOST_EXTRA = 1 << 22
-"""Parameters and buffers that a class may have beyond those in the file."""
+"""Maximum number of elements in parameters and buffers of a class beyond those in the file."""
 
 
 def why_not(checkpoint: Checkpoint) -> str | None:
-    """Why transformers cannot run this checkpoint, or None where it may be tried."""
+    """Why transformers cannot run this checkpoint, or None if it can be tried."""
     if importlib.util.find_spec("transformers") is None:
         return "transformers is not installed (pip install 'tinyq[oracle]')"
     if int(importlib.import_module("importlib.metadata").version("transformers").split(".")[0]) < OLDEST:
@@ -75,24 +75,25 @@ def why_not(checkpoint: Checkpoint) -> str | None:
 
 
 def parameters_of(checkpoint: Checkpoint) -> int:
-    """Number of elements of all tensors in the file."""
+    """Number of elements of all tensors in the checkpoint."""
     return sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
 def fits(parameters: int, width: int) -> bool:
-    """Whether so many weights of `width` bytes fit into the memory that is left; true where the system does not say."""
+    """Whether that many weights of `width` bytes each fit into the available memory; True if that is unknown."""
     left = available_memory()
     return left is None or parameters * width * 1.1 + SLACK < left
 
 
 class TransformersModel:
-    """The checkpoint in memory as its own class, in float64 where that fits, else in float32; stateless when run.
+    """The checkpoint loaded into its transformers class, in float64 if memory allows, else in float32; stateless when run.
 
-    Raises InputError where transformers cannot run it: see `why_not`, and where its class has other tensors than the
-    file, it does not fit the memory, or transformers fails.
+    Raises InputError if transformers cannot run it (see `why_not`), if its class has other tensors than the file, if it does
+    not fit into memory, or if transformers fails.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        """Load the checkpoint with eager attention and experts; errors as for the class."""
         self.path = checkpoint.path
         if reason := why_not(checkpoint):
             raise InputError(f"{self.path}: {reason}")
@@ -123,19 +124,19 @@ class TransformersModel:
 
     @property
     def bound(self) -> float:
-        """The largest NMSE that rounding explains."""
+        """The largest NMSE that rounding in `dtype` explains."""
         return FLOAT64 if self.dtype == torch.float64 and not self.rounded else FLOAT32
 
     @property
     def arithmetic(self) -> str:
-        """What it computes in."""
+        """The arithmetic in words."""
         if self.dtype == torch.float64 and self.rounded:
             return "float64, in places float32"
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def vocab_size(self) -> int:
-        """Number of logits at a position."""
+        """Number of logits per position."""
         return int(self._model.get_output_embeddings().weight.shape[0])
 
     def setting(self, key: str) -> Any:
@@ -143,7 +144,7 @@ class TransformersModel:
         return getattr(self._model.config.get_text_config(decoder=True), key, None)
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.floating[Any]]]:
-        """Logits of every position of each sequence, (length, vocabulary)."""
+        """Logits of every position of each sequence, as arrays of shape (length, vocabulary)."""
         found = []
         for sequence in sequences:
             with self._running(), torch.inference_mode(), _arithmetic(self.dtype) as mode:
@@ -154,7 +155,7 @@ class TransformersModel:
         return found
 
     def _check_size(self, library: Any, count: int) -> None:
-        """Refuse a config whose class would be far larger than the file, before anything is allocated."""
+        """Before allocation, refuse a config whose class has many more parameters than the file (`MOST_EXTRA`)."""
         config = library.AutoConfig.from_pretrained(self.path.resolve(), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             empty = library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -166,7 +167,7 @@ class TransformersModel:
             )
 
     def _check_loading(self, info: Mapping[str, Any]) -> None:
-        """Refuse what transformers would make up or leave out; biases that it lacks are zero there."""
+        """Refuse tensors that transformers would initialise or ignore; missing biases are set to zero instead."""
         own = dict(self._model.named_parameters())
         missing = sorted(map(str, info["missing_keys"]))
         zero = [name for name in missing if name.endswith("bias") and name in own and not own[name].any()]
@@ -188,7 +189,7 @@ class TransformersModel:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """transformers' code: silent, without the hub, and its failures as one line."""
+        """A context for transformers' code: without log output or hub, and with errors as one-line InputErrors."""
         with _without_hub(), warnings.catch_warnings(), _silent():
             warnings.simplefilter("ignore")
             try:
@@ -201,9 +202,9 @@ class TransformersModel:
 
 
 def transformers_encoder(checkpoint: Checkpoint) -> Callable[[str, bool], Sequence[int]]:
-    """The checkpoint's tokenizer as transformers reads it: (text, add special tokens) → ids.
+    """The checkpoint's tokenizer loaded by transformers: (text, whether to add special tokens) → ids.
 
-    Raises InputError where the folder has no tokenizer, or transformers cannot read it.
+    Raises InputError if the folder has no tokenizer or transformers cannot read it.
     """
     if not any((checkpoint.folder / name).exists() for name in TOKENIZERS):
         raise InputError(f"{checkpoint.folder}: holds no tokenizer")
@@ -238,7 +239,7 @@ def _arithmetic(dtype: torch.dtype) -> Iterator[Any]:
 
 @contextmanager
 def _without_hub() -> Iterator[None]:
-    """No kernels from the hub, whose code is not the library's, and no request to it."""
+    """A context without requests to the hub and without kernels from it, which are not the library's code."""
     constants: Any = importlib.import_module("huggingface_hub.constants")
     offline, kernels = constants.HF_HUB_OFFLINE, os.environ.get("USE_HUB_KERNELS")
     constants.HF_HUB_OFFLINE = True
@@ -255,7 +256,7 @@ def _without_hub() -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without transformers' log and progress bars, which are set back afterwards."""
+    """A context without transformers' log and progress bars; restores their settings."""
     logs = importlib.import_module("transformers.utils.logging")
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     logs.set_verbosity(logs.CRITICAL)

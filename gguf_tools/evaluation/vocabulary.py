@@ -1,4 +1,4 @@
-"""Proof that a file's vocabulary tokenizes as the source's tokenizer does, by llama.cpp itself."""
+"""Checks that llama.cpp tokenizes with a file's vocabulary as the source's tokenizer does."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gguf_tools.tokenizers.vocabulary import Tokenizer
 
 
 def prove_vocabulary(path: Path, tokenizer: Tokenizer) -> None:
-    """Encode the probe text by llama.cpp, with only the vocabulary of `path` loaded, and by the source's tokenizer.
+    """Encode the probe text with llama.cpp, which loads only the vocabulary of `path`, and with the source's tokenizer.
 
-    Raises TokenizerError with the first difference, LlamaError where llama.cpp refuses the file.
+    Raises TokenizerError with the first difference, LlamaError if llama.cpp refuses the file.
     """
     with Runtime(path, RuntimeOptions(vocab_only=True)) as runtime:
         probe(tokenizer, lambda text, special: runtime.tokenize(text, parse_special=special))

@@ -1,1 +1,1 @@
-"""What a checkpoint or a GGUF is, from its headers."""
+"""Describes a checkpoint or a GGUF file from its headers."""

@@ -1,4 +1,4 @@
-"""What a source or a GGUF file is, read from its headers and config alone."""
+"""Describes a checkpoint or a GGUF file from its headers and config, without reading large tensors."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from gguf_tools.tokenizers.vocabulary import load_tokenizer
 def inspect(path: Path, check_type: CheckType | None = None) -> Inspection:
     """Describe a checkpoint or a GGUF file.
 
-    What cannot be understood of a readable source is listed under `problems`; raises CheckpointError only where nothing
-    can be read. `check_type` is asked about a model_type that no family declares.
+    Errors in a readable source are listed under `problems`; raises CheckpointError only if nothing can be read. `check_type`
+    is called for a model_type that no family declares.
     """
     return _inspect_gguf(path) if path.is_file() and is_gguf(path) else _inspect_checkpoint(path, check_type)
 
 
 def _inspect_checkpoint(path: Path, check_type: CheckType | None) -> Inspection:
+    """A checkpoint's types, model, target and tokenizer, as far as they can be determined."""
     checkpoint = open_checkpoint(path)
     stored = ((t.dtype, t.size, t.size * WIDTHS.get(t.dtype, 1)) for t in checkpoint.tensors.values())
     types = _shares(stored)
@@ -65,6 +66,7 @@ def _target(model: Model) -> dict[str, Any]:
 
 
 def _tokenizer(checkpoint: Checkpoint, rows: int) -> Vocabulary:
+    """The checkpoint's tokenizer in llama.cpp's terms, for an embedding of `rows` rows. Errors as `load_tokenizer`."""
     found = load_tokenizer(checkpoint.folder, rows, config=checkpoint.config)
     template = found.chat_template is not None
     return Vocabulary(
@@ -79,7 +81,7 @@ def _tokenizer(checkpoint: Checkpoint, rows: int) -> Vocabulary:
 
 
 def _embedding_rows(checkpoint: Checkpoint) -> int:
-    """Rows of the embedding of a checkpoint that no family builds."""
+    """Number of rows of the embedding in a checkpoint that no family supports; 0 if it is unknown."""
     matrices = (
         tensor.shape[0] for name, tensor in checkpoint.tensors.items() if "embed" in name and len(tensor.shape) == 2
     )
@@ -88,6 +90,7 @@ def _embedding_rows(checkpoint: Checkpoint) -> int:
 
 
 def _inspect_gguf(path: Path) -> Inspection:
+    """A GGUF file's types, model, vocabulary and provenance, as far as they can be determined."""
     source = open_gguf(path)
     header = source.header
     types = _shares((entry.type.name.upper(), prod(entry.shape), entry.nbytes) for entry in header.tensors)
@@ -104,7 +107,7 @@ def _inspect_gguf(path: Path) -> Inspection:
         except InputError as error:
             facts["problems"] += (str(error),)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            # Metadata of the wrong kind, in a file that another program wrote or damaged.
+            # Metadata of unexpected types or values, in a damaged file or one from another program.
             facts["problems"] += (f"{path}: metadata and tensors do not describe a {architecture} model ({error})",)
     facts["parameters"] = sum(share.weights for share in types)
     told = {key: field.value for key, field in header.metadata.items() if key.startswith(("tinyq.", "general.name"))}
@@ -130,6 +133,7 @@ def _number(header: GGUFHeader, key: str) -> int | None:
 
 
 def _gguf_vocabulary(header: GGUFHeader) -> Vocabulary | None:
+    """The vocabulary by the `tokenizer.*` keys; None if tokens or model are missing or of another type."""
     tokens, model = header.get("tokenizer.ggml.tokens"), header.get("tokenizer.ggml.model")
     if not isinstance(tokens, tuple) or not isinstance(model, str):
         return None
@@ -146,7 +150,7 @@ def _gguf_vocabulary(header: GGUFHeader) -> Vocabulary | None:
 
 
 def _shares(stored: Iterable[tuple[str, int, int]]) -> tuple[StoredShare, ...]:
-    """Sums by type, the one with the most bytes first."""
+    """Sums by type of (type, weights, bytes) for each tensor, the type with the most bytes first."""
     sums: dict[str, tuple[int, int, int]] = {}
     for kind, weights, size in stored:
         before = sums.get(kind, (0, 0, 0))
@@ -155,6 +159,7 @@ def _shares(stored: Iterable[tuple[str, int, int]]) -> tuple[StoredShare, ...]:
 
 
 def _facts(model: Model) -> dict[str, Any]:
+    """The fields of `Inspection` that follow from a model."""
     spec = model.spec
     return {
         "parameters": model.parameters,
@@ -169,7 +174,7 @@ def _facts(model: Model) -> dict[str, Any]:
 
 
 def _details(spec: ModelSpec) -> dict[str, str]:
-    """One line on each kind of part, where layers differ the first of a kind."""
+    """One line per kind of part; if layers differ, it describes the first of each kind."""
     found: dict[str, str] = {"embedding": "tied to the output" if spec.tied else "not tied to the output"}
     for layer in spec.layers:
         mixer, ffn = layer.mixer, layer.feed_forward

@@ -1,4 +1,4 @@
-"""What is known of a source or a GGUF file, as data and as text."""
+"""The description of a checkpoint or a GGUF file, as data and as text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes, human_count, shortened
 
 LINE = 96
-"""Longest value shown of a provenance key."""
+"""Maximum length of the value of a provenance key in the text."""
 
 
 @dataclass(frozen=True)
 class StoredShare:
-    """How many tensors, weights and bytes are stored as one type."""
+    """Number of tensors, weights and bytes stored in one type."""
 
     type: str
     tensors: int
@@ -24,7 +24,7 @@ class StoredShare:
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The tokenizer: `model` and `pre` in llama.cpp's names; ids of BOS and EOS where there are any."""
+    """The tokenizer: `model` and `pre` are llama.cpp's names; the ids of BOS and EOS are None if there are none."""
 
     size: int
     model: str
@@ -37,10 +37,10 @@ class Vocabulary:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Inspection(Shown):
-    """All that is known of a source or a file.
+    """The description of a checkpoint or a GGUF file.
 
-    `problems` are the errors that converting or running it would meet, one line each; what depends on them is None.
-    `target` is, for a checkpoint, what the planner picks: name, rewrites and their cost.
+    `problems` are the errors that converting or running it would raise, one line each; fields that depend on them are None.
+    `target` is the planner's selection for a checkpoint: name, rewrites and their cost.
     """
 
     path: str
@@ -68,17 +68,17 @@ class Inspection(Shown):
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data a stored weight."""
+        """Bits of tensor data per stored weight."""
         weights = sum(share.weights for share in self.types)
         return 8 * self.bytes / weights if weights else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """What `tinyq inspect --json` writes."""
+        """The output of `tinyq inspect --json`."""
         sums = {"bytes": self.bytes, "bits_per_weight": self.bits_per_weight}
         return dict(as_json(asdict(self) | sums))
 
     def blocks(self) -> Sequence[Block]:
-        """All that is known under labels, and a table of types."""
+        """The labelled facts, and a table of types."""
         lines = [("path", self.path)]
         if self.kind == "gguf":
             lines.append(("file", f"GGUF, architecture {self.architecture or 'unknown'}"))

@@ -1,1 +1,1 @@
-"""What lies beside a file on the hub: model card and Modelfile."""
+"""Files published with a GGUF on the hub: model card and Modelfile."""

@@ -1,1 +1,1 @@
-"""GGUF to quantized GGUF: plan, write."""
+"""Quantization of GGUF files: planning and writing."""

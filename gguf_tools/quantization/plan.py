@@ -1,6 +1,6 @@
-"""GGUF to quantized GGUF: a pure plan from the headers, and one streaming pass that writes the new file or its parts.
+"""Plans the quantization of a GGUF from its headers alone; `write` then streams the new file or its parts.
 
-Tensor data, types, the order of tensors and the metadata that llama.cpp adds are those of `llama_model_quantize`.
+Tensor data, types, the order of tensors and added metadata are the same as those of llama.cpp's `llama_model_quantize`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from quant.types import QUANTIZATION_VERSION
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeRequest:
-    """What to quantize and how.
+    """The source and the options of a quantization.
 
-    `keep_split` writes as many parts as the source has; `split_max_size` bounds the tensor data of a part, bytes. `label`
-    is what the file calls its type instead of the recipe's name.
+    `keep_split` writes as many parts as the source has; `split_max_size` limits the tensor data of a part, in bytes. `label`
+    replaces the recipe's name in the file's metadata.
     """
 
     source: Path
@@ -56,7 +56,7 @@ class QuantizeRequest:
 
 @dataclass(frozen=True)
 class OutputPart:
-    """One file of the output: where its tensors start and stop in the plan's order, and all of its header."""
+    """One file of the output: its range of tensors in the plan's order, its metadata and its layout."""
 
     start: int
     stop: int
@@ -71,9 +71,9 @@ class OutputPart:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """Everything that will be written, in the order of the output; only headers have been read.
+    """The plan of a quantization: everything that will be written, in the order of the output.
 
-    `importance` is (matrices, columns) for each tensor that the importance matrix knows; `notes` are sentences for the user.
+    `importance` has an array (matrices, columns) for each tensor in the importance matrix; `notes` are sentences for the user.
     """
 
     sources: tuple[GGUFHeader, ...]
@@ -87,16 +87,16 @@ class Quantization:
 
     @property
     def entries(self) -> tuple[TensorEntry, ...]:
-        """The tensors' entries; offsets are those within the part."""
+        """The tensors' entries; offsets are relative to the part."""
         return tuple(entry for part in self.parts for entry in part.layout.entries)
 
     @property
     def size(self) -> int:
-        """Bytes of the output, all parts together."""
+        """Bytes of the output over all parts."""
         return sum(part.size for part in self.parts)
 
     def paths(self, out: Path) -> tuple[Path, ...]:
-        """The files that an output called `out` consists of."""
+        """The paths of the parts of an output named `out`."""
         if len(self.parts) == 1:
             return (out,)
         return tuple(part_path(out, n, len(self.parts)) for n in range(len(self.parts)))
@@ -105,8 +105,8 @@ class Quantization:
 def prepare(request: QuantizeRequest) -> Quantization:
     """Plan the whole quantization from headers alone.
 
-    Raises InputError for a type or pattern that does not exist, for a source that is quantized already, and for an
-    importance matrix of another model; CheckpointError where the source is broken.
+    Raises InputError for an unknown type or pattern, for a source that is already quantized, and for an importance matrix of
+    another model; CheckpointError if the source is broken.
     """
     wanted = recipe(request.type)
     sources = read_parts(request.source)
@@ -117,7 +117,7 @@ def prepare(request: QuantizeRequest) -> Quantization:
     facts = [TensorFacts(tensor.entry.name, tensor.shape, tensor.entry.type) for tensor in tensors]
     matrix = read_imatrix(request.imatrix) if request.imatrix else None
     importance = matrix.importance(facts) if matrix else {}
-    # The vocabulary, on which no type depends, stays undecoded.
+    # The vocabulary is not decoded, since no type depends on it.
     values = {key: entry.value for key, entry in header.metadata.items() if not key.startswith("tokenizer.")}
     try:
         model = ModelFacts.from_metadata(values, has_imatrix=matrix is not None)
@@ -143,7 +143,7 @@ def prepare(request: QuantizeRequest) -> Quantization:
 
 
 def _named(had: Mapping[str, Field]) -> tuple[Mapping[str, Field], tuple[str, ...]]:
-    """The metadata under a name that llama.cpp does not refuse, and what was changed; for nearly all files as they are."""
+    """(metadata, notes): `general.name` is changed if llama.cpp would refuse the file for it; most files are unchanged."""
 
     def value(key: str) -> Any:
         return had[key].value if key in had else None
@@ -158,7 +158,7 @@ def _named(had: Mapping[str, Field]) -> tuple[Mapping[str, Field], tuple[str, ..
 
 
 def _ordered(sources: Sequence[GGUFHeader], keep: bool) -> tuple[GGUFTensor, ...]:
-    """The tensors in the order of llama.cpp's loader (by layer, then by name), or with `keep` as they lie."""
+    """The tensors in the order of llama.cpp's loader (by layer, then by name), or with `keep` in file order."""
     tensors = [tensor for source in sources for tensor in gguf_tensors(source)]
     if not keep:
         tensors.sort(key=lambda tensor: (layer_of(tensor.entry.name), tensor.entry.name.encode()))
@@ -176,7 +176,7 @@ def _refuse_quantized(path: Path, tensors: Sequence[GGUFTensor], choices: Sequen
 
 
 def _metadata(had: Mapping[str, Field], wanted: TypeRecipe, label: str) -> Metadata:
-    """The source's metadata with what llama.cpp sets, in its order: what it sets is moved to the end."""
+    """The source's metadata with the keys that llama.cpp sets; as in llama.cpp, these are moved to the end."""
     values = dict(had)
     for key, value in (
         ("general.quantization_version", u32(QUANTIZATION_VERSION)),
@@ -194,7 +194,7 @@ def _part_sizes(
     choices: Sequence[TypeChoice],
     alignment: int,
 ) -> list[int]:
-    """How many tensors each part of the output gets."""
+    """The number of tensors in each part of the output."""
     if request.keep_split and request.split_max_size is not None:
         raise InputError("--keep-split and --split-max-size contradict each other; give one of them")
     if request.keep_split:
@@ -217,10 +217,11 @@ def _parts(
     counts: Sequence[int],
     alignment: int,
 ) -> tuple[OutputPart, ...]:
+    """The parts of the output, with `counts` tensors each; the first part has the metadata, all have `split.*` keys if split."""
     parts: list[OutputPart] = []
     start = 0
     for number, count in enumerate(counts):
-        # Only the first part has the key that says otherwise.
+        # Only the first part has the key `general.alignment`.
         alignment = alignment if number == 0 else DEFAULT_ALIGNMENT
         mine = slice(start, start + count)
         entries, data_bytes = place(

@@ -1,4 +1,4 @@
-"""A planned quantization carried out: one streaming pass over the source."""
+"""Executes a planned quantization in one streaming pass over the source."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from quant.encode import ByteArray, Encoder, Narrowing, can_decode
 from quant.recipes import TypeChoice
 
 COPY_BYTES = 1 << 22
-"""Bytes of a tensor that ggml cannot decode (integers, doubles) that are copied at a time."""
+"""Bytes per piece when copying a tensor of a type that ggml cannot decode (integers, doubles)."""
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A finished quantization: the files, their bytes together, and by tensor name what encoding changed (a sample)."""
+    """A finished quantization: the files, their total bytes, and by tensor name the sampled change by encoding."""
 
     paths: tuple[Path, ...]
     bytes: int
@@ -36,15 +36,15 @@ class Quantized:
 def execute(
     plan: Quantization, out: Path, *, force: bool = False, threads: int = 0, progress: ByteProgress = lambda _: None
 ) -> Quantized:
-    """Write the output, all parts of which appear under their names only when the last one is complete.
+    """Write the output; the parts get their final names only when all are complete.
 
-    Raises InputError for a weight that is NaN or infinite (with the tensor's name), OutputError where it cannot be written.
+    Raises InputError for a weight that is NaN or infinite (with the tensor's name), OutputError if it cannot be written.
     """
     paths = plan.paths(out)
     check_outputs(plan, out, force)
     losses: dict[str, Narrowing] = {}
     with contextlib.ExitStack() as stack, Encoder(threads or available_cores()) as encoder:
-        # The first part appears last: without it the others are no model.
+        # The first part is renamed last: llama.cpp does not load the others without it.
         streams = [
             stack.enter_context(atomic_output(path, force=force, size=part.size))
             for path, part in zip(paths, plan.parts, strict=True)
@@ -55,7 +55,7 @@ def execute(
 
 
 def check_outputs(plan: Quantization, out: Path, force: bool) -> None:
-    """Raise OutputError where a file of the output cannot be written, is part of the source, or the disk is too small."""
+    """Raise OutputError if a part cannot be written, would overwrite the source, or the disk is too small."""
     for path in plan.paths(out):
         if path.exists() and any(path.samefile(source.path) for source in plan.sources):
             raise OutputError(f"{path}: is the source itself, which is never changed; give another name")
@@ -70,7 +70,7 @@ def check_outputs(plan: Quantization, out: Path, force: bool) -> None:
 def _pieces(
     plan: Quantization, part: OutputPart, encoder: Encoder, losses: dict[str, Narrowing]
 ) -> Iterator[tuple[str, ByteArray]]:
-    """A part's data in file order; what the encoding changed is added up in `losses` by tensor name."""
+    """A part's data in file order as (tensor name, bytes); sums the change by encoding in `losses` by tensor name."""
     mine = slice(part.start, part.stop)
     pairs = zip(plan.choices[mine], plan.tensors[mine], strict=True)
     for decodable, group in groupby(pairs, lambda pair: can_decode(pair[1].entry.type)):
@@ -87,6 +87,7 @@ def _encoded(
     encoder: Encoder,
     losses: dict[str, Narrowing],
 ) -> Iterator[tuple[str, ByteArray]]:
+    """Encoded blocks of rows of the tensors in `pairs` as (tensor name, bytes); adds to `losses` as `_pieces`."""
     blocks = (
         block
         for choice, tensor in pairs
@@ -99,6 +100,6 @@ def _encoded(
 
 
 def _copied(tensor: GGUFTensor) -> Iterator[ByteArray]:
-    """The bytes of a tensor that ggml cannot decode, hence cannot quantize."""
+    """The bytes of a tensor that ggml cannot decode, and so cannot quantize, in pieces."""
     for start in range(0, tensor.entry.nbytes, COPY_BYTES):
         yield tensor.read(start, min(COPY_BYTES, tensor.entry.nbytes - start))

@@ -1,1 +1,1 @@
-"""Whether a GGUF holds what its source gives: tensors byte by byte, and metadata."""
+"""Verification of a GGUF against its source: tensors byte by byte, and metadata."""

@@ -1,29 +1,29 @@
-"""Whether encoded blocks are what llama.cpp's encoder makes of given weights under some importance matrix, which is not known.
+"""Tests whether encoded blocks can be the output of llama.cpp's encoder for given weights and an unknown importance matrix.
 
-An importance matrix moves a block's scales, and nothing else: once they are fixed, every weight goes to the level next to it.
-Four tests follow; a tensor that fails one is no product of the encoder.
+An importance matrix affects only a block's scales: given the scales, every weight is rounded to the nearest level. There are
+four tests; a tensor that fails one was not produced by the encoder.
 
-1. **Levels** (each group). q2_K to q6_K, iq4_nl and iq4_xs round every weight to the nearest level of the scales that they
-   store (`quantize_row_*_impl` of ggml-quants.c, the last loop). The others round by a factor (q4_0, q5_0) or a factor and an
-   offset (q4_1, q5_1) that the block does not store: there must be one that gives all of the group's levels. A scale of 0
-   needs weights that are next to nothing beside the block's others.
-2. **Scales** (each group of q4_0, q5_0, q4_1, q5_1). They are a least-squares fit with positive weights, so errors of both signs
-   occur, among the same levels: a fit that lies to one side of the weights, or could be turned to lie nearer to all of them, is
-   none.
-3. **Error** (tensor). The squared error against that of the encoder without importance, at most `MOST_ERROR` times as large.
-4. **Coincidence** (tensor). With an importance matrix few blocks come out as they do without (at most `COINCIDENCE`); where
-   many do, the matrix was not in use, and the blocks that differ are not explained by it.
+1. **Levels** (per group). q2_K to q6_K, iq4_nl and iq4_xs round every weight to the nearest level of the stored scales
+   (`quantize_row_*_impl` of ggml-quants.c, the last loop). The others round with a factor (q4_0, q5_0) or a factor and an
+   offset (q4_1, q5_1) that the block does not store: some such values must give all of the group's levels. A scale of 0
+   requires weights that are negligible relative to the rest of the block.
+2. **Scales** (per group of q4_0, q5_0, q4_1, q5_1). They are a weighted least-squares fit with positive weights, so errors of
+   both signs occur, at low levels as well as at high ones: values that lie on one side of all weights, or that a rotation
+   would bring closer to all of them, are not such a fit.
+3. **Error** (per tensor). The squared error is at most `MOST_ERROR` times that of the encoder without importance.
+4. **Coincidence** (per tensor). With an importance matrix few blocks equal those encoded without one (at most `COINCIDENCE`);
+   if many do, no matrix was used, and it cannot explain the blocks that differ.
 
-The first two hold by construction for every positive importance, up to float rounding. They notice each weight that was moved
-across the edge between two levels: of weights that were changed by 1 % of their standard deviation, one in 30 at four bits.
-A scale of q4_0, q4_1, q5_0 or q5_1 that was changed alone is noticed nearly always from a factor of two on; a smaller change
-is, more often than not, one that some importance would give.
-The limits of the others are about twice the largest values of a simulation: for each type 500 random matrices of 131,072
-weights (normal, Laplace, Student's t with 4 degrees of freedom, off-centre; scales of 0.001 to 1) under random importances as
-activations have them (log-normal from column to column, σ up to 2, and up to one column in 500 larger by up to 1e5). None of
-these 5,500 tensors (11 million blocks) raised an alarm: the false-alarm rate of a tensor is below 6e-4 with 95 % confidence.
-`tests/verification/test_false_alarms.py` repeats a part of it. Importances that are zero, or that lie on single columns alone,
-are outside of what was simulated.
+The first two hold by construction for every positive importance, up to float rounding. They detect each weight that was moved
+across the boundary between two levels: of weights changed by 1 % of their standard deviation, one in 30 at four bits.
+A change of a scale of q4_0, q4_1, q5_0 or q5_1 alone is nearly always detected from a factor of two on; most smaller changes
+could be the effect of some importance.
+The limits of the other two are at least twice the largest values of a simulation: for each type 500 random matrices of 131,072
+weights (normal, Laplace, Student's t with 4 degrees of freedom, off-centre; scales of 0.001 to 1) with random importances
+similar to those of activations (log-normal over columns, σ up to 2, and up to one column in 500 larger by up to 1e5). None of
+these 5,500 tensors (11 million blocks) raised an alarm: the false-alarm rate per tensor is below 6e-4 with 95 % confidence.
+`tests/verification/test_false_alarms.py` repeats a part of it. Importances that are zero, or non-zero in single columns only,
+were not simulated.
 """
 
 from __future__ import annotations
@@ -41,39 +41,39 @@ from quant.types import IQ4_NL, IQ4_XS, Q4_0, Q4_1, Q5_0, Q5_1, TensorType
 Mask = NDArray[np.bool_]
 
 LINEAR = (Q4_0, Q5_0)
-"""Rounded by a factor that the block does not store."""
+"""Types that round with a factor that the block does not store."""
 UNROUNDED = (IQ4_NL, IQ4_XS)
-"""Rounded by the scale as it was before it became an F16 number."""
+"""Types that round with the scale before its own rounding to F16."""
 AFFINE = (Q4_1, Q5_1)
-"""Rounded by a factor and an offset that the block does not store."""
+"""Types that round with a factor and an offset that the block does not store."""
 FITTED = (Q4_0, Q5_0, Q4_1, Q5_1)
-"""The stored scale is the least-squares fit itself, but for its rounding to F16."""
+"""Types whose stored scale is the least-squares fit, rounded to F16."""
 
 
 MOST_ERROR = 3.0
-"""The largest squared error of a tensor, in parts of that of the encoder without importance."""
+"""Largest squared error of a tensor, relative to that of the encoder without importance."""
 COINCIDENCE = 0.25
-"""Share of blocks that come out the same with and without an importance matrix; the largest seen is half of it."""
+"""Largest share of blocks that are equal with and without an importance matrix; twice the largest in the simulation."""
 ALARM = 1e-9
-"""Probability below which a larger share is not called chance."""
+"""A larger share counts as evidence if its probability by chance is below this."""
 HALF = 2.0**-11
-"""Relative rounding of an F16 number."""
+"""Largest relative rounding error of an F16 number."""
 TINIEST = 2.0**-25
-"""Half of the smallest F16 number: what is below becomes 0."""
+"""Half of the smallest positive F16 number: smaller numbers are rounded to 0."""
 SLACK = 1e-3
-"""Steps by which float32 arithmetic may err about the edge between two levels."""
+"""Tolerance for float32 rounding at the boundary between two levels, in quantization steps."""
 TURNS = 48
-"""Bisections of the search for a factor."""
+"""Number of bisection steps in the search for a factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the differing blocks of a tensor, or of a part of it, show; two add up.
+    """Statistics of the differing blocks of a tensor, or of a part of it; two can be added.
 
-    `odd` of `blocks` fail the test of levels or scales, the first of them `first_odd` (counted in the tensor, -1 if there is
-    none). `sum_sq` is the sum of squares of the source's weights, `error` and `own_error` of the differences from them: of
-    the file, and of the encoder without importance.
-    `equal` other blocks are byte for byte what the encoder gives and could have come out otherwise.
+    `odd` of `blocks` fail the test of levels or scales; `first_odd` is the index of the first of them in the tensor (-1 if
+    there is none). `sum_sq` is the sum of squares of the source's weights in these blocks; `error` and `own_error` are the
+    sums of squared differences from them, of the file and of the encoder without importance.
+    `equal` counts the other blocks that equal the encoder's byte for byte and could have differed.
     """
 
     blocks: int = 0
@@ -97,12 +97,12 @@ class Evidence:
 
     @property
     def relative_error(self) -> float:
-        """RMS of the differences from the source in parts of the RMS of its weights, both of the differing blocks."""
+        """RMS of the differences from the source divided by the RMS of its weights, over the differing blocks."""
         return _root(self.error, self.sum_sq)
 
     @property
     def own_relative_error(self) -> float:
-        """What the type's encoder reaches there without an importance matrix."""
+        """The same for the type's encoder without an importance matrix."""
         return _root(self.own_error, self.sum_sq)
 
 
@@ -113,10 +113,10 @@ def _root(part: float, whole: float) -> float:
 def examine(
     rows: FloatArray, raw: ByteArray, expected: ByteArray, own: ByteArray, dtype: TensorType, first: int = 0
 ) -> Evidence:
-    """What encoded rows `raw` (n, row bytes) show of the source's `rows` (n, k).
+    """Statistics of encoded rows `raw` (n, row bytes) against the source's `rows` (n, k).
 
-    `expected` are the bytes that the encoder gives, and `own` those without importance; `first` is the place of the first
-    block in the tensor. Block types with a grid only.
+    `expected` are the encoder's bytes, and `own` those without importance; `first` is the index of the first block in the
+    tensor. Only for block types with a grid.
     """
     k = rows.shape[1]
     grid = grid_of(dtype)
@@ -151,7 +151,7 @@ def _squares(x: FloatArray) -> NDArray[np.float64]:
 
 
 def odd_blocks(x: FloatArray, raw: ByteArray, decoded: FloatArray, dtype: TensorType, grid: Grid) -> Mask:
-    """Which blocks (n,) fail the tests of levels and scales; `x` and `decoded` are (n, block), `raw` (n, block bytes)."""
+    """Mask (n,) of the blocks that fail the test of levels or scales; `x`, `decoded`: (n, block), `raw`: (n, block bytes)."""
     groups = (len(x), -1, grid.group)
     x, decoded = x.reshape(groups), decoded.reshape(groups)
     scale, offset = (part[..., None] for part in grid.read(raw))
@@ -183,7 +183,7 @@ def _half(raw: ByteArray, at: int) -> FloatArray:
 
 
 def _varied(x: FloatArray, raw: ByteArray, dtype: TensorType, grid: Grid) -> Mask:
-    """Groups (n, groups) of scale 0 whose weights need a larger one: four times what rounding makes 0 of."""
+    """Mask (n, groups) of groups with scale 0 whose weights need a larger one, at least four times what is rounded to 0."""
     unit = np.abs(_half(raw, dtype.scales[0]))
     bound = 2 * np.abs(grid.levels).max() * np.where(unit == 0, 256 * TINIEST, unit)
     if len(dtype.scales) > 1:
@@ -192,7 +192,7 @@ def _varied(x: FloatArray, raw: ByteArray, dtype: TensorType, grid: Grid) -> Mas
 
 
 def _some_factor(x: FloatArray, low: FloatArray, high: FloatArray) -> Mask:
-    """For which groups (n, group) some factor a has low ≤ a·x ≤ high throughout."""
+    """Mask of the groups for which a factor a exists with low ≤ a·x ≤ high for all weights x of the group."""
     with np.errstate(all="ignore"):
         ends = np.stack([low / x, high / x])
         ends = np.sort(ends, axis=0)
@@ -204,10 +204,10 @@ def _some_factor(x: FloatArray, low: FloatArray, high: FloatArray) -> Mask:
 
 
 def _some_line(weights: FloatArray, lows: FloatArray, highs: FloatArray) -> Mask:
-    """For which groups (n, group) some a and b have low ≤ a·x + b ≤ high throughout, x being the weights.
+    """Mask of the groups for which a and b exist with low ≤ a·x + b ≤ high for all weights x of the group.
 
-    For a given a there is such a b where gap(a) = max(low - a·x) - min(high - a·x) ≤ 0, a convex function whose least value
-    is found by bisection.
+    For a given a such a b exists if gap(a) = max(low - a·x) - min(high - a·x) ≤ 0; gap is convex, and its minimum is found
+    by bisection.
     """
     x, low, high = (part.astype(np.float64) for part in (weights, lows, highs))
     span = x.max(axis=1) - np.minimum(x.min(axis=1), 0)
@@ -226,10 +226,10 @@ def _some_line(weights: FloatArray, lows: FloatArray, highs: FloatArray) -> Mask
 
 
 def _one_sided(x: FloatArray, decoded: FloatArray, level: FloatArray, offset: FloatArray, dtype: TensorType) -> Mask:
-    """Groups (n, groups) whose scale is no least-squares fit, whatever the weights.
+    """Mask (n, groups) of groups whose scale cannot be a least-squares fit with any positive weights.
 
-    With a factor alone the weighted sum of level · error is 0, so both signs occur. With an offset as well the sum of the
-    errors is 0 too: then positive and negative errors are not apart, at low levels here and at high levels there.
+    With a factor alone the weighted sum of level · error is 0, so both signs occur. With an offset the weighted sum of the
+    errors is 0 too, so errors of one sign cannot be confined to low levels and those of the other to high levels.
     """
     error = x - decoded
     fuzz = HALF * (np.abs(decoded - offset) + np.abs(offset)) + 2.0**-24 * (np.abs(level) + 1)
@@ -239,7 +239,7 @@ def _one_sided(x: FloatArray, decoded: FloatArray, level: FloatArray, offset: Fl
         apart = _top(level, above) < -_top(-level, below)
         apart |= _top(level, below) < -_top(-level, above)
         apart |= _factor_apart(error, level - level.dtype.type(top), fuzz)
-        # An offset that would be positive is set to 0, and then the factor alone is fitted.
+        # The encoder sets a positive offset to 0 and then fits the factor alone.
         fits_alone = (offset[..., 0] == 0) & ~_factor_apart(error, level, fuzz)
         return np.asarray(apart & ~fits_alone, np.bool_) | _factor_apart(error, level, fuzz)
     return _factor_apart(error, level, fuzz)
@@ -254,18 +254,18 @@ def _factor_apart(error: FloatArray, level: FloatArray, fuzz: FloatArray) -> Mas
 
 
 def _top(level: FloatArray, where: Mask) -> FloatArray:
-    """The highest level of each group at which `where` holds, -inf where it holds nowhere."""
+    """The highest level of each group at which `where` is true, or -inf."""
     return np.asarray(np.where(where, level, -np.inf).max(axis=2), np.float32)
 
 
 def objection(found: Evidence) -> str:
-    """Why no importance matrix explains what was found; empty where one does."""
+    """Why no importance matrix can explain the differences; empty if one can."""
     if found.odd:
         return (
             f"{found.odd} of {found.blocks} differing blocks have levels or scales that no importance gives, the first is "
             f"block {found.first_odd}"
         )
-    # Where the encoder makes no error, the rounding of its scales may still make one.
+    # Where the encoder's error is 0, the rounding of other scales to F16 can still cause one.
     ratio = found.error / max(found.own_error, found.sum_sq * HALF**2)
     if ratio > MOST_ERROR:
         return f"the squared error is {ratio:.3g} times the encoder's, at most {MOST_ERROR:g} expected"
@@ -275,7 +275,7 @@ def objection(found: Evidence) -> str:
 
 
 def chance(equal: int, blocks: int) -> float:
-    """An upper bound (Chernoff) of the probability that so many of so many blocks coincide by chance."""
+    """A Chernoff bound on the probability that `equal` of `blocks` blocks coincide by chance."""
     if not blocks or equal <= COINCIDENCE * blocks:
         return 1.0
     share, p = equal / blocks, COINCIDENCE

@@ -1,4 +1,4 @@
-"""What a source gives for a GGUF file: its tensors by name, and the metadata that it implies."""
+"""The tensors and metadata that a GGUF file should have according to its source."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from gguf_tools.tokenizers.vocabulary import load_tokenizer
 ARCHITECTURE = "general.architecture"
 OUTPUT = "output.weight"
 Operate = Callable[[Model, str], Model]
-"""Does a recipe of layer surgery, as text, to a model."""
+"""(model, recipe of layer surgery as text) → the model after the surgery."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """What the source gives under the architecture of the file.
+    """The expected contents of a file, for its architecture.
 
-    `optional` tensors may be missing (an output tied to the embedding, written out or not). `lacks` is what the
-    architecture cannot express of the model, in words; `notes` are sentences for the user. `recipe` is the layer surgery
-    done first, "" for none.
+    `optional` tensors may be missing (the output projection of a tied model). `lacks` lists what the architecture cannot
+    express of the model; `notes` are sentences for the user. `recipe` is the layer surgery applied to the source first, ""
+    for none.
     """
 
     tensors: Mapping[str, Tensor]
@@ -50,13 +50,13 @@ def expect(
     tokenizer: Path | None = None,
     check_type: CheckType | None = None,
 ) -> Expectation:
-    """What `source` (a checkpoint or a GGUF) gives for the file with this header; weights stay lazy.
+    """The expected contents of the file with this header, by `source` (a checkpoint or a GGUF); tensors stay lazy.
 
-    The surgery that the file records is done by `operate`. `tokenizer` is the folder of the tokenizer where it is not the
-    checkpoint's; `check_type` is asked about a model_type that no family declares.
+    `operate` applies the surgery that the file records. `tokenizer` is the tokenizer's folder, by default the checkpoint's.
+    `check_type` is called for a model_type that no family declares.
 
-    Raises UnsupportedError for an architecture without a target here, unless the source is a GGUF; CheckpointError where the
-    source is broken.
+    Raises UnsupportedError for an architecture without a target, unless the source is a GGUF; CheckpointError if the source
+    is broken.
     """
     if keys.APPROXIMATE in header.metadata:
         raise UnsupportedError(
@@ -78,7 +78,7 @@ def expect(
 
 
 def _from_gguf(header: GGUFHeader, source: GGUFSource, operate: Operate | None) -> Expectation:
-    """A GGUF as the source of another: tensor by tensor where no surgery lies between, of any architecture."""
+    """The expectation by a GGUF source: without surgery its own tensors, for any architecture."""
     prefixes = (f"{source.architecture}.", "tokenizer.")
     said = {key: value for key, value in source.header.metadata.items() if key.startswith(prefixes)}
     said[ARCHITECTURE] = string(source.architecture)
@@ -103,7 +103,7 @@ def _operated(header: GGUFHeader, model: Model, operate: Operate | None) -> tupl
 
 
 def _lowered(header: GGUFHeader, model: Model) -> Expectation:
-    """The model in the terms of the file's architecture, after the rewrites that it needs."""
+    """The model converted to the file's architecture, after the rewrites that it needs."""
     made, lacks = plan_for(model, header.architecture)
     try:
         lowered: Lowered = made.lower()
@@ -125,6 +125,10 @@ def _lowered(header: GGUFHeader, model: Model) -> Expectation:
 def _vocabulary(
     header: GGUFHeader, folder: Path, vocab_size: int, config: Mapping[str, object]
 ) -> tuple[Metadata, tuple[str, ...]]:
+    """The expected tokenizer metadata, from the recorded tokenizer's folder if it exists, else from `folder`.
+
+    Without a readable tokenizer the metadata is empty, and a note says why.
+    """
     recorded = header.get(keys.TOKENIZER_PATH)
     if isinstance(recorded, str) and (header.path.resolve().parent / recorded).is_dir():
         folder = header.path.resolve().parent / recorded
@@ -133,7 +137,7 @@ def _vocabulary(
     except InputError as error:
         return {}, (f"the vocabulary was not verified ({error})",)
     words = found.metadata()
-    # Where no file says which these are, the converter takes a stand-in that the source does not imply.
+    # If no file of the tokenizer names BOS or EOS, the converter writes a substitute, which is not to be compared.
     for role, number in (("bos", found.bos_id), ("eos", found.eos_id)):
         if number is None:
             words.pop(f"tokenizer.ggml.{role}_token_id", None)
@@ -141,9 +145,9 @@ def _vocabulary(
 
 
 def stated(source: GGUFSource) -> Metadata:
-    """The file's own metadata with llama.cpp's defaults filled in: what the file's model is, lowered again.
+    """The file's metadata with llama.cpp's defaults filled in, by lifting the file to a model and lowering that again.
 
-    Empty where the file cannot be understood that far; its metadata are then compared as they are.
+    Empty if the file cannot be lifted; its metadata are then compared without defaults.
     """
     try:
         return target_named(source.architecture).lower(lift(source)).metadata

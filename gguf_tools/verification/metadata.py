@@ -1,4 +1,4 @@
-"""A file's metadata against what its source implies."""
+"""Compares a file's metadata with the metadata that its source implies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKENS, TYPES, SCORES, PRE = (f"tokenizer.ggml.{name}" for name in ("tokens", "t
 ADD_EOS = "tokenizer.ggml.add_eos_token"
 TEMPLATE = "tokenizer.chat_template"
 OPTIONAL = ("eot", "eom", "unknown", "seperator", "padding", "mask")
-"""Token ids that llama.cpp finds by name, or does without."""
+"""Special tokens whose ids llama.cpp finds by their text or does not need."""
 MAY_BE_ABSENT = frozenset(
     (
         *(f"tokenizer.ggml.{role}_token_id" for role in OPTIONAL),
@@ -32,7 +32,7 @@ SHOWN = 60
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataFinding:
-    """One key: what the file says, and what the source implies, as text; "" where it says nothing."""
+    """The verdict on one key, with the file's value and the expected one as text ("" if there is none)."""
 
     key: str
     verdict: MetadataVerdict
@@ -45,9 +45,9 @@ class MetadataFinding:
 
 
 def compare_metadata(header: GGUFHeader, expected: Metadata, stated: Metadata) -> list[MetadataFinding]:
-    """Every key that the source implies, then those of the architecture and the tokenizer that it says nothing about.
+    """Findings on every key that the source implies, then on the file's other architecture and tokenizer keys.
 
-    `stated` has the file's values with llama.cpp's defaults, for keys that the file leaves out.
+    `stated` has the file's values including llama.cpp's defaults, for keys that the file omits.
     """
     findings = []
     mine = {key: field.value for key, field in header.metadata.items()}
@@ -56,7 +56,7 @@ def compare_metadata(header: GGUFHeader, expected: Metadata, stated: Metadata) -
         if there is None and key in stated:
             there = stated[key].value
         if there is None and not stated and key.startswith(f"{header.get('general.architecture')}."):
-            # Whether llama.cpp's default is what the source implies is not known.
+            # llama.cpp's default for this key is not known here, so it cannot be compared.
             findings.append(MetadataFinding(key=key, verdict="unknown", found="", expected=_text(field.value)))
             continue
         findings.append(_finding(key, there, field.value, mine))
@@ -64,7 +64,7 @@ def compare_metadata(header: GGUFHeader, expected: Metadata, stated: Metadata) -
     prefixes = (f"{header.get('general.architecture')}.", "tokenizer.")
     for key, value in mine.items():
         if key.startswith(prefixes) and key not in expected:
-            # A template is instructions to the model: one that the source lacks was put there by someone.
+            # A chat template that the source lacks counts as different: it changes what the model is asked.
             brought = key.startswith(TEMPLATE) and any(other.startswith("tokenizer.") for other in expected)
             findings.append(
                 MetadataFinding(key=key, verdict="different" if brought else "unknown", found=_text(value), expected="")
@@ -73,8 +73,9 @@ def compare_metadata(header: GGUFHeader, expected: Metadata, stated: Metadata) -
 
 
 def _finding(key: str, found: Any, expected: Any, mine: Mapping[str, Any]) -> MetadataFinding:
+    """The verdict on one key with the value `found` in the file (None if absent); `mine` has all of the file's values."""
     if found is None and key == ADD_EOS and not expected:
-        found = False  # llama.cpp adds none unless it is told to
+        found = False  # llama.cpp's default
     if found is None:
         verdict: MetadataVerdict = "unknown" if key in MAY_BE_ABSENT else "different"
         return MetadataFinding(key=key, verdict=verdict, found="", expected=_text(expected))
@@ -87,7 +88,7 @@ def _finding(key: str, found: Any, expected: Any, mine: Mapping[str, Any]) -> Me
 
 
 def _beyond(finding: MetadataFinding, mine: Mapping[str, Any], expected: Metadata) -> MetadataFinding:
-    """Tokens and their types in rows that the source's tokenizer has no token for are not known, rather than different."""
+    """The finding as "unknown" instead of "different" if only rows without a token in the source's tokenizer differ."""
     if finding.verdict != "different" or finding.key not in (TOKENS, TYPES) or TYPES not in expected:
         return finding
     kinds, found, wanted = expected[TYPES].value, mine.get(finding.key), expected[finding.key].value
@@ -110,7 +111,7 @@ def _agree(key: str, found: Any, expected: Any, mine: Mapping[str, Any]) -> bool
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal as llama.cpp reads them: numbers as 32-bit floats, one number for an array of equal ones."""
+    """Whether two values are equal to llama.cpp: numbers as 32-bit floats, an array of equal numbers like one number."""
     if isinstance(a, tuple) != isinstance(b, tuple):
         many, one = (a, b) if isinstance(a, tuple) else (b, a)
         return bool(many) and all(_same(item, one) for item in many)
@@ -124,7 +125,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _splits_alike(a: Any, b: Any) -> bool:
-    """Whether two of llama.cpp's pre-tokenizers are one by two names."""
+    """Whether two names of llama.cpp's pre-tokenizers mean the same pre-tokenizer."""
     ways = [
         {(tuple(map(canonical, row.steps)), row.ignore_merges) for row in TABLE if row.name == name} for name in (a, b)
     ]
@@ -132,7 +133,7 @@ def _splits_alike(a: Any, b: Any) -> bool:
 
 
 def _types_agree(found: Any, expected: Any, tokens: Any) -> bool:
-    """Token types, save of those that llama.cpp decides by their text."""
+    """Whether token types are equal, except for tokens whose type llama.cpp sets by their text."""
     if not isinstance(found, tuple) or len(found) != len(expected):
         return False
     if not isinstance(tokens, tuple) or len(tokens) != len(found):
@@ -142,7 +143,7 @@ def _types_agree(found: Any, expected: Any, tokens: Any) -> bool:
 
 
 def _same_order(found: Any, expected: Any) -> bool:
-    """Scores serve to order merges, so only their order counts."""
+    """Whether scores order the tokens alike; they only determine the order of merges."""
     if not isinstance(found, tuple) or len(found) != len(expected):
         return False
     mine, theirs = (np.unique(np.asarray(scores, np.float32), return_inverse=True)[1] for scores in (found, expected))
@@ -150,7 +151,7 @@ def _same_order(found: Any, expected: Any) -> bool:
 
 
 def _first_difference(found: Any, expected: Any) -> tuple[str, str]:
-    """Both values in words; of arrays the first item, and of texts the first place, where they differ."""
+    """Both values as text; for arrays the first item that differs, for long texts the part from the first difference on."""
     if isinstance(found, tuple) and isinstance(expected, tuple):
         return _items(found, expected)
     if isinstance(found, str) and isinstance(expected, str):

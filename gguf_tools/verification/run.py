@@ -1,4 +1,4 @@
-"""Whether a GGUF file is what its source gives."""
+"""Verifies a GGUF file against its source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VERDICTS: tuple[Verdict, ...] = ("different", "consistent", "unknown", "identica
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What a file was found to be. `tensors` are in the file's order, those that it lacks last; `notes` are for the user."""
+    """The result of a verification. `tensors` are in file order, followed by missing ones; `notes` are for the user."""
 
     file: Path
     source: Path
@@ -50,7 +50,7 @@ class Verification:
 
     @property
     def worst_first(self) -> tuple[TensorFinding, ...]:
-        """The tensors by verdict, those with the largest error first."""
+        """The tensors by verdict, worst first, and within a verdict by descending error."""
         return tuple(sorted(self.tensors, key=lambda tensor: (VERDICTS.index(tensor.verdict), -(tensor.error or 0.0))))
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,15 +83,15 @@ def verify(
     threads: int = 0,
     progress: ByteProgress = lambda _: None,
 ) -> Verification:
-    """Compare every tensor and the metadata of a GGUF (any part of it where it is split) with what `source` gives.
+    """Compare every tensor and the metadata of a GGUF (given by any of its parts if it is split) with its source.
 
-    `source` is a checkpoint, or a GGUF. `imatrix` is the importance matrix that the file was quantized with; `tokenizer` the
-    tokenizer's folder, where it is not the checkpoint's; `operate` does the layer surgery that the file records; `check_type`
-    is asked about a model_type that no family declares (`build_published`). `progress` is told how many bytes of the file are
-    done, of `file_bytes`.
+    `source` is a checkpoint or a GGUF. `imatrix` is the importance matrix that the file was quantized with; `tokenizer` is the
+    tokenizer's folder, by default the checkpoint's; `operate` applies the layer surgery that the file records; `check_type` is
+    called for a model_type that no family declares (`build_published`). `progress` is called with the number of bytes
+    processed since the last call, `file_bytes` in total.
 
-    Raises CheckpointError where either is broken, UnsupportedError for an architecture or a family that tinyq does not
-    know, InputError for an importance matrix of another model.
+    Raises CheckpointError if either is broken, UnsupportedError for an unsupported architecture or family, InputError for an
+    importance matrix of another model.
     """
     opened = open_gguf(file)
     header = opened.header
@@ -117,7 +117,7 @@ def verify(
 
 
 def file_bytes(file: Path) -> int:
-    """Bytes of a file's tensors, all parts together."""
+    """Bytes of a file's tensors over all parts."""
     return sum(entry.nbytes for entry in open_gguf(file).header.tensors)
 
 
@@ -131,6 +131,7 @@ def _importance(path: Path | None, header: GGUFHeader) -> Mapping[str, FloatArra
 def _judged(
     comparison: Comparison, tensor: GGUFTensor, expected: Expectation, importance: Mapping[str, FloatArray]
 ) -> TensorFinding:
+    """The finding on one tensor of the file; "unknown" if the source has no such tensor."""
     entry = tensor.entry
     source = expected.tensors.get(entry.name)
     if source is not None:
@@ -146,7 +147,7 @@ def _judged(
 
 
 def _named(finding: TensorFinding, tensor: GGUFTensor, sources: Mapping[str, Tensor]) -> TensorFinding:
-    """The finding with what the tensor holds instead, where that can be found."""
+    """The finding, with a note on which other tensor of the source the data are from, if that can be determined."""
     if finding.verdict != "different" or finding.error is None:
         return finding
     source = sources[finding.name]

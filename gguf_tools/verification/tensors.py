@@ -1,4 +1,4 @@
-"""One tensor of a file against what the source gives for it, streamed in blocks of rows through several threads."""
+"""Compares one tensor of a file with the expected one, streamed in blocks of rows over several threads."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 ROUNDING = 2.0**-21
-"""Relative difference that float32 arithmetic in another order may leave in a computed tensor: four units in the last place."""
+"""Largest relative difference in a computed tensor by float32 arithmetic in another order: four units in the last place."""
 SAMPLE = 1 << 14
-"""Weights at two places of a tensor on which each way is tried, before one is followed through all of it."""
+"""Number of weights, at two places of a tensor, with which each way is tried before one is applied to the whole tensor."""
 UNRELATED = 1.0
-"""Relative error from which a tensor holds something else, whatever encoded it: zeros would do better."""
+"""Relative error from which a tensor has other contents, whatever the encoder: zeros would have a smaller error."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the source's weights may have come into the file: stored as `through` in between, and encoded with the importance
-    matrix given or without one."""
+    """A possible conversion of the source's weights: optionally rounded to the type `through` first, then encoded with the
+    given importance matrix or without one."""
 
     through: TensorType | None = None
     importance: bool = False
@@ -60,10 +60,10 @@ class Way:
 class TensorFinding:
     """The verdict on one tensor.
 
-    `detail` says what was seen, in words. `error` is the RMS of the differences from the source in parts of the RMS of its
-    weights, over the blocks that are not as expected, and `expected_error` what the type's encoder leaves there; None where
-    nothing differs or nothing could be compared. `differing` of `blocks` blocks differ (of weights, for plain types).
-    `matrices` are the experts (entries of the first of three axes) that differ.
+    `detail` describes the result in words. `error` is the RMS of the differences from the source divided by the RMS of its
+    weights, over the differing blocks, and `expected_error` the same for the type's encoder; None if nothing differs or nothing
+    could be compared. `differing` of `blocks` blocks differ (weights for plain types). `matrices` are the indices of the
+    experts (entries of the first of three axes) that differ.
     """
 
     name: str
@@ -79,7 +79,7 @@ class TensorFinding:
     matrices: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON; an error beyond all numbers is null."""
+        """For JSON; an error that is not finite becomes None."""
         values: dict[str, object] = {"name": self.name, "type": self.type, "shape": list(self.shape)}
         values |= {"verdict": self.verdict, "detail": self.detail, "way": self.way}
         for key in ("error", "expected_error"):
@@ -94,7 +94,7 @@ class TensorFinding:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a pass over a tensor, or a part of it, showed; two add up. `rounding` is the largest relative difference."""
+    """The result of a pass over a tensor or a part of it; two can be added. `rounding` is the largest relative difference."""
 
     evidence: Evidence = field(default_factory=Evidence)
     rounding: float = 0.0
@@ -114,7 +114,7 @@ class Seen:
 
 
 class Comparison:
-    """Compares tensors on `threads` threads; a context manager, whose end waits for the threads.
+    """Compares tensors on `threads` threads; a context manager that waits for the threads at its end.
 
     At most twice as many row blocks as threads are in memory, about 4 MB each.
     """
@@ -132,11 +132,11 @@ class Comparison:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def skip(self, count: int) -> None:
-        """Tell the progress of bytes that are not compared."""
+        """Report `count` bytes that are not compared to the progress callback."""
         self._progress(count)
 
     def judge(self, given: GGUFTensor, source: Tensor, importance: FloatArray | None = None) -> TensorFinding:
-        """The verdict on a tensor of the file; `source` is what it should hold, `importance` (matrices, columns)."""
+        """The verdict on a tensor of the file; `source` is the expected tensor, `importance` has shape (matrices, columns)."""
         entry = given.entry
         finding = TensorFinding(name=entry.name, type=entry.type.name, shape=entry.shape, verdict="unknown")
         if _squeezed(source.shape) != _squeezed(entry.shape):
@@ -151,7 +151,7 @@ class Comparison:
         return _verdict(finding, given, source, way, seen, importance is not None)
 
     def _best(self, given: GGUFTensor, source: Tensor, importance: FloatArray | None) -> tuple[Way, Seen]:
-        """The way that explains most, and what a pass over all of the tensor shows of it."""
+        """The way that explains the tensor best, and the result of a pass over the whole tensor with it."""
         parts = list(row_ranges(source.shape, by_matrix=source.columns > 0))
         sample = [_start(parts[n], source.columns) for n in sorted({0, len(parts) // 2})]
         ways = _ways(given.entry.type, source, importance is not None)
@@ -183,7 +183,7 @@ class Comparison:
         return total
 
     def _decoded(self, finding: TensorFinding, given: GGUFTensor, source: Tensor) -> TensorFinding:
-        """A type that is only read: its error alone is known."""
+        """The finding for a type that can be decoded but not encoded, by its error alone."""
         dtype = given.entry.type
         if not can_decode(dtype) or dtype.name == "f64":
             self._progress(given.entry.nbytes)
@@ -198,7 +198,7 @@ class Comparison:
         return replace(finding, verdict=verdict, detail=detail, error=error)
 
     def _map(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-        """`function` of each item, in order, a bounded number ahead."""
+        """`function` of each item, in order, computed ahead by a bounded number of items."""
         pending: deque[Future[U]] = deque()
         try:
             for item in items:
@@ -213,7 +213,7 @@ class Comparison:
 
 
 def _start(part: RowRange, columns: int) -> RowRange:
-    """The first rows of a range, which show the way that a tensor came."""
+    """The first rows of a range, with which the ways are tried."""
     return replace(part, stop=min(part.stop, part.start + max(1, SAMPLE // columns)))
 
 
@@ -222,7 +222,7 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _ways(dtype: TensorType, source: Tensor, importance: bool) -> list[Way]:
-    """The ways that are tried: directly, and by way of the types that files are quantized from."""
+    """The ways to try: directly, and through the types that files are commonly quantized from."""
     through: list[TensorType | None] = [None]
     through += [kind for kind in (BF16, F16) if kind is not dtype and kind is not source.stored]
     if not dtype.plain and dtype is not Q8_0 and source.columns % Q8_0.block == 0:
@@ -232,14 +232,14 @@ def _ways(dtype: TensorType, source: Tensor, importance: bool) -> list[Way]:
 
 
 def _score(seen: Seen) -> tuple[bool, int, int]:
-    """Larger for the way that explains more: bytes that coincide beyond chance, then the fewest odd blocks."""
+    """A sort key, larger for ways that explain more: first by equal blocks beyond chance, then by fewer odd blocks."""
     found = seen.evidence
     telling = chance(found.equal, found.equal + found.blocks) < ALARM or not found.blocks
     return telling, -found.odd, found.equal if telling else 0
 
 
 def _compared(given: GGUFTensor, source: Tensor, importance: FloatArray | None, way: Way, part: RowRange) -> Seen:
-    """A range of rows, encoded as the file has them and compared."""
+    """Compares a range of rows, encoded in the file's type, with the file's bytes."""
     dtype = given.entry.type
     try:
         block = _block(given, source, way, part)
@@ -248,11 +248,11 @@ def _compared(given: GGUFTensor, source: Tensor, importance: FloatArray | None, 
             row = importance[part.matrix if len(importance) > 1 else 0]
         expected = encode_block(replace(block, imatrix=row)).raw
     except InputError:
-        # Too large for the type, or not finite: this way cannot have been taken.
+        # Weights too large for the type or not finite rule out this way.
         return _impossible(given, source, part)
     raw = _raw(given, part, expected.shape[1])
     if np.array_equal(raw, expected):
-        # Blocks of zeros come out alike in every way.
+        # Blocks of zeros are equal in every way and so are no evidence.
         assert not callable(block.rows)
         telling = block.rows.reshape(raw.size // dtype.block_bytes, -1).any(axis=1)
         return Seen(evidence=Evidence(equal=int(np.count_nonzero(telling))))
@@ -266,7 +266,7 @@ def _compared(given: GGUFTensor, source: Tensor, importance: FloatArray | None, 
 
 
 def _block(given: GGUFTensor, source: Tensor, way: Way, part: RowRange) -> Block:
-    """The source's rows as the encoder takes them, after the type in between."""
+    """The source's rows for the encoder, after rounding to the way's intermediate type."""
     start, stop = part.start * source.columns, part.stop * source.columns
     stored = source.stored if source.stored in NARROW and way.through is None else F32
     if stored is not F32:
@@ -298,7 +298,7 @@ def _impossible(given: GGUFTensor, source: Tensor, part: RowRange) -> Seen:
 
 
 def _plain(rows: FloatArray, raw: ByteArray, expected: ByteArray, dtype: TensorType, part: RowRange) -> Seen:
-    """Weights that are stored one by one."""
+    """Compares rows of a plain type (one value per weight)."""
     columns = rows.shape[1]
     differ = (raw.reshape(rows.size, -1) != expected.reshape(rows.size, -1)).any(axis=1)
     found, wanted = (
@@ -327,7 +327,7 @@ def _difference(given: GGUFTensor, source: Tensor, part: RowRange) -> Seen:
 
 
 def computed(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers are computed from the source's, rather than moved."""
+    """Whether a tensor's values are computed from the source's, and not just copied or rearranged."""
     match tensor:
         case Mapped() | InMemory():
             return True
@@ -341,6 +341,10 @@ def computed(tensor: Tensor) -> bool:
 def _verdict(
     finding: TensorFinding, given: GGUFTensor, source: Tensor, way: Way, seen: Seen, importance: bool
 ) -> TensorFinding:
+    """The finding with its verdict, from the result `seen` of a pass by `way`; `importance`: an importance matrix was given.
+
+    Plain types and Q8_0, which ignore the importance matrix, must be equal up to `ROUNDING`; others are tested by `objection`.
+    """
     found, dtype = seen.evidence, given.entry.type
     if seen.same:
         return replace(finding, verdict="identical", way=str(way))

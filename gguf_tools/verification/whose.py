@@ -1,4 +1,4 @@
-"""What a tensor that is not what it should be holds instead: another layer's, or its experts in another order."""
+"""Identifies the contents of a tensor that differs from the expected one: another layer's tensor, or reordered experts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from gguf_tools.tensors.base import Tensor
 from quant.encode import FloatArray
 
 SAMPLE = 4096
-"""Weights that are compared; unrelated ones agree on none of them, and encoding moves each by less than its own size."""
+"""Number of weights that are compared."""
 LIKE = 0.4
-"""Relative error up to which weights are taken for the source's in some encoding; unrelated ones have about 1.4."""
+"""Relative error up to which weights count as an encoding of the source's; that of unrelated weights is about 1.4."""
 MOST = 512
-"""Experts or layers that are looked at."""
+"""Maximum number of experts or layers that are compared."""
 
 _LAYER = re.compile(r"blk\.\d+\.(.+)")
 
 
 def whose_layer(given: GGUFTensor, name: str, sources: Mapping[str, Tensor]) -> str:
-    """The name of another layer's tensor that `given` holds; "" if there is none."""
+    """The name of the other layer's tensor whose weights `given` has, or ""."""
     match = _LAYER.fullmatch(name)
     if match is None:
         return ""
@@ -36,7 +36,7 @@ def whose_layer(given: GGUFTensor, name: str, sources: Mapping[str, Tensor]) -> 
 
 
 def whose_experts(given: GGUFTensor, source: Tensor, matrices: Iterable[int]) -> dict[int, int]:
-    """Which matrix of the source each of the differing `matrices` (experts) of a tensor holds instead, where it is another."""
+    """For the differing `matrices` (experts) of a tensor: the index of the source's matrix that each has instead, if any."""
     size = source.size // source.shape[0]
     experts = min(source.shape[0], MOST)
     held: dict[int, int] = {}
@@ -50,7 +50,7 @@ def whose_experts(given: GGUFTensor, source: Tensor, matrices: Iterable[int]) ->
 
 
 def _nearest(mine: FloatArray, others: Iterable[tuple[str, Tensor, int]]) -> str:
-    """The label of the first tensor that, from a place in it on, holds nearly the same weights."""
+    """The label of the first (label, tensor, offset) in `others` with nearly the same weights as `mine` from that offset on."""
     best, label = LIKE, ""
     for count, (name, tensor, start) in enumerate(others):
         if count == MOST:

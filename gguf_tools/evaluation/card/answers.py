@@ -228,7 +228,7 @@ def _in_list(text: str) -> bool:
 
 
 def _items(parts: list[list[str]], end_of: Callable[[list[str]], list[str]]) -> list[list[str]]:
-    """The leading parts that are items; of the first part that is not one, `end_of` may give the item that it ends with."""
+    """The leading parts that are items, and, of the part after them, the item that `end_of` finds at its near end."""
     whole = list(takewhile(_is_item, parts))
     return [*whole, *filter(_is_item, map(end_of, parts[len(whole) : len(whole) + 1]))]
 

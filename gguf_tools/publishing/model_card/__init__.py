@@ -1,6 +1,6 @@
-"""Model cards: what is known and what was measured of quantized files, as a README.md that the hub accepts.
+"""Model cards: a README.md for the hub with facts about quantized files and measurements of them.
 
-`facts` gathers, `front_matter` and `page` write. Nothing is invented: what was not measured is left out.
+`facts` collects them, `front_matter` and `page` write them. Values that were not measured are omitted.
 """
 
 from gguf_tools.publishing.model_card.facts import CardFacts, CardFile, gather

@@ -1,4 +1,4 @@
-"""What a model card states: facts of the files' headers, of llama.cpp's own reports, and of measurements."""
+"""The facts on a model card, from the files' headers, llama.cpp's reports, and measurements."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gguf_tools.sources.checkpoint import CONFIG, open_checkpoint
 from gguf_tools.tokenizers.files import read_object
 
 DEFAULT_CONTEXT = 4096
-"""Tokens at which memory is stated, where the model was trained on as many."""
+"""Context length, in tokens, for which memory is reported, or the model's if that is shorter."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
@@ -35,10 +35,10 @@ _HUB_URL = "https://huggingface.co/"
 
 @dataclass(frozen=True, kw_only=True)
 class CardFile:
-    """One GGUF: what was measured, what it takes in memory, and where it comes from.
+    """One GGUF with its measurements, memory use and provenance.
 
-    `place` is its path from the card's folder, with forward slashes; `label` its name, or `place` where another file has
-    the same name. `recipe` is the layer surgery that its header records, "" for none; `provenance` its tinyq keys.
+    `place` is its path relative to the card's folder, with forward slashes; `label` is its name, or `place` if another file
+    has the same name. `recipe` is the layer surgery recorded in its header ("" for none); `provenance` has its tinyq keys.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class CardFile:
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """All that a card may say. `metadata` are the general keys of the first file; `base_models` are ids on the hub."""
+    """All facts for a card. `metadata` has the `general.*` keys of the first file; `base_models` are ids on the hub."""
 
     name: str
     files: tuple[CardFile, ...]
@@ -66,7 +66,7 @@ class CardFacts:
 
     @property
     def recipes(self) -> tuple[str, ...]:
-        """The surgeries of the files, each once."""
+        """The surgery recipes of the files, without duplicates."""
         return tuple(dict.fromkeys(file.recipe for file in self.files if file.recipe))
 
 
@@ -83,11 +83,10 @@ def gather(
     quantized_by: str | None = None,
     progress: StageProgress | None = None,
 ) -> CardFacts:
-    """Measure the files and read the rest from their headers and from `source`, a checkpoint or a GGUF.
+    """Measure the files and read other facts from their headers and from `source`, a checkpoint or a GGUF.
 
-    The card is to lie in `folder`; `context` is the length at which memory is stated. What takes long is measured last.
-    Raises InputError where a file or the source is not what it has to be, or a name is none that the hub accepts;
-    LlamaError where llama.cpp fails.
+    `folder` is the card's folder; `context` is the length in tokens for which memory is reported. Slow measurements come last.
+    Raises InputError if a file or the source is unsuitable, or the hub does not accept a name; LlamaError if llama.cpp fails.
     """
     for number, path in enumerate(paths):
         if path in paths[:number]:
@@ -139,7 +138,7 @@ def gather(
 
 
 def _check_source(source: Path) -> None:
-    """Refuse what is neither a checkpoint nor a GGUF, also where nothing is compared with it."""
+    """Raise InputError unless `source` is a checkpoint or a GGUF, even if nothing is compared with it."""
     if source.is_file() and is_gguf(source):
         read_header(source)
     else:
@@ -163,7 +162,7 @@ def _provenance(header: GGUFHeader) -> dict[str, Any]:
 
 
 def _base_models(source: Path, header: GGUFHeader) -> tuple[str, ...]:
-    """Ids on the hub of what the files were made from: the source's own where it is known, else its recorded ancestors."""
+    """Ids on the hub of the files' base models: the source's own if it is known, else those recorded in the header."""
     own = _hub_id(source)
     if own:
         return (own,)
@@ -173,7 +172,7 @@ def _base_models(source: Path, header: GGUFHeader) -> tuple[str, ...]:
 
 
 def _hub_id(source: Path) -> str | None:
-    """The source's id on the hub: from its place in the hub's cache, or as its config names it."""
+    """The source's id on the hub: from its path in the hub's cache, or from its config."""
     for part in source.resolve().parts:
         if match := _HUB_CACHE.fullmatch(part):
             return f"{match[1]}/{match[2]}"

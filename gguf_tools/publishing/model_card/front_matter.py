@@ -1,4 +1,4 @@
-"""A card's front matter: the YAML that the hub reads.
+"""A model card's front matter: the YAML block that the hub reads.
 
 Source: the hub's documentation of model cards (`modelcard.md` of huggingface/hub-docs) for the keys.
 """
@@ -15,7 +15,7 @@ from gguf_tools.text import one_line
 
 
 def front_matter(facts: CardFacts) -> str:
-    """The block between the rules of three dashes; keys of which nothing is known are left out."""
+    """The YAML block with its `---` lines; keys without a known value are omitted."""
     general = facts.metadata
     values: dict[str, Any] = {
         "license": _text(general, "license"),

@@ -1,4 +1,4 @@
-"""A card's text: tables of the files and of what was measured, where they come from, and how to use them."""
+"""A model card's text: tables of files and measurements, provenance, and usage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gguf_tools.text import human_bytes, human_count, markdown_table, one_line
 
 
 def card_page(facts: CardFacts, modelfile: Path | None) -> str:
-    """The whole README.md; `modelfile` lies beside it or, where None, is shown in it."""
+    """The whole README.md, which links to `modelfile` in the same folder or, if that is None, shows the Modelfile's text."""
     sections = [
         _head(facts),
         _files(facts),
@@ -60,6 +60,7 @@ def _linked(ids: Sequence[str]) -> str:
 
 
 def _files(facts: CardFacts) -> str:
+    """The table of files: type, size, KL divergence and top-1 agreement if measured, and the memory that llama.cpp reports."""
     rows = []
     for file in facts.files:
         found = file.measured.model
@@ -90,12 +91,13 @@ def _files(facts: CardFacts) -> str:
 
 
 def _is_from_elsewhere(file: CardFile) -> bool:
-    """Whether the file records another source than the one that it was compared with."""
+    """Whether the file records a source other than the one that it was compared with."""
     evaluation = file.measured.evaluation
     return evaluation is not None and evaluation.source.is_source is False
 
 
 def _scores(facts: CardFacts) -> str:
+    """The table of card scores, best first, with differences from the best and notes; "" if no card was measured."""
     cards = {_plain(file.label): file.measured.card for file in facts.files if file.measured.card}
     if not cards:
         return ""
@@ -132,6 +134,7 @@ def _surgery(facts: CardFacts) -> str:
 
 
 def _details(facts: CardFacts) -> str:
+    """The table of the model's architecture, sizes, vocabulary and context."""
     model = facts.model
     rows: list[tuple[str, Any]] = [
         ("Architecture", facts.files[0].measured.model.arch),
@@ -147,6 +150,7 @@ def _details(facts: CardFacts) -> str:
 
 
 def _provenance(facts: CardFacts) -> str:
+    """The table of the first file's provenance (its `tinyq.*` keys), and of the versions that it was measured with."""
     found = facts.files[0].provenance
     rows = [("Made by", f"tinyq {found[keys.VERSION]}") if keys.VERSION in found else None]
     labels = {
@@ -168,11 +172,11 @@ def _provenance(facts: CardFacts) -> str:
 
 
 def _link(file: CardFile) -> str:
-    """A Markdown link to a file, by its path from the card's folder."""
+    """A Markdown link to a file, by its path relative to the card's folder."""
     return f"[{_plain(file.label)}]({quote(os.fsencode(file.place))})"
 
 
 def _plain(text: object) -> str:
-    """Text from a file's metadata in one line, without what Markdown would take for HTML, a link or an image."""
+    """Text from a file's metadata on one line, escaped so that Markdown sees no HTML, links or images."""
     printable = "".join(character if character.isprintable() else " " for character in str(text))
     return re.sub(r"[\\<\[\]]", r"\\\g<0>", one_line(printable))

@@ -1,4 +1,4 @@
-"""How to run the files: commands and code with their own names, settings and modes."""
+"""The card's usage section: commands and code with the files' names, sampling settings and chat modes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GREETING = "Hello!"
 
 
 def usage(facts: CardFacts, show_modelfile: bool) -> str:
-    """The section on use, for the first file; `show_modelfile` where none lies beside the card."""
+    """The usage section for the first file; `show_modelfile` includes the Modelfile's text, if the card's folder has none."""
     name, context = facts.files[0].place, facts.files[0].memory.context
     return "\n".join(
         [
@@ -38,6 +38,7 @@ def _with_llama_cpp(facts: CardFacts, name: str, context: int) -> Iterator[str]:
 
 
 def _with_python(facts: CardFacts, name: str, context: int) -> Iterator[str]:
+    """An example for llama-cpp-python, `name` being the file and `context` the length in tokens."""
     settings = "".join(f", {key}={value:g}" for key, value in facts.sampling.items())
     lines = ["from llama_cpp import Llama", "", f"model = Llama({json.dumps(name)}, n_ctx={context})"]
     if facts.modes.template:
@@ -63,13 +64,13 @@ def _with_ollama(facts: CardFacts, show_modelfile: bool) -> Iterator[str]:
 
 
 def _question(facts: CardFacts) -> str:
-    """A question that a file answered right, where they were asked any."""
+    """A question that a file answered right, or a greeting if none was asked."""
     cards = [file.measured.card for file in facts.files if file.measured.card]
     return next((item.question for card in cards for item in card.answers if item.right), _GREETING)
 
 
 def _block(language: str, lines: list[str]) -> str:
-    """Lines of code between fences longer than any in them."""
+    """A fenced code block, with a fence longer than any in `lines`."""
     fence = "```"
     while any(fence in line for line in lines):
         fence += "`"
@@ -77,6 +78,6 @@ def _block(language: str, lines: list[str]) -> str:
 
 
 def _tag(name: str) -> str:
-    """A name that Ollama accepts for a model."""
+    """The name converted to one that Ollama accepts for a model."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name.lower())
     return kept.strip("._-") or "model"

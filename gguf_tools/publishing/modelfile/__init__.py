@@ -1,7 +1,7 @@
-"""Ollama Modelfiles, from nothing but what a GGUF says about itself.
+"""Ollama Modelfiles, derived from a GGUF's metadata alone.
 
-`probe` finds out by rendering what its Jinja template puts around messages, `layout` holds the finding, `verify` proves
-it on other conversations, `go_text` writes it as the Go template that Ollama runs, `write` makes the file.
+`probe` renders its Jinja template to find the text around messages, `layout` represents that text, `verify` checks it on
+other conversations, `go_text` writes it as the Go template that Ollama runs, and `write` writes the Modelfile.
 """
 
 from gguf_tools.publishing.modelfile.go_text import go_template

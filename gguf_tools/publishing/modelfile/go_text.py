@@ -1,13 +1,13 @@
-"""A layout as a Go text/template for Ollama.
+"""Writes a layout as a Go text/template for Ollama.
 
-Facts relied on. Ollama's template/template.go: a template that mentions `.Messages` gets them whole, with neighbours of
-one role joined, and `.Think`, `.IsThinkSet`; of each message `.Role`, `.Content`, `.Thinking`. thinking/template.go: a
-model counts as thinking where, inside a range over `.Messages`, the innermost list around `.Thinking` begins and ends
-with text; these texts, trimmed, are the tags by which thoughts are told from answers. server/routes.go: a conversation
-that ends with an assistant's message is one to continue, so nothing may follow it. Go's text/template: `{{-` trims all
-white space before it, variables can be set again inside a range.
+It relies on these facts. Ollama's template/template.go: a template that mentions `.Messages` gets the whole conversation,
+with adjacent messages of one role joined, and `.Think`, `.IsThinkSet`; each message has `.Role`, `.Content`, `.Thinking`.
+thinking/template.go: a model counts as thinking if, inside a range over `.Messages`, the innermost list around `.Thinking`
+begins and ends with text; these texts, trimmed, are the tags that separate thoughts from answers. server/routes.go: if a
+conversation ends with an assistant's message, the model continues it, so no text may follow it. Go's text/template: `{{-`
+trims all white space before it; variables can be reassigned inside a range.
 
-Text is written as it is, and `{{-` only where nothing but a line break of our own stands before it.
+Text is written unchanged; `{{-` is used only after a line break that belongs to the template's own formatting.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def go_template(layout: ChatLayout) -> str:
 
 
 class _Action(str):
-    """What stands between the braces; a plain str is literal text."""
+    """The text between the braces of an action; a plain str is literal text."""
 
 
 _END, _ELSE = _Action("end"), _Action("else")
@@ -35,6 +35,7 @@ _Piece = str | _Action
 
 
 def _pieces(layout: ChatLayout) -> Iterator[_Piece]:
+    """The template as literal text and actions: a loop over the messages with a branch per role, then the generation prompt."""
     yield _Action('$previous := ""')
     yield _Action("range $i, $_ := .Messages")
     yield _Action("$last := eq (len (slice $.Messages $i)) 1")
@@ -95,6 +96,7 @@ def _negated(condition: str) -> str:
 
 
 def _assistant(layout: ChatLayout) -> Iterator[_Piece]:
+    """An assistant's message: opening, thoughts, content, and the closing text unless the message is the last."""
     yield from _opening(layout.assistant)
     thoughts = layout.thoughts
     if thoughts:
@@ -115,6 +117,7 @@ def _assistant(layout: ChatLayout) -> Iterator[_Piece]:
 
 
 def _generation(default: str, on: str, off: str) -> Iterator[_Piece]:
+    """The generation prompt by the user's thinking option: not set (`default`), `on` or `off`, with the common start first."""
     common = common_start([default, on, off])
     default, on, off = (text[len(common) :] for text in (default, on, off))
     yield common
@@ -146,10 +149,10 @@ def _joined(pieces: Iterable[_Piece]) -> Iterator[str]:
 
 
 def _escaped(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
-    """Text that Go or Ollama's Modelfile parser would not take as it stands becomes a Go string in an action.
+    """Replaces text that Go or Ollama's Modelfile parser would misread by a Go string in an action.
 
-    Source: strconv.IsPrint in ParseFile of Ollama's parser/parser.go, which drops other characters without a word, and
-    ends a quoted value at three quotes before a line break.
+    Source: ParseFile in Ollama's parser/parser.go silently drops characters for which strconv.IsPrint is false, and ends a
+    quoted value at three quotes before a line break.
     """
     for piece in pieces:
         if isinstance(piece, _Action):
@@ -157,7 +160,7 @@ def _escaped(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
             continue
         for unsafe, run in groupby(_TOKEN.findall(piece), lambda token: len(token) > 1 or not is_kept(token)):
             text = "".join(run)
-            plain = "" if unsafe else text.removesuffix("{")  # an action may follow, and {{{ would be read as {{ {
+            plain = "" if unsafe else text.removesuffix("{")  # if an action follows, {{{ is parsed as {{ {
             if plain:
                 yield plain
             if plain != text:

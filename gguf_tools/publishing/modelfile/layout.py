@@ -1,7 +1,7 @@
-"""What a chat template puts around the messages, as far as Ollama's templates can say it.
+"""The text that a chat template puts around messages, as far as Ollama's templates can express it.
 
-A layout has no memory beyond the role of the previous message: that is enough for nearly all templates, and `verify`
-finds those for which it is not.
+A layout depends on the role of the previous message only: that suffices for nearly all templates, and `verify` detects the
+others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Message = Mapping[str, Any]
 class Turn:
     """Text before and after the content of a message.
 
-    `special` has, for a previous role ("" at the start of a conversation), the text that stands in place of `before`.
+    `special` has (previous role, text) pairs that replace `before` after that role ("" at the start of a conversation).
     """
 
     before: str
@@ -26,16 +26,16 @@ class Turn:
     special: tuple[tuple[str, str], ...] = ()
 
     def opening(self, previous: str) -> str:
-        """The text before the content where `previous` was the role before."""
+        """The text before the content, after a message of the role `previous`."""
         return dict(self.special).get(previous, self.before)
 
 
 @dataclass(frozen=True)
 class Thoughts:
-    """Text around an assistant's thoughts, which stand before its content.
+    """Text around an assistant's thoughts, which precede its content.
 
-    `always`: in every turn; else only in one that ends the conversation, which Ollama lets the model continue.
-    `absent`: what such a last turn has where there are no thoughts.
+    `always`: thoughts appear in every turn; else only in a last turn, which Ollama lets the model continue.
+    `absent`: the text in such a last turn without thoughts.
     """
 
     open: str
@@ -46,12 +46,12 @@ class Thoughts:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatLayout:
-    """The literal text of each role.
+    """The literal text for each role.
 
-    `system` is None where the template shows no system prompts. `generation` follows a last message that is not the
-    assistant's: with thinking not asked about, on, and off. `skips_empty_system`: an empty system prompt counts as
-    none. `late_system`: system prompts are shown after the first message too. `default_system` is the template's own
-    prompt where a conversation starts without one; it is also in `user.special`.
+    `system` is None if the template ignores system prompts. `generation` follows a last message that is not the assistant's:
+    one text each for thinking unspecified, on, and off. `skips_empty_system`: an empty system prompt counts as none.
+    `late_system`: system prompts are also rendered after the first message. `default_system` is the template's own prompt
+    for conversations that start without one; it is also in `user.special`.
     """
 
     user: Turn
@@ -64,7 +64,7 @@ class ChatLayout:
     late_system: bool = True
 
     def render(self, messages: Sequence[Message], think: bool | None = None) -> str:
-        """The prompt that Ollama makes of a conversation with `go_template` of this layout."""
+        """The prompt that Ollama renders for a conversation with this layout's `go_template`."""
         text, previous = "", ""
         turns = {"system": self.system, "user": self.user, "assistant": self.assistant}
         for index, message in enumerate(messages):
@@ -96,6 +96,6 @@ _MODES = (None, True, False)
 
 
 def common_start(texts: Sequence[str]) -> str:
-    """The longest text with which all of `texts` begin."""
+    """The longest common prefix of `texts`."""
     same = takewhile(lambda characters: len(set(characters)) == 1, zip(*texts, strict=False))
     return "".join(characters[0] for characters in same)

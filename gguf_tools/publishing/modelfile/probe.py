@@ -1,4 +1,4 @@
-"""Finding a template's layout: render conversations of unique words, and cut the text at these words."""
+"""Finds a template's layout by rendering conversations of unique words and splitting the text at these words."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Between = dict[tuple[str, str], str]
 
 
 def derive_layout(render: Render, template: str, bos: str = "") -> ChatLayout | str:
-    """The layout of a chat template, proved by `first_difference`, or one line that says why there is none.
+    """The layout of a chat template, checked by `first_difference`, or one line that says why there is none.
 
-    `template` is the Jinja source, `bos` the text of the token that Ollama puts before a prompt by itself ("" where it
-    puts none): if the template writes it too, the layout leaves it out.
+    `template` is the Jinja source, `bos` the text of the BOS token that Ollama itself puts before a prompt ("" if it does not):
+    the layout omits it if the template writes it too.
     """
     if "strftime_now" in template:
         return "the chat template writes today's date (strftime_now)"
@@ -42,7 +42,7 @@ class _RefusedError(InputError):
 
 
 class _LeftOutError(InputError):
-    """The template shows no system prompt in this place."""
+    """The template does not render a system prompt at this position."""
 
 
 class _Probe:
@@ -51,6 +51,7 @@ class _Probe:
         self._bos = bos
 
     def layout(self) -> ChatLayout:
+        """The layout by the text between the contents of rendered messages; raises `_RefusedError` for unsupported orders."""
         between, _ = self._cut("user", "assistant", "user")
         try:
             between |= self._cut("system", "user", "assistant", "user")[0]
@@ -78,7 +79,7 @@ class _Probe:
         return self._with_default_system(self._with_thoughts(layout))
 
     def _add_rare_orders(self, between: Between) -> bool:
-        """Adds what unusual orders show, where the template takes them; False if late system prompts are left out."""
+        """Adds the texts for unusual orders of roles that the template accepts; False if it omits late system prompts."""
         late_system = True
         for roles in _RARE_ORDERS:
             try:
@@ -90,7 +91,7 @@ class _Probe:
         return late_system
 
     def _with_thoughts(self, layout: ChatLayout) -> ChatLayout:
-        """The layout with what surrounds thoughts in a last answer, and in earlier ones if they are kept there."""
+        """The layout with the text around thoughts in a last answer, and in earlier ones if the template keeps them."""
         question, plain = {"role": "user", "content": _word(0)}, {"role": "assistant", "content": _word(1)}
         thinking = {**plain, "reasoning_content": _THOUGHT}
         start = layout.user.opening("") + _word(0) + layout.user.after + layout.assistant.opening("user")
@@ -100,12 +101,12 @@ class _Probe:
         absent, shown = (text.removeprefix(start).partition(_word(1))[0] for text in texts)
         opening, found, closing = shown.partition(_THOUGHT)
         if not found or not opening.strip() or not closing.strip():
-            return layout  # nothing by which Ollama could tell thoughts from answers
+            return layout  # without tags Ollama cannot separate thoughts from answers
         history = self._text([question, thinking, {"role": "user", "content": _word(2)}])
         return replace(layout, thoughts=Thoughts(opening, closing, _THOUGHT in history, absent))
 
     def _with_default_system(self, layout: ChatLayout) -> ChatLayout:
-        """The layout with the system prompt that the template has of its own, and what an empty one does."""
+        """The layout with the template's default system prompt, and whether an empty system prompt counts as none."""
         system = layout.system
         if system is None:
             return layout
@@ -125,7 +126,7 @@ class _Probe:
         return rendering(self._render, messages, {"add_generation_prompt": False, **options}, self._bos)
 
     def _cut(self, *roles: str, **options: Any) -> tuple[Between, str]:
-        """The texts between the contents of a conversation of these roles, and the one at its end."""
+        """(the texts between the contents of a conversation with these roles, the text at its end)."""
         words = [_word(index) for index in range(len(roles))]
         messages = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
         try:
@@ -154,7 +155,7 @@ def _word(index: int) -> str:
 
 
 def _after(between: Between, role: str, end: str, others: Sequence[str] = ()) -> str:
-    """The text that closes a message of `role`: `end`, where all that can follow its content begins with that."""
+    """The text that closes a message of `role`: `end`, if every text that can follow its content begins with it."""
     texts = [text for (previous, _), text in between.items() if previous == role] + list(others)
     return end if all(text.startswith(end) for text in texts) else common_start(texts)
 

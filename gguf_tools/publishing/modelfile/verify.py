@@ -1,4 +1,4 @@
-"""The proof: a layout must say what the template says on conversations that had no part in finding it."""
+"""Checks that a layout renders the same text as the template, on conversations that `probe` did not use."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from gguf_tools.errors import InputError
 from gguf_tools.publishing.modelfile.layout import ChatLayout, Message, common_start
 
 Render = Callable[[Sequence[Message], Mapping[str, Any]], str]
-"""Messages and template options (add_generation_prompt, enable_thinking) → text; InputError where it refuses."""
+"""(messages, template options such as add_generation_prompt, enable_thinking) → text; InputError if the template refuses."""
 
 THINKING: Mapping[bool | None, Mapping[str, bool]] = {
     None: {},
     True: {"enable_thinking": True},
     False: {"enable_thinking": False},
 }
-"""What Ollama's user says about thinking → the template's options."""
+"""The thinking option of Ollama's user → the template's options."""
 
 _S, _U, _A = "You are brief.", "What is 2 + 2?", "It is 4."
 _SHAPES: Mapping[str, tuple[str, ...]] = {
@@ -40,12 +40,12 @@ _RARE_SHAPES: Mapping[str, tuple[str, ...]] = {
     "a system prompt between": ("user", _U, "assistant", _A, "system", _S, "user", "b"),
     "two system prompts": ("system", _S, "user", _U, "system", "s", "assistant", _A, "user", "b"),
 }
-"""Roles and contents in turn."""
+"""Name → alternating roles and contents."""
 _EXCERPT = 24
 
 
 def rendering(render: Render, messages: Sequence[Message], options: Mapping[str, Any], bos: str) -> str:
-    """The template's text without the token that Ollama adds; InputError where it refuses, or gives broken Unicode."""
+    """The template's text without the BOS that Ollama adds; InputError if it refuses or renders invalid Unicode."""
     text = render(messages, options).removeprefix(bos)
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError("the chat template's text is not valid Unicode")
@@ -55,8 +55,8 @@ def rendering(render: Render, messages: Sequence[Message], options: Mapping[str,
 def first_difference(render: Render, layout: ChatLayout, bos: str = "") -> str | None:
     """One line about the first conversation on which layout and template differ; None if they agree on all.
 
-    Conversations that the template refuses prove nothing and are passed over, as long as they are unusual or have a
-    system prompt that it takes nowhere.
+    Conversations that the template refuses are skipped if they are unusual, or have a system prompt and the template accepts
+    none at all.
     """
     for think, options in THINKING.items():
         for name, messages, may_refuse in _conversations(layout):
@@ -87,7 +87,7 @@ def _answer(content: str, thoughts: str) -> Message:
 
 
 def _difference_in_continuation(render: Render, layout: ChatLayout, bos: str) -> str | None:
-    """The same for an answer that the model is to continue: the template's text up to the end of that answer."""
+    """As `first_difference`, for an answer that the model continues: compares the template's text up to that answer's end."""
     answers: dict[str, Message] = {"an answer to continue": {"role": "assistant", "content": _A}}
     if layout.thoughts:
         answers["an answer to continue after thoughts"] = _answer(_A, "2 + 2 is 4.")

@@ -30,7 +30,7 @@ _PARAMETERS = {
     "min_p": "min_p",
     "repetition_penalty": "repeat_penalty",
 }
-"""Keys of generation_config.json → Ollama's parameters."""
+"""Key in generation_config.json → Ollama's parameter."""
 
 NO_CHAT_TEMPLATE = "the file has no chat template"
 _TOOLS_NOTE = (
@@ -43,7 +43,7 @@ _FALLBACK_NOTE = "Ollama takes a template of its own that resembles the file's, 
 
 @dataclass(frozen=True)
 class Modelfile:
-    """The text of a Modelfile, with the layout that its TEMPLATE says, or the reason why it has none."""
+    """The text of a Modelfile, with the layout of its TEMPLATE, or the reason why it has none."""
 
     text: str
     layout: ChatLayout | None
@@ -51,10 +51,10 @@ class Modelfile:
 
 
 def modelfile_for(place: str, runtime: Runtime, context: int | None = None) -> Modelfile:
-    """The Modelfile of a GGUF that `runtime` has open (its vocabulary is enough).
+    """The Modelfile of a GGUF that `runtime` has open (the vocabulary suffices).
 
-    `place` is the file's path from the Modelfile's folder, with forward slashes. `context` is the length that Ollama shall
-    run with; None leaves that to Ollama.
+    `place` is the file's path relative to the Modelfile's folder, with forward slashes. `context` is Ollama's context length
+    in tokens; None leaves it to Ollama.
     """
     info = runtime.info
     template = info.chat_template or ""
@@ -73,7 +73,7 @@ def modelfile_for(place: str, runtime: Runtime, context: int | None = None) -> M
 
 
 def sampling_parameters(metadata: Mapping[str, str]) -> dict[str, float | int]:
-    """Ollama's parameters for the general.sampling keys of a file's metadata, whose values are text."""
+    """Ollama's parameters for the `general.sampling.*` keys in llama.cpp's metadata, whose values are text."""
     found: dict[str, float | int] = {}
     for key, name in SAMPLING.items():
         try:
@@ -94,10 +94,10 @@ def modelfile_text(
     *,
     tools: bool = False,
 ) -> str:
-    """A Modelfile for the file at `place`, a path from its folder; `layout` may be the reason why there is no TEMPLATE.
+    """A Modelfile for the file at `place`, a path relative to the Modelfile's folder.
 
-    `tools`: the file's chat template has tools, which is said in a comment. Raises InputError for a file name that a
-    Modelfile cannot name.
+    `layout` may be the reason why there is no TEMPLATE. `tools`: the file's chat template supports tools, which a comment
+    mentions. Raises InputError for a file name that a Modelfile cannot contain.
     """
     lines = [f"FROM {_file(place)}"]
     if isinstance(layout, str):
@@ -123,7 +123,7 @@ def _file(place: str) -> str:
 
 
 def _line(keyword: str, text: str, what: str) -> str:
-    """An instruction with quoted text, or a comment where a Modelfile has no way to say the text."""
+    """An instruction with quoted text, or a comment if a Modelfile cannot contain the text."""
     if '"""' in text or not all(map(is_kept, text)):
         return _comment(f"{keyword} left out: {what} has characters that a Modelfile cannot hold: {text!r:.200}")
     quotes = '"""' if "\n" in text or text.startswith('"') else '"'
@@ -135,5 +135,5 @@ def _comment(text: str) -> str:
 
 
 def _number(value: float | int) -> str:
-    """The shortest decimal that is the same 32-bit float."""
+    """The shortest decimal that rounds to the same 32-bit float."""
     return str(value) if isinstance(value, int) else np.format_float_positional(np.float32(value), trim="-")
