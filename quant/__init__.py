@@ -1,1 +1,1 @@
-"""Quantization: which type each tensor gets, and how its rows are encoded."""
+"""Quantization: selection of a type for each tensor, and encoding of rows with ggml."""

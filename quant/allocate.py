@@ -1,9 +1,9 @@
-"""Which type each tensor gets so that all fit a size at the least loss: a multiple-choice knapsack.
+"""Selects a type for each tensor that minimises the total loss within a size: a multiple-choice knapsack problem.
 
-Every tensor has options (a type, its bytes, its loss) of which it takes one, and losses add up. A price per byte that all
-tensors share (a Lagrange multiplier) gives the best allocation for the size that it happens to reach; going down in price is
-taking the steps of the tensors' convex hulls in the order of what they gain a byte. What is left of the size is then spent
-by single steps and by exchanges between two tensors. The price also bounds what any allocation could reach.
+Every tensor has options (a type, its bytes, its loss), exactly one is selected, and losses add up. A Lagrange multiplier (a
+price per byte shared by all tensors) gives the optimal allocation for the size that results; lowering it means taking the
+steps along the tensors' convex hulls in descending order of loss saved per byte. The remaining bytes are used by single steps
+and by exchanges between two tensors. The multiplier also gives a lower bound on the loss of any allocation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quant.types import TensorType
 
 @dataclass(frozen=True)
 class Option:
-    """One way to store a tensor: `bytes` that it takes and the `loss` that it causes."""
+    """One way to store a tensor, with its size in `bytes` and the `loss` that it causes."""
 
     type: TensorType
     bytes: int
@@ -27,7 +27,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The chosen option of each tensor, their bytes and loss together, and a loss that none of this size goes below."""
+    """The selected option of each tensor, their total bytes and loss, and a lower bound on the loss within the budget."""
 
     options: tuple[Option, ...]
     bytes: int
@@ -36,9 +36,9 @@ class Allocation:
 
 
 def allocate(tensors: Sequence[Sequence[Option]], budget: int) -> Allocation:
-    """One option for each tensor, of at most `budget` bytes together, with the least loss that was found.
+    """Select one option per tensor, of at most `budget` bytes in total, with the lowest loss that the search finds.
 
-    Raises InputError where even the smallest options do not fit.
+    Raises InputError if even the smallest options do not fit.
     """
     useful = [undominated(options) for options in tensors]
     smallest = sum(options[0].bytes for options in useful)
@@ -53,7 +53,7 @@ def allocate(tensors: Sequence[Sequence[Option]], budget: int) -> Allocation:
             loss -= chosen[at].loss - step.loss
             chosen[at], used = step, used + extra
         elif bound is None:
-            # All steps up to here, and the fraction of this one that fits: the best of the relaxed problem.
+            # The optimum of the relaxed problem: all steps up to here, and the fraction of this one that fits.
             bound = loss - gain * (budget - used)
     chosen, used = _improved(useful, chosen, used, budget)
     loss = sum(option.loss for option in chosen)
@@ -61,7 +61,7 @@ def allocate(tensors: Sequence[Sequence[Option]], budget: int) -> Allocation:
 
 
 def undominated(options: Sequence[Option]) -> list[Option]:
-    """The options that no other one beats in both bytes and loss, the smallest first."""
+    """The Pareto-optimal options in bytes and loss, the smallest first."""
     kept: list[Option] = []
     for option in sorted(options, key=lambda one: (one.bytes, one.loss)):
         if not kept or option.loss < kept[-1].loss:
@@ -70,7 +70,7 @@ def undominated(options: Sequence[Option]) -> list[Option]:
 
 
 def _steps(tensors: Sequence[Sequence[Option]]) -> list[tuple[float, int, Option]]:
-    """The steps along each tensor's convex hull: loss gained a byte, which tensor, and the option it leads to."""
+    """The steps along each tensor's convex hull: (loss saved per byte, index of the tensor, the option after the step)."""
     found = []
     for at, options in enumerate(tensors):
         hull = [options[0]]
@@ -89,7 +89,10 @@ def _gain(before: Option, after: Option) -> float:
 def _improved(
     tensors: Sequence[Sequence[Option]], chosen: Sequence[Option], used: int, budget: int
 ) -> tuple[list[Option], int]:
-    """Exchanges of one tensor's option, or of two tensors' together, while one lowers the loss within the budget."""
+    """Local search: changes the options of one or two tensors as long as that lowers the loss within the budget.
+
+    Returns the options and their total bytes.
+    """
     best = list(chosen)
     while True:
         moves = [
@@ -110,7 +113,7 @@ Move = tuple[int, float, int, Option]
 
 
 def _best_change(moves: Sequence[Move], room: int) -> tuple[Move, ...] | None:
-    """The single move or pair of moves of two tensors that lowers the loss most within `room` more bytes."""
+    """The move, or pair of moves of two tensors, that lowers the loss most and adds at most `room` bytes; None if none does."""
     best: tuple[Move, ...] | None = None
     lowest = -1e-12 * max((abs(move[1]) for move in moves), default=0.0)
     gains = [move for move in moves if move[1] < 0]
@@ -121,7 +124,7 @@ def _best_change(moves: Sequence[Move], room: int) -> tuple[Move, ...] | None:
     for move in gains:
         for other in givers:
             if move[1] + other[1] >= lowest:
-                break  # the givers after this one cost more
+                break  # moves after this one lose more
             if other[2] != move[2] and move[0] + other[0] <= room:
                 best, lowest = (move, other), move[1] + other[1]
                 break

@@ -1,8 +1,8 @@
-"""Rows of weights to a ggml type's bytes and back, on several threads, with bounded memory.
+"""Encodes rows of weights to a ggml type's bytes and decodes them, on several threads, with bounded memory.
 
-All encoding is ggml's own `ggml_quantize_chunk`, called for a few rows at a time: what it writes for a row depends on that
-row (and its importance) alone, so neither blocks nor threads change a byte. Each call works through a tile that fits the
-processor's cache; a tile is widened, checked, encoded and measured before the next one is touched.
+All encoding is done by ggml's `ggml_quantize_chunk`, called for a few rows at a time: its output for a row depends only on
+that row and its importance, so the result is the same for all block sizes and numbers of threads. Each call processes a tile
+that fits into the processor's cache; a tile is widened, checked, encoded and measured before the next one is read.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 RawArray = NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.uint8]
 
-# Weights in a tile: 512 KiB as float32, which stays in a core's second-level cache (1 MiB and up) with its encoded form.
+# Weights in a tile: 512 KiB as float32, which together with its encoded form fits into a core's L2 cache (1 MiB and up).
 _TILE = 1 << 17
 
 _NARROW = (F16, BF16)
 
-# The magnitudes that round to infinity: half a step above the largest number of each 16-bit format.
+# The smallest magnitudes that round to infinity: half a step above the largest number of each 16-bit format.
 _OVERFLOW = {F32: np.inf, F16: 65520.0, BF16: float.fromhex("0x1.ffp127")}
 
-# No block type reaches further: Q6_K's F16 scale times an 8-bit scale times a 6-bit weight. Within it a scale that
-# overflows shows as infinity; far beyond it ggml's sums of squares overflow and it writes zeros without a word.
+# The largest magnitude of any block type: Q6_K's F16 scale times an 8-bit scale times a 6-bit weight. Up to it a scale that
+# overflows becomes infinity; far beyond it ggml's sums of squares overflow and it silently writes zeros.
 _REACH = 65504.0 * 128 * 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Narrowing:
-    """What storing `weights` weights in a narrower type did to them.
+    """The changes by storing `weights` weights in a narrower type; two can be added.
 
-    `changed` of them are no longer equal; `overflowed` of those became infinite and are left out of the next two:
-    the largest absolute change and the sum of squared changes. `sum_sq` is the sum of squares before. Two add up.
+    `changed` of them are no longer equal; `overflowed` of those became infinite and are excluded from `max_abs_change` and
+    `sum_sq_change`. `sum_sq` is the sum of squares of the original weights.
     """
 
     weights: int = 0
@@ -65,12 +65,12 @@ class Narrowing:
 
     @property
     def rms_change(self) -> float:
-        """Root of the mean squared change."""
+        """RMS of the changes."""
         return float(np.sqrt(self.sum_sq_change / self.weights)) if self.weights else 0.0
 
     @property
     def relative_error(self) -> float:
-        """Root of the squared changes over the squares of the weights; 0 where all weights are 0."""
+        """RMS of the changes divided by the RMS of the weights; 0 if all weights are 0."""
         return float(np.sqrt(self.sum_sq_change / self.sum_sq)) if self.sum_sq else 0.0
 
 
@@ -81,17 +81,17 @@ def encode_rows(
     out: ByteArray | None = None,
     name: str = "(unnamed)",
 ) -> ByteArray:
-    """`rows` (n, k) float32 as (n, row_bytes(dtype, k)) bytes, as `ggml_quantize_chunk` writes them.
+    """Encode float32 `rows` (n, k) to (n, row_bytes(dtype, k)) bytes with `ggml_quantize_chunk`.
 
-    `imatrix` (k,) is the importance of each column, one for all rows; `out` takes the result if given. `name` is the
-    tensor's, for messages. Raises InputError if a weight is NaN or infinite, if one is too large for the type's scales,
-    or if rows do not fit the type's blocks. Safe to call from several threads at once.
+    `imatrix` (k,) is the importance of each column, for all rows; the result is written to `out` if given. `name` is the
+    tensor's name for messages. Raises InputError if a weight is NaN or infinite, if one is too large for the type's scales,
+    or if rows are not whole blocks of the type. Thread-safe.
     """
     return encode_block(Block(name=name, type=dtype, rows=rows, imatrix=imatrix), out).raw
 
 
 def decode_rows(raw: ByteArray, dtype: TensorType, k: int, out: FloatArray | None = None) -> FloatArray:
-    """Encoded rows (n, row_bytes(dtype, k)) as (n, k) float32 (the type's `to_float`). Safe to call from several threads."""
+    """Decode rows (n, row_bytes(dtype, k)) to (n, k) float32 with the type's `to_float`. Thread-safe."""
     wide = row_bytes(dtype, k)
     if raw.ndim != 2 or raw.shape[1] != wide:
         raise InputError(f"rows of {k} weights take {wide} bytes as {dtype.name}; found an array of shape {raw.shape}")
@@ -101,12 +101,12 @@ def decode_rows(raw: ByteArray, dtype: TensorType, k: int, out: FloatArray | Non
 
 
 def can_decode(dtype: TensorType) -> bool:
-    """Whether ggml turns the type into float32: all but integers and doubles."""
+    """Whether ggml can decode the type to float32: all types except integers and doubles."""
     return dtype is F32 or bool(ggml.traits(dtype).to_float)
 
 
 def widen(raw: NDArray[np.uint16], dtype: TensorType, out: FloatArray | None = None) -> FloatArray:
-    """The bits of F16 or BF16 numbers as float32, exactly, in the same shape. Safe to call from several threads."""
+    """Convert F16 or BF16 numbers, given as uint16 bits, exactly to float32 of the same shape. Thread-safe."""
     if dtype not in _NARROW:
         raise ValueError(f"widen takes F16 or BF16, not {dtype.name}")
     target = np.empty(raw.shape, np.float32) if out is None else out
@@ -115,10 +115,10 @@ def widen(raw: NDArray[np.uint16], dtype: TensorType, out: FloatArray | None = N
 
 
 def narrow(values: FloatArray, dtype: TensorType, out: NDArray[np.uint16] | None = None) -> NDArray[np.uint16]:
-    """Float32 numbers as the bits of the nearest F16 or BF16 numbers, of two equally near the even one, in the same shape.
+    """Round float32 numbers to F16 or BF16 (round to nearest, ties to even), as uint16 bits of the same shape.
 
-    The inverse of `widen`, by ggml (`ggml_fp32_to_fp16_row`, `ggml_fp32_to_bf16_row_ref`): what is too large becomes infinite,
-    a NaN stays one. Safe to call from several threads.
+    The inverse of `widen`, by ggml (`ggml_fp32_to_fp16_row`, `ggml_fp32_to_bf16_row_ref`): numbers that are too large become
+    infinite, NaN stays NaN. Thread-safe.
     """
     if dtype not in _NARROW:
         raise ValueError(f"narrow takes F16 or BF16, not {dtype.name}")
@@ -131,9 +131,9 @@ def narrow(values: FloatArray, dtype: TensorType, out: NDArray[np.uint16] | None
 
 
 def narrowing_loss(rows: FloatArray, dtype: TensorType, name: str = "(unnamed)") -> Narrowing:
-    """What storing float32 `rows` (any shape) as F16 or BF16 would change; nothing is kept of the result.
+    """The changes by storing float32 `rows` (any shape) as F16 or BF16; the rounded numbers are discarded.
 
-    Raises InputError if a weight is NaN or infinite to begin with.
+    Raises InputError if a weight is NaN or infinite.
     """
     if dtype not in _NARROW:
         raise ValueError(f"narrowing_loss takes F16 or BF16, not {dtype.name}")
@@ -154,11 +154,10 @@ def narrowing_loss(rows: FloatArray, dtype: TensorType, name: str = "(unnamed)")
 class Block:
     """Some rows of one tensor, and the type to encode them in.
 
-    `rows` is an array (n, k) of float32, or, with `source` telling how it is stored, rows as a file holds them: (n, k)
-    uint16 of F16 or BF16, (n, row_bytes(source, k)) uint8 of any type. It may also be a function that returns such an
-    array: the encoding thread calls it, so that reading is shared among threads too. `imatrix` (k,) holds for all rows:
-    a block does not reach across experts that have an importance each (`row_ranges`). With `measure`, what the encoding
-    changes is measured.
+    `rows` is an array (n, k) of float32, or an array in the stored type `source`: (n, k) uint16 for F16 or BF16,
+    (n, row_bytes(source, k)) uint8 for any type. It may also be a function that returns such an array: the encoding thread
+    calls it, so that reading is distributed over threads too. `imatrix` (k,) applies to all rows, so a block must not contain
+    rows of two experts with separate importances (`row_ranges`). With `measure`, the changes by encoding are measured.
     """
 
     name: str
@@ -171,7 +170,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A block's bytes (n, row bytes); what encoding changed, if that was asked for."""
+    """A block's bytes (n, row bytes), and the changes by encoding if they were measured."""
 
     name: str
     type: TensorType
@@ -181,7 +180,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows `start` to `stop` of a tensor seen as (rows, k), all of the matrix (expert) `matrix`."""
+    """Rows `start` to `stop` of a tensor viewed as (rows, k); with `by_matrix` all are in the matrix (expert) `matrix`."""
 
     start: int
     stop: int
@@ -189,9 +188,9 @@ class RowRange:
 
 
 def row_ranges(shape: tuple[int, ...], by_matrix: bool, weights: int = 1 << 18) -> Iterator[RowRange]:
-    """Cuts a tensor of `shape` (numpy order) into ranges of whole rows, of about `weights` weights at most.
+    """Splits a tensor of `shape` (numpy order) into ranges of whole rows, of about `weights` weights at most.
 
-    With `by_matrix` no range reaches across two matrices (experts) of a 3-D tensor, as an importance matrix needs.
+    With `by_matrix` no range contains rows of two matrices (experts) of a 3-D tensor, as required for an importance matrix.
     """
     total = int(np.prod(shape[:-1], dtype=np.int64))
     per_matrix = shape[-2] if len(shape) > 1 else 1
@@ -205,7 +204,7 @@ def row_ranges(shape: tuple[int, ...], by_matrix: bool, weights: int = 1 << 18) 
 
 
 def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
-    """Encodes one block in the calling thread; `out` (n, row bytes) takes the bytes if given. Errors as `encode_rows`."""
+    """Encodes one block in the calling thread, into `out` (n, row bytes) if given. Errors as `encode_rows`."""
     dtype = block.type
     if not dtype.encodes and dtype is not block.source:
         raise InputError(
@@ -238,9 +237,9 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
 class Encoder:
     """A pool of threads that encodes blocks in order, so that reading, encoding and writing overlap.
 
-    At most `threads + ahead` blocks are in memory, the one being written included: with blocks of 2^18 weights that
-    is about 2 MB a block. Used as a context manager; leaving it waits for the blocks that are being encoded, drops the
-    rest, and ends the threads, after an error or Ctrl-C as well.
+    At most `threads + ahead` blocks are in memory, including the one being written: with blocks of 2^18 weights about 2 MB
+    per block. A context manager; on exit, also after an error or Ctrl-C, it waits for the blocks that are being encoded,
+    drops the others, and ends the threads.
     """
 
     def __init__(self, threads: int, ahead: int | None = None) -> None:
@@ -258,9 +257,9 @@ class Encoder:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def encode(self, blocks: Iterable[Block]) -> Iterator[Encoded]:
-        """The encoded blocks, in order. `blocks` is drawn from in the caller's thread, only as far as the window goes.
+        """The encoded blocks, in order. `blocks` is iterated in the caller's thread, a bounded number of blocks ahead.
 
-        The first error (of encoding, reading, or the iterable) is raised here; the blocks behind it are dropped.
+        The first error (of encoding, reading, or the iterable) is raised here; the blocks after it are dropped.
         """
         pending: deque[Future[Encoded]] = deque()
         try:
@@ -276,7 +275,7 @@ class Encoder:
 
 
 def _shape(block: Block, rows: RawArray) -> tuple[int, int]:
-    """(n, k) of a block's rows; ValueError if they are not what `source` says."""
+    """(n, k) of a block's rows; ValueError if their dtype or shape does not match `source`."""
     fits = {np.dtype(np.float32): block.source is F32, np.dtype(np.uint16): block.source in _NARROW}
     if rows.ndim != 2 or not fits.get(rows.dtype, rows.dtype == np.uint8):
         raise ValueError(
@@ -299,7 +298,7 @@ def _as_float(part: RawArray, source: TensorType, k: int, scratch: FloatArray | 
 
 
 def _decode(raw: RawArray, dtype: TensorType, out: FloatArray) -> None:
-    """Contiguous `raw` into `out`, which has as many elements as `raw` has weights."""
+    """Decodes contiguous `raw` into `out`, which has as many elements as `raw` has weights."""
     if (
         not out.flags.c_contiguous
         or out.dtype != np.float32
@@ -327,7 +326,10 @@ def _checked_imatrix(block: Block, k: int) -> FloatArray | None:
 
 
 def _require_finite(tile: FloatArray, name: str, before: int) -> float:
-    """The largest magnitude in a tile (rows, k) that `before` weights precede. Raises InputError for NaN and infinity."""
+    """The largest magnitude in a tile (rows, k). Raises InputError for NaN and infinity.
+
+    `before` is the number of weights before the tile, for the position in the message.
+    """
     if not tile.size:
         return 0.0
     peak = max(float(tile.max()), -float(tile.min()))  # a maximum over a NaN is NaN
@@ -342,8 +344,8 @@ def _require_finite(tile: FloatArray, name: str, before: int) -> float:
 
 
 def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str) -> None:
-    """Raises InputError if weights are too large for a type: an infinity or NaN that `ggml_validate_row_data` would find,
-    or a magnitude that no scale reaches."""
+    """Raises InputError if weights are too large for a type: if an encoded scale is infinite or NaN (as in
+    `ggml_validate_row_data`), or if `peak` is beyond any scale."""
     over = peak >= _OVERFLOW.get(dtype, _REACH)
     for at in dtype.scales:
         field = raw.reshape(-1, dtype.block_bytes)[:, at : at + 2].view("<u2")
@@ -355,11 +357,12 @@ def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str) ->
 
 
 def _sum_sq(values: FloatArray) -> float:
-    # Not a dot product: BLAS would start threads of its own for it, which get in the way of ours.
+    # Not a dot product: BLAS would start its own threads for it, which compete with the encoder's.
     return float(np.einsum("i,i", values, values, dtype=np.float64))
 
 
 def _compare(before: FloatArray, after: FloatArray) -> Narrowing:
+    """The changes from `before` to `after` (same number of elements); infinite changes count as `overflowed` only."""
     with np.errstate(invalid="ignore"):
         change = before.reshape(-1) - after.reshape(-1)
     changed = int(np.count_nonzero(change))

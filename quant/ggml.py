@@ -1,8 +1,8 @@
 """A thin binding to libggml-base: encode, decode, validate.
 
-The library is the one that llama-cpp-python ships, found without importing that package (which loads all of llama.cpp).
-ctypes releases the GIL for the length of a call, and each function works on its arguments alone, so threads may call
-them at once. `ggml_quantize_chunk` makes the tables that a type needs on first use, under a lock of its own.
+The library is the one in llama-cpp-python, found without importing that package (which loads all of llama.cpp). ctypes
+releases the GIL during a call, and each function uses only its arguments, so all are thread-safe. `ggml_quantize_chunk`
+initialises the tables of a type on first use, under its own lock.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _TypeTraits(ctypes.Structure):
 
 
 def library_folder() -> Path:
-    """Where llama-cpp-python keeps its libraries (`LLAMA_CPP_LIB_PATH` if set). Raises LlamaError if it is missing."""
+    """The folder of llama-cpp-python's libraries (`LLAMA_CPP_LIB_PATH` if set). Raises LlamaError if it is missing."""
     told = os.environ.get("LLAMA_CPP_LIB_PATH")
     if told:
         return Path(told)
@@ -79,7 +79,7 @@ def _declare(lib: ctypes.CDLL) -> None:
 
 @cache
 def traits(dtype: TensorType) -> _TypeTraits:
-    """What the library itself says of a type (`ggml_get_type_traits`); lives as long as the library."""
+    """The library's description of a type (`ggml_get_type_traits`); valid as long as the library is loaded."""
     return library().ggml_get_type_traits(dtype.ggml_id).contents  # type: ignore[no-any-return]
 
 
@@ -88,8 +88,8 @@ def quantize_chunk(
 ) -> None:
     """Encodes `rows` (n, k) into `out` (n, row bytes) with `ggml_quantize_chunk`; both must be contiguous.
 
-    `weights` (k,) is the importance of each column. ggml asserts, hence ends the process, on what does not fit:
-    `encode.encode_rows` checks before it calls.
+    `weights` (k,) is the importance of each column. A failed assertion of ggml ends the process, so arguments must be valid:
+    `encode.encode_rows` checks them first.
     """
     importance = None if weights is None else weights.ctypes.data
     library().ggml_quantize_chunk(
@@ -98,7 +98,7 @@ def quantize_chunk(
 
 
 def to_float(dtype: TensorType, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-    """Decodes contiguous whole blocks into `out` with the type's own `to_float`."""
+    """Decodes contiguous whole blocks into `out` with the type's `to_float`."""
     decode = traits(dtype).to_float
     if not decode:
         raise LlamaError(f"ggml cannot decode {dtype.name}")

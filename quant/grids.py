@@ -1,8 +1,8 @@
-"""The numbers that an encoded block can hold: scale and offset of each group of weights, and the levels between.
+"""The values that an encoded block can represent: scale and offset of each group of weights, and the quantization levels.
 
-Every block type here stores `scale · level + offset`, with scale and offset of a group (16 or 32 weights) and a small whole
-number, or an entry of a table, for each weight. Source: the `block_*` structures of ggml-common.h and the `dequantize_row_*`
-functions of ggml-quants.c (ggml 0.25.3).
+Every block type here represents a weight as `scale · level + offset`, with scale and offset per group (16 or 32 weights) and
+a level per weight, which is a small integer or an entry of a table. Source: the `block_*` structures of ggml-common.h and the
+`dequantize_row_*` functions of ggml-quants.c (ggml 0.25.3).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from quant.types import (
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 Scales = tuple[FloatArray, FloatArray]
-"""Scale and offset of each group, both (blocks, groups)."""
+"""Scale and offset of each group, both of shape (blocks, groups)."""
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """`kvalues_iq4nl`."""
@@ -40,9 +40,9 @@ IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 8
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """What a block type's groups can hold: `levels` in ascending order, `group` weights that share a scale.
+    """The quantization grid of a block type: `levels` in ascending order, for groups of `group` weights with one scale.
 
-    `read` gives scales and offsets from blocks (n, block bytes).
+    `read` returns scales and offsets of blocks (n, block bytes).
     """
 
     group: int
@@ -51,23 +51,23 @@ class Grid:
 
     @property
     def bounds(self) -> Scales:
-        """Below and above which number each level is no longer the nearest; infinite at the ends, where weights are clipped."""
+        """Lower and upper bounds of the numbers nearest to each level; infinite at the ends, where weights are clipped."""
         middle = (self.levels[1:] + self.levels[:-1]) / 2
         ends = np.array([np.inf], np.float32)
         return np.concatenate([-ends, middle]), np.concatenate([middle, ends])
 
     def index(self, decoded: FloatArray, scale: FloatArray, offset: FloatArray) -> NDArray[np.intp]:
-        """The position among `levels` of each decoded weight; scale and offset broadcast, where a scale is 0 anything."""
+        """The index in `levels` of each decoded weight, arbitrary where the scale is 0; scale and offset are broadcast."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             level = np.nan_to_num((decoded - offset) / scale, posinf=0.0, neginf=0.0)
         first, last = self.levels[0], self.levels[-1]
-        if last - first == len(self.levels) - 1:  # whole numbers in a row
+        if last - first == len(self.levels) - 1:  # consecutive integers
             return np.asarray(np.clip(np.rint(level) - first, 0, last - first), np.intp)
         return np.asarray(np.searchsorted(self.bounds[0][1:], level.reshape(-1)).reshape(level.shape), np.intp)
 
 
 def _half(blocks: ByteArray, at: int) -> FloatArray:
-    """The F16 number at byte `at` of each block, (n, 1)."""
+    """The F16 number at byte `at` of each block, shape (n, 1)."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
 
 
@@ -136,5 +136,5 @@ _GRIDS = {
 
 
 def grid_of(dtype: TensorType) -> Grid | None:
-    """The grid of a block type; None for types stored element by element and for those with codebooks."""
+    """The grid of a block type; None for plain types and for types with codebooks."""
     return _GRIDS.get(dtype)

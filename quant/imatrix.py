@@ -1,7 +1,7 @@
-"""Importance matrices: how strongly each column of each weight matrix is driven by a text.
+"""Importance matrices: the mean squared activations that multiply each column of each weight matrix, on a text.
 
-Statistics are as llama.cpp's `llama-imatrix` keeps them: for each tensor that multiplies activations, the sum over tokens of
-their squares, a number for each column (and for each expert), and how many tokens were counted.
+The statistics are those of llama.cpp's `llama-imatrix`: for each tensor that multiplies activations, the sum over tokens of
+the squared activations, per column (and per expert), and the number of tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Statistics:
 
     @property
     def importance(self) -> FloatArray:
-        """Mean square of each column's activations, in the shape of `sums`; 1 where an expert has seen no token."""
+        """Mean square of each column's activations, in the shape of `sums`; 1 for experts without tokens."""
         counts = self.counts.astype(np.float32)[:, None]
         seen = np.divide(self.sums, counts, out=np.ones_like(self.sums), where=counts > 0)
         return seen
@@ -37,7 +37,7 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceMatrix:
-    """Statistics by tensor name, and what they were collected from: names of texts, chunks of `chunk_size` tokens."""
+    """Statistics by tensor name, with the names of the texts and the number of chunks of `chunk_size` tokens."""
 
     entries: Mapping[str, Statistics]
     datasets: tuple[str, ...] = ()
@@ -46,10 +46,10 @@ class ImportanceMatrix:
     name: str = "the importance matrix"
 
     def importance(self, tensors: Iterable[TensorFacts]) -> dict[str, FloatArray]:
-        """The importance (matrices, columns) of each tensor that the matrix has statistics of.
+        """The importance, shape (matrices, columns), of each of `tensors` with statistics.
 
         Statistics of tensors that the model lacks are left out (`unused` names them). Raises InputError, with the first
-        mismatch, where the matrix is of another model: sizes differ, or no tensor is in both.
+        mismatch, if the matrix is of another model: sizes differ, or no tensor is in both.
         """
         shapes = {tensor.name: tensor.shape for tensor in tensors}
         found: dict[str, FloatArray] = {}
@@ -82,9 +82,9 @@ class ImportanceMatrix:
 
 
 def merge(matrices: Sequence[ImportanceMatrix]) -> ImportanceMatrix:
-    """All tokens of several matrices counted together.
+    """The sum of the statistics of several matrices.
 
-    Raises InputError where two have different sizes for a tensor.
+    Raises InputError if two have different sizes for a tensor.
     """
     entries: dict[str, Statistics] = {}
     for matrix in matrices:
@@ -100,11 +100,12 @@ def merge(matrices: Sequence[ImportanceMatrix]) -> ImportanceMatrix:
 
 
 def _added(name: str, old: Statistics, new: Statistics, whose: str) -> Statistics:
+    """The sum of two statistics of the tensor `name`; InputError, naming the matrix `whose`, if their sizes differ."""
     if old.sums.size != new.sums.size:
         raise InputError(
             f"{whose}: has {new.sums.size} values for {name}, another matrix {old.sums.size}; they are of different models"
         )
-    # An old file has one count for all experts.
+    # Files in the old format have one count for all experts.
     count = max(len(old.counts), len(new.counts))
     if count % len(old.counts) or count % len(new.counts):
         raise InputError(f"{whose}: counts {len(new.counts)} matrices in {name}, another matrix {len(old.counts)}")
@@ -115,7 +116,8 @@ def _added(name: str, old: Statistics, new: Statistics, whose: str) -> Statistic
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How many tokens a tensor's least seen matrix (expert) has seen; `matrix` is that one, `unseen` how many saw none."""
+    """Coverage of a tensor by a text: `tokens` of the matrix (expert) with the fewest, its index `matrix`, and the number
+    `unseen` of matrices without tokens."""
 
     name: str
     tokens: int

@@ -1,7 +1,7 @@
-"""File types (q4_k_m and its like) and which tensor gets which type under each, as llama-quantize decides.
+"""File types (such as q4_k_m) and the tensor types that each assigns, as in llama-quantize.
 
-`assign` gives what `llama_model_quantize` of llama-cpp-python 0.3.36 writes for the same tensors (src/llama-quant.cpp,
-`llama_tensor_get_type`). The facts it goes by are in `rules`.
+`assign` gives the types that `llama_model_quantize` of llama-cpp-python 0.3.36 gives to the same tensors (src/llama-quant.cpp,
+`llama_tensor_get_type`). The rules are in `rules`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from quant.types import (
 
 @dataclass(frozen=True)
 class TypeRecipe:
-    """A file type: its name, its number in `general.file_type` (`enum llama_ftype`) and the type most tensors get."""
+    """A file type: its name, its number in `general.file_type` (`enum llama_ftype`) and the type of most tensors."""
 
     name: str
     file_type: int
@@ -99,11 +99,11 @@ WITHOUT_LAYERS = frozenset({"clip"})
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the rules ask about a model.
+    """The facts about a model that the rules depend on.
 
-    `arch` is llama.cpp's name; `n_layer` is `block_count`, prediction (MTP) layers included, of which there are
-    `n_layer_nextn`; `n_head` and `n_head_kv` are those of layer 0 (0 where it has no attention); `has_imatrix` says
-    that an importance matrix is used, even one that lacks some tensors.
+    `arch` is llama.cpp's name; `n_layer` is `block_count`, including `n_layer_nextn` multi-token prediction (MTP) layers;
+    `n_head` and `n_head_kv` are those of layer 0 (0 if it has no attention); `has_imatrix` says whether an importance matrix
+    is used, even one without some of the tensors.
     """
 
     arch: str
@@ -116,8 +116,8 @@ class ModelFacts:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, object], *, has_imatrix: bool = False) -> ModelFacts:
-        """Facts from a GGUF's metadata (values as numbers, text, or sequences of numbers; one a layer counts for
-        layer 0). Raises InputError if the architecture or the layer count is missing."""
+        """Facts from a GGUF's metadata (numbers, text, or sequences of numbers; of values per layer that of layer 0 is used).
+        Raises InputError if the architecture or the layer count is missing."""
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str):
             raise InputError("general.architecture is missing or not text; it says which model this is")
@@ -134,7 +134,7 @@ class ModelFacts:
         if n_layer <= 0 and arch not in WITHOUT_LAYERS:
             raise InputError(f"{arch}.block_count is {n_layer}; expected the number of layers")
         nextn = number("nextn_predict_layers", 0)
-        # Two architectures count layers that the file does not: llama.cpp's load_arch_hparams of each.
+        # For two architectures llama.cpp counts more layers than the file's block_count (their load_arch_hparams).
         if arch == "nanbeige":
             n_layer *= number("num_loops", 1)
         elif arch == "graniteswitch":
@@ -153,11 +153,11 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """A tensor's name and shape (numpy order: the last axis is the row), and the type it is in if it is left alone.
+    """A tensor's name and shape (numpy order: the last axis is the row), and its type if it is not quantized.
 
-    llama_model_quantize copies what it does not quantize as it is, so for `tinyq quantize` `source` is the input
-    file's type (a BF16 router stays BF16). A converter writes norms, biases, routers and the like as F32 whatever
-    the checkpoint holds: F32, the default.
+    llama_model_quantize copies tensors that it does not quantize, so for `tinyq quantize` `source` is the input file's type (a
+    BF16 router stays BF16). A converter writes norms, biases, routers and similar tensors as F32 (the default) for all types in
+    the checkpoint.
     """
 
     name: str
@@ -167,12 +167,12 @@ class TensorFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class TypeChoice:
-    """The type that a tensor gets.
+    """The type assigned to a tensor.
 
-    `wanted` is what the recipe or an option asked for; it differs from `type` where rows do not fit whole blocks.
-    `kept` tensors are never quantized. `asked_for` says that the user named the type for this tensor: an override, or the
-    type of the output or the embedding. `reason` is a short text for people: why it is kept, why it fell back, which option
-    decided; empty where the recipe's rules did.
+    `wanted` is the type by the recipe or an option; it differs from `type` if rows are not whole blocks of it. `kept` tensors
+    are never quantized. `asked_for` says that the user named the type for this tensor: by an override, or as the type of the
+    output or the embedding. `reason` is a short explanation: why it is kept, why it fell back, or which option decided; empty
+    if the recipe's rules decided.
     """
 
     name: str
@@ -184,13 +184,13 @@ class TypeChoice:
 
     @property
     def fell_back(self) -> bool:
-        """Whether rows did not fit the wanted type."""
+        """Whether `type` differs from `wanted` because rows are not whole blocks."""
         return self.type is not self.wanted
 
 
 @dataclass(frozen=True)
 class Override:
-    """`type` for tensors in whose name the regular expression `pattern` is found (`re.search`)."""
+    """`type` for tensors whose name matches the regular expression `pattern` (`re.search`)."""
 
     pattern: re.Pattern[str]
     type: TensorType
@@ -209,7 +209,7 @@ class Override:
 
 
 def writable_type(name: str) -> TensorType:
-    """The type called `name`, in either case. Raises InputError if there is none or if it can only be read."""
+    """The type named `name`, ignoring case. Raises InputError if it is unknown or can only be read."""
     dtype = tensor_type(name)
     if not dtype.encodes:
         can = ", ".join(known.name for known in TYPES if known.encodes)
@@ -219,12 +219,12 @@ def writable_type(name: str) -> TensorType:
 
 @dataclass(frozen=True, kw_only=True)
 class TypeOptions:
-    """What a user may change about a recipe.
+    """The user's options for a recipe.
 
-    `pure`: every tensor that is quantized gets the base type. `output_type`, `embedding_type`: for `output.weight`
-    and the token embedding. `overrides`: by name, the last that matches wins (llama_model_quantize takes the first).
-    `file_order`: rules that count tensors count them in the order given, as llama_model_quantize does with
-    `keep_split`; otherwise layer by layer, and by name within a layer. `types`: by whole name, where nothing above decides.
+    `pure`: all quantized tensors get the base type. `output_type`, `embedding_type`: the types of `output.weight` and of the
+    token embedding. `overrides`: by name; the last match decides (in llama_model_quantize the first). `file_order`: rules that
+    count tensors count them in the given order, as llama_model_quantize does with `keep_split`; otherwise layer by layer, and
+    by name within a layer. `types`: types by full name, if no other option decides.
     """
 
     pure: bool = False
@@ -235,7 +235,7 @@ class TypeOptions:
     types: Mapping[str, TensorType] = field(default_factory=dict)
 
     def override(self, name: str) -> Override | None:
-        """The override that decides for the tensor called `name`."""
+        """The override that applies to the tensor named `name`, or None."""
         return next((found for found in reversed(self.overrides) if found.pattern.search(name)), None)
 
 
@@ -250,7 +250,7 @@ def layer_of(name: str) -> int:
 
 @dataclass
 class _Counts:
-    """How many tensors the rules have seen: `llama_tensor_get_type_impl` goes by these, not by the layer's number."""
+    """Numbers of tensors seen so far by role, on which the rules of `llama_tensor_get_type_impl` depend instead of on layers."""
 
     values: int
     seen: Counter[Role] = field(default_factory=Counter)
@@ -259,13 +259,12 @@ class _Counts:
 def assign(
     wanted: TypeRecipe, model: ModelFacts, tensors: Sequence[TensorFacts], options: TypeOptions | None = None
 ) -> tuple[TypeChoice, ...]:
-    """The type of each tensor under a recipe, in the order given.
+    """The type of each tensor by a recipe, in the given order.
 
-    As `llama_model_quantize` decides, save that: the last override wins; overrides also act on f32, f16 and bf16,
-    where llama.cpp ignores them; and a type asked for by `output_type` or `embedding_type` falls back where rows do not
-    fit it, where llama.cpp aborts. All tensors of the file must be given: rules depend on how many there are.
-    Raises InputError if an override matches no tensor that is quantized, or if an expert model's feed-forward tensor
-    is in no layer.
+    As in `llama_model_quantize`, with three differences: the last override decides; overrides also apply to f32, f16 and bf16,
+    where llama.cpp ignores them; and types given by `output_type` or `embedding_type` fall back if rows are not whole blocks,
+    where llama.cpp aborts. All tensors of the file must be given, because rules depend on their number.
+    Raises InputError if an override matches no quantized tensor, or if a feed-forward tensor of an MoE model is in no layer.
     """
     options = options or TypeOptions()
     _check_overrides(model, tensors, options)
@@ -279,7 +278,7 @@ def assign(
 
 
 def _loader_order(name: str) -> tuple[int, bytes]:
-    """The order in which llama.cpp's loader keeps tensors (`weight_name_comparer`): by layer, then by name's bytes."""
+    """The sort key of llama.cpp's loader (`weight_name_comparer`): by layer, then by the bytes of the name."""
     return layer_of(name), name.encode()
 
 
@@ -319,10 +318,10 @@ class _Decision(NamedTuple):
 
 
 def _by_option(name: str, options: TypeOptions) -> _Decision | None:
-    """The type that an option gives to a tensor whatever the recipe, or None."""
+    """The type that an option gives to a tensor, independent of the recipe, or None."""
     role = rules.role_of(name)
     override = options.override(name)
-    # The table of per-layer embeddings follows the embedding's type unless an override names it.
+    # The table of per-layer embeddings gets the embedding's type unless an override matches it.
     follows = name == "token_embd.weight" or override is None
     if role is Role.EMBEDDING and options.embedding_type is not None and follows:
         return _Decision(options.embedding_type, "embedding type", asked_for=True)
@@ -338,7 +337,7 @@ def _by_option(name: str, options: TypeOptions) -> _Decision | None:
 def _by_recipe(
     wanted: TypeRecipe, model: ModelFacts, name: str, options: TypeOptions, tied: bool, counts: _Counts
 ) -> _Decision:
-    """The type that a quantized recipe's own rules give (`llama_tensor_get_type_impl`); advances `counts`."""
+    """The type by the rules of a quantized recipe (`llama_tensor_get_type_impl`); advances `counts`."""
     if rules.at_least_q8_0(model.arch, name):
         return _Decision(Q8_0)
     role = rules.role_of(name)
@@ -353,11 +352,15 @@ def _by_recipe(
 
 
 def _place(model: ModelFacts, role: Role, name: str, counts: _Counts) -> TensorPlace:
+    """The position of a tensor for the rules: its index among the tensors of its role, or its layer for experts' feed-forwards.
+
+    Raises InputError if an expert's feed-forward tensor is in no layer.
+    """
     index, count = counts.seen[role], model.n_layer
     if role is Role.ATTN_V:
         count = counts.values
     elif role in (Role.FFN_UP, Role.FFN_GATE, Role.FFN_DOWN) and model.n_expert > 1:
-        # Such a model has several of them in a layer, so the name has to tell.
+        # MoE models can have several such tensors per layer, so the layer is taken from the name.
         index = layer_of(name)
         if not 0 <= index < model.n_layer:
             raise InputError(

@@ -1,4 +1,4 @@
-"""What a choice of types amounts to: tensors and weights a type, bits per weight, and what fell back and why."""
+"""A summary of assigned types: tensors and weights per type, bits per weight, and fallbacks with their reasons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quant.types import row_bytes
 
 @dataclass(frozen=True)
 class TypeShare:
-    """The tensors that have one type: how many, their weights and bytes."""
+    """The number of tensors of one type, with their weights and bytes."""
 
     type: str
     tensors: int
@@ -32,8 +32,11 @@ class FallBack:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """`bits_per_weight` is 8 · `bytes` / `weights` over all tensors (data without padding and metadata);
-    `nominal_bits_per_weight` that of the recipe's base type. `types` has the largest share of bytes first."""
+    """A summary over all tensors.
+
+    `bits_per_weight` is 8 · `bytes` / `weights` (data without padding and metadata); `nominal_bits_per_weight` that of the
+    recipe's base type. `types` is sorted by descending bytes.
+    """
 
     recipe: str
     tensors: int
@@ -47,7 +50,7 @@ class Report:
 
     @property
     def fallen_back(self) -> int:
-        """How many tensors fell back."""
+        """Number of tensors that fell back."""
         return sum(len(group.tensors) for group in self.fall_backs)
 
     def as_dict(self) -> dict[str, object]:
@@ -56,7 +59,7 @@ class Report:
 
 
 def summarize(recipe: TypeRecipe, tensors: Sequence[TensorFacts], choices: Sequence[TypeChoice]) -> Report:
-    """What `recipes.assign` chose for `tensors`, summed up. Both sequences are in the same order."""
+    """The summary of the types that `recipes.assign` assigned; both sequences are in the same order."""
     shares: dict[str, TypeShare] = {}
     groups: dict[tuple[str, str, str], list[str]] = {}
     for tensor, choice in zip(tensors, choices, strict=True):

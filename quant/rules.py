@@ -1,8 +1,8 @@
-"""What llama-quantize knows about tensors, as data: roles, tensors it leaves alone, and which role gets which type.
+"""The rules of llama-quantize as data: roles of tensors, tensors that are never quantized, and types by role.
 
-Everything here states what src/llama-quant.cpp of llama-cpp-python 0.3.36 does: `tensor_get_category` (roles),
-`tensor_allows_quantization` (tensors left alone), `llama_tensor_get_type_impl` (rules) and `tensor_type_fallback`
-(rows that do not fit). `recipes` puts it together; tests/quant hold it to the files that llama_model_quantize writes.
+They follow src/llama-quant.cpp of llama-cpp-python 0.3.36: `tensor_get_category` (roles), `tensor_allows_quantization`
+(tensors that are never quantized), `llama_tensor_get_type_impl` (rules) and `tensor_type_fallback` (rows that are not whole
+blocks). `recipes` applies them; tests/quant compares the result with files that llama_model_quantize writes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from quant.types import F16, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0,
 
 
 class Role(Enum):
-    """What a tensor is for, as far as the recipes care."""
+    """The roles of tensors that the recipes distinguish."""
 
     OUTPUT = "output"
     EMBEDDING = "token embedding"
-    ATTN_V = "attention values"  # also fused qkv and the latent attention's kv_b, which hold the values
+    ATTN_V = "attention values"  # also fused qkv and latent attention's kv_b, which contain the values
     ATTN_K = "attention keys"
     ATTN_OUTPUT = "attention output"
     FFN_UP = "feed-forward up"
@@ -28,7 +28,7 @@ class Role(Enum):
     OTHER = "other"
 
 
-# The first line whose text occurs in the name decides; the output and the embeddings are known by their whole name.
+# The first entry whose text occurs in the name decides; output and embeddings are matched by their full name.
 _ROLES: tuple[tuple[str, Role], ...] = (
     ("attn_qkv.weight", Role.ATTN_V),
     ("attn_kv_b.weight", Role.ATTN_V),
@@ -48,12 +48,12 @@ _ROLES_BY_NAME = {
 
 
 def role_of(name: str) -> Role:
-    """The role of the tensor called `name` (`tensor_get_category`)."""
+    """The role of the tensor named `name` (`tensor_get_category`)."""
     whole = _ROLES_BY_NAME.get(name)
     return whole or next((role for text, role in _ROLES if text in name), Role.OTHER)
 
 
-# Tensors that are never quantized: (what they are, texts of which one occurs in the name).
+# Tensors that are never quantized: (description, texts one of which occurs in the name).
 _LEFT_ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("norm", ("_norm.weight",)),
     ("router", ("ffn_gate_inp.weight", "ffn_gate_tid2eid.weight")),
@@ -92,7 +92,7 @@ _LEFT_ALONE_BY_ARCH: Mapping[str, tuple[str, ...]] = {
 def left_alone(arch: str, name: str, shape: tuple[int, ...]) -> str | None:
     """Why this tensor is never quantized, or None if it may be (`tensor_allows_quantization`).
 
-    `shape` is in numpy order. Leading axes of length 1 do not count, so a (1, n) matrix is a vector (`ggml_n_dims`).
+    `shape` is in numpy order. Leading axes of length 1 are ignored, so a (1, n) matrix is a vector (`ggml_n_dims`).
     """
     if all(length == 1 for length in shape[:-1]):
         return "vector"
@@ -108,7 +108,7 @@ def left_alone(arch: str, name: str, shape: tuple[int, ...]) -> str | None:
     return None
 
 
-# What a block of 256 is replaced by where rows do not fit it. Rows that do not fit a block of 32 either become F16.
+# Replacements of types with blocks of 256 for rows that are not whole blocks. Rows that are not whole blocks of 32 get F16.
 FALLBACKS: Mapping[TensorType, TensorType] = {
     Q2_K: Q4_0,
     Q3_K: Q4_0,
@@ -120,7 +120,7 @@ FALLBACKS: Mapping[TensorType, TensorType] = {
 
 
 def fitting(dtype: TensorType, columns: int) -> TensorType:
-    """The type that rows of `columns` weights get where `dtype` is wanted (`tensor_type_fallback`)."""
+    """`dtype`, or its replacement if rows of `columns` weights are not whole blocks (`tensor_type_fallback`)."""
     if columns % dtype.block == 0:
         return dtype
     smaller = FALLBACKS.get(dtype, dtype)
@@ -129,10 +129,10 @@ def fitting(dtype: TensorType, columns: int) -> TensorType:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorPlace:
-    """Where a tensor stands in its model: all that a rule may ask about.
+    """The position of a tensor in its model, and the facts that rules depend on.
 
-    `index` of `count`: for attention values, which of the model's value tensors this is; for the feed-forward, the
-    layer. `gqa` is query heads a key/value head (layer 0's; 0 if that has no attention).
+    `index` of `count`: for attention values, the index among the model's value tensors; for the feed-forward, the layer.
+    `gqa` is the number of query heads per key/value head in layer 0 (0 if that has no attention).
     """
 
     arch: str
@@ -147,27 +147,27 @@ Condition = Callable[[TensorPlace], bool]
 
 
 def always(place: TensorPlace) -> bool:
-    """No condition."""
+    """Always true."""
     return True
 
 
 def falcon(place: TensorPlace) -> bool:
-    """Falcon has recipes of its own."""
+    """The architecture is Falcon, which has its own rules."""
     return place.arch == "falcon"
 
 
 def shared_values(place: TensorPlace) -> bool:
-    """Four or more query heads share each value head, so that more bits for the values cost little."""
+    """Four or more query heads share each value head, so that more bits for the values add little to the size."""
     return place.gqa >= 4
 
 
 def eight_experts(place: TensorPlace) -> bool:
-    """A Mixtral: attention is so small a part of it that more bits there cost next to nothing."""
+    """A Mixtral: its attention is so small a part of the model that more bits there add almost nothing to the size."""
     return place.experts == 8
 
 
 def more_bits(place: TensorPlace) -> bool:
-    """The first and last eighth of the layers, and every third one between (`use_more_bits`)."""
+    """In the first or last eighth of the layers, or in every third layer between (`use_more_bits`)."""
     eighth = place.count // 8
     return place.index < eighth or place.index >= 7 * place.count // 8 or (place.index - eighth) % 3 == 2
 
@@ -199,7 +199,7 @@ def no(condition: Condition) -> Condition:
 
 Rules = tuple[tuple[Condition, TensorType], ...]
 
-# A role's rules in each recipe that has any: the first whose condition holds gives the type, none means the base type.
+# Rules by role and recipe: the first rule whose condition holds gives the type; without one it is the base type.
 RULES: Mapping[Role, Mapping[str, Rules]] = {
     Role.ATTN_V: {
         "q2_k": ((shared_values, Q4_K), (always, Q3_K)),
@@ -224,7 +224,7 @@ RULES: Mapping[Role, Mapping[str, Rules]] = {
         "q5_k_m": ((more_bits, Q6_K),),
         "iq4_nl": ((both(no(with_matrix), within_first(8)), Q5_K),),
         "iq4_xs": ((both(no(with_matrix), within_first(8)), Q5_K),),
-        # A matrix can make these two types fail in the first layers; without one llama.cpp keeps its old files' bytes.
+        # With an importance matrix these two types can fail in the first layers; without one llama.cpp keeps its old rule.
         "q4_0": ((both(with_matrix, within_first(8)), Q4_1),),
         "q5_0": ((both(with_matrix, within_first(8)), Q5_1),),
     },
@@ -240,18 +240,18 @@ RULES: Mapping[Role, Mapping[str, Rules]] = {
     },
 }
 
-# Architectures and layer counts whose value tensors llama.cpp takes for a 70B model's, with eight heads sharing each.
+# Architectures and layer counts for which llama.cpp assumes a 70B model with eight query heads per value head.
 _SEVENTY_B = frozenset({("qwen2", 80), ("deci", 80), ("olmo", 80), ("jais2", 68)})
 _SEVENTY_B_IF_GROUPED = frozenset({("llama", 80), ("llama-embed", 80)})
 
 
 def is_seventy_b(arch: str, layers: int, heads: int, kv_heads: int) -> bool:
-    """Whether llama.cpp calls a model of `layers` layers (prediction layers not counted) a 70B one (`LLM_TYPE_70B`)."""
+    """Whether llama.cpp classifies a model of `layers` layers (without MTP layers) as 70B (`LLM_TYPE_70B`)."""
     return (arch, layers) in _SEVENTY_B or ((arch, layers) in _SEVENTY_B_IF_GROUPED and heads != kv_heads)
 
 
 def by_role(recipe: str, base: TensorType, role: Role, place: TensorPlace, seventy_b: bool) -> TensorType:
-    """The type that a recipe gives to a role at a place, rows that do not fit aside.
+    """The type that a recipe gives to a role at a position, before any fallback.
 
     For `OUTPUT` (also a tied embedding) see `for_output`.
     """
@@ -265,17 +265,17 @@ def by_role(recipe: str, base: TensorType, role: Role, place: TensorPlace, seven
 
 
 def for_output(base: TensorType, arch: str) -> TensorType:
-    """The type that the output (or the embedding that serves as output) gets, rows that do not fit aside.
+    """The type of the output projection (or of an embedding tied to it), before any fallback.
 
-    Where rows do not fit the base type llama.cpp goes to Q8_0 at once, which is also what Q6_K falls back to.
+    If rows are not whole blocks of the base type, llama.cpp uses Q8_0 directly, to which Q6_K falls back too.
     """
     return Q8_0 if arch == "falcon" or base is Q8_0 else Q6_K
 
 
-# Tensors of one architecture that are not stored in less than Q8_0.
+# Tensors of one architecture that are stored in Q8_0 or better.
 _AT_LEAST_Q8_0: Mapping[str, tuple[str, ...]] = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
 
 
 def at_least_q8_0(arch: str, name: str) -> bool:
-    """Whether an architecture wants this tensor in Q8_0 in every quantized recipe."""
+    """Whether an architecture requires at least Q8_0 for this tensor in every quantized recipe."""
     return any(text in name for text in _AT_LEAST_Q8_0.get(arch, ()))

@@ -1,7 +1,7 @@
 """The tensor types of ggml: names, numbers and block layouts.
 
-Facts of ggml 0.25.3 (llama-cpp-python 0.3.36): `enum ggml_type` and `ggml_type_name` for the names and numbers, the
-`block_*` structures of ggml-common.h for the layouts. A test holds them against the loaded library.
+Source: ggml 0.25.3 (llama-cpp-python 0.3.36), `enum ggml_type` and `ggml_type_name` for the names and numbers, the `block_*`
+structures of ggml-common.h for the layouts. A test compares them with the loaded library.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from itertools import takewhile
 from quant.errors import InputError
 
 QUANTIZATION_VERSION = 2
-"""GGML_QNT_VERSION of ggml.h, which files with quantized tensors state under `general.quantization_version`."""
+"""GGML_QNT_VERSION of ggml.h: the value of `general.quantization_version` in files with quantized tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorType:
     """One ggml type.
 
-    `name` is what llama.cpp prints (`q4_K`), `ggml_id` its number in a GGUF file. A row is stored as blocks of
-    `block` weights in `block_bytes` bytes each. `scales` are the byte offsets, within a block, of its F16 scales:
-    the only place where a stored block can hold an infinity or a NaN. `encodes` says whether `quant` writes the
-    type; all others are only read.
+    `name` is llama.cpp's name (`q4_K`), `ggml_id` its number in a GGUF file. A row is stored as blocks of `block` weights in
+    `block_bytes` bytes each. `scales` are the byte offsets of the F16 scales within a block, the only numbers in a block that
+    can be infinite or NaN. `encodes` says whether `quant` can encode the type; all others can only be decoded or copied.
     """
 
     name: str
@@ -41,7 +40,7 @@ class TensorType:
 
     @property
     def plain(self) -> bool:
-        """Whether each element is stored by itself (`ggml_is_quantized` is false)."""
+        """Whether each element is stored separately (`ggml_is_quantized` is false)."""
         return self.block == 1
 
     def __str__(self) -> str:
@@ -64,7 +63,7 @@ Q6_K = TensorType(name="q6_K", ggml_id=14, block=256, block_bytes=210, scales=(2
 IQ4_NL = TensorType(name="iq4_nl", ggml_id=20, block=32, block_bytes=18, scales=(0,), encodes=True)
 IQ4_XS = TensorType(name="iq4_xs", ggml_id=23, block=256, block_bytes=136, scales=(0,), encodes=True)
 
-# Read, never written: weights of files that others quantized, and tables of integers that are copied as they are.
+# Types that are read but never encoded: weights quantized by other programs, and integer tables that are copied unchanged.
 _READ_ONLY = (
     TensorType(name="iq2_xxs", ggml_id=16, block=256, block_bytes=66, scales=(0,)),
     TensorType(name="iq2_xs", ggml_id=17, block=256, block_bytes=74, scales=(0,)),
@@ -74,11 +73,11 @@ _READ_ONLY = (
     TensorType(name="iq1_s", ggml_id=19, block=256, block_bytes=50, scales=(0,)),
     TensorType(
         name="iq1_m", ggml_id=29, block=256, block_bytes=56
-    ),  # its scale is spread over the high bits of four words
+    ),  # its scale is stored in the high bits of four words
     TensorType(name="tq1_0", ggml_id=34, block=256, block_bytes=54, scales=(52,)),
     TensorType(name="tq2_0", ggml_id=35, block=256, block_bytes=66, scales=(64,)),
-    TensorType(name="mxfp4", ggml_id=39, block=32, block_bytes=17),  # a power of two a block
-    TensorType(name="nvfp4", ggml_id=40, block=64, block_bytes=36),  # four 8-bit scales a block
+    TensorType(name="mxfp4", ggml_id=39, block=32, block_bytes=17),  # its scale is a power of two
+    TensorType(name="nvfp4", ggml_id=40, block=64, block_bytes=36),  # four 8-bit scales per block
     TensorType(name="q1_0", ggml_id=41, block=128, block_bytes=18, scales=(0,)),
     TensorType(name="q2_0", ggml_id=42, block=64, block_bytes=18, scales=(0,)),
     TensorType(name="i8", ggml_id=24, block=1, block_bytes=1),
@@ -98,9 +97,9 @@ _BY_ID = {known.ggml_id: known for known in TYPES}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The names among `known` that are most like `name`, best first, as text for an error message.
+    """The names in `known` most similar to `name`, best first, as text for an error message.
 
-    A common beginning counts most (q4_x is meant to be a q4); all names are given where none is like it.
+    A common prefix has the most weight (q4_x is probably a q4); all names are given if none is similar.
     """
 
     def likeness(other: str) -> float:
@@ -113,7 +112,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def tensor_type(name: str) -> TensorType:
-    """The type called `name`, in either case. Raises InputError with the nearest names."""
+    """The type named `name`, ignoring case. Raises InputError with the nearest names."""
     found = _BY_NAME.get(name.lower())
     if found is None:
         raise InputError(f"tensor type {name} does not exist; nearest: {nearest(name, _BY_NAME)}")
@@ -126,7 +125,7 @@ def is_type(name: str) -> bool:
 
 
 def type_of_id(ggml_id: int) -> TensorType:
-    """The type with this number in a GGUF file. Raises InputError if ggml 0.25.3 has none."""
+    """The type with this number in GGUF files. Raises InputError if ggml 0.25.3 does not have it."""
     found = _BY_ID.get(ggml_id)
     if found is None:
         raise InputError(f"tensor type number {ggml_id} is unknown to ggml 0.25.3; write the file with a type it knows")
@@ -134,7 +133,7 @@ def type_of_id(ggml_id: int) -> TensorType:
 
 
 def row_bytes(dtype: TensorType, n: int) -> int:
-    """Bytes that a row of `n` weights takes (`ggml_row_size`). Raises InputError if `n` is not whole blocks."""
+    """Bytes of a row of `n` weights (`ggml_row_size`). Raises InputError if `n` is not a multiple of the block size."""
     if n % dtype.block:
         raise InputError(
             f"a row of {n} weights is not a multiple of {dtype.block}, the block of {dtype.name}; use another type"
