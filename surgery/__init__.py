@@ -1,1 +1,1 @@
-"""Layer surgery: recipes of ops on a list of layers, applied to models, checkpoints and GGUF files."""
+"""Layer surgery: recipes of operations (ops) on the list of layers of a model, a checkpoint or a GGUF file."""

@@ -1,13 +1,13 @@
-"""The algebra of layer surgery: what each layer of the new model is made of, as frozen descriptions.
+"""The algebra of layer surgery: frozen expressions for the layers of the new model.
 
-A stack is a tuple of layers, each an expression over the layers of the model that the surgery began with: one of them, a
-blend, a scaled one, two halves, one with its experts changed. Ops map a stack to a stack, so they compose in any order
-and their indices are those of the stack as it stands. Nothing here knows of tensors: a `Space` (a Model, a checkpoint, a
-GGUF file) says what the expressions mean, half a layer at a time, and `evaluate` walks them.
+A stack is a tuple of layers, each an expression over the layers of the original model: one of them, a blend, a scaled layer,
+halves of two layers, or a layer with other experts. An op maps a stack to a stack, so ops compose in any order, and their
+indices refer to the stack before the op. This module is independent of tensors: a `Space` (for a Model, a checkpoint or a
+GGUF file) implements the expressions, half a layer at a time, and `evaluate` evaluates them in it.
 
-The functions in lower case (`blend`, `scaled`, `halves`, `edited`) are the constructors to use: they bring expressions
-into one form, so that what is the same is equal: a swap done twice leaves the stack that was there, and a blend at 0 or
-1 is the layer itself (and is copied byte by byte later on).
+Use the functions in lower case (`blend`, `scaled`, `halves`, `edited`) as constructors: they normalise expressions, so that
+equivalent ones are equal: swapping twice gives the original stack, and a blend at 0 or 1 is the layer itself (and is later
+copied byte by byte).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ METHODS: tuple[Method, ...] = ("linear", "slerp")
 
 @dataclass(frozen=True)
 class Original:
-    """A layer of the model that the surgery began with."""
+    """A layer of the original model."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Blend:
-    """A weighted mean of layers of one kind; weights sum to 1. `slerp` has two parts, of weights 1 - t and t."""
+    """A weighted mean of layers of the same kind; weights sum to 1. `slerp` has two parts, with weights 1 - t and t."""
 
     parts: tuple[tuple[Layer, float], ...]
     method: Method = "linear"
@@ -43,7 +43,7 @@ class Blend:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A layer that adds `attention` times, and `ffn` times, what its halves would add to the residual stream."""
+    """A layer whose halves' contributions to the residual stream are multiplied by `attention` and `ffn`."""
 
     layer: Layer
     attention: float
@@ -52,7 +52,7 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Halves:
-    """The attention (the mixer, with its norm) of one layer and the feed-forward of another."""
+    """The attention half (mixer and its norm) of one layer and the feed-forward half of another."""
 
     attention: Layer
     ffn: Layer
@@ -60,12 +60,12 @@ class Halves:
 
 @dataclass(frozen=True)
 class DropExperts:
-    """Leaves out these experts; their rows of the router go with them."""
+    """Removes these experts and their rows of the router."""
 
     experts: tuple[int, ...]
 
     def order(self, count: int, label: str) -> tuple[int, ...]:
-        """The experts that stay, of `count`."""
+        """The indices of the remaining experts, of `count`; InputError if an index is out of range."""
         for expert in self.experts:
             _check_expert(expert, count, label)
         return tuple(expert for expert in range(count) if expert not in self.experts)
@@ -82,7 +82,7 @@ class SwapExperts:
     second: int
 
     def order(self, count: int, label: str) -> tuple[int, ...]:
-        """All experts, of `count`, in the new order."""
+        """The indices of all `count` experts in the new order; InputError if an index is out of range."""
         for expert in (self.first, self.second):
             _check_expert(expert, count, label)
         return tuple({self.first: self.second, self.second: self.first}.get(e, e) for e in range(count))
@@ -107,12 +107,12 @@ Stack = tuple[Layer, ...]
 
 
 def identity(count: int) -> Stack:
-    """The stack of a model of `count` layers before any op."""
+    """The stack of a model with `count` layers before any op."""
     return tuple(Original(n) for n in range(count))
 
 
 def blend(parts: Sequence[tuple[Layer, float]], method: Method = "linear") -> Layer:
-    """A weighted mean. Linear means of linear means become one, and a mean of one layer is that layer."""
+    """A weighted mean of layers. Nested linear means are merged, and the mean of one layer is that layer."""
     flat: dict[Layer, float] = {}
     for layer, weight in parts:
         inner = layer.parts if method == "linear" and isinstance(layer, Blend) and layer.method == method else ()
@@ -127,7 +127,7 @@ def blend(parts: Sequence[tuple[Layer, float]], method: Method = "linear") -> La
 
 
 def scaled(layer: Layer, factor: float, half: Half | None = None) -> Layer:
-    """A layer whose halves, or one of them, add `factor` times as much."""
+    """A layer with the contributions of both halves, or of `half`, multiplied by `factor`."""
     attention, ffn = (factor if half in (None, which) else 1.0 for which in HALVES)
     if isinstance(layer, Scaled):
         attention, ffn = layer.attention * attention, layer.ffn * ffn
@@ -143,21 +143,21 @@ def halves(attention: Layer, ffn: Layer) -> Layer:
 
 
 def with_half(layer: Layer, other: Layer, half: Half | None) -> Layer:
-    """`layer` with that half (both for None) taken from `other`."""
+    """`layer` with `half` (or both halves, for None) taken from `other`."""
     if half is None:
         return other
     return halves(other, layer) if half == "attention" else halves(layer, other)
 
 
 def edited(layer: Layer, edit: Edit) -> Layer:
-    """A layer with its experts changed; exchanging the same two again undoes it."""
+    """A layer with its experts changed; swapping the same two experts twice gives the original layer."""
     if isinstance(layer, Edited) and isinstance(edit, SwapExperts) and layer.edit == edit:
         return layer.layer
     return Edited(layer, edit)
 
 
 def describe(layer: Layer) -> str:
-    """The layer in a few words, such as `20` or `0.5·20 + 0.5·22`."""
+    """A short description of the layer, such as `20` or `0.5·20 + 0.5·22`."""
     if isinstance(layer, Original):
         return str(layer.index)
     if isinstance(layer, Blend) and layer.method == "slerp":
@@ -180,7 +180,7 @@ def _grouped(layer: Layer) -> str:
 
 
 def origins(layer: Layer, half: Half | None = None) -> tuple[int, ...]:
-    """The original layers that a layer, or that half of it, is made of."""
+    """The original layers in a layer's expression, or in that of one half."""
     if isinstance(layer, Original):
         return (layer.index,)
     if isinstance(layer, Blend):
@@ -193,7 +193,7 @@ def origins(layer: Layer, half: Half | None = None) -> tuple[int, ...]:
 
 
 def parted(layer: Layer) -> tuple[int, ...]:
-    """The original layers whose halves part ways, or are scaled apart, in a layer."""
+    """The original layers whose halves are separated, or scaled differently, in a layer."""
     if isinstance(layer, Original):
         return ()
     if isinstance(layer, Halves) or (isinstance(layer, Scaled) and layer.attention != layer.ffn):
@@ -203,7 +203,7 @@ def parted(layer: Layer) -> tuple[int, ...]:
 
 
 def is_permutation(stack: Stack, count: int) -> bool:
-    """Whether the stack has each of `count` original layers once, whole."""
+    """Whether the stack contains each of the `count` original layers exactly once, unchanged."""
     return len(stack) == count and set(stack) == set(identity(count))
 
 
@@ -211,7 +211,7 @@ H = TypeVar("H")
 
 
 class Space(ABC, Generic[H]):
-    """Where layers live: what half a layer is there (`H`), and what blending, scaling and editing it mean."""
+    """A representation of half-layers (`H`), with the operations of blending, scaling and editing them."""
 
     @abstractmethod
     def half(self, index: int, half: Half) -> H:
@@ -219,15 +219,15 @@ class Space(ABC, Generic[H]):
 
     @abstractmethod
     def mismatch(self, a: H, b: H) -> tuple[str, str] | None:
-        """The two kinds in words, where they differ so that they cannot be blended."""
+        """Descriptions of both halves if their kinds differ, so that they cannot be blended; else None."""
 
     @abstractmethod
     def blend(self, parts: Sequence[tuple[H, float]], method: Method) -> H:
-        """The weighted mean of halves of one kind."""
+        """The weighted mean of halves of the same kind."""
 
     @abstractmethod
     def scaled(self, part: H, factor: float) -> H:
-        """The half, adding `factor` times as much to the residual stream."""
+        """The half with its contribution to the residual stream multiplied by `factor`."""
 
     @abstractmethod
     def expert_count(self, part: H) -> int:
@@ -235,13 +235,13 @@ class Space(ABC, Generic[H]):
 
     @abstractmethod
     def experts(self, part: H, order: tuple[int, ...]) -> H:
-        """The half with the experts `order`, in that order, and the router's rows likewise."""
+        """The half with the experts `order`, in that order, and the rows of the router likewise."""
 
 
 def evaluate(layer: Layer, half: Half, space: Space[H]) -> H:
-    """What that half of a layer is in a space.
+    """Evaluate one half of a layer's expression in a space.
 
-    Raises InputError naming both kinds where a blend has two, and the valid range where an expert does not exist.
+    Raises InputError, naming both kinds, for a blend of different kinds, and, with the valid range, for an unknown expert.
     """
     if isinstance(layer, Original):
         return space.half(layer.index, half)

@@ -1,10 +1,10 @@
-"""Lazy tensors that blend and scale others, in float64, rounded once to the type that the tensor has in its source.
+"""Lazy tensors that blend and scale others in float64 and round once to the stored type of the source.
 
-A blend of bfloat16 tensors is again bfloat16: so a checkpoint operated upon and then converted, and one that is operated
-upon while it is converted, hold the same numbers.
+A blend of bfloat16 tensors is bfloat16 again, so that surgery before conversion and surgery during conversion give the same
+numbers.
 
-Slerp (Shoemake 1985) turns each row, the weights of one output, along the arc between the two rows; rows that have no
-arc (parallel, opposite, or zero) and tensors of one row (norms, biases) are blended linearly. Going row by row makes the
+Slerp (Shoemake 1985) interpolates each row, the weights of one output, along the arc between the two rows; rows without an
+arc (parallel, opposite, or zero) and tensors of one row (norms, biases) are blended linearly. Working row by row makes the
 result independent of how a format permutes, splits or joins rows, and needs no pass over the whole tensor.
 """
 
@@ -28,15 +28,15 @@ from surgery.algebra import Method
 Doubles = NDArray[np.float64]
 
 SMALLEST_SINE = 1e-6
-"""Below this sine of the angle between two rows slerp and the linear blend differ by less than 1e-12, relatively."""
+"""If the sine of the angle between two rows is smaller, slerp and the linear blend differ by less than 1e-12 (relative)."""
 
 
 class Rounded(Computed):
-    """A tensor computed from others: `values` in float64, `flat` rounded once to `dtype`."""
+    """A tensor computed from others: `values` gives float64, and `flat` rounds it once to `dtype`."""
 
     @abstractmethod
     def values(self, start: int, stop: int) -> Doubles:
-        """Elements `start` to `stop` before rounding."""
+        """Elements `start` to `stop` in float64, before rounding."""
 
     def flat(self, start: int, stop: int) -> FloatArray:
         values = self.values(start, stop)
@@ -48,21 +48,21 @@ class Rounded(Computed):
 
 
 def exact(tensor: Tensor, start: int, stop: int) -> Doubles:
-    """Elements in float64; those of a computed tensor before their rounding."""
+    """Elements `start` to `stop` in float64; those of a `Rounded` tensor before rounding."""
     if isinstance(tensor, Rounded):
         return tensor.values(start, stop)
     return tensor.flat(start, stop).astype(np.float64)
 
 
 def rounded_to(values: Doubles, dtype: str) -> FloatArray:
-    """The values rounded once to a stored type (as float32); types other than F16 and BF16 are left to float32."""
+    """The values rounded once to F16 or BF16, or to float32 for all other types; the result is a float32 array."""
     with np.errstate(over="ignore"):
         if dtype.upper() == "F16":
             return values.astype(np.float16).astype(np.float32)
         single = values.astype(np.float32)
     if dtype.upper() != "BF16":
         return single
-    # To odd first: an inexact float32 that ends in a set bit cannot be mistaken for a tie by the second rounding.
+    # Round to odd first: the last bit of an inexact float32 is set, so the second rounding cannot mistake it for a tie.
     bits = single.view(np.uint32)
     error = values - single.astype(np.float64)
     inexact = (error != 0) & (bits & 1 == 0) & np.isfinite(single)
@@ -73,7 +73,7 @@ def rounded_to(values: Doubles, dtype: str) -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class Mean(Rounded):
-    """A weighted sum of tensors of one shape."""
+    """A weighted sum of tensors of the same shape."""
 
     weighted: tuple[tuple[Tensor, float], ...]
 
@@ -90,7 +90,7 @@ class Mean(Rounded):
 
 @dataclass(frozen=True, eq=False)
 class Arc(Rounded):
-    """Each row between those of `first` and `second`, at `t` of the angle."""
+    """Slerp of each row from `first` (t = 0) to `second` (t = 1)."""
 
     first: Tensor
     second: Tensor
@@ -101,6 +101,7 @@ class Arc(Rounded):
         return (self.first, self.second)
 
     def values(self, start: int, stop: int) -> Doubles:
+        """Whole rows are interpolated, then cut to the range: sin((1 - t)·θ)/sin θ · a + sin(t·θ)/sin θ · b (Shoemake 1985)."""
         width = self.columns
         begin, end = start // width * width, -(-stop // width) * width
         a, b = (exact(tensor, begin, end).reshape(-1, width) for tensor in (self.first, self.second))
@@ -118,7 +119,7 @@ class Arc(Rounded):
 
 @dataclass(frozen=True, eq=False)
 class Through(Rounded):
-    """Each element through a function of float64 arrays."""
+    """Each element mapped by a function of float64 arrays."""
 
     base: Tensor
     function: Callable[[Doubles], Doubles]
@@ -137,7 +138,7 @@ def times(tensor: Tensor, factor: float) -> Tensor:
 
 
 def mixed(parts: Sequence[tuple[Tensor, float]], method: Method, dtype: str | None = None) -> Tensor:
-    """The blend of tensors of one shape, weights summing to 1, rounded to `dtype` (the one they have by default)."""
+    """The blend of tensors of the same shape with weights that sum to 1, rounded to `dtype` (by default their own)."""
     tensors = [tensor for tensor, _ in parts]
     dtype = dtype or common_dtype(tensors)
     if method == "slerp" and prod(tensors[0].shape[:-1]) > 1:
@@ -147,7 +148,7 @@ def mixed(parts: Sequence[tuple[Tensor, float]], method: Method, dtype: str | No
 
 
 def mixed_logs(parts: Sequence[tuple[Tensor, float]], dtype: str) -> Tensor:
-    """The blend of tensors that hold -exp(a), taken over a: the source's space of a decay (A_log)."""
+    """The blend of tensors of decay rates -exp(a), computed on a (A_log), as a blend in the checkpoint is."""
     logs = [(Through(tensor, _log_of_negative), weight) for tensor, weight in parts]
     return Through(Mean(tuple(logs)), lambda values: -np.exp(values), dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""A plan to look at: the old and the new stack side by side, what moved, what was made."""
+"""Draws a plan as text: the old and the new stack side by side, with moved and new layers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from surgery.algebra import Original, Stack, describe, identity, origins
 
 FOLD = 5
-"""So many layers in a row that stay as they are become one line."""
+"""Runs of at least this many unchanged layers are shown as one line."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line: an old layer's index, a new one's, and what became of them; None where there is none."""
+    """One line: the index of an old layer, that of a new one (None if there is none), and a description of the change."""
 
     old: int | None
     new: int | None
@@ -21,7 +21,7 @@ class Row:
 
 
 def changes(stack: Stack) -> list[str]:
-    """What each new layer is: kept, moved, a copy, or made of several."""
+    """A description of each new layer: kept, moved, a copy, or made from several."""
     seen: set[int] = set()
     out = []
     for n, layer in enumerate(stack):
@@ -36,13 +36,13 @@ def changes(stack: Stack) -> list[str]:
 
 
 def removed(stack: Stack, count: int) -> list[int]:
-    """The original layers of which nothing is left."""
+    """The original layers that no new layer uses."""
     used = {index for layer in stack for index in origins(layer)}
     return [n for n in range(count) if n not in used]
 
 
 def rows(stack: Stack, count: int) -> list[Row]:
-    """The two stacks aligned, with as few lines as possible on which the sides differ."""
+    """The two stacks aligned, with the smallest number of lines on which the sides differ."""
     kinds = changes(stack)
     gone = set(removed(stack, count))
     out = []
@@ -58,9 +58,9 @@ def rows(stack: Stack, count: int) -> list[Row]:
 
 
 def aligned(stack: Stack, count: int) -> list[tuple[int | None, int | None]]:
-    """Pairs of old and new indices, in order on both sides, None where one side has none: the least edit distance."""
+    """(old index, new index) pairs in order on both sides, None for a gap, with the smallest edit distance."""
     old = identity(count)
-    # cost[a][b]: lines that differ, of the old layers from a on and the new ones from b on.
+    # cost[a][b]: the number of differing lines for the old layers from a on and the new ones from b on.
     cost = [[0] * (len(stack) + 1) for _ in range(count + 1)]
     for a in range(count, -1, -1):
         for b in range(len(stack), -1, -1):
@@ -85,7 +85,7 @@ def aligned(stack: Stack, count: int) -> list[tuple[int | None, int | None]]:
 
 
 def draw(stack: Stack, count: int, old_letters: Sequence[str], new_letters: Sequence[str]) -> str:
-    """The plan as text; letters say each layer's kind."""
+    """The plan as text; the letters denote the kind of each layer."""
     width = len(str(max(count, len(stack))))
     blank = " " * (width + 2)
 

@@ -1,6 +1,6 @@
-"""Surgery on a Model: the same source numbers, in another order, blended and scaled lazily.
+"""Layer surgery on a Model: layers are reordered, blended and scaled lazily.
 
-This is the meaning that the other two (checkpoints and GGUF files) are tested against.
+It is the reference against which surgery on checkpoints and on GGUF files is tested.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from surgery.recipe import Recipe, parse_text
 OUTPUT_ROLES = frozenset(
     f"{role}{bias}" for role in ("attn.o", "delta.o", "ffn.down", "moe.down", "shared.down") for bias in ("", "_bias")
 )
-"""What a layer adds to the residual stream is linear in these."""
+"""Roles of the output projections: a layer's contribution to the residual stream is linear in them."""
 HALF_OF_FIELD: Mapping[str, Half] = {
     "mixer": "attention",
     "mixer_norm": "attention",
     "feed_forward": "ffn",
     "ffn_norm": "ffn",
 }
-"""The half of a layer that a field of LayerSpec belongs to."""
+"""Field of LayerSpec → the half of a layer that it belongs to."""
 HALF_OF_STEM: Mapping[str, Half] = {
     "attn": "attention",
     "delta": "attention",
@@ -38,7 +38,7 @@ HALF_OF_STEM: Mapping[str, Half] = {
     "shared": "ffn",
     "ffn_norm": "ffn",
 }
-"""The half of a layer that a role belongs to, by what stands before its first dot."""
+"""Part of a role before its first dot → the half of a layer that it belongs to."""
 EXPRESSES = frozenset(
     {
         "LayerSpec.mixer=Attention",
@@ -89,9 +89,9 @@ EXPRESSES = frozenset(
         "SharedExpert.gated=false",
     }
 )
-"""The features (`model.features`) for which blending, scaling and editing experts is defined; any layer can be moved whole."""
+"""The features (`model.features`) with which halves can be blended, scaled and edited; any layer can be moved as a whole."""
 EXPERT_PREFIX = "moe."
-"""The first axis of these roles, the router's included, counts the experts."""
+"""Prefix of the roles, including the router's, whose first axis is the expert."""
 
 
 def half_of_role(role: str) -> Half:
@@ -119,7 +119,7 @@ class ModelHalf:
     features: tuple[Feature, ...] = ()
 
     def require_arithmetic(self) -> None:
-        """UnsupportedError where the half has a feature for which arithmetic is not defined."""
+        """Raise UnsupportedError if the half has a feature for which arithmetic is not defined (not in `EXPRESSES`)."""
         lacking = undeclared(self.features, EXPRESSES)
         if lacking:
             raise UnsupportedError(
@@ -169,7 +169,7 @@ class ModelSpace(Space[ModelHalf]):
 
 
 def fewer_experts(moe: MoE, order: Sequence[int]) -> MoE:
-    """The MoE with as many experts as `order`; InputError where fewer stay than are chosen."""
+    """The MoE with as many experts as `order`; InputError if these are fewer than top_k."""
     if len(order) < moe.router.top_k:
         raise InputError(
             f"{len(order)} of {moe.experts} experts would stay, but {moe.router.top_k} are chosen a token; keep as many"
@@ -178,20 +178,20 @@ def fewer_experts(moe: MoE, order: Sequence[int]) -> MoE:
 
 
 def operate(model: Model, recipe: Recipe) -> Model:
-    """The model after the recipe; weights stay lazy.
+    """The model after the recipe; tensors stay lazy.
 
-    Raises InputError where an index or an expert does not exist, or two kinds would be blended.
+    Raises InputError if an index or an expert does not exist, or for a blend of different kinds.
     """
     return rebuilt(model, recipe.apply(len(model.layers)))
 
 
 def operate_text(model: Model, text: str) -> Model:
-    """`operate` by a recipe in text form, such as a GGUF file records."""
+    """`operate` with a recipe in text form, as recorded in GGUF files."""
     return operate(model, parse_text(text))
 
 
 def rebuilt(model: Model, stack: Stack) -> Model:
-    """The model with the layers that the stack describes."""
+    """The model with the layers of the stack."""
     space = ModelSpace(model)
     layers = []
     for layer in stack:
@@ -205,7 +205,7 @@ def rebuilt(model: Model, stack: Stack) -> Model:
 
 
 def kinds_apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Both halves in words, where their fields differ."""
+    """Descriptions of the first field in which two halves differ, or None."""
     if a == b:
         return None
     key = next(key for key in a if a[key] != b[key])
@@ -214,7 +214,7 @@ def kinds_apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, str] |
 
 
 def describe_part(part: Any) -> str:
-    """A mixer or feed-forward in a few words."""
+    """A short description of a mixer or feed-forward."""
     if isinstance(part, Attention):
         gate = ", gated" if part.gated else ""
         return f"full attention ({part.heads} heads, {part.kv_heads} for keys and values, of {part.head_dim}{gate})"

@@ -1,4 +1,4 @@
-"""Recipes: ops in order, as text, as a TOML file, and as the options of a command line gave them.
+"""Recipes: sequences of ops, read from text, from a TOML file, or from command-line options.
 
 Text: `swap(12:13, 16:17) + interpolate(20:22, 0.5) + bridge(5:20)`. A file holds the same steps as a list of strings:
 
@@ -24,22 +24,21 @@ from gguf_tools.errors import InputError, OutputError
 from surgery.algebra import Stack, identity
 from surgery.ops import Op, op_named, parse_op
 
-"""Metadata of a GGUF file: the recipe that was applied since the source whose digest the file records."""
 MAX_LAYERS = 4096
-"""A bound on what a recipe can make, far beyond any model (llama.cpp itself holds 512 layers)."""
+"""Maximum number of layers that a recipe can produce, far more than in any model (llama.cpp's limit is 512)."""
 
 _STEP = re.compile(r"\s*([A-Za-z-]+)\s*\(([^()]*)\)\s*")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Ops in the order in which they apply; `layers` is how many the model must have, if that was stated."""
+    """Ops in order of application; `layers` is the number of layers that the model must have, or None for any."""
 
     ops: tuple[Op, ...] = ()
     layers: int | None = None
 
     def apply(self, count: int) -> Stack:
-        """The stack that the ops make of a model of `count` layers."""
+        """The stack after all ops on a model with `count` layers."""
         if self.layers not in (None, count):
             raise InputError(
                 f"the recipe is for a model of {self.layers} layers; this one has {count}, 0 to {count - 1}"
@@ -52,7 +51,7 @@ class Recipe:
         return stack
 
     def then(self, other: Recipe) -> Recipe:
-        """This recipe and another after it; the number of layers stated is that before the first."""
+        """This recipe followed by another; `layers` is this one's."""
         return Recipe(self.ops + other.ops, self.layers if self.ops else other.layers)
 
     def __str__(self) -> str:
@@ -63,7 +62,7 @@ class Recipe:
 
 
 def parse_text(text: str) -> Recipe:
-    """A recipe in text form; InputError naming what cannot be read."""
+    """Parse a recipe in text form; InputError names the part that cannot be parsed."""
     ops: list[Op] = []
     position = 0
     while True:
@@ -81,7 +80,7 @@ def parse_text(text: str) -> Recipe:
 
 
 def load_recipe(given: str) -> Recipe:
-    """A recipe given as text or as the name of a TOML file (a text has a parenthesis)."""
+    """A recipe given as text, which contains a parenthesis, or as the name of a TOML file."""
     if "(" in given and not given.endswith(".toml"):
         return parse_text(given)
     return read_file(Path(given))
@@ -89,7 +88,7 @@ def load_recipe(given: str) -> Recipe:
 
 def read_file(path: Path) -> Recipe:
     """The recipe in a TOML file."""
-    # The module is tomllib from Python 3.11 on, and its backport tomli before.
+    # tomllib is in Python from 3.11 on; tomli is its backport.
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         data = toml.loads(path.read_text("utf-8"))
@@ -114,12 +113,12 @@ def file_text(recipe: Recipe, layers: int | None = None) -> str:
     """The recipe as a TOML file, for a model of `layers` layers."""
     count = recipe.layers if layers is None else layers
     lines = [] if count is None else [f"layers = {count}"]
-    # A JSON string in ASCII is a TOML basic string too.
+    # An ASCII JSON string is also a TOML basic string.
     return "\n".join([*lines, "steps = [", *(f"    {json.dumps(str(op))}," for op in recipe.ops), "]", ""])
 
 
 def save_recipe(recipe: Recipe, path: Path, layers: int) -> None:
-    """Write the recipe to a TOML file; OutputError where that fails."""
+    """Write the recipe to a TOML file; OutputError if that fails."""
     try:
         path.write_text(file_text(recipe, layers), "utf-8")
     except OSError as error:
@@ -129,9 +128,9 @@ def save_recipe(recipe: Recipe, path: Path, layers: int) -> None:
 
 
 def from_options(options: Iterable[tuple[str, str]]) -> Recipe:
-    """The recipe that options (name, value) in the order of the command line make.
+    """The recipe of options (name, value), in the order of the command line.
 
-    `only` narrows the op before it to one half; `recipe` stands for all the ops of a recipe.
+    `only` restricts the preceding op to one half; `recipe` inserts all ops of a recipe.
     """
     recipe = Recipe()
     texts: list[tuple[str, str]] = []

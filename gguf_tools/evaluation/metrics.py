@@ -92,6 +92,7 @@ class FidelityAccumulator:
     """Accumulates metrics over pairs of logits, one prompt at a time, keeping a few numbers per position."""
 
     def __init__(self) -> None:
+        """Start with no prompts: sums over all positions, and lists of one array per prompt."""
         self._difference = 0.0
         self._energy = 0.0
         self._max = 0.0

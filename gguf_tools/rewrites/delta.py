@@ -44,6 +44,7 @@ def _repeat_values(model: Model) -> Model:
     """
 
     def change(layer: Layer) -> Layer:
+        """The layer with value heads of `key_dim` dimensions, if it is a DeltaNet layer that needs it."""
         mixer, tensors = layer.spec.mixer, layer.tensors
         if not isinstance(mixer, DeltaNet) or _repeats(mixer) == 1:
             return layer

@@ -26,6 +26,7 @@ def _reorder_pairs(pairs: RopePairs) -> Callable[[Model], Model]:
     """A rewrite that permutes the rows of q and k (and their biases and norms) within each head into the order `pairs`."""
 
     def change(layer: Layer) -> Layer:
+        """The layer with its q and k rows permuted, if its attention has the other pair order."""
         mixer = layer.spec.mixer
         if not isinstance(mixer, Attention) or mixer.rope.pairs == pairs:
             return layer

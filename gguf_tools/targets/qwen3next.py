@@ -75,6 +75,7 @@ def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model."""
 
     def layer(n: int, norm: Norm) -> Layer:
+        """Layer n without its norms: a DeltaNet layer if it has `ssm_a`, else gated attention."""
         mixer: Mixer
         if f"blk.{n}.ssm_a" in source.tensors:
             mixer, part = hybrid.lift_delta(source, n, norm)

@@ -165,6 +165,7 @@ def lift(source: GGUFSource) -> Model:
     window = stated if stated < source.integer("context_length") else None
 
     def layer(n: int, norm: Norm) -> Layer:
+        """Layer n without its norms; whether it has a window decides which RoPE keys apply."""
         local = bool(pattern[n])
         dims = source.integer("rope.dimension_count_swa") if local else source.integer("rope.dimension_count") // 2
         mixer, part = lifting.lift_attention(source, n, norm, dims)

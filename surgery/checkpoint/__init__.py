@@ -1,1 +1,1 @@
-"""Surgery on a checkpoint's folder."""
+"""Layer surgery on a checkpoint's folder."""

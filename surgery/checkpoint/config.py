@@ -1,6 +1,6 @@
-"""A Hugging Face config after surgery: everything in it that speaks of single layers follows them.
+"""Adapts a Hugging Face config to layer surgery: values that refer to single layers follow them.
 
-Keys are those of transformers 5 (`configuration_*.py` of the families that tinyq knows, and their kin).
+Keys are those of transformers 5 (`configuration_*.py` of the supported families and of related ones).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from surgery.algebra import Half, Stack, origins
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 INNER = "text_config"
-"""Where a config with a vision tower keeps the text model's."""
+"""Key of the text model's config in a config with a vision tower."""
 NOT_PER_LAYER = re.compile(
     r"architectures|.*_token_id|.*token_ids|mrope_section|auto_map|.*_modules|rope_.*|languages?"
 )
-"""Lists that may be as long as the layer count by chance."""
+"""Lists that are not per layer but may have as many entries as there are layers."""
 OF_FFN = re.compile(r".*(mlp|moe|ffn|intermediate|expert|feed_forward).*")
 
 
 def followed(config: Mapping[str, Any], old: ModelSpec, new: ModelSpec, stack: Stack) -> dict[str, Any]:
-    """The config of the operated model.
+    """The config of the model after surgery.
 
-    Raises InputError where layers have different numbers of experts, UnsupportedError where the config can only say that
-    the first layers are dense and others would be.
+    Raises InputError if layers have different numbers of experts, UnsupportedError if the config can only express leading
+    dense layers and others are dense.
     """
     changed = {
         key: _moved(key, value, stack) if _per_layer(key, value, len(old.layers)) else value
@@ -43,7 +43,7 @@ def followed(config: Mapping[str, Any], old: ModelSpec, new: ModelSpec, stack: S
         changed["layer_types"] = kinds
     dense = [n for n, layer in enumerate(new.layers) if not isinstance(layer.feed_forward, MoE)]
     if "mlp_only_layers" in config or "decoder_sparse_step" in config:
-        # A step counts places: only the list can say which layers are dense once they have moved.
+        # decoder_sparse_step depends on a layer's index, so moved dense layers must be listed.
         changed |= {"mlp_only_layers": dense, "decoder_sparse_step": 1}
     if config.get("first_k_dense_replace"):
         if dense != list(range(len(dense))):
@@ -73,7 +73,7 @@ def _moved(key: str, value: Sequence[Any], stack: Stack) -> list[Any]:
 
 
 def _kind(layer: LayerSpec) -> str:
-    """The layer's entry in layer_types."""
+    """The layer's value in `layer_types`."""
     if isinstance(layer.mixer, DeltaNet):
         return "linear_attention"
     window = layer.mixer.window if isinstance(layer.mixer, Attention) else None
@@ -81,6 +81,8 @@ def _kind(layer: LayerSpec) -> str:
 
 
 def _expert_counts(config: Mapping[str, Any], old: ModelSpec, new: ModelSpec) -> dict[str, int]:
+    """The changed keys for the number of experts; InputError if layers would have different numbers."""
+
     def counts(spec: ModelSpec) -> dict[int, int]:
         moes = ((n, layer.feed_forward) for n, layer in enumerate(spec.layers))
         return {n: moe.experts for n, moe in moes if isinstance(moe, MoE)}

@@ -1,8 +1,8 @@
-"""Surgery on a checkpoint: a folder in Hugging Face layout becomes another one, a torch state dict becomes a folder.
+"""Layer surgery on a checkpoint (a folder in Hugging Face layout or a torch state dict), which writes a new folder.
 
-The family that recognises the checkpoint says which of its tensors play which role in which layer, so nothing here knows
-names: a layer's tensors are renamed, blended and scaled as they are stored, and the folder is opened again before it
-appears, to see that it describes the model that was meant.
+The checkpoint's family determines the layer and role of each tensor, so this module is independent of tensor names. Tensors
+are renamed, blended and scaled in their stored form; before the folder gets its final name, it is opened again to check that
+it describes the intended model.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from surgery.recipe import Recipe, file_text, read_file
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 PIECE = 1 << 20
-"""Elements read, computed and written at a time."""
+"""Number of elements that are read, computed and written per piece."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz")
 BESIDE = re.compile(
     r"(tokenizer|generation|special_tokens|added_tokens|chat_template|vocab|merges|README).*\.(json|jinja|txt|model|md)"
 )
-"""What is taken along from the folder of a lone file, which may hold anything."""
+"""Files copied from the folder of a single-file checkpoint, which may contain unrelated files."""
 NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 @dataclass(frozen=True)
 class CheckpointHalf:
-    """Half a layer: its tensors by name without the layer's prefix, and what the model's half says of it."""
+    """Half a layer: its tensors by name without the layer's prefix, and the same half of the Model."""
 
     kind: ModelHalf
     tensors: Mapping[str, Tensor]
@@ -59,10 +59,10 @@ class CheckpointHalf:
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """Which of a checkpoint's names belong to which layer.
+    """A checkpoint's tensor names by layer.
 
-    A layer's tensors are named `prefix`N.…; `layers` has them by the rest of the name, `roles` says what each is for, and
-    `beyond` are those that carry a number past the last layer (MTP blocks), which stay behind it.
+    Tensors of layer N are named `prefix`N.…; `layers` has them by the rest of the name, `roles` their roles, and `beyond` those
+    with a number after the last layer (MTP blocks), which stay after it.
     """
 
     prefix: str
@@ -73,9 +73,9 @@ class Names:
 
 
 def read_names(checkpoint: Checkpoint, model: Model) -> Names:
-    """Tell the layers' tensors by the roles that the family gave them.
+    """Assign tensor names to layers by the roles that the family gave to the tensors.
 
-    Raises UnsupportedError where the names do not carry the layer's number.
+    Raises UnsupportedError if the names do not contain the layer's number.
     """
     key_of = {source: key for key, tensor in checkpoint.tensors.items() for source in tensor.sources}
     count = len(model.layers)
@@ -113,7 +113,7 @@ def read_names(checkpoint: Checkpoint, model: Model) -> Names:
 
 
 class CheckpointSpace(Space[CheckpointHalf]):
-    """The layers of a checkpoint, tensor by tensor as they are stored."""
+    """The layers of a checkpoint, with tensors in their stored form."""
 
     def __init__(self, checkpoint: Checkpoint, model: Model, names: Names) -> None:
         self.tensors = checkpoint.tensors
@@ -126,13 +126,13 @@ class CheckpointSpace(Space[CheckpointHalf]):
             halves = {half_of_role(role) for role in self.names.roles.get(key, ())}
             if len(halves) > 1:
                 raise UnsupportedError(f"tensor {key} belongs to both halves of its layer, which surgery cannot part")
-            # What has no role (a table of rope frequencies, a mask) goes with the attention.
+            # Tensors without a role (RoPE frequencies, a mask) belong to the attention half.
             if (halves or {"attention"}) == {half}:
                 tensors[rest] = self.tensors[key]
         return CheckpointHalf(self.model.half(index, half), tensors)
 
     def roles(self, rest: str) -> frozenset[str]:
-        """The roles of a tensor by its name without the layer's prefix."""
+        """The roles of the tensor with this name (without the layer's prefix)."""
         keys = (layer[rest] for layer in self.names.layers if rest in layer)
         return frozenset(role for key in keys for role in self.names.roles.get(key, ()))
 
@@ -170,6 +170,7 @@ class CheckpointSpace(Space[CheckpointHalf]):
         return self.model.expert_count(part.kind)
 
     def experts(self, part: CheckpointHalf, order: tuple[int, ...]) -> CheckpointHalf:
+        """As `Space.experts`: stacked tensors are indexed along the first axis, tensors per expert are renumbered."""
         kind = self.model.experts(part.kind, order)
         places = {expert: place for place, expert in reversed(list(enumerate(order)))}
         tensors: dict[str, Tensor] = {}
@@ -179,7 +180,7 @@ class CheckpointSpace(Space[CheckpointHalf]):
                 continue
             number = NUMBER.search(rest)
             if number is None:
-                # One tensor for all experts: the first axis counts them.
+                # One tensor for all experts: its first axis is the expert.
                 tensors[rest] = take(tensor, order)
             elif int(number[1]) in places:
                 renamed = f"{rest[: number.start(1)]}{places[int(number[1])]}{rest[number.end(1) :]}"
@@ -197,7 +198,7 @@ def _number(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPlan:
-    """What a surgery on a checkpoint writes: all tensors by their new names, the config, and the model meant."""
+    """The output of surgery on a checkpoint: all tensors by their new names, the config, and the intended model."""
 
     checkpoint: Checkpoint
     recipe: Recipe
@@ -210,7 +211,7 @@ class CheckpointPlan:
 
     @property
     def computed(self) -> list[str]:
-        """Tensors that are not copied."""
+        """Names of the tensors that are computed and not copied."""
         return [name for name, tensor in self.tensors.items() if not isinstance(tensor, StoredTensor | StateTensor)]
 
     @property
@@ -220,9 +221,9 @@ class CheckpointPlan:
 
 
 def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
-    """Everything that the surgery will do; only headers and the config have been read.
+    """Plan the surgery from headers and config alone.
 
-    Raises InputError or a kind of it for a bad index, kinds that do not blend, or a checkpoint that no family knows.
+    Raises InputError or a subclass for an invalid index, a blend of different kinds, or a checkpoint without a family.
     """
     checkpoint = open_checkpoint(path)
     model = build_model(checkpoint, check_type=check_model_type)
@@ -257,7 +258,7 @@ def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
 def write_checkpoint(
     plan: CheckpointPlan, out: Path, *, force: bool = False, progress: ByteProgress = lambda _: None
 ) -> int:
-    """Write the folder, which appears whole or not at all; bytes of its weights."""
+    """Write the folder atomically; returns the bytes of its weights."""
     source, target = plan.checkpoint.path.resolve(), out.resolve()
     if target == source or source in target.parents or target in source.parents:
         raise OutputError(f"{out}: lies over the source {plan.checkpoint.path}; give a folder that has nothing of it")
@@ -278,7 +279,7 @@ def write_checkpoint(
 
 
 def _files_beside(checkpoint: Checkpoint) -> list[Path]:
-    """Config, tokenizer, card and the like: all but weights, of a folder; of a lone file's folder what is known."""
+    """Files to copy besides weights: all others of a checkpoint's folder; for a single file only those matching `BESIDE`."""
     files = [
         path for path in checkpoint.folder.iterdir() if path.is_file() and path.name not in (INDEX, TORCH_INDEX, CONFIG)
     ]
@@ -288,11 +289,12 @@ def _files_beside(checkpoint: Checkpoint) -> list[Path]:
 
 
 def _write_weights(plan: CheckpointPlan, folder: Path, progress: ByteProgress) -> None:
+    """Write the weights as one safetensors file, or as shards with an index (`model.safetensors.index.json`)."""
     stored = [
         Stored(name=name, dtype=_dtype(tensor), shape=tensor.shape, width=_width(tensor), pieces=_bytes(tensor))
         for name, tensor in plan.tensors.items()
     ]
-    # Wide types first, so that all lie aligned; then by name, as safetensors itself writes them.
+    # Wide types first, so that all tensors are aligned; then by name, in the order of the safetensors library.
     stored.sort(key=lambda tensor: (-tensor.width, tensor.name))
     shards = _shards(plan.checkpoint, stored)
     if len(shards) == 1:
@@ -309,7 +311,7 @@ def _write_weights(plan: CheckpointPlan, folder: Path, progress: ByteProgress) -
 
 
 def _shards(checkpoint: Checkpoint, stored: list[Stored]) -> list[list[Stored]]:
-    """One file where the source is one, else shards as large as the source's largest."""
+    """One file if the source is one, else shards of at most the size of the source's largest."""
     if len(checkpoint.weight_files) < 2:
         return [stored]
     limit = max(path.stat().st_size for path in checkpoint.weight_files)
@@ -335,7 +337,7 @@ def _width(tensor: Tensor) -> int:
 
 
 def _bytes(tensor: Tensor) -> Iterator[bytes | bytearray]:
-    """A tensor's bytes in pieces: as they are stored where it is one of a safetensors file."""
+    """A tensor's bytes in pieces, copied if it is an unchanged tensor of a safetensors file, else encoded."""
     for start in range(0, tensor.size, PIECE):
         stop = min(start + PIECE, tensor.size)
         if isinstance(tensor, StoredTensor):
@@ -346,7 +348,7 @@ def _bytes(tensor: Tensor) -> Iterator[bytes | bytearray]:
 
 
 def _encoded(values: FloatArray, dtype: str) -> bytes:
-    """Values that the type holds exactly, as its bytes."""
+    """The bytes of values that the type represents exactly."""
     if dtype in ("F16", "BF16"):
         return narrow(values, tensor_type(dtype)).tobytes()
     return values.astype({"F32": np.float32, "F64": np.float64}[dtype]).tobytes()

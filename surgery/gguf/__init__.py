@@ -1,1 +1,1 @@
-"""Surgery on a GGUF file."""
+"""Layer surgery on a GGUF file."""

@@ -1,7 +1,7 @@
-"""Surgery that only puts the whole layers of a GGUF file in another order: the header is rewritten, the data stay.
+"""Reorders whole layers of a GGUF file in place: only the header is rewritten, the tensor data stay.
 
-The names of the tensors change places, so all of them together keep their length; per-layer metadata goes with them. The
-recipe needs a few bytes, which come out of the reserve that tinyq's files have (`tinyq.reserve`).
+The names of the tensors are permuted, so their total length does not change; per-layer metadata are permuted too. The
+recipe's text needs a few bytes, which are taken from the reserve in tinyq's files (`tinyq.reserve`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from surgery.gguf.rewrite import GGUFPlan
 from surgery.recipe import Recipe
 
 GAP = 64
-"""Equal bytes between two changes from which on they are two patches."""
+"""Changes separated by at least this many equal bytes are written as two patches."""
 ROOM = 4096
-"""Bytes by which a reserve may be changed."""
+"""Maximum change of the reserve's length, in bytes."""
 
 
 @dataclass(frozen=True)
 class InPlace:
-    """A change of a header; `recorded` says whether the file itself has room to say what was done."""
+    """A change of a header; `recorded` says whether the file has room to record the recipe."""
 
     plan: GGUFPlan
     patches: tuple[Patch, ...]
@@ -37,10 +37,10 @@ class InPlace:
 
 
 def plan_in_place(plan: GGUFPlan) -> InPlace:
-    """The bytes that change; nothing has been written.
+    """Plan the bytes that change, without writing.
 
-    Raises InputError where the recipe does more than reorder whole layers, OutputError where the header has no room for
-    what has to be said.
+    Raises InputError if the recipe does more than reorder whole layers, OutputError if the header has no room for a recipe
+    that must be recorded.
     """
     path, header = plan.file.header.path, plan.file.header
     count = len(plan.file.layers)
@@ -53,13 +53,13 @@ def plan_in_place(plan: GGUFPlan) -> InPlace:
     if COUNT in header.metadata:
         raise InputError(f"{path}: is one of several splits, which cannot be changed in place together; give OUT")
     if plan.notes:
-        # Another name of the model needs room, and is no matter of the layers' order.
+        # A repaired model name needs room too, and is independent of the order of layers.
         changes = {key: value for key, value in plan.changes.items() if key not in (NAME, keys.NOTES)}
         plan = replace(plan, changes=changes, notes=())
     entries = _renamed(plan)
     new, recorded = _fitted(plan, plan.changes, entries), True
     if new is None and keys.SOURCE_DIGEST not in header.metadata:
-        # A file that names no source promises nothing that the recipe would have to amend.
+        # The recipe is only needed in files that record their source.
         changes = {key: value for key, value in plan.changes.items() if key != keys.SURGERY}
         new, recorded = _fitted(plan, changes, entries), False
     if new is None:
@@ -68,12 +68,12 @@ def plan_in_place(plan: GGUFPlan) -> InPlace:
 
 
 def apply_in_place(planned: InPlace) -> None:
-    """Change the file, safe against a crash at any moment."""
+    """Change the file; a crash at any moment leaves a file that can be recovered."""
     change(planned.plan.file.header.path, planned.patches, str(planned.plan.recipe))
 
 
 def _renamed(plan: GGUFPlan) -> list[TensorEntry]:
-    """The entries as they lie, under their new names."""
+    """The entries in file order, with their new names."""
     moved = {origins(layer)[0]: n for n, layer in enumerate(plan.stack) if isinstance(layer, Original)}
     entries = []
     for entry in plan.file.header.tensors:
@@ -85,7 +85,7 @@ def _renamed(plan: GGUFPlan) -> list[TensorEntry]:
 
 
 def _fitted(plan: GGUFPlan, changes: dict[str, Field | None], entries: list[TensorEntry]) -> bytes | None:
-    """The new header, as long as the old one, the reserve taking up the difference; None where there is no room."""
+    """The new header, padded by the reserve to the length of the old one; None if there is no room."""
     header = plan.file.header
     reserve = header.get(keys.RESERVE)
     new = header.rewritten(changes, entries)
@@ -98,7 +98,7 @@ def _fitted(plan: GGUFPlan, changes: dict[str, Field | None], entries: list[Tens
 
 
 def differences(old: bytes, new: bytes) -> tuple[Patch, ...]:
-    """Where two headers of one length differ, as few patches as `GAP` allows."""
+    """The patches that turn `old` into `new` (headers of the same length), merged if less than `GAP` bytes apart."""
     places = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
     if not places.size:
         return ()

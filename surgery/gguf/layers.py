@@ -1,8 +1,8 @@
-"""The layers of a GGUF file, of any architecture that names them `blk.N.`: where they lie, and what surgery makes of them.
+"""The layers of a GGUF file of any architecture with tensors named `blk.N.…`, and surgery on them.
 
-A whole layer, and a layer with fewer experts, stays what it is in bytes. A blend or a scaling decodes, computes in the
-source's space (a decay by its logarithm; norm offsets and permuted rows do not matter to weights that sum to 1), and is
-encoded to the tensor's type again.
+Whole layers, and layers with fewer experts, are copied byte by byte. Blended and scaled tensors are decoded, computed as in
+the checkpoint (a decay by its logarithm; norm offsets and permuted rows need no care, since weights sum to 1), and encoded
+to the tensor's type again.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from surgery.gguf import positions
 
 LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 NOT_PER_LAYER = re.compile(r"rope\.dimension_sections|ple\..*|adapters\..*|.*\.output_labels")
-"""Arrays that may be as long as the layer count by chance."""
+"""Arrays that are not per layer but may have as many entries as there are layers."""
 FFN_KEYS = ("feed_forward", "expert", "swiglu", "xielu", "moe_")
-"""What the keys of per-layer metadata that belongs to the feed-forward begin with."""
+"""Prefixes of the keys of per-layer metadata that belongs to the feed-forward."""
 
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes of a source file."""
+    """A range of bytes in a source file."""
 
     file: DataFile
     offset: int
@@ -46,7 +46,7 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor to be written: bytes of the source as they are (`ranges`), or numbers to encode (`ranges` is None)."""
+    """A tensor to be written: bytes copied from the source (`ranges`), or values to encode (`ranges` is None)."""
 
     type: TensorType
     tensor: Tensor
@@ -54,7 +54,7 @@ class Piece:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """In numpy's order."""
+        """The shape in numpy's axis order."""
         return self.tensor.shape
 
 
@@ -70,10 +70,10 @@ class GGUFHalf:
 
 @dataclass(frozen=True, kw_only=True)
 class LayeredFile:
-    """A GGUF file (all its splits): the first split's header, tensors outside of layers, and layers.
+    """A GGUF file (all its parts): the first part's header, tensors outside the layers, and layers.
 
-    `layers` are the trunk's; `trailing` the MTP blocks after them. `arrays` are the metadata that has a value for each
-    block, keys without the architecture's prefix; `traits` those that llama.cpp derives from a layer's place.
+    `layers` are the model's layers, `trailing` the MTP blocks after them. `arrays` are the metadata with a value for each
+    block, by key without the architecture's prefix; `traits` are properties that llama.cpp derives from a layer's index.
     """
 
     header: GGUFHeader
@@ -90,18 +90,18 @@ class LayeredFile:
         return self.header.architecture
 
     def get(self, key: str) -> Any:
-        """The value of `<arch>.<key>`, None where it is missing."""
+        """The value of `<arch>.<key>`, or None."""
         return self.header.get(f"{self.arch}.{key}")
 
     @property
     def rewrites(self) -> tuple[str, ...]:
-        """What tinyq rewrote when it made the file."""
+        """The names of the rewrites that tinyq applied in the conversion."""
         value = self.header.get(keys.REWRITES, ())
         return value if isinstance(value, tuple) else ()
 
 
 def open_layered(path: Path) -> LayeredFile:
-    """Open a GGUF file for surgery; CheckpointError where it is broken, InputError where it has no numbered layers."""
+    """Open a GGUF file for surgery; CheckpointError if it is broken, InputError if it has no numbered layers."""
     headers = read_parts(path)
     header = headers[0]
     arch = header.architecture
@@ -160,7 +160,7 @@ def _traits(file: LayeredFile, count: int) -> dict[str, tuple[positions.Trait, l
     found = {}
     for trait in positions.traits(file.arch):
         stated = file.get(trait.key) if trait.key else None
-        # A stated array follows its layers like any other; a single truth value says the same of all layers.
+        # An array in the file is per-layer metadata already; a single boolean applies to all layers.
         if isinstance(stated, tuple | bool):
             continue
         values = trait.values(file.get, count)
@@ -170,7 +170,7 @@ def _traits(file: LayeredFile, count: int) -> dict[str, tuple[positions.Trait, l
 
 
 def half_of_key(key: str) -> Half:
-    """The half of a layer that a key of per-layer metadata (without prefix) belongs to."""
+    """The half of a layer to which a key of per-layer metadata (without prefix) belongs."""
     return "ffn" if key.startswith(FFN_KEYS) else "attention"
 
 
@@ -182,14 +182,14 @@ class GGUFSpace(Space[GGUFHalf]):
 
     def half(self, index: int, half: Half) -> GGUFHalf:
         layer = self.file.layers[index]
-        # Tensors of unknown halves stay with the attention, which matters only to the ops that `check_halves` guards.
+        # Tensors of unknown halves count as attention; ops that separate halves call `check_halves` first.
         pieces = {name: p for name, p in layer.items() if (gguf_names.half_of(name, layer) or "attention") == half}
         values = {key: v[index] for key, v in self.file.arrays.items() if half_of_key(key) == half}
         values |= {what: v[index] for what, (trait, v) in self.file.traits.items() if trait.half == half}
         return GGUFHalf(half, str(index), pieces, values)
 
     def check_halves(self, index: int) -> None:
-        """Raise InputError where a layer cannot be parted into its halves: each tensor, and a norm, must belong to one."""
+        """Raise InputError unless a layer can be split into halves: each tensor belongs to one, and each has a norm."""
         layer = self.file.layers[index]
         sides = {name: gguf_names.half_of(name, layer) for name in layer}
         unknown = next((name for name, half in sides.items() if half is None), None)
@@ -225,7 +225,7 @@ class GGUFSpace(Space[GGUFHalf]):
         return GGUFHalf(first.half, first.label, pieces, first.values)
 
     def _blended(self, name: str, parts: Sequence[tuple[Piece, float]], method: Method) -> Piece:
-        # Mixed recipes give some layers more bits: the blend gets those of the part that has most.
+        # Mixed recipes give some layers more bits: the blend gets the type with the most bits.
         dtype = max((piece.type for piece, _ in parts), key=lambda t: t.bits)
         tensors = [(piece.tensor, weight) for piece, weight in parts]
         _check_encodes(name, dtype)
@@ -234,6 +234,7 @@ class GGUFSpace(Space[GGUFHalf]):
         return Piece(dtype, mixed(tensors, method, dtype.name), None)
 
     def scaled(self, part: GGUFHalf, factor: float) -> GGUFHalf:
+        """As `Space.scaled`: the output projections are multiplied; InputError if they are not known for the architecture."""
         names = gguf_names.outputs(part.half, part.pieces)
         if not names:
             raise InputError(
@@ -256,7 +257,7 @@ class GGUFSpace(Space[GGUFHalf]):
 
 
 def _taken(piece: Piece, order: tuple[int, ...]) -> Piece:
-    """Entries of the first axis; as bytes still where the tensor is, because no block reaches across two rows."""
+    """Entries of the first axis, as byte ranges if the tensor is one, because no block contains weights of two rows."""
     tensor = take(piece.tensor, order)
     if piece.ranges is None or (len(piece.shape) == 1 and not piece.type.plain):
         return Piece(piece.type, tensor, None)
@@ -274,7 +275,7 @@ def _check_encodes(name: str, dtype: TensorType) -> None:
 
 
 def _kind(a: GGUFHalf, b: GGUFHalf) -> str:
-    """What tells a half from another, in words."""
+    """A description of the differences of half `a` from half `b`."""
     stems = {gguf_names.stem(name) for name in a.pieces}
     if a.half == "ffn" and (gguf_names.ROUTER in stems) != any(n.startswith(gguf_names.ROUTER) for n in b.pieces):
         return "experts" if gguf_names.ROUTER in stems else "a dense feed-forward"

@@ -1,4 +1,4 @@
-"""What the names of a layer's tensors in a GGUF file mean to surgery: which half they belong to, and what they do there.
+"""The meaning of tensor names of a GGUF layer for surgery: the half that a tensor belongs to, and its function there.
 
 Source: the tensor names in `src/llama-arch.cpp` of llama-cpp-python 0.3.36.
 """
@@ -12,33 +12,33 @@ from surgery.algebra import Half
 FFN_STEMS = ("ffn_", "exp_probs_b", "post_ffw_norm", "pre_ffw_norm", "channel_mix_")
 ATTENTION_STEMS = ("attn_", "ssm_", "shortconv.", "time_mix_", "post_attention_norm", "rope_factors_", "indexer.")
 POST_NORM = "post_attention_norm"
-"""The norm after the attention, or, where a layer has no `ffn_norm`, the one before the feed-forward."""
+"""The norm after the attention, or, in a layer without `ffn_norm`, the one before the feed-forward."""
 INPUT_NORMS = ("attn_norm", "ffn_norm", POST_NORM, "post_ffw_norm")
 
 OUTPUTS = {
     "attention": ("attn_output", "ssm_out", "shortconv.out_proj", "time_mix_output"),
     "ffn": ("ffn_down", "ffn_down_exps", "ffn_down_shexp", "ffn_down_chexps", "channel_mix_value"),
 }
-"""The projections whose results go to the residual stream."""
+"""The projections whose outputs are added to the residual stream."""
 AFTER_RESIDUAL = ("attn_output_norm", "layer_output_norm")
-"""Norms of the residual stream itself: behind them nothing that a layer adds can be scaled."""
+"""Norms of the residual stream itself, with which the contribution of a layer cannot be scaled."""
 
 EXPERT_ENDING = "_exps"
 ROUTER = "ffn_gate_inp"
 ROUTER_BIAS = "exp_probs_b"
 
 DECAY = "ssm_a"
-"""Holds -exp(A_log)."""
+"""The decay rates, -exp(A_log)."""
 
 
 def stem(suffix: str) -> str:
-    """The name without `.weight`, `.bias` and the like."""
+    """The name without endings such as `.weight` and `.bias`."""
     head, _, tail = suffix.rpartition(".")
     return head if head and tail in ("weight", "bias", "scale", "input_scale") else suffix
 
 
 def half_of(suffix: str, layer: Collection[str]) -> Half | None:
-    """The half that a tensor (its name without `blk.N.`) of a layer with these tensors belongs to, None if unknown."""
+    """The half to which a tensor (name without `blk.N.`) of a layer with the tensors `layer` belongs, None if unknown."""
     name = stem(suffix)
     if name == POST_NORM:
         before_ffn = "attn_norm.weight" in layer and "ffn_norm.weight" not in layer
@@ -49,9 +49,9 @@ def half_of(suffix: str, layer: Collection[str]) -> Half | None:
 
 
 def outputs(half: Half, names: Collection[str]) -> tuple[str, ...]:
-    """The tensors, among a half's, that what it adds to the residual stream is proportional to.
+    """The tensors of a half to which its contribution to the residual stream is proportional.
 
-    Empty where none is known. Behind a norm of the half's output only that norm's weights count.
+    Empty if they are not known. If the half's output is normalised, these are that norm's weights only.
     """
     stems = {name: stem(name) for name in names}
     if set(stems.values()) & set(AFTER_RESIDUAL):
@@ -63,6 +63,6 @@ def outputs(half: Half, names: Collection[str]) -> tuple[str, ...]:
 
 
 def by_expert(suffix: str) -> bool:
-    """Whether the first axis of the tensor counts the experts."""
+    """Whether the first axis of the tensor is the expert."""
     name = stem(suffix)
     return name.endswith(EXPERT_ENDING) or name in (ROUTER, ROUTER_BIAS)

@@ -1,9 +1,8 @@
-"""What llama.cpp derives from a layer's place rather than from its tensors, architecture by architecture.
+"""Properties of a layer that llama.cpp derives from its index and not from its tensors, by architecture.
 
-A layer that moves must keep what it is. Where the architecture reads an array (recurrent layers, sliding windows), the
-array is written; where it reads only a number of leading layers, that number follows if it can; where it knows a fixed
-interval, a move that breaks it is refused. Source: `src/models/*.cpp` and `llama_model_base::load_swa_pattern` of
-llama-cpp-python 0.3.36.
+A moved layer must keep these properties. If the architecture reads an array (recurrent layers, sliding windows), the array is
+written; if it reads only a number of leading layers, that number is changed where possible; if it has a fixed interval, moves
+that break it are refused. Source: `src/models/*.cpp` and `llama_model_base::load_swa_pattern` of llama-cpp-python 0.3.36.
 """
 
 from __future__ import annotations
@@ -16,14 +15,15 @@ from gguf_tools.formats.gguf.header import Field, ValueType, array, u32
 from surgery.algebra import Half
 
 Get = Callable[[str], object]
-"""The value of a key without the architecture's prefix, None where it is missing."""
+"""Key without the architecture's prefix → its value, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trait:
-    """Something that is true or false of each layer by its place: what `values` says of `count` layers (MTP not counted).
+    """A boolean property of layers that depends on their index; `values` gives it for `count` layers (without MTP).
 
-    `key` is the array that llama.cpp reads in its stead, `leading` the number of leading layers it is true of.
+    `key` is the array that llama.cpp reads instead if it exists, `leading` the key with the number of leading layers that
+    have the property.
     """
 
     what: str
@@ -39,7 +39,7 @@ def _number(get: Get, key: str, default: int) -> int:
 
 
 RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
-"""Architecture → interval of full attention where `full_attention_interval` is missing."""
+"""Architecture → default of `full_attention_interval`."""
 
 SLIDING: dict[str, tuple[int, bool, bool]] = {
     "exaone-moe": (4, False, False), "gemma3n": (5, False, False), "olmo2": (4, False, True),
@@ -49,10 +49,10 @@ SLIDING: dict[str, tuple[int, bool, bool]] = {
     "mellum": (4, False, True), "gemma2": (2, False, False), "smallthinker": (4, True, True),
     "modern-bert": (3, True, True),
 }  # fmt: skip
-"""Architecture → period, whether its first layer is the full one, whether a window must be stated for any to slide."""
+"""Architecture → (period, whether the first layer of a period has full attention, whether the window key is required)."""
 
 NO_ROPE = {"llama4": 4, "smollm3": 4, "afmoe": 4}
-"""Architecture → every how many layers one has no rope, whatever the file says."""
+"""Architecture → interval of layers without RoPE, which is fixed in llama.cpp."""
 
 
 def _recurrent(default: int) -> Callable[[Get, int], list[bool]]:
@@ -104,7 +104,7 @@ def _exaone4(get: Get, count: int) -> list[bool]:
 
 
 def traits(arch: str) -> list[Trait]:
-    """What an architecture derives from a layer's place."""
+    """The properties that an architecture derives from a layer's index."""
     found = [
         Trait(what="has a dense feed-forward", half="ffn", values=_leading_dense, leading="leading_dense_block_count")
     ]
@@ -142,9 +142,10 @@ def traits(arch: str) -> list[Trait]:
 
 
 def placed(trait: Trait, arch: str, get: Get, wanted: Sequence[bool], trailing: int) -> dict[str, Field]:
-    """The metadata (keys without prefix) that makes the layers be as `wanted` by their places, `trailing` MTP blocks after.
+    """The metadata (keys without prefix) with which llama.cpp derives the `wanted` values for the layers.
 
-    Raises UnsupportedError naming the first layer that the architecture would take for something else.
+    `trailing` is the number of MTP blocks after them. Raises UnsupportedError, naming the first layer with another value, if
+    no metadata does.
     """
     derived = trait.values(get, len(wanted)) or [False] * len(wanted)
     if trait.key:

@@ -1,6 +1,6 @@
-"""Surgery on a GGUF file: a pure plan from its header, and one streaming pass that writes the new file.
+"""Layer surgery on a GGUF file: a plan from its header, and one streaming pass that writes the new file.
 
-Whole layers are copied as bytes, by the kernel where it can; what is computed is encoded on the way.
+Whole layers are copied byte by byte, by the kernel where possible; computed tensors are encoded in the same pass.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from surgery.gguf.layers import LAYER, ByteRange, GGUFHalf, GGUFSpace, LayeredFi
 from surgery.recipe import Recipe, parse_text
 
 PATH_KEYS = (keys.SOURCE_PATH, keys.TOKENIZER_PATH)
-"""Paths that are relative to the file's folder."""
+"""Keys of paths relative to the file's folder."""
 LLAMA_MAX_LAYERS = 512
-"""Blocks that llama.cpp holds (`LLAMA_MAX_LAYERS`)."""
+"""llama.cpp's maximum number of blocks (`LLAMA_MAX_LAYERS`)."""
 COPY_BYTES = 1 << 26
-"""Bytes copied at a time by the kernel: often enough for a progress bar and Ctrl-C."""
+"""Bytes per copy by the kernel, small enough for a progress bar and Ctrl-C."""
 READ_BYTES = 1 << 22
-"""Bytes read and written at a time where the kernel cannot copy."""
+"""Bytes per read and write if the kernel cannot copy."""
 NOT_SUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GGUFPlan:
-    """What a surgery on a GGUF file writes: metadata that changes (None: removed) and all tensors in order.
+    """The output of surgery on a GGUF file: changed metadata (None for removed keys) and all tensors in order.
 
     `notes` are sentences for the user.
     """
@@ -55,12 +55,12 @@ class GGUFPlan:
 
     @property
     def computed(self) -> list[str]:
-        """Tensors that are not copied."""
+        """Names of the tensors that are computed and not copied."""
         return [name for name, piece in self.outputs if piece.ranges is None]
 
     @property
     def letters(self) -> tuple[list[str], list[str]]:
-        """The kind of each layer before and after: A attention, D linear attention; lower case without experts."""
+        """The kinds of the layers before and after surgery: A attention, D linear attention; lower case without experts."""
         made: list[set[str]] = [set() for _ in self.stack]
         for name, _ in self.outputs:
             match = LAYER.fullmatch(name)
@@ -81,10 +81,10 @@ def _letter(names: Collection[str]) -> str:
 
 
 def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
-    """Everything that the surgery will do; only the header has been read.
+    """Plan the surgery from the header alone.
 
-    Raises InputError for a bad index or kinds that do not blend, UnsupportedError where the architecture cannot say what
-    the new layers are.
+    Raises InputError for an invalid index or a blend of different kinds, UnsupportedError if the architecture cannot express
+    the new layers.
     """
     stack = recipe.apply(len(file.layers))
     if len(stack) + len(file.trailing) > LLAMA_MAX_LAYERS:
@@ -96,7 +96,7 @@ def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
     outputs = list(file.before.items())
     for n, layer in enumerate(stack):
         pieces = {**new[n]["attention"].pieces, **new[n]["ffn"].pieces}
-        # In the order of the layer that it comes from, so that a whole layer is read as it lies.
+        # In the order of the original layer, so that a whole layer is read sequentially.
         order = [name for name in file.layers[origins(layer)[0]] if name in pieces]
         outputs += [(f"blk.{n}.{name}", pieces.pop(name)) for name in order]
         outputs += [(f"blk.{n}.{name}", piece) for name, piece in pieces.items()]
@@ -114,7 +114,7 @@ def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
 
 
 def _renamed(file: LayeredFile) -> tuple[dict[str, Field | None], tuple[str, ...]]:
-    """What changes in a file that llama.cpp refuses for its name, and a sentence about it."""
+    """The changes to a file that llama.cpp would refuse for its `general.name`, and a note on them."""
     repaired = repaired_name(file.header.get)
     if repaired is None:
         return {}, ()
@@ -125,6 +125,7 @@ def _renamed(file: LayeredFile) -> tuple[dict[str, Field | None], tuple[str, ...
 
 
 def _metadata(file: LayeredFile, new: list[dict[Half, GGUFHalf]], recipe: Recipe) -> dict[str, Field | None]:
+    """The changed metadata: layer count, per-layer values, expert counts, the recorded recipe (None for removed keys)."""
     prefix = f"{file.arch}."
     changes: dict[str, Field | None] = {}
     count = len(new) + len(file.trailing)
@@ -144,7 +145,7 @@ def _metadata(file: LayeredFile, new: list[dict[Half, GGUFHalf]], recipe: Recipe
 
 
 def _check_both_kinds(file: LayeredFile, changes: dict[str, Field | None]) -> None:
-    """The hybrids of llama.cpp stop the process where a model has only one kind of layer."""
+    """Raise UnsupportedError for a hybrid with only one kind of layer, for which llama.cpp aborts the process."""
     key = f"{file.arch}.attention.recurrent_layers"
     field = changes.get(key)
     if file.arch in positions.RECURRENT and field and isinstance(field.value, tuple):
@@ -157,19 +158,19 @@ def _check_both_kinds(file: LayeredFile, changes: dict[str, Field | None]) -> No
 
 
 def recorded(file: LayeredFile) -> Recipe:
-    """The surgery that the file says it has undergone."""
+    """The recipe of surgery that the file records."""
     text = file.header.get(keys.SURGERY)
     return parse_text(text) if isinstance(text, str) and text else Recipe()
 
 
 def _like(file: LayeredFile, key: str, value: object) -> Field:
-    """A value with the type that the key has."""
+    """A value with the type that the key has in the file."""
     field = file.header.metadata[key]
     return Field(field.type, value, field.element)
 
 
 def _experts(file: LayeredFile, new: list[dict[Half, GGUFHalf]]) -> dict[str, Field | None]:
-    """The expert count, one for all layers in llama.cpp, where experts were left out."""
+    """The changed expert count, of which llama.cpp has one for all layers, if experts were dropped."""
     router = f"{gguf_names.ROUTER}.weight"
     counts = {n: layer["ffn"].pieces[router].shape[0] for n, layer in enumerate(new) if router in layer["ffn"].pieces}
     counts |= {len(new) + n: layer[router].shape[0] for n, layer in enumerate(file.trailing) if router in layer}
@@ -194,7 +195,7 @@ def _experts(file: LayeredFile, new: list[dict[Half, GGUFHalf]]) -> dict[str, Fi
 def write_plan(
     plan: GGUFPlan, out: Path, *, force: bool = False, threads: int = 1, progress: ByteProgress = lambda _: None
 ) -> int:
-    """Write the new file, which appears whole or not at all; its size in bytes."""
+    """Write the new file atomically; returns its size in bytes."""
     if out.exists() and any(out.samefile(source) for source in _sources(plan)):
         raise OutputError(f"{out}: is the source itself; give another name, or --in-place for a pure permutation")
     entries, data_bytes = plan.entries
@@ -216,7 +217,7 @@ def write_plan(
 
 
 def _paths(file: LayeredFile, out: Path) -> dict[str, Field | None]:
-    """Where the file's source lies, as seen from the new file's folder."""
+    """The recorded paths, made relative to the new file's folder."""
     here, there = file.header.path.resolve().parent, out.resolve().parent
     paths = {key: file.header.get(key) for key in PATH_KEYS}
     return {
@@ -227,7 +228,7 @@ def _paths(file: LayeredFile, out: Path) -> dict[str, Field | None]:
 
 
 def _allocate(stream: BinaryIO, size: int) -> None:
-    """Claim the room at once: a full disk shows before anything is copied, and the copying is faster."""
+    """Allocate the file's space first, so that a full disk is detected before copying, which is also faster."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(stream.fileno(), 0, size)
@@ -249,7 +250,7 @@ def _blocks(entry: TensorEntry, tensor: Tensor) -> Iterator[Block]:
 
 
 def copy_range(part: ByteRange, stream: BinaryIO, progress: ByteProgress) -> None:
-    """Append bytes of a source to the stream: in the kernel where it can, else in bounded pieces."""
+    """Append bytes of a source file to the stream, in the kernel where possible, else in pieces of `READ_BYTES`."""
     done = 0
     if hasattr(os, "copy_file_range"):
         stream.flush()

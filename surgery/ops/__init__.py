@@ -1,4 +1,4 @@
-"""The ops: one module each, found by existing; each defines one subclass of `Op`."""
+"""The ops: subclasses of `Op`, found in all modules of this package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Arguments", "Op", "all_ops", "op_named", "parse_op"]
 
 @cache
 def all_ops() -> dict[str, type[Op]]:
-    """Every op by name, in alphabetical order."""
+    """All ops by name, in alphabetical order."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     found = {
         value.name: value
@@ -27,7 +27,7 @@ def all_ops() -> dict[str, type[Op]]:
 
 
 def op_named(name: str) -> type[Op]:
-    """The op called `name`; InputError with those there are."""
+    """The op named `name`; otherwise InputError, which lists the known names."""
     found = all_ops().get(name)
     if found is None:
         raise InputError(f"there is no op {name!r}; ops are {', '.join(all_ops())}")

@@ -1,4 +1,4 @@
-"""What an op is, and the small language of its arguments."""
+"""The base class of ops, and the parser of their arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Span = tuple[int, int]
 class Op(ABC):
     """One step of a recipe: a frozen description that maps a stack of layers to a stack of layers.
 
-    `usage` is the form of its option's value; `parse` reads that value, or what stands in the parentheses of a recipe.
+    `usage` is the form of its option's value; `parse` reads that value, or the text in parentheses in a recipe.
     """
 
     name: ClassVar[str]
@@ -30,16 +30,16 @@ class Op(ABC):
     @classmethod
     @abstractmethod
     def parse(cls, args: Arguments) -> Op:
-        """The op that the arguments describe; InputError showing the form otherwise."""
+        """The op with these arguments; otherwise InputError, which shows the form."""
 
     @abstractmethod
     def apply(self, stack: Stack) -> Stack:
-        """The new stack; InputError with the valid range where an index is not in the stack."""
+        """The new stack; InputError, with the valid range, if an index is not in the stack."""
 
     @property
     @abstractmethod
     def arguments(self) -> tuple[str, ...]:
-        """What stands in the recipe's parentheses."""
+        """The arguments as written in the parentheses of a recipe."""
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(self.arguments)})"
@@ -47,7 +47,7 @@ class Op(ABC):
 
 @dataclass(frozen=True)
 class Arguments:
-    """An op's arguments: `parts` between commas, and those of the form key=value."""
+    """An op's arguments: `parts` separated by commas, and `keywords` of the form key=value."""
 
     op: type[Op]
     text: str
@@ -56,7 +56,7 @@ class Arguments:
 
     @classmethod
     def read(cls, op: type[Op], text: str) -> Arguments:
-        """Split an option's value, or the inside of a recipe's parentheses."""
+        """Split an option's value, or the text in parentheses in a recipe."""
         pieces = [piece.strip() for piece in text.split(",")]
         named = [piece for piece in pieces if re.match(r"[a-z]+\s*=", piece)]
         keywords = {key.strip(): value.strip() for key, _, value in (piece.partition("=") for piece in named)}
@@ -73,7 +73,7 @@ class Arguments:
         return InputError(f"{self.op.name} {self.text}: {problem}; write {self.op.name} as {self.op.usage}")
 
     def refuse(self, *keywords: str) -> None:
-        """Complain about these keywords where they were given."""
+        """Raise InputError if any of these keywords was given."""
         for key in keywords:
             if key in self.keywords:
                 raise self.wrong(f"{self.op.name} takes no {key}")
@@ -118,7 +118,7 @@ class Arguments:
 
     @property
     def only(self) -> Half | None:
-        """The half that only=… names."""
+        """The half given by only=…, or None."""
         value = self.keywords.get("only")
         if value is not None and value not in HALVES:
             raise self.wrong(f"only={value} is not known, {' or '.join(HALVES)} expected")
@@ -126,7 +126,7 @@ class Arguments:
 
     @property
     def method(self) -> Method:
-        """How to blend: method=…, or the bare word among the parts."""
+        """The blend method, given by method=… or as one of the parts."""
         word = next((part for part in self.parts if part in METHODS), None)
         value = self.keywords.get("method", word or "linear")
         if value not in METHODS:
@@ -135,7 +135,7 @@ class Arguments:
 
 
 def keyword_texts(method: Method = "linear", only: Half | None = None) -> tuple[str, ...]:
-    """The two keywords as recipes write them, where they are not the default."""
+    """The two keywords in the text of a recipe, if they differ from the defaults."""
     texts = (f"method={method}" if method != "linear" else "", f"only={only}" if only else "")
     return tuple(text for text in texts if text)
 
@@ -151,7 +151,7 @@ def expand(spans: Sequence[Span]) -> list[int]:
 
 
 def check(op: Op, stack: Stack, *indices: int) -> None:
-    """InputError with the valid range where an index is not in the stack."""
+    """Raise InputError, with the valid range, if an index is not in the stack."""
     for index in indices:
         if not 0 <= index < len(stack):
             raise InputError(
@@ -160,7 +160,7 @@ def check(op: Op, stack: Stack, *indices: int) -> None:
 
 
 def check_once(op: Op, indices: Sequence[int], what: str = "layer") -> None:
-    """InputError where an index is named twice."""
+    """Raise InputError if an index occurs twice."""
     twice = next((index for n, index in enumerate(indices) if index in indices[:n]), None)
     if twice is not None:
         raise InputError(f"{op}: {what} {twice} is named twice; name each once, or give two ops one after another")

@@ -12,9 +12,9 @@ from surgery.ops.base import Arguments, Op, Span, check, check_once, expand, key
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolate(Op):
-    """(1 - alpha) · first + alpha · second, inserted after `first`, or in the place of layer `replace`.
+    """Inserts (1 - alpha) · first + alpha · second after `first`, or replaces layer `replace` by it.
 
-    With `only` the other half of the new layer is that of `first`, or that of the layer replaced.
+    With `only` the other half of the new layer is that of `first`, or that of the replaced layer.
     """
 
     first: int
@@ -31,6 +31,7 @@ class Interpolate(Op):
 
     @classmethod
     def parse(cls, args: Arguments) -> Interpolate:
+        """Parse `A:B@ALPHA[=N][,slerp]`, or `A:B, ALPHA` in a recipe; errors as `Op.parse`."""
         head, *rest = args.parts
         match = re.fullmatch(r"([^@=]*)(?:@([^=]*))?(?:=(.*))?", head)
         if match is None:
@@ -70,7 +71,7 @@ class Interpolate(Op):
 
 @dataclass(frozen=True)
 class Merge(Op):
-    """The mean of two layers takes the place of the first, and the second is gone.
+    """Replaces the first of two layers by their mean and removes the second.
 
     With `only` the other half is that of the first.
     """
@@ -108,7 +109,7 @@ class Merge(Op):
 
 @dataclass(frozen=True)
 class Scale(Op):
-    """What these layers add to the residual stream, times `factor`: their output projections are multiplied."""
+    """Multiplies the contributions of these layers to the residual stream by `factor`, by scaling their output projections."""
 
     span: Span
     factor: float

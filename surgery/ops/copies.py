@@ -1,4 +1,4 @@
-"""Layers that run again: bridge, duplicate, triple, repeat."""
+"""Ops that copy layers: bridge, duplicate, triple, repeat."""
 
 from __future__ import annotations
 

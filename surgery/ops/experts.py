@@ -1,4 +1,4 @@
-"""Experts of one layer: drop, swap."""
+"""Ops on the experts of a layer: drop, swap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from surgery.ops.base import Arguments, Op, Span, check, check_once, expand, spa
 
 @dataclass(frozen=True)
 class DropExpertsOp(Op):
-    """The experts are left out of these layers, with their rows of the router (and of its bias)."""
+    """Removes experts from these layers, with their rows of the router (and of its bias)."""
 
     span: Span
     experts: tuple[int, ...]
@@ -43,7 +43,7 @@ class DropExpertsOp(Op):
 
 @dataclass(frozen=True)
 class SwapExpertsOp(Op):
-    """Two experts of a layer change places, and so do their rows of the router: the layer computes the same."""
+    """Exchanges two experts of a layer and their rows of the router, which does not change the layer's output."""
 
     layer: int
     first: int

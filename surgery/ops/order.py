@@ -1,4 +1,4 @@
-"""Layers in another order, or fewer of them: swap, move, reverse, cycle, delete, path."""
+"""Ops that reorder or remove layers: swap, move, reverse, cycle, delete, path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from surgery.ops.base import Arguments, Op, Span, check, check_once, expand, key
 
 @dataclass(frozen=True)
 class Swap(Op):
-    """The layers of each pair change places, or just their halves `only`."""
+    """Exchanges the layers of each pair, or only their halves `only`."""
 
     pairs: tuple[tuple[int, int], ...]
     only: Half | None = None
@@ -44,7 +44,7 @@ class Swap(Op):
 
 @dataclass(frozen=True)
 class Move(Op):
-    """Layer `layer` becomes layer `to`; those between close the gap."""
+    """Moves layer `layer` to index `to`; the layers between shift by one."""
 
     layer: int
     to: int
@@ -96,7 +96,7 @@ class Reverse(Op):
 
 @dataclass(frozen=True)
 class Cycle(Op):
-    """Each layer of the block moves `by` places towards the end, and the last ones come round to the block's start."""
+    """Rotates the block: each layer moves `by` places towards the end, and the last ones move to the start."""
 
     span: Span
     by: int = 1
@@ -127,7 +127,7 @@ class Cycle(Op):
 
 @dataclass(frozen=True)
 class Delete(Op):
-    """All of these layers are left out at once; at least one layer must stay."""
+    """Removes all of these layers at once; at least one layer must remain."""
 
     spans: tuple[Span, ...]
 
@@ -155,7 +155,7 @@ class Delete(Op):
 
 @dataclass(frozen=True)
 class Path(Op):
-    """The layers that run, in the order in which they run; any may run several times, or not at all."""
+    """Replaces the stack by the given layers in the given order; layers may occur several times or not at all."""
 
     spans: tuple[Span, ...]
 

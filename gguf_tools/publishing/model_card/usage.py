@@ -64,7 +64,7 @@ def _with_ollama(facts: CardFacts, show_modelfile: bool) -> Iterator[str]:
 
 
 def _question(facts: CardFacts) -> str:
-    """A question that a file answered right, or a greeting if none was asked."""
+    """The first question that a file answered right, or a greeting if there is none."""
     cards = [file.measured.card for file in facts.files if file.measured.card]
     return next((item.question for card in cards for item in card.answers if item.right), _GREETING)
 
