@@ -33,9 +33,9 @@ MINISTRAL3 = {
 """A class that tinyq does not declare and that computes what Llama does, given these numbers."""
 
 
-def written(folder: Path, variant: tiny_attention.Variant = LLAMA["plain"], **config: Any) -> Path:
+def written(folder: Path, **config: Any) -> Path:
     """A tiny checkpoint with other keys in its config."""
-    tiny_attention.write(folder, variant, 1)
+    tiny_attention.write(folder, LLAMA["plain"], 1)
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | config), "utf-8")
     return folder
@@ -56,7 +56,8 @@ def test_a_type_of_the_same_mathematics_is_taken_with_a_note(tmp_path: Path) -> 
     (note,) = [note for note in result.as_dict()["notes"] if "computes the same" in note]
     assert note.startswith("model_type 'ministral3' is computed as llama: transformers ")
     assert note in read_header(tmp_path / "out.gguf").get(keys.NOTES)
-    assert find_reference(tmp_path / "out.gguf", folder).model.family == "llama"
+    assert (model := find_reference(tmp_path / "out.gguf", folder).model)
+    assert model.family == "llama"
     assert load_model(folder).family == "llama"
     assert not inspect(folder).problems
 
@@ -87,7 +88,8 @@ def test_a_family_that_the_user_names(tmp_path: Path) -> None:
     header = read_header(tmp_path / "out.gguf")
     assert header.get(keys.AS_FAMILY) == "llama"
     assert any("'yi'" in note and "--as llama" in note for note in header.get(keys.NOTES))
-    assert find_reference(tmp_path / "out.gguf", folder).model.family == "llama"
+    assert (model := find_reference(tmp_path / "out.gguf", folder).model)
+    assert model.family == "llama"
 
 
 def test_a_model_type_that_the_user_names_brings_its_defaults(tmp_path: Path) -> None:
@@ -143,7 +145,8 @@ def test_a_family_that_is_not_supported_is_called_that(tmp_path: Path, kind: str
     """Not an incomplete checkpoint, and no key that is missing."""
     made: Any = transformers.AutoConfig.for_model(kind, **SMALL)
     with torch.random.fork_rng():
-        transformers.AutoModelForCausalLM.from_config(made).save_pretrained(tmp_path)
+        auto: Any = transformers.AutoModelForCausalLM
+        auto.from_config(made).save_pretrained(tmp_path)
     for options in ({}, {"check_type": check_model_type}):
         assert f"model_type '{kind}' is of a family that tinyq does not support (" in refusal(tmp_path, **options)
 
@@ -152,5 +155,5 @@ def test_a_known_type_is_not_asked_about(tmp_path: Path) -> None:
     def never(*_: object) -> str:
         raise AssertionError
 
-    folder = written(tmp_path, QWEN3["plain"])
-    assert open_source(Request(source=folder, check_type=never)).model.notes == ()
+    tiny_attention.write(tmp_path, QWEN3["plain"], 1)
+    assert open_source(Request(source=tmp_path, check_type=never)).model.notes == ()

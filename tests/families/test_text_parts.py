@@ -27,7 +27,7 @@ TEXT = {
 }
 VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
 MROPE = {"type": "mrope", "mrope_section": [2, 3, 3]}
-SEEING = {
+SEEING: dict[str, tuple[Any, dict[str, Any], str]] = {
     "qwen2_vl": (transformers.Qwen2VLForConditionalGeneration, {"embed_dim": 32, "hidden_size": 64}, "qwen2"),
     "qwen2_5_vl": (transformers.Qwen2_5_VLForConditionalGeneration, {"out_hidden_size": 64}, "qwen2"),
     "qwen3_vl": (
@@ -44,16 +44,11 @@ def test_text_alone(tmp_path: Path, kind: str, stated: bool) -> None:
     """`mrope` for text is plain rope, and where no rope is stated the base is the class's own."""
     made, vision, family = SEEING[kind]
     text = TEXT | ({"head_dim": 16} if family == "qwen3" else {})
-    rope = (
-        {"rope_theta": 5e4, "rope_scaling": MROPE} if stated else {"rope_scaling": MROPE} if family == "qwen2" else {}
-    )
-    rope = (
-        rope
-        if family == "qwen2"
-        else {"rope_parameters": {"rope_theta": 5e4, **MROPE, "type": "default"}}
-        if stated
-        else {}
-    )
+    rope: dict[str, Any] = {}
+    if family == "qwen2":
+        rope = {"rope_scaling": MROPE} | ({"rope_theta": 5e4} if stated else {})
+    elif stated:
+        rope = {"rope_parameters": {"rope_theta": 5e4, **MROPE, "type": "default"}}
     config: Any = transformers.AutoConfig.for_model(kind, text_config=text | rope, vision_config={**VISION, **vision})
     config._attn_implementation = "eager"
     with torch.random.fork_rng():
