@@ -1,6 +1,19 @@
-"""`python -m gguf_tools` is `tinyq`."""
+"""`tinyq`, and `python -m gguf_tools`, begin here."""
 
-from gguf_tools.cli import main
+from __future__ import annotations
+
+from typing import NoReturn
+
+from gguf_tools import signals
+
+
+def main() -> NoReturn:
+    """Run the command line; a signal that arrives while its modules are loaded ends the process with one line."""
+    signals.leave_at_once()
+    from gguf_tools import cli
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

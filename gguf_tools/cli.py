@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
+import signal
 import sys
+import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from gguf_tools import __version__
+from gguf_tools import __version__, signals
 from gguf_tools.errors import TinyqError
+from gguf_tools.text import sentence, shortened
 
 COMMANDS = {
     "convert": ("gguf_tools.commands.convert:convert", "Turn a checkpoint into a GGUF that stock llama.cpp runs."),
@@ -28,7 +33,10 @@ COMMANDS = {
 }
 """Command name → (module:function, what the list of commands says)."""
 
-INTERRUPTED = 130
+FAULT = 70
+"""Exit code (sysexits.h's EX_SOFTWARE) for an error that nobody thought of."""
+DEBUG = "TINYQ_DEBUG"
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 class LazyGroup(click.Group):
@@ -64,42 +72,82 @@ def tinyq() -> None:
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 good, 1 a threshold was missed, 2 bad usage or input, 3 llama.cpp failed."""
+    """Run the command line and exit: 0 good, 1 a threshold was missed, 2 bad usage or input, 3 llama.cpp failed.
+
+    70 is a fault of tinyq's own, 130 and 143 are what a shell expects after SIGINT and SIGTERM.
+    """
+    signals.raise_them()
     for stream in (sys.stdout, sys.stderr):
         # Tables, tokens and file names hold characters that some terminals' encodings lack.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(args))
+    try:
+        code = run(args)
+        signals.leave_at_once()
+    except (KeyboardInterrupt, signals.EndedError) as error:  # between two lines of `run`
+        code = _explained(error)
+    sys.exit(code)
 
 
 def run(args: list[str] | None = None) -> int:
-    """Run the command line and return the exit code; expected errors become one line on stderr."""
+    """Run the command line and return the exit code; every error becomes one line on stderr."""
     try:
         result: Any = tinyq.main(args=args, prog_name="tinyq", standalone_mode=False)
-    except TinyqError as error:
-        return _fail(str(error), error.exit_code)
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return error.exit_code
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "tinyq"
-        return _fail(f"{error.format_message().rstrip('.')}; see {path} --help", error.exit_code)
-    except click.ClickException as error:
-        return _fail(error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; no output was left behind", INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of a pipe has gone; a traceback at exit would help nobody.
-        sys.stderr.close()
-        return 0
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", TinyqError.exit_code)
+    except (Exception, KeyboardInterrupt, signals.EndedError) as error:
+        return _explained(error)
     return result if isinstance(result, int) else 0
 
 
+def _explained(error: BaseException) -> int:
+    """Say in one line why the command ended, and return its exit code."""
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    # A signal that arrives while an extension module is loaded comes out of it as another error.
+    number = signals.received()
+    if number or isinstance(error, KeyboardInterrupt | click.Abort):
+        return _fail(signals.sentence(number or signal.SIGINT), signals.exit_code(number or signal.SIGINT))
+    match error:
+        case TinyqError():
+            return _fail(str(error), error.exit_code)
+        case click.exceptions.Exit():
+            return error.exit_code
+        case click.exceptions.NoArgsIsHelpError():
+            error.show()
+            return error.exit_code
+        case click.UsageError():
+            path = error.ctx.command_path if error.ctx else "tinyq"
+            return _fail(f"{error.format_message().rstrip('.')}; see {path} --help", error.exit_code)
+        case click.ClickException():
+            return _fail(error.format_message(), error.exit_code)
+        case BrokenPipeError():
+            # The reader of a pipe has gone; a traceback at exit would help nobody.
+            sys.stderr.close()
+            return 0
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return _fail(f"{where}{error.strerror or error}", TinyqError.exit_code)
+        case MemoryError():
+            return _fail(
+                "there is not enough memory for this; no output was left behind; free some, or take a smaller input",
+                TinyqError.exit_code,
+            )
+    return _fail(
+        f"a fault of tinyq's own, {_name_of(error)}; no output was left behind; please report it with this line, the command "
+        f"and, where you may, the input ({DEBUG}=1 shows the traceback)",
+        FAULT,
+    )
+
+
+def _name_of(error: BaseException) -> str:
+    """An error's type, its text and the line of our own that it passed last."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(_ROOT)
+    ]
+    where = f" at {Path(frames[-1].filename).relative_to(_ROOT)}:{frames[-1].lineno}" if frames else ""
+    text = shortened(str(error), 300)
+    return f"{type(error).__name__}{where}" + (f" ({text})" if text else "")
+
+
 def _fail(message: str, code: int) -> int:
-    click.echo("tinyq: " + " ".join(message.split()), err=True)
+    click.echo(f"tinyq: {sentence(message)}", err=True)
     return code

@@ -12,6 +12,11 @@ from typing import Any
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that move a terminal's cursor or change its state, reorder text, or cannot be encoded."""
 
+LONGEST_LINE = 2000
+"""Characters of a line on a terminal; a path alone may have more."""
+LONGEST_CELL = 400
+"""Characters of a table's cell."""
+
 
 def human_bytes(count: float) -> str:
     """Bytes in the largest unit that leaves a number above 1: 512 B, 4.4 MB, 1.2 GB."""
@@ -66,6 +71,26 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def sentence(text: str, limit: int = LONGEST_LINE) -> str:
+    """An error for a terminal: one line, escaped, and cut in the middle, since what to do stands at its end."""
+    line = printable(" ".join(text.split()))
+    if len(line) <= limit:
+        return line
+    end = limit // 4
+    return f"{line[: limit - end - 3]} … {line[len(line) - end :]}"
+
+
+def for_terminal(text: str, limit: int | None = LONGEST_LINE) -> str:
+    """A report for a terminal: its lines escaped and, with a limit, cut there; line ends are kept."""
+    lines = (printable(line) for line in text.split("\n"))
+    return "\n".join(line if limit is None or len(line) <= limit else line[: limit - 1] + "…" for line in lines)
+
+
+def json_escapes(text: str) -> str:
+    """JSON text in which characters that a terminal would obey are JSON's own escapes; line ends are kept."""
+    return _CONTROL.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
+
+
 def as_json(value: Any) -> Any:
     """A report as `json.loads` gives it back: tuples as lists, sets as sorted lists, keys as strings."""
     if isinstance(value, Mapping):
@@ -95,7 +120,7 @@ class Facts(Block):
     width: int = 9
 
     def text(self) -> str:
-        return "\n".join(f"{printable(label):<{self.width}} {printable(value)}" for label, value in self.rows)
+        return "\n".join(f"{_plain(label):<{self.width}} {_plain(value)}" for label, value in self.rows)
 
     def html(self) -> str:
         rows = "".join(f"<tr>{_cell('th', label)}{_cell('td', value)}</tr>" for label, value in self.rows)
@@ -111,7 +136,7 @@ class Grid(Block):
     align: str = "<>"
 
     def text(self) -> str:
-        return table([*map(printable, self.head)], [[*map(printable, row)] for row in self.rows], self.align)
+        return table([*map(_plain, self.head)], [[*map(_plain, row)] for row in self.rows], self.align)
 
     def html(self) -> str:
         sides = self.align.ljust(len(self.head), self.align[-1])
@@ -133,9 +158,13 @@ class Lines(Block):
         return f"<pre>{html.escape(self.text())}</pre>" if self.content else ""
 
 
+def _plain(text: str) -> str:
+    return shortened(printable(text), LONGEST_CELL)
+
+
 def _cell(tag: str, text: str, side: str = "<") -> str:
     align = "left" if side == "<" else "right"
-    return f'<{tag} style="text-align:{align}">{html.escape(printable(text))}</{tag}>'
+    return f'<{tag} style="text-align:{align}">{html.escape(_plain(text))}</{tag}>'
 
 
 class Shown(ABC):

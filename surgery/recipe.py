@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_tools.errors import InputError, OutputError
+from gguf_tools.formats.text_file import Kind, read_text
 from surgery.algebra import Stack, identity
 from surgery.ops import Op, op_named, parse_op
 
@@ -91,12 +92,8 @@ def read_file(path: Path) -> Recipe:
     # tomllib is in Python from 3.11 on; tomli is its backport.
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        data = toml.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"recipe {path}: cannot be read ({error.strerror}); give a TOML file or a text such as 'swap(1:3)'"
-        ) from error
-    except ValueError as error:
+        data = toml.loads(read_text(path, Kind.RECIPE, InputError))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"recipe {path}: not valid TOML ({error})") from error
     steps, layers = data.get("steps"), data.get("layers")
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):

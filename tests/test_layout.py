@@ -35,7 +35,7 @@ ROOMS = (
     "commands",
 )
 """The rooms of gguf_tools: a room imports those before it, and the loose modules of GROUND. `docs/architecture.md` shows them."""
-GROUND = ("errors", "text", "machine", "progress", "bundled")
+GROUND = ("errors", "text", "machine", "progress", "signals", "bundled")
 """Modules that every room may import; among themselves they import nothing but those before them."""
 FACES = ("__init__", "__main__", "cli")
 """Modules that lie above all rooms."""

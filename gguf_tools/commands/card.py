@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gguf_tools.commands.card_options import card_options, parsed_card_options
-from gguf_tools.commands.common import check_outputs, output_options, stage_bars, write_json
+from gguf_tools.commands.common import check_outputs, output_options, show, stage_bars, write_json
 
 CARD = "README.md"
 MODELFILE = "Modelfile"
@@ -101,6 +101,6 @@ def card(
     )
     if not quiet and json_path != "-":
         for path in outputs:
-            click.echo(f"wrote {path}")
+            show(f"wrote {path}")
         if second and facts.modelfile.reason:
-            click.echo(f"{second} has no TEMPLATE: {facts.modelfile.reason}")
+            show(f"{second} has no TEMPLATE: {facts.modelfile.reason}")

@@ -13,7 +13,7 @@ import click
 
 from gguf_tools.errors import OutputError
 from gguf_tools.progress import ByteProgress, StageProgress
-from gguf_tools.text import human_bytes
+from gguf_tools.text import for_terminal, human_bytes, json_escapes
 
 BYTE_STAGES = ("reading", "writing", "quantizing")
 """Stages of the API that count bytes (or weights)."""
@@ -35,11 +35,16 @@ def output_options(command: F) -> F:
     return command
 
 
+def show(text: str, *, err: bool = False) -> None:
+    """Print a report or a sentence. What comes from a file may hold anything: it is escaped, and long lines are cut."""
+    click.echo(for_terminal(text), err=err)
+
+
 def write_json(report: Mapping[str, Any], path: str | None) -> None:
     """The report as JSON to a file, or to stdout for "-"; nothing without a path."""
     if path is None:
         return
-    write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path, "--json")
+    write_text(json_escapes(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)) + "\n", path, "--json")
 
 
 def write_text(text: str, path: str | None, option: str) -> None:
@@ -47,7 +52,7 @@ def write_text(text: str, path: str | None, option: str) -> None:
     if path is None:
         return
     if path == "-":
-        click.echo(text, nl=False)
+        click.echo(text if option == "--json" else for_terminal(text, None), nl=False)
         return
     from gguf_tools.formats.output import atomic_output
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_tools.bundled import MODELS, bundled_model
-from gguf_tools.commands.common import json_option, write_json
+from gguf_tools.commands.common import json_option, show, write_json
 from gguf_tools.text import human_bytes, table
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ def demo(model: str, out: Path | None, json_path: str | None) -> None:
     with _folder(out) as folder:
         files = {name: folder / f"{model}-{name}.gguf" for name in TYPES}
         for name, path in files.items():
-            click.echo(f"converting {path.name}", err=True)
+            show(f"converting {path.name}", err=True)
             convert(source, path, type=name, force=True)
-        click.echo("evaluating", err=True)
+        show("evaluating", err=True)
         found = evaluate(list(files.values()), reference=source, suite="all", questions=QUESTIONS)
         scores = {result.model.path: result for result in found.scores}
         results = {name: scores[str(path)] for name, path in files.items()}
         original = load_model(source)
         stories = _stories(files["f32"], Reference(original), RuntimeOptions())
     if json_path != "-":
-        click.echo(f"{model}: {original.family}, layers {original.spec.pattern}, {original.parameters:,} parameters\n")
-        click.echo(_tables(results, len(choose(QUESTIONS).scored.questions)))
-        click.echo("\n" + _side_by_side(*stories))
+        show(f"{model}: {original.family}, layers {original.spec.pattern}, {original.parameters:,} parameters\n")
+        show(_tables(results, len(choose(QUESTIONS).scored.questions)))
+        show("\n" + _side_by_side(*stories))
         if out:
-            click.echo(f"\nthe files are in {out}")
+            show(f"\nthe files are in {out}")
     write_json({name: result.as_dict() for name, result in results.items()}, json_path)
 
 

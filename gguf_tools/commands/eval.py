@@ -13,6 +13,7 @@ from gguf_tools.commands.common import (
     check_outputs,
     json_option,
     quiet_option,
+    show,
     stage_bars,
     threads_option,
     write_json,
@@ -140,7 +141,7 @@ def evaluate(
     if markdown is not None:
         write_text(result.as_markdown(), markdown, "--markdown")
     if not quiet and "-" not in (json_path, csv_path, markdown):
-        click.echo(str(result))
+        show(str(result))
     bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
     result.require(**bounds, min_score=min_score)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_tools.commands.common import output_options, stage_bars, write_json
+from gguf_tools.commands.common import output_options, show, stage_bars, write_json
 from gguf_tools.errors import InputError
 from gguf_tools.text import human_bytes, table
 
@@ -85,16 +85,16 @@ def imatrix(
             parse_special=parse_special,
         )
         options = RuntimeOptions(threads=threads, gpu_layers=gpu_layers)
-        with stage_bars(quiet) as show:
-            matrices.append(collect(request, options, show and partial(show, "tokens")))
+        with stage_bars(quiet) as progress:
+            matrices.append(collect(request, options, progress and partial(progress, "tokens")))
     matrix = merged(matrices)
     found = coverage(matrix)
     size = write_imatrix(matrix, out, force=force) if out is not None else None
     write_json(report_dict(matrix, found, out, size), json_path)
     if not quiet and json_path != "-":
-        click.echo(report_text(matrix, found))
+        show(report_text(matrix, found))
         if out is not None and size is not None:
-            click.echo(f"wrote     {out} ({human_bytes(size)})")
+            show(f"wrote     {out} ({human_bytes(size)})")
 
 
 def report_dict(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import json_option, write_json
+from gguf_tools.commands.common import json_option, show, write_json
 
 
 @click.command("inspect")
@@ -22,4 +22,4 @@ def inspect_command(path: Path, json_path: str | None) -> None:
     found = inspect(path)
     write_json(found.as_dict(), json_path)
     if json_path != "-":
-        click.echo(str(found))
+        show(str(found))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import output_options, stage_bars, write_json
+from gguf_tools.commands.common import output_options, show, stage_bars, write_json
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 
 
@@ -52,4 +52,4 @@ def surgery(
         )
     write_json(result.as_dict(), json_path)
     if not quiet and json_path != "-":
-        click.echo(str(result))
+        show(str(result))

@@ -12,6 +12,7 @@ from gguf_tools.commands.common import (
     json_option,
     progress_bar,
     quiet_option,
+    show,
     threads_option,
     write_json,
 )
@@ -85,7 +86,7 @@ def verify(
         )
     write_json(found.as_dict(), json_path)
     if not quiet and json_path != "-":
-        click.echo(text_of(found))
+        show(text_of(found))
     if found.differing:
         names = ", ".join(found.differing[:NAMED])
         more = f" and {len(found.differing) - NAMED} more" if len(found.differing) > NAMED else ""

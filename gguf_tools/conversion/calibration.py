@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from gguf_tools.errors import InputError
+from gguf_tools.formats.text_file import Kind, read_text
 from gguf_tools.rewrites.approximations import Tokens
 from gguf_tools.tokenizers.vocabulary import Tokenizer
 
@@ -19,12 +20,7 @@ def calibration_text(path: Path | None) -> str:
     """The text of a file, or the built-in one: prose, code, tables, numbers and a few languages."""
     if path is None:
         return resources.files("gguf_tools.conversion").joinpath("data/calibration.txt").read_text("utf-8")
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); --calibration takes a text file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text ({error.reason}); --calibration takes a text file") from error
+    text = read_text(path, Kind.TEXT, InputError)
     if not text.strip():
         raise InputError(f"{path}: is empty; --calibration takes text like that which the model will meet")
     return text

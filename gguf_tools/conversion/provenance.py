@@ -16,6 +16,7 @@ from gguf_tools.formats.gguf.header import (
     string,
     u64,
 )
+from gguf_tools.formats.text_file import Kind, read_text
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.targets.planner import Plan
 
@@ -58,7 +59,7 @@ def surgery_metadata(request: Request, checkpoint: Checkpoint) -> Metadata:
     values: Metadata = {keys.RESERVE: string(" " * RESERVE_BYTES)}
     history = checkpoint.folder / RECIPE_FILE
     if checkpoint.path.is_dir() and history.exists():
-        values[keys.SOURCE_RECIPE] = string(history.read_text("utf-8", errors="replace"))
+        values[keys.SOURCE_RECIPE] = string(read_text(history, Kind.RECIPE))
     if request.operation:
         values[keys.SURGERY] = string(request.operation.text)
     return values

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.transformers_model import fits
 from gguf_tools.formats.safetensors import WIDTHS, StoredTensor, read_safetensors
+from gguf_tools.formats.text_file import check_regular
 from gguf_tools.text import one_line, shortened
 
 SUFFIXES = (".npz", ".safetensors")
@@ -42,6 +43,7 @@ def read_golden(path: Path) -> list[Golden]:
     Raises InputError, naming file and array, if one of a pair is missing, a shape or a type is wrong, a logit is not finite,
     or the file is broken.
     """
+    check_regular(path, InputError)
     try:
         arrays = _npz(path) if path.suffix == ".npz" else _safetensors(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import InputError
+from gguf_tools.formats import text_file
 from gguf_tools.text import shortened
 
 _LONGEST = 120
@@ -20,11 +21,8 @@ def shown(value: object) -> str:
 
 
 def read_lines(path: Path) -> list[tuple[str, str]]:
-    """(origin such as "file:3", line) for each non-blank line of a UTF-8 file; raises InputError that names the file."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    """The lines of a UTF-8 file that are not blank, each with its origin ("file:3"); raises InputError that names it."""
+    data = text_file.read_bytes(path, text_file.Kind.PROMPTS, InputError)
     found: list[tuple[str, str]] = []
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         origin = f"{path}:{number}"
@@ -57,10 +55,5 @@ def json_object(line: str, origin: str, known: Collection[str], example: str) ->
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file; raises InputError that names the file."""
-    try:
-        return path.read_text("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 (at byte {error.start + 1}); give a text file") from error
+    """A UTF-8 file's text; raises InputError that names it."""
+    return text_file.read_text(path, text_file.Kind.TEXT, InputError)

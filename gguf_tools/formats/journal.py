@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gguf_tools.errors import CheckpointError, InputError, OutputError
 from gguf_tools.formats.output import sync
+from gguf_tools.formats.text_file import Kind, read_bytes
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,11 @@ def _read(path: Path) -> Record:
     if path.is_symlink() or not path.is_file():
         raise InputError(f"{path}: is not a regular file, hence no record that tinyq wrote; remove it")
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_bytes(path, Kind.JOURNAL))
         patches = tuple(Patch(int(at), bytes.fromhex(old), bytes.fromhex(new)) for at, old, new in data["patches"])
         record = Record(int(data["size"]), patches, str(data["note"]), bool(data["undoes"]))
         whole = all(len(p.old) == len(p.new) and 0 <= p.offset <= record.size - len(p.new) for p in patches)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: is not a record that tinyq wrote ({error}); remove it") from error
     if not whole:
         raise InputError(f"{path}: its changes do not fit the file; remove it")

@@ -27,6 +27,10 @@ from quant.types import BF16, F16, F32, TensorType, tensor_type
 MAX_HEADER = 100_000_000
 """The safetensors library's own limit on the header's length, bytes."""
 
+MOST_TENSORS = 1 << 18
+"""Of one file; the largest known checkpoints have 150,000 in all their shards together."""
+MOST_NAME = 1024
+"""Characters of a tensor's name."""
 MAX_RANK = 8
 """More axes than any weight has."""
 
@@ -117,6 +121,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
         raise CheckpointError(
             f"{path}: __metadata__ is a {type(metadata).__name__}, an object expected; the file is corrupt"
         )
+    if len(header) > MOST_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(header):,} tensors, {MOST_TENSORS:,} at most expected")
     data = 8 + length
     tensors = {name: _entry(file, name, entry, data) for name, entry in header.items()}
     end = data
@@ -128,6 +134,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
 
 
 def _entry(file: DataFile, name: str, entry: Any, data: int) -> StoredTensor:
+    if len(name) > MOST_NAME:
+        raise CheckpointError(
+            f"{file.path}: a tensor's name has {len(name)} characters ({name[:40]}…), {MOST_NAME} at most expected"
+        )
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         whole = isinstance(dtype, str) and len(shape) <= MAX_RANK

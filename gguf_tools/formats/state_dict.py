@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.inert import STAND_INS
+from gguf_tools.formats.safetensors import MOST_NAME, MOST_TENSORS
+from gguf_tools.formats.text_file import check_regular
 from gguf_tools.tensors.base import Tensor
 from quant.encode import FloatArray
 
@@ -119,6 +121,7 @@ def read_state_dict(path: Path) -> StateDict:
 
     Raises CheckpointError where the file is broken, asks for code, or holds something else.
     """
+    check_regular(path)
     loaded, mapped = _load(path)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, a state dict expected; {ADVICE}")
@@ -126,7 +129,14 @@ def read_state_dict(path: Path) -> StateDict:
     weights: Mapping[Any, Any] = loaded
     for key in keys:
         weights = weights[key]
+    if len(weights) > MOST_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(weights):,} tensors, {MOST_TENSORS:,} at most expected")
     named = {str(name): value for name, value in weights.items()}
+    longest = max(named, key=len, default="")
+    if len(longest) > MOST_NAME:
+        raise CheckpointError(
+            f"{path}: a tensor's name has {len(longest)} characters ({longest[:40]}…), {MOST_NAME} at most expected"
+        )
     tensors = {name: _checked(path, name, value, mapped) for name, value in named.items() if not _is_extra(name, value)}
     if mapped:
         _check_records(path, tensors)

@@ -86,7 +86,7 @@ def _embedding_rows(checkpoint: Checkpoint) -> int:
         tensor.shape[0] for name, tensor in checkpoint.tensors.items() if "embed" in name and len(tensor.shape) == 2
     )
     stated = checkpoint.config.get("vocab_size")
-    return next(matrices, stated if isinstance(stated, int) else 0)
+    return next(matrices, stated if type(stated) is int else 0)
 
 
 def _inspect_gguf(path: Path) -> Inspection:

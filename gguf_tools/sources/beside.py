@@ -8,8 +8,13 @@ from typing import Any
 
 import yaml
 
+from gguf_tools.errors import CheckpointError
+from gguf_tools.formats.text_file import Kind, read_text
 from gguf_tools.model.spec import FrontMatter
 from gguf_tools.sources.checkpoint import read_json
+
+MOST_FRONT_MATTER = 512 << 10
+"""Characters; the longest known ones, which list the results of benchmarks, have less, and reading these takes seconds."""
 
 
 def generation_defaults(folder: Path) -> Mapping[str, Any]:
@@ -19,30 +24,33 @@ def generation_defaults(folder: Path) -> Mapping[str, Any]:
 
 
 def front_matter(folder: Path) -> FrontMatter:
-    """What README.md's front matter says; an empty one where there is none or it cannot be read."""
-    path = folder / "README.md"
+    """What README.md's front matter says; an empty one where there is none or it cannot be read.
+
+    Nothing is built from it: of the keys that are wanted, texts and lists of texts are taken as they stand there. So neither
+    tags and dates nor aliases and merge keys, of which a few lines can stand for gigabytes, have any effect.
+    """
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_text(folder / "README.md", Kind.CARD)
+    except CheckpointError:
         return FrontMatter()
-    parts = text.split("---\n", 2)
-    if not text.startswith("---\n") or len(parts) < 3:
+    parts = text.replace("\r\n", "\n").split("---\n", 2)
+    if parts[0] or len(parts) < 3 or len(parts[1]) > MOST_FRONT_MATTER:
         return FrontMatter()
     try:
-        front = yaml.safe_load(parts[1])
-    except (yaml.YAMLError, RecursionError):
+        root = yaml.compose(parts[1], Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError, ValueError):
         return FrontMatter()
-    if not isinstance(front, dict):
+    if not isinstance(root, yaml.MappingNode):
         return FrontMatter()
+    front = {key.value: value for key, value in root.value if isinstance(key, yaml.ScalarNode)}
 
     def text_of(key: str) -> str | None:
-        value = front.get(key)
-        return value if isinstance(value, str) else None
+        return _text(front.get(key))
 
     def texts_of(key: str) -> tuple[str, ...]:
         value = front.get(key)
-        items = value if isinstance(value, list) else [value]
-        return tuple(item for item in items if isinstance(item, str))
+        items = map(_text, value.value if isinstance(value, yaml.SequenceNode) else [value])
+        return tuple(item for item in items if item is not None)
 
     return FrontMatter(
         name=text_of("model_name"),
@@ -54,3 +62,10 @@ def front_matter(folder: Path) -> FrontMatter:
         tags=texts_of("tags"),
         languages=texts_of("language"),
     )
+
+
+def _text(node: object) -> str | None:
+    """The text that a node of YAML is; None for numbers, dates, truth values and all that is no scalar."""
+    if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
+        return None
+    return str(node.value)

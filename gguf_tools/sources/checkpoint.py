@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from typing import Any
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.safetensors import read_safetensors
 from gguf_tools.formats.state_dict import SUFFIXES, read_state_dict, state_dict_files
+from gguf_tools.formats.text_file import Kind, parse_json, read_text
 from gguf_tools.sources.names import plain_names
 from gguf_tools.sources.tying import ties
 from gguf_tools.tensors.base import Tensor
@@ -75,12 +75,7 @@ class Checkpoint:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object; CheckpointError naming the file and the place otherwise."""
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); the folder must hold it") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); mend or download it again") from error
+    data = parse_json(read_text(path, Kind.INDEX if path.name in (INDEX, TORCH_INDEX) else Kind.CONFIG), path)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds a {type(data).__name__}, a JSON object expected")
     return data

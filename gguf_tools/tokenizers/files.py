@@ -6,13 +6,13 @@ key. What the values mean to llama.cpp is decided elsewhere (`tokenizer.py`, `pr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import CheckpointError
+from gguf_tools.formats.text_file import Kind, parse_json, read_text
 from gguf_tools.text import shortened
 from gguf_tools.tokenizers import slow
 
@@ -25,8 +25,6 @@ MODEL_CONFIG = "config.json"
 TEMPLATE = "chat_template.jinja"
 TEMPLATE_JSON = "chat_template.json"
 MORE_TEMPLATES = "additional_chat_templates"
-MAX_BYTES = 512 << 20
-"""Larger than any tokenizer's file; keeps a hostile one from filling the memory."""
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -35,33 +33,9 @@ def shown(value: object, limit: int = 60) -> str:
     return shortened(text, limit)
 
 
-def read_text(path: Path) -> str:
-    """A text file's content. Raises CheckpointError if it cannot be read, is too large or is not UTF-8."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise CheckpointError(f"{path}: {size} bytes is more than any tokenizer file has ({MAX_BYTES} at most)")
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8 at byte {error.start}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, kind: Kind = Kind.TOKENIZER) -> dict[str, Any]:
     """A JSON file that holds one object. Raises CheckpointError for anything else."""
-    text = read_text(path)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except RecursionError as error:
-        raise CheckpointError(f"{path}: the JSON is nested too deeply") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise CheckpointError(f"{path}: broken JSON: {shown(str(error))}") from error
-    return as_object(value, str(path), "the file")
+    return as_object(parse_json(read_text(path, kind), path), str(path), "the file")
 
 
 def read_optional(folder: Path, name: str) -> dict[str, Any]:
@@ -162,7 +136,7 @@ def read_files(folder: Path) -> TokenizerFiles:
         document = read_object(path)
     elif slow.is_slow(folder):
         path = folder / slow.VOCAB
-        merges = read_text(folder / slow.MERGES)
+        merges = read_text(folder / slow.MERGES, Kind.TOKENIZER)
         model_config = read_optional(folder, MODEL_CONFIG)
         document, config = slow.put_together(folder, read_object(path), merges, config, model_config)
         notes = (

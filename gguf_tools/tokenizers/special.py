@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gguf_tools.errors import CheckpointError, TokenizerError
+from gguf_tools.formats.text_file import Kind, read_text
 from gguf_tools.tokenizers.files import (
     GENERATION,
     MORE_TEMPLATES,
@@ -25,7 +26,6 @@ from gguf_tools.tokenizers.files import (
     as_object,
     as_text,
     read_object,
-    read_text,
     shown,
 )
 
@@ -328,10 +328,10 @@ def find_chat_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, st
     notes: tuple[str, ...] = ()
     templates = inline
     if (folder / TEMPLATE).exists():
-        templates = {"default": read_text(folder / TEMPLATE)}
+        templates = {"default": read_text(folder / TEMPLATE, Kind.TEMPLATE)}
         if (folder / MORE_TEMPLATES).is_dir():
             more = sorted((folder / MORE_TEMPLATES).glob("*.jinja"))
-            templates |= {path.stem: read_text(path) for path in more}
+            templates |= {path.stem: read_text(path, Kind.TEMPLATE) for path in more}
     elif (folder / TEMPLATE_JSON).exists():
         path = folder / TEMPLATE_JSON
         templates = _templates(read_object(path).get("chat_template"), str(path))

@@ -32,6 +32,8 @@ from gguf_tools.tokenizers.special import find_chat_templates, find_special_toke
 
 LOWEST = -10000.0
 """The score of rows without a token (llama.cpp's converter gives them the same)."""
+MOST_TOKENS = 1 << 23
+"""Far beyond any vocabulary (the largest have a quarter of a million); each row without a token has to be made."""
 
 NUL = Limit(
     "llama.cpp cuts tokens off at a NUL character, so text with one is tokenized otherwise", lambda text: "\0" in text
@@ -166,6 +168,10 @@ def load_tokenizer(
     """
     files = read_files(folder)
     where = str(files.path)
+    if not 0 < vocab_size <= MOST_TOKENS:
+        raise TokenizerError(
+            f"{where}: is for a vocabulary of {vocab_size} tokens, as the model states it; 1 to {MOST_TOKENS:,} are expected"
+        )
     _check_model(files.model, where)
     beyond = sorted((number, text) for text, number in files.ids.items() if number >= vocab_size)
     notes = list(files.notes)

@@ -108,6 +108,9 @@ def open_layered(path: Path) -> LayeredFile:
     count = header.get(f"{arch}.block_count")
     if type(count) is not int or count < 1:
         raise CheckpointError(f"{path}: {arch}.block_count is {count!r}, a number above 0 expected")
+    held = sum(len(part.tensors) for part in headers)
+    if count > held:
+        raise CheckpointError(f"{path}: {arch}.block_count is {count}, but the file holds {held} tensors in all")
     nextn = header.get(f"{arch}.nextn_predict_layers", 0)
     if type(nextn) is not int or not 0 <= nextn < count:
         raise CheckpointError(f"{path}: {arch}.nextn_predict_layers is {nextn!r}, 0 to {count - 1} expected")

@@ -121,13 +121,31 @@ def test_errors_become_a_line_and_an_exit_code(
     assert tinyq("convert") == Ran(code, "", line)
 
 
-def test_a_fault_of_ours_is_not_hidden(tinyq: Tinyq, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_is_a_line_that_says_so(tinyq: Tinyq, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: Any) -> None:
-        raise AssertionError("a bug")
+        raise AssertionError("a bug\nin \x1b[31mred")
 
     monkeypatch.setattr(cli.tinyq, "main", fail)
-    with pytest.raises(AssertionError, match="a bug"):
-        tinyq("convert")
+    ran = tinyq("convert")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (cli.FAULT, "", 1)
+    assert "a fault of tinyq's own, AssertionError at " in ran.err
+    assert "(a bug in \\x1b[31mred)" in ran.err
+    assert "please report it" in ran.err
+    monkeypatch.setenv(cli.DEBUG, "1")
+    ran = tinyq("convert")
+    assert ran.code == cli.FAULT
+    assert "Traceback (most recent call last)" in ran.err
+    assert "test_cli.py" in ran.err
+
+
+def test_too_little_memory_is_no_fault_of_ours(tinyq: Tinyq, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli.tinyq, "main", fail)
+    ran = tinyq("convert")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "not enough memory" in ran.err
 
 
 # Signals

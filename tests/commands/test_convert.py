@@ -232,7 +232,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (no_file("model.safetensors"), "holds no safetensors weights"),
     "no tokenizer": (no_file("tokenizer.json"), "has no tokenizer.json"),
     "a broken config": (lambda f: cut(f / "config.json", 40), "config.json: not valid JSON"),
-    "a broken tokenizer": (lambda f: cut(f / "tokenizer.json", 400), "tokenizer.json: broken JSON at line"),
+    "a broken tokenizer": (lambda f: cut(f / "tokenizer.json", 400), "tokenizer.json: not valid JSON (line"),
     "a broken generation config": (
         lambda f: (f / "generation_config.json").write_text("[", "utf-8"),
         "generation_config.json: ",

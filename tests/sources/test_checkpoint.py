@@ -84,7 +84,7 @@ def test_several_files_without_an_index(sharded_folder: Path, copied: Copy) -> N
         ("null", "holds a NoneType"),
         ('{"a": 1' + "0" * 5000 + "}", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
-        ('{"a": "\udcff"}', "not valid JSON"),
+        ('{"a": "\udcff"}', "is not UTF-8"),
     ],
 )
 @pytest.mark.parametrize("name", [CONFIG, INDEX])

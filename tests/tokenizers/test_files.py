@@ -227,12 +227,12 @@ def test_errors_name_file_and_key(folder: Path, change: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", b"{", "broken JSON at line 1"),
+        ("tokenizer.json", b"{", "not valid JSON .line 1"),
         ("tokenizer.json", b"\xff\xfe", "not UTF-8"),
         ("tokenizer.json", b"[]", "the file is list; expected an object"),
         ("tokenizer.json", b"[" * 100_000, "nested too deeply"),
-        ("tokenizer.json", b'{"model": ' + b"9" * 5000 + b"}", "broken JSON|model is"),
-        ("tokenizer_config.json", b"nonsense", "broken JSON"),
+        ("tokenizer.json", b'{"model": ' + b"9" * 5000 + b"}", "not valid JSON|model is"),
+        ("tokenizer_config.json", b"nonsense", "not valid JSON"),
         ("tokenizer_config.json", b'{"eos_token": 3}', "eos_token is 3; expected a string"),
         ("tokenizer_config.json", b'{"add_bos_token": "no"}', "add_bos_token is 'no'"),
         ("tokenizer_config.json", b'{"chat_template": 5}', "chat_template is 5"),

@@ -8,6 +8,7 @@ file before anything is read or allocated for it, because a file may be truncate
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,10 @@ ALIGNMENT_KEY = "general.alignment"
 RESERVE_BYTES = 512
 """Spaces that a file keeps in its metadata, so that surgery in place has room to record what it did."""
 MAX_DIMENSIONS = 4
+MOST_TENSORS, MOST_FIELDS = 1 << 17, 1 << 17
+"""Far beyond any model (llama.cpp holds 512 layers of some dozens of tensors each); a million would take minutes to no end."""
+MOST_NAME = 1024
+"""Bytes of a tensor's name; llama.cpp takes fewer than 64."""
 
 PIECE = 1 << 18
 """Bytes that are read at a time, and bytes of an array of strings that are looked at together."""
@@ -121,6 +126,8 @@ class GGUFHeader:
 def is_gguf(path: Path) -> bool:
     """Whether the file starts with GGUF's magic."""
     try:
+        if not path.is_file():  # opening a pipe would wait for a writer
+            return False
         with path.open("rb") as stream:
             return stream.read(4) == MAGIC
     except OSError:
@@ -185,6 +192,17 @@ class _Scan:
         start = self.skip(self.u64(f"the length of {what}"), what)
         return self.data[start : self.position].decode("utf-8", errors="surrogateescape")
 
+    def _name(self) -> str:
+        """A tensor's name; one that is not UTF-8 could neither be printed nor be asked for."""
+        name = self.text("a tensor's name")
+        if len(name) > MOST_NAME:
+            raise self.fail(f"a tensor's name has {len(name)} characters, {MOST_NAME} at most expected")
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise self.fail(f"a tensor's name is not UTF-8 ({ascii(os.fsencode(name))[1:]})") from error
+        return name
+
     def kind(self, what: str) -> ValueType:
         number = self.u32(f"the type of {what}")
         if number not in ValueType._value2member_map_:
@@ -221,7 +239,7 @@ class _Scan:
             count -= found + walked
 
     def entry(self) -> TensorEntry:
-        name = self.text("a tensor's name")
+        name = self._name()
         dimensions = self.u32(f"the rank of {name}")
         if not 0 < dimensions <= MAX_DIMENSIONS:
             raise self.fail(f"tensor {name} has {dimensions} dimensions, 1 to {MAX_DIMENSIONS} expected")
@@ -270,6 +288,10 @@ def _read(scan: _Scan) -> GGUFHeader:
     room = scan.size - scan.position
     if n_fields > room // 13 or n_tensors > room // 24:
         raise scan.fail(f"{n_tensors} tensors and {n_fields} metadata values are claimed, more than the file can hold")
+    if n_tensors > MOST_TENSORS or n_fields > MOST_FIELDS:
+        raise scan.fail(
+            f"{n_tensors} tensors and {n_fields} metadata values are claimed, at most {MOST_TENSORS} and {MOST_FIELDS} expected"
+        )
     places: dict[str, tuple[ValueType, int, int]] = {}
     for _ in range(n_fields):
         key = scan.text("a metadata key")

@@ -16,6 +16,7 @@ from gguf_tools.formats.gguf.header import Metadata, ValueType, array, is_gguf, 
 from gguf_tools.formats.gguf.source import GGUFTensor, gguf_tensors
 from gguf_tools.formats.gguf.writer import layout, write_gguf
 from gguf_tools.formats.output import atomic_output
+from gguf_tools.formats.text_file import Kind, read_bytes
 from quant.encode import ByteArray, FloatArray
 from quant.imatrix import ImportanceMatrix, Statistics
 from quant.types import F32
@@ -82,10 +83,7 @@ class _OldFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self.data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        self.data = read_bytes(path, Kind.MATRIX, InputError)
         self.at = 0
 
     def take(self, count: int) -> bytes:

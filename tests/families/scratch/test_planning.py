@@ -125,7 +125,7 @@ def test_command_line_approximates_on_request(made: Made, tmp_path: Path, tinyq:
 
 
 @pytest.mark.parametrize(
-    ("content", "what"), [(b"", "is empty"), (b"\xff\xfe\x00", "is not UTF-8 text"), (None, "cannot be read")]
+    ("content", "what"), [(b"", "is empty"), (b"\xff\xfe\x00", "is not UTF-8"), (None, "cannot be read")]
 )
 def test_broken_calibration_files(made: Made, tmp_path: Path, content: bytes | None, what: str) -> None:
     path = tmp_path / "text.txt"
