@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gguf_tools.commands.card_options import card_options, parsed_card_options
-from gguf_tools.commands.common import check_outputs, output_options, show, stage_bars, write_json
+from gguf_tools.commands.common import check_outputs, output_options, show, stage_bars, timeout_option, write_json
 
 CARD = "README.md"
 MODELFILE = "Modelfile"
@@ -35,6 +35,7 @@ MODELFILE = "Modelfile"
     "--context", type=click.IntRange(min=1), help="Tokens at which memory is stated; 4096 if there are as many."
 )
 @click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
+@timeout_option
 @card_options
 @output_options
 def card(

@@ -13,6 +13,7 @@ import click
 
 from gguf_tools.errors import OutputError
 from gguf_tools.progress import ByteProgress, StageProgress
+from gguf_tools.runtime.silence import DEFAULT_SECONDS, silence_limit
 from gguf_tools.text import for_terminal, human_bytes, json_escapes
 
 BYTE_STAGES = ("reading", "writing", "quantizing")
@@ -25,6 +26,16 @@ json_option = click.option(
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bars and no summary.")
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Threads to use; all cores by default.")
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    expose_value=False,
+    callback=lambda context, _, seconds: context.with_resource(silence_limit(seconds or None)),
+    help="End llama.cpp's process after so long without a sign of work; 0 waits for ever.",
+)
 force_option = click.option("--force", is_flag=True, help="Overwrite an output that exists.")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import output_options, show, stage_bars, write_json
+from gguf_tools.commands.common import output_options, show, stage_bars, timeout_option, write_json
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 from gguf_tools.commands.type_options import type_options
 
@@ -68,6 +68,7 @@ from gguf_tools.commands.type_options import type_options
     help="Compute a model_type that tinyq does not know as this family (such as llama) or model_type does.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
+@timeout_option
 @output_options
 def convert(
     source: Path,

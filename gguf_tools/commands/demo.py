@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_tools.bundled import MODELS, bundled_model
-from gguf_tools.commands.common import json_option, show, write_json
+from gguf_tools.commands.common import json_option, show, timeout_option, write_json
 from gguf_tools.text import human_bytes, table
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ COLUMN = 54
 @click.command()
 @click.option("--model", type=click.Choice(MODELS), default="hybrid", show_default=True, help="Which bundled model.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Keep the files in DIR.")
+@timeout_option
 @json_option
 def demo(model: str, out: Path | None, json_path: str | None) -> None:
     """Convert a bundled checkpoint to five types, compare each with the torch reference, and score it as its card would."""

@@ -16,6 +16,7 @@ from gguf_tools.commands.common import (
     show,
     stage_bars,
     threads_option,
+    timeout_option,
     write_json,
     write_text,
 )
@@ -67,6 +68,7 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
 @click.option("--min-score", type=float, help="Exit with 1 if the card's score is lower (0 to 100).")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write one line a model as CSV to FILE, or to stdout with -.")
 @click.option("--markdown", metavar="FILE", help="Write the table as Markdown to FILE, or to stdout with -.")
+@timeout_option
 @threads_option
 @json_option
 @quiet_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_tools.commands.common import output_options, show, stage_bars, write_json
+from gguf_tools.commands.common import output_options, show, stage_bars, timeout_option, write_json
 from gguf_tools.errors import InputError
 from gguf_tools.text import human_bytes, table
 
@@ -34,6 +34,7 @@ SHOWN = 10
 @click.option("--process-output", is_flag=True, help="Count what enters output.weight too.")
 @click.option("--parse-special", is_flag=True, help='Read "<|…|>" in the text as one token.')
 @click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
+@timeout_option
 @output_options
 def imatrix(
     model: Path | None,

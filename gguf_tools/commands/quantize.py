@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import output_options, show, stage_bars, write_json
+from gguf_tools.commands.common import output_options, show, stage_bars, timeout_option, write_json
 from gguf_tools.commands.type_options import type_options
 
 
@@ -25,6 +25,7 @@ from gguf_tools.commands.type_options import type_options
 @click.option("--keep-split", is_flag=True, help="As many parts as the source has, with the same tensors in each.")
 @click.option("--split-max-size", metavar="SIZE", help="Split into parts of at most SIZE tensor data, such as 2G.")
 @click.option("--dry-run", is_flag=True, help="Show types and the exact size, and write nothing.")
+@timeout_option
 @output_options
 def quantize(
     source: Path,

@@ -13,10 +13,17 @@ from typing import Any
 import jinja2
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from gguf_tools.runtime.bounds import TimeExceededError, bounded
 from gguf_tools.text import shortened
 
 MOST_CHARACTERS = 4_000_000
 """Of a rendered conversation: about a million tokens."""
+
+MOST_SECONDS = 10.0
+"""Of computing; a template needs milliseconds."""
+
+MOST_MEMORY = 1 << 30
+"""Bytes, beside what the process has already."""
 
 _LONGEST_COMPLAINT = 300
 
@@ -38,10 +45,17 @@ def render(
     Source: `Jinja2ChatFormatter` in llama_cpp/llama_chat_format.py, which renders as transformers' `render_jinja_template`.
     """
     names = {"documents": None, **options}  # transformers defines it, the formatter does not
+    plain: Any = [dict(message) for message in messages]
     try:
-        formatter = _formatter(template, bos_token, eos_token, add_generation_prompt)
-        plain: Any = [dict(message) for message in messages]
-        text = str(formatter(messages=plain, **names).prompt)
+        with bounded(MOST_SECONDS, MOST_MEMORY):
+            formatter = _formatter(template, bos_token, eos_token, add_generation_prompt)
+            text = str(formatter(messages=plain, **names).prompt)
+    except TimeExceededError as error:
+        raise TemplateRefusalError(
+            f"the chat template did not end within {MOST_SECONDS:g} seconds of computing"
+        ) from error
+    except MemoryError as error:
+        raise TemplateRefusalError(f"the chat template needs more than {MOST_MEMORY >> 20} MiB of memory") from error
     except jinja2.TemplateSyntaxError as error:
         raise TemplateRefusalError(
             f"the chat template is broken at its line {error.lineno}: {_one_line(error)}"

@@ -40,6 +40,12 @@ def decisive_lines(log: str) -> str:
     return "; ".join(shortened(line, _MAX_CHARS) for line in chosen)
 
 
+def last_lines(log: str) -> str:
+    """The last lines of a log, for a process that ended without a word on why ("" where there are none)."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return "its last words: " + "; ".join(shortened(line, _MAX_CHARS) for line in lines[-_MAX_LINES:]) if lines else ""
+
+
 def buffer_sizes(log: str) -> dict[str, float]:
     """Bytes of the buffers that a log reports, summed over devices, by kind: model, KV, RS (recurrent), compute, output.
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,8 @@ from gguf_tools.machine import physical_cores
 from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
 from gguf_tools.runtime.interface import GreedyResult, Memory, Message, ModelInfo, Speed
-from gguf_tools.runtime.log import buffer_sizes, decisive_lines
+from gguf_tools.runtime.log import buffer_sizes, decisive_lines, last_lines
+from gguf_tools.runtime.silence import Silence, current_limit
 from gguf_tools.tokenizers.model_name import refused_name
 from quant.imatrix import Statistics
 
@@ -38,6 +39,8 @@ KVType = Literal["f32", "f16", "q8_0"]
 _ROOT = Path(__file__).resolve().parents[2]
 _LOG_TAIL = 1 << 20
 _DYING_SECONDS = 5.0
+_RENDER_SECONDS = 60.0
+"""For a chat template that the worker's own limit cannot stop, because it hangs in a single operation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,8 @@ class RuntimeOptions:
     `threads`: None takes the physical cores that this process may use.
     `context_length`: None takes what each request needs, up to the model's training context; a number is the bound.
     `vocab_only`: loads the tokenizer and the metadata, no weights.
-    `timeout`: seconds without any sign of work after which the process counts as hung; None waits for ever.
+    `timeout`: seconds without any sign of work after which the process counts as hung; None waits for ever. By default 600, or
+    what `silence_limit` says.
     """
 
     kv_type: KVType = "f32"
@@ -59,7 +63,7 @@ class RuntimeOptions:
     threads: int | None = None
     context_length: int | None = None
     vocab_only: bool = False
-    timeout: float | None = 600.0
+    timeout: float | None = field(default_factory=current_limit)
 
     def __post_init__(self) -> None:
         """Refuse settings that llama.cpp cannot run, by name (InputError)."""
@@ -86,7 +90,6 @@ class Runtime:
         self.options = options or RuntimeOptions()
         self._process: subprocess.Popen[bytes] | None = None
         self._info: ModelInfo | None = None
-        self._silent = False
         if not self.path.is_file():
             other = "is not a regular file" if self.path.exists() else "does not exist"
             found = "is a folder" if self.path.is_dir() else other
@@ -97,8 +100,9 @@ class Runtime:
     def __enter__(self) -> Runtime:
         # A file and not a pipe: nobody has to read along, and it is whole after the process has died.
         self._log = tempfile.TemporaryFile()
+        starter = "main" if threading.current_thread() is threading.main_thread() else "thread"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gguf_tools.runtime.worker", str(os.getpid())],
+            [sys.executable, "-m", "gguf_tools.runtime.worker", str(os.getpid()), starter],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -198,7 +202,7 @@ class Runtime:
             "add_generation_prompt": add_generation_prompt,
             "options": options,
         }
-        return str(self._call("render", {"request": request}).header["text"])
+        return str(self._call("render", {"request": request}, most=_RENDER_SECONDS).header["text"])
 
     def iter_logits(self, sequences: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
         """For each sequence in turn, its logits at every position: (T, n_vocab) float32.
@@ -326,19 +330,29 @@ class Runtime:
         return needed
 
     def _call(
-        self, op: str, header: dict[str, Any], array: Array | None = None, progress: CountProgress | None = None
+        self,
+        op: str,
+        header: dict[str, Any],
+        array: Array | None = None,
+        progress: CountProgress | None = None,
+        most: float | None = None,
     ) -> Frame:
+        """The answer to a request; a process that says nothing for `timeout` seconds, or for `most`, is killed."""
         process = self._process
         if process is None:
             raise LlamaError(f"{self.path}: llama.cpp is not running; its process was closed or has died")
         log_start = self._log_size()
+        limits = [limit for limit in (self.options.timeout, most) if limit is not None]
+        silence = Silence(min(limits, default=None), process.kill)
         try:
-            write_frame(cast(RawIOBase, process.stdin), {"op": op, **header}, array)
-            while (frame := self._read(process)).header["kind"] == "progress":
-                if progress is not None:
-                    progress(frame.header["done"], frame.header["total"])
+            with silence:
+                write_frame(cast(RawIOBase, process.stdin), {"op": op, **header}, array)
+                while (frame := read_frame(cast(RawIOBase, process.stdout))).header["kind"] == "progress":
+                    silence.sign()
+                    if progress is not None:
+                        progress(frame.header["done"], frame.header["total"])
         except ChannelClosedError:
-            raise self._died(op, process, log_start) from None
+            raise self._died(op, process, log_start, silence) from None
         except BaseException:
             # Interrupted in the midst of an answer: what is left of it could not be told from the next one.
             self.close()
@@ -349,43 +363,27 @@ class Runtime:
             raise LlamaError(self._message(op, frame.header["message"], log_start))
         return frame
 
-    def _read(self, process: subprocess.Popen[bytes]) -> Frame:
-        """One frame; a process that says nothing for `timeout` seconds is killed, which ends the reading."""
-        timer = None
-        if self.options.timeout is not None:
-            timer = threading.Timer(self.options.timeout, self._silence, [process])
-            timer.daemon = True
-            timer.start()
-        try:
-            return read_frame(cast(RawIOBase, process.stdout))
-        finally:
-            if timer is not None:
-                timer.cancel()
-
-    def _silence(self, process: subprocess.Popen[bytes]) -> None:
-        self._silent = True
-        process.kill()
-
-    def _died(self, op: str, process: subprocess.Popen[bytes], log_start: int) -> LlamaError:
+    def _died(self, op: str, process: subprocess.Popen[bytes], log_start: int, silence: Silence) -> LlamaError:
         try:
             code = process.wait(_DYING_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
-        if self._silent:
-            how = f"gave no sign of work for {self.options.timeout:g} s and was stopped"
+        if silence.passed:
+            how = f"gave no sign of work for {silence.seconds:g} s and was stopped"
         elif code < 0:
             name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else str(-code)
             how = f"died of {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         else:
             how = f"ended with code {code}"
-        message = self._message(op, f"its process {how}", log_start)
+        message = self._message(op, f"its process {how}", log_start, ended=True)
         self.close()
         return LlamaError(message)
 
-    def _message(self, op: str, problem: str, log_start: int) -> str:
+    def _message(self, op: str, problem: str, log_start: int, *, ended: bool = False) -> str:
         size = self._log_size()
-        reason = decisive_lines(self._read_log(max(log_start, size - _LOG_TAIL), size))
+        log = self._read_log(max(log_start, size - _LOG_TAIL), size)
+        reason = decisive_lines(log) or (last_lines(log) if ended else "")
         line = f"{self.path}: llama.cpp failed ({op}): {problem}" + (f": {reason}" if reason else "")
         return " ".join(line.split())
 

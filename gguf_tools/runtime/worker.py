@@ -1,4 +1,4 @@
-"""The process that llama.cpp runs in: `python -m gguf_tools.runtime.worker PARENT`, started by `runtime`.
+"""The process that llama.cpp runs in: `python -m gguf_tools.runtime.worker PARENT THREAD`, started by `runtime`.
 
 Requests come on stdin and answers leave on what stdout was at the start; everything else that is printed, by Python or
 by C code, goes to stderr, which the parent has pointed at a log file. The process ends when its stdin ends or its
@@ -7,6 +7,8 @@ parent is gone, also in the midst of a computation (which runs outside of Python
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -24,6 +26,7 @@ from gguf_tools.errors import LlamaError
 from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
 
 _WATCH_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1
 _PROGRESS_SECONDS = 0.1
 
 Answer = tuple[dict[str, Any], Array | None]
@@ -31,7 +34,11 @@ Answer = tuple[dict[str, Any], Array | None]
 
 def main() -> None:
     """Serve requests until the channel closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it kills this process
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the parent's to handle; it kills this process
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if sys.argv[2] == "main":
+        _die_with_parent()
     requests = FileIO(os.dup(0), "rb")
     answers = FileIO(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -69,11 +76,20 @@ def _listen(requests: FileIO, queue: SimpleQueue[Frame]) -> None:
         os._exit(1)
 
 
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, even where it is stopped or its threads cannot run.
+
+    The kernel does so when the *thread* that started this process ends, so only the parent's main thread will do; `_watch`
+    is for the others. Only Linux has it.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
 def _watch(parent: int) -> None:
     """End the process when its parent is gone.
 
     Then stdin ends too, as a rule, but not while a process that the parent forked holds the pipe's other end open.
-    PR_SET_PDEATHSIG would not do: it fires when the *thread* that started this process ends.
     """
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
