@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 from gguf_tools.api.options import at_least, card_options, one_of, optional_path
 from gguf_tools.api.results.evaluation import EvaluateResult
-from gguf_tools.errors import InputError
+from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluation.prompts import load_prompts
 from gguf_tools.evaluation.tables import ordered
 from gguf_tools.evaluation.text_files import read_text
@@ -61,11 +61,12 @@ def evaluate(
     other code that the reference is held against: `transformers`, MODULE:FUNCTION, a file of golden logits, `none`, or `auto`
     (transformers on one short prompt, where it knows the source). Suite `card`
     asks questions by the model's own chat template (`questions` to `think_tokens` are its options) and gives one score of
-    100; `all` does both. Several models come best first. `require` of the result checks thresholds.
+    100; `all` does both. Several models come best first; what llama.cpp failed on is in `failed`. `require` of the result checks thresholds.
 
     `progress` is called with (stage, done, total).
 
-    Raises InputError or CheckpointError for a broken file or an option that does not fit, LlamaError where llama.cpp fails.
+    Raises InputError or CheckpointError for a broken file or an option that does not fit, LlamaError where llama.cpp fails
+    on every file.
     """
     one_of("--suite", suite, SUITES)
     one_of("--kv-type", kv_type, get_args(KVType))
@@ -85,7 +86,7 @@ def evaluate(
     if twice:
         raise InputError(f"{twice}: is given twice; give each file once")
     # torch, which the reference runs on, takes seconds to load.
-    from gguf_tools.evaluation.run import FidelityRequest, measure_files
+    from gguf_tools.evaluation.run import FidelityRequest, FileFailure, measure_files
     from surgery.model import operate_text
 
     fidelity = asked = None
@@ -119,7 +120,12 @@ def evaluate(
         threads=threads,
         context_length=context,
     )
-    return EvaluateResult(tuple(ordered(list(measure_files(paths, options, fidelity, asked, progress)))))
+    failed: list[FileFailure] | None = [] if len(paths) > 1 else None
+    scores = list(measure_files(paths, options, fidelity, asked, progress, failed))
+    result = EvaluateResult(tuple(ordered(scores)), tuple(failed or ()))
+    if not scores:
+        raise LlamaError(result.failures)
+    return result
 
 
 def _refuse(defaults: Mapping[str, object], given: Sequence[object], suite: str) -> None:

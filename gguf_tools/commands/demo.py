@@ -13,6 +13,7 @@ import click
 
 from gguf_tools.bundled import MODELS, bundled_model
 from gguf_tools.commands.common import json_option, show, timeout_option, write_json
+from gguf_tools.errors import LlamaError
 from gguf_tools.text import human_bytes, table
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def demo(model: str, out: Path | None, json_path: str | None) -> None:
             convert(source, path, type=name, force=True)
         show("evaluating", err=True)
         found = evaluate(list(files.values()), reference=source, suite="all", questions=QUESTIONS)
+        if found.failed:
+            raise LlamaError(found.failures)
         scores = {result.model.path: result for result in found.scores}
         results = {name: scores[str(path)] for name, path in files.items()}
         original = load_model(source)

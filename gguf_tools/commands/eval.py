@@ -107,7 +107,8 @@ def evaluate(
     where it does not. It is the reference itself where tinyq does not know the family, for a file that others converted.
 
     Suite card asks questions by the model's own chat template and gives one score of 100, its parts, and what the numbers
-    allow to say. Several models are shown side by side, best first.
+    allow to say. Several models are shown side by side, best first; where llama.cpp fails on one, the others go on, and the exit
+    code is 3.
     """
     from gguf_tools import evaluate as run
 

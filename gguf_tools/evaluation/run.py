@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gguf_tools.errors import InputError
+from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluation.card.as_json import card_dict
 from gguf_tools.evaluation.card.parts import overall
 from gguf_tools.evaluation.card.results import CardReport
@@ -170,16 +170,26 @@ class FileScores:
         return found | ({"card": card_dict(self.card)} if self.card else {})
 
 
+@dataclass(frozen=True)
+class FileFailure:
+    """A file that llama.cpp failed on while others were measured, and what was seen."""
+
+    path: str
+    message: str
+
+
 def measure_files(
     paths: Sequence[Path],
     options: RuntimeOptions,
     fidelity: FidelityRequest | None = None,
     card: CardOptions | None = None,
     progress: StageProgress | None = None,
+    failed: list[FileFailure] | None = None,
 ) -> Iterator[FileScores]:
     """Measure the files one after another; a reference that several share is loaded once.
 
-    All files and references are checked before the first is run, so that a wrong path fails early.
+    All files and references are checked before the first is run, so that a wrong path fails early. A file that llama.cpp
+    fails on is added to `failed` and the next one is measured; without such a list that is a LlamaError.
     """
     for path in paths:
         Runtime(path, options)  # raises if the file is not a GGUF
@@ -191,32 +201,41 @@ def measure_files(
     ]
     loaded: dict[object, ReferenceLike] = {}  # one at most
     for path, source in zip(paths, sources, strict=True):
-        evaluation = None
-        if fidelity and source:
-            # A reference rebuilt from the file's own tensors cannot be shared.
-            key = (source.path.resolve(), source.recipe, path if source.origin == "rebuilt" else None)
+        evaluation = model = report = None
+        try:
+            if fidelity and source:
+                # A reference rebuilt from the file's own tensors cannot be shared.
+                key = (source.path.resolve(), source.recipe, path if source.origin == "rebuilt" else None)
 
-            def load(source: ReferenceSource = source, key: object = key, dtype: str = fidelity.dtype) -> ReferenceLike:
-                if key not in loaded:
-                    loaded.clear()
-                    loaded[key] = load_reference(source, dtype)
-                return loaded[key]
+                def load(
+                    source: ReferenceSource = source, key: object = key, dtype: str = fidelity.dtype
+                ) -> ReferenceLike:
+                    if key not in loaded:
+                        loaded.clear()
+                        loaded[key] = load_reference(source, dtype)
+                    return loaded[key]
 
-            evaluation = evaluate_file(
-                path,
-                source,
-                options,
-                load=load,
-                oracles=oracles,
-                prompts=fidelity.prompts,
-                text=fidelity.text,
-                n_generate=fidelity.n_generate,
-                speed=fidelity.speed,
-                progress=progress,
-            )
-        model, report = score_file(path, card, options, progress) if card else (None, None)
-        facts = evaluation.model if evaluation else model or file_facts(path, options)
-        yield FileScores(facts, evaluation, report)
+                evaluation = evaluate_file(
+                    path,
+                    source,
+                    options,
+                    load=load,
+                    oracles=oracles,
+                    prompts=fidelity.prompts,
+                    text=fidelity.text,
+                    n_generate=fidelity.n_generate,
+                    speed=fidelity.speed,
+                    progress=progress,
+                )
+            if card:
+                model, report = score_file(path, card, options, progress)
+            facts = evaluation.model if evaluation else model or file_facts(path, options)
+        except LlamaError as error:
+            if failed is None:
+                raise
+            failed.append(FileFailure(str(path), str(error)))
+        else:
+            yield FileScores(facts, evaluation, report)
 
 
 def file_facts(path: Path, options: RuntimeOptions) -> FileFacts:

@@ -27,7 +27,7 @@ from gguf_tools.evaluation.report import check_thresholds, format_report
 from gguf_tools.text import human_bytes, markdown_table, table
 
 if TYPE_CHECKING:
-    from gguf_tools.evaluation.run import Evaluation, FileScores
+    from gguf_tools.evaluation.run import Evaluation, FileFailure, FileScores
 
 FIDELITY_HEAD = ("NMSE", "KL mean", "top-1", "greedy exact", "prompt tok/s", "generate tok/s")
 """Column heads for `fidelity_row`."""
@@ -44,14 +44,18 @@ def ordered(results: Sequence[FileScores]) -> list[FileScores]:
     return sorted(results, key=lambda r: r.evaluation.fidelity.metrics.kl_mean if r.evaluation else 0.0)
 
 
-def json_of(results: Sequence[FileScores]) -> dict[str, Any]:
-    """One file's report, or several under `models` with the paired differences of each two under `differences`."""
-    if len(results) == 1:
+def json_of(results: Sequence[FileScores], failed: Sequence[FileFailure] = ()) -> dict[str, Any]:
+    """One file's report, or several under `models` with the paired differences of each two under `differences`.
+
+    Files that llama.cpp failed on are listed under `failed`, which is absent otherwise.
+    """
+    if len(results) == 1 and not failed:
         return results[0].as_dict()
     cards = _cards(results)
     names = list(cards)
     pairs = [difference(one, two, cards) for at, one in enumerate(names) for two in names[at + 1 :]]
-    return {"models": [result.as_dict() for result in results], "differences": [difference_dict(d) for d in pairs]}
+    found = {"models": [result.as_dict() for result in results], "differences": [difference_dict(d) for d in pairs]}
+    return found | ({"failed": [vars(failure) for failure in failed]} if failed else {})
 
 
 def text_of(results: Sequence[FileScores]) -> str:

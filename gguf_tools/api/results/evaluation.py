@@ -6,22 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gguf_tools.errors import InputError, ThresholdError
+from gguf_tools.errors import InputError, LlamaError, ThresholdError
 from gguf_tools.evaluation import tables
 from gguf_tools.text import Block, Grid, Lines, Shown, as_json
 
 if TYPE_CHECKING:
     from gguf_tools.evaluation.card.results import CardReport
     from gguf_tools.evaluation.fidelity import FidelityReport
-    from gguf_tools.evaluation.run import FileScores
+    from gguf_tools.evaluation.run import FileFailure, FileScores
     from gguf_tools.runtime.interface import Speed
 
 
 @dataclass(frozen=True, repr=False)
 class EvaluateResult(Shown):
-    """What `evaluate` measured: `scores` has the facts, fidelity and card of each file, best first."""
+    """What `evaluate` measured: `scores` has the facts, fidelity and card of each file, best first.
+
+    `failed` are the files, of several, that llama.cpp failed on.
+    """
 
     scores: tuple[FileScores, ...]
+    failed: tuple[FileFailure, ...] = ()
+
+    @property
+    def failures(self) -> str:
+        """What was seen of the files that llama.cpp failed on, in one line; empty where there are none."""
+        return "; ".join(failure.message for failure in self.failed)
 
     @property
     def fidelity(self) -> FidelityReport | None:
@@ -51,9 +60,11 @@ class EvaluateResult(Shown):
     ) -> EvaluateResult:
         """The result itself where every file meets every threshold given; they are those of `tinyq eval`.
 
-        Raises ThresholdError that names each file and number that fell short, InputError for a threshold on what was not
+        Raises LlamaError where llama.cpp failed on a file, ThresholdError that names each file and number that fell short, InputError for a threshold on what was not
         measured.
         """
+        if self.failed:
+            raise LlamaError(self.failures)
         bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
         if self.fidelity is None and (asked := [name for name, bound in bounds.items() if bound is not None]):
             raise InputError(f"{asked[0]} needs suite fidelity or all, and only the card was measured")
@@ -66,7 +77,7 @@ class EvaluateResult(Shown):
 
     def as_dict(self) -> dict[str, Any]:
         """What `tinyq eval --json` writes."""
-        return dict(as_json(tables.json_of(self.scores)))
+        return dict(as_json(tables.json_of(self.scores, self.failed)))
 
     def as_csv(self) -> str:
         """What `tinyq eval --csv` writes: a line a file."""
@@ -78,7 +89,8 @@ class EvaluateResult(Shown):
 
     def blocks(self) -> Sequence[Block]:
         """All that was measured."""
-        return [Lines(tables.text_of(self.scores))]
+        failed = [Lines(f"failed: {failure.message}") for failure in self.failed]
+        return [Lines(tables.text_of(self.scores)), *([Lines(), *failed] if failed else [])]
 
     def _repr_html_(self) -> str:
         grid = Grid(*tables.table_of(self.scores, tables.short_names([one.model.path for one in self.scores])))
