@@ -394,6 +394,34 @@ def test_bad_usage_is_one_line(
     assert expected in refused(tinyq("eval", plain, *options, *outputs), tmp_path)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_crash_of_one_file_does_not_stop_the_others(tinyq: Tinyq, plain: Path, tmp_path: Path, place: int) -> None:
+    bad = write_dense(tmp_path / "bad.gguf", rope=8)  # llama.cpp aborts on it
+    other = tmp_path / "other.gguf"
+    other.write_bytes(plain.read_bytes())
+    files = [plain, other]
+    files.insert(place, bad)
+    report, rows = tmp_path / "out.json", tmp_path / "out.csv"
+    ran = tinyq("eval", *files, "--no-speed", "--tokens", "4", "--json", report, "--csv", rows)
+    assert (ran.code, ran.err.count("\n")) == (3, 1)
+    assert f"{bad}: llama.cpp failed (" in ran.err
+    assert "died of SIGABRT" in ran.err
+    assert f"failed: {bad}: llama.cpp failed (" in ran.out
+    found = json.loads(report.read_text("utf-8"))
+    assert {model["model"]["path"] for model in found["models"]} == {str(plain), str(other)}
+    assert [failure["path"] for failure in found["failed"]] == [str(bad)]
+    assert "GGML_ASSERT" in found["failed"][0]["message"]
+    assert len(list(csv.reader(io.StringIO(rows.read_text("utf-8"))))) == 3
+
+
+def test_where_all_files_crash_nothing_is_measured(tinyq: Tinyq, tmp_path: Path) -> None:
+    bad = [write_dense(tmp_path / name, rope=8) for name in ("a.gguf", "b.gguf")]
+    ran = tinyq("eval", *bad, "--no-speed", "--json", tmp_path / "out.json")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (3, "", 1)
+    assert all(f"{path}: llama.cpp failed (" in ran.err for path in bad)
+    assert not (tmp_path / "out.json").exists()
+
+
 @pytest.mark.usefixtures("no_llama")
 @pytest.mark.parametrize("suite", ["fidelity", "card", "all"])
 def test_files_are_looked_at_before_any_is_run(tinyq: Tinyq, plain: Path, tmp_path: Path, suite: str) -> None:

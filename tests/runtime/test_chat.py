@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from gguf_tools.errors import InputError, LlamaError
+from gguf_tools.runtime import chat as chat_templates
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
 
 MESSAGES = [{"role": "user", "content": "hi & <b>"}]
@@ -80,13 +83,48 @@ def test_a_refusal_leaves_the_process_running(chat_runtime: Runtime) -> None:
     assert chat_runtime.pid == before
 
 
+ENDLESS = (
+    "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+)
+HUGE = "{% set x = namespace(a='x') %}{% for i in range(60) %}{% set x.a = x.a ~ x.a %}{% endfor %}{{ x.a | length }}"
+WIDE = "{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}"
+
+
 def test_an_endless_template_is_stopped(chat: Path) -> None:
-    endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
     with Runtime(chat, RuntimeOptions(threads=1, vocab_only=True)) as runtime:
         # Only now, for a busy machine may take longer to start the process.
         runtime.options = replace(runtime.options, timeout=0.5)
         with pytest.raises(LlamaError, match=r"gave no sign of work for 0\.5 s"):
-            runtime.render_chat(MESSAGES, template=endless)
+            runtime.render_chat(MESSAGES, template=ENDLESS)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (ENDLESS, "did not end within 0.5 seconds of computing"),
+        (HUGE, "needs more than 1024 MiB of memory"),
+        (WIDE, "needs more than 1024 MiB of memory"),
+        ("{{ 'x' * 10 ** 12 }}", "needs more than 1024 MiB of memory"),
+        ("{{ 'x'.center(10 ** 12) }}", "needs more than 1024 MiB of memory|refused"),
+    ],
+)
+def test_a_template_has_limits_of_its_own(monkeypatch: pytest.MonkeyPatch, template: str, message: str) -> None:
+    """Within the worker, which goes on."""
+    monkeypatch.setattr(chat_templates, "MOST_SECONDS", 0.5 if template is ENDLESS else 60.0)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(chat_templates.TemplateRefusalError, match=message):
+        chat_templates.render(template, MESSAGES, "", "", True, {})
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert signal.getitimer(signal.ITIMER_PROF)[0] == 0
+    assert chat_templates.render("{{ messages[0].role }}", MESSAGES, "", "", True, {}) == MESSAGES[0]["role"]
+
+
+def test_the_worker_survives_a_template_without_bounds(chat_runtime: Runtime) -> None:
+    before = chat_runtime.pid
+    with pytest.raises(InputError, match="needs more than 1024 MiB of memory"):
+        chat_runtime.render_chat(MESSAGES, template=HUGE)
+    assert chat_runtime.render_chat(MESSAGES).startswith("<|im_start|>user")
+    assert chat_runtime.pid == before
 
 
 def test_no_template(dense_runtime: Runtime) -> None:

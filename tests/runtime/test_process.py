@@ -17,6 +17,7 @@ import pytest
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.runtime.log import buffer_sizes, decisive_lines
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.runtime.silence import Silence, silence_limit
 from tests.tiny_gguf import CONTEXT, EOS, VOCAB, dense_tensors, write_dense
 
 LENGTHS = (1, 5, 17, 70, 120)
@@ -292,6 +293,38 @@ def test_silence_is_a_failure(dense: Path) -> None:
         assert runtime.pid is None
 
 
+def test_a_stopped_process_that_takes_no_request_is_a_failure(dense: Path) -> None:
+    """The request is larger than the pipe holds, so that writing it waits for the process."""
+    with Runtime(dense, RuntimeOptions(threads=1)) as runtime:
+        assert runtime.pid is not None
+        runtime.options = RuntimeOptions(threads=1, timeout=0.5)
+        os.kill(runtime.pid, signal.SIGSTOP)
+        with pytest.raises(LlamaError, match=r"no sign of work for 0\.5 s and was stopped: its last words: \S"):
+            runtime.tokenize("a" * (1 << 20))
+        assert runtime.pid is None
+
+
+def test_the_limit_on_silence_is_what_the_command_says(dense: Path) -> None:
+    assert RuntimeOptions().timeout == 600
+    with silence_limit(7):
+        assert RuntimeOptions().timeout == 7
+        with silence_limit(None):
+            assert RuntimeOptions().timeout is None
+        assert Runtime(dense).options.timeout == 7
+    assert RuntimeOptions().timeout == 600
+
+
+def test_signs_of_work_put_the_end_off() -> None:
+    ended = threading.Event()
+    with Silence(1.0, ended.set) as silence:
+        for _ in range(20):
+            time.sleep(0.1)
+            silence.sign()
+        assert not ended.is_set()
+        assert ended.wait(30)
+    assert silence.passed
+
+
 def test_interrupt_ends_the_process_at_once(dense: Path) -> None:
     with Runtime(dense, RuntimeOptions(threads=1)) as runtime:
         pid = runtime.pid
@@ -328,6 +361,21 @@ def test_no_orphan_survives_the_parent(dense: Path, how: str) -> None:
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     assert alive(pid)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert wait_until_gone(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a stopped child with its parent")
+def test_a_stopped_process_does_not_outlive_its_parent(dense: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(dense), "plain"], stdout=subprocess.PIPE, text=True, cwd=root
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    os.kill(pid, signal.SIGSTOP)
     parent.kill()
     parent.wait()
     parent.stdout.close()

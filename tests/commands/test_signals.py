@@ -1,0 +1,177 @@
+"""SIGINT, SIGTERM and SIGHUP: one line, the exit code that a shell expects, nothing left behind, at any moment."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gguf_tools import signals
+from gguf_tools.evaluation.vocabulary import prove_vocabulary
+from gguf_tools.runtime.process import Runtime
+
+ENDS = {
+    signal.SIGINT: (130, "tinyq: interrupted; no output was left behind"),
+    signal.SIGTERM: (143, "tinyq: ended by SIGTERM; no output was left behind"),
+    signal.SIGHUP: (129, "tinyq: ended by SIGHUP; no output was left behind"),
+}
+SLOW = """
+import sys, time
+import gguf_tools.conversion.plan, gguf_tools.conversion.write, gguf_tools.evaluation.vocabulary
+from gguf_tools.cli import main
+module, name = sys.argv[1].split(":")
+def slow(*args, **options):
+    print("now", flush=True)
+    time.sleep(60)
+setattr(sys.modules[module], name, slow)
+main(sys.argv[2:])
+"""
+
+
+def begun(*args: object, code: str = SLOW) -> subprocess.Popen[str]:
+    """A command that has come to its slow place, in a process group of its own."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "now\n"
+    return child
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "gguf_tools.conversion.plan:smallest_exact",
+        "gguf_tools.conversion.write:write_gguf",
+        f"{prove_vocabulary.__module__}:{prove_vocabulary.__name__}",
+    ],
+    ids=["reading", "writing", "proving"],
+)
+def test_a_signal_at_any_moment_is_one_line(
+    qwen3_folder: Path, tmp_path: Path, moment: str, number: signal.Signals
+) -> None:
+    with begun(moment, "convert", qwen3_folder, tmp_path / "out.gguf") as child:
+        child.send_signal(number)
+        out, err = child.communicate(timeout=30)
+    assert (child.returncode, out, err) == (ENDS[number][0], "", ENDS[number][1] + "\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_signal_does_not_stop_the_clearing_up(qwen3_folder: Path, tmp_path: Path) -> None:
+    with begun("gguf_tools.conversion.write:write_gguf", "convert", qwen3_folder, tmp_path / "out.gguf") as child:
+        for _ in range(50):
+            child.send_signal(signal.SIGTERM)
+        out, err = child.communicate(timeout=30)
+    assert (child.returncode, out, err) == (143, "", ENDS[signal.SIGTERM][1] + "\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+WITHIN_LLAMA = """
+import os, sys, time
+from gguf_tools.cli import main
+from gguf_tools.runtime.process import Runtime
+def tokenize(self, *args, **options):
+    print("now", flush=True)
+    print(self.pid, flush=True)
+    time.sleep(60)
+Runtime.tokenize = tokenize
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_while_llama_cpp_runs(
+    qwen3_folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    assert Runtime.tokenize  # what the code above replaces
+    with begun("convert", qwen3_folder, tmp_path / "out.gguf", code=WITHIN_LLAMA) as child:
+        assert child.stdout is not None
+        worker = int(child.stdout.readline())
+        os.killpg(child.pid, number)
+        _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (ENDS[number][0], ENDS[number][1] + "\n")
+    assert not Path(f"/proc/{worker}").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_that_are_ignored_stay_ignored(qwen3_folder: Path, tmp_path: Path) -> None:
+    """As under nohup."""
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + SLOW
+    moment = "gguf_tools.conversion.write:write_gguf"
+    with begun(moment, "convert", qwen3_folder, tmp_path / "out.gguf", code=code) as child:
+        child.send_signal(signal.SIGHUP)
+        child.send_signal(signal.SIGTERM)
+        _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (143, ENDS[signal.SIGTERM][1] + "\n")
+
+
+@pytest.mark.parametrize("module", ["click", "gguf_tools.cli", "gguf_tools.commands.inspect", "numpy", "yaml"])
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_while_modules_are_loaded(qwen3_folder: Path, module: str, number: signal.Signals) -> None:
+    code = f"""
+import sys, time
+class Late:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            print("now", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Late())
+from gguf_tools.__main__ import main
+main()
+"""
+    with begun("inspect", qwen3_folder, code=code) as child:
+        child.send_signal(number)
+        out, err = child.communicate(timeout=30)
+    code_and_line = child.returncode, err.strip()
+    assert (code_and_line, out) == (ENDS[number], "")
+
+
+def test_an_import_that_swallows_the_interrupt_ends_as_one(qwen3_folder: Path) -> None:
+    """Extension modules turn what is raised while they are loaded into errors of their own."""
+    code = """
+import sys, time
+class Late:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            try:
+                print("now", flush=True)
+                time.sleep(60)
+            except BaseException:
+                raise ImportError("initialization failed") from None
+sys.meta_path.insert(0, Late())
+from gguf_tools.__main__ import main
+main()
+"""
+    with begun("inspect", qwen3_folder, code=code) as child:
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=30)
+    assert (child.returncode, err.strip(), out) == (*ENDS[signal.SIGINT], "")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ctrl_c_at_a_random_moment(qwen3_folder: Path, seed: int) -> None:
+    """From when Python runs our code on; before that it is Python's own business."""
+    code = 'print("now", flush=True)\nfrom gguf_tools.__main__ import main\nmain()'
+    wait = random.Random(seed).uniform(0.02, 0.5)
+    code = "import signal\nfrom gguf_tools import signals\nsignals.leave_at_once()\n" + code
+    with begun("inspect", qwen3_folder, code=code) as child:
+        time.sleep(wait)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    assert child.returncode in (0, 130)
+    assert err.strip() in ("", ENDS[signal.SIGINT][1])
+
+
+def test_exit_codes_are_those_of_a_shell() -> None:
+    assert {number: (signals.exit_code(number), f"tinyq: {signals.sentence(number)}") for number in ENDS} == ENDS

@@ -1,0 +1,90 @@
+"""The bounded reader of text files: what is no file, has no end, or is too large ends as one line at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gguf_tools.errors import CheckpointError, InputError
+from gguf_tools.formats.text_file import Kind, check_regular, parse_json, read_bytes, read_text
+
+
+def test_text_comes_without_its_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes("\ufeffgrüße\r\n".encode())
+    assert read_text(tmp_path / "a", Kind.TEXT) == "grüße\r\n"
+
+
+def test_a_link_is_followed_to_a_file(tmp_path: Path) -> None:
+    """As the hub's cache makes them."""
+    (tmp_path / "blob").write_text("x")
+    (tmp_path / "a").symlink_to("blob")
+    assert read_bytes(tmp_path / "a", Kind.CONFIG) == b"x"
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder", "link to a device"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "a"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    elif what == "device":
+        path = Path("/dev/zero")
+    else:
+        path.symlink_to("/dev/zero")
+    reason = "Is a directory" if what == "folder" else "it is not a regular file"
+    with pytest.raises(CheckpointError) as found:
+        read_bytes(path, Kind.CONFIG)
+    assert str(found.value) == f"{path}: cannot be read ({reason}); put a file there"
+    with pytest.raises(InputError, match="cannot be read"):
+        check_regular(path)
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    for name in ("a\0b", "n" * 5000):
+        with pytest.raises(InputError, match=r"cannot be read \(.+\); check the path"):
+            read_text(tmp_path / name, Kind.RECIPE, InputError)
+        with pytest.raises(InputError, match="cannot be read"):
+            check_regular(tmp_path / name)
+
+
+def test_a_file_may_be_as_large_as_its_kind_and_no_larger(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b" ")
+    os.truncate(path, Kind.RECIPE.most)
+    assert len(read_bytes(path, Kind.RECIPE)) == Kind.RECIPE.most
+    os.truncate(path, Kind.RECIPE.most + 1)
+    with pytest.raises(CheckpointError, match=r"a: has 1,048,577 bytes or more; a recipe has 1,048,576 at most"):
+        read_bytes(path, Kind.RECIPE)
+    os.truncate(path, 1 << 40)  # takes no room on the disk, and must take none in memory
+    with pytest.raises(CheckpointError, match=r"has 1,099,511,627,776 bytes or more"):
+        read_text(path, Kind.TOKENIZER)
+
+
+def test_a_file_that_hides_its_size_is_bounded_too() -> None:
+    """Files in /proc state a size of 0 and have contents."""
+    path = Path("/proc/self/maps")
+    if not path.exists():
+        pytest.skip("no /proc here")
+    assert path.stat().st_size == 0
+    assert read_bytes(path, Kind.TEXT)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "line 1, column 2"),
+        ("[" * 200_000, "nested too deeply"),
+        ('{"a":' * 200_000, "nested too deeply"),
+        ("1" * 5000, "integer string"),
+        (b'"\xff"', "can't decode byte"),
+    ],
+)
+def test_json_that_is_none(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    with pytest.raises(CheckpointError) as found:
+        parse_json(text, tmp_path / "a.json")
+    assert str(found.value).startswith(f"{tmp_path / 'a.json'}: not valid JSON (")
+    assert expected in str(found.value)
+    assert len(str(found.value)) < 500
