@@ -382,8 +382,10 @@ class Runtime:
 
     def _message(self, op: str, problem: str, log_start: int, *, ended: bool = False) -> str:
         size = self._log_size()
-        log = self._read_log(max(log_start, size - _LOG_TAIL), size)
-        reason = decisive_lines(log) or (last_lines(log) if ended else "")
+        first = max(size - _LOG_TAIL, 0)
+        reason = decisive_lines(self._read_log(max(log_start, first), size))
+        if ended and not reason:
+            reason = last_lines(self._read_log(first, size))
         line = f"{self.path}: llama.cpp failed ({op}): {problem}" + (f": {reason}" if reason else "")
         return " ".join(line.split())
 
