@@ -61,7 +61,8 @@ def evaluate(
     other code that the reference is held against: `transformers`, MODULE:FUNCTION, a file of golden logits, `none`, or `auto`
     (transformers on one short prompt, where it knows the source). Suite `card`
     asks questions by the model's own chat template (`questions` to `think_tokens` are its options) and gives one score of
-    100; `all` does both. Several models come best first; what llama.cpp failed on is in `failed`. `require` of the result checks thresholds.
+    100; `all` does both. Several models come best first; what llama.cpp failed on is in `failed`. `require` of the result
+    checks thresholds.
 
     `progress` is called with (stage, done, total).
 

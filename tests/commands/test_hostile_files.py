@@ -195,13 +195,14 @@ def test_a_million_tensors(tmp_path: Path) -> None:
     assert "1000000 tensors" in one_line(bounded("inspect", path))
 
 
-def test_a_million_tensors_of_a_checkpoint(tmp_path: Path) -> None:
-    header = json.dumps(
-        {str(n): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(1_000_000)}
-    ).encode()
+@pytest.mark.parametrize(("count", "key"), [(1_000_000, "data_offsets"), (300_000, r"data\u005foffsets")])
+def test_a_million_tensors_of_a_checkpoint(tmp_path: Path, count: int, key: str) -> None:
+    """Also where the key by which they are counted first is spelled in another way."""
+    entries = ",".join(f'"{n}":{{"{key}":[0,0],"dtype":"U8","shape":[0]}}' for n in range(count))
+    header = f"{{{entries}}}".encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     (tmp_path / "config.json").write_text("{}")
-    assert "holds 1,000,000 tensors" in one_line(bounded("inspect", tmp_path))
+    assert "holds more than 262,144 tensors" in one_line(bounded("inspect", tmp_path))
 
 
 @pytest.mark.parametrize("rows", [10**12, -1, True, 1 << 70])
@@ -344,7 +345,7 @@ def test_nothing_that_a_terminal_would_obey_is_printed(tinyq: Tinyq, wild: Path,
 
 
 def test_verify_and_surgery_print_escaped_names(tinyq: Tinyq, wild: Path, tmp_path: Path) -> None:
-    other = shutil.copy(wild, tmp_path / "other.gguf")
+    other = Path(shutil.copy(wild, tmp_path / "other.gguf"))
     with other.open("r+b") as stream:
         stream.seek(-32, os.SEEK_END)
         stream.write(b"\1" * 4)

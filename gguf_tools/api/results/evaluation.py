@@ -60,8 +60,8 @@ class EvaluateResult(Shown):
     ) -> EvaluateResult:
         """The result itself where every file meets every threshold given; they are those of `tinyq eval`.
 
-        Raises LlamaError where llama.cpp failed on a file, ThresholdError that names each file and number that fell short, InputError for a threshold on what was not
-        measured.
+        Raises LlamaError where llama.cpp failed on a file, ThresholdError that names each file and number that fell short,
+        InputError for a threshold on what was not measured.
         """
         if self.failed:
             raise LlamaError(self.failures)
