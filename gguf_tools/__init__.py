@@ -6,7 +6,9 @@ The functions and results in `__all__` are the public API (docs/api.md); each is
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
+"""As typing has it, whose import takes as long as all else here: until the command watches for signals, nothing else should."""
 
 __version__ = "0.1.0"
 
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from gguf_tools.api.convert import convert
     from gguf_tools.api.evaluate import evaluate
     from gguf_tools.api.inspect import inspect

@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from types import FrameType
-from typing import NoReturn
+
+TYPE_CHECKING = False  # as typing has it, whose import takes time in which a signal would not be handled yet
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
 
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 GRACE = 2.0

@@ -203,7 +203,7 @@ class Override:
             raise InputError(f"tensor type {text!r} is not of the form REGEX=TYPE, such as ffn_down=q6_k")
         try:
             compiled = re.compile(pattern)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise InputError(f"tensor type {text!r}: {pattern!r} is not a regular expression: {error}") from None
         return cls(compiled, writable_type(name))
 

@@ -92,7 +92,11 @@ def read_file(path: Path) -> Recipe:
     # tomllib is in Python from 3.11 on; tomli is its backport.
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        data = toml.loads(read_text(path, Kind.RECIPE, InputError))
+        text = read_text(path, Kind.RECIPE, InputError)
+    except InputError as error:
+        raise InputError(f"recipe {error}; a TOML file or a text such as 'swap(1:3)' is expected") from error
+    try:
+        data = toml.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"recipe {path}: not valid TOML ({error})") from error
     steps, layers = data.get("steps"), data.get("layers")

@@ -5,6 +5,7 @@ Errors call an argument by its option on the command line, where dashes stand fo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from gguf_tools.evaluation.card.parts import checked_weights
 from gguf_tools.evaluation.card.questions import choose
 from gguf_tools.evaluation.card.suite import CardOptions
 from gguf_tools.progress import ByteProgress, StageProgress
+from gguf_tools.text import shortened
 from quant.recipes import Override, TypeOptions, writable_type
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def size_target(
         return None
     if target_bpw is not None and target_size is not None:
         raise InputError("--target-bpw and --target-size are two sizes; give one of them")
-    if target_bpw is not None and not target_bpw > 0:
+    if target_bpw is not None and not 0 < target_bpw < math.inf:
         raise InputError(f"--target-bpw is {target_bpw!r}; a number above 0 is expected")
     size = None if target_size is None else byte_count(target_size, "--target-size")
     return SizeTarget(target_bpw, size, optional_path(calibration))
@@ -83,7 +85,10 @@ def byte_count(size: str | int, option: str) -> int:
     if not match or (match["binary"] and not match["unit"]):
         raise InputError(f"{option} {size!r} is not a size; expected such as 500M, 1.5G or 2GiB")
     power = " KMGT".index(match["unit"].upper() or " ")
-    count = int(float(match["number"]) * (1024 if match["binary"] else 1000) ** power)
+    exact = float(match["number"]) * (1024 if match["binary"] else 1000) ** power
+    if exact >= 1 << 63:
+        raise InputError(f"{option} {shortened(str(size))!r} is more than any file can have")
+    count = int(exact)
     if count < 1:
         raise InputError(f"{option} {size!r} is less than a byte")
     return count
