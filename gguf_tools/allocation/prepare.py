@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute as write_conversion
 from gguf_tools.conversion.write import placed_metadata
 from gguf_tools.errors import InputError
+from gguf_tools.formats.temporary import scratch_folder
 from gguf_tools.progress import StageProgress
 from gguf_tools.quantization import plan as quantization
 from gguf_tools.quantization.plan import Quantization, QuantizeRequest
@@ -34,8 +34,8 @@ def prepare_conversion(
     plan = conversion.prepare(request, opened)
     sources = {choice.name: tensor for choice, tensor in zip(plan.choices, plan.tensors, strict=True)}
     frame = FileOverhead(plan.layout.size(placed_metadata(plan, out)) - plan.layout.data_bytes, plan.layout.alignment)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        scratch = Path(folder) / "scratch.gguf"
+    with scratch_folder(out) as folder:
+        scratch = folder / "scratch.gguf"
         exact = conversion.prepare(replace(request, type="f32", options=TypeOptions(), imatrix=None), opened)
         write_conversion(exact, scratch, threads=request.workers)
         chosen = choose(
@@ -68,8 +68,8 @@ def prepare_quantization(
         plan.size - sum(part.layout.data_bytes for part in plan.parts),
         max(part.layout.alignment for part in plan.parts),
     )
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        scratch = Path(folder) / "scratch.gguf"
+    with scratch_folder(out) as folder:
+        scratch = folder / "scratch.gguf"
         write_quantization(
             quantization.prepare(QuantizeRequest(source=request.source, type="f32", allow_requantize=True)),
             scratch,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_tools.errors import CheckpointError, InputError, OutputError
-from gguf_tools.formats.output import sync
+from gguf_tools.formats.commit import sync
 from gguf_tools.formats.text_file import Kind, read_bytes
 
 
