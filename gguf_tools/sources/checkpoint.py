@@ -13,6 +13,7 @@ from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.safetensors import read_safetensors
 from gguf_tools.formats.state_dict import SUFFIXES, read_state_dict, state_dict_files
 from gguf_tools.formats.text_file import Kind, parse_json, read_text
+from gguf_tools.sources.inputs import beside_files, refuse_links_out
 from gguf_tools.sources.names import plain_names
 from gguf_tools.sources.tying import ties
 from gguf_tools.tensors.base import Tensor
@@ -88,10 +89,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     index; else in its only safetensors file, else in its only torch state dict. Torch state dicts, and a safetensors file by
     itself, may lack config.json. Names are without what training wraps around modules (`names`).
 
-    Raises CheckpointError naming the file, tensor or key that is missing or broken.
+    Raises CheckpointError naming the file, tensor or key that is missing or broken, or a file that leads out of the folder
+    through a symbolic link other than those of Hugging Face's cache.
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder; give a folder with config.json and safetensors weights")
+    refuse_links_out(path if path.is_dir() else path.parent, beside_files(path))
     return _with_plain_names(_open_folder(path) if path.is_dir() else _open_file(path))
 
 
@@ -101,6 +104,7 @@ def _open_folder(path: Path) -> Checkpoint:
     if not present:
         return _open_only(path)
     taken = present[0]
+    refuse_links_out(path, [path / taken])
     sharded = taken in (INDEX, TORCH_INDEX)
     opened = _open_sharded(path, path / taken) if sharded else replace(_open_file(path / taken), path=path)
     if taken in (SINGLE, INDEX):
@@ -120,9 +124,11 @@ def _open_only(path: Path) -> Checkpoint:
         if len(files) > 1:
             names = ", ".join(file.name for file in files[:4])
             raise CheckpointError(f"{path}: holds {len(files)} torch files ({names}); give the one that is meant")
+        refuse_links_out(path, files)
         return replace(_open_file(files[0]), path=path)
     read_json(path / CONFIG)
     if len(found) == 1:
+        refuse_links_out(path, found)
         return replace(_open_file(found[0]), path=path)
     if any(path.glob("*.distcp")):
         raise CheckpointError(
@@ -195,6 +201,7 @@ def _open_sharded(path: Path, index: Path) -> Checkpoint:
             raise CheckpointError(f"{index}: names the shard {shard!r}, which is not a plain file name")
         if not os.path.exists(path / shard):  # Path.exists raises for names that are too long
             raise CheckpointError(f"{path / shard}: missing; {index.name} names it as a shard; download it again")
+        refuse_links_out(path, [path / shard])
         opened = _open_file(path / shard)
         shards[shard] = opened.tensors
         metadata |= opened.metadata

@@ -22,12 +22,13 @@ from gguf_tools.conversion.provenance import RECIPE_FILE
 from gguf_tools.errors import CheckpointError, InputError, OutputError, UnsupportedError
 from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.families.registry import build_model
-from gguf_tools.formats.output import atomic_folder
+from gguf_tools.formats.output import Check, atomic_folder
 from gguf_tools.formats.safetensors import WIDTHS, Stored, StoredTensor, write_safetensors
 from gguf_tools.formats.state_dict import StateTensor
 from gguf_tools.model.spec import Model
 from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.checkpoint import CONFIG, INDEX, SINGLE, TORCH_INDEX, Checkpoint, open_checkpoint
+from gguf_tools.sources.inputs import refuse_links_out
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
 from quant.encode import FloatArray, narrow
@@ -256,14 +257,24 @@ def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
 
 
 def write_checkpoint(
-    plan: CheckpointPlan, out: Path, *, force: bool = False, progress: ByteProgress = lambda _: None
+    plan: CheckpointPlan,
+    out: Path,
+    *,
+    force: bool = False,
+    progress: ByteProgress = lambda _: None,
+    check: Check | None = None,
 ) -> int:
-    """Write the folder atomically; returns the bytes of its weights."""
+    """Write the folder atomically; returns the bytes of its weights.
+
+    `check` is called before it appears; if it raises, nothing is left.
+    """
     source, target = plan.checkpoint.path.resolve(), out.resolve()
     if target == source or source in target.parents or target in source.parents:
         raise OutputError(f"{out}: lies over the source {plan.checkpoint.path}; give a folder that has nothing of it")
-    with atomic_folder(out, force=force, size=plan.size) as folder:
-        for file in _files_beside(plan.checkpoint):
+    files = _files_beside(plan.checkpoint)
+    refuse_links_out(plan.checkpoint.folder, files)
+    with atomic_folder(out, force=force, size=plan.size, check=check) as folder:
+        for file in files:
             shutil.copyfile(file, folder / file.name)
         (folder / CONFIG).write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", "utf-8")
         layers = plan.before.layers or len(plan.source_model.layers)

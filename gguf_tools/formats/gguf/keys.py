@@ -43,3 +43,6 @@ SURGERY = "tinyq.surgery"
 """The layer surgery that was done, as the text of a recipe."""
 RESERVE = "tinyq.reserve"
 """Spaces that leave surgery in place room to record what it did."""
+
+SPLIT_ID = "tinyq.split.id"
+"""In each part of a split file: SHA-256 of all parts' headers, zeros in place of it, and tensor data; one for the set."""

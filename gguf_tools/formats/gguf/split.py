@@ -12,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.formats.gguf.header import Field, GGUFHeader, Metadata, ValueType, align, i32, read_header
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import Field, GGUFHeader, Metadata, ValueType, align, i32, read_header, string
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
-KEYS = (NUMBER, COUNT, TENSORS)
+KEYS = (NUMBER, COUNT, TENSORS, keys.SPLIT_ID)
+"""What a part says of itself, and no whole file does."""
 MAX_PARTS = 65535
 """The keys that count parts have 16 bits."""
 
@@ -29,12 +31,31 @@ def part_path(path: Path, number: int, count: int) -> Path:
     return path.with_name(f"{prefix}-{number + 1:05d}-of-{count:05d}.gguf")
 
 
+def is_part_name(path: Path, out: Path) -> bool:
+    """Whether a path is what some part of an output called `out` would be called."""
+    match = _NAME.fullmatch(path.name)
+    return match is not None and path.name == part_path(out, int(match["number"]) - 1, int(match["count"])).name
+
+
+def sibling_parts(path: Path) -> tuple[Path, ...]:
+    """A file and those that by their names are parts of the same model; nothing is opened."""
+    match = _NAME.fullmatch(path.name)
+    if not match:
+        return (path,)
+    beside = (part_path(path, n, int(match["count"])) for n in range(min(int(match["count"]), MAX_PARTS)))
+    return (path, *(other for other in beside if other.name != path.name and other.exists()))
+
+
 def split_keys(number: int, count: int, tensors: int) -> Metadata:
-    """What part `number` (from 0) of `count` says of itself; `tensors` are those of all parts together."""
+    """What part `number` (from 0) of `count` says of itself; `tensors` are those of all parts together.
+
+    The id of the set is a place holder, as long as it will be.
+    """
     return {
         NUMBER: Field(ValueType.UINT16, number),
         COUNT: Field(ValueType.UINT16, count),
         TENSORS: i32(tensors),
+        keys.SPLIT_ID: string("0" * 64),
     }
 
 
@@ -55,6 +76,7 @@ def read_parts(path: Path) -> tuple[GGUFHeader, ...]:
             f"rename it to {right}"
         )
     parts = tuple(given if n == number else _part(part_path(path, n, count), n, count) for n in range(count))
+    _refuse_mixed(parts)
     seen: dict[str, Path] = {}
     for part in parts:
         for entry in part.tensors:
@@ -69,6 +91,21 @@ def read_parts(path: Path) -> tuple[GGUFHeader, ...]:
             f"{path}: {TENSORS} is {stated}, but the {count} parts hold {len(seen)}; fetch them again"
         )
     return parts
+
+
+def _refuse_mixed(parts: Sequence[GGUFHeader]) -> None:
+    """Raise CheckpointError for parts that tinyq wrote at different times: an interrupted run is completed by the next one."""
+    ids = [part.get(keys.SPLIT_ID) for part in parts]
+    other = next((n for n, found in enumerate(ids) if found != ids[0]), None)
+    if other is not None:
+        raise CheckpointError(
+            f"{parts[other].path}: is not of the same model as {parts[0].path.name} ({keys.SPLIT_ID} is {_short(ids[other])}, "
+            f"there {_short(ids[0])}); write or fetch all {len(parts)} parts again"
+        )
+
+
+def _short(value: object) -> str:
+    return "missing" if value is None else f"{str(value)[:12]}…"
 
 
 def _part(path: Path, number: int, count: int) -> GGUFHeader:
