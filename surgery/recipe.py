@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_tools.errors import InputError, OutputError
+from gguf_tools.errors import InputError
+from gguf_tools.formats.output import atomic_output
 from gguf_tools.formats.text_file import Kind, read_text
 from surgery.algebra import Stack, identity
 from surgery.ops import Op, op_named, parse_op
@@ -118,14 +119,10 @@ def file_text(recipe: Recipe, layers: int | None = None) -> str:
     return "\n".join([*lines, "steps = [", *(f"    {json.dumps(str(op))}," for op in recipe.ops), "]", ""])
 
 
-def save_recipe(recipe: Recipe, path: Path, layers: int) -> None:
-    """Write the recipe to a TOML file; OutputError if that fails."""
-    try:
-        path.write_text(file_text(recipe, layers), "utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"{path}: could not be written ({error.strerror}); give --save-recipe another path"
-        ) from error
+def save_recipe(recipe: Recipe, path: Path, layers: int, *, force: bool = False) -> None:
+    """Write the recipe to a TOML file, whole or not at all; OutputError where it exists without `force`, or that fails."""
+    with atomic_output(path, force=force) as stream:
+        stream.write(file_text(recipe, layers).encode())
 
 
 def from_options(options: Iterable[tuple[str, str]]) -> Recipe:

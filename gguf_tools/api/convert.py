@@ -22,8 +22,10 @@ from gguf_tools.conversion.write import execute
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.evaluation.vocabulary import prove_vocabulary
-from gguf_tools.formats.output import check_output
+from gguf_tools.formats.output import check_outputs
+from gguf_tools.formats.watch import Watch
 from gguf_tools.progress import StageProgress
+from gguf_tools.sources.inputs import source_files
 from surgery.model import operate
 from surgery.recipe import Recipe
 
@@ -86,8 +88,12 @@ def convert(
     at_least("--threads", threads)
     if oracle and not prove:
         raise InputError("--oracle needs --prove")
+    folders = [Path(source), *([Path(tokenizer)] if tokenizer else [])]
+    beside = [Path(path) for path in (imatrix, calibration) if path]
+    read = [*(file for folder in folders for file in source_files(folder)), *beside]
     if not dry_run:
-        check_output(out, force)
+        check_outputs({"OUT": out}, read, force=force)
+    watch = Watch.over(read)
     request = Request(
         source=Path(source),
         type=type.lower(),
@@ -113,14 +119,20 @@ def convert(
     elif request.type != AUTO:
         raise InputError("--type and a size (--target-bpw, --target-size) contradict each other; give one of them")
     else:
-        check_output(out, force or dry_run)  # measuring needs room beside the output
+        check_outputs({"OUT": out}, read, force=force or dry_run)  # measuring needs room beside the output
         conversion, chosen = prepare_conversion(request, size, out, progress)
     if dry_run:
         return ConvertResult(conversion, chosen)
     proof = _proof(request, conversion, oracle) if prove else None
     advance = counted(progress, "writing", conversion.layout.data_bytes)
     written = execute(
-        conversion, out, force=force, threads=request.workers, progress=advance, prove=proof or prove_vocabulary
+        conversion,
+        out,
+        force=force,
+        threads=request.workers,
+        progress=advance,
+        prove=proof or prove_vocabulary,
+        check=watch.check,
     )
     return ConvertResult(conversion, chosen, written, proof)
 

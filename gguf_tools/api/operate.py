@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from gguf_tools.api.options import at_least, counted, optional_path, recipe_of
@@ -9,8 +10,11 @@ from gguf_tools.api.results.surgery import OperateResult, SurgeryPlan
 from gguf_tools.errors import InputError
 from gguf_tools.formats import journal
 from gguf_tools.formats.gguf.header import is_gguf
+from gguf_tools.formats.output import Check, check_outputs
+from gguf_tools.formats.watch import Watch
 from gguf_tools.machine import available_cores
 from gguf_tools.progress import StageProgress
+from gguf_tools.sources.inputs import source_files
 from surgery.checkpoint.rewrite import CheckpointPlan, plan_checkpoint, write_checkpoint
 from surgery.gguf.in_place import apply_in_place, plan_in_place
 from surgery.gguf.layers import open_layered
@@ -51,7 +55,14 @@ def operate(
         if out is not None or recipe:
             raise InputError("--undo takes back the last change made in place; give it SOURCE alone")
         return OperateResult(source=source, undone=journal.undo(source))
-    _check_outputs(source, out, in_place, dry_run)
+    _check_place(source, out, in_place, dry_run)
+    read = source_files(source)
+    outputs = {"OUT": out, "--save-recipe": optional_path(save_recipe)}
+    recipe_file = [Path(recipe)] if isinstance(recipe, str | Path) and os.path.isfile(recipe) else []
+    if not dry_run:
+        folders = ["OUT"] if not _is_gguf(source) else []
+        check_outputs(outputs, [*read, *recipe_file], force=force, folders=folders)
+    watch = Watch.over(read)
     parsed = Recipe() if recipe is None else recipe_of(recipe)
     completed = _completed(source) if in_place and not dry_run else None
     if completed and not parsed:
@@ -64,14 +75,14 @@ def operate(
         if in_place and not isinstance(plan, CheckpointPlan):
             plan_in_place(plan)  # raises what the change would raise
         return OperateResult(source=source, path=target, plan=plan, in_place=in_place)
-    size = _written(plan, out, force, threads, progress)
+    size = _written(plan, out, force, threads, progress, watch.check)
     result = OperateResult(source=source, path=target, plan=plan, in_place=in_place, bytes=size)
     if save_recipe is not None:
-        save(parsed, Path(save_recipe), result.layers_before)
+        save(parsed, Path(save_recipe), result.layers_before, force=force)
     return result
 
 
-def _check_outputs(source: Path, out: Path | None, in_place: bool, dry_run: bool) -> None:
+def _check_place(source: Path, out: Path | None, in_place: bool, dry_run: bool) -> None:
     if out is not None and in_place:
         raise InputError(f"{out}: --in-place changes {source} itself and takes no OUT; leave one of the two out")
     if out is None and not in_place and not dry_run:
@@ -86,23 +97,27 @@ def _completed(source: Path) -> str | None:
     return f"{'undoing ' if record.undoes else ''}{record.note}" if record else None
 
 
+def _is_gguf(source: Path) -> bool:
+    return source.is_file() and is_gguf(source)
+
+
 def _planned(source: Path, recipe: Recipe) -> SurgeryPlan:
-    if source.is_file() and is_gguf(source):
+    if _is_gguf(source):
         return plan_gguf(open_layered(source), recipe)
     return plan_checkpoint(source, recipe)
 
 
 def _written(
-    plan: SurgeryPlan, out: Path | None, force: bool, threads: int | None, progress: StageProgress | None
+    plan: SurgeryPlan, out: Path | None, force: bool, threads: int | None, progress: StageProgress | None, check: Check
 ) -> int:
     """Carry the plan out, in place without `out`; bytes written."""
     if isinstance(plan, CheckpointPlan):
         if out is None:
             raise InputError(f"{plan.checkpoint.path}: is not a GGUF file; --in-place is for those alone, give OUT")
-        return write_checkpoint(plan, out, force=force, progress=counted(progress, "writing", plan.size))
+        return write_checkpoint(plan, out, force=force, progress=counted(progress, "writing", plan.size), check=check)
     if out is None:
         planned = plan_in_place(plan)
         apply_in_place(planned)
         return sum(len(patch.new) for patch in planned.patches)
     advance = counted(progress, "writing", plan.entries[1])
-    return write_plan(plan, out, force=force, threads=threads or available_cores(), progress=advance)
+    return write_plan(plan, out, force=force, threads=threads or available_cores(), progress=advance, check=check)

@@ -16,10 +16,12 @@ from gguf_tools.api.options import (
 )
 from gguf_tools.api.results.quantization import QuantizeResult
 from gguf_tools.errors import InputError
-from gguf_tools.formats.output import check_output
+from gguf_tools.formats.output import check_outputs
+from gguf_tools.formats.watch import Watch
 from gguf_tools.progress import StageProgress
 from gguf_tools.quantization.plan import QuantizeRequest, prepare
-from gguf_tools.quantization.write import check_outputs, execute
+from gguf_tools.quantization.write import check_room, execute
+from gguf_tools.sources.inputs import source_files
 
 
 def quantize(
@@ -68,14 +70,22 @@ def quantize(
         keep_split=keep_split,
         split_max_size=byte_count(split_max_size, "--split-max-size") if split_max_size else None,
     )
+    beside = [path for path in (request.imatrix, optional_path(calibration)) if path]
+    read = [*source_files(request.source), *beside]
+    watch = Watch.over(read)
     chosen = None
     if target is None:
         plan = prepare(request)
     else:
-        check_output(out, force or dry_run)  # measuring takes a while, and room beside the output
+        # Measuring takes a while, and room beside the output.
+        check_outputs({"OUT": out}, read, force=force or dry_run)
         plan, chosen = prepare_quantization(request, target, out, threads=threads or 0, progress=progress)
     if dry_run:
         return QuantizeResult(plan, chosen)
-    check_outputs(plan, out, force)
+    if len(plan.parts) == 1:
+        check_outputs({"OUT": out}, read, force=force)
+    else:
+        check_room(plan, out, force)
     advance = counted(progress, "quantizing", plan.report.bytes)
-    return QuantizeResult(plan, chosen, execute(plan, out, force=force, threads=threads or 0, progress=advance))
+    done = execute(plan, out, force=force, threads=threads or 0, progress=advance, check=watch.check)
+    return QuantizeResult(plan, chosen, done)

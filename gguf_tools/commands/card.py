@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +59,18 @@ def card(
     else its header records, and how to use it. Nothing is invented: what is not known or was not measured is left out.
     """
     from gguf_tools.evaluation.run import FidelityRequest
-    from gguf_tools.formats.output import atomic_output, check_output
+    from gguf_tools.formats.output import atomic_outputs
+    from gguf_tools.formats.watch import Watch
     from gguf_tools.publishing.model_card import card_page, gather
     from gguf_tools.runtime.process import RuntimeOptions
+    from gguf_tools.sources.inputs import source_files
     from surgery.model import operate_text
 
     page = out or files[0].parent / CARD
     second = page.parent / MODELFILE if modelfile else None
     outputs = [path for path in (page, second) if path]
-    for path in outputs:
-        check_output(path, force)
-    check_outputs({"--out": page, "--modelfile": second, "--json": json_path}, (source, *files))
+    check_outputs({"--json": json_path}, force=force, outputs={"--out": page, "--modelfile": second})
+    watch = Watch.over(file for path in (source, *files) for file in source_files(path))
     with stage_bars(quiet) as progress:
         facts = gather(
             source,
@@ -86,12 +86,11 @@ def card(
             quantized_by=quantized_by,
             progress=progress,
         )
-    texts = [card_page(facts, second), facts.modelfile.text]
-    with ExitStack() as whole:
-        for path, text in zip(outputs, texts, strict=False):
-            stream = whole.enter_context(atomic_output(path, force=force))
-            stream.write(text.encode("utf-8", errors="replace"))
-            stream.flush()
+    texts = [text.encode("utf-8", errors="replace") for text in (card_page(facts, second), facts.modelfile.text)]
+    sizes = [(path, len(text)) for path, text in zip(outputs, texts, strict=False)]
+    with atomic_outputs(sizes, force=force, check=watch.check) as streams:
+        for stream, text in zip(streams, texts, strict=False):
+            stream.write(text)
     write_json(
         {
             "outputs": [str(path) for path in outputs],
@@ -99,6 +98,7 @@ def card(
             "modelfile": {"template": facts.modelfile.layout is not None, "reason": facts.modelfile.reason},
         },
         json_path,
+        force=force,
     )
     if not quiet and json_path != "-":
         for path in outputs:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,18 +53,19 @@ def show(text: str, *, err: bool = False) -> None:
     click.echo(for_terminal(text), err=err)
 
 
-def write_json(report: Mapping[str, Any], path: str | None) -> None:
+def write_json(report: Mapping[str, Any], path: str | None, *, force: bool = False) -> None:
     """The report as JSON to a file, or to stdout for "-"; nothing without a path."""
     if path is None:
         return
-    write_text(json_escapes(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)) + "\n", path, "--json")
+    text = json_escapes(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+    write_text(text, path, "--json", force=force)
 
 
-def write_text(text: str, path: str | None, option: str) -> None:
+def write_text(text: str, path: str | None, option: str, *, force: bool = False) -> None:
     """A report's text to a file, or to stdout for "-"; nothing without a path. `option` gave the path."""
     if path is None:
         return
-    if path == "-":
+    if path in STDOUT:
         click.echo(text if option == "--json" else for_terminal(text, None), nl=False)
         return
     from gguf_tools.formats.output import atomic_output
@@ -70,34 +73,71 @@ def write_text(text: str, path: str | None, option: str) -> None:
     # A file's name may hold bytes that are no UTF-8; so they become escapes that JSON knows.
     data = text.encode("utf-8", errors="backslashreplace")
     target = Path(path)
-    try:
-        if target.is_symlink() or (target.exists() and not target.is_file()):
-            target.write_bytes(data)  # /dev/stdout and pipes, which a new file must not replace
-            return
-    except OSError as error:
-        raise OutputError(
-            f"{path}: could not be written ({error.strerror}); give {option} a path that can be"
-        ) from error
-    with atomic_output(target, force=True) as stream:
+    if _is_stream(target):
+        try:
+            with target.open("ab", buffering=0) as stream:
+                stream.write(data)
+        except OSError as error:
+            raise OutputError(
+                f"{path}: could not be written ({error.strerror}); give {option} a path that can be"
+            ) from error
+        return
+    with atomic_output(target, force=force) as stream:
         stream.write(data)
 
 
-def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Sequence[Path]) -> None:
-    """Refuse, before anything is measured, outputs by option that cannot be written or would replace a file in use."""
-    used: dict[Path, str] = {path.resolve(): "is what the command reads" for path in inputs}
-    for option, output in outputs.items():
-        path = Path(output or "-")
-        if str(path) == "-":
-            continue
-        if path.is_dir():
-            raise OutputError(f"{path}: is a folder; give {option} the name of a file")
-        if not path.parent.is_dir():
-            raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
-        if path.exists() and not path.is_file():
-            continue
-        if path.resolve() in used:
-            raise OutputError(f"{path}: {used[path.resolve()]}; give {option} another name")
-        used[path.resolve()] = f"is what {option} writes"
+STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+"""Opened anew by its name, a stdout that is a file would be written from its start."""
+_STREAMS = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is no file that a new one could replace: an open stream by its name, a pipe, a device."""
+    return bool(_STREAMS.fullmatch(str(path))) or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def check_outputs(
+    reports: Mapping[str, str | Path | None],
+    *,
+    force: bool,
+    outputs: Mapping[str, Path | None] | None = None,
+    folders: Collection[str] = (),
+) -> None:
+    """Refuse, before any work, what the running command may not write (`formats.output.check_outputs`).
+
+    `reports` may be streams (-, /dev/stdout, a pipe); `outputs` may not. Inputs are all other parameters that name something
+    that exists, with the files that they stand for.
+    """
+    from gguf_tools.formats.gguf.split import is_part_name
+    from gguf_tools.formats.output import check_outputs as check
+    from gguf_tools.sources.inputs import source_files
+
+    outputs = outputs or {}
+    files = {option: Path(path) for option, path in reports.items() if path is not None and str(path) != "-"}
+    files = {option: path for option, path in files.items() if not _is_stream(path)}
+    inputs = [file for path in _given_paths() for file in source_files(path)]
+    check({**outputs, **files}, inputs, force=force, folders=folders)
+    for option, path in files.items():
+        for other in outputs.values():
+            if other and is_part_name(path, other) and path.parent.resolve() == other.parent.resolve():
+                raise OutputError(f"{path}: is what a part of {other} may be called; give {option} another name")
+
+
+WRITTEN = ("out", "save_recipe", "json_path", "csv_path", "markdown")
+"""The parameters, of all commands, that name what is written."""
+
+
+def _given_paths() -> Iterator[Path]:
+    """Whatever exists of what the running command was given to read."""
+    from gguf_tools.commands.surgery_options import given_options
+
+    context = click.get_current_context()
+    values = [value for name, value in context.params.items() if name not in WRITTEN]
+    for value in [*values, [text for _, text in given_options()]]:
+        for one in value if isinstance(value, list | tuple) else [value]:
+            # A text that happens to be a file's name, too, is better spared.
+            if isinstance(one, str | Path) and os.path.exists(one):
+                yield Path(one)
 
 
 @contextlib.contextmanager

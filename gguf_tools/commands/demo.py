@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_tools.bundled import MODELS, bundled_model
-from gguf_tools.commands.common import json_option, show, timeout_option, write_json
+from gguf_tools.commands.common import check_outputs, force_option, json_option, show, timeout_option, write_json
 from gguf_tools.errors import LlamaError
 from gguf_tools.text import human_bytes, table
 
@@ -30,8 +30,9 @@ COLUMN = 54
 @click.option("--model", type=click.Choice(MODELS), default="hybrid", show_default=True, help="Which bundled model.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Keep the files in DIR.")
 @timeout_option
+@force_option
 @json_option
-def demo(model: str, out: Path | None, json_path: str | None) -> None:
+def demo(model: str, out: Path | None, force: bool, json_path: str | None) -> None:
     """Convert a bundled checkpoint to five types, compare each with the torch reference, and score it as its card would."""
     from gguf_tools import convert, evaluate
     from gguf_tools.evaluation.card.questions import choose
@@ -40,11 +41,13 @@ def demo(model: str, out: Path | None, json_path: str | None) -> None:
     from gguf_tools.runtime.process import RuntimeOptions
 
     source = bundled_model(model)
+    check_outputs({"--json": json_path}, force=force)
     with _folder(out) as folder:
         files = {name: folder / f"{model}-{name}.gguf" for name in TYPES}
+        check_outputs({"--json": json_path}, force=force, outputs={path.name: path for path in files.values()})
         for name, path in files.items():
             show(f"converting {path.name}", err=True)
-            convert(source, path, type=name, force=True)
+            convert(source, path, type=name, force=force)
         show("evaluating", err=True)
         found = evaluate(list(files.values()), reference=source, suite="all", questions=QUESTIONS)
         if found.failed:
@@ -59,7 +62,7 @@ def demo(model: str, out: Path | None, json_path: str | None) -> None:
         show("\n" + _side_by_side(*stories))
         if out:
             show(f"\nthe files are in {out}")
-    write_json({name: result.as_dict() for name, result in results.items()}, json_path)
+    write_json({name: result.as_dict() for name, result in results.items()}, json_path, force=force)
 
 
 def _tables(results: Mapping[str, FileScores], questions: int) -> str:

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, parsed_weights
 from gguf_tools.commands.common import (
     check_outputs,
+    force_option,
     json_option,
     quiet_option,
     show,
@@ -70,6 +71,7 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
 @click.option("--markdown", metavar="FILE", help="Write the table as Markdown to FILE, or to stdout with -.")
 @timeout_option
 @threads_option
+@force_option
 @json_option
 @quiet_option
 def evaluate(
@@ -94,6 +96,7 @@ def evaluate(
     csv_path: str | None,
     markdown: str | None,
     threads: int | None,
+    force: bool,
     json_path: str | None,
     quiet: bool,
     **card: Any,
@@ -115,7 +118,7 @@ def evaluate(
     _check_options(suite)
     if [json_path, csv_path, markdown].count("-") > 1:
         raise click.UsageError("only one of --json, --csv and --markdown can go to stdout")
-    check_outputs({"--json": json_path, "--csv": csv_path, "--markdown": markdown}, models)
+    check_outputs({"--json": json_path, "--csv": csv_path, "--markdown": markdown}, force=force)
     weights = parsed_weights(card.pop("weights"))
     with stage_bars(quiet) as progress:
         result = run(
@@ -138,11 +141,11 @@ def evaluate(
             **card,
         )
     if json_path is not None:
-        write_json(result.as_dict(), json_path)
+        write_json(result.as_dict(), json_path, force=force)
     if csv_path is not None:
-        write_text(result.as_csv(), csv_path, "--csv")
+        write_text(result.as_csv(), csv_path, "--csv", force=force)
     if markdown is not None:
-        write_text(result.as_markdown(), markdown, "--markdown")
+        write_text(result.as_markdown(), markdown, "--markdown", force=force)
     if not quiet and "-" not in (json_path, csv_path, markdown):
         show(str(result))
     bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}

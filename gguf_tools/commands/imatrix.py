@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_tools.commands.common import output_options, show, stage_bars, timeout_option, write_json
+from gguf_tools.commands.common import check_outputs, output_options, show, stage_bars, timeout_option, write_json
 from gguf_tools.errors import InputError
 from gguf_tools.text import human_bytes, table
 
@@ -58,8 +58,9 @@ def imatrix(
     from gguf_tools.evaluation.imatrix import CollectRequest, collect
     from gguf_tools.formats.gguf.imatrix import in_tokens, read_imatrix, write_imatrix
     from gguf_tools.formats.gguf.source import open_gguf
-    from gguf_tools.formats.output import check_output
+    from gguf_tools.formats.watch import Watch
     from gguf_tools.runtime.process import RuntimeOptions
+    from gguf_tools.sources.inputs import source_files
     from quant.imatrix import coverage
     from quant.imatrix import merge as merged
     from quant.recipes import TensorFacts
@@ -70,8 +71,9 @@ def imatrix(
         raise InputError("nothing to count; give MODEL.gguf and TEXT, or --merge FILE")
     if model is not None and out is None:
         raise InputError("where to write the matrix is missing; give it with -o FILE")
-    if out is not None:
-        check_output(out, force)
+    check_outputs({"--json": json_path}, force=force, outputs={"--out": out})
+    read = [*merge, *(source_files(model) if model else ()), *([text] if text else ())]
+    watch = Watch.over(read)
     matrices = [in_tokens(read_imatrix(path)) for path in merge]
     if model is not None and text is not None:
         facts = [TensorFacts(name, tensor.shape) for name, tensor in open_gguf(model).tensors.items()]
@@ -90,8 +92,8 @@ def imatrix(
             matrices.append(collect(request, options, progress and partial(progress, "tokens")))
     matrix = merged(matrices)
     found = coverage(matrix)
-    size = write_imatrix(matrix, out, force=force) if out is not None else None
-    write_json(report_dict(matrix, found, out, size), json_path)
+    size = write_imatrix(matrix, out, force=force, check=watch.check) if out is not None else None
+    write_json(report_dict(matrix, found, out, size), json_path, force=force)
     if not quiet and json_path != "-":
         show(report_text(matrix, found))
         if out is not None and size is not None:

@@ -6,20 +6,22 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import json_option, show, write_json
+from gguf_tools.commands.common import check_outputs, force_option, json_option, show, write_json
 
 
 @click.command("inspect")
 @click.argument("path", type=click.Path(path_type=Path))
+@force_option
 @json_option
-def inspect_command(path: Path, json_path: str | None) -> None:
+def inspect_command(path: Path, force: bool, json_path: str | None) -> None:
     """Show what PATH is, a checkpoint or a GGUF: layers, sizes, types, tokenizer, provenance, and how it would convert.
 
     No weights are read.
     """
     from gguf_tools import inspect
 
+    check_outputs({"--json": json_path}, force=force)
     found = inspect(path)
-    write_json(found.as_dict(), json_path)
+    write_json(found.as_dict(), json_path, force=force)
     if json_path != "-":
         show(str(found))

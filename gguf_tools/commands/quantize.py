@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import output_options, show, stage_bars, timeout_option, write_json
+from gguf_tools.commands.common import check_outputs, output_options, show, stage_bars, timeout_option, write_json
 from gguf_tools.commands.type_options import type_options
 
 
@@ -55,6 +55,7 @@ def quantize(
     """
     from gguf_tools import quantize as run
 
+    check_outputs({"--json": json_path}, force=force, outputs={} if dry_run else {"OUT": out})
     with stage_bars(quiet) as progress:
         result = run(
             source,
@@ -76,6 +77,6 @@ def quantize(
             threads=threads,
             progress=progress,
         )
-    write_json(result.as_dict(), json_path)
+    write_json(result.as_dict(), json_path, force=force)
     if (dry_run or not quiet) and json_path != "-":
         show(str(result))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import output_options, show, stage_bars, write_json
+from gguf_tools.commands.common import check_outputs, output_options, show, stage_bars, write_json
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 
 
@@ -37,6 +37,8 @@ def surgery(
     """
     from gguf_tools import operate
 
+    written = {} if dry_run else {"OUT": out, "--save-recipe": save_recipe}
+    check_outputs({"--json": json_path}, force=force, outputs=written, folders=() if source.is_file() else ("OUT",))
     with stage_bars(quiet) as progress:
         result = operate(
             source,
@@ -50,6 +52,6 @@ def surgery(
             threads=threads,
             progress=progress,
         )
-    write_json(result.as_dict(), json_path)
+    write_json(result.as_dict(), json_path, force=force)
     if not quiet and json_path != "-":
         show(str(result))

@@ -33,12 +33,18 @@ class WithSurgery(click.Command):
 
 def given_recipe() -> Recipe | None:
     """The recipe that the running command's options of surgery make, in their order; None without any."""
-    options: list[tuple[str, str]] = click.get_current_context().meta.get(_KEY, [])
+    options = given_options()
     if not options:
         return None
     from surgery.recipe import from_options
 
     return from_options(options)
+
+
+def given_options() -> list[tuple[str, str]]:
+    """The running command's options of surgery (name, value), in their order."""
+    options: list[tuple[str, str]] = click.get_current_context().meta.get(_KEY, [])
+    return options
 
 
 def option_help() -> list[tuple[str, str]]:

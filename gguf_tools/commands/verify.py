@@ -9,6 +9,7 @@ import click
 
 from gguf_tools.commands.common import (
     check_outputs,
+    force_option,
     json_option,
     progress_bar,
     quiet_option,
@@ -51,6 +52,7 @@ NAMED = 4
     help="The tokenizer's folder, where it is not SOURCE's.",
 )
 @threads_option
+@force_option
 @json_option
 @quiet_option
 def verify(
@@ -59,6 +61,7 @@ def verify(
     imatrix: Path | None,
     tokenizer: Path | None,
     threads: int | None,
+    force: bool,
     json_path: str | None,
     quiet: bool,
 ) -> None:
@@ -71,8 +74,7 @@ def verify(
     from gguf_tools.verification.run import file_bytes, verify
     from surgery.model import operate_text
 
-    inputs = [path for path in (file, source, imatrix) if path is not None]
-    check_outputs({"--json": json_path}, inputs)
+    check_outputs({"--json": json_path}, force=force)
     with progress_bar(file_bytes(file), "verifying", quiet) as advance:
         found = verify(
             file,
@@ -84,7 +86,7 @@ def verify(
             threads=threads or 0,
             progress=advance,
         )
-    write_json(found.as_dict(), json_path)
+    write_json(found.as_dict(), json_path, force=force)
     if not quiet and json_path != "-":
         show(text_of(found))
     if found.differing:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from gguf_tools.conversion.background import Background
 from gguf_tools.conversion.plan import Conversion
-from gguf_tools.errors import OutputError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import (
     Field,
@@ -18,9 +17,9 @@ from gguf_tools.formats.gguf.header import (
     string,
 )
 from gguf_tools.formats.gguf.writer import write_gguf
-from gguf_tools.formats.output import atomic_output, check_output
+from gguf_tools.formats.output import Check, atomic_output, check_outputs
 from gguf_tools.progress import ByteProgress
-from gguf_tools.sources.checkpoint import CONFIG
+from gguf_tools.sources.inputs import source_files
 from gguf_tools.tensors.blocks import tensor_blocks
 from gguf_tools.tokenizers.vocabulary import Tokenizer
 from quant.encode import ByteArray, Encoder, Narrowing
@@ -45,20 +44,23 @@ def execute(
     threads: int = 1,
     progress: ByteProgress = lambda _: None,
     prove: Callable[[Path, Tokenizer], None] | None = None,
+    check: Check | None = None,
 ) -> Converted:
     """Write the file, and only then let it appear under its name.
 
-    `prove` is called with the finished temporary file and the tokenizer; if it raises, nothing is left.
+    `prove` is called with the finished temporary file and the tokenizer, `check` when all is done; if they raise, nothing is
+    left.
     """
-    check_output(out, force)
     checkpoint = conversion.checkpoint
-    inputs = (*checkpoint.weight_files, checkpoint.folder / CONFIG, conversion.tokenizer.path)
-    if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
-        raise OutputError(f"{out}: is a file of the source, which is never changed; choose another name")
+    inputs = (*checkpoint.weight_files, *source_files(checkpoint.path), conversion.tokenizer.path)
+    check_outputs({"OUT": out}, inputs, force=force)
     metadata = placed_metadata(conversion, out)
     losses: dict[str, Narrowing] = {}
     size = conversion.layout.size(metadata)
-    with atomic_output(out, force=force, size=size) as stream, Background(checkpoint.digest) as digest:
+    with (
+        atomic_output(out, force=force, size=size, check=check) as stream,
+        Background(checkpoint.digest) as digest,
+    ):
         # The source is hashed in the background; the fixed-width placeholder is overwritten once the digest is known.
         with Encoder(threads) as encoder:
             write_gguf(stream, metadata, conversion.layout, _pieces(conversion, encoder, losses), progress)
@@ -88,7 +90,7 @@ def placed_metadata(conversion: Conversion, out: Path) -> Metadata:
 
 def _relative(path: Path, out: Path) -> Field:
     """The way from the output's folder, so that both can be moved together."""
-    return string(Path(os.path.relpath(path, out.resolve().parent)).as_posix())
+    return string(Path(os.path.relpath(path, out.parent.resolve())).as_posix())
 
 
 def _pieces(conversion: Conversion, encoder: Encoder, losses: dict[str, Narrowing]) -> Iterator[tuple[str, ByteArray]]:

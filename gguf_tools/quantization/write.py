@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import BinaryIO
 
-from gguf_tools.errors import OutputError
+from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.header import pack_header, string
 from gguf_tools.formats.gguf.source import GGUFTensor
 from gguf_tools.formats.gguf.writer import write_gguf
-from gguf_tools.formats.output import atomic_output, check_output
+from gguf_tools.formats.output import Check, atomic_outputs, check_outputs, require_room, settle
+from gguf_tools.formats.temporary import folder_lock
 from gguf_tools.machine import available_cores
 from gguf_tools.progress import ByteProgress
 from gguf_tools.quantization.plan import OutputPart, Quantization
@@ -34,37 +36,61 @@ class Quantized:
 
 
 def execute(
-    plan: Quantization, out: Path, *, force: bool = False, threads: int = 0, progress: ByteProgress = lambda _: None
+    plan: Quantization,
+    out: Path,
+    *,
+    force: bool = False,
+    threads: int = 0,
+    progress: ByteProgress = lambda _: None,
+    check: Check | None = None,
 ) -> Quantized:
-    """Write the output; the parts get their final names only when all are complete.
+    """Write the output, all parts of which appear under their names together when the last one is complete.
+
+    `check` is called before they appear; if it raises, nothing is left.
 
     Raises InputError for a weight that is NaN or infinite (with the tensor's name), OutputError if it cannot be written.
     """
     paths = plan.paths(out)
-    check_outputs(plan, out, force)
+    check_room(plan, out, force)
     losses: dict[str, Narrowing] = {}
-    with contextlib.ExitStack() as stack, Encoder(threads or available_cores()) as encoder:
-        # The first part is renamed last: llama.cpp does not load the others without it.
-        streams = [
-            stack.enter_context(atomic_output(path, force=force, size=part.size))
-            for path, part in zip(paths, plan.parts, strict=True)
-        ]
+    sizes = [(path, part.size) for path, part in zip(paths, plan.parts, strict=True)]
+    with (
+        atomic_outputs(sizes, force=force, check=check) as streams,
+        Encoder(threads or available_cores()) as encoder,
+    ):
         for stream, part in zip(streams, plan.parts, strict=True):
             write_gguf(stream, part.metadata, part.layout, _pieces(plan, part, encoder, losses), progress)
+        if len(streams) > 1:
+            _sign(plan, streams)
     return Quantized(paths, plan.size, losses)
 
 
-def check_outputs(plan: Quantization, out: Path, force: bool) -> None:
-    """Raise OutputError if a part cannot be written, would overwrite the source, or the disk is too small."""
-    for path in plan.paths(out):
-        if path.exists() and any(path.samefile(source.path) for source in plan.sources):
-            raise OutputError(f"{path}: is the source itself, which is never changed; give another name")
-        check_output(path, force)
-    free = shutil.disk_usage(out.parent).free
-    if plan.size > free:
-        raise OutputError(
-            f"{out}: needs {plan.size:,} bytes, but the disk has {free:,} free; make room or write elsewhere"
-        )
+def check_room(plan: Quantization, out: Path, force: bool) -> None:
+    """Raise OutputError where a file of the output cannot be written, is part of the source, or the disk is too small.
+
+    A set of parts whose writing was interrupted at its very end is completed first.
+    """
+    paths = plan.paths(out)
+    if len(paths) > 1 and out.parent.is_dir():
+        with folder_lock(out.parent):
+            settle(paths)
+    parts = {f"OUT (part {n})" if len(paths) > 1 else "OUT": path for n, path in enumerate(paths, 1)}
+    check_outputs(parts, [source.path for source in plan.sources], force=force)
+    require_room(out, plan.size)
+
+
+def _sign(plan: Quantization, streams: Sequence[BinaryIO]) -> None:
+    """Put the id of the set, a digest of all that was written, over its place holder in each part's header."""
+    digest = hashlib.sha256()
+    for stream in streams:
+        stream.flush()
+        stream.seek(0)
+        while piece := stream.read(COPY_BYTES):
+            digest.update(piece)
+    for stream, part in zip(streams, plan.parts, strict=True):
+        metadata = {**part.metadata, keys.SPLIT_ID: string(digest.hexdigest())}
+        stream.seek(0)
+        stream.write(pack_header(metadata, part.layout.entries, part.layout.alignment))
 
 
 def _pieces(

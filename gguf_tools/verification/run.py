@@ -12,8 +12,10 @@ from gguf_tools.families.base import CheckType
 from gguf_tools.formats.gguf.header import GGUFHeader
 from gguf_tools.formats.gguf.imatrix import read_imatrix
 from gguf_tools.formats.gguf.source import GGUFTensor, open_gguf
+from gguf_tools.formats.watch import Watch
 from gguf_tools.machine import available_cores
 from gguf_tools.progress import ByteProgress
+from gguf_tools.sources.inputs import source_files
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.verification.expectation import ARCHITECTURE, Expectation, Operate, expect, stated
 from gguf_tools.verification.metadata import MetadataFinding, compare_metadata
@@ -93,6 +95,7 @@ def verify(
     Raises CheckpointError if either is broken, UnsupportedError for an unsupported architecture or family, InputError for an
     importance matrix of another model.
     """
+    watch = Watch.over([*source_files(file), *source_files(source), *([imatrix] if imatrix else [])])
     opened = open_gguf(file)
     header = opened.header
     expected = expect(header, source, operate, tokenizer, check_type)
@@ -103,6 +106,7 @@ def verify(
     findings = [_named(finding, tensor, expected.tensors) for finding, tensor in zip(findings, tensors, strict=True)]
     findings += _missing(expected, opened.tensors)
     metadata = compare_metadata(header, expected.metadata, stated(opened))
+    watch.check()
     if expected.lacks:
         metadata.insert(0, _inexpressible(header, expected))
     return Verification(

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from gguf_tools.errors import InputError, OutputError, UnsupportedError
+from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import MAX_NAME, Field, TensorEntry, ValueType, array, place, string, u32
 from gguf_tools.formats.gguf.split import KEYS
-from gguf_tools.formats.output import atomic_output
+from gguf_tools.formats.output import Check, atomic_output, check_outputs
 from gguf_tools.progress import ByteProgress
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tokenizers.model_name import NAME, repaired_name
@@ -193,15 +193,23 @@ def _experts(file: LayeredFile, new: list[dict[Half, GGUFHalf]]) -> dict[str, Fi
 
 
 def write_plan(
-    plan: GGUFPlan, out: Path, *, force: bool = False, threads: int = 1, progress: ByteProgress = lambda _: None
+    plan: GGUFPlan,
+    out: Path,
+    *,
+    force: bool = False,
+    threads: int = 1,
+    progress: ByteProgress = lambda _: None,
+    check: Check | None = None,
 ) -> int:
-    """Write the new file atomically; returns its size in bytes."""
-    if out.exists() and any(out.samefile(source) for source in _sources(plan)):
-        raise OutputError(f"{out}: is the source itself; give another name, or --in-place for a pure permutation")
+    """Write the new file, which appears whole or not at all; its size in bytes.
+
+    `check` is called before it appears; if it raises, nothing is left.
+    """
+    check_outputs({"OUT": out}, _sources(plan), force=force)
     entries, data_bytes = plan.entries
     header = plan.file.header.rewritten(plan.changes | _paths(plan.file, out), entries)
     size = len(header) + data_bytes
-    with atomic_output(out, force=force, size=size) as stream, Encoder(threads) as encoder:
+    with atomic_output(out, force=force, size=size, check=check) as stream, Encoder(threads) as encoder:
         _allocate(stream, size)
         stream.write(header)
         for entry, (_, piece) in zip(entries, plan.outputs, strict=True):
@@ -217,8 +225,8 @@ def write_plan(
 
 
 def _paths(file: LayeredFile, out: Path) -> dict[str, Field | None]:
-    """The recorded paths, made relative to the new file's folder."""
-    here, there = file.header.path.resolve().parent, out.resolve().parent
+    """Where the file's source lies, as seen from the new file's folder."""
+    here, there = file.header.path.resolve().parent, out.parent.resolve()
     paths = {key: file.header.get(key) for key in PATH_KEYS}
     return {
         key: string(Path(os.path.relpath(here / path, there)).as_posix())

@@ -237,18 +237,32 @@ def test_a_report_appears_whole_or_not_at_all(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        ran = tinyq("inspect", qwen3_folder, "--json", report)
+        ran = tinyq("inspect", qwen3_folder, "--json", report, "--force")
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert f"{report}: could not be written (the disk is full)" in ran.err
     assert (report.read_text(), list(tmp_path.iterdir())) == ("old", [report])
-    assert tinyq("inspect", qwen3_folder, "--json", report).code == 0
+    assert "exists already" in tinyq("inspect", qwen3_folder, "--json", report).err
+    assert tinyq("inspect", qwen3_folder, "--json", report, "--force").code == 0
     assert json.loads(report.read_text("utf-8"))["family"] == "qwen3"
 
 
-def test_a_report_goes_through_a_link(tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path) -> None:
-    """As /dev/stdout is one."""
+def test_a_report_goes_to_a_stream_by_its_name(qwen3_folder: Path, tmp_path: Path) -> None:
+    """/dev/stdout is a link to what may be a regular file, which stays."""
+    target = tmp_path / "target"
+    command = [sys.executable, "-m", "gguf_tools", "inspect", str(qwen3_folder), "--json", "/dev/stdout"]
+    with target.open("wb") as stream:
+        subprocess.run(command, stdout=stream, check=True)
+        assert os.path.samestat(os.fstat(stream.fileno()), target.stat())
+    assert '"kind": "checkpoint"' in target.read_text("utf-8")
+
+
+def test_a_report_replaces_a_link_and_never_follows_it(tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path) -> None:
     link, target = tmp_path / "link", tmp_path / "target"
-    link.symlink_to(target)
-    assert tinyq("inspect", qwen3_folder, "--json", link).code == 0
-    assert link.is_symlink()
-    assert json.loads(target.read_text("utf-8"))["kind"]
+    link.symlink_to(target)  # leads nowhere yet
+    assert "exists already" in tinyq("inspect", qwen3_folder, "--json", link).err
+    target.write_text("precious")
+    assert "exists already" in tinyq("inspect", qwen3_folder, "--json", link).err
+    assert tinyq("inspect", qwen3_folder, "--json", link, "--force").code == 0
+    assert not link.is_symlink()
+    assert json.loads(link.read_text("utf-8"))["kind"]
+    assert target.read_text() == "precious"

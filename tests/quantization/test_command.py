@@ -147,7 +147,7 @@ def test_outputs_are_not_inputs(source: Path, tmp_path: Path, tinyq: Tinyq) -> N
     before = source.read_bytes()
     ran = tinyq("quantize", source, source, "q8_0", "--force")
     assert (ran.code, source.read_bytes()) == (2, before)
-    assert "is the source itself" in ran.err
+    assert "is what the command reads" in ran.err
     (tmp_path / "taken.gguf").write_bytes(b"x")
     assert "exists already" in tinyq("quantize", source, tmp_path / "taken.gguf", "q8_0").err
     assert tinyq("quantize", source, tmp_path / "taken.gguf", "q8_0", "--force", "-q") == Ran(0, "", "")

@@ -15,7 +15,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.header import Metadata, ValueType, array, is_gguf, read_header, string, u32
 from gguf_tools.formats.gguf.source import GGUFTensor, gguf_tensors
 from gguf_tools.formats.gguf.writer import layout, write_gguf
-from gguf_tools.formats.output import atomic_output
+from gguf_tools.formats.output import Check, atomic_output
 from gguf_tools.formats.text_file import Kind, read_bytes
 from quant.encode import ByteArray, FloatArray
 from quant.imatrix import ImportanceMatrix, Statistics
@@ -145,8 +145,11 @@ def recorded(matrix: ImportanceMatrix) -> Metadata:
     return noted
 
 
-def write_imatrix(matrix: ImportanceMatrix, out: Path, *, force: bool = False) -> int:
-    """Write the matrix in llama.cpp's GGUF format; the size in bytes. Raises OutputError where it cannot be written."""
+def write_imatrix(matrix: ImportanceMatrix, out: Path, *, force: bool = False, check: Check | None = None) -> int:
+    """Write the matrix in llama.cpp's GGUF format; the size in bytes. Raises OutputError where it cannot be written.
+
+    `check` is called before the file appears; if it raises, nothing is left.
+    """
     matrix = in_tokens(matrix)
     pieces: list[tuple[str, FloatArray]] = []
     for name, entry in sorted(matrix.entries.items()):
@@ -160,7 +163,7 @@ def write_imatrix(matrix: ImportanceMatrix, out: Path, *, force: bool = False) -
     }
     size = where.size(metadata)
     data = ((name, _bytes(values)) for name, values in pieces)
-    with atomic_output(out, force=force, size=size) as stream:
+    with atomic_output(out, force=force, size=size, check=check) as stream:
         write_gguf(stream, metadata, where, data, lambda _: None)
     return size
 

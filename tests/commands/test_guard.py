@@ -1,0 +1,247 @@
+"""No option of any command writes over an input, over what another writes, or over a file without --force; and no output comes
+of a source that changed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from gguf_tools import convert, operate, quantize
+from gguf_tools.cli import COMMANDS
+from gguf_tools.cli import tinyq as group
+from gguf_tools.commands.common import WRITTEN
+from gguf_tools.errors import CheckpointError, OutputError
+from gguf_tools.formats.gguf.imatrix import write_imatrix
+from gguf_tools.verification.run import verify
+from quant.imatrix import ImportanceMatrix, Statistics
+from tests.conftest import Ran
+
+Tinyq = Callable[..., Ran]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Inputs of all commands in one folder, and where outputs go."""
+
+    folder: Path
+    source: Path
+    file: Path
+    text: Path
+    matrix: Path
+    out: Path
+
+    def contents(self) -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in sorted(self.folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def place(tmp_path: Path, qwen3_folder: Path, f32_file: Path) -> Place:
+    import numpy as np
+
+    source, file, text, matrix = (tmp_path / name for name in ("source", "in.gguf", "text.txt", "m.gguf"))
+    shutil.copytree(qwen3_folder, source)
+    shutil.copy(f32_file, file)
+    text.write_text("Once upon a time")
+    entry = Statistics(np.ones((1, 64), np.float32), np.ones(1, np.float32))
+    made = ImportanceMatrix(entries={"blk.0.attn_q.weight": entry}, datasets=(), chunks=1, chunk_size=1, name="m")
+    write_imatrix(made, matrix)
+    (tmp_path / "out").mkdir()
+    return Place(tmp_path, source, file, text, matrix, tmp_path / "out")
+
+
+@pytest.fixture(scope="session")
+def f32_file(qwen3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("guard") / "f32.gguf"
+    convert(qwen3_folder, path, type="f32")
+    return path
+
+
+def runs(place: Place) -> dict[str, list[tuple[list[object], dict[str, Path]]]]:
+    """By command: arguments without outputs, the outputs by what names them ("" for an argument)."""
+    source, file, text, out = place.source, place.file, place.text, place.out
+    return {
+        "convert": [([source], {"": out / "a.gguf"})],
+        "quantize": [([file], {"": out / "a.gguf"})],
+        "surgery": [
+            ([file, "--swap", "0:1"], {"": out / "a.gguf", "--save-recipe": out / "a.toml"}),
+            ([source, "--swap", "0:1"], {"": out / "folder", "--save-recipe": out / "a.toml"}),
+        ],
+        "imatrix": [([file, text], {"-o": out / "a.gguf"}), (["--merge", place.matrix], {"-o": out / "a.gguf"})],
+        "card": [([source, file, "--suite", "none"], {"--out": out / "a.md"})],
+        "eval": [([file, "--suite", "card"], {"--csv": out / "a.csv", "--markdown": out / "a.md"})],
+        "verify": [([file, "--source", source], {})],
+        "inspect": [([file], {}), ([source], {})],
+        "demo": [([], {})],
+    }
+
+
+def given(arguments: list[object], outputs: dict[str, Path]) -> list[object]:
+    """The command line; TYPE of quantize comes last."""
+    flags = [part for option, path in outputs.items() if option for part in (option, path)]
+    return [*arguments[:1], *([outputs[""]] if "" in outputs else []), *arguments[1:], *flags]
+
+
+def cases(place: Place) -> Iterator[tuple[str, list[object], dict[str, Path]]]:
+    for command in COMMANDS:
+        for arguments, outputs in runs(place)[command]:
+            yield command, arguments, {**outputs, "--json": place.out / "a.json"}
+
+
+def typed(command: str, line: list[object]) -> list[object]:
+    return [command, *line, *(["q8_0"] if command == "quantize" else [])]
+
+
+def test_every_option_that_writes_is_tried(place: Place) -> None:
+    context = click.Context(group)
+    for command in COMMANDS:
+        found = group.get_command(context, command)
+        assert found is not None
+        named = {
+            option for param in found.params if param.name in WRITTEN for option in (param.opts if param.opts else [])
+        }
+        tried = {option for _, outputs in runs(place)[command] for option in outputs} | {"--json"}
+        flags = {option for option in named if option.startswith("-")} - {"--out", "-o"}
+        assert flags <= tried, command
+        assert any(param.name == "force" for param in found.params), command
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_no_option_writes_over_an_input(tinyq: Tinyq, place: Place, link: bool) -> None:
+    before = place.contents()
+    for command, arguments, outputs in cases(place):
+        inputs = [one for one in arguments if isinstance(one, Path)]
+        inputs += [place.source / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
+        for option in outputs:
+            for path in [one for one in inputs if one.is_file() and (one in arguments or place.source in arguments)]:
+                given_path = place.out / "link" if link else path
+                if link:
+                    given_path.hardlink_to(path)
+                ran = tinyq(*typed(command, given(arguments, {**outputs, option: given_path})), "--force")
+                if link:
+                    given_path.unlink()
+                assert (ran.code, ran.out) == (2, ""), (command, option)
+                assert "is what the command reads" in ran.err, (command, option, path)
+    assert place.contents() == before
+    assert list(place.out.iterdir()) == []
+
+
+def test_no_option_writes_over_a_file_without_force(tinyq: Tinyq, place: Place) -> None:
+    for command, arguments, outputs in cases(place):
+        for option, path in outputs.items():
+            path.write_text("precious")
+            ran = tinyq(*typed(command, given(arguments, outputs)))
+            assert (ran.code, ran.out) == (2, ""), (command, option)
+            assert "exists already" in ran.err or "is a file" in ran.err, (command, option)
+            assert [one.name for one in place.out.iterdir()] == [path.name]
+            assert path.read_text() == "precious"
+            path.unlink()
+
+
+def test_no_option_writes_over_what_another_writes(tinyq: Tinyq, place: Place) -> None:
+    for command, arguments, outputs in cases(place):
+        for option in outputs:
+            for other in outputs:
+                if other != option:
+                    ran = tinyq(*typed(command, given(arguments, {**outputs, option: outputs[other]})), "--force")
+                    assert (ran.code, ran.out) == (2, ""), (command, option)
+                    assert " writes; give " in ran.err, (command, option, other)
+    assert list(place.out.iterdir()) == []
+
+
+def test_a_report_is_no_part_of_a_split_output(tinyq: Tinyq, place: Place) -> None:
+    report = place.out / "a-00002-of-00003.gguf"
+    ran = tinyq("quantize", place.file, place.out / "a.gguf", "q8_0", "--split-max-size", "20K", "--json", report)
+    assert ran.code == 2
+    assert "is what a part of" in ran.err
+    assert list(place.out.iterdir()) == []
+
+
+def test_recipes_are_inputs_too(tinyq: Tinyq, place: Place) -> None:
+    recipe = place.folder / "r.toml"
+    recipe.write_text('steps = ["swap(0:1)"]\n')
+    for option in ("--save-recipe", "--json"):
+        ran = tinyq("surgery", place.file, place.out / "a.gguf", "--recipe", recipe, option, recipe, "--force")
+        assert "is what the command reads" in ran.err
+    with pytest.raises(OutputError, match="is what the command reads"):
+        operate(place.file, place.out / "a.gguf", recipe, save_recipe=recipe, force=True)
+    assert recipe.read_text() == 'steps = ["swap(0:1)"]\n'
+
+
+def test_a_recipe_that_cannot_be_saved_is_said_before_the_work(tinyq: Tinyq, place: Place) -> None:
+    ran = tinyq("surgery", place.file, place.out / "a.gguf", "--swap", "0:1", "--save-recipe", place.out / "no" / "r")
+    assert "does not exist; create it first" in ran.err
+    assert list(place.out.iterdir()) == []
+
+
+def test_a_gguf_made_before_in_the_sources_folder_may_be_replaced(tinyq: Tinyq, place: Place) -> None:
+    out = place.source / "a.gguf"
+    assert tinyq("convert", place.source, out).code == 0
+    assert tinyq("convert", place.source, out).code == 2
+    assert tinyq("convert", place.source, out, "--force").code == 0
+
+
+# Sources that change
+
+
+class Touching:
+    """Progress that touches a file once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, *_: Any) -> None:
+        os.utime(self.path, ns=(1, 1))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_checkpoint_that_changes_while_it_is_converted(place: Place, name: str) -> None:
+    changing = place.source / name
+    with pytest.raises(CheckpointError, match=f"{name}: changed while it was read"):
+        convert(place.source, place.out / "a.gguf", type="f16", progress=Touching(changing))
+    os.utime(changing)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        operate(place.source, place.out / "folder", "swap(0:1)", progress=Touching(changing))
+    os.utime(changing)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        verify(place.file, place.source, progress=Touching(changing))
+    assert list(place.out.iterdir()) == []
+
+
+def test_a_gguf_that_changes_while_it_is_read(place: Place) -> None:
+    with pytest.raises(CheckpointError, match=r"in\.gguf: changed while it was read"):
+        quantize(place.file, place.out / "a.gguf", "q8_0", progress=Touching(place.file))
+    os.utime(place.file)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        quantize(place.file, place.out / "a.gguf", "q8_0", split_max_size="20K", progress=Touching(place.file))
+    os.utime(place.file)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        operate(place.file, place.out / "a.gguf", "swap(0:1)", progress=Touching(place.file))
+    os.utime(place.file)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        verify(place.file, place.source, progress=Touching(place.file))
+    assert list(place.out.iterdir()) == []
+
+
+def test_inputs_of_cards_and_matrices_that_change(tinyq: Tinyq, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf_tools.publishing.model_card as model_card
+    import quant.imatrix as matrices
+
+    gather, coverage = model_card.gather, matrices.coverage
+
+    def touched(function: Any, path: Path) -> Any:
+        return lambda *a, **k: (Touching(path)(), function(*a, **k))[1]
+
+    monkeypatch.setattr(model_card, "gather", touched(gather, place.file))
+    monkeypatch.setattr(matrices, "coverage", touched(coverage, place.matrix))
+    ran = tinyq("card", place.source, place.file, "--suite", "none", "--out", place.out / "a.md", "--modelfile")
+    assert "in.gguf: changed while it was read" in ran.err
+    ran = tinyq("imatrix", "--merge", place.matrix, "-o", place.out / "a.gguf")
+    assert "m.gguf: changed while it was read" in ran.err
+    assert list(place.out.iterdir()) == []

@@ -1,0 +1,104 @@
+"""The parts of one split output belong together, say so, and are told from those of another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gguf_tools import inspect, operate, quantize
+from gguf_tools.errors import CheckpointError
+from gguf_tools.formats.gguf.header import read_header
+from gguf_tools.formats.gguf.keys import SPLIT_ID
+from gguf_tools.formats.gguf.split import read_parts
+from tests.conftest import Ran
+from tests.quant.quant_models import FAMILIES, write
+
+Tinyq = Callable[..., Ran]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    write(FAMILIES["llama-96"](), tmp_path / "in" / "source.gguf", bf16=False)
+    return tmp_path / "in" / "source.gguf"
+
+
+def changed(source: Path) -> Path:
+    """The same header with other weights."""
+    other = source.with_name("other.gguf")
+    data = bytearray(source.read_bytes())
+    data[-4:] = b"\0\0\0\0"
+    other.write_bytes(data)
+    return other
+
+
+def split(source: Path, out: Path, **options: object) -> tuple[Path, ...]:
+    result = quantize(source, out, "f32", split_max_size=20_000, **options)  # type: ignore[arg-type]
+    return result.paths
+
+
+def test_parts_carry_one_id_which_the_bytes_give(source: Path, tmp_path: Path) -> None:
+    paths = split(source, tmp_path / "a.gguf", threads=1)
+    again = split(source, tmp_path / "b.gguf", threads=2)
+    assert len(paths) > 2
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+    ids = {read_header(path).get(SPLIT_ID) for path in paths}
+    (found,) = ids
+    assert isinstance(found, str)
+    assert len(found) == 64 != found.count("0")
+    theirs = split(changed(source), tmp_path / "c.gguf")
+    assert read_header(theirs[0]).get(SPLIT_ID) != found
+
+
+def test_a_whole_file_carries_no_id(source: Path, tmp_path: Path) -> None:
+    paths = split(source, tmp_path / "a.gguf")
+    quantize(paths[0], tmp_path / "whole.gguf", "f32")
+    operate(paths[0], tmp_path / "operated.gguf", "swap(0:1)")
+    quantize(source, tmp_path / "never-split.gguf", "f32")
+    for name in ("whole", "operated", "never-split"):
+        assert SPLIT_ID not in read_header(tmp_path / f"{name}.gguf").metadata
+    whole, never = (read_header(tmp_path / f"{name}.gguf") for name in ("whole", "never-split"))
+    assert whole.metadata == never.metadata
+
+
+def test_a_mixed_set_is_named(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:
+    ours, theirs = split(source, tmp_path / "a.gguf"), split(changed(source), tmp_path / "b.gguf")
+    shutil.copy(theirs[1], ours[1])
+    with pytest.raises(CheckpointError, match=rf"{ours[1].name}: is not of the same model as {ours[0].name}"):
+        read_parts(ours[0])
+    ran = tinyq("inspect", ours[0])
+    assert ran.code == 2
+    assert "is not of the same model" in ran.err
+    for path in theirs:
+        assert inspect(path).kind == "gguf"
+
+
+def test_a_kill_at_the_end_leaves_a_set_that_the_next_run_completes(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:
+    out = tmp_path / "a.gguf"
+    old = split(source, out)
+    before = [path.read_bytes() for path in old]
+    child = os.fork()
+    if not child:
+        replace, left = os.replace, [2]
+
+        def step(*arguments: Path) -> None:
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            replace(*arguments)
+
+        setattr(os, "replace", step)  # noqa: B010
+        split(changed(source), out, force=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert "is not of the same model" in tinyq("inspect", old[0]).err
+    ran = tinyq("quantize", source, out, "f32", "--split-max-size", 20_000)
+    assert "exists already" in ran.err
+    expected = [path.read_bytes() for path in split(changed(source), tmp_path / "b.gguf")]
+    assert [path.read_bytes() for path in old] == expected != before
+    assert sorted(tmp_path.glob(".*")) == []
