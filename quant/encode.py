@@ -130,10 +130,12 @@ def narrow(values: FloatArray, dtype: TensorType, out: NDArray[np.uint16] | None
     return bits
 
 
-def narrowing_loss(rows: FloatArray, dtype: TensorType, name: str = "(unnamed)") -> Narrowing:
-    """The changes by storing float32 `rows` (any shape) as F16 or BF16; the rounded numbers are discarded.
+def narrowing_loss(
+    rows: FloatArray, dtype: TensorType, name: str = "(unnamed)", *, allow_nonfinite: bool = False
+) -> Narrowing:
+    """What storing float32 `rows` (any shape) as F16 or BF16 would change; nothing is kept of the result.
 
-    Raises InputError if a weight is NaN or infinite.
+    Raises InputError if a weight is NaN or infinite to begin with, unless those are allowed: they change nothing then.
     """
     if dtype not in _NARROW:
         raise ValueError(f"narrowing_loss takes F16 or BF16, not {dtype.name}")
@@ -142,9 +144,12 @@ def narrowing_loss(rows: FloatArray, dtype: TensorType, name: str = "(unnamed)")
     total = Narrowing()
     for start in range(0, flat.size, _TILE):
         tile = np.ascontiguousarray(flat[start : start + _TILE])
-        _require_finite(tile.reshape(1, -1), name, start)
+        if not allow_nonfinite:
+            _require_finite(tile.reshape(1, -1), name, start)
         if dtype is BF16 and not np.bitwise_or.reduce(tile.view(np.uint32)) & 0xFFFF:
-            total += Narrowing(weights=tile.size, sum_sq=_sum_sq(tile))  # a BF16 source: nothing to lose
+            total += Narrowing(
+                weights=tile.size, sum_sq=_sum_sq(tile[np.isfinite(tile)] if allow_nonfinite else tile)
+            )  # a BF16 source: nothing to lose
             continue
         total += _compare(tile, widen(narrow(tile, dtype, scratch[: tile.size]), dtype))
     return total
@@ -154,10 +159,12 @@ def narrowing_loss(rows: FloatArray, dtype: TensorType, name: str = "(unnamed)")
 class Block:
     """Some rows of one tensor, and the type to encode them in.
 
-    `rows` is an array (n, k) of float32, or an array in the stored type `source`: (n, k) uint16 for F16 or BF16,
-    (n, row_bytes(source, k)) uint8 for any type. It may also be a function that returns such an array: the encoding thread
-    calls it, so that reading is distributed over threads too. `imatrix` (k,) applies to all rows, so a block must not contain
-    rows of two experts with separate importances (`row_ranges`). With `measure`, the changes by encoding are measured.
+    `rows` is an array (n, k) of float32, or, with `source` telling how it is stored, rows as a file holds them: (n, k)
+    uint16 of F16 or BF16, (n, row_bytes(source, k)) uint8 of any type. It may also be a function that returns such an
+    array: the encoding thread calls it, so that reading is shared among threads too. `imatrix` (k,) holds for all rows:
+    a block does not reach across experts that have an importance each (`row_ranges`). With `measure`, what the encoding
+    changes is measured. With `allow_nonfinite`, F32, F16 and BF16 take NaN and infinity as they are, and too large a weight
+    becomes infinite.
     """
 
     name: str
@@ -166,16 +173,22 @@ class Block:
     source: TensorType = F32
     imatrix: FloatArray | None = None
     measure: bool = False
+    allow_nonfinite: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A block's bytes (n, row bytes), and the changes by encoding if they were measured."""
+    """A block's bytes (n, row bytes); what encoding changed, if that was asked for.
+
+    `nonfinite` weights are NaN or infinite, `overflowed` of them only since they were encoded.
+    """
 
     name: str
     type: TensorType
     raw: ByteArray
     loss: Narrowing | None
+    nonfinite: int = 0
+    overflowed: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,19 +232,27 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
     loss = Narrowing() if block.measure else None
     step = max(1, _TILE // max(1, k))
     scratch = None if block.source is F32 else np.empty((min(step, n), k), np.float32)
+    lax = block.allow_nonfinite and dtype in _OVERFLOW
+    nonfinite = overflowed = 0
     for start in range(0, n if k else 0, step):
         part = cast(RawArray, np.ascontiguousarray(rows[start : start + step]))
         target = raw[start : start + step]
         tile = _as_float(part, block.source, k, scratch)
-        peak = _require_finite(tile, block.name, start * k)
+        peak = 0.0 if lax else _require_finite(tile, block.name, start * k)
         if dtype is block.source:
             target[:] = part.view(np.uint8).reshape(target.shape)
         else:
             ggml.quantize_chunk(dtype, tile, target, imatrix)
-            _require_range(target, dtype, peak, block.name)
-        if loss is not None:
-            loss += _compare(tile, decode_rows(target, dtype, k))
-    return Encoded(block.name, dtype, raw, loss)
+            if not lax:
+                _require_range(target, dtype, peak, block.name, tile)
+        after = decode_rows(target, dtype, k) if lax or loss is not None else None
+        if lax and after is not None:
+            found = after.size - int(np.count_nonzero(np.isfinite(after)))
+            nonfinite += found
+            overflowed += found - (tile.size - int(np.count_nonzero(np.isfinite(tile)))) if found else 0
+        if loss is not None and after is not None:
+            loss += _compare(tile, after)
+    return Encoded(block.name, dtype, raw, loss, nonfinite, overflowed)
 
 
 class Encoder:
@@ -339,20 +360,25 @@ def _require_finite(tile: FloatArray, name: str, before: int) -> float:
     at = int(np.flatnonzero(~np.isfinite(flat))[0])
     raise InputError(
         f"tensor {name} holds {flat[at]} at row {(before + at) // tile.shape[1]}, column {(before + at) % tile.shape[1]} "
-        "(counted from 0 in the rows given); expected finite weights; repair the checkpoint"
+        "(counted from 0 in the rows given); expected finite weights; repair the checkpoint, or keep them in f32, f16 or bf16 "
+        "with --allow-nonfinite"
     )
 
 
-def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str) -> None:
-    """Raises InputError if weights are too large for a type: if an encoded scale is infinite or NaN (as in
-    `ggml_validate_row_data`), or if `peak` is beyond any scale."""
+def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str, tile: FloatArray) -> None:
+    """Raises InputError if weights are too large for a type: an infinity or NaN that `ggml_validate_row_data` would find,
+    or a magnitude that no scale reaches."""
     over = peak >= _OVERFLOW.get(dtype, _REACH)
     for at in dtype.scales:
         field = raw.reshape(-1, dtype.block_bytes)[:, at : at + 2].view("<u2")
         over = over or bool(((field & 0x7C00) == 0x7C00).any())
     if over:
+        limit = _OVERFLOW.get(dtype)
+        count = (
+            "" if limit is None else f" ({np.count_nonzero(np.abs(tile) >= limit)} of the {tile.size} weights read are)"
+        )
         raise InputError(
-            f"tensor {name} reaches {peak:g}, too large for {dtype.name}; use bf16 or f32 for it (--tensor-type NAME=bf16)"
+            f"tensor {name} reaches {peak:g}, too large for {dtype.name}{count}; use bf16 or f32 for it (--tensor-type NAME=bf16)"
         )
 
 
@@ -362,21 +388,26 @@ def _sum_sq(values: FloatArray) -> float:
 
 
 def _compare(before: FloatArray, after: FloatArray) -> Narrowing:
-    """The changes from `before` to `after` (same number of elements); infinite changes count as `overflowed` only."""
+    before, after = before.reshape(-1), after.reshape(-1)
+    weights = before.size
     with np.errstate(invalid="ignore"):
-        change = before.reshape(-1) - after.reshape(-1)
-    changed = int(np.count_nonzero(change))
-    overflowed = 0
+        change = before - after
+    overflowed = changed = 0
     if not np.isfinite(largest := float(np.abs(change).max(initial=0.0))):
-        finite = np.isfinite(change)
+        # What was NaN or infinite before is no change; what became it is counted apart.
+        had = np.isfinite(before)
+        before, after, change = before[had], after[had], change[had]
+        finite = np.isfinite(after)
         overflowed = change.size - int(np.count_nonzero(finite))
+        changed = overflowed
         change = change[finite]
         largest = float(np.abs(change).max(initial=0.0))
+    changed += int(np.count_nonzero(change))
     return Narrowing(
-        weights=before.size,
+        weights=weights,
         changed=changed,
         overflowed=overflowed,
         max_abs_change=largest,
         sum_sq_change=_sum_sq(change) if changed else 0.0,
-        sum_sq=_sum_sq(before.reshape(-1)),
+        sum_sq=_sum_sq(before),
     )

@@ -39,10 +39,13 @@ class Rounded(Computed):
         """Elements `start` to `stop` in float64, before rounding."""
 
     def flat(self, start: int, stop: int) -> FloatArray:
-        values = self.values(start, stop)
+        # What is NaN or infinite in a source stays so; who writes it says so, or refuses it.
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = self.values(start, stop)
         rounded = rounded_to(values, self.dtype)
-        if not np.isfinite(rounded).all() and np.isfinite(values).all():
-            peak = float(np.abs(values).max())
+        finite = np.isfinite(values)
+        if not np.isfinite(rounded[finite]).all():
+            peak = float(np.abs(values[finite]).max())
             raise InputError(f"tensor {', '.join(self.sources[:2])} would reach {peak:g}, too large for {self.dtype}")
         return rounded
 

@@ -55,6 +55,7 @@ def convert(
     prove: bool = False,
     oracle: str | None = None,
     allow_approximate: bool = False,
+    allow_nonfinite: bool = False,
     calibration: str | Path | None = None,
     text_only: bool = False,
     as_family: str | None = None,
@@ -70,7 +71,8 @@ def convert(
     `auto` (the smallest that is exact) or one such as `f32`, `f16`, `q8_0`, `q4_k_m`; `target_bpw` (bits per weight) or
     `target_size` (bytes, or a text such as `500M`) choose the types by measurement instead. `tensor_types` maps regular
     expressions over tensor names to types (or lists texts REGEX=TYPE; the last that matches wins). `surgery`, a recipe as
-    `operate` takes it, is done on the way. `drop_tokens` leaves out tokens that the embedding has no row for. `as_family` names
+    `operate` takes it, is done on the way. `allow_nonfinite` keeps NaN and infinity, which are an
+    error otherwise, in F32, F16 and BF16. `drop_tokens` leaves out tokens that the embedding has no row for. `as_family` names
     the family, or the model_type, whose mathematics is accepted for a model_type that tinyq does not know; without it
     transformers has to compute the same. Before the file appears, llama.cpp and the source's tokenizer encode a probe text,
     and must agree.
@@ -108,6 +110,7 @@ def convert(
         operation=None if surgery is None else _operation(recipe_of(surgery)),
         context_length=context_length,
         allow_approximate=allow_approximate,
+        allow_nonfinite=allow_nonfinite,
         calibration=optional_path(calibration),
         options=type_options(tensor_types, output_type, embedding_type, pure),
         imatrix=optional_path(imatrix),
@@ -133,6 +136,7 @@ def convert(
         progress=advance,
         prove=proof or prove_vocabulary,
         check=watch.check,
+        allow_nonfinite=allow_nonfinite,
     )
     return ConvertResult(conversion, chosen, written, proof)
 

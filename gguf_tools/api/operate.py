@@ -32,6 +32,7 @@ def operate(
     undo: bool = False,
     save_recipe: str | Path | None = None,
     dry_run: bool = False,
+    allow_nonfinite: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: StageProgress | None = None,
@@ -42,7 +43,8 @@ def operate(
     are, quantized or not; what is blended or scaled is encoded again to the type that it had. `in_place` changes a GGUF
     itself, where the recipe only puts whole layers in another order; `undo` takes the last such change back.
     Where one was interrupted, `in_place` completes it first, and without a recipe only completes it.
-    `save_recipe` writes the recipe to a TOML file.
+    `save_recipe` writes the recipe to a TOML file. `allow_nonfinite` keeps NaN and infinity, which are an error otherwise where a
+    tensor is computed or a folder is written.
 
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
@@ -75,7 +77,7 @@ def operate(
         if in_place and not isinstance(plan, CheckpointPlan):
             plan_in_place(plan)  # raises what the change would raise
         return OperateResult(source=source, path=target, plan=plan, in_place=in_place)
-    size = _written(plan, out, force, threads, progress, watch.check)
+    size = _written(plan, out, force, threads, progress, watch.check, allow_nonfinite)
     result = OperateResult(source=source, path=target, plan=plan, in_place=in_place, bytes=size)
     if save_recipe is not None:
         save(parsed, Path(save_recipe), result.layers_before, force=force)
@@ -108,16 +110,26 @@ def _planned(source: Path, recipe: Recipe) -> SurgeryPlan:
 
 
 def _written(
-    plan: SurgeryPlan, out: Path | None, force: bool, threads: int | None, progress: StageProgress | None, check: Check
+    plan: SurgeryPlan,
+    out: Path | None,
+    force: bool,
+    threads: int | None,
+    progress: StageProgress | None,
+    check: Check,
+    lax: bool,
 ) -> int:
     """Carry the plan out, in place without `out`; bytes written."""
     if isinstance(plan, CheckpointPlan):
         if out is None:
             raise InputError(f"{plan.checkpoint.path}: is not a GGUF file; --in-place is for those alone, give OUT")
-        return write_checkpoint(plan, out, force=force, progress=counted(progress, "writing", plan.size), check=check)
+        return write_checkpoint(
+            plan, out, force=force, progress=counted(progress, "writing", plan.size), check=check, allow_nonfinite=lax
+        )
     if out is None:
         planned = plan_in_place(plan)
         apply_in_place(planned)
         return sum(len(patch.new) for patch in planned.patches)
     advance = counted(progress, "writing", plan.entries[1])
-    return write_plan(plan, out, force=force, threads=threads or available_cores(), progress=advance, check=check)
+    return write_plan(
+        plan, out, force=force, threads=threads or available_cores(), progress=advance, check=check, allow_nonfinite=lax
+    )

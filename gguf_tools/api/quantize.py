@@ -38,6 +38,7 @@ def quantize(
     target_size: str | int | None = None,
     calibration: str | Path | None = None,
     allow_requantize: bool = False,
+    allow_nonfinite: bool = False,
     keep_split: bool = False,
     split_max_size: str | int | None = None,
     dry_run: bool = False,
@@ -49,7 +50,8 @@ def quantize(
 
     Give `type` (such as `q8_0` or `q4_k_m`), or a size by which the types are chosen by measurement: `target_bpw` (bits
     per weight) or `target_size` (bytes, or a text such as `500M`). `tensor_types` is that of `convert`;
-    `split_max_size` bounds the tensor data of each part.
+    `split_max_size` bounds the tensor data of each part. `allow_nonfinite` keeps NaN and infinity, which are an error otherwise,
+    in F32, F16 and BF16.
 
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
@@ -87,5 +89,13 @@ def quantize(
     else:
         check_room(plan, out, force)
     advance = counted(progress, "quantizing", plan.report.bytes)
-    done = execute(plan, out, force=force, threads=threads or 0, progress=advance, check=watch.check)
+    done = execute(
+        plan,
+        out,
+        force=force,
+        threads=threads or 0,
+        progress=advance,
+        check=watch.check,
+        allow_nonfinite=allow_nonfinite,
+    )
     return QuantizeResult(plan, chosen, done)

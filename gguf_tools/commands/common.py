@@ -41,6 +41,13 @@ timeout_option = click.option(
 force_option = click.option("--force", is_flag=True, help="Overwrite an output that exists.")
 
 
+nonfinite_option = click.option(
+    "--allow-nonfinite",
+    is_flag=True,
+    help="Keep weights that are NaN or infinite, or too large for F16, as such where their type can hold them.",
+)
+
+
 def output_options(command: F) -> F:
     """Adds what every command has that writes a file: force, threads, json_path and quiet."""
     for option in (quiet_option, json_option, threads_option, force_option):

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import check_outputs, output_options, show, stage_bars, timeout_option, write_json
+from gguf_tools.commands.common import (
+    check_outputs,
+    nonfinite_option,
+    output_options,
+    show,
+    stage_bars,
+    timeout_option,
+    write_json,
+)
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 from gguf_tools.commands.type_options import type_options
 
@@ -69,6 +77,7 @@ from gguf_tools.commands.type_options import type_options
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @timeout_option
+@nonfinite_option
 @output_options
 def convert(
     source: Path,
@@ -93,6 +102,7 @@ def convert(
     oracle: str | None,
     as_family: str | None,
     dry_run: bool,
+    allow_nonfinite: bool,
     force: bool,
     threads: int | None,
     json_path: str | None,
@@ -133,6 +143,7 @@ def convert(
             as_family=as_family,
             surgery=given_recipe(),
             dry_run=dry_run,
+            allow_nonfinite=allow_nonfinite,
             force=force,
             threads=threads,
             progress=progress,

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import check_outputs, output_options, show, stage_bars, timeout_option, write_json
+from gguf_tools.commands.common import (
+    check_outputs,
+    nonfinite_option,
+    output_options,
+    show,
+    stage_bars,
+    timeout_option,
+    write_json,
+)
 from gguf_tools.commands.type_options import type_options
 
 
@@ -26,6 +34,7 @@ from gguf_tools.commands.type_options import type_options
 @click.option("--split-max-size", metavar="SIZE", help="Split into parts of at most SIZE tensor data, such as 2G.")
 @click.option("--dry-run", is_flag=True, help="Show types and the exact size, and write nothing.")
 @timeout_option
+@nonfinite_option
 @output_options
 def quantize(
     source: Path,
@@ -43,6 +52,7 @@ def quantize(
     keep_split: bool,
     split_max_size: str | None,
     dry_run: bool,
+    allow_nonfinite: bool,
     force: bool,
     threads: int | None,
     json_path: str | None,
@@ -73,6 +83,7 @@ def quantize(
             keep_split=keep_split,
             split_max_size=split_max_size,
             dry_run=dry_run,
+            allow_nonfinite=allow_nonfinite,
             force=force,
             threads=threads,
             progress=progress,

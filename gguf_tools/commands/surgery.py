@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import check_outputs, output_options, show, stage_bars, write_json
+from gguf_tools.commands.common import check_outputs, nonfinite_option, output_options, show, stage_bars, write_json
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 
 
@@ -17,6 +17,7 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 @click.option("--undo", is_flag=True, help="Take back the last change that was made to SOURCE in place.")
 @click.option("--save-recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write the ops to a TOML file.")
 @click.option("--dry-run", is_flag=True, help="Draw the old and the new layers side by side and write nothing.")
+@nonfinite_option
 @output_options
 def surgery(
     source: Path,
@@ -25,6 +26,7 @@ def surgery(
     undo: bool,
     save_recipe: Path | None,
     dry_run: bool,
+    allow_nonfinite: bool,
     force: bool,
     threads: int | None,
     json_path: str | None,
@@ -48,6 +50,7 @@ def surgery(
             undo=undo,
             save_recipe=save_recipe,
             dry_run=dry_run,
+            allow_nonfinite=allow_nonfinite,
             force=force,
             threads=threads,
             progress=progress,

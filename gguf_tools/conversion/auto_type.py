@@ -27,7 +27,9 @@ class TypeDecision:
     reason: str
 
 
-def smallest_exact(wide: Sequence[Tensor], threads: int, progress: ByteProgress) -> TypeDecision:
+def smallest_exact(
+    wide: Sequence[Tensor], threads: int, progress: ByteProgress, *, allow_nonfinite: bool = False
+) -> TypeDecision:
     """The smallest of f16, bf16 and f32 that holds every weight exactly, up to float rounding, and why.
 
     `wide` are the tensors that would be stored so; `progress` is told how many of their weights were read.
@@ -40,7 +42,7 @@ def smallest_exact(wide: Sequence[Tensor], threads: int, progress: ByteProgress)
         dtypes[tensor.dtype] += tensor.size
     stored = ", ".join(dtype for dtype, _ in dtypes.most_common()) or "F32"
     moved, furthest, blocker = 0, 0.0, None
-    for tensor, loss in zip(wide, _losses(wide, F16, threads, progress), strict=True):
+    for tensor, loss in zip(wide, _losses(wide, F16, threads, progress, allow_nonfinite), strict=True):
         relative = (loss.sum_sq_change / loss.sum_sq) ** 0.5 if loss.sum_sq else 0.0
         if loss.overflowed or relative > FLOAT_ROUNDING:
             name = ", ".join(tensor.sources[:1])
@@ -55,18 +57,21 @@ def smallest_exact(wide: Sequence[Tensor], threads: int, progress: ByteProgress)
     if blocker is None:
         small = f"; {moved:,} small ones move by at most {furthest:.0e}, less than float rounding" if moved else ""
         return TypeDecision("f16", f"f16 holds the {stored} weights{small}")
-    if not any(loss.changed for loss in _losses(wide, BF16, threads, lambda _: None)):
+    if not any(loss.changed for loss in _losses(wide, BF16, threads, lambda _: None, allow_nonfinite)):
         return TypeDecision("bf16", f"{blocker}; bf16 holds the {stored} weights exactly")
     how = "up to float rounding" if "F64" in dtypes else "exactly"
     return TypeDecision("f32", f"{blocker}; f32 holds the {stored} weights {how}")
 
 
-def _losses(tensors: Sequence[Tensor], dtype: TensorType, threads: int, progress: ByteProgress) -> Iterator[Narrowing]:
+def _losses(
+    tensors: Sequence[Tensor], dtype: TensorType, threads: int, progress: ByteProgress, allow_nonfinite: bool
+) -> Iterator[Narrowing]:
     """What storing each tensor as `dtype` would change; pieces are read and compared on several threads."""
 
     def measure(tensor: Tensor, start: int) -> Narrowing:
         stop = min(start + PIECE, tensor.size)
-        return narrowing_loss(tensor.flat(start, stop), dtype, ", ".join(tensor.sources[:1]))
+        name = ", ".join(tensor.sources[:1])
+        return narrowing_loss(tensor.flat(start, stop), dtype, name, allow_nonfinite=allow_nonfinite)
 
     with ThreadPoolExecutor(threads) as pool:
         for tensor in tensors:

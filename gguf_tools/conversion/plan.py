@@ -140,7 +140,7 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
     importance = matrix.importance(opened.facts()) if matrix else {}
     if request.type == AUTO:
         opened.choices("f16", request.options)  # a pattern that matches nothing is an error before the weights are read
-        decision = smallest_exact(opened.halvable, request.workers, progress)
+        decision = smallest_exact(opened.halvable, request.workers, progress, allow_nonfinite=request.allow_nonfinite)
     else:
         decision = TypeDecision(request.type, "asked for")
     chosen = recipe(decision.recipe)

@@ -30,7 +30,8 @@ class Request:
     `as_family` accepts the mathematics of a family for a model_type that none declares, and `check_type` holds such a type
     against other code (`build_published`). `text_only` leaves out a vision or audio tower; `operation` is done to the model
     first. `context_length` overrides what the config says. `allow_approximate` accepts a target that comes near, fitted to
-    the text in `calibration` or to a built-in one. `label` is what the file calls its type instead of the recipe's name.
+    the text in `calibration` or to a built-in one. `allow_nonfinite` takes NaN and infinity as they are.
+    `label` is what the file calls its type instead of the recipe's name.
     """
 
     source: Path
@@ -46,6 +47,7 @@ class Request:
     operation: Operation | None = None
     context_length: int | None = None
     allow_approximate: bool = False
+    allow_nonfinite: bool = False
     calibration: Path | None = None
     options: TypeOptions = field(default_factory=TypeOptions)
     imatrix: Path | None = None

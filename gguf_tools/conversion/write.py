@@ -20,7 +20,7 @@ from gguf_tools.formats.gguf.writer import write_gguf
 from gguf_tools.formats.output import Check, atomic_output, check_outputs
 from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.inputs import source_files
-from gguf_tools.tensors.blocks import tensor_blocks
+from gguf_tools.tensors.blocks import NonFinite, Tally, tensor_blocks
 from gguf_tools.tokenizers.vocabulary import Tokenizer
 from quant.encode import ByteArray, Encoder, Narrowing
 
@@ -28,12 +28,13 @@ from quant.encode import ByteArray, Encoder, Narrowing
 @dataclass(frozen=True)
 class Converted:
     """A finished conversion: the file, its size, and what narrowing did to the weights, measured on a sample of them:
-    by ggml type name, and by tensor name."""
+    by ggml type name, and by tensor name; by tensor name too the weights, of all, that are not finite."""
 
     path: Path
     bytes: int
     losses: dict[str, Narrowing]
     by_tensor: dict[str, Narrowing]
+    nonfinite: dict[str, NonFinite]
 
 
 def execute(
@@ -45,17 +46,18 @@ def execute(
     progress: ByteProgress = lambda _: None,
     prove: Callable[[Path, Tokenizer], None] | None = None,
     check: Check | None = None,
+    allow_nonfinite: bool = False,
 ) -> Converted:
     """Write the file, and only then let it appear under its name.
 
     `prove` is called with the finished temporary file and the tokenizer, `check` when all is done; if they raise, nothing is
-    left.
+    left. With `allow_nonfinite` NaN and infinity are written where the type has them.
     """
     checkpoint = conversion.checkpoint
     inputs = (*checkpoint.weight_files, *source_files(checkpoint.path), conversion.tokenizer.path)
     check_outputs({"OUT": out}, inputs, force=force)
     metadata = placed_metadata(conversion, out)
-    losses: dict[str, Narrowing] = {}
+    tally = Tally()
     size = conversion.layout.size(metadata)
     with (
         atomic_output(out, force=force, size=size, check=check) as stream,
@@ -63,7 +65,9 @@ def execute(
     ):
         # The source is hashed in the background; the fixed-width placeholder is overwritten once the digest is known.
         with Encoder(threads) as encoder:
-            write_gguf(stream, metadata, conversion.layout, _pieces(conversion, encoder, losses), progress)
+            write_gguf(
+                stream, metadata, conversion.layout, _pieces(conversion, encoder, tally, allow_nonfinite), progress
+            )
         metadata[keys.SOURCE_DIGEST] = string(digest.result())
         stream.seek(0)
         stream.write(pack_header(metadata, conversion.layout.entries, conversion.layout.alignment))
@@ -72,9 +76,9 @@ def execute(
             prove(Path(stream.name), conversion.tokenizer)
     by_type: dict[str, Narrowing] = {}
     for choice in conversion.choices:
-        if choice.name in losses:
-            by_type[choice.type.name] = by_type.get(choice.type.name, Narrowing()) + losses[choice.name]
-    return Converted(out, size, by_type, losses)
+        if choice.name in tally.losses:
+            by_type[choice.type.name] = by_type.get(choice.type.name, Narrowing()) + tally.losses[choice.name]
+    return Converted(out, size, by_type, tally.losses, tally.nonfinite)
 
 
 def placed_metadata(conversion: Conversion, out: Path) -> Metadata:
@@ -93,14 +97,21 @@ def _relative(path: Path, out: Path) -> Field:
     return string(Path(os.path.relpath(path, out.parent.resolve())).as_posix())
 
 
-def _pieces(conversion: Conversion, encoder: Encoder, losses: dict[str, Narrowing]) -> Iterator[tuple[str, ByteArray]]:
-    """Encoded rows in file order; what the encoding changed is added up in `losses` by tensor name."""
+def _pieces(
+    conversion: Conversion, encoder: Encoder, tally: Tally, allow_nonfinite: bool
+) -> Iterator[tuple[str, ByteArray]]:
+    """Encoded rows in file order; what the encoding did is added up in `tally`."""
     blocks = (
         block
         for choice, tensor in zip(conversion.choices, conversion.tensors, strict=True)
-        for block in tensor_blocks(choice.name, choice.type, tensor, conversion.importance.get(choice.name))
+        for block in tensor_blocks(
+            choice.name,
+            choice.type,
+            tensor,
+            conversion.importance.get(choice.name),
+            allow_nonfinite=allow_nonfinite,
+        )
     )
     for encoded in encoder.encode(blocks):
-        if encoded.loss:
-            losses[encoded.name] = losses.get(encoded.name, Narrowing()) + encoded.loss
+        tally.add(encoded)
         yield encoded.name, encoded.raw

@@ -18,7 +18,7 @@ from gguf_tools.formats.temporary import folder_lock
 from gguf_tools.machine import available_cores
 from gguf_tools.progress import ByteProgress
 from gguf_tools.quantization.plan import OutputPart, Quantization
-from gguf_tools.tensors.blocks import tensor_blocks
+from gguf_tools.tensors.blocks import NonFinite, Tally, tensor_blocks
 from quant.encode import ByteArray, Encoder, Narrowing, can_decode
 from quant.recipes import TypeChoice
 
@@ -28,11 +28,13 @@ COPY_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Quantized:
-    """A finished quantization: the files, their total bytes, and by tensor name the sampled change by encoding."""
+    """A finished quantization: the files, their bytes together, and by tensor name what encoding changed (a sample) and what is
+    not finite (of all)."""
 
     paths: tuple[Path, ...]
     bytes: int
     losses: Mapping[str, Narrowing]
+    nonfinite: Mapping[str, NonFinite]
 
 
 def execute(
@@ -43,26 +45,30 @@ def execute(
     threads: int = 0,
     progress: ByteProgress = lambda _: None,
     check: Check | None = None,
+    allow_nonfinite: bool = False,
 ) -> Quantized:
     """Write the output, all parts of which appear under their names together when the last one is complete.
 
     `check` is called before they appear; if it raises, nothing is left.
 
-    Raises InputError for a weight that is NaN or infinite (with the tensor's name), OutputError if it cannot be written.
+    Raises InputError for a weight that is NaN or infinite (with the tensor's name), unless `allow_nonfinite` and its new type has
+    those; OutputError where it cannot be written.
     """
     paths = plan.paths(out)
     check_room(plan, out, force)
-    losses: dict[str, Narrowing] = {}
+    tally = Tally()
     sizes = [(path, part.size) for path, part in zip(paths, plan.parts, strict=True)]
     with (
         atomic_outputs(sizes, force=force, check=check) as streams,
         Encoder(threads or available_cores()) as encoder,
     ):
         for stream, part in zip(streams, plan.parts, strict=True):
-            write_gguf(stream, part.metadata, part.layout, _pieces(plan, part, encoder, losses), progress)
+            write_gguf(
+                stream, part.metadata, part.layout, _pieces(plan, part, encoder, tally, allow_nonfinite), progress
+            )
         if len(streams) > 1:
             _sign(plan, streams)
-    return Quantized(paths, plan.size, losses)
+    return Quantized(paths, plan.size, tally.losses, tally.nonfinite)
 
 
 def check_room(plan: Quantization, out: Path, force: bool) -> None:
@@ -94,14 +100,14 @@ def _sign(plan: Quantization, streams: Sequence[BinaryIO]) -> None:
 
 
 def _pieces(
-    plan: Quantization, part: OutputPart, encoder: Encoder, losses: dict[str, Narrowing]
+    plan: Quantization, part: OutputPart, encoder: Encoder, tally: Tally, allow_nonfinite: bool
 ) -> Iterator[tuple[str, ByteArray]]:
-    """A part's data in file order as (tensor name, bytes); sums the change by encoding in `losses` by tensor name."""
+    """A part's data in file order; what the encoding did is added up in `tally`."""
     mine = slice(part.start, part.stop)
     pairs = zip(plan.choices[mine], plan.tensors[mine], strict=True)
     for decodable, group in groupby(pairs, lambda pair: can_decode(pair[1].entry.type)):
         if decodable:
-            yield from _encoded(plan, group, encoder, losses)
+            yield from _encoded(plan, group, encoder, tally, allow_nonfinite)
         else:
             for choice, tensor in group:
                 yield from ((choice.name, piece) for piece in _copied(tensor))
@@ -111,17 +117,19 @@ def _encoded(
     plan: Quantization,
     pairs: Iterable[tuple[TypeChoice, GGUFTensor]],
     encoder: Encoder,
-    losses: dict[str, Narrowing],
+    tally: Tally,
+    allow_nonfinite: bool,
 ) -> Iterator[tuple[str, ByteArray]]:
     """Encoded blocks of rows of the tensors in `pairs` as (tensor name, bytes); adds to `losses` as `_pieces`."""
     blocks = (
         block
         for choice, tensor in pairs
-        for block in tensor_blocks(choice.name, choice.type, tensor, plan.importance.get(choice.name))
+        for block in tensor_blocks(
+            choice.name, choice.type, tensor, plan.importance.get(choice.name), allow_nonfinite=allow_nonfinite
+        )
     )
     for encoded in encoder.encode(blocks):
-        if encoded.loss:
-            losses[encoded.name] = losses.get(encoded.name, Narrowing()) + encoded.loss
+        tally.add(encoded)
         yield encoded.name, encoded.raw
 
 

@@ -2,24 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from gguf_tools.tensors.base import Tensor
-from quant.encode import Block, FloatArray, RawArray, RowRange, row_ranges
+from quant.encode import Block, Encoded, FloatArray, Narrowing, RawArray, RowRange, row_ranges
 from quant.types import F32, TensorType
 
 MEASURED = 8
 """One block in this many is decoded again to measure its error, at 2 to 4 ns per weight (as long as encoding to Q8_0)."""
 
 
+@dataclass(frozen=True)
+class NonFinite:
+    """How many weights of a tensor were written as NaN or infinity, and how many of them were too large for its type."""
+
+    weights: int
+    overflowed: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What encoding did, by tensor name, added up block by block: the changes on a sample, what is not finite in all."""
+
+    losses: dict[str, Narrowing] = field(default_factory=dict)
+    nonfinite: dict[str, NonFinite] = field(default_factory=dict)
+
+    def add(self, encoded: Encoded) -> None:
+        """Count one block."""
+        name = encoded.name
+        if encoded.loss:
+            self.losses[name] = self.losses.get(name, Narrowing()) + encoded.loss
+        if encoded.nonfinite:
+            had = self.nonfinite.get(name, NonFinite(0, 0))
+            self.nonfinite[name] = NonFinite(had.weights + encoded.nonfinite, had.overflowed + encoded.overflowed)
+
+
+def nonfinite_rows(found: Mapping[str, NonFinite]) -> list[tuple[str, str]]:
+    """What a report says of weights that are not finite: a label and a sentence, or nothing."""
+    if not found:
+        return []
+    total = sum(one.weights for one in found.values())
+    over = sum(one.overflowed for one in found.values())
+    names = ", ".join(list(found)[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    large = f", {over:,} of them because they are too large for their type" if over else ""
+    return [("NOT FINITE", f"{total:,} weights are NaN or infinite in {names}{large}")]
+
+
 def tensor_blocks(
-    name: str, dtype: TensorType, tensor: Tensor, importance: FloatArray | None = None
+    name: str,
+    dtype: TensorType,
+    tensor: Tensor,
+    importance: FloatArray | None = None,
+    *,
+    allow_nonfinite: bool = False,
 ) -> Iterator[Block]:
     """Blocks of whole rows that make up `tensor`, to be encoded as `dtype`.
 
-    Where the stored type allows, rows are passed on in that type, and the encoder widens them. `importance`, shape (matrices,
-    columns), has a row for each matrix of the tensor. Of every `MEASURED` blocks the first is measured.
+    Rows are handed over as they are stored where they can be, and widened in the encoder's cache. `importance` (matrices,
+    columns) has a row for each matrix of the tensor. The first block and every `MEASURED`th after it are measured.
+    `allow_nonfinite` is the blocks' own.
     """
     by_matrix = importance is not None and len(importance) > 1
     source = tensor.stored if tensor.columns % tensor.stored.block == 0 else F32
@@ -31,6 +74,7 @@ def tensor_blocks(
             source=source,
             imatrix=None if importance is None else importance[part.matrix if by_matrix else 0],
             measure=at % MEASURED == 0,
+            allow_nonfinite=allow_nonfinite,
         )
 
 

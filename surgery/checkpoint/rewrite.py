@@ -263,10 +263,12 @@ def write_checkpoint(
     force: bool = False,
     progress: ByteProgress = lambda _: None,
     check: Check | None = None,
+    allow_nonfinite: bool = False,
 ) -> int:
     """Write the folder atomically; returns the bytes of its weights.
 
-    `check` is called before it appears; if it raises, nothing is left.
+    `check` is called before it appears; if it raises, nothing is left. A weight that is NaN or infinite is an InputError without
+    `allow_nonfinite`.
     """
     source, target = plan.checkpoint.path.resolve(), out.resolve()
     if target == source or source in target.parents or target in source.parents:
@@ -279,7 +281,7 @@ def write_checkpoint(
         (folder / CONFIG).write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", "utf-8")
         layers = plan.before.layers or len(plan.source_model.layers)
         (folder / RECIPE_FILE).write_text(file_text(plan.before.then(plan.recipe), layers), "utf-8")
-        _write_weights(plan, folder, progress)
+        _write_weights(plan, folder, progress, allow_nonfinite)
         made = build_model(open_checkpoint(folder), check_type=lambda *_: "")  # the source has been checked
         if made.spec != plan.model.spec:
             raise UnsupportedError(
@@ -299,10 +301,15 @@ def _files_beside(checkpoint: Checkpoint) -> list[Path]:
     return [path for path in files if path.suffix not in WEIGHT_SUFFIXES and not path.name.startswith(".")]
 
 
-def _write_weights(plan: CheckpointPlan, folder: Path, progress: ByteProgress) -> None:
-    """Write the weights as one safetensors file, or as shards with an index (`model.safetensors.index.json`)."""
+def _write_weights(plan: CheckpointPlan, folder: Path, progress: ByteProgress, lax: bool) -> None:
     stored = [
-        Stored(name=name, dtype=_dtype(tensor), shape=tensor.shape, width=_width(tensor), pieces=_bytes(tensor))
+        Stored(
+            name=name,
+            dtype=_dtype(tensor),
+            shape=tensor.shape,
+            width=_width(tensor),
+            pieces=_bytes(name, tensor, lax),
+        )
         for name, tensor in plan.tensors.items()
     ]
     # Wide types first, so that all tensors are aligned; then by name, in the order of the safetensors library.
@@ -347,15 +354,45 @@ def _width(tensor: Tensor) -> int:
     return WIDTHS[_dtype(tensor)]
 
 
-def _bytes(tensor: Tensor) -> Iterator[bytes | bytearray]:
-    """A tensor's bytes in pieces, copied if it is an unchanged tensor of a safetensors file, else encoded."""
+def _bytes(name: str, tensor: Tensor, lax: bool) -> Iterator[bytes | bytearray]:
+    """A tensor's bytes in pieces: as they are stored where it is one of a safetensors file.
+
+    Raises InputError for a NaN or an infinity, unless `lax`.
+    """
     for start in range(0, tensor.size, PIECE):
         stop = min(start + PIECE, tensor.size)
         if isinstance(tensor, StoredTensor):
             width = WIDTHS[tensor.dtype]
-            yield tensor.file.read(tensor.offset + start * width, (stop - start) * width)
+            piece: bytes | bytearray = tensor.file.read(tensor.offset + start * width, (stop - start) * width)
         else:
-            yield _encoded(tensor.flat(start, stop), tensor.dtype)
+            piece = _encoded(tensor.flat(start, stop), tensor.dtype)
+        if not lax:
+            _require_finite(name, tensor, piece, start)
+        yield piece
+
+
+EXPONENTS = {
+    "F64": ("<u8", 0x7FF << 52),
+    "F32": ("<u4", 0xFF << 23),
+    "F16": ("<u2", 0x1F << 10),
+    "BF16": ("<u2", 0xFF << 7),
+}
+"""The words of the float types, and the bits that are all set in a NaN or an infinity only."""
+
+
+def _require_finite(name: str, tensor: Tensor, piece: bytes | bytearray, start: int) -> None:
+    word, mask = EXPONENTS.get(tensor.dtype, ("", 0))
+    if not word:
+        return
+    words = np.frombuffer(piece, word)
+    bad = np.flatnonzero((words & words.dtype.type(mask)) == mask)
+    if bad.size:
+        at = start + int(bad[0])
+        value = float(tensor.flat(at, at + 1)[0])
+        raise InputError(
+            f"tensor {name} holds {value} at row {at // tensor.columns}, column {at % tensor.columns} (counted from 0); expected "
+            "finite weights; repair the checkpoint, or keep them with --allow-nonfinite"
+        )
 
 
 def _encoded(values: FloatArray, dtype: str) -> bytes:

@@ -200,10 +200,12 @@ def write_plan(
     threads: int = 1,
     progress: ByteProgress = lambda _: None,
     check: Check | None = None,
+    allow_nonfinite: bool = False,
 ) -> int:
     """Write the new file, which appears whole or not at all; its size in bytes.
 
-    `check` is called before it appears; if it raises, nothing is left.
+    `check` is called before it appears; if it raises, nothing is left. What is computed may be NaN or infinite with
+    `allow_nonfinite`, where its type has those; what is copied is not looked at.
     """
     check_outputs({"OUT": out}, _sources(plan), force=force)
     entries, data_bytes = plan.entries
@@ -214,7 +216,7 @@ def write_plan(
         stream.write(header)
         for entry, (_, piece) in zip(entries, plan.outputs, strict=True):
             if piece.ranges is None:
-                for encoded in encoder.encode(_blocks(entry, piece.tensor)):
+                for encoded in encoder.encode(_blocks(entry, piece.tensor, allow_nonfinite)):
                     stream.write(encoded.raw.data)
                     progress(encoded.raw.nbytes)
             else:
@@ -249,12 +251,12 @@ def _sources(plan: GGUFPlan) -> set[Path]:
     return {part.file.path for _, piece in plan.outputs for part in piece.ranges or ()} | {plan.file.header.path}
 
 
-def _blocks(entry: TensorEntry, tensor: Tensor) -> Iterator[Block]:
+def _blocks(entry: TensorEntry, tensor: Tensor, lax: bool) -> Iterator[Block]:
     def rows(part: RowRange) -> FloatArray:
         return tensor.flat(part.start * tensor.columns, part.stop * tensor.columns).reshape(-1, tensor.columns)
 
     for part in row_ranges(entry.shape, by_matrix=False):
-        yield Block(name=entry.name, type=entry.type, rows=partial(rows, part))
+        yield Block(name=entry.name, type=entry.type, rows=partial(rows, part), allow_nonfinite=lax)
 
 
 def copy_range(part: ByteRange, stream: BinaryIO, progress: ByteProgress) -> None:

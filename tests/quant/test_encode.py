@@ -20,7 +20,18 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import InputError, LlamaError
 from quant import encode, ggml
-from quant.encode import Block, Encoder, Narrowing, decode_rows, encode_rows, narrow, narrowing_loss, row_ranges, widen
+from quant.encode import (
+    Block,
+    Encoder,
+    Narrowing,
+    decode_rows,
+    encode_block,
+    encode_rows,
+    narrow,
+    narrowing_loss,
+    row_ranges,
+    widen,
+)
 from quant.types import BF16, F16, F32, Q4_0, Q4_K, Q8_0, TYPES, TensorType, row_bytes, tensor_type
 from tests.quant.quant_oracle import ROOT
 
@@ -184,7 +195,9 @@ def test_weights_that_are_not_finite_are_named(kind: TensorType, bad: float, mon
 def test_weights_beyond_a_types_range_are_named(kind: TensorType, large: float) -> None:
     rows = np.full((1, 256), large, np.float32)
     rows[0, ::2] = -1.0
-    with pytest.raises(InputError, match=rf"tensor w reaches 1e\+[13]0, too large for {kind.name}; use bf16"):
+    with pytest.raises(
+        InputError, match=rf"tensor w reaches 1e\+[13]0, too large for {kind.name}( \(128 of .*\))?; use bf16"
+    ):
         encode_rows(rows, kind, name="w")
 
 
@@ -299,3 +312,20 @@ def test_a_missing_library_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             ggml.library()
     finally:
         ggml.library.cache_clear()
+
+
+@pytest.mark.parametrize("kind", WRITTEN, ids=str)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_only_plain_types_keep_what_is_not_finite(kind: TensorType, bad: float) -> None:
+    rows = np.ones((2, 256), np.float32)
+    rows[1, 7] = bad
+    block = Block(name="w", type=kind, rows=rows, measure=True, allow_nonfinite=True)
+    if not kind.plain:
+        with pytest.raises(InputError, match=r"tensor w holds .* at row 1, column 7"):
+            encode_block(block)
+        return
+    encoded = encode_block(block)
+    assert (encoded.nonfinite, encoded.overflowed) == (1, 0)
+    assert encoded.loss is not None
+    assert (encoded.loss.weights, encoded.loss.changed, encoded.loss.overflowed) == (512, 0, 0)
+    np.testing.assert_array_equal(decode_rows(encoded.raw, kind, 256), rows)

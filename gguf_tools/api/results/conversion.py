@@ -11,6 +11,7 @@ from gguf_tools.allocation.choose import Chosen
 from gguf_tools.conversion.plan import Conversion
 from gguf_tools.conversion.write import Converted
 from gguf_tools.formats.gguf import keys
+from gguf_tools.tensors.blocks import nonfinite_rows
 from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes, human_count
 
 if TYPE_CHECKING:
@@ -121,7 +122,13 @@ def _written_dict(written: Converted) -> dict[str, Any]:
         for name, loss in written.losses.items()
     }
     errors = {name: loss.relative_error for name, loss in written.by_tensor.items()}
-    return {"path": str(written.path), "bytes": written.bytes, "narrowing": narrowing, "relative_rms_error": errors}
+    return {
+        "path": str(written.path),
+        "bytes": written.bytes,
+        "narrowing": narrowing,
+        "relative_rms_error": errors,
+        "nonfinite": {name: asdict(found) for name, found in written.nonfinite.items()},
+    }
 
 
 def _tensors(conversion: Conversion) -> Grid:
@@ -146,6 +153,7 @@ def _outcome(written: Converted) -> list[tuple[str, str]]:
             error = f"relative RMS error {loss.relative_error:.2e} over {loss.weights:,} sampled weights"
             rows.append(("rounded", f"to {name}: {error}"))
     size = human_bytes(written.bytes)
+    rows += nonfinite_rows(written.nonfinite)
     return [*rows, ("wrote", f"{written.path} ({size}); both sides tokenize the probe text alike")]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf_tools.allocation.choose import Chosen
 from gguf_tools.quantization.plan import Quantization
 from gguf_tools.quantization.write import Quantized
+from gguf_tools.tensors.blocks import nonfinite_rows
 from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes
 from quant.encode import Narrowing
 
@@ -72,7 +73,9 @@ class QuantizeResult(Shown):
             ],
         }
         report |= {"allocation": self.chosen.as_dict()} if self.chosen else {}
-        report |= {"paths": [str(path) for path in self.written.paths]} if self.written else {}
+        if self.written:
+            report["paths"] = [str(path) for path in self.written.paths]
+            report["nonfinite"] = {name: asdict(found) for name, found in self.written.nonfinite.items()}
         return dict(as_json(report))
 
     def blocks(self) -> Sequence[Block]:
@@ -82,6 +85,7 @@ class QuantizeResult(Shown):
             return [_tensors(self.plan), Lines(), Facts(facts), Lines("nothing was written (--dry-run)")]
         paths = self.written.paths
         names = f"{paths[0]}" if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        facts += nonfinite_rows(self.written.nonfinite)
         facts.append(("wrote", f"{names} ({human_bytes(self.written.bytes)})"))
         return [_types(self.plan, self.written), Lines(), Facts(facts)]
 
