@@ -142,9 +142,13 @@ def _begin(path: Path, file: int, record: Record) -> None:
         while data:
             data = data[os.write(target, data) :]
         os.fsync(target)
+        os.replace(temporary, journal_path(path))
+    except BaseException:
+        # Such as a full disk: nothing has begun.
+        temporary.unlink(missing_ok=True)
+        raise
     finally:
         os.close(target)
-    os.replace(temporary, journal_path(path))
     sync(path.parent)
     _finish(path, file)
 

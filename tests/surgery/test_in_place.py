@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -335,3 +336,22 @@ def test_a_file_that_may_not_be_written_is_refused(file: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(OutputError, match="cannot be changed in place"):
         apply_in_place(planned)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_disk_without_room_for_the_journal_leaves_all_as_it_was(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(OutputError, match=r"could not be changed in place \(No space left.*; it is as it was"):
+            in_place(file, "swap(0:1)")
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+    in_place(file, "swap(0:1)")
+    assert undo(file) == "swap(0:1)"
+    assert file.read_bytes() == before
