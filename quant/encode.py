@@ -388,6 +388,7 @@ def _sum_sq(values: FloatArray) -> float:
 
 
 def _compare(before: FloatArray, after: FloatArray) -> Narrowing:
+    """The changes from `before` to `after` (same number of elements); infinite changes count as `overflowed` only."""
     before, after = before.reshape(-1), after.reshape(-1)
     weights = before.size
     with np.errstate(invalid="ignore"):

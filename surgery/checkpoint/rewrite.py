@@ -302,6 +302,7 @@ def _files_beside(checkpoint: Checkpoint) -> list[Path]:
 
 
 def _write_weights(plan: CheckpointPlan, folder: Path, progress: ByteProgress, lax: bool) -> None:
+    """Write the weights as one safetensors file, or as shards with an index (`model.safetensors.index.json`)."""
     stored = [
         Stored(
             name=name,
