@@ -159,7 +159,10 @@ main()
 
 @pytest.mark.parametrize("seed", range(6))
 def test_ctrl_c_at_a_random_moment(qwen3_folder: Path, seed: int) -> None:
-    """From when Python runs our code on; before that it is Python's own business."""
+    """While our code runs: before it, and once Python ends after it, signals are Python's own business.
+
+    At its end Python takes its handlers away, so that the signal ends the process without a word, after all is printed.
+    """
     code = 'print("now", flush=True)\nfrom gguf_tools.__main__ import main\nmain()'
     wait = random.Random(seed).uniform(0.02, 0.5)
     code = "import signal\nfrom gguf_tools import signals\nsignals.leave_at_once()\n" + code
@@ -167,7 +170,7 @@ def test_ctrl_c_at_a_random_moment(qwen3_folder: Path, seed: int) -> None:
         time.sleep(wait)
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=30)
-    assert child.returncode in (0, 130)
+    assert child.returncode in (0, 130, -signal.SIGINT)
     assert err.strip() in ("", ENDS[signal.SIGINT][1])
 
 
