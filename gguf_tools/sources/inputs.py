@@ -35,7 +35,12 @@ def source_files(path: Path) -> tuple[Path, ...]:
 
 def beside_files(path: Path) -> list[Path]:
     """The files that say what the weights of a folder, or of a file, are."""
-    return _of_folder(path if path.is_dir() else path.parent, weights=False)
+    return described_by(path if path.is_dir() else path.parent)
+
+
+def described_by(folder: Path) -> list[Path]:
+    """Config, tokenizer, card and the like in a folder; none where there is no such folder."""
+    return _of_folder(folder, weights=False)
 
 
 def _of_folder(folder: Path, *, weights: bool) -> list[Path]:

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from gguf_tools.errors import CheckpointError, TokenizerError
 from gguf_tools.formats.gguf.header import Field, ValueType, array, boolean, string, u32
-from gguf_tools.sources.inputs import beside_files, refuse_links_out
+from gguf_tools.sources.inputs import described_by, refuse_links_out
 from gguf_tools.tokenizers import pretokenizers
 from gguf_tools.tokenizers.backend import build_backend, unreachable
 from gguf_tools.tokenizers.byte_level import byte_characters
@@ -167,7 +167,7 @@ def load_tokenizer(
     Raises CheckpointError for files that are missing or broken, TokenizerError for a tokenizer that llama.cpp cannot
     reproduce; both name the file and the key.
     """
-    refuse_links_out(folder, beside_files(folder))
+    refuse_links_out(folder, described_by(folder))
     files = read_files(folder)
     where = str(files.path)
     if not 0 < vocab_size <= MOST_TOKENS:

@@ -106,3 +106,12 @@ def test_the_tokenizers_folder_is_held_to_the_same(qwen3_folder: Path, copied: C
     (folder / "tokenizer.json").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: is a symbolic link that leads out"):
         convert(qwen3_folder, tmp_path / "out.gguf", tokenizer=folder)
+
+
+def test_a_tokenizers_folder_that_is_missing_is_said_to_be(qwen3_folder: Path, tmp_path: Path) -> None:
+    """And not what lies beside it."""
+    (tmp_path / "README.md").write_text("text")
+    with pytest.raises(CheckpointError) as raised:
+        convert(qwen3_folder, tmp_path / "out.gguf", tokenizer=tmp_path / "gone")
+    assert "gone" in str(raised.value)
+    assert "link" not in str(raised.value)
