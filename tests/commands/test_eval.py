@@ -291,7 +291,7 @@ def test_one_file_is_told_in_lines(tinyq: Tinyq, plain: Path, question: Path) ->
 def test_a_score_too_low_is_exit_1(tinyq: Tinyq, plain: Path, question: Path, tmp_path: Path) -> None:
     command = ("eval", plain, "--suite", "card", "--questions", question, "--json", tmp_path / "out.json")
     assert tinyq(*command, "--min-score", "0").code == 0
-    ran = tinyq(*command, "--min-score", "99.5")
+    ran = tinyq(*command, "--min-score", "99.5", "--force")
     score = json.loads((tmp_path / "out.json").read_text("utf-8"))["card"]["score"]
     assert ran.code == 1
     assert ran.err == f"tinyq: {plain}: the card's score is {score:.2f}, at least 99.5 wanted\n"
@@ -445,7 +445,7 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(tinyq: Tinyq, plain:
     out = tmp_path / "out.x"
     for outputs, expected in (
         (("--json", plain), f"{plain}: is what the command reads; give --json another name"),
-        (("--markdown", tmp_path), f"{tmp_path}: is a folder; give --markdown the name of a file"),
+        (("--markdown", tmp_path), f"{tmp_path}: is a folder; give the name of the file to write"),
         (("--csv", tmp_path / "gone" / "x"), f"the folder {tmp_path / 'gone'} does not exist; create it first"),
         (("--json", out, "--csv", out), f"{out}: is what --json writes; give --csv another name"),
     ):

@@ -52,7 +52,7 @@ def test_eval_json(tinyq: Tinyq, work: Path, tmp_path: Path) -> None:
     assert found["nmse"] <= 1e-24
     assert 1e-16 < found["nmse_model"] <= 1e-10
     assert (found["n_sequences"], found["agrees"], found["bound"]) == (2, True, 1e-18)
-    assert tinyq("eval", work / "out.gguf", *args, "--oracle", "none").code == 0
+    assert tinyq("eval", work / "out.gguf", *args, "--oracle", "none", "--force").code == 0
     assert json.loads((tmp_path / "out.json").read_text())["fidelity"]["oracle"] is None
 
 

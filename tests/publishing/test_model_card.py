@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import math
 import os
@@ -22,8 +23,6 @@ from gguf_tools.bundled import bundled_model
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
-from gguf_tools.errors import OutputError
-from gguf_tools.formats import output
 from gguf_tools.formats.gguf.header import read_header
 from gguf_tools.runtime.process import Runtime
 from gguf_tools.text import human_bytes
@@ -267,15 +266,18 @@ def test_nothing_is_written_over_what_is_read(tinyq: Tinyq, files: tuple[Path, P
 def test_card_and_modelfile_appear_together_or_not_at_all(
     tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(path: Path, **options: Any) -> Any:
-        if path.name == "Modelfile":
-            raise OutputError(f"{path}: could not be written (the disk is full)")
-        return whole(path, **options)
+    flushed: list[int] = []
 
-    whole = output.atomic_output
-    monkeypatch.setattr(output, "atomic_output", failing)
-    ran = tinyq("card", HYBRID, files[0], "--suite", "none", "--modelfile", "--out", tmp_path / "README.md")
-    assert (ran.code, ran.out) == (2, "")
+    def second_fails(descriptor: int) -> None:
+        flushed.append(descriptor)
+        if len(flushed) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", second_fails)
+        ran = tinyq("card", HYBRID, files[0], "--suite", "none", "--modelfile", "--out", tmp_path / "README.md")
+    assert (ran.code, ran.out, len(flushed)) == (2, "", 2)
+    assert "could not be written (the disk is full)" in ran.err
     assert list(tmp_path.iterdir()) == []
 
 
