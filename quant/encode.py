@@ -133,9 +133,9 @@ def narrow(values: FloatArray, dtype: TensorType, out: NDArray[np.uint16] | None
 def narrowing_loss(
     rows: FloatArray, dtype: TensorType, name: str = "(unnamed)", *, allow_nonfinite: bool = False
 ) -> Narrowing:
-    """What storing float32 `rows` (any shape) as F16 or BF16 would change; nothing is kept of the result.
+    """The changes by storing float32 `rows` (any shape) as F16 or BF16; the rounded numbers are discarded.
 
-    Raises InputError if a weight is NaN or infinite to begin with, unless those are allowed: they change nothing then.
+    Raises InputError if a weight is NaN or infinite, unless `allow_nonfinite`: such a weight counts as unchanged then.
     """
     if dtype not in _NARROW:
         raise ValueError(f"narrowing_loss takes F16 or BF16, not {dtype.name}")
@@ -159,12 +159,11 @@ def narrowing_loss(
 class Block:
     """Some rows of one tensor, and the type to encode them in.
 
-    `rows` is an array (n, k) of float32, or, with `source` telling how it is stored, rows as a file holds them: (n, k)
-    uint16 of F16 or BF16, (n, row_bytes(source, k)) uint8 of any type. It may also be a function that returns such an
-    array: the encoding thread calls it, so that reading is shared among threads too. `imatrix` (k,) holds for all rows:
-    a block does not reach across experts that have an importance each (`row_ranges`). With `measure`, what the encoding
-    changes is measured. With `allow_nonfinite`, F32, F16 and BF16 take NaN and infinity as they are, and too large a weight
-    becomes infinite.
+    `rows` is an array (n, k) of float32, or an array in the stored type `source`: (n, k) uint16 for F16 or BF16,
+    (n, row_bytes(source, k)) uint8 for any type. It may also be a function that returns such an array: the encoding thread
+    calls it, so that reading is distributed over threads too. `imatrix` (k,) applies to all rows, so a block must not contain
+    rows of two experts with separate importances (`row_ranges`). With `measure`, the changes by encoding are measured. With
+    `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinity, and a weight beyond the type's range becomes infinite.
     """
 
     name: str
@@ -178,9 +177,10 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A block's bytes (n, row bytes); what encoding changed, if that was asked for.
+    """A block's bytes (n, row bytes), and the changes by encoding if they were measured.
 
-    `nonfinite` weights are NaN or infinite, `overflowed` of them only since they were encoded.
+    With `allow_nonfinite`, `nonfinite` counts the encoded weights that are NaN or infinite, `overflowed` those of them that
+    were finite before.
     """
 
     name: str
@@ -366,8 +366,8 @@ def _require_finite(tile: FloatArray, name: str, before: int) -> float:
 
 
 def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str, tile: FloatArray) -> None:
-    """Raises InputError if weights are too large for a type: an infinity or NaN that `ggml_validate_row_data` would find,
-    or a magnitude that no scale reaches."""
+    """Raises InputError if weights are too large for a type: if an encoded scale is infinite or NaN (as in
+    `ggml_validate_row_data`), or if `peak` is beyond any scale."""
     over = peak >= _OVERFLOW.get(dtype, _REACH)
     for at in dtype.scales:
         field = raw.reshape(-1, dtype.block_bytes)[:, at : at + 2].view("<u2")
@@ -388,7 +388,8 @@ def _sum_sq(values: FloatArray) -> float:
 
 
 def _compare(before: FloatArray, after: FloatArray) -> Narrowing:
-    """The changes from `before` to `after` (same number of elements); infinite changes count as `overflowed` only."""
+    """The changes from `before` to `after` (same number of elements); infinite changes count as `overflowed` only, and what
+    was not finite before as no change."""
     before, after = before.reshape(-1), after.reshape(-1)
     weights = before.size
     with np.errstate(invalid="ignore"):

@@ -28,8 +28,8 @@ COPY_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Quantized:
-    """A finished quantization: the files, their bytes together, and by tensor name what encoding changed (a sample) and what is
-    not finite (of all)."""
+    """A finished quantization: the files, their total bytes, and by tensor name the sampled change by encoding and the number of
+    weights that are not finite."""
 
     paths: tuple[Path, ...]
     bytes: int
@@ -47,12 +47,12 @@ def execute(
     check: Check | None = None,
     allow_nonfinite: bool = False,
 ) -> Quantized:
-    """Write the output, all parts of which appear under their names together when the last one is complete.
+    """Write the output; the parts get their final names together, when all are complete.
 
     `check` is called before they appear; if it raises, nothing is left.
 
     Raises InputError for a weight that is NaN or infinite (with the tensor's name), unless `allow_nonfinite` and its new type has
-    those; OutputError where it cannot be written.
+    those; OutputError if it cannot be written.
     """
     paths = plan.paths(out)
     check_room(plan, out, force)
@@ -102,7 +102,7 @@ def _sign(plan: Quantization, streams: Sequence[BinaryIO]) -> None:
 def _pieces(
     plan: Quantization, part: OutputPart, encoder: Encoder, tally: Tally, allow_nonfinite: bool
 ) -> Iterator[tuple[str, ByteArray]]:
-    """A part's data in file order; what the encoding did is added up in `tally`."""
+    """A part's data in file order as (tensor name, bytes); counts in `tally` what the encoding changed."""
     mine = slice(part.start, part.stop)
     pairs = zip(plan.choices[mine], plan.tensors[mine], strict=True)
     for decodable, group in groupby(pairs, lambda pair: can_decode(pair[1].entry.type)):

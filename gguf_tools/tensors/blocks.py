@@ -60,9 +60,9 @@ def tensor_blocks(
 ) -> Iterator[Block]:
     """Blocks of whole rows that make up `tensor`, to be encoded as `dtype`.
 
-    Rows are handed over as they are stored where they can be, and widened in the encoder's cache. `importance` (matrices,
-    columns) has a row for each matrix of the tensor. The first block and every `MEASURED`th after it are measured.
-    `allow_nonfinite` is the blocks' own.
+    Where the stored type allows, rows are passed on in that type, and the encoder widens them. `importance`, shape (matrices,
+    columns), has a row for each matrix of the tensor. Of every `MEASURED` blocks the first is measured. `allow_nonfinite` is
+    that of `Block`.
     """
     by_matrix = importance is not None and len(importance) > 1
     source = tensor.stored if tensor.columns % tensor.stored.block == 0 else F32

@@ -356,7 +356,7 @@ def _width(tensor: Tensor) -> int:
 
 
 def _bytes(name: str, tensor: Tensor, lax: bool) -> Iterator[bytes | bytearray]:
-    """A tensor's bytes in pieces: as they are stored where it is one of a safetensors file.
+    """A tensor's bytes in pieces, copied if it is an unchanged tensor of a safetensors file, else encoded.
 
     Raises InputError for a NaN or an infinity, unless `lax`.
     """

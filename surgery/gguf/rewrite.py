@@ -202,7 +202,7 @@ def write_plan(
     check: Check | None = None,
     allow_nonfinite: bool = False,
 ) -> int:
-    """Write the new file, which appears whole or not at all; its size in bytes.
+    """Write the new file atomically; returns its size in bytes.
 
     `check` is called before it appears; if it raises, nothing is left. What is computed may be NaN or infinite with
     `allow_nonfinite`, where its type has those; what is copied is not looked at.
