@@ -21,7 +21,6 @@ from gguf_tools.errors import ThresholdError
 from gguf_tools.text import one_line, shortened, table
 
 if TYPE_CHECKING:
-    from gguf_tools.evaluation.type_check import check_model_type
     from gguf_tools.verification.run import Verification
 
 ROWS = 40
@@ -71,6 +70,7 @@ def verify(
     importance matrix that is not known: every weight lies at the level that the encoder would have chosen), different, or
     unknown (SOURCE gives no such tensor, or its type is not encoded here). Exits with 1 if anything differs.
     """
+    from gguf_tools.evaluation.type_check import check_model_type
     from gguf_tools.verification.run import file_bytes, verify
     from surgery.model import operate_text
 
