@@ -11,6 +11,9 @@ from gguf_tools.families.reading import Config
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.text import shortened
 
+AT_ITS_WORD = ClassRules(partial=True)
+"""Nothing is assumed of a config, and what it states is taken."""
+
 
 class ClassConfig(Config):
     """A config with the defaults of its class, each noted when it is used.
@@ -18,7 +21,7 @@ class ClassConfig(Config):
     `types` are the family's own values of model_type; of any other, and of none, `bare` are the rules.
     """
 
-    def __init__(self, checkpoint: Checkpoint, types: Collection[str], bare: ClassRules) -> None:
+    def __init__(self, checkpoint: Checkpoint, types: Collection[str] = (), bare: ClassRules = AT_ITS_WORD) -> None:
         super().__init__(checkpoint)
         stated = self.values.get("model_type")
         self.kind = stated if isinstance(stated, str) and stated in types else None

@@ -14,7 +14,6 @@ from gguf_tools.errors import CheckpointError
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import assemble
 from gguf_tools.families.base import Expected, Family
-from gguf_tools.families.hf_classes import ClassRules
 from gguf_tools.families.hf_config import ClassConfig
 from gguf_tools.families.reading import Config, Inventory
 from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_state_dict, write_tiny_tokenizer
@@ -33,7 +32,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
-    inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, (), ClassRules(partial=True))
+    inventory, config = Inventory(checkpoint), ClassConfig(checkpoint)
     for key, value in DEFAULTS.items():
         config.assume(key, value, "as the published class does")
     every = config.integer("moe_layer_freq", 1)
