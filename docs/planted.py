@@ -228,7 +228,7 @@ MISREADINGS = (
         sees=config(sliding_window=None),
     ),
     Misreading(name="windows in the wrong layers", family="qwen3", variant="window", states=windows_elsewhere),
-    Misreading(name="head_dim 16 read as 8", family="llama", sees=config(head_dim=8)),
+    Misreading(name="head_dim 16 read as 8", family="llama", sees=config(head_dim=8, num_attention_heads=8)),
     Misreading(
         name="query heads grouped across key heads",
         family="qwen3",
