@@ -83,20 +83,13 @@ def test_a_pipe_in_a_checkpoint(copied: Callable[[Path], Path], qwen3_folder: Pa
 def test_a_device_in_a_checkpoint(copied: Callable[[Path], Path], qwen3_folder: Path, name: str) -> None:
     folder = copied(qwen3_folder)
     endless(folder / name)
-    ran = bounded("inspect", folder)
-    if name in ("config.json", "model.safetensors"):  # without the others something can still be said
-        assert f"{folder / name}: " in one_line(ran)
-    else:
-        assert ran.code == 0
-        assert f"{folder / name}: cannot be read (it is not a regular file)" in ran.out
+    # A device can only be there by a link, and links out of the folder are refused whatever they lead to.
+    assert f"{folder / name}: is a symbolic link that leads out of the folder" in one_line(bounded("inspect", folder))
 
 
-@pytest.mark.parametrize("put", [pipe, endless])
-def test_a_model_card_that_is_no_file_is_none(
-    copied: Callable[[Path], Path], qwen3_folder: Path, put: Callable[[Path], None]
-) -> None:
+def test_a_model_card_that_is_no_file_is_none(copied: Callable[[Path], Path], qwen3_folder: Path) -> None:
     folder = copied(qwen3_folder)
-    put(folder / "README.md")
+    pipe(folder / "README.md")
     assert bounded("inspect", folder).code == 0
 
 
