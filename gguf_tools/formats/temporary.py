@@ -118,16 +118,21 @@ def lock_folder(folder: Path) -> int:
 
 @contextlib.contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """A folder beside the output `path` for what is needed while it is made; removed at the end, or by the next run."""
+    """A folder beside the output `path` for what is needed while it is made; removed at the end, or by the next run.
+
+    It lies in the locked folder and is not locked itself, so that outputs can be written in it (`folder_lock`).
+    """
     try:
         with folder_lock(path.parent):
             refuse_second(path)
             remove_leftovers(path)
             folder, lock = create_folder(path)
+        inside = folder / "files"
+        inside.mkdir()
     except OSError as error:
         raise OutputError(f"{path}: no temporary folder could be made beside it ({error.strerror})") from error
     try:
-        yield folder
+        yield inside
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)

@@ -16,6 +16,7 @@ import pytest
 from gguf_tools.errors import CheckpointError, OutputError
 from gguf_tools.formats import commit
 from gguf_tools.formats.output import atomic_folder, atomic_output, atomic_outputs, check_outputs
+from gguf_tools.formats.temporary import scratch_folder
 from gguf_tools.formats.watch import Watch
 
 MARK = "0123456789abcdef"
@@ -192,6 +193,19 @@ def test_outputs_whose_long_names_begin_alike_are_kept_apart(tmp_path: Path) -> 
         stream.write(b"1")
         write(second, b"2")
     assert (first.read_bytes(), second.read_bytes()) == (b"1", b"2")
+
+
+def test_an_output_in_a_scratch_folder_does_not_wait_for_its_lock(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path / "out.gguf") as folder:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
+        write(folder / "part")
+        assert (folder / "part").read_bytes() == b"new"
+        assert files(tmp_path) != []
+    assert files(tmp_path) == []
 
 
 # Folders
