@@ -37,6 +37,8 @@ ROOMS = (
 """The rooms of gguf_tools: a room imports those before it, and the loose modules of GROUND. `docs/architecture.md` shows them."""
 GROUND = ("errors", "text", "machine", "progress", "signals", "bundled")
 """Modules that every room may import; among themselves they import nothing but those before them."""
+LONG = 12
+"""The lines from which on a function has a docstring."""
 FACES = ("__init__", "__main__", "cli")
 """Modules that lie above all rooms."""
 MOST_LOOSE = 8
@@ -125,3 +127,16 @@ def test_no_module_imports_itself_through_others(package: str) -> None:
 
     for name in graph:
         visit(name, ())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_long_functions_have_docstrings(package: str) -> None:
+    bare = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno + 1 >= LONG
+        and not ast.get_docstring(node)
+    ]
+    assert not bare

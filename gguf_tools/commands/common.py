@@ -190,6 +190,7 @@ class _Bars:
         self.open = contextlib.ExitStack()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show `done` of `total` of a stage: a bar where they are bytes, else a count on one line."""
         if stage != self.stage:
             self.close()
             self.stage, self.done = stage, 0

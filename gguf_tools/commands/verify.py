@@ -102,6 +102,7 @@ def text_of(found: Verification) -> str:
 
 
 def _tensors(found: Verification) -> str:
+    """The table of the worst tensors that are not identical, ROWS at most; empty if there is none."""
     shown = [tensor for tensor in found.worst_first if tensor.verdict != "identical"]
     rows = [
         (
@@ -131,6 +132,7 @@ def _metadata(found: Verification) -> str:
 
 
 def _summary(found: Verification) -> str:
+    """The lines above the table: file, source, counts by verdict, notes, what made the file, and the verdict."""
     counts = found.as_dict()
     words = counts["metadata"]
     lines = [

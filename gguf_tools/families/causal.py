@@ -33,6 +33,7 @@ def refuse_bidirectional(checkpoint: Checkpoint) -> None:
 
 
 def _signs(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
+    """The config keys, with their values, that say attention is bidirectional."""
     config = checkpoint.config
     kind, classes = config.get("model_type"), config.get("architectures")
     if isinstance(kind, str) and TYPES.fullmatch(kind):

@@ -152,6 +152,7 @@ def renormalised(config: ClassConfig, default: bool) -> bool:
 
 
 def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> LayerTensors:
+    """The experts' gate and up, (experts, width, hidden), and down, (experts, hidden, width), fused or one by one."""
     fused = f"{prefix}experts.gate_up_proj"
     if fused in inventory or f"{prefix}experts.down_proj" in inventory:
         width = inventory.shape(fused, 3)[1] // 2

@@ -148,6 +148,7 @@ class ClassConfig(Config):
             self.unheeded("layer_types", kinds)
 
     def _limited(self, layer: int) -> bool:
+        """Whether the sliding window holds in `layer`: by layer_types if stated, else by the class's own rule."""
         windows = self.rules.windows
         kinds = self.values.get("layer_types")
         if windows is None or not windows.listed:

@@ -104,6 +104,7 @@ def _dims(config: ClassConfig, stated: Mapping[str, Any], head_dim: int, kind: s
 
 
 def _scaling(config: ClassConfig, stated: Mapping[str, Any], kind: str) -> Scaling | None:
+    """The rope scaling that the config states, as transformers' modeling_rope_utils reads it; UnsupportedError for others."""
     if kind == "default":
         return None
 

@@ -29,6 +29,7 @@ def build_hybrid(checkpoint: Checkpoint, family: str, types: Collection[str]) ->
     _refuse_mixed_gates(checkpoint)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
+        """Linear or full attention, experts or an MLP, by the tensors under `prefix`."""
         mixer: Mixer
         ffn: FeedForward
         linear = any(f"{prefix}linear_attn.{name}" in inventory for name in ("out_proj.weight", "A_log"))
@@ -114,6 +115,7 @@ def delta_net(inventory: Inventory, config: ClassConfig, prefix: str, hidden: in
 
 
 def _fused(inventory: Inventory, prefix: str, hidden: int, spec: DeltaNet) -> LayerTensors:
+    """Qwen3-Next's fused projections by parts: each key head's rows are its q, k, v and z, and its beta and alpha."""
     key_heads, dim, group = spec.key_heads, spec.key_dim, spec.value_heads // spec.key_heads
     wide = group * spec.value_dim
     qkvz = inventory.take(f"{prefix}in_proj_qkvz.weight", 2 * key_heads * (dim + wide), hidden)

@@ -50,6 +50,7 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def _experts(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:
+    """Mixtral's experts: w1 is gate, w3 up, both (width, hidden); w2 is down, (hidden, width)."""
     router = inventory.take(f"{prefix}gate.weight", None, hidden)
     count = router.shape[0]
     width = inventory.shape(f"{prefix}experts.0.w1.weight")[0]

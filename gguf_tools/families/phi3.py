@@ -57,6 +57,7 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def _attention(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int) -> tuple[Attention, LayerTensors]:
+    """Attention from `qkv_proj`, ((heads + 2 * kv_heads) * head_dim, hidden): the rows of q, then k, then v."""
     wide = inventory.shape(f"{prefix}self_attn.o_proj.weight")[1]
     rows = inventory.shape(f"{prefix}{QKV}")[0]
     dim = config.head_dim(wide, (rows - wide) // 2, hidden)

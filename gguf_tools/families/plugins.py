@@ -44,6 +44,7 @@ def load_plugins(taken: Iterable[str]) -> tuple[Plugin, ...]:
 
 
 def _load(entry: EntryPoint) -> Plugin:
+    """The family of an entry point; InputError that names the distribution if it fails to load or is no Family."""
     try:
         loaded = entry.load()
     except Exception as error:

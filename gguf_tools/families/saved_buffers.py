@@ -85,6 +85,7 @@ def _ropes(spec: ModelSpec, layer: int | None) -> list[Rope]:
 
 
 def _frequencies_fault(tensor: Tensor, rope: Rope) -> str | None:
+    """What is wrong with a saved `inv_freq` (dims / 2,), or None if it has the frequencies of `rope`."""
     wanted = (frequencies(rope)[0], frequencies(replace(rope, scaling=None))[0])
     if tensor.size != len(wanted[0]):
         return f"has shape {tensor.shape}, but rope turns {rope.dims} dimensions in {len(wanted[0])} pairs"

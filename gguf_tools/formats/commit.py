@@ -90,6 +90,7 @@ def _regular(path: Path) -> bool:
 
 
 def _read(journal: Path) -> list[tuple[str, str]]:
+    """The moves (temporary name, final name) of a journal; OutputError for a file that is no journal."""
     try:
         descriptor = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as stream:

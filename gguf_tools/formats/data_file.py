@@ -14,6 +14,7 @@ class DataFile:
     """An open file that several threads may read at once."""
 
     def __init__(self, path: Path) -> None:
+        """Open `path` for reads at any offset; CheckpointError unless it is a regular file."""
         self.path = path
         try:
             # A pipe would keep a blocking open waiting for a writer.

@@ -192,6 +192,7 @@ def _either(found: int, old: int, new: int) -> bool:
 
 
 def _read(path: Path) -> Record:
+    """The record of changes at `path`; InputError for a file that is none or does not fit the GGUF's size."""
     if path.is_symlink() or not path.is_file():
         raise InputError(f"{path}: is not a regular file, hence no record that tinyq wrote; remove it")
     try:

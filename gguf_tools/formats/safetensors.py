@@ -60,6 +60,7 @@ class StoredTensor(Tensor):
         return (self.name,)
 
     def flat(self, start: int, stop: int) -> FloatArray:
+        """The elements `start` to `stop` in row-major order as float32, shape (stop - start,)."""
         width = WIDTHS[self.dtype]
         raw = self.file.read(self.offset + start * width, (stop - start) * width)
         if self.dtype in ("BF16", "F16"):
@@ -138,6 +139,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
 
 
 def _entry(file: DataFile, name: str, entry: Any, data: int) -> StoredTensor:
+    """The tensor of a header entry, its place checked against the file; `data` is the offset of the data section.
+
+    Source: the safetensors format, "Format" (dtype, shape, data_offsets).
+    """
     if len(name) > MOST_NAME:
         raise CheckpointError(
             f"{file.path}: a tensor's name has {len(name)} characters ({name[:40]}…), {MOST_NAME} at most expected"

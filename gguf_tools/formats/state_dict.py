@@ -75,6 +75,7 @@ class StateTensor(Tensor):
         return (self.name,)
 
     def flat(self, start: int, stop: int) -> FloatArray:
+        """The elements `start` to `stop` in row-major order as float32, shape (stop - start,)."""
         import torch
 
         if not self.values.is_floating_point():
@@ -194,6 +195,7 @@ def _is_extra(name: str, value: object) -> bool:
 
 
 def _load(path: Path) -> tuple[Any, bool]:
+    """What torch.load finds with weights_only, and whether it is memory-mapped; CheckpointError where code would run."""
     import torch
 
     # Files from before torch 1.6 are no zip archives: they cannot be mapped and have to be read whole.
@@ -223,6 +225,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _checked(path: Path, name: str, value: object, mapped: bool) -> StateTensor:
+    """`value` as a tensor whose bytes the file holds; CheckpointError for sparse, quantized or repeated ones."""
     import torch
 
     if not isinstance(value, torch.Tensor):

@@ -63,6 +63,10 @@ class Collector:
         self._add(name, squares.reshape(1, -1), np.array([tokens], np.int64))
 
     def _add_routed(self, name: str, tensor: Any) -> None:
+        """Add the squared inputs of a `GGML_OP_MUL_MAT_ID` node to each expert that a token used.
+
+        Sums are (experts, columns), counts (experts,), as llama.cpp's imatrix tool collects them.
+        """
         experts = tensor.src[0].contents.ne[2]
         inputs = values(tensor.src[1].contents, np.float32)[0]  # (tokens, 1 or used, columns)
         ids = values(tensor.src[2].contents, np.int32)[0, 0]  # (tokens, used)

@@ -32,6 +32,7 @@ def bounded(seconds: float, memory: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _time(seconds: float) -> Iterator[None]:
+    """Raise TimeExceededError after `seconds` of CPU time; no bound where the system has no interval timers."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -51,6 +52,7 @@ def _time(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _memory(more: int) -> Iterator[None]:
+    """Allow `more` bytes of address space beyond what is in use; no bound where the system does not tell what is."""
     used = _address_space()
     if resource is None or used is None:
         yield

@@ -43,6 +43,7 @@ class Engine:
     """One model, and the context that the last request needed."""
 
     def __init__(self, path: str, options: Mapping[str, Any], progress: CountProgress) -> None:
+        """Load the GGUF at `path` with `llama_model_load_from_file`; `progress` counts to 100; LlamaError if it is refused."""
         # llama-cpp-python's own callback would run Python inside llama.cpp's threads; NULL is plain stderr.
         lib.llama_log_set(lib.llama_log_callback(), ctypes.c_void_p(None))
         lib.llama_backend_init()
@@ -189,6 +190,10 @@ class Engine:
         results: tuple[list[list[int]], list[list[float]]],
         progress: Callable[[int], None],
     ) -> int:
+        """Append greedy tokens and their margins (logit) to the prompts of `group`, a step for all at once, to the end.
+
+        Returns the number of tokens asked for up to the end of the group, for the progress display.
+        """
         tokens, margins = results
         while True:
             progress(sum(map(len, tokens)))
@@ -347,6 +352,7 @@ class Engine:
         lib.llama_model_free(self._model)
 
     def _decode(self, tokens: Tokens, positions: Tokens, sequences: Tokens, wanted: npt.NDArray[np.int8]) -> None:
+        """Run `llama_decode` on one batch: four arrays of one length, a token each; LlamaError with its code if it fails."""
         count = len(tokens)
         n_seq_id = np.ones(count, dtype=np.int32)
         addresses = sequences.ctypes.data + sequences.itemsize * np.arange(count, dtype=np.uintp)

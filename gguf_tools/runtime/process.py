@@ -98,6 +98,7 @@ class Runtime:
             raise InputError(f"{self.path}: is not a GGUF file (it does not start with 'GGUF')")
 
     def __enter__(self) -> Runtime:
+        """Start the worker process and load the model in it; a `LlamaError` where that fails, with no process left."""
         # A file and not a pipe: nobody has to read along, and it is whole after the process has died.
         self._log = tempfile.TemporaryFile()
         starter = "main" if threading.current_thread() is threading.main_thread() else "thread"
@@ -364,6 +365,7 @@ class Runtime:
         return frame
 
     def _died(self, op: str, process: subprocess.Popen[bytes], log_start: int, silence: Silence) -> LlamaError:
+        """The error for a worker that ended during `op`: how it ended and the log from byte `log_start`; it is closed."""
         try:
             code = process.wait(_DYING_SECONDS)
         except subprocess.TimeoutExpired:

@@ -103,6 +103,7 @@ class _Service:
         self._told = 0.0
 
     def serve(self, frame: Frame) -> Answer:
+        """Answer one frame: call the handler of its `op` with its header and array."""
         handlers: dict[str, Callable[[dict[str, Any], Any], Answer]] = {
             "load": self._load,
             "tokenize": self._tokenize,

@@ -99,6 +99,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open_folder(path: Path) -> Checkpoint:
+    """The checkpoint of a folder: the first of PLACES that is there, with a note on what is left unread beside it."""
     present = [name for name in PLACES if (path / name).exists()]
     _refuse_adapter(path, present)
     if not present:
@@ -154,6 +155,7 @@ def _with_plain_names(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
+    """The checkpoint of one weight file, with config.json beside it if there is one; CheckpointError for other files."""
     beside = path.parent / CONFIG
     config = read_json(beside) if beside.exists() else {}
     if path.suffix == ".safetensors":
@@ -189,6 +191,7 @@ def _refuse_adapter(path: Path, present: Sequence[str]) -> None:
 
 
 def _open_sharded(path: Path, index: Path) -> Checkpoint:
+    """The checkpoint of an index and its shards, each of which must be a plain file in the same folder."""
     config = read_json(path / CONFIG)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -212,6 +212,7 @@ def _merges(model: Mapping[str, Any], vocab: Mapping[str, int], where: str) -> t
 
 
 def _added(value: object, where: str, key: str, number: object = None) -> AddedToken:
+    """An entry of added_tokens; `number` is its id where the file keeps ids as keys (added_tokens_decoder)."""
     entry = as_object(value, where, key)
 
     def flag(name: str) -> bool:

@@ -351,6 +351,7 @@ def _names(node: Mapping[str, Any] | None, where: str) -> str:
 
 
 def _step(step: Mapping[str, Any], where: str) -> str:
+    """One step of a pre-tokenizer as a regex or a sign for a class; TokenizerError for what llama.cpp cannot split."""
     kind = step["type"]
     if kind == "Digits":
         return DIGIT if step.get("individual_digits", False) is True else DIGITS

@@ -167,6 +167,7 @@ def _replaces_spaces(step: Mapping[str, Any]) -> bool:
 
 
 def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
+    """What the normalizer and pre-tokenizer of tokenizer.json do with spaces; TokenizerError for any other step."""
     spaces = _Spaces()
     for step in flatten(files.document.get("normalizer"), where, items="normalizers"):
         if step["type"] == "Prepend" and step.get("prepend") == SPACE and not spaces.replaced:

@@ -78,6 +78,7 @@ def put_together(
 
 
 def _lines(folder: Path, text: str) -> list[list[str]]:
+    """The merges of merges.txt as pairs of tokens, without the version line and empty lines."""
     pairs = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or (number == 1 and line.startswith("#version")):

@@ -342,6 +342,7 @@ def find_chat_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, st
 
 
 def _templates(value: object, where: str) -> dict[str, str]:
+    """The chat templates by name, from one text ("default") or a list of named ones; CheckpointError otherwise."""
     if value is None:
         return {}
     if isinstance(value, list):

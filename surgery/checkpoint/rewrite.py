@@ -382,6 +382,7 @@ EXPONENTS = {
 
 
 def _require_finite(name: str, tensor: Tensor, piece: bytes | bytearray, start: int) -> None:
+    """Refuse a NaN or an infinity in `piece`, the tensor's bytes from element `start`; InputError with its place."""
     word, mask = EXPONENTS.get(tensor.dtype, ("", 0))
     if not word:
         return

@@ -74,6 +74,7 @@ class ConvertResult(Shown):
 
 
 def _plan_dict(conversion: Conversion) -> dict[str, Any]:
+    """The part of `as_dict()` about the plan: target, rewrites, types, sizes in bytes and each tensor."""
     made = conversion.plan
     return {
         "family": conversion.family,

@@ -97,6 +97,7 @@ def build(checkpoint: Checkpoint) -> Model:
 def _attention(
     inventory: Inventory, config: Config, prefix: str, hidden: int, norm: Norm
 ) -> tuple[Attention, LayerTensors]:
+    """Attention with a norm of its own for each head: q_norm (heads, head_dim), k_norm (kv_heads, head_dim)."""
     heads, dim = inventory.shape(f"{prefix}q_norm.weight")
     kv_heads = inventory.shape(f"{prefix}k_norm.weight")[0]
     if heads % kv_heads:
@@ -137,6 +138,7 @@ def _attention(
 
 
 def _feed_forward(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[FeedForward, LayerTensors]:
+    """An MLP where the layer has no router; else its experts, with a router bias and a shared expert if present."""
     if f"{prefix}router.w" not in inventory:
         part = _mlp(inventory, prefix, "ffn", hidden)
         return GatedMLP(part["ffn.gate"].shape[0]), part

@@ -81,6 +81,7 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def _attention(inventory: Inventory, prefix: str, hidden: int) -> tuple[Attention, LayerTensors]:
+    """W_query, W_key and W_value, (heads * head_dim, hidden), with head_dim from the length of q_norm."""
     q_norm = inventory.take(f"{prefix}q_norm.weight", None)
     dim = q_norm.shape[0]
     q_rows, k_rows = (inventory.shape(f"{prefix}{PROJECTIONS[name]}.weight")[0] for name in ("q", "k"))

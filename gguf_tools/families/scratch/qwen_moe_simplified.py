@@ -38,6 +38,7 @@ def build(checkpoint: Checkpoint) -> Model:
     every = config.integer("moe_layer_freq", 1)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
+        """Attention, then experts or an MLP by the tensors; a note where moe_layer_freq says otherwise."""
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, None)
         n = int(prefix.split(".")[-2])
         ffn: FeedForward
@@ -54,6 +55,7 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def _moe(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:
+    """The router (experts, hidden) and its experts, and the shared expert if there is one."""
     router = inventory.take(f"{prefix}gate.gate.weight", None, hidden)
     experts = router.shape[0]
     width = inventory.shape(f"{prefix}experts.0.ffn.gate_proj.weight")[0]

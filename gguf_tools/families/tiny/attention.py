@@ -78,6 +78,7 @@ def _qwen2(**config: Any) -> Variant:
 
 
 def _routed(model_type: str, top_k: int, normalised: bool, dense: tuple[int, ...]) -> dict[str, Any]:
+    """The config of a Qwen MoE variant; the layers in `dense` have an MLP in place of experts."""
     return {
         "model_type": model_type,
         "num_experts": EXPERTS,
@@ -200,6 +201,7 @@ def _mlp(
 
 
 def _experts(variant: Variant, prefix: str) -> Shapes:
+    """The shapes of a layer's router and experts, in the variant's naming."""
     prefix += "block_sparse_moe." if variant.experts == "w1" else "mlp."
     width = variant.expert_width
     found: Shapes = {f"{prefix}gate.weight": (EXPERTS, HIDDEN)}

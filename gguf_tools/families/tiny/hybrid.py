@@ -138,6 +138,7 @@ def _attention(shape: Shape) -> Shapes:
 
 
 def _linear(shape: Shape) -> Shapes:
+    """The shapes of a Gated DeltaNet's tensors, with fused or separate projections."""
     key, value, heads = shape.key_heads * shape.key_dim, shape.value_heads * shape.value_dim, shape.value_heads
     if shape.separate:
         rows = {"in_proj_qkv": 2 * key + value, "in_proj_z": value, "in_proj_b": heads, "in_proj_a": heads}
@@ -158,6 +159,7 @@ def _mlp(prefix: str, width: int) -> Shapes:
 
 
 def _experts(shape: Shape) -> Shapes:
+    """The shapes of a layer's router, experts and shared expert."""
     width = 64
     out: Shapes = {"mlp.gate.weight": (shape.experts, HIDDEN)}
     if shape.fused:

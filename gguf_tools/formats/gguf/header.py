@@ -218,6 +218,7 @@ class _Scan:
             self._skip_array(what)
 
     def _skip_array(self, what: str) -> None:
+        """Move past an array without decoding it; its strings are walked by their lengths, many at a time."""
         element = self.kind(f"the items of {what}")
         count = self.u64(f"the length of {what}")
         if element is ValueType.ARRAY:
@@ -239,6 +240,7 @@ class _Scan:
             count -= found + walked
 
     def entry(self) -> TensorEntry:
+        """The next entry of the tensor list; the shape in numpy's order, which is ggml's reversed."""
         name = self._name()
         dimensions = self.u32(f"the rank of {name}")
         if not 0 < dimensions <= MAX_DIMENSIONS:
@@ -275,6 +277,7 @@ def _chained(data: bytearray, start: int, count: int) -> tuple[int, int]:
 
 
 def _read(scan: _Scan) -> GGUFHeader:
+    """The header of a GGUF file of version 2 or 3; CheckpointError says what is wrong with another."""
     path = scan.path
     magic = bytes(scan.data[scan.skip(len(MAGIC), "the magic") : scan.position])
     if magic != MAGIC:
@@ -325,6 +328,7 @@ def _alignment(scan: _Scan, kind: ValueType, start: int, stop: int) -> int:
 
 
 def _check_places(scan: _Scan, entries: Sequence[TensorEntry], data_offset: int, alignment: int) -> None:
+    """Refuse names that appear twice, and data that is not in order, aligned and inside the file, as gguf.cpp does."""
     expected = 0
     seen: set[str] = set()
     for entry in entries:

@@ -36,6 +36,7 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
 
 
 def _read_gguf(path: Path) -> ImportanceMatrix:
+    """An importance matrix in GGUF form, as llama.cpp's imatrix tool writes it since 2025; InputError for another GGUF."""
     header = read_header(path)
     tensors = {tensor.entry.name: tensor for tensor in gguf_tensors(header)}
     names = sorted(name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS))

@@ -96,6 +96,7 @@ class StoredField(Field):
 
     @cached_property
     def value(self) -> Any:
+        """The decoded value: a number, a flag, a text, or a tuple of them for an array."""
         data, start = self._data, self._start
         if self.type is ValueType.STRING:
             return _texts(data, start, 1)[0]

@@ -47,6 +47,7 @@ class BlockScaled(Computed):
         return self.scale.array().reshape(self.grid)
 
     def flat(self, start: int, stop: int) -> FloatArray:
+        """The scaled elements `start` to `stop` in row-major order as float32, shape (stop - start,)."""
         if stop <= start:
             return np.empty(0, np.float32)
         width = self.columns
@@ -90,6 +91,7 @@ def widen_fp8(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _scaled(checkpoint: Checkpoint, name: str, base: Tensor, scale: Tensor, block: tuple[int, int]) -> BlockScaled:
+    """`base` times its scales, one for a `block` (rows, columns), a row, an expert or the tensor, by the scales' shape."""
     height, width = ((1, *base.shape)[-2:]) if base.shape else (1, 1)
     entries = prod(base.shape[:-2])
     found = scale.shape
