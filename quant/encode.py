@@ -7,9 +7,8 @@ that fits into the processor's cache; a tile is widened, checked, encoded and me
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import cast
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant import ggml
+from quant.ahead import map_ahead
 from quant.errors import InputError
 from quant.types import BF16, F16, F32, TensorType, row_bytes
 
@@ -282,17 +282,7 @@ class Encoder:
 
         The first error (of encoding, reading, or the iterable) is raised here; the blocks after it are dropped.
         """
-        pending: deque[Future[Encoded]] = deque()
-        try:
-            for block in blocks:
-                pending.append(self._pool.submit(encode_block, block))
-                if len(pending) >= self._window:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        return map_ahead(self._pool, self._window, encode_block, blocks)
 
 
 def _shape(block: Block, rows: RawArray) -> tuple[int, int]:

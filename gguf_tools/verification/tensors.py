@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar
@@ -17,6 +16,7 @@ from gguf_tools.progress import ByteProgress
 from gguf_tools.tensors.base import NARROW, InMemory, Tensor
 from gguf_tools.tensors.views import Columns, Joined, Mapped, Reshaped, Taken
 from gguf_tools.verification.consistency import ALARM, Evidence, chance, examine, objection
+from quant.ahead import map_ahead
 from quant.encode import (
     Block,
     ByteArray,
@@ -198,18 +198,8 @@ class Comparison:
         return replace(finding, verdict=verdict, detail=detail, error=error)
 
     def _map(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-        """`function` of each item, in order, computed ahead by a bounded number of items."""
-        pending: deque[Future[U]] = deque()
-        try:
-            for item in items:
-                pending.append(self._pool.submit(function, item))
-                if len(pending) >= self._window:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        """`function` of each item, in order, on the pool of threads."""
+        return map_ahead(self._pool, self._window, function, items)
 
 
 def _start(part: RowRange, columns: int) -> RowRange:
