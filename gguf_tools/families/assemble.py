@@ -1,15 +1,16 @@
-"""Putting a model in Hugging Face layout together from its layers, and reading what lies beside the weights."""
+"""Putting a model together: from layers in Hugging Face layout, or in any other, with what lies beside the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from gguf_tools.families import hf
 from gguf_tools.families.hf_config import ClassConfig
-from gguf_tools.families.reading import Inventory, layer_count
+from gguf_tools.families.reading import Config, Inventory, layer_count
 from gguf_tools.model.spec import Layer, Model, ModelSpec, Norm
 from gguf_tools.sources.beside import front_matter, generation_defaults
 from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.tensors.base import Tensor
 
 LayerBuilder = Callable[[str, int, Norm], Layer]
 """(prefix of the layer's tensors, hidden size, norm) → the layer without its two norms' tensors."""
@@ -49,6 +50,18 @@ def assemble(
         output_norm=norm,
         tied=tied,
     )
+    return finished(checkpoint, config, family, spec, tensors, layers)
+
+
+def finished(
+    checkpoint: Checkpoint,
+    config: Config,
+    family: str,
+    spec: ModelSpec,
+    tensors: Mapping[str, Tensor],
+    layers: Sequence[Layer],
+) -> Model:
+    """A Model from its spec, the tensors outside the layers and the layers, with what lies beside the weights."""
     return Model(
         spec=spec,
         tensors=tensors,

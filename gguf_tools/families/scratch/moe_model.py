@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gguf_tools.errors import CheckpointError
+from gguf_tools.families.assemble import finished
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, layer_count
 from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_state_dict, write_tiny_tokenizer
@@ -33,7 +34,6 @@ from gguf_tools.model.spec import (
     Router,
     SharedExpert,
 )
-from gguf_tools.sources.beside import front_matter, generation_defaults
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Reshaped, stack
@@ -83,15 +83,7 @@ def build(checkpoint: Checkpoint) -> Model:
         tied=tied,
         logit_scale=(config.integer("mup_base_d") / hidden) ** 0.5,
     )
-    return Model(
-        spec=spec,
-        tensors=tensors,
-        layer_tensors=tuple(layer.tensors for layer in layers),
-        family=FAMILY.name,
-        notes=tuple(config.notes),
-        front_matter=front_matter(checkpoint.folder),
-        generation=generation_defaults(checkpoint.folder),
-    )
+    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
 
 
 def _attention(

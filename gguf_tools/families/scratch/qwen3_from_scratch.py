@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from gguf_tools.errors import CheckpointError
+from gguf_tools.families.assemble import finished
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, layer_count
 from gguf_tools.families.tiny.writing import random_tensors, write_state_dict, write_tiny_tokenizer
 from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import Attention, GatedMLP, Layer, LayerSpec, LayerTensors, Model, ModelSpec, Norm
-from gguf_tools.sources.beside import front_matter, generation_defaults
 from gguf_tools.sources.checkpoint import Checkpoint
 
 NORM = Norm(1e-6)
@@ -69,15 +69,7 @@ def build(checkpoint: Checkpoint) -> Model:
         tied=False,
         embedding_scale=hidden**0.5,
     )
-    return Model(
-        spec=spec,
-        tensors=tensors,
-        layer_tensors=tuple(layer.tensors for layer in layers),
-        family=FAMILY.name,
-        notes=tuple(config.notes),
-        front_matter=front_matter(checkpoint.folder),
-        generation=generation_defaults(checkpoint.folder),
-    )
+    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
 
 
 def _attention(inventory: Inventory, prefix: str, hidden: int) -> tuple[Attention, LayerTensors]:
