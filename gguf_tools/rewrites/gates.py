@@ -115,13 +115,4 @@ EMPTY_SHARED_EXPERT = Rewrite(
 )
 
 
-EMPTY_UNGATED_EXPERT = Rewrite(
-    name="empty shared expert",
-    why="a shared expert of zeros adds nothing",
-    applies=any_layer(_no_shared),
-    apply=partial(_empty_shared, gated=False),
-    linear=True,
-    keeps_row_angles=True,
-    parts=(MoE, SharedExpert),
-    expresses=EXPERTS,
-)
+EMPTY_UNGATED_EXPERT = replace(EMPTY_SHARED_EXPERT, apply=partial(_empty_shared, gated=False))

@@ -191,12 +191,6 @@ OUTPUT_BIAS = Rewrite(
     parts=(Attention, Norm, Rope),
     expresses=ATTENTION - {"Attention.value_dim"} | NORM | ROPE,
 )
-OUTPUT_BIAS_BY_HEADS = Rewrite(
-    name="bias on the attention output",
-    why="a value that is always 1, in another key/value head, carries it",
-    applies=applies,
-    apply=by_heads,
-    linear=True,
-    parts=(Attention, Norm, Rope),
-    expresses=ATTENTION - {"Attention.value_dim"} | NORM | ROPE,
+OUTPUT_BIAS_BY_HEADS = replace(
+    OUTPUT_BIAS, why="a value that is always 1, in another key/value head, carries it", apply=by_heads
 )
