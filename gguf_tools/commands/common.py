@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
@@ -58,6 +58,20 @@ def output_options(command: F) -> F:
 def show(text: str, *, err: bool = False) -> None:
     """Print a report or a sentence. What comes from a file may hold anything: it is escaped, and long lines are cut."""
     click.echo(for_terminal(text), err=err)
+
+
+class Result(Protocol):
+    """What a function of the API returns."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report of --json."""
+
+
+def write_report(result: Result, json_path: str | None, *, force: bool, shown: bool = True) -> None:
+    """The result as JSON where it is asked for, and as text if `shown`, unless the JSON takes stdout."""
+    write_json(result.as_dict(), json_path, force=force)
+    if shown and json_path != "-":
+        show(str(result))
 
 
 def write_json(report: Mapping[str, Any], path: str | None, *, force: bool = False) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import check_outputs, force_option, json_option, show, write_json
+from gguf_tools.commands.common import check_outputs, force_option, json_option, write_report
 
 
 @click.command("inspect")
@@ -22,6 +22,4 @@ def inspect_command(path: Path, force: bool, json_path: str | None) -> None:
 
     check_outputs({"--json": json_path}, force=force)
     found = inspect(path)
-    write_json(found.as_dict(), json_path, force=force)
-    if json_path != "-":
-        show(str(found))
+    write_report(found, json_path, force=force)

@@ -10,10 +10,9 @@ from gguf_tools.commands.common import (
     check_outputs,
     nonfinite_option,
     output_options,
-    show,
     stage_bars,
     timeout_option,
-    write_json,
+    write_report,
 )
 from gguf_tools.commands.type_options import type_options
 
@@ -88,6 +87,4 @@ def quantize(
             threads=threads,
             progress=progress,
         )
-    write_json(result.as_dict(), json_path, force=force)
-    if (dry_run or not quiet) and json_path != "-":
-        show(str(result))
+    write_report(result, json_path, force=force, shown=dry_run or not quiet)

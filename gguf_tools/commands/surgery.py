@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import check_outputs, nonfinite_option, output_options, show, stage_bars, write_json
+from gguf_tools.commands.common import check_outputs, nonfinite_option, output_options, stage_bars, write_report
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 
 
@@ -55,6 +55,4 @@ def surgery(
             threads=threads,
             progress=progress,
         )
-    write_json(result.as_dict(), json_path, force=force)
-    if not quiet and json_path != "-":
-        show(str(result))
+    write_report(result, json_path, force=force, shown=not quiet)
