@@ -1,9 +1,10 @@
 """The algebra of layer surgery: frozen expressions for the layers of the new model.
 
-A stack is a tuple of layers, each an expression over the layers of the original model: one of them, a blend, a scaled layer,
-halves of two layers, or a layer with other experts. An op maps a stack to a stack, so ops compose in any order, and their
-indices refer to the stack before the op. This module is independent of tensors: a `Space` (for a Model, a checkpoint or a
-GGUF file) implements the expressions, half a layer at a time, and `evaluate` evaluates them in it.
+A stack is a tuple of layers, each an expression over the layers of the original model, and of other models of the same shapes
+(donors): one of them, a blend, a scaled layer, halves of two layers, or a layer with other experts. An op maps a stack to a
+stack, so ops compose in any order, and their indices refer to the stack before the op. This module is independent of tensors:
+a `Space` (for a Model, a checkpoint or a GGUF file) implements the expressions, half a layer at a time, and `evaluate`
+evaluates them in it.
 
 Use the functions in lower case (`blend`, `scaled`, `halves`, `edited`) as constructors: they normalise expressions, so that
 equivalent ones are equal: swapping twice gives the original stack, and a blend at 0 or 1 is the layer itself (and is later
@@ -28,9 +29,10 @@ METHODS: tuple[Method, ...] = ("linear", "slerp")
 
 @dataclass(frozen=True)
 class Original:
-    """A layer of the original model."""
+    """A layer of the original model, or of the donor named `source`; `index` is its place there."""
 
     index: int
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,15 @@ class Blend:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A layer whose halves' contributions to the residual stream are multiplied by `attention` and `ffn`."""
+    """A layer whose halves' contributions to the residual stream are multiplied by `attention` and `ffn`.
+
+    Queries and keys are each multiplied by `query_key`, so that attention scores are multiplied by its square.
+    """
 
     layer: Layer
     attention: float
     ffn: float
+    query_key: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -126,13 +132,14 @@ def blend(parts: Sequence[tuple[Layer, float]], method: Method = "linear") -> La
     return Blend(tuple(flat.items()), method)
 
 
-def scaled(layer: Layer, factor: float, half: Half | None = None) -> Layer:
-    """A layer with the contributions of both halves, or of `half`, multiplied by `factor`."""
+def scaled(layer: Layer, factor: float, half: Half | None = None, query_key: float = 1.0) -> Layer:
+    """A layer with the contributions of both halves, or of `half`, multiplied by `factor`, and q and k by `query_key` each."""
     attention, ffn = (factor if half in (None, which) else 1.0 for which in HALVES)
     if isinstance(layer, Scaled):
         attention, ffn = layer.attention * attention, layer.ffn * ffn
+        query_key *= layer.query_key
         layer = layer.layer
-    return layer if attention == ffn == 1.0 else Scaled(layer, attention, ffn)
+    return layer if attention == ffn == query_key == 1.0 else Scaled(layer, attention, ffn, query_key)
 
 
 def halves(attention: Layer, ffn: Layer) -> Layer:
@@ -157,18 +164,21 @@ def edited(layer: Layer, edit: Edit) -> Layer:
 
 
 def describe(layer: Layer) -> str:
-    """A short description of the layer, such as `20` or `0.5·20 + 0.5·22`."""
+    """A short description of the layer, such as `20`, `B:3` or `0.5·20 + 0.5·22`."""
     if isinstance(layer, Original):
-        return str(layer.index)
+        return f"{layer.source}:{layer.index}" if layer.source else str(layer.index)
     if isinstance(layer, Blend) and layer.method == "slerp":
         (a, _), (b, t) = layer.parts
         return f"slerp of {describe(a)} and {describe(b)} at {t:g}"
     if isinstance(layer, Blend):
         return " + ".join(f"{weight:g}·{_grouped(part)}" for part, weight in layer.parts)
     if isinstance(layer, Scaled):
-        if layer.attention == layer.ffn:
+        same = layer.attention == layer.ffn
+        if same and layer.query_key == 1.0:
             return f"{_grouped(layer.layer)} × {layer.attention:g}"
         which = [f"{half} × {getattr(layer, half):g}" for half in HALVES if getattr(layer, half) != 1.0]
+        which = [f"outputs × {layer.attention:g}"] if same and layer.attention != 1.0 else which
+        which += [] if layer.query_key == 1.0 else [f"q and k × {layer.query_key:g}"]
         return f"{_grouped(layer.layer)} with {', '.join(which)}"
     if isinstance(layer, Halves):
         return f"attention of {_grouped(layer.attention)}, ffn of {_grouped(layer.ffn)}"
@@ -179,27 +189,31 @@ def _grouped(layer: Layer) -> str:
     return describe(layer) if isinstance(layer, Original) else f"({describe(layer)})"
 
 
-def origins(layer: Layer, half: Half | None = None) -> tuple[int, ...]:
-    """The original layers in a layer's expression, or in that of one half."""
+def origins(layer: Layer, half: Half | None = None) -> tuple[Original, ...]:
+    """The original layers, each with its source, in a layer's expression, or in that of one half."""
     if isinstance(layer, Original):
-        return (layer.index,)
+        return (layer,)
     if isinstance(layer, Blend):
-        found = [index for part, _ in layer.parts for index in origins(part, half)]
+        found = [origin for part, _ in layer.parts for origin in origins(part, half)]
     elif isinstance(layer, Halves):
-        found = [index for which in HALVES if half in (None, which) for index in origins(getattr(layer, which), half)]
+        found = [origin for which in HALVES if half in (None, which) for origin in origins(getattr(layer, which), half)]
     else:
         found = list(origins(layer.layer, half))
     return tuple(dict.fromkeys(found))
 
 
-def parted(layer: Layer) -> tuple[int, ...]:
+def parted(layer: Layer) -> tuple[Original, ...]:
     """The original layers whose halves are separated, or scaled differently, in a layer."""
     if isinstance(layer, Original):
         return ()
-    if isinstance(layer, Halves) or (isinstance(layer, Scaled) and layer.attention != layer.ffn):
+    if isinstance(layer, Halves) or (isinstance(layer, Scaled) and _uneven(layer)):
         return origins(layer)
     inner = [part for part, _ in layer.parts] if isinstance(layer, Blend) else [layer.layer]
-    return tuple(dict.fromkeys(index for part in inner for index in parted(part)))
+    return tuple(dict.fromkeys(origin for part in inner for origin in parted(part)))
+
+
+def _uneven(layer: Scaled) -> bool:
+    return layer.attention != layer.ffn or layer.query_key != 1.0
 
 
 def is_permutation(stack: Stack, count: int) -> bool:
@@ -214,8 +228,8 @@ class Space(ABC, Generic[H]):
     """A representation of half-layers (`H`), with the operations of blending, scaling and editing them."""
 
     @abstractmethod
-    def half(self, index: int, half: Half) -> H:
-        """Half of an original layer."""
+    def half(self, origin: Original, half: Half) -> H:
+        """Half of an original layer, or of a donor's."""
 
     @abstractmethod
     def mismatch(self, a: H, b: H) -> tuple[str, str] | None:
@@ -228,6 +242,10 @@ class Space(ABC, Generic[H]):
     @abstractmethod
     def scaled(self, part: H, factor: float) -> H:
         """The half with its contribution to the residual stream multiplied by `factor`."""
+
+    @abstractmethod
+    def attenuated(self, part: H, factor: float) -> H:
+        """The attention half with its queries and keys, as they enter the scores, each multiplied by `factor`."""
 
     @abstractmethod
     def expert_count(self, part: H) -> int:
@@ -244,7 +262,7 @@ def evaluate(layer: Layer, half: Half, space: Space[H]) -> H:
     Raises InputError, naming both kinds, for a blend of different kinds, and, with the valid range, for an unknown expert.
     """
     if isinstance(layer, Original):
-        return space.half(layer.index, half)
+        return space.half(layer, half)
     if isinstance(layer, Halves):
         return evaluate(cast(Layer, getattr(layer, half)), half, space)
     if isinstance(layer, Blend):
@@ -261,7 +279,8 @@ def evaluate(layer: Layer, half: Half, space: Space[H]) -> H:
     part = evaluate(layer.layer, half, space)
     if isinstance(layer, Scaled):
         factor = layer.attention if half == "attention" else layer.ffn
-        return part if factor == 1.0 else space.scaled(part, factor)
+        part = part if factor == 1.0 else space.scaled(part, factor)
+        return part if half == "ffn" or layer.query_key == 1.0 else space.attenuated(part, layer.query_key)
     if half == "attention":
         return part
     count = space.expert_count(part)

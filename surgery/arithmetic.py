@@ -135,9 +135,10 @@ class Through(Rounded):
         return self.function(exact(self.base, start, stop))
 
 
-def times(tensor: Tensor, factor: float) -> Tensor:
-    """Every element times `factor`."""
-    return Through(tensor, lambda values: values * factor, dtype=tensor.dtype)
+def times(tensor: Tensor, factor: float, offset: float = 0.0) -> Tensor:
+    """Every element, which stands for itself plus `offset`, so that what it stands for is multiplied by `factor`."""
+    shift = offset * (factor - 1.0)
+    return Through(tensor, lambda values: values * factor + shift, dtype=tensor.dtype)
 
 
 def mixed(parts: Sequence[tuple[Tensor, float]], method: Method, dtype: str | None = None) -> Tensor:

@@ -21,24 +21,26 @@ class Row:
 
 
 def changes(stack: Stack) -> list[str]:
-    """A description of each new layer: kept, moved, a copy, or made from several."""
-    seen: set[int] = set()
+    """A description of each new layer: kept, moved, a copy, taken from a donor, or made from several."""
+    seen: set[Original] = set()
     out = []
     for n, layer in enumerate(stack):
         if not isinstance(layer, Original):
             out.append("made")
-        elif layer.index in seen:
+        elif layer.source:
+            out.append("grafted")
+        elif layer in seen:
             out.append("copied")
         else:
             out.append("kept" if layer.index == n else "moved")
-            seen.add(layer.index)
+            seen.add(layer)
     return out
 
 
 def removed(stack: Stack, count: int) -> list[int]:
     """The original layers that no new layer uses."""
-    used = {index for layer in stack for index in origins(layer)}
-    return [n for n in range(count) if n not in used]
+    used = {origin for layer in stack for origin in origins(layer)}
+    return [n for n in range(count) if Original(n) not in used]
 
 
 def rows(stack: Stack, count: int) -> list[Row]:
@@ -49,7 +51,7 @@ def rows(stack: Stack, count: int) -> list[Row]:
     for old, new in aligned(stack, count):
         words = []
         if new is not None and stack[new] != (None if old is None else Original(old)):
-            verb = {"made": "made:", "copied": "copy of"}.get(kinds[new], "was")
+            verb = {"made": "made:", "copied": "copy of", "grafted": "from"}.get(kinds[new], "was")
             words.append(f"{verb} {describe(stack[new])}")
         if old in gone:
             words.append(f"{old} is gone")

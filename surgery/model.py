@@ -133,8 +133,8 @@ class ModelSpace(Space[ModelHalf]):
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def half(self, index: int, half: Half) -> ModelHalf:
-        layer = self.model.layers[index]
+    def half(self, origin: Original, half: Half) -> ModelHalf:
+        layer = self.model.layers[origin.index]
         values = {f.name: getattr(layer.spec, f.name) for f in fields(LayerSpec) if half_of_field(f.name) == half}
         tensors = {role: t for role, t in layer.tensors.items() if half_of_role(role) == half}
         found = layer_features(layer.spec, self.model.spec)
@@ -157,6 +157,12 @@ class ModelSpace(Space[ModelHalf]):
         tensors = {role: times(t, factor) if role in OUTPUT_ROLES else t for role, t in part.tensors.items()}
         return replace(part, tensors=tensors)
 
+    def attenuated(self, part: ModelHalf, factor: float) -> ModelHalf:
+        part.require_arithmetic()
+        roles, offset = score_roles(part)
+        tensors = {role: times(t, factor, offset) if role in roles else t for role, t in part.tensors.items()}
+        return replace(part, tensors=tensors)
+
     def expert_count(self, part: ModelHalf) -> int:
         moe = part.fields.get("feed_forward")
         return moe.experts if isinstance(moe, MoE) else 0
@@ -166,6 +172,23 @@ class ModelSpace(Space[ModelHalf]):
         moe = fewer_experts(part.fields["feed_forward"], order)
         tensors = {role: take(t, order) if role.startswith(EXPERT_PREFIX) else t for role, t in part.tensors.items()}
         return replace(part, fields={**part.fields, "feed_forward": moe}, tensors=tensors)
+
+
+def score_roles(part: ModelHalf) -> tuple[frozenset[str], float]:
+    """The roles to which queries and keys are proportional as they enter the scores, and what is added to these weights.
+
+    A norm of q and k takes the size of the projections out, so that its weights (or the gain after it) set the scores.
+    InputError for a mixer without scores.
+    """
+    mixer = part.fields["mixer"]
+    if not isinstance(mixer, Attention):
+        raise InputError(
+            f"a layer with {describe_part(mixer)} has no attention scores to attenuate; attenuate the layers with full attention"
+        )
+    ending = "_gain" if mixer.norm_gain else "_norm" if mixer.qk_norm else ""
+    offset = mixer.qk_norm.offset if mixer.qk_norm and ending == "_norm" else 0.0
+    bias = () if ending else ("attn.q_bias", "attn.k_bias")
+    return frozenset({f"attn.q{ending}", f"attn.k{ending}", *bias}), offset
 
 
 def fewer_experts(moe: MoE, order: Sequence[int]) -> MoE:

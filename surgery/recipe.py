@@ -3,6 +3,7 @@
 Text: `swap(12:13, 16:17) + interpolate(20:22, 0.5) + bridge(5:20)`. A file holds the same steps as a list of strings:
 
     layers = 28     # of the model it was made for; checked where it is given
+    about = "…"     # for readers, as is source
     steps = [
         "swap(12:13, 16:17)",
         "interpolate(20:22, 0.5)",
@@ -25,36 +26,47 @@ from gguf_tools.formats.output import atomic_output
 from gguf_tools.formats.text_file import Kind, read_text
 from surgery.algebra import Stack, identity
 from surgery.ops import Op, op_named, parse_op
+from surgery.shipped import shipped_recipes
 
 MAX_LAYERS = 4096
 """Maximum number of layers that a recipe can produce, far more than in any model (llama.cpp's limit is 512)."""
 
+TEXTS = ("about", "source")
+"""Keys of a recipe's file that are for readers alone."""
 _STEP = re.compile(r"\s*([A-Za-z-]+)\s*\(([^()]*)\)\s*")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Ops in order of application; `layers` is the number of layers that the model must have, or None for any."""
+    """Ops in order of application; `layers` is the number of layers that the model must have, or None for any.
+
+    `later` has the numbers of layers, as (ops before, layers), that recipes further back were made for.
+    """
 
     ops: tuple[Op, ...] = ()
     layers: int | None = None
+    later: tuple[tuple[int, int], ...] = ()
 
     def apply(self, count: int) -> Stack:
         """The stack after all ops on a model with `count` layers."""
-        if self.layers not in (None, count):
-            raise InputError(
-                f"the recipe is for a model of {self.layers} layers; this one has {count}, 0 to {count - 1}"
-            )
+        expected = {0: self.layers, **dict(self.later)}
         stack = identity(count)
-        for op in self.ops:
+        for n, op in enumerate(self.ops):
+            if expected.get(n) not in (None, len(stack)):
+                what = f"this one has {len(stack)}" + (" at this point" if n else "")
+                raise InputError(f"the recipe is for a model of {expected[n]} layers; {what}, 0 to {len(stack) - 1}")
             stack = op.apply(stack)
             if len(stack) > MAX_LAYERS:
                 raise InputError(f"{op}: {len(stack)} layers would result; at most {MAX_LAYERS} are possible")
         return stack
 
     def then(self, other: Recipe) -> Recipe:
-        """This recipe followed by another; `layers` is this one's."""
-        return Recipe(self.ops + other.ops, self.layers if self.ops else other.layers)
+        """This recipe followed by another; each keeps the number of layers that it is for."""
+        if not self.ops:
+            return other
+        shift = len(self.ops)
+        later = ([] if other.layers is None else [(0, other.layers)]) + list(other.later)
+        return Recipe(self.ops + other.ops, self.layers, (*self.later, *((n + shift, count) for n, count in later)))
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.ops))
@@ -82,10 +94,10 @@ def parse_text(text: str) -> Recipe:
 
 
 def load_recipe(given: str) -> Recipe:
-    """A recipe given as text, which contains a parenthesis, or as the name of a TOML file."""
+    """A recipe given as text, which contains a parenthesis, as the name of one that ships, or of a TOML file."""
     if "(" in given and not given.endswith(".toml"):
         return parse_text(given)
-    return read_file(Path(given))
+    return read_file(shipped_recipes().get(given, Path(given)))
 
 
 def read_file(path: Path) -> Recipe:
@@ -95,7 +107,10 @@ def read_file(path: Path) -> Recipe:
     try:
         text = read_text(path, Kind.RECIPE, InputError)
     except InputError as error:
-        raise InputError(f"recipe {error}; a TOML file or a text such as 'swap(1:3)' is expected") from error
+        names = ", ".join(shipped_recipes())
+        raise InputError(
+            f"recipe {error}; expected a TOML file, a text such as 'swap(1:3)', or one of {names}"
+        ) from error
     try:
         data = toml.loads(text)
     except (ValueError, RecursionError) as error:
@@ -105,7 +120,7 @@ def read_file(path: Path) -> Recipe:
         raise InputError(f'recipe {path}: a list of steps is expected, such as steps = ["swap(1:3)"]')
     if layers is not None and (type(layers) is not int or layers < 1):
         raise InputError(f"recipe {path}: layers is {layers!r}, a whole number above 0 expected")
-    unknown = sorted(set(data) - {"steps", "layers"})
+    unknown = sorted(set(data) - {"steps", "layers", *TEXTS})
     if unknown:
         raise InputError(f"recipe {path}: {unknown[0]} is not known; a recipe has steps, and perhaps layers")
     return Recipe(parse_text(" + ".join(steps)).ops, layers)

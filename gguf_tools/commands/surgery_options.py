@@ -50,12 +50,18 @@ def given_options() -> list[tuple[str, str]]:
 def option_help() -> list[tuple[str, str]]:
     """Each option with its value, and what it does."""
     from surgery.ops import all_ops
+    from surgery.recipe import read_file
+    from surgery.shipped import shipped_recipes
 
+    shipped = ", ".join(f"{name} ({read_file(path).layers} layers)" for name, path in shipped_recipes().items())
     rows = [(f"--{op.name} {op.usage}", op.help) for op in all_ops().values()]
     return [
         *rows,
         ("--only attention|ffn", "Narrow the swap, blend or scale before it to that half of the layers."),
-        ("--recipe FILE|TEXT", 'The ops of a TOML file, or of a text such as "swap(1:3) + delete(5)".'),
+        (
+            "--recipe FILE|TEXT|NAME",
+            f'The ops of a TOML file, of a text such as "swap(1:3) + delete(5)", or of a recipe that ships: {shipped}.',
+        ),
     ]
 
 

@@ -69,7 +69,7 @@ def _per_layer(key: str, value: object, count: int) -> bool:
 
 def _moved(key: str, value: Sequence[Any], stack: Stack) -> list[Any]:
     half: Half = "ffn" if OF_FFN.fullmatch(key) else "attention"
-    return [value[origins(layer, half)[0]] for layer in stack]
+    return [value[origins(layer, half)[0].index] for layer in stack]
 
 
 def _kind(layer: LayerSpec) -> str:

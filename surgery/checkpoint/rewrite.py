@@ -33,10 +33,10 @@ from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
 from quant.encode import FloatArray, narrow
 from quant.types import tensor_type
-from surgery.algebra import HALVES, Half, Method, Space, Stack, evaluate
+from surgery.algebra import HALVES, Half, Method, Original, Space, Stack, evaluate
 from surgery.arithmetic import mixed, times
 from surgery.checkpoint.config import followed
-from surgery.model import EXPERT_PREFIX, OUTPUT_ROLES, ModelHalf, ModelSpace, half_of_role, rebuilt
+from surgery.model import EXPERT_PREFIX, OUTPUT_ROLES, ModelHalf, ModelSpace, half_of_role, rebuilt, score_roles
 from surgery.recipe import Recipe, file_text, read_file
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -121,16 +121,16 @@ class CheckpointSpace(Space[CheckpointHalf]):
         self.names = names
         self.model = ModelSpace(model)
 
-    def half(self, index: int, half: Half) -> CheckpointHalf:
+    def half(self, origin: Original, half: Half) -> CheckpointHalf:
         tensors = {}
-        for rest, key in self.names.layers[index].items():
+        for rest, key in self.names.layers[origin.index].items():
             halves = {half_of_role(role) for role in self.names.roles.get(key, ())}
             if len(halves) > 1:
                 raise UnsupportedError(f"tensor {key} belongs to both halves of its layer, which surgery cannot part")
             # Tensors without a role (RoPE frequencies, a mask) belong to the attention half.
             if (halves or {"attention"}) == {half}:
                 tensors[rest] = self.tensors[key]
-        return CheckpointHalf(self.model.half(index, half), tensors)
+        return CheckpointHalf(self.model.half(origin, half), tensors)
 
     def roles(self, rest: str) -> frozenset[str]:
         """The roles of the tensor with this name (without the layer's prefix)."""
@@ -159,12 +159,23 @@ class CheckpointSpace(Space[CheckpointHalf]):
 
     def scaled(self, part: CheckpointHalf, factor: float) -> CheckpointHalf:
         part.kind.require_arithmetic()
+        return self._multiplied(part, OUTPUT_ROLES, factor, "an output projection")
+
+    def attenuated(self, part: CheckpointHalf, factor: float) -> CheckpointHalf:
+        part.kind.require_arithmetic()
+        roles, offset = score_roles(part.kind)
+        return self._multiplied(part, roles, factor, "queries and keys", offset)
+
+    def _multiplied(
+        self, part: CheckpointHalf, chosen: frozenset[str], factor: float, what: str, offset: float = 0.0
+    ) -> CheckpointHalf:
+        """The half with the tensors of the chosen roles (`what`), to which `offset` is added in use, times `factor`."""
         tensors = {}
         for rest, tensor in part.tensors.items():
             roles = self.roles(rest)
-            if roles & OUTPUT_ROLES and not roles <= OUTPUT_ROLES:
-                raise UnsupportedError(f"{rest} holds more than an output projection, so that it cannot be scaled")
-            tensors[rest] = times(_number(tensor), factor) if roles & OUTPUT_ROLES else tensor
+            if roles & chosen and not roles <= chosen:
+                raise UnsupportedError(f"{rest} holds more than {what}, so that it cannot be scaled")
+            tensors[rest] = times(_number(tensor), factor, offset) if roles & chosen else tensor
         return CheckpointHalf(part.kind, tensors)
 
     def expert_count(self, part: CheckpointHalf) -> int:

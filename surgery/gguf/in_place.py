@@ -74,7 +74,7 @@ def apply_in_place(planned: InPlace) -> None:
 
 def _renamed(plan: GGUFPlan) -> list[TensorEntry]:
     """The entries in file order, with their new names."""
-    moved = {origins(layer)[0]: n for n, layer in enumerate(plan.stack) if isinstance(layer, Original)}
+    moved = {origins(layer)[0].index: n for n, layer in enumerate(plan.stack) if isinstance(layer, Original)}
     entries = []
     for entry in plan.file.header.tensors:
         match = LAYER.fullmatch(entry.name)

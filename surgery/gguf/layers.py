@@ -23,7 +23,7 @@ from gguf_tools.rewrites.registry import blend_passes
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
 from quant.types import TensorType, tensor_type
-from surgery.algebra import Half, Method, Space
+from surgery.algebra import Half, Method, Original, Space
 from surgery.arithmetic import mixed, mixed_logs, times
 from surgery.gguf import names as gguf_names
 from surgery.gguf import positions
@@ -183,7 +183,8 @@ class GGUFSpace(Space[GGUFHalf]):
     def __init__(self, file: LayeredFile) -> None:
         self.file = file
 
-    def half(self, index: int, half: Half) -> GGUFHalf:
+    def half(self, origin: Original, half: Half) -> GGUFHalf:
+        index = origin.index
         layer = self.file.layers[index]
         # Tensors of unknown halves count as attention; ops that separate halves call `check_halves` first.
         pieces = {name: p for name, p in layer.items() if (gguf_names.half_of(name, layer) or "attention") == half}
@@ -191,8 +192,9 @@ class GGUFSpace(Space[GGUFHalf]):
         values |= {what: v[index] for what, (trait, v) in self.file.traits.items() if trait.half == half}
         return GGUFHalf(half, str(index), pieces, values)
 
-    def check_halves(self, index: int) -> None:
+    def check_halves(self, origin: Original) -> None:
         """Raise InputError unless a layer can be split into halves: each tensor belongs to one, and each has a norm."""
+        index = origin.index
         layer = self.file.layers[index]
         sides = {name: gguf_names.half_of(name, layer) for name in layer}
         unknown = next((name for name, half in sides.items() if half is None), None)
@@ -244,11 +246,17 @@ class GGUFSpace(Space[GGUFHalf]):
                 f"layer {part.label}: it is not known which tensors of a {self.file.arch} layer's {part.half} half "
                 "give its output, so that it cannot be scaled"
             )
-        pieces = dict(part.pieces)
-        for name in names:
-            _check_encodes(name, pieces[name].type)
-            pieces[name] = Piece(pieces[name].type, times(pieces[name].tensor, factor), None)
-        return GGUFHalf(part.half, part.label, pieces, part.values)
+        return _multiplied(part, names, factor)
+
+    def attenuated(self, part: GGUFHalf, factor: float) -> GGUFHalf:
+        """As `Space.attenuated`; InputError if it is not known which tensors set the scores of the architecture's layers."""
+        names = gguf_names.queries_and_keys(part.pieces)
+        if not names or self.file.arch not in gguf_names.SCORES_FOLLOW or self.file.get(gguf_names.CLAMP):
+            raise InputError(
+                f"layer {part.label}: it is not known that the attention scores of this {self.file.arch} layer follow the size "
+                "of tensors of its queries and keys, so that they cannot be attenuated"
+            )
+        return _multiplied(part, names, factor)
 
     def expert_count(self, part: GGUFHalf) -> int:
         router = part.pieces.get(f"{gguf_names.ROUTER}.weight")
@@ -257,6 +265,14 @@ class GGUFSpace(Space[GGUFHalf]):
     def experts(self, part: GGUFHalf, order: tuple[int, ...]) -> GGUFHalf:
         pieces = {name: _taken(p, order) if gguf_names.by_expert(name) else p for name, p in part.pieces.items()}
         return GGUFHalf(part.half, part.label, pieces, part.values)
+
+
+def _multiplied(part: GGUFHalf, names: Sequence[str], factor: float) -> GGUFHalf:
+    pieces = dict(part.pieces)
+    for name in names:
+        _check_encodes(name, pieces[name].type)
+        pieces[name] = Piece(pieces[name].type, times(pieces[name].tensor, factor), None)
+    return GGUFHalf(part.half, part.label, pieces, part.values)
 
 
 def _taken(piece: Piece, order: tuple[int, ...]) -> Piece:

@@ -23,6 +23,17 @@ OUTPUTS = {
 AFTER_RESIDUAL = ("attn_output_norm", "layer_output_norm")
 """Norms of the residual stream itself, with which the contribution of a layer cannot be scaled."""
 
+QUERY_KEY = ("attn_q", "attn_k")
+"""The projections of queries and keys; a norm of them (`attn_q_norm`) takes their size out."""
+SCORES_FOLLOW = frozenset({
+    "cohere2", "exaone", "gemma", "gemma2", "gemma3", "gpt-oss", "granite", "granite-swa", "granitemoe", "internlm2",
+    "llama", "mistral3", "olmo2", "qwen2", "qwen2moe", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "seed_oss",
+    "smollm3", "starcoder2", "step35",
+})  # fmt: skip
+"""Architectures where nothing but biases, norms with weights and RoPE stands between these projections and the scores."""
+CLAMP = "attention.clamp_kqv"
+"""Key of the bound to which queries, keys and values are clamped."""
+
 EXPERT_ENDING = "_exps"
 ROUTER = "ffn_gate_inp"
 ROUTER_BIAS = "exp_probs_b"
@@ -60,6 +71,16 @@ def outputs(half: Half, names: Collection[str]) -> tuple[str, ...]:
     normed = tuple(name for name, base in stems.items() if base == norm)
     found = tuple(name for name, base in stems.items() if base in OUTPUTS[half] and name.endswith((".weight", ".bias")))
     return normed or found
+
+
+def queries_and_keys(names: Collection[str]) -> tuple[str, ...]:
+    """The tensors to which queries and keys are proportional as they enter the scores; empty if there are none of them."""
+    for ending in ("_norm", ""):
+        wanted = {f"{projection}{ending}" for projection in QUERY_KEY}
+        found = tuple(name for name in names if stem(name) in wanted and name.endswith((".weight", ".bias")))
+        if found:
+            return found if {stem(name) for name in found} == wanted else ()
+    return ()
 
 
 def by_expert(suffix: str) -> bool:

@@ -90,14 +90,14 @@ def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
     if len(stack) + len(file.trailing) > LLAMA_MAX_LAYERS:
         raise InputError(f"{len(stack)} layers would result; llama.cpp holds at most {LLAMA_MAX_LAYERS}")
     space = GGUFSpace(file)
-    for index in {n for layer in stack for n in parted(layer)}:
-        space.check_halves(index)
+    for origin in {origin for layer in stack for origin in parted(layer)}:
+        space.check_halves(origin)
     new = [{half: evaluate(layer, half, space) for half in HALVES} for layer in stack]
     outputs = list(file.before.items())
     for n, layer in enumerate(stack):
         pieces = {**new[n]["attention"].pieces, **new[n]["ffn"].pieces}
         # In the order of the original layer, so that a whole layer is read sequentially.
-        order = [name for name in file.layers[origins(layer)[0]] if name in pieces]
+        order = [name for name in file.layers[origins(layer)[0].index] if name in pieces]
         outputs += [(f"blk.{n}.{name}", pieces.pop(name)) for name in order]
         outputs += [(f"blk.{n}.{name}", piece) for name, piece in pieces.items()]
     for n, trailing in enumerate(file.trailing, len(stack)):

@@ -1,12 +1,15 @@
-"""Ops that copy layers: bridge, duplicate, triple, repeat."""
+"""Ops that copy layers: bridge, duplicate, triple, repeat; and attenuate, which weakens copies."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from math import sqrt
 from typing import ClassVar
 
-from surgery.algebra import Stack
+from gguf_tools.errors import InputError
+from surgery.algebra import Stack, scaled
 from surgery.ops.base import Arguments, Op, Span, check, span_text
 
 
@@ -116,3 +119,52 @@ class Repeat(Op):
     @property
     def arguments(self) -> tuple[str, ...]:
         return (f"{span_text(self.span)}x{self.times}",)
+
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Attenuate(Op):
+    """Weakens the layers of the block (all layers for None) that run more than once in it, so that together they add as much.
+
+    What each of n copies adds to the residual stream is multiplied by sqrt(1/n), which keeps the variance of a sum of
+    independent outputs; queries and keys of every copy but the first are multiplied by sqrt(1/2) each, which halves its
+    attention scores. Source: recipes for repeated layers in issue 198 of arcee-ai/mergekit, where n is 2.
+    """
+
+    span: Span | None
+
+    name: ClassVar[str] = "attenuate"
+    usage: ClassVar[str] = "all|I..J"
+    help: ClassVar[str] = (
+        "Weaken the layers (of I to J) that run n times: what each copy adds × √(1/n), that is √½ for two, and q and k of all "
+        "but the first × √½ (mergekit issue 198)."
+    )
+
+    @classmethod
+    def parse(cls, args: Arguments) -> Attenuate:
+        args.refuse("only", "method", "replace")
+        text = args.one()
+        return cls(None if text == ALL else args.span(text))
+
+    def apply(self, stack: Stack) -> Stack:
+        """The new stack; InputError if an index is not in the stack, or no layer of the block runs more than once."""
+        first, last = self.span or (0, len(stack) - 1)
+        check(self, stack, first, last)
+        block = stack[first : last + 1]
+        times = Counter(block)
+        if max(times.values()) == 1:
+            raise InputError(
+                f"{self}: no layer from {first} to {last} runs more than once; repeat or duplicate it first"
+            )
+        made = []
+        for n, layer in enumerate(block):
+            copy = layer in block[:n]
+            weaker = scaled(layer, sqrt(1 / times[layer]), query_key=sqrt(0.5) if copy else 1.0)
+            made.append(weaker if times[layer] > 1 else layer)
+        return (*stack[:first], *made, *stack[last + 1 :])
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (ALL if self.span is None else span_text(self.span),)

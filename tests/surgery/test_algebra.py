@@ -65,6 +65,7 @@ def any_op(draw: st.DrawFn) -> str:
                 f"scale({i}..{j}@{draw(st.floats(-2, 2))}{only})",
                 f"move({a}:{b})",
                 f"path(0..{COUNT - 1},{i}..{j})",
+                f"repeat({i}..{j}x2) + attenuate({i}..{2 * j - i + 1})",
                 f"swap-experts({a}:{i}:{j})" if i != j else f"drop-experts({a}:{i})",
             ]
         )
@@ -124,7 +125,7 @@ def test_a_move_and_back_is_nothing(pair: tuple[int, int]) -> None:
 def test_any_op_without_arithmetic_equals_its_path(text: str) -> None:
     stack = applied(text)
     if all(isinstance(layer, Original) for layer in stack):
-        path = ",".join(str(origins(layer)[0]) for layer in stack)
+        path = ",".join(str(origins(layer)[0].index) for layer in stack)
         assert applied(f"path({path})") == stack
 
 
@@ -150,7 +151,7 @@ def test_the_drawing_shows_every_layer_once_and_in_order(text: str) -> None:
     assert [old for old, _ in lines if old is not None] == list(range(COUNT))
     assert [new for _, new in lines if new is not None] == list(range(len(stack)))
     assert len(changes(stack)) == len(stack)
-    used = {index for layer in stack for index in origins(layer)}
+    used = {origin.index for layer in stack for origin in origins(layer)}
     assert set(removed(stack, COUNT)) == set(range(COUNT)) - used
 
 
@@ -176,6 +177,10 @@ def test_each_op_by_example() -> None:
     assert order("triple(0)", 2) == ["0", "0", "0", "1"]
     assert order("repeat(1..2)", 4) == ["0", "1", "2", "1", "2", "3"]
     assert order("repeat(1..2x3)", 4) == ["0", "1", "2", "1", "2", "1", "2", "3"]
+    both = "1 × 0.707107", "1 with outputs × 0.707107, q and k × 0.707107"
+    assert order("duplicate(1) + attenuate(all)", 3) == ["0", *both, "2"]
+    assert order("duplicate(1) + attenuate(1..2)", 3) == ["0", *both, "2"]
+    assert order("triple(0) + attenuate(0..2)", 1)[1:] == ["0 with outputs × 0.57735, q and k × 0.707107"] * 2
     assert order("reverse(1..3)", 5) == ["0", "3", "2", "1", "4"]
     assert order("cycle(0..3)", 5) == ["3", "0", "1", "2", "4"]
     assert order("cycle(0..3@-1)", 5) == ["1", "2", "3", "0", "4"]
@@ -218,7 +223,7 @@ def test_halves_and_scales_come_into_one_form() -> None:
     assert scaled(scaled(a, 2.0, "ffn"), 3.0) == scaled(scaled(a, 3.0, "attention"), 6.0, "ffn")
     assert edited(edited(a, SwapExperts(0, 1)), SwapExperts(0, 1)) == a
     assert edited(edited(a, DropExperts((1,))), DropExperts((1,))) != edited(a, DropExperts((1,)))
-    assert parted(halves(a, b)) == (0, 1)
+    assert parted(halves(a, b)) == (a, b)
     assert parted(blend(((a, 0.5), (b, 0.5)))) == ()
     assert parted(scaled(a, 2.0)) == ()
 
@@ -240,7 +245,7 @@ def test_only_an_order_is_a_permutation() -> None:
         ("merge(2:2)", "layer 2 is named twice"),
         ("path(0..9)", "no layer 9"),
         ("path(5..2)", "runs backwards; write 2..5"),
-        ("wobble(1)", "there is no op 'wobble'; ops are bridge, cycle"),
+        ("wobble(1)", "there is no op 'wobble'; ops are attenuate, bridge"),
         ("interpolate(1:2, 1.5)", "ALPHA is 1.5, a number from 0 to 1"),
         ("interpolate(1:2)", "one ALPHA from 0 to 1 expected"),
         ("interpolate(1:2, 0.5, sideways)", "one ALPHA"),
@@ -265,6 +270,10 @@ def test_only_an_order_is_a_permutation() -> None:
         ("swap(1:2) bridge(1:2)", "found where + and another op"),
         ("swap(1:2) +", "'nothing' found where an op"),
         ("repeat(0..8x1000)", "at most 4096"),
+        ("duplicate(4) + attenuate(5..6)", "no layer from 5 to 6 runs more than once"),
+        ("duplicate(0) + attenuate(all) + attenuate(all)", "runs more than once"),
+        ("attenuate(0..9)", "no layer 9"),
+        ("attenuate(none)", "'none' is not a number of a layer; write attenuate as all|I..J"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(text: str, said: str) -> None:
@@ -275,7 +284,7 @@ def test_what_is_wrong_is_said_in_one_line(text: str, said: str) -> None:
 
 
 def test_every_op_says_how_to_write_it() -> None:
-    assert len(all_ops()) == 15
+    assert len(all_ops()) == 16
     for name, op in all_ops().items():
         assert name == op.name
         assert op.usage

@@ -100,7 +100,7 @@ def test_in_place_and_back(tinyq: Tinyq, file: Path) -> None:
         (["OUT"], "no op was given"),
         (["OUT", "--wobble", "1"], "No such option"),
         (["OUT", "--swap"], "Option '--swap' requires an argument"),
-        (["OUT", "--recipe", "wobble(1)"], "there is no op 'wobble'; ops are bridge"),
+        (["OUT", "--recipe", "wobble(1)"], "there is no op 'wobble'; ops are attenuate"),
         (["OUT", "--in-place", "--swap", "0:1"], "takes no OUT"),
         (["--swap", "0:1"], "where should the result go?"),
         (["--in-place", "--duplicate", "1"], "only puts whole layers in another order"),

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from gguf_tools.errors import InputError, OutputError
+from surgery.algebra import describe
 from surgery.recipe import Recipe, file_text, from_options, load_recipe, parse_text, read_file, save_recipe
+from surgery.shipped import shipped_recipes
 
+LAYERS = {"solar-dus": 32, "rys": 80, "g023-v1": 28, "g023-v2": 28}
 CHAMPION = "swap(12:13, 16:17) + interpolate(20:22, 0.5) + bridge(5:20)"
 
 
@@ -67,3 +70,35 @@ def test_only_follows_what_it_narrows() -> None:
     for given in ([("only", "ffn")], [("bridge", "0:1"), ("only", "ffn")], [("recipe", "swap(0:1)"), ("only", "ffn")]):
         with pytest.raises(InputError, match="follows no swap, blend or scale"):
             from_options(given)
+
+
+def test_the_recipes_that_ship_make_what_their_sources_say() -> None:
+    stacks = {name: load_recipe(name).apply(layers) for name, layers in LAYERS.items()}
+    assert set(LAYERS) == set(shipped_recipes())
+    made = {name: [describe(layer) for layer in stack] for name, stack in stacks.items()}
+    assert made["solar-dus"] == [str(n) for n in (*range(24), *range(8, 32))]
+    assert made["rys"] == [str(n) for n in (*range(52), *range(45, 80))]
+    assert made["g023-v1"] == [str(n) for n in (*range(10), 11, 13, 12, *range(14, 28))]
+    assert stacks["g023-v2"] == parse_text(CHAMPION).apply(28)
+    for path in shipped_recipes().values():
+        assert 'source = "' in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["solar-dus", "rys", "g023-v1", "g023-v2"])
+def test_a_recipe_that_ships_is_refused_on_another_number_of_layers(name: str) -> None:
+    with pytest.raises(InputError, match=f"for a model of {LAYERS[name]} layers; this one has 24"):
+        load_recipe(name).apply(24)
+
+
+def test_a_recipe_after_other_ops_counts_the_layers_at_its_place() -> None:
+    after = from_options([("delete", "0"), ("recipe", "g023-v1")])
+    assert len(after.apply(29)) == 27
+    with pytest.raises(InputError, match="for a model of 28 layers; this one has 27 at this point"):
+        after.apply(28)
+    again = from_options([("swap", "0:1"), ("recipe", "g023-v1"), ("duplicate", "0"), ("recipe", "g023-v2")])
+    assert len(again.apply(28)) == 30
+
+
+def test_an_unknown_name_is_refused_with_those_that_ship() -> None:
+    with pytest.raises(InputError, match="one of g023-v1, g023-v2, rys, solar-dus"):
+        load_recipe("solar")

@@ -44,6 +44,7 @@ CASES = [
     ("dense", "path(0..1, 0, 2)"),
     ("dense", "scale(1@0.7)"),
     ("dense", "merge(0:1, method=slerp)"),
+    ("dense", "duplicate(1) + attenuate(all)"),
     ("moe", "interpolate(0:2, 0.3, method=slerp)"),
     ("moe", "scale(0..1@1.5)"),
     ("moe", "drop-experts(0..2:1)"),
@@ -55,6 +56,7 @@ CASES = [
     ("hybrid", "merge(0:2)"),
     ("hybrid", "scale(0..2@0.5)"),
     ("hybrid", "interpolate(0:1, 0.4, only=ffn)"),
+    ("hybrid", "triple(1) + attenuate(0..3)"),
     ("hybrid", "bridge(1:0) + swap-experts(0:1:2) + scale(2@0.9, only=attention) + drop-experts(0..3:0)"),
 ]  # fmt: skip
 
