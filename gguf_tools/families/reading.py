@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.sources.checkpoint import CONFIG, Checkpoint
+from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.text import shortened
 
@@ -79,7 +79,7 @@ class Config:
     """Typed access to a config, and the notes on where it and the tensors disagree."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.path = checkpoint.folder / CONFIG
+        self.path = checkpoint.config_file
         self.values: Mapping[str, Any] = checkpoint.config
         self.notes: list[str] = list(checkpoint.notes)
 
@@ -127,13 +127,13 @@ class Config:
             for place in (self.values, self.mapping("rope_parameters"), self.mapping("rope_scaling"))
         ):
             self.values = {**self.values, key: value}
-            self.note(f"config.json does not give {key}: {value} is assumed, {why}")
+            self.note(f"{self.path.name} does not give {key}: {value} is assumed, {why}")
 
     def expect(self, key: str, actual: Any, *, where: str = "the tensors have") -> None:
         """Note a contradiction: the config states `key` and it is not what the tensors say."""
         stated = self.values.get(key)
         if stated is not None and stated != actual:
-            self.note(f"config.json says {key} {stated}, {where} {actual}")
+            self.note(f"{self.path.name} says {key} {stated}, {where} {actual}")
 
     def note(self, text: str) -> None:
         """Remember a sentence for the user, once."""

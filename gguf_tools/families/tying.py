@@ -24,17 +24,17 @@ def embedding_and_output(
     tied = not unsaid and config.flag(key, False)
     if embedding not in inventory and output in inventory and (tied or unsaid):
         if unsaid:
-            config.note(f"{embedding} is missing and config.json does not say {key}: {output} is taken for both")
+            config.note(f"{embedding} is missing and {config.path.name} does not say {key}: {output} is taken for both")
         return inventory.take(output, None, None), None
     first = inventory.take(embedding, None, None)
     if output not in inventory:
         if not tied and not unsaid:
             raise CheckpointError(
-                f"{inventory.path}: tensor {output} is missing, and config.json says that it is not tied to the embedding; "
-                f"save the checkpoint again, or set {key} to true if it is"
+                f"{inventory.path}: tensor {output} is missing, and {config.path.name} says that it is not tied to the "
+                f"embedding; save the checkpoint again, or set {key} to true if it is"
             )
         if unsaid:
-            config.note(f"{output} is missing and config.json does not say {key}: {embedding} is taken for both")
+            config.note(f"{output} is missing and {config.path.name} does not say {key}: {embedding} is taken for both")
         return first, None
     second = inventory.take(output, *first.shape)
     if second is first or (tied and same_values(first, second)):

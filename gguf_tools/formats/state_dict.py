@@ -41,7 +41,8 @@ NOT_WEIGHTS = re.compile(
 WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "module", "app")
 """Where training checkpoints keep the weights: the first of these that is an object (Lightning `state_dict`, DeepSpeed
 `module`, torch's distributed checkpoints `app`)."""
-CONFIG_KEYS = ("cfg", "config", "model_config")
+CONFIG_KEYS = ("model_args", "cfg", "config", "model_config")
+"""Where they keep the config; `model_args` first, since nanoGPT and llama2.c keep the trainer's settings in `config`."""
 MOST_DEPTH = 4
 EXTRA_STATE = "_extra_state"
 """What `nn.Module.get_extra_state` returns (TransformerEngine): settings of a module, not weights."""

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.formats.llama2c import is_llama2c, read_llama2c
 from gguf_tools.formats.safetensors import read_safetensors
 from gguf_tools.formats.state_dict import SUFFIXES, read_state_dict, state_dict_files
 from gguf_tools.formats.text_file import Kind, parse_json, read_text
+from gguf_tools.sources.consolidated import consolidated_files, is_one_of_several, join_shards
 from gguf_tools.sources.inputs import beside_files, refuse_links_out
 from gguf_tools.sources.names import plain_names
 from gguf_tools.sources.tying import ties
@@ -25,6 +27,8 @@ TORCH_SINGLE = "pytorch_model.bin"
 PLACES = (SINGLE, INDEX, TORCH_SINGLE, TORCH_INDEX)
 """Where transformers looks for weights, in its order: the first that exists is read and the others are not."""
 CONFIG = "config.json"
+PARAMS = "params.json"
+"""Meta's name for the config."""
 TIED = ("lm_head.weight", "embed_tokens.weight")
 """The names, as they end, of the two tensors that may be one."""
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
@@ -50,6 +54,16 @@ class Checkpoint:
     replaced: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def config_file(self) -> Path:
+        """The file that states the config: config.json, else params.json, else the file of weights that was saved with one."""
+        if not (self.folder / CONFIG).exists():
+            if (self.folder / PARAMS).exists():
+                return self.folder / PARAMS
+            if self.config and len(self.weight_files) == 1:
+                return self.weight_files[0]
+        return self.folder / CONFIG
+
+    @property
     def folder(self) -> Path:
         """Where config, tokenizer and model card lie: the folder opened, or the one that holds the file."""
         return self.path if self.path.is_dir() else self.path.parent
@@ -62,8 +76,9 @@ class Checkpoint:
     def digest(self, cancelled: Callable[[], bool] = lambda: False) -> str:
         """SHA-256 over config and weight files, names included, in hexadecimal; cut short once `cancelled`."""
         total = hashlib.sha256()
-        config = self.folder / CONFIG
-        for path in (*([config] if config.exists() else []), *self.weight_files):
+        config = self.config_file
+        stated = [config] if config.exists() and config not in self.weight_files else []
+        for path in (*stated, *self.weight_files):
             total.update(path.name.encode() + b"\0")
             try:
                 with path.open("rb") as stream:
@@ -95,6 +110,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder; give a folder with config.json and safetensors weights")
     refuse_links_out(path if path.is_dir() else path.parent, beside_files(path))
+    if path.is_file() and is_one_of_several(path):
+        raise CheckpointError(f"{path}: is one of several shards of a model; give the folder {path.parent}")
     return _with_plain_names(_open_folder(path) if path.is_dir() else _open_file(path))
 
 
@@ -103,7 +120,8 @@ def _open_folder(path: Path) -> Checkpoint:
     present = [name for name in PLACES if (path / name).exists()]
     _refuse_adapter(path, present)
     if not present:
-        return _open_only(path)
+        shards = consolidated_files(path)
+        return _open_consolidated(path, shards) if shards else _open_only(path)
     taken = present[0]
     refuse_links_out(path, [path / taken])
     sharded = taken in (INDEX, TORCH_INDEX)
@@ -127,7 +145,8 @@ def _open_only(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path}: holds {len(files)} torch files ({names}); give the one that is meant")
         refuse_links_out(path, files)
         return replace(_open_file(files[0]), path=path)
-    read_json(path / CONFIG)
+    if not (path / PARAMS).exists():
+        read_json(path / CONFIG)
     if len(found) == 1:
         refuse_links_out(path, found)
         return replace(_open_file(found[0]), path=path)
@@ -138,6 +157,20 @@ def _open_only(path: Path) -> Checkpoint:
         )
     what = f"{len(found)} safetensors files without {INDEX}" if found else "no safetensors weights"
     raise CheckpointError(f"{path}: holds {what}; {SINGLE}, or shards with {INDEX}, expected")
+
+
+def _open_consolidated(path: Path, shards: Sequence[Path]) -> Checkpoint:
+    """The checkpoint of Meta's shards, each matrix joined from its shares."""
+    refuse_links_out(path, shards)
+    opened = [read_state_dict(shard) for shard in shards]
+    tensors = join_shards(shards, [each.tensors for each in opened])
+    return Checkpoint(path=path, config=_config_beside(path), tensors=tensors, weight_files=tuple(shards), metadata={})
+
+
+def _config_beside(folder: Path) -> dict[str, Any]:
+    """What config.json says, else params.json; nothing where neither is there."""
+    stated = next((folder / name for name in (CONFIG, PARAMS) if (folder / name).exists()), None)
+    return read_json(stated) if stated else {}
 
 
 def _with_plain_names(checkpoint: Checkpoint) -> Checkpoint:
@@ -156,8 +189,7 @@ def _with_plain_names(checkpoint: Checkpoint) -> Checkpoint:
 
 def _open_file(path: Path) -> Checkpoint:
     """The checkpoint of one weight file, with config.json beside it if there is one; CheckpointError for other files."""
-    beside = path.parent / CONFIG
-    config = read_json(beside) if beside.exists() else {}
+    config = _config_beside(path.parent)
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         return Checkpoint(path=path, config=config, tensors=tensors, weight_files=(path,), metadata=metadata)
@@ -165,6 +197,11 @@ def _open_file(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: is a file, but no torch state dict ({', '.join(SUFFIXES)}) and no safetensors; give such a file, or a "
             "folder that holds config.json and the weights"
+        )
+    if path.suffix == ".bin" and is_llama2c(path):
+        exported = read_llama2c(path)
+        return Checkpoint(
+            path=path, config=exported.config, tensors=exported.tensors, weight_files=(path,), metadata={}
         )
     found = read_state_dict(path)
     notes = (f"{path.name} also holds {', '.join(found.left_out)}: left out",) if found.left_out else ()

@@ -13,7 +13,7 @@ from gguf_tools.formats.gguf.split import sibling_parts
 
 WEIGHTS = re.compile(r".+\.(safetensors|bin|pt|pth|ckpt)")
 BESIDE = re.compile(
-    r"(config|generation_config|tokenizer|special_tokens|added_tokens|chat_template|vocab|merges|README|tinyq-recipe|.+\.index)"
+    r"(config|params|generation_config|tokenizer|special_tokens|added_tokens|chat_template|vocab|merges|README|tinyq-recipe|.+\.index)"
     r".*\.(json|jinja|txt|model|md|toml)"
 )
 """Files beside the weights that say what they are."""

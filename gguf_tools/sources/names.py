@@ -26,7 +26,7 @@ WRAPPERS = frozenset(
 
 ROOT = re.compile(
     r"(?P<outer>(?:.+?\.)??)"
-    r"(?:(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.)?embed_tokens|tok_emb|embed)\.weight"
+    r"(?:(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.)?embed_tokens|tok_emb|tok_embeddings|embed)\.weight"
 )
 """The token embedding: what stands before it is the attribute that holds the model (Lightning, PEFT's `base_model.model`)."""
 OUTPUT_ROOT = re.compile(r"(?P<outer>(?:.+?\.)??)lm_head\.weight")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import Tensor
 
-FREQUENCIES = re.compile(r"(.*\.)?_?(original_)?inv_freq")
+FREQUENCIES = re.compile(r"(.*\.)?(_?(original_)?inv_freq|rope\.freqs)")
 TABLES = re.compile(
     r"(.*\.)?(_?(?P<part>cos|sin)(_cached|_cache)?|freqs_(?P<side>cos|sin)|freqs_cis|rope_cache|rope\.cache)"
 )
