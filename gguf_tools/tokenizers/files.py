@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.formats.text_file import Kind, parse_json, read_text
+from gguf_tools.formats.text_file import Kind, parse_json, read_bytes, read_text
 from gguf_tools.text import shortened
-from gguf_tools.tokenizers import slow
+from gguf_tools.tokenizers import piece_model, rank_model, slow
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -123,7 +123,8 @@ class TokenizerFiles:
 
 
 def read_files(folder: Path) -> TokenizerFiles:
-    """Reads and checks a tokenizer folder: tokenizer.json, or vocab.json and merges.txt (`slow`).
+    """Reads and checks a tokenizer folder: tokenizer.json, or vocab.json and merges.txt (`slow`), or tokenizer.model,
+    SentencePiece's or Llama 3's (`piece_model`, `rank_model`).
 
     Raises CheckpointError: neither is there, broken JSON, wrong types, an id given to two tokens, a merge of tokens that do
     not exist. Models other than BPE are read as far as their vocabulary is an object; refusing them is the caller's.
@@ -142,6 +143,12 @@ def read_files(folder: Path) -> TokenizerFiles:
         notes = (
             f"{folder.name} has no {TOKENIZER}: the tokenizer is put together from {slow.VOCAB} and {slow.MERGES}",
         )
+    elif (folder / piece_model.NAME).exists():
+        path = folder / piece_model.NAME
+        data = read_bytes(path, Kind.TOKENIZER)
+        form = rank_model if rank_model.is_rank_model(data) else piece_model
+        document, config = form.put_together(data, path, config)
+        notes = (f"{folder.name} has no {TOKENIZER}: the tokenizer is put together from {piece_model.NAME}",)
     else:
         raise CheckpointError(
             f"{folder}: has no {TOKENIZER}; give the tokenizer's folder, or make the file with"

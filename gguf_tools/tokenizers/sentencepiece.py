@@ -9,14 +9,16 @@ that one can put no space before a text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gguf.constants import TokenType
 
 from gguf_tools.errors import TokenizerError
 from gguf_tools.tokenizers.files import TokenizerFiles, shown
+from gguf_tools.tokenizers.piece_model import NAME as MODEL_FILE
+from gguf_tools.tokenizers.piece_model import OUTER_SPACES, SEVERAL_SPACES
 from gguf_tools.tokenizers.pretokenizers import Limit, flatten
 
 SPACE = "▁"
@@ -28,6 +30,11 @@ LEADING_SPACE = Limit(
     "the tokenizer puts a space before a text unless there is one, llama.cpp always: text that begins with a space may be"
     " tokenized otherwise",
     lambda text: text.startswith((" ", SPACE)),
+)
+EXTRA_SPACES = Limit(
+    "the tokenizer drops spaces at both ends of a text and all but one of several (remove_extra_whitespaces), llama.cpp keeps"
+    " them: text with such spaces is tokenized otherwise",
+    lambda text: "  " in text or text != text.strip(" "),
 )
 
 
@@ -60,6 +67,7 @@ class _Spaces:
     always: bool = False
     first_only: bool = False
     split: bool = False
+    collapsed: bool = False
 
 
 def is_sentencepiece(files: TokenizerFiles) -> bool:
@@ -111,7 +119,10 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
         notes += (
             "after a control token llama.cpp puts a space before the text, as at the start; the tokenizer does not",
         )
-    limits = (LEADING_SPACE,) if spaces.prefix and not spaces.always else ()
+    limits = (EXTRA_SPACES,) if spaces.collapsed else (LEADING_SPACE,) if spaces.prefix and not spaces.always else ()
+    own = tuple(token.content for token in files.added if not token.special and files.path.name == MODEL_FILE)
+    if own and spaces.prefix:
+        limits = (*limits, _after_own(own))
     if order is not None and not grave:
         lowest = -float(len(order))
         scores = {
@@ -155,10 +166,19 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
         scores=None,
         merges=merges,
         add_space_prefix=False,
-        limits=(),
+        limits=(EXTRA_SPACES,) if spaces.collapsed else (),
         sections=True,
         strays=frozenset(),
         notes=(),
+    )
+
+
+def _after_own(pieces: Sequence[str]) -> Limit:
+    """tokenizer.model alone: SentencePiece puts a space before the whole text, the other two before each part of it."""
+    return Limit(
+        f"SentencePiece puts no space after {shown(pieces[0])} and before it always, llama.cpp the other way about: text with "
+        "pieces of the user's is tokenized otherwise",
+        lambda text: any(piece in text for piece in pieces),
     )
 
 
@@ -171,9 +191,11 @@ def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
     spaces = _Spaces()
     for step in flatten(files.document.get("normalizer"), where, items="normalizers"):
         if step["type"] == "Prepend" and step.get("prepend") == SPACE and not spaces.replaced:
-            spaces = _Spaces(prefix=True, always=True)
+            spaces = replace(spaces, prefix=True, always=True)
+        elif step in (OUTER_SPACES, SEVERAL_SPACES) and not (spaces.replaced or spaces.prefix):
+            spaces = replace(spaces, collapsed=True)
         elif _replaces_spaces(step):
-            spaces = _Spaces(replaced=True, prefix=spaces.prefix, always=spaces.always)
+            spaces = replace(spaces, replaced=True)
         else:
             raise TokenizerError(
                 f"{where}: the normalizer {shown(step['type'])} does what llama.cpp does not; it knows Prepend '▁' and"
@@ -182,10 +204,10 @@ def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
     for step in flatten(files.document.get("pre_tokenizer"), where):
         scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
         if step["type"] == "Metaspace" and step.get("replacement", SPACE) == SPACE:
-            spaces = _Spaces(
+            spaces = replace(
+                spaces,
                 replaced=True,
                 prefix=spaces.prefix or scheme != "never",
-                always=spaces.always,
                 first_only=scheme == "first" and not spaces.prefix,
                 split=step.get("split", True) is not False,
             )

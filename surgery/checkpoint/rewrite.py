@@ -27,7 +27,7 @@ from gguf_tools.formats.safetensors import WIDTHS, Stored, StoredTensor, write_s
 from gguf_tools.formats.state_dict import StateTensor
 from gguf_tools.model.spec import Model
 from gguf_tools.progress import ByteProgress
-from gguf_tools.sources.checkpoint import CONFIG, INDEX, SINGLE, TORCH_INDEX, Checkpoint, open_checkpoint
+from gguf_tools.sources.checkpoint import CONFIG, INDEX, PARAMS, SINGLE, TORCH_INDEX, Checkpoint, open_checkpoint
 from gguf_tools.sources.inputs import refuse_links_out
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
@@ -305,7 +305,9 @@ def write_checkpoint(
 def _files_beside(checkpoint: Checkpoint) -> list[Path]:
     """Files to copy besides weights: all others of a checkpoint's folder; for a single file only those matching `BESIDE`."""
     files = [
-        path for path in checkpoint.folder.iterdir() if path.is_file() and path.name not in (INDEX, TORCH_INDEX, CONFIG)
+        path
+        for path in checkpoint.folder.iterdir()
+        if path.is_file() and path.name not in (INDEX, TORCH_INDEX, CONFIG, PARAMS)
     ]
     if not checkpoint.path.is_dir():
         return [path for path in files if BESIDE.fullmatch(path.name)]
