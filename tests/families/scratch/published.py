@@ -22,7 +22,7 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     config: dict[str, Any] = {}
     if (folder / "config.json").exists():
         config = json.loads((folder / "config.json").read_text("utf-8"))
-    files = [path for path in folder.iterdir() if path.suffix in (".pt", ".safetensors")]
+    files = [path for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".safetensors")]
     assert len(files) == 1
     loaded: Any = load_file(files[0]) if files[0].suffix == ".safetensors" else torch.load(files[0], weights_only=True)
     if "model" in loaded:
@@ -171,7 +171,57 @@ def moe_model(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
     return rms(x, w["final_norm.weight"], eps) @ head.T * scale
 
 
+def book(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
+    """Logits (length, vocabulary) of rasbt's Qwen3Model and Llama3Model."""
+    llama = "final_norm.weight" in w
+    weight, eps = ("weight", 1e-5) if llama else ("scale", 1e-6)
+    theta = config.get("rope_base", 5e5 if llama else 1e6)
+    theta *= config.get("context_length", 1) / config["orig_context_length"] if "orig_context_length" in config else 1.0
+    dim = w["trf_blocks.0.att.W_query.weight"].shape[0] // config["n_heads"] if llama else None
+    dim = dim or len(w["trf_blocks.0.att.q_norm.scale"])
+    freqs = theta ** -(torch.arange(0, dim, 2).double() / dim)
+    if stated := config.get("rope_freq"):
+        low, high, length = stated["low_freq_factor"], stated["high_freq_factor"], stated["original_context_length"]
+        waves = 2 * torch.pi / freqs
+        smooth = (length / waves - low) / (high - low)
+        between = (1 - smooth) * freqs / stated["factor"] + smooth * freqs
+        scaled = torch.where(waves > length / low, freqs / stated["factor"], freqs)
+        freqs = torch.where((waves <= length / low) & (waves >= length / high), between, scaled)
+    angles = torch.outer(torch.arange(len(tokens)).double(), freqs).repeat(1, 2)[:, None]
+
+    def turned(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+
+    def mlp(x: Tensor, prefix: str, expert: str = "") -> Tensor:
+        fc1, fc2, fc3 = (w[f"{prefix}fc{n}{expert}.weight"] for n in (1, 2, 3))
+        return (silu(x @ fc1.T) * (x @ fc2.T)) @ fc3.T
+
+    x = w["tok_emb.weight"][tokens]
+    for n in range(sum(name.endswith(f"norm1.{weight}") for name in w)):
+        prefix = f"trf_blocks.{n}."
+        y = rms(x, w[f"{prefix}norm1.{weight}"], eps)
+        q, k, v = (
+            (y @ w[f"{prefix}att.W_{name}.weight"].T).view(len(tokens), -1, dim) for name in ("query", "key", "value")
+        )
+        if not llama:
+            q, k = rms(q, w[f"{prefix}att.q_norm.scale"], eps), rms(k, w[f"{prefix}att.k_norm.scale"], eps)
+        x = x + attend(turned(q), turned(k), v) @ w[f"{prefix}att.out_proj.weight"].T
+        y = rms(x, w[f"{prefix}norm2.{weight}"], eps)
+        if f"{prefix}ff.gate.weight" not in w:
+            x = x + mlp(y, f"{prefix}ff.")
+            continue
+        best, selected = (y @ w[f"{prefix}ff.gate.weight"].T).topk(config["num_experts_per_tok"])
+        out = torch.zeros_like(x)
+        for row in range(len(tokens)):
+            for share, expert in zip(best[row].softmax(-1), selected[row].tolist(), strict=True):
+                out[row] += share * mlp(y[row], f"{prefix}ff.", f".{expert}")
+        x = x + out
+    return rms(x, w[f"final_norm.{weight}"], eps) @ w["out_head.weight"].T
+
+
 FORWARD = {
+    "rasbt": book,
     "qwen-moe-simplified": simplified_qwen_moe,
     "qwen3-from-scratch": from_scratch_qwen3,
     "moe-model": moe_model,
