@@ -55,6 +55,7 @@ def join_shards(files: Sequence[Path], shards: Sequence[Mapping[str, Tensor]]) -
 
 
 def _joined(name: str, files: Sequence[Path], shards: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """One tensor of all shards: repeated, joined along the columns, or along the first axis."""
     without = next((path for path, shard in zip(files, shards, strict=True) if name not in shard), None)
     if without is not None:
         raise CheckpointError(f"{without}: tensor {name} is missing, which other shards hold; download it again")

@@ -240,6 +240,7 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
 
 
 def _shapes(variant: str) -> dict[str, tuple[int, ...]]:
+    """The variant's tensors and their shapes."""
     inner = "attention.qkv_linear." if variant == "torchtitan" else "attention."
     keys = KV_HEADS * DIM
     mlp = {"w1": (WIDTH, HIDDEN), "w2": (HIDDEN, WIDTH), "w3": (WIDTH, HIDDEN)}
