@@ -9,6 +9,7 @@ import click
 
 from docs import misreadings
 from docs.api_page import api_page
+from docs.architectures_page import architectures_page
 from gguf_tools.cli import COMMANDS, tinyq
 from gguf_tools.evaluation.conformance import Case, cases, planned
 from gguf_tools.families.registry import load_model, own_families
@@ -17,6 +18,7 @@ DOCS = Path(__file__).parent
 API_PAGE = DOCS / "api.md"
 COMMANDS_PAGE = DOCS / "commands.md"
 CONFORMANCE_PAGE = DOCS / "conformance.md"
+ARCHITECTURES_PAGE = DOCS / "surgery-architectures.md"
 WIDTH = 100
 
 CONFORMANCE_HEAD = """# Conformance
@@ -70,5 +72,6 @@ def conformance_page() -> str:
 if __name__ == "__main__":
     API_PAGE.write_text(api_page(), "utf-8")
     COMMANDS_PAGE.write_text(commands_page(), "utf-8")
+    ARCHITECTURES_PAGE.write_text(architectures_page(), "utf-8")
     CONFORMANCE_PAGE.write_text(conformance_page(), "utf-8")
     misreadings.PAGE.write_text(misreadings.page(), "utf-8")

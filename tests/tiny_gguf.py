@@ -20,7 +20,8 @@ TEMPLATE = (
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 
-Tensors = dict[str, npt.NDArray[np.float32]]
+Array = npt.NDArray[np.float32]
+Tensors = dict[str, Array]
 
 
 def _byte_characters() -> list[str]:
@@ -30,7 +31,8 @@ def _byte_characters() -> list[str]:
     return [chr(byte) if byte in plain else chr(256 + rest.index(byte)) for byte in range(256)]
 
 
-def _add_vocabulary(writer: GGUFWriter, chat: bool) -> None:
+def add_vocabulary(writer: GGUFWriter, chat: bool) -> None:
+    """A byte-level vocabulary of VOCAB tokens."""
     tokens = [*_byte_characters(), "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -168,7 +170,7 @@ def write_hybrid(path: Path, layers: int = 4, seed: int = 0) -> Path:
 
 
 def _finish(writer: GGUFWriter, tensors: Tensors, chat: bool) -> Path:
-    _add_vocabulary(writer, chat)
+    add_vocabulary(writer, chat)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

@@ -33,6 +33,7 @@ def operate(
     save_recipe: str | Path | None = None,
     dry_run: bool = False,
     allow_nonfinite: bool = False,
+    assume_independent_layers: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: StageProgress | None = None,
@@ -44,11 +45,13 @@ def operate(
     itself, where the recipe only puts whole layers in another order; `undo` takes the last such change back.
     Where one was interrupted, `in_place` completes it first, and without a recipe only completes it.
     `save_recipe` writes the recipe to a TOML file. `allow_nonfinite` keeps NaN and infinity, which are an error otherwise where a
-    tensor is computed or a folder is written.
+    tensor is computed or a folder is written. `assume_independent_layers` accepts a GGUF of an architecture that the table of
+    architectures lacks: you have checked that nothing there depends on a layer's place, their number or tensors outside.
 
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
-    Raises InputError or a kind of it for a recipe that does not fit the model, OutputError where `out` exists without
+    Raises InputError or a kind of it for a recipe that does not fit the model, or that llama.cpp's architecture cannot express
+    (UnsupportedError, with the reason), OutputError where `out` exists without
     `force`, is the source, or cannot be written.
     """
     source, out = Path(source), optional_path(out)
@@ -71,7 +74,7 @@ def operate(
         return OperateResult(source=source, in_place=True, completed=completed)
     if not parsed:
         raise InputError("no op was given; name one, such as --swap 1:3, or --recipe FILE")
-    plan = _planned(source, parsed)
+    plan = _planned(source, parsed, assume_independent_layers)
     target = source if in_place else out
     if dry_run:
         if in_place and not isinstance(plan, CheckpointPlan):
@@ -103,9 +106,9 @@ def _is_gguf(source: Path) -> bool:
     return source.is_file() and is_gguf(source)
 
 
-def _planned(source: Path, recipe: Recipe) -> SurgeryPlan:
+def _planned(source: Path, recipe: Recipe, assume: bool) -> SurgeryPlan:
     if _is_gguf(source):
-        return plan_gguf(open_layered(source), recipe)
+        return plan_gguf(open_layered(source, assume_independent=assume), recipe)
     return plan_checkpoint(source, recipe)
 
 

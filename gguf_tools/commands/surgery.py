@@ -17,6 +17,11 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 @click.option("--undo", is_flag=True, help="Take back the last change that was made to SOURCE in place.")
 @click.option("--save-recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write the ops to a TOML file.")
 @click.option("--dry-run", is_flag=True, help="Draw the old and the new layers side by side and write nothing.")
+@click.option(
+    "--assume-independent-layers",
+    is_flag=True,
+    help="Operate on a GGUF of an architecture that tinyq does not know: you have checked that its layers' places mean nothing.",
+)
 @nonfinite_option
 @output_options
 def surgery(
@@ -26,6 +31,7 @@ def surgery(
     undo: bool,
     save_recipe: Path | None,
     dry_run: bool,
+    assume_independent_layers: bool,
     allow_nonfinite: bool,
     force: bool,
     threads: int | None,
@@ -51,6 +57,7 @@ def surgery(
             save_recipe=save_recipe,
             dry_run=dry_run,
             allow_nonfinite=allow_nonfinite,
+            assume_independent_layers=assume_independent_layers,
             force=force,
             threads=threads,
             progress=progress,

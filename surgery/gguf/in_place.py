@@ -18,6 +18,7 @@ from gguf_tools.formats.journal import Patch, change
 from gguf_tools.tokenizers.model_name import NAME
 from surgery.algebra import Original, is_permutation, origins
 from surgery.gguf.layers import LAYER
+from surgery.gguf.outside import sliced
 from surgery.gguf.rewrite import GGUFPlan
 from surgery.recipe import Recipe
 
@@ -52,6 +53,11 @@ def plan_in_place(plan: GGUFPlan) -> InPlace:
         )
     if COUNT in header.metadata:
         raise InputError(f"{path}: is one of several splits, which cannot be changed in place together; give OUT")
+    held = list(sliced(plan.file))
+    if held:
+        raise InputError(f"{path}: {held[0]} holds a part for each layer, which would have to move with it; give OUT")
+    if plan.file.assumed:
+        raise InputError(f"{path}: a header changed in place cannot record --assume-independent-layers; give OUT")
     if plan.notes:
         # A repaired model name needs room too, and is independent of the order of layers.
         changes = {key: value for key, value in plan.changes.items() if key not in (NAME, keys.NOTES)}

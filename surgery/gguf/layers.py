@@ -13,26 +13,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.errors import CheckpointError, InputError
+import numpy as np
+
+from gguf_tools.errors import CheckpointError, InputError, UnsupportedError
 from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, TensorEntry
 from gguf_tools.formats.gguf.source import GGUFTensor
 from gguf_tools.formats.gguf.split import read_parts
 from gguf_tools.rewrites.registry import blend_passes
-from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.base import InMemory, Tensor
 from gguf_tools.tensors.views import take
-from quant.types import TensorType, tensor_type
+from quant.types import F32, TensorType, tensor_type
 from surgery.algebra import Half, Method, Original, Space
+from surgery.architectures.base import Architecture, Layers, Property, Role, stem
+from surgery.architectures.registry import architectures, assumed
 from surgery.arithmetic import mixed, mixed_logs, times
 from surgery.gguf import names as gguf_names
 from surgery.gguf import positions
+from surgery.gguf.arrays import UNPREFIXED, half_of_key, per_layer
 
 LAYER = re.compile(r"blk\.(\d+)\.(.+)")
-NOT_PER_LAYER = re.compile(r"rope\.dimension_sections|ple\..*|adapters\..*|.*\.output_labels")
-"""Arrays that are not per layer but may have as many entries as there are layers."""
-FFN_KEYS = ("feed_forward", "expert", "swiglu", "xielu", "moe_")
-"""Prefixes of the keys of per-layer metadata that belongs to the feed-forward."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,23 @@ class ByteRange:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """A matrix of `rows` in a source file, each row cut into `parts` equal parts, of which each new row has those in `order`."""
+
+    whole: ByteRange
+    rows: int
+    parts: int
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Piece:
-    """A tensor to be written: bytes copied from the source (`ranges`), or values to encode (`ranges` is None)."""
+    """A tensor to be written: bytes copied from the source (`ranges`, or `columns`), or values to encode (`ranges` is None)."""
 
     type: TensorType
     tensor: Tensor
     ranges: tuple[ByteRange, ...] | None
+    columns: Columns | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,12 +72,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class GGUFHalf:
-    """Half a layer: its tensors by name without `blk.N.`, and its values of the per-layer metadata."""
+    """Half a layer: its tensors by name without `blk.N.`, its values of the per-layer metadata, and its properties.
+
+    `gain` is the layer's factor on the residual stream, in architectures that have one.
+    """
 
     half: Half
     label: str
     pieces: Mapping[str, Piece]
     values: Mapping[str, Any]
+    properties: Mapping[Property, Any] = field(default_factory=dict)
+    gain: Piece | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +90,18 @@ class LayeredFile:
     """A GGUF file (all its parts): the first part's header, tensors outside the layers, and layers.
 
     `layers` are the model's layers, `trailing` the MTP blocks after them. `arrays` are the metadata with a value for each
-    block, by key without the architecture's prefix; `traits` are properties that llama.cpp derives from a layer's index.
+    block, by key without the architecture's prefix; `properties` what llama.cpp derives for each layer from its place or the
+    number of layers.
     """
 
     header: GGUFHeader
+    architecture: Architecture
     before: Mapping[str, Piece]
     layers: tuple[Mapping[str, Piece], ...]
     trailing: tuple[Mapping[str, Piece], ...]
     after: Mapping[str, Piece]
     arrays: Mapping[str, tuple[Any, ...]]
-    traits: Mapping[str, tuple[positions.Trait, list[bool]]] = field(default_factory=dict)
+    properties: Mapping[Property, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def arch(self) -> str:
@@ -94,17 +113,45 @@ class LayeredFile:
         return self.header.get(f"{self.arch}.{key}")
 
     @property
+    def assumed(self) -> bool:
+        """Whether the architecture is not known, and its layers are assumed to be independent of their place."""
+        return not self.architecture.source
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens: stated, or that of the tokenizer's list."""
+        stated, tokens = self.get("vocab_size"), self.header.get("tokenizer.ggml.tokens")
+        return stated if type(stated) is int else len(tokens) if isinstance(tokens, tuple) else 0
+
+    def key(self, name: str) -> str:
+        """The key in the file of a name without the architecture's prefix."""
+        plain = name.startswith(UNPREFIXED) and name in self.header.metadata
+        return name if plain else f"{self.arch}.{name}"
+
+    @property
+    def view(self) -> Layers:
+        """The layers as the rules of the architecture see them."""
+        origins = tuple(Original(n) for n in range(len(self.layers)))
+        return Layers(get=self.get, names=self.layers, origins=origins, vocabulary=self.vocabulary)
+
+    @property
     def rewrites(self) -> tuple[str, ...]:
         """The names of the rewrites that tinyq applied in the conversion."""
         value = self.header.get(keys.REWRITES, ())
         return value if isinstance(value, tuple) else ()
 
 
-def open_layered(path: Path) -> LayeredFile:
-    """Open a GGUF file for surgery; CheckpointError if it is broken, InputError if it has no numbered layers."""
+def open_layered(path: Path, *, assume_independent: bool = False) -> LayeredFile:
+    """Open a GGUF file for surgery.
+
+    `assume_independent` accepts an architecture that the table lacks: no layer's place matters there, says the user.
+    Raises CheckpointError if the file is broken, InputError if it has no numbered layers, UnsupportedError for an
+    architecture that is not known or on whose layers no surgery is done.
+    """
     headers = read_parts(path)
     header = headers[0]
     arch = header.architecture
+    architecture = _architecture(path, arch, assume_independent)
     count = header.get(f"{arch}.block_count")
     if type(count) is not int or count < 1:
         raise CheckpointError(f"{path}: {arch}.block_count is {count!r}, a number above 0 expected")
@@ -131,50 +178,36 @@ def open_layered(path: Path) -> LayeredFile:
     if not any(blocks[: count - nextn]):
         raise InputError(f"{path}: no tensor of this {arch} file is named blk.N.…; surgery needs numbered layers")
     trunk = count - nextn
-    arrays = _per_layer(header, arch, {count, trunk})
-    bare = LayeredFile(
+    layered = LayeredFile(
         header=header,
+        architecture=architecture,
         before=before,
         layers=tuple(blocks[:trunk]),
         trailing=tuple(blocks[trunk:]),
         after=after,
-        arrays=arrays,
+        arrays=per_layer(header, arch, trunk, count),
     )
-    return replace(bare, traits=_traits(bare, trunk))
+    return replace(layered, properties=positions.derived(architecture, layered.view))
+
+
+def _architecture(path: Path, name: str, assume_independent: bool) -> Architecture:
+    """The architecture's row; UnsupportedError if there is none, unless assumed, or if its layers are not to be touched."""
+    found = architectures().get(name)
+    if found is None and assume_independent:
+        return assumed(name)
+    if found is None:
+        raise UnsupportedError(
+            f"{path}: the architecture {name} is not in the table of architectures (docs/surgery-architectures.md), so that what "
+            "its layers' places mean is not known; --assume-independent-layers says that you have checked that they mean nothing"
+        )
+    if found.closed:
+        raise UnsupportedError(f"{path}: no surgery is done on the layers of {name}: {found.closed}")
+    return found
 
 
 def _stored(entry: TensorEntry, data_offset: int, file: DataFile) -> Piece:
     whole = ByteRange(file, data_offset + entry.offset, entry.nbytes)
     return Piece(entry.type, GGUFTensor(entry, data_offset, file), (whole,))
-
-
-def _per_layer(header: GGUFHeader, arch: str, lengths: set[int]) -> dict[str, tuple[Any, ...]]:
-    found = {}
-    for key in header.metadata:
-        name = key.removeprefix(f"{arch}.")
-        if name != key and not NOT_PER_LAYER.fullmatch(name):
-            value = header.get(key)
-            if isinstance(value, tuple) and len(value) in lengths:
-                found[name] = value
-    return found
-
-
-def _traits(file: LayeredFile, count: int) -> dict[str, tuple[positions.Trait, list[bool]]]:
-    found = {}
-    for trait in positions.traits(file.arch):
-        stated = file.get(trait.key) if trait.key else None
-        # An array in the file is per-layer metadata already; a single boolean applies to all layers.
-        if isinstance(stated, tuple | bool):
-            continue
-        values = trait.values(file.get, count)
-        if values:
-            found[trait.what] = (trait, values)
-    return found
-
-
-def half_of_key(key: str) -> Half:
-    """The half of a layer to which a key of per-layer metadata (without prefix) belongs."""
-    return "ffn" if key.startswith(FFN_KEYS) else "attention"
 
 
 class GGUFSpace(Space[GGUFHalf]):
@@ -185,29 +218,45 @@ class GGUFSpace(Space[GGUFHalf]):
 
     def half(self, origin: Original, half: Half) -> GGUFHalf:
         index = origin.index
-        layer = self.file.layers[index]
-        # Tensors of unknown halves count as attention; ops that separate halves call `check_halves` first.
-        pieces = {name: p for name, p in layer.items() if (gguf_names.half_of(name, layer) or "attention") == half}
+        layer, roles = self.file.layers[index], self.roles(index)
+        # Tensors of other branches are kept with the attention; ops that separate halves call `check_halves` first.
+        pieces = {name: piece for name, piece in layer.items() if gguf_names.half_of(roles[name]) == half}
         values = {key: v[index] for key, v in self.file.arrays.items() if half_of_key(key) == half}
-        values |= {what: v[index] for what, (trait, v) in self.file.traits.items() if trait.half == half}
-        return GGUFHalf(half, str(index), pieces, values)
+        placed = {p: v[index] for p, v in self.file.properties.items() if p.half in (None, half)}
+        gain = layer.get(gguf_names.LAYER_SCALE)
+        role = roles.get(gguf_names.LAYER_SCALE)
+        return GGUFHalf(half, str(index), pieces, values, placed, gain if role and role.part == "stream" else None)
+
+    def roles(self, index: int) -> dict[str, Role | None]:
+        """The role of each tensor of a layer, None where the architecture has none of that name."""
+        return gguf_names.roles_in(self.file.architecture, self.file.layers[index])
+
+    def check_known(self, origin: Original) -> None:
+        """Raise UnsupportedError if a layer has a tensor that the architecture is not known to have."""
+        unknown = next((name for name, role in self.roles(origin.index).items() if role is None), None)
+        if unknown:
+            raise UnsupportedError(
+                f"layer {origin.index} has {unknown}, which no layer of llama.cpp's {self.file.arch} is known to have; such "
+                "layers can only be moved whole"
+            )
 
     def check_halves(self, origin: Original) -> None:
-        """Raise InputError unless a layer can be split into halves: each tensor belongs to one, and each has a norm."""
-        index = origin.index
-        layer = self.file.layers[index]
-        sides = {name: gguf_names.half_of(name, layer) for name in layer}
-        unknown = next((name for name, half in sides.items() if half is None), None)
-        if unknown:
-            raise InputError(
-                f"layer {index} has {unknown}, and which half of a {self.file.arch} layer that is in is not known"
+        """Raise UnsupportedError unless a layer can be split into halves, each with all of its tensors and its norm."""
+        self.check_known(origin)
+        roles = self.roles(origin.index)
+        other = next((name for name, role in roles.items() if role and role.half is None), None)
+        if other:
+            raise UnsupportedError(
+                f"layer {origin.index} has {other}, which belongs to neither half of a {self.file.arch} layer, so that they "
+                "cannot be parted"
             )
-        if {sides[name] for name in layer if gguf_names.stem(name) in gguf_names.INPUT_NORMS} != {"attention", "ffn"}:
-            raise InputError(
-                f"the halves of a {self.file.arch} layer do not have a norm each, so that they cannot be parted"
+        if gguf_names.shared_norm(roles):
+            raise UnsupportedError(
+                f"layer {origin.index}: the halves of this {self.file.arch} layer share a norm, so that they cannot be parted"
             )
 
     def mismatch(self, a: GGUFHalf, b: GGUFHalf) -> tuple[str, str] | None:
+        """As `Space.mismatch`: by tensors, their shapes, per-layer metadata, and what llama.cpp derives from place."""
         if a.pieces.keys() != b.pieces.keys():
             return _kind(a, b), _kind(b, a)
         for name, piece in a.pieces.items():
@@ -216,9 +265,13 @@ class GGUFSpace(Space[GGUFHalf]):
         for key in a.values:
             if a.values[key] != b.values.get(key):
                 return f"{key} {a.values[key]}", f"{key} {b.values.get(key)}"
+        for p, value in a.properties.items():
+            if value != b.properties.get(p):
+                return positions.phrase(p, value), positions.phrase(p, b.properties.get(p))
         return None
 
     def blend(self, parts: Sequence[tuple[GGUFHalf, float]], method: Method) -> GGUFHalf:
+        """As `Space.blend`; InputError if a rewrite of the conversion does not let blends through."""
         hindering = [name for name in self.file.rewrites if not blend_passes(name, angles=method == "slerp")]
         if hindering:
             raise InputError(
@@ -227,26 +280,45 @@ class GGUFSpace(Space[GGUFHalf]):
             )
         first = parts[0][0]
         pieces = {name: self._blended(name, [(p.pieces[name], w) for p, w in parts], method) for name in first.pieces}
-        return GGUFHalf(first.half, first.label, pieces, first.values)
+        gains = [(p.gain, w) for p, w in parts if p.gain]
+        gain = self._blended(gguf_names.LAYER_SCALE, gains, method) if len(gains) == len(parts) else None
+        return replace(first, pieces=pieces, gain=gain)
 
     def _blended(self, name: str, parts: Sequence[tuple[Piece, float]], method: Method) -> Piece:
         # Mixed recipes give some layers more bits: the blend gets the type with the most bits.
         dtype = max((piece.type for piece, _ in parts), key=lambda t: t.bits)
         tensors = [(piece.tensor, weight) for piece, weight in parts]
         _check_encodes(name, dtype)
-        if gguf_names.stem(name) == gguf_names.DECAY:
+        if stem(name) == gguf_names.DECAY:
             return Piece(dtype, mixed_logs(tensors, dtype.name), None)
         return Piece(dtype, mixed(tensors, method, dtype.name), None)
 
     def scaled(self, part: GGUFHalf, factor: float) -> GGUFHalf:
         """As `Space.scaled`: the output projections are multiplied; InputError if they are not known for the architecture."""
-        names = gguf_names.outputs(part.half, part.pieces)
-        if not names:
-            raise InputError(
+        roles = gguf_names.roles_in(self.file.architecture, part.pieces)
+        stream = next((n for n, r in roles.items() if r and "stream" in r.part and n != gguf_names.LAYER_SCALE), None)
+        if stream:
+            raise UnsupportedError(
+                f"layer {part.label} has {stream}, with which a {self.file.arch} layer does more than add to the residual "
+                "stream, so that it cannot be scaled"
+            )
+        names = gguf_names.outputs(part.half, roles)
+        if not names and any(role and role.half == part.half and "norm" not in role.part for role in roles.values()):
+            raise UnsupportedError(
                 f"layer {part.label}: it is not known which tensors of a {self.file.arch} layer's {part.half} half "
                 "give its output, so that it cannot be scaled"
             )
-        return _multiplied(part, names, factor)
+        if part.gain is None:
+            return _multiplied(part, names, factor)
+        # The layer gives g·(x + a); what it adds, g·(x + a) - x, becomes F times that with g' = 1 + F·(g - 1), a' = F·g/g'·a.
+        old = float(part.gain.tensor.array()[0])
+        new = 1.0 + factor * (old - 1.0)
+        if abs(new) < 1e-6:
+            raise UnsupportedError(f"layer {part.label}: scaled by {factor:g}, its {gguf_names.LAYER_SCALE} would be 0")
+        gain = Piece(F32, InMemory(np.array([new], np.float32)), None)
+        scaled = _multiplied(part, names, factor * old / new)
+        pieces = scaled.pieces if part.half == "ffn" else {**scaled.pieces, gguf_names.LAYER_SCALE: gain}
+        return replace(scaled, pieces=pieces, gain=gain)
 
     def attenuated(self, part: GGUFHalf, factor: float) -> GGUFHalf:
         """As `Space.attenuated`; InputError if it is not known which tensors set the scores of the architecture's layers."""
@@ -263,8 +335,30 @@ class GGUFSpace(Space[GGUFHalf]):
         return router.shape[0] if router else 0
 
     def experts(self, part: GGUFHalf, order: tuple[int, ...]) -> GGUFHalf:
-        pieces = {name: _taken(p, order) if gguf_names.by_expert(name) else p for name, p in part.pieces.items()}
-        return GGUFHalf(part.half, part.label, pieces, part.values)
+        roles = gguf_names.roles_in(self.file.architecture, part.pieces)
+        ids = next((name for name, role in roles.items() if role and role.experts == "ids"), None)
+        if ids:
+            raise UnsupportedError(
+                f"layer {part.label} has {ids}, which holds the experts' numbers, so that they must stay"
+            )
+        _check_groups(self.file, self.expert_count(part), order, part.label)
+        by_expert = {name for name, role in roles.items() if role and role.experts == "axis"}
+        pieces = {name: _taken(p, order) if name in by_expert else p for name, p in part.pieces.items()}
+        return replace(part, pieces=pieces)
+
+
+def _check_groups(file: LayeredFile, count: int, order: tuple[int, ...], label: str) -> None:
+    """Raise InputError if experts would come into another group: groups are runs of expert ids (`build_moe_ffn`)."""
+    groups = file.get("expert_group_count")
+    if type(groups) is not int or groups < 2 or count % groups:
+        return
+    old, new = count // groups, len(order) // groups
+    parts = [{expert // old for expert in order[n * new : (n + 1) * new]} for n in range(groups)] if new else []
+    if len(order) % groups or any(len(part) != 1 for part in parts) or len({*map(min, parts)}) != groups:
+        raise InputError(
+            f"layer {label}: its {count} experts are {groups} groups of {old}, from which the router chooses, and these would "
+            "not be whole groups of the same experts; drop as many of each group in one op, or exchange two of one group"
+        )
 
 
 def _multiplied(part: GGUFHalf, names: Sequence[str], factor: float) -> GGUFHalf:
@@ -272,7 +366,7 @@ def _multiplied(part: GGUFHalf, names: Sequence[str], factor: float) -> GGUFHalf
     for name in names:
         _check_encodes(name, pieces[name].type)
         pieces[name] = Piece(pieces[name].type, times(pieces[name].tensor, factor), None)
-    return GGUFHalf(part.half, part.label, pieces, part.values)
+    return replace(part, pieces=pieces)
 
 
 def _taken(piece: Piece, order: tuple[int, ...]) -> Piece:
@@ -295,7 +389,7 @@ def _check_encodes(name: str, dtype: TensorType) -> None:
 
 def _kind(a: GGUFHalf, b: GGUFHalf) -> str:
     """A description of the differences of half `a` from half `b`."""
-    stems = {gguf_names.stem(name) for name in a.pieces}
+    stems = {stem(name) for name in a.pieces}
     if a.half == "ffn" and (gguf_names.ROUTER in stems) != any(n.startswith(gguf_names.ROUTER) for n in b.pieces):
         return "experts" if gguf_names.ROUTER in stems else "a dense feed-forward"
     if a.half == "attention" and any(name.startswith("ssm_") for name in stems | set(b.pieces)):

@@ -1,27 +1,20 @@
-"""The meaning of tensor names of a GGUF layer for surgery: the half that a tensor belongs to, and its function there.
-
-Source: the tensor names in `src/llama-arch.cpp` of llama-cpp-python 0.3.36.
-"""
+"""The roles of the tensors of a GGUF layer: the half that each belongs to, and those that give a half's output."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from surgery.algebra import Half
+from surgery.architectures.base import Architecture, Role, stem
 
-FFN_STEMS = ("ffn_", "exp_probs_b", "post_ffw_norm", "pre_ffw_norm", "channel_mix_")
-ATTENTION_STEMS = ("attn_", "ssm_", "shortconv.", "time_mix_", "post_attention_norm", "rope_factors_", "indexer.")
 POST_NORM = "post_attention_norm"
-"""The norm after the attention, or, in a layer without `ffn_norm`, the one before the feed-forward."""
-INPUT_NORMS = ("attn_norm", "ffn_norm", POST_NORM, "post_ffw_norm")
-
-OUTPUTS = {
-    "attention": ("attn_output", "ssm_out", "shortconv.out_proj", "time_mix_output"),
-    "ffn": ("ffn_down", "ffn_down_exps", "ffn_down_shexp", "ffn_down_chexps", "channel_mix_value"),
-}
-"""The projections whose outputs are added to the residual stream."""
-AFTER_RESIDUAL = ("attn_output_norm", "layer_output_norm")
-"""Norms of the residual stream itself, with which the contribution of a layer cannot be scaled."""
+ROUTER = "ffn_gate_inp"
+DECAY = "ssm_a"
+"""The decay rates, -exp(A_log)."""
+LATENT = ("ffn_latent_up", "ffn_routed_up")
+"""Projections out of the space that the experts compute in: where a layer has one, `ffn_down_exps` is not its output."""
+LAYER_SCALE = "layer_output_scale.weight"
+"""The number that multiplies the residual stream after a layer, in architectures where it does."""
 
 QUERY_KEY = ("attn_q", "attn_k")
 """The projections of queries and keys; a norm of them (`attn_q_norm`) takes their size out."""
@@ -34,43 +27,48 @@ SCORES_FOLLOW = frozenset({
 CLAMP = "attention.clamp_kqv"
 """Key of the bound to which queries, keys and values are clamped."""
 
-EXPERT_ENDING = "_exps"
-ROUTER = "ffn_gate_inp"
-ROUTER_BIAS = "exp_probs_b"
 
-DECAY = "ssm_a"
-"""The decay rates, -exp(A_log)."""
-
-
-def stem(suffix: str) -> str:
-    """The name without endings such as `.weight` and `.bias`."""
-    head, _, tail = suffix.rpartition(".")
-    return head if head and tail in ("weight", "bias", "scale", "input_scale") else suffix
-
-
-def half_of(suffix: str, layer: Collection[str]) -> Half | None:
-    """The half to which a tensor (name without `blk.N.`) of a layer with the tensors `layer` belongs, None if unknown."""
-    name = stem(suffix)
-    if name == POST_NORM:
+def role_in(architecture: Architecture, suffix: str, layer: Collection[str]) -> Role | None:
+    """The role of a tensor (name without `blk.N.`) of a layer with the tensors `layer`; None if it is not known."""
+    if not architecture.source and stem(suffix) == POST_NORM:
+        # The name means a norm of the output, or of the feed-forward's input where the layer has no other norm for that.
         before_ffn = "attn_norm.weight" in layer and "ffn_norm.weight" not in layer
-        return "ffn" if before_ffn else "attention"
-    if name.startswith(FFN_STEMS):
-        return "ffn"
-    return "attention" if name.startswith(ATTENTION_STEMS) else None
+        return Role("ffn", "input norm") if before_ffn else Role("attention", "output norm")
+    return architecture.role(suffix)
 
 
-def outputs(half: Half, names: Collection[str]) -> tuple[str, ...]:
-    """The tensors of a half to which its contribution to the residual stream is proportional.
+def roles_in(architecture: Architecture, layer: Collection[str]) -> dict[str, Role | None]:
+    """The role of every tensor of a layer."""
+    return {name: role_in(architecture, name, layer) for name in layer}
 
-    Empty if they are not known. If the half's output is normalised, these are that norm's weights only.
+
+def half_of(role: Role | None) -> Half:
+    """The half with which a tensor is kept: its own, or the attention for tensors of other branches."""
+    return (role.half if role else None) or "attention"
+
+
+def shared_norm(roles: Mapping[str, Role | None]) -> bool:
+    """Whether the feed-forward has no norm of its own beside an attention that has one, so that both use that."""
+    normed = {role.half for role in roles.values() if role and "norm" in role.part}
+    return normed == {"attention"} and any(role and role.half == "ffn" for role in roles.values())
+
+
+def outputs(half: Half, roles: Mapping[str, Role | None]) -> list[str]:
+    """The tensors of half a layer, other branches kept with it included, to which its contributions are proportional.
+
+    For each branch these are the norms of its output, or else its output projections.
     """
-    stems = {name: stem(name) for name in names}
-    if set(stems.values()) & set(AFTER_RESIDUAL):
-        return ()
-    norm = POST_NORM if half == "attention" else "post_ffw_norm"
-    normed = tuple(name for name, base in stems.items() if base == norm)
-    found = tuple(name for name, base in stems.items() if base in OUTPUTS[half] and name.endswith((".weight", ".bias")))
-    return normed or found
+    latent = any(stem(name) in LATENT for name in roles)
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, role in roles.items():
+        if role is None or role.half not in (None, half) or role.part not in ("output", "output norm"):
+            continue
+        if role.part == "output" and not name.endswith((".weight", ".bias", ".lora_b")):
+            continue  # a factor beside a matrix
+        if latent and stem(name) == "ffn_down_exps":
+            continue
+        found.setdefault(role.branch, {}).setdefault(role.part, []).append(name)
+    return [name for parts in found.values() for name in parts.get("output norm") or parts["output"]]
 
 
 def queries_and_keys(names: Collection[str]) -> tuple[str, ...]:
@@ -81,9 +79,3 @@ def queries_and_keys(names: Collection[str]) -> tuple[str, ...]:
         if found:
             return found if {stem(name) for name in found} == wanted else ()
     return ()
-
-
-def by_expert(suffix: str) -> bool:
-    """Whether the first axis of the tensor is the expert."""
-    name = stem(suffix)
-    return name.endswith(EXPERT_ENDING) or name in (ROUTER, ROUTER_BIAS)

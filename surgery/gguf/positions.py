@@ -1,167 +1,132 @@
-"""Properties of a layer that llama.cpp derives from its index and not from its tensors, by architecture.
-
-A moved layer must keep these properties. If the architecture reads an array (recurrent layers, sliding windows), the array is
-written; if it reads only a number of leading layers, that number is changed where possible; if it has a fixed interval, moves
-that break it are refused. Source: `src/models/*.cpp` and `llama_model_base::load_swa_pattern` of llama-cpp-python 0.3.36.
-"""
+"""Properties of layers that llama.cpp derives from their place or number, kept by every layer or refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from gguf_tools.errors import UnsupportedError
-from gguf_tools.formats.gguf.header import Field, ValueType, array, u32
-from surgery.algebra import Half
+from gguf_tools.formats.gguf.header import Field
+from surgery.algebra import Blend, Halves, Layer, Original, describe
+from surgery.architectures.base import Architecture, Get, Layers, Property
+from surgery.architectures.rules import PATTERN, Array
 
-Get = Callable[[str], object]
-"""Key without the architecture's prefix → its value, or None."""
+Changes = dict[str, Field]
+"""Key without the architecture's prefix → its new value."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trait:
-    """A boolean property of layers that depends on their index; `values` gives it for `count` layers (without MTP).
+def origin(layer: Layer, place: int) -> Hashable:
+    """What a layer's keys and values come from: the original layer, or the new place of one that is computed."""
+    if isinstance(layer, Original):
+        return layer
+    if isinstance(layer, Blend):
+        return ("computed", place)
+    return origin(layer.attention if isinstance(layer, Halves) else layer.layer, place)
 
-    `key` is the array that llama.cpp reads instead if it exists, `leading` the key with the number of leading layers that
-    have the property.
+
+def derived(architecture: Architecture, layers: Layers) -> dict[Property, tuple[Hashable, ...]]:
+    """The value for each layer of each property."""
+    return {p: tuple(p.rule.values(layers)) for p in architecture.properties}
+
+
+def placed(
+    architecture: Architecture,
+    wanted: Mapping[Property, Sequence[Hashable]],
+    layers: Callable[[Changes], Layers],
+    trailing: int,
+) -> Changes:
+    """The metadata with which llama.cpp derives the `wanted` values; `layers` gives the new layers under changed metadata.
+
+    Raises UnsupportedError, naming the first layer that would get another value, if no metadata does.
     """
-
-    what: str
-    half: Half
-    values: Callable[[Get, int], list[bool] | None]
-    key: str | None = None
-    leading: str | None = None
-
-
-def _number(get: Get, key: str, default: int) -> int:
-    value = get(key)
-    return value if type(value) is int else default
-
-
-RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
-"""Architecture → default of `full_attention_interval`."""
-
-SLIDING: dict[str, tuple[int, bool, bool]] = {
-    "exaone-moe": (4, False, False), "gemma3n": (5, False, False), "olmo2": (4, False, True),
-    "plamo3": (8, False, True), "llama4": (4, False, False), "gemma-embedding": (6, False, False),
-    "muse-glimmer": (4, False, False), "gpt-oss": (2, False, False), "cohere2moe": (4, True, False),
-    "afmoe": (4, False, True), "cohere2": (4, False, False), "gemma3": (6, False, True), "laguna": (4, True, True),
-    "mellum": (4, False, True), "gemma2": (2, False, False), "smallthinker": (4, True, True),
-    "modern-bert": (3, True, True),
-}  # fmt: skip
-"""Architecture → (period, whether the first layer of a period has full attention, whether the window key is required)."""
-
-NO_ROPE = {"llama4": 4, "smollm3": 4, "afmoe": 4}
-"""Architecture → interval of layers without RoPE, which is fixed in llama.cpp."""
+    changes: Changes = {}
+    for p, values in wanted.items():
+        if p.carry is not None and tuple(p.rule.values(layers(changes))) != tuple(values):
+            proposed = changes | p.carry.fields(values, trailing)
+            if tuple(p.rule.values(layers(proposed))) == tuple(values):
+                changes = proposed
+    after = layers(changes)
+    for p, values in wanted.items():
+        found = p.rule.values(after)
+        wrong = next((n for n, (a, b) in enumerate(zip(found, values, strict=True)) if a != b), None)
+        if wrong is not None:
+            raise UnsupportedError(_refusal(architecture, p, wrong, values[wrong], found[wrong]))
+    return changes
 
 
-def _recurrent(default: int) -> Callable[[Get, int], list[bool]]:
-    def values(get: Get, count: int) -> list[bool]:
-        interval = max(1, _number(get, "full_attention_interval", default))
-        return [(n + 1) % interval != 0 for n in range(count)]
-
-    return values
-
-
-def _sliding(period: int, full_first: bool, stated: bool) -> Callable[[Get, int], list[bool] | None]:
-    def values(get: Get, count: int) -> list[bool] | None:
-        if not _number(get, "attention.sliding_window", 0 if stated else 1):
-            return None
-        every = _number(get, "attention.sliding_window_pattern", period)
-        return [not every or (n % every != (0 if full_first else every - 1)) for n in range(count)]
-
-    return values
-
-
-def _every(key: str, default: int, rest: int) -> Callable[[Get, int], list[bool] | None]:
-    def values(get: Get, count: int) -> list[bool] | None:
-        step = _number(get, key, default)
-        return [n % step == rest % step for n in range(count)] if step > 1 else None
-
-    return values
-
-
-def _leading_dense(get: Get, count: int) -> list[bool] | None:
-    lead = _number(get, "leading_dense_block_count", 0)
-    return [n < lead for n in range(count)] if lead else None
-
-
-def _last(key: str, default: int) -> Callable[[Get, int], list[bool] | None]:
-    def values(get: Get, count: int) -> list[bool] | None:
-        shared = _number(get, key, default)
-        return [n >= count - shared for n in range(count)] if shared else None
-
-    return values
-
-
-def _from(start: int) -> Callable[[Get, int], list[bool] | None]:
-    return lambda get, count: [n >= start for n in range(count)]
-
-
-def _exaone4(get: Get, count: int) -> list[bool]:
-    every = _number(get, "attention.sliding_window_pattern", 4)
-    return [count == 64 and n % every < every - 1 for n in range(count)]
-
-
-def traits(arch: str) -> list[Trait]:
-    """The properties that an architecture derives from a layer's index."""
-    found = [
-        Trait(what="has a dense feed-forward", half="ffn", values=_leading_dense, leading="leading_dense_block_count")
-    ]
-    if arch in RECURRENT:
-        found.append(
-            Trait(
-                what="is recurrent",
-                half="attention",
-                values=_recurrent(RECURRENT[arch]),
-                key="attention.recurrent_layers",
-            )
+def _refusal(architecture: Architecture, p: Property, layer: int, has: Hashable, would: Hashable) -> str:
+    """Why a layer cannot get a place where a property of it would change, or the model another number of layers."""
+    name = f"llama.cpp's {architecture.name}"
+    if p.rule.by == "count":
+        quantity = f"whether a layer {p.what}" if isinstance(has, bool) and p.what.startswith("has ") else p.what
+        return (
+            f"{name} decides {quantity} by {p.rule.counts}: it is {_word(has)} in the source and would be {_word(would)} "
+            "in the result; keep that number, or operate on the checkpoint"
         )
-    if arch in SLIDING:
-        key = "attention.sliding_window_pattern"
-        found.append(Trait(what="has a sliding window", half="attention", values=_sliding(*SLIDING[arch]), key=key))
-    if arch == "exaone4":
-        found.append(Trait(what="has a sliding window (in models of 64 layers)", half="attention", values=_exaone4))
-    if arch in NO_ROPE:
-        found.append(Trait(what="has no rope", half="attention", values=_every("", NO_ROPE[arch], -1)))
-    if arch in ("llama4", "ernie4_5-moe"):
-        found.append(Trait(what="has experts", half="ffn", values=_every("interleave_moe_layer_step", 1, -1)))
-    if arch in ("bert", "nomic-bert-moe"):
-        found.append(Trait(what="has experts", half="ffn", values=_every("moe_every_n_layers", 0, 1)))
-    if arch == "rwkv6":
-        found.append(
-            Trait(what="halves the residual stream", half="ffn", values=_every("rescale_every_n_layers", 0, -1))
+    if isinstance(has, bool) and isinstance(would, bool):
+        does, lacks = ("does", "would not") if has else ("does not", "would")
+        return (
+            f"{name} decides by its place whether a layer {p.what}: the one that would become layer {layer} {does}, "
+            f"but {lacks} there"
         )
-    if arch == "gemma4":
-        found.append(
-            Trait(what="shares keys and values", half="attention", values=_last("attention.shared_kv_layers", 0))
-        )
-    if arch == "gemma3n":
-        found.append(Trait(what="shares keys and values", half="attention", values=_from(20)))
-    return found
+    return (
+        f"{name} decides {p.what} by a layer's place: it is {_word(has)} for the one that would become layer {layer}, "
+        f"and would be {_word(would)} there"
+    )
 
 
-def placed(trait: Trait, arch: str, get: Get, wanted: Sequence[bool], trailing: int) -> dict[str, Field]:
-    """The metadata (keys without prefix) with which llama.cpp derives the `wanted` values for the layers.
+def phrase(p: Property, value: Hashable) -> str:
+    """What a layer has, for the value that llama.cpp gives it."""
+    if isinstance(value, bool):
+        return f"a place whose layer {p.what}" if value else f"a place whose layer does not ({p.what})"
+    return f"{p.what}: {_word(value)}"
 
-    `trailing` is the number of MTP blocks after them. Raises UnsupportedError, naming the first layer with another value, if
-    no metadata does.
-    """
-    derived = trait.values(get, len(wanted)) or [False] * len(wanted)
-    if trait.key:
-        if derived == list(wanted):
-            return {}
-        return {trait.key: array(ValueType.BOOL, [*wanted, *[False] * trailing])}
-    if trait.leading:
-        lead = next((n for n, value in enumerate(wanted) if not value), len(wanted))
-        if not any(wanted[lead:]):
-            return {} if derived == list(wanted) else {trait.leading: u32(lead)}
-        derived = [n < lead for n in range(len(wanted))]
-    wrong = next((n for n, (a, b) in enumerate(zip(derived, wanted, strict=True)) if a != b), None)
-    if wrong is not None:
-        does, would = ("does", "would not") if wanted[wrong] else ("does not", "would")
+
+def _word(value: Hashable) -> str:
+    if isinstance(value, bool):
+        return "so" if value else "not so"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Original):
+        return f"layer {describe(value)}"
+    return "a computed one" if isinstance(value, tuple) and value[:1] == ("computed",) else str(value)
+
+
+def check_both_kinds(architecture: Architecture, before: Layers, after: Layers) -> None:
+    """Raise UnsupportedError for what llama.cpp stops at: a hybrid with one kind of layer, windows without a sliding layer."""
+    kinds = [_recurrent(architecture, layers) for layers in (before, after)]
+    if architecture.kinds and len(set(kinds[0])) == 2 and len(set(kinds[1])) == 1:
+        left_out = "full" if kinds[1][0] else "linear"
         raise UnsupportedError(
-            f"llama.cpp's {arch} decides by its place whether a layer {trait.what}: the one that would become layer "
-            f"{wrong} {does}, but {would} there"
+            f"llama.cpp's {architecture.name} does not run a model without {left_out} attention layers; keep one"
         )
-    return {}
+    if architecture.sliding:
+        slides = [_slides(architecture, layers) for layers in (before, after)]
+        if any(slides[0]) and not any(slides[1]):
+            raise UnsupportedError(
+                f"llama.cpp's {architecture.name} does not run a model without layers with a sliding window; keep one"
+            )
+
+
+def _recurrent(architecture: Architecture, layers: Layers) -> Sequence[Hashable]:
+    """Which layers of a hybrid are recurrent; layers that are neither recurrent nor attention are left out."""
+    if architecture.kinds == "array":
+        rule = next(p.rule for p in architecture.properties if p.what == "is recurrent")
+        return tuple(rule.values(layers))
+    heads, widths = (
+        _numbers(layers.get, key, layers.count) for key in ("attention.head_count_kv", "feed_forward_length")
+    )
+    if any(width == 0 for width in widths):
+        # A feed-forward alone makes a layer here: it counts as neither kind.
+        kinds = [head == 0 for head, width in zip(heads, widths, strict=True) if head or not width]
+        return kinds or [False]
+    return [head == 0 for head in heads]
+
+
+def _numbers(get: Get, key: str, count: int) -> Sequence[object]:
+    value = get(key)
+    return value[:count] if isinstance(value, tuple) and len(value) >= count else (value,) * count
+
+
+def _slides(architecture: Architecture, layers: Layers) -> Sequence[Hashable]:
+    rule = next((p.rule for p in architecture.properties if p.what == "has a sliding window"), Array(PATTERN))
+    return rule.values(layers)

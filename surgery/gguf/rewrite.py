@@ -11,7 +11,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.formats.gguf import keys
@@ -22,10 +24,13 @@ from gguf_tools.progress import ByteProgress
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tokenizers.model_name import NAME, repaired_name
 from quant.encode import Block, Encoder, FloatArray, RowRange, row_ranges
-from surgery.algebra import HALVES, Half, Stack, evaluate, origins, parted
+from surgery.algebra import HALVES, Half, Stack, evaluate, identity, origins
+from surgery.architectures.base import Layers, Property
 from surgery.gguf import names as gguf_names
-from surgery.gguf import positions
-from surgery.gguf.layers import LAYER, ByteRange, GGUFHalf, GGUFSpace, LayeredFile, Piece, half_of_key
+from surgery.gguf import outside, positions
+from surgery.gguf.arrays import half_of_key
+from surgery.gguf.layers import LAYER, ByteRange, Columns, GGUFHalf, GGUFSpace, LayeredFile, Piece
+from surgery.gguf.permitted import check_permitted
 from surgery.recipe import Recipe, parse_text
 
 PATH_KEYS = (keys.SOURCE_PATH, keys.TOKENIZER_PATH)
@@ -87,13 +92,16 @@ def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
     the new layers.
     """
     stack = recipe.apply(len(file.layers))
-    if len(stack) + len(file.trailing) > LLAMA_MAX_LAYERS:
-        raise InputError(f"{len(stack)} layers would result; llama.cpp holds at most {LLAMA_MAX_LAYERS}")
+    loops = file.get("num_loops") if file.arch == "nanbeige" else 1
+    if (len(stack) + len(file.trailing)) * (loops if type(loops) is int else 1) > LLAMA_MAX_LAYERS:
+        raise InputError(
+            f"{len(stack)} layers would result; llama.cpp holds at most {LLAMA_MAX_LAYERS} (runs over them counted)"
+        )
     space = GGUFSpace(file)
-    for origin in {origin for layer in stack for origin in parted(layer)}:
-        space.check_halves(origin)
+    check_permitted(space, stack)
     new = [{half: evaluate(layer, half, space) for half in HALVES} for layer in stack]
-    outputs = list(file.before.items())
+    followed = outside.follow(file, stack)
+    outputs = [(name, followed.get(name, piece)) for name, piece in file.before.items()]
     for n, layer in enumerate(stack):
         pieces = {**new[n]["attention"].pieces, **new[n]["ffn"].pieces}
         # In the order of the original layer, so that a whole layer is read sequentially.
@@ -102,59 +110,85 @@ def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
         outputs += [(f"blk.{n}.{name}", piece) for name, piece in pieces.items()]
     for n, trailing in enumerate(file.trailing, len(stack)):
         outputs += [(f"blk.{n}.{name}", piece) for name, piece in trailing.items()]
-    outputs += file.after.items()
+    outputs += [(name, followed.get(name, piece)) for name, piece in file.after.items()]
     too_long = next((name for name, _ in outputs if len(name.encode()) > MAX_NAME), None)
     if too_long:
         raise InputError(f"tensor name {too_long} would be longer than ggml's {MAX_NAME} bytes")
-    changes = _metadata(file, new, recipe)
-    renamed, notes = _renamed(file)
-    return GGUFPlan(
-        file=file, recipe=recipe, stack=stack, changes=changes | renamed, outputs=tuple(outputs), notes=notes
-    )
+    changes = _metadata(file, stack, new, recipe)
+    noted, notes = _noted(file, stack)
+    return GGUFPlan(file=file, recipe=recipe, stack=stack, changes=changes | noted, outputs=tuple(outputs), notes=notes)
 
 
-def _renamed(file: LayeredFile) -> tuple[dict[str, Field | None], tuple[str, ...]]:
-    """The changes to a file that llama.cpp would refuse for its `general.name`, and a note on them."""
+def _noted(file: LayeredFile, stack: Stack) -> tuple[dict[str, Field | None], tuple[str, ...]]:
+    """What the user is told, and recorded: a repaired `general.name`, an assumption, what the architecture's row notes."""
+    changes: dict[str, Field | None] = {}
+    notes: list[str] = []
     repaired = repaired_name(file.header.get)
-    if repaired is None:
+    if repaired is not None:
+        changes[NAME] = string(repaired[0])
+        notes.append(repaired[1])
+    if file.assumed:
+        notes.append(
+            f"the layers of {file.arch}, an architecture that tinyq does not know, are assumed to be independent of their place, "
+            "as the user said (--assume-independent-layers)"
+        )
+    if not notes and (not file.architecture.notes or stack == identity(len(file.layers))):
         return {}, ()
-    name, note = repaired
+    notes += file.architecture.notes
     told = file.header.get(keys.NOTES)
-    notes = (*(told if isinstance(told, tuple) else ()), note)
-    return {NAME: string(name), keys.NOTES: array(ValueType.STRING, notes)}, (note,)
+    recorded_notes = dict.fromkeys((*(told if isinstance(told, tuple) else ()), *notes))
+    changes[keys.NOTES] = array(ValueType.STRING, tuple(recorded_notes))
+    return changes, tuple(notes)
 
 
-def _metadata(file: LayeredFile, new: list[dict[Half, GGUFHalf]], recipe: Recipe) -> dict[str, Field | None]:
+def _metadata(
+    file: LayeredFile, stack: Stack, new: list[dict[Half, GGUFHalf]], recipe: Recipe
+) -> dict[str, Field | None]:
     """The changed metadata: layer count, per-layer values, expert counts, the recorded recipe (None for removed keys)."""
     prefix = f"{file.arch}."
     changes: dict[str, Field | None] = {}
     count = len(new) + len(file.trailing)
     changes[f"{prefix}block_count"] = _like(file, f"{prefix}block_count", count)
-    for key, old in file.arrays.items():
-        values = [layer[half_of_key(key)].values[key] for layer in new]
-        changes[prefix + key] = _like(file, prefix + key, (*values, *old[len(file.layers) :]))
-    for what, (trait, _) in file.traits.items():
-        wanted = [layer[trait.half].values[what] for layer in new]
-        placed = positions.placed(trait, file.arch, file.get, wanted, len(file.trailing))
-        changes |= {prefix + key: value for key, value in placed.items()}
-    _check_both_kinds(file, changes)
+    for name, old in file.arrays.items():
+        values = [layer[half_of_key(name)].values[name] for layer in new]
+        changes[file.key(name)] = _like(file, file.key(name), (*values, *old[len(file.layers) :]))
     changes |= _experts(file, new)
+    changes |= _placed(file, stack, new, changes)
     changes |= {key: None for key in file.header.metadata if key in KEYS}
     changes[keys.SURGERY] = string(str(recorded(file).then(recipe)))
     return {key: value for key, value in changes.items() if value != file.header.metadata.get(key)}
 
 
-def _check_both_kinds(file: LayeredFile, changes: dict[str, Field | None]) -> None:
-    """Raise UnsupportedError for a hybrid with only one kind of layer, for which llama.cpp aborts the process."""
-    key = f"{file.arch}.attention.recurrent_layers"
-    field = changes.get(key)
-    if file.arch in positions.RECURRENT and field and isinstance(field.value, tuple):
-        trunk = field.value[: len(field.value) - len(file.trailing)]
-        if len(set(trunk)) == 1:
-            left_out = "full" if trunk[0] else "linear"
-            raise UnsupportedError(
-                f"llama.cpp's {file.arch} does not run a model without {left_out} attention layers; keep one"
-            )
+def _placed(
+    file: LayeredFile, stack: Stack, new: list[dict[Half, GGUFHalf]], changes: dict[str, Field | None]
+) -> dict[str, Field | None]:
+    """The metadata that keep what llama.cpp derives from a layer's place; UnsupportedError if nothing can."""
+
+    def layers(more: positions.Changes) -> Layers:
+        def get(name: str) -> object:
+            key = file.key(name)
+            found = more.get(name) or (changes[key] if key in changes else file.header.metadata.get(key))
+            return found.value if found else None
+
+        names = [frozenset({**layer["attention"].pieces, **layer["ffn"].pieces}) for layer in new]
+        sources = [positions.origin(layer, n) for n, layer in enumerate(stack)]
+        return Layers(get=get, names=names, origins=sources, vocabulary=file.vocabulary)
+
+    wanted = {p: [_value(file, p, layer, n) for n, layer in enumerate(new)] for p in file.properties}
+    found = positions.placed(file.architecture, wanted, layers, len(file.trailing))
+    positions.check_both_kinds(file.architecture, file.view, layers(found))
+    return {file.key(name): value for name, value in found.items()}
+
+
+def _value(file: LayeredFile, p: Property, layer: dict[Half, GGUFHalf], place: int) -> Any:
+    """The property's value of a new layer; UnsupportedError if it belongs to the whole layer and its halves disagree."""
+    attention, ffn = (layer[half].properties.get(p) for half in HALVES)
+    if p.half is None and attention != ffn:
+        raise UnsupportedError(
+            f"the halves of layer {place} come from layers that llama.cpp's {file.arch} treats differently: "
+            f"{positions.phrase(p, attention)}, and {positions.phrase(p, ffn)}"
+        )
+    return attention if p.half in (None, "attention") else ffn
 
 
 def recorded(file: LayeredFile) -> Recipe:
@@ -219,6 +253,8 @@ def write_plan(
                 for encoded in encoder.encode(_blocks(entry, piece.tensor, allow_nonfinite)):
                     stream.write(encoded.raw.data)
                     progress(encoded.raw.nbytes)
+            elif piece.columns is not None:
+                copy_columns(piece.columns, stream, progress)
             else:
                 for part in piece.ranges:
                     copy_range(part, stream, progress)
@@ -248,7 +284,9 @@ def _allocate(stream: BinaryIO, size: int) -> None:
 
 
 def _sources(plan: GGUFPlan) -> set[Path]:
-    return {part.file.path for _, piece in plan.outputs for part in piece.ranges or ()} | {plan.file.header.path}
+    ranges = [part for _, piece in plan.outputs for part in piece.ranges or ()]
+    ranges += [piece.columns.whole for _, piece in plan.outputs if piece.columns]
+    return {part.file.path for part in ranges} | {plan.file.header.path}
 
 
 def _blocks(entry: TensorEntry, tensor: Tensor, lax: bool) -> Iterator[Block]:
@@ -282,3 +320,15 @@ def copy_range(part: ByteRange, stream: BinaryIO, progress: ByteProgress) -> Non
         stream.write(piece)
         done += len(piece)
         progress(len(piece))
+
+
+def copy_columns(cut: Columns, stream: BinaryIO, progress: ByteProgress) -> None:
+    """Append the rows of a matrix with their parts in another order, as many rows at a time as `READ_BYTES` holds."""
+    row = cut.whole.count // cut.rows
+    step = max(1, READ_BYTES // row)
+    for start in range(0, cut.rows, step):
+        count = min(step, cut.rows - start)
+        data = np.frombuffer(cut.whole.file.read(cut.whole.offset + start * row, count * row), np.uint8)
+        chosen = data.reshape(count, cut.parts, row // cut.parts)[:, list(cut.order)]
+        stream.write(chosen.tobytes())
+        progress(chosen.nbytes)

@@ -6,7 +6,15 @@ import re
 from pathlib import Path
 
 from docs.api_page import api_page
-from docs.generate import API_PAGE, COMMANDS_PAGE, CONFORMANCE_PAGE, commands_page, conformance_page
+from docs.architectures_page import architectures_page
+from docs.generate import (
+    API_PAGE,
+    ARCHITECTURES_PAGE,
+    COMMANDS_PAGE,
+    CONFORMANCE_PAGE,
+    commands_page,
+    conformance_page,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,3 +36,7 @@ def test_links_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
             if not link.startswith("http"):
                 assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_architectures_page() -> None:
+    assert ARCHITECTURES_PAGE.read_text("utf-8") == architectures_page(), "run make docs"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.conversion.request import Operation
-from gguf_tools.formats.gguf.header import Field, pack_header, place, read_header
+from gguf_tools.formats.gguf.header import Field, pack_header, place, read_header, string
 from surgery.gguf.layers import open_layered
 from surgery.gguf.rewrite import plan_gguf, write_plan
 from surgery.model import operate
@@ -34,6 +34,17 @@ def with_metadata(source: Path, out: Path, changes: Mapping[str, Field | None]) 
     data = source.read_bytes()[header.data_offset :]
     out.write_bytes(header.rewritten(changes, header.tensors) + data)
     return out
+
+
+def as_architecture(source: Path, out: Path, name: str) -> Path:
+    """The same tensors and numbers under the name of another architecture."""
+    header = read_header(source)
+    prefix = f"{header.architecture}."
+    changes: dict[str, Field | None] = {"general.architecture": string(name)}
+    for key, field in header.metadata.items():
+        if key.startswith(prefix):
+            changes |= {key: None, f"{name}.{key.removeprefix(prefix)}": field}
+    return with_metadata(source, out, changes)
 
 
 def raw_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

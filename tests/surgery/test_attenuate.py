@@ -87,12 +87,12 @@ def test_a_gguf_of_an_architecture_that_is_not_known_is_refused(tmp_path: Path) 
     for name in ("attn_q", "attn_k", "attn_output", "ffn_down"):
         want = old[f"blk.0.{name}.weight"].array() * ROOT_HALF
         assert np.allclose(new[f"blk.1.{name}.weight"].array(), want, rtol=1e-6, atol=1e-8)
-    plamo = {
-        "general.architecture": string("plamo"),
-        "plamo.block_count": u32(open_gguf(whole).header.get("llama.block_count")),
+    xverse = {
+        "general.architecture": string("xverse"),
+        "xverse.block_count": u32(open_gguf(whole).header.get("llama.block_count")),
     }
-    other = with_metadata(whole, tmp_path / "other.gguf", plamo)
-    with pytest.raises(InputError, match="scores of this plamo layer"):
+    other = with_metadata(whole, tmp_path / "other.gguf", xverse)
+    with pytest.raises(InputError, match="scores of this xverse layer"):
         operated(other, tmp_path / "no.gguf", "duplicate(0) + attenuate(all)")
     clamped = with_metadata(whole, tmp_path / "clamped.gguf", {"llama.attention.clamp_kqv": f32(8.0)})
     with pytest.raises(InputError, match="it is not known"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ from hypothesis import strategies as st
 from gguf_tools.errors import CheckpointError, InputError, OutputError, UnsupportedError
 from gguf_tools.formats.gguf.header import Field, ValueType, array, boolean, i32, read_header, u32
 from gguf_tools.formats.gguf.source import open_gguf
-from surgery.algebra import Half, origins
+from surgery.algebra import Half, Original, origins
+from surgery.architectures.base import Layers
+from surgery.architectures.registry import architectures
 from surgery.gguf.layers import open_layered
-from surgery.gguf.positions import placed, traits
+from surgery.gguf.positions import derived, placed
 from surgery.gguf.rewrite import plan_gguf, write_plan
 from surgery.recipe import parse_text
 from tests.oracle import convert, llama
-from tests.surgery.surgery_files import operated, raw_tensors, split, with_metadata
+from tests.surgery.surgery_files import as_architecture, operated, raw_tensors, split, with_metadata
 from tests.surgery.test_algebra import any_op
 from tests.tiny_models import checkpoint, dense, hybrid, moe
 
@@ -353,35 +356,41 @@ def test_copying_without_the_kernels_help_gives_the_same(
     ],
 )
 def test_what_a_layers_place_says(arch: str, keys: dict[str, int], wanted: list[bool], result: object) -> None:
-    found: dict[str, Field] = {}
-    problems = []
-    for trait in traits(arch):
-        before = trait.values(keys.get, 4)
-        if before is None:
-            continue
-        relevant = wanted if trait.what in _subject(result, arch) else trait.values(keys.get, len(wanted)) or []
-        try:
-            found |= placed(trait, arch, keys.get, relevant, 0)
-        except UnsupportedError as error:
-            problems.append(str(error))
+    architecture = architectures()[arch]
+    count = len(wanted)
+
+    def layers(changes: dict[str, Field], get: Callable[[str], object] = keys.get) -> Layers:
+        def found(key: str) -> object:
+            return changes[key].value if key in changes else get(key)
+
+        return Layers(get=found, names=[()] * count, origins=list(map(Original, range(count))))
+
+    before = derived(architecture, layers({}))
+    asked = {p: tuple(wanted) for p in before if p.what == SUBJECT[arch]}
     if isinstance(result, str):
-        assert len(problems) == 1
-        assert result in problems[0]
+        with pytest.raises(UnsupportedError, match=result):
+            placed(architecture, asked, layers, 0)
         return
-    assert not problems
-    assert {key: list(f.value) if isinstance(f.value, tuple) else f.value for key, f in found.items()} == result
+    made = placed(architecture, asked, layers, 0)
+    assert {key: list(f.value) if isinstance(f.value, tuple) else f.value for key, f in made.items()} == result
 
 
-def _subject(result: object, arch: str) -> str:
-    """The trait that a case is about."""
-    if arch == "llama4":
-        return "has experts"
-    return "has a dense feed-forward is recurrent has a sliding window has no rope shares keys and values"
+SUBJECT = {
+    "qwen3next": "is recurrent",
+    "gemma3": "has a sliding window",
+    "laguna": "has a sliding window",
+    "glm4moe": "has a dense feed-forward",
+    "smollm3": "has no rope",
+    "llama4": "has experts",
+    "gemma3n": "shares keys and values",
+}
+"""The property that a case is about, by architecture."""
 
 
 def test_a_table_of_leading_dense_layers_follows(nine: Path, tmp_path: Path) -> None:
-    key = "qwen3.leading_dense_block_count"
-    file = with_metadata(nine, tmp_path / "lead.gguf", {key: u32(2)})
+    key = "deepseek.leading_dense_block_count"
+    renamed = as_architecture(nine, tmp_path / "deepseek.gguf", "deepseek")
+    file = with_metadata(renamed, tmp_path / "lead.gguf", {key: u32(2)})
     assert read_header(operated(file, tmp_path / "a.gguf", "duplicate(0)")).get(key) == 3
     assert read_header(operated(file, tmp_path / "b.gguf", "delete(0..1)")).get(key) == 0
     assert read_header(operated(file, tmp_path / "c.gguf", "reverse(2..8)")).get(key) == 2
@@ -394,7 +403,7 @@ def test_a_table_of_leading_dense_layers_follows(nine: Path, tmp_path: Path) -> 
 def test_a_single_truth_for_all_layers_needs_no_array(mixed_kinds: Path, tmp_path: Path) -> None:
     key = "qwen3next.attention.recurrent_layers"
     file = with_metadata(mixed_kinds, tmp_path / "one.gguf", {key: boolean(True)})
-    assert open_layered(file).traits == {}
+    assert key not in plan_gguf(open_layered(file), parse_text("swap(0:1)")).changes
 
 
 def test_files_without_layers_are_refused(nine: Path, tmp_path: Path) -> None:
