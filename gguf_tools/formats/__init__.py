@@ -1,1 +1,1 @@
-"""Bytes in files: safetensors, state dicts, GGUF, and outputs that appear whole or not at all."""
+"""File formats: safetensors, torch state dicts, GGUF; and atomic output, which leaves a complete file or none."""

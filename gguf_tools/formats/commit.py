@@ -1,8 +1,8 @@
-"""Several files that appear together: what a crash interrupts, the next run that writes there completes.
+"""Committing several output files together: if a crash interrupts the renames, the next run to the same outputs completes them.
 
-When all temporary files are complete and on the disk, a journal beside the first file says which becomes which; then they are
-renamed, and the journal is removed. So a journal that is left over belongs to a set of which some files are renamed already,
-and the others can be: that needs no room and no data.
+When all temporary files are complete and flushed, a journal beside the first file lists (temporary name, final name); then
+the files are renamed, and the journal is removed. A leftover journal therefore means that all files were complete: renaming
+those that still have temporary names finishes the set and needs neither disk space nor data.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gguf_tools.errors import OutputError
 from gguf_tools.formats.temporary import create_file, stem, temporaries
 
 MAX_JOURNAL = 1 << 26
-"""Bytes of the longest journal that is read: 65,535 files, each with two long names."""
+"""Most bytes of a journal: enough for 65,535 files with two long names each."""
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's entries (which makes a rename durable), to the disk; OSError where that cannot be done."""
+    """Flush a file, or a folder's entries (which makes a rename durable), to the disk. Raises OSError if that fails."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -30,14 +30,14 @@ def sync(path: Path) -> None:
 
 
 def commit_path(first: Path) -> Path:
-    """Where the journal of the set lies whose first file is `first`."""
+    """The path of the journal for a set whose first file is `first`."""
     return first.with_name(f".{stem(first.name)}.tinyq-commit")
 
 
 def begin(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Write the journal, whole or not at all: from here on the set is completed, if not by this run then by the next.
+    """Write the journal atomically: from then on this run or a later one completes the set.
 
-    `moves` are (temporary file, name that it gets), all in one folder; nothing has moved where this raises OSError.
+    `moves` are (temporary path, final path), all in one folder. If this raises OSError, nothing has been renamed.
     """
     first = moves[0][1]
     with create_file(first) as stream:
@@ -54,7 +54,10 @@ def begin(moves: Sequence[tuple[Path, Path]]) -> None:
 
 
 def finish(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Rename what is not renamed yet, and remove the journal. The first file appears last: without it the others are no model."""
+    """Rename the files that still have temporary names, and remove the journal.
+
+    The first file is renamed last: the model cannot be opened without it.
+    """
     for temporary, path in reversed(moves):
         if os.path.lexists(temporary):
             os.replace(temporary, path)
@@ -63,7 +66,7 @@ def finish(moves: Sequence[tuple[Path, Path]]) -> None:
 
 
 def settle(paths: Sequence[Path]) -> bool:
-    """Complete a set of these files that a crash interrupted; whether there was one.
+    """Complete an interrupted commit of these files, if there is one; returns whether there was.
 
     Call it under `folder_lock`, when no other run is writing the set. Raises OutputError for a journal that tinyq did not write.
     """
@@ -73,11 +76,11 @@ def settle(paths: Sequence[Path]) -> bool:
     allowed = {path.name: {other.name for other, _ in temporaries(path)} for path in paths}
     moves = [(journal.with_name(a), journal.with_name(b)) for a, b in _read(journal)]
     for temporary, path in moves:
-        # A stranger's journal must not move anything else.
+        # A planted journal must not rename any other file.
         there = os.path.lexists(temporary)
         planted = there and (temporary.name not in allowed.get(path.name, ()) or not _regular(temporary))
         if planted or path.name not in allowed or path.is_dir():
-            raise OutputError(f"{journal}: is not of the files that lie beside it; remove it")
+            raise OutputError(f"{journal}: names files that are not outputs of this command; remove it")
     if moves:
         finish(moves)
     else:
@@ -90,16 +93,16 @@ def _regular(path: Path) -> bool:
 
 
 def _read(journal: Path) -> list[tuple[str, str]]:
-    """The moves (temporary name, final name) of a journal; OutputError for a file that is no journal."""
+    """The (temporary name, final name) pairs of a journal. Raises OutputError if the file is not a journal."""
     try:
         descriptor = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise ValueError("no regular file")
+                raise ValueError("not a regular file")
             data = json.loads(stream.read(MAX_JOURNAL))
         moves = [(a, b) for a, b in data]
         if not all(isinstance(name, str) and name == Path(name).name for move in moves for name in move):
-            raise ValueError("names that are not plain")
+            raise ValueError("an entry is not a plain file name")
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise OutputError(f"{journal}: is not a record that tinyq wrote ({error}); remove it") from error
+        raise OutputError(f"{journal}: is not a journal written by tinyq ({error}); remove it") from error
     return moves

@@ -1,4 +1,4 @@
-"""Positional reads of a file: what every lazy tensor reads through."""
+"""Positional reads of a file, used by all lazy tensors."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from gguf_tools.errors import CheckpointError
 
 
 class DataFile:
-    """An open file that several threads may read at once."""
+    """A file open for reading, which several threads may read at once."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path` for reads at any offset; CheckpointError unless it is a regular file."""
+        """Open `path`. Raises CheckpointError unless it is a readable regular file."""
         self.path = path
         try:
-            # A pipe would keep a blocking open waiting for a writer.
+            # Without O_NONBLOCK, opening a pipe would wait for a writer.
             self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the path") from error
         weakref.finalize(self, os.close, self.descriptor)
         state = os.fstat(self.descriptor)
         if not stat.S_ISREG(state.st_mode):
-            raise CheckpointError(f"{path}: is not a regular file; give one that holds weights")
+            raise CheckpointError(f"{path}: is not a regular file; give a file of weights")
         self.size = state.st_size
 
     def read(self, offset: int, count: int) -> bytearray:
-        """`count` bytes from `offset`; an error if the file ends before."""
+        """`count` bytes from byte `offset`. Raises CheckpointError if the file ends before."""
         data = bytearray(count)
         view, done = memoryview(data), 0
         while done < count:
             got = os.preadv(self.descriptor, [view[done:]], offset + done)
             if not got:
                 raise CheckpointError(
-                    f"{self.path}: ends at byte {offset + done}, {offset + count} expected; truncated?"
+                    f"{self.path}: ends at byte {offset + done}, {offset + count} expected; it is truncated, download it again"
                 )
             done += got
         return data

@@ -1,7 +1,7 @@
-"""The numbers that 8-bit floats stand for.
+"""Decoding tables for 8-bit floats.
 
-Sources: Micikevicius et al. 2022, "FP8 formats for deep learning" (E4M3 without infinities, and E5M2, which is the upper
-byte of a half float); the safetensors names F8_E4M3 and F8_E5M2.
+Source: Micikevicius et al. 2022, "FP8 formats for deep learning" (E4M3 without infinities; E5M2 is the upper byte of a half
+float). F8_E4M3 and F8_E5M2 are safetensors' dtype names.
 """
 
 from __future__ import annotations

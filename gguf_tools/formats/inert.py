@@ -1,8 +1,8 @@
-"""Objects that training programs pickle beside the weights, opened without running their code.
+"""Stand-ins for objects that training programs pickle beside the weights, so that their code is never run.
 
-`torch.load(weights_only=True)` refuses a file for one numpy number among the metrics. The classes here stand in for what is
-often found there: they accept any arguments and state, keep nothing and call nothing, so that the weights can be read while
-the classes named in the file are never imported. What is not listed is refused as before.
+`torch.load(weights_only=True)` refuses a file because of one numpy number among its metrics. The classes here replace the
+classes often pickled there: they accept any arguments and state, keep nothing and call nothing, so that the weights can be
+read while the classes named in the file are never imported. A class without a stand-in is refused as before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class NotLoaded:
-    """Stands in for an object whose class is not loaded."""
+    """Replaces an object whose class is not imported; its arguments and state are dropped."""
 
     def __new__(cls, *_args: Any, **_named: Any) -> NotLoaded:
         return super().__new__(cls)
@@ -24,7 +24,7 @@ class NotLoaded:
 
 
 class PlainDict:
-    """Stands in for subclasses of dict: the entries are kept, in a plain dict."""
+    """Replaces subclasses of dict by a plain dict with the same entries."""
 
     def __new__(cls, *_args: Any, **_named: Any) -> dict[Any, Any]:  # type: ignore[misc]
         return {}
@@ -56,4 +56,4 @@ STAND_INS: tuple[tuple[type, str], ...] = (
     *((NotLoaded, name) for name in _OTHERS),
     *((PlainDict, name) for name in _DICTS),
 )
-"""(class to use, full name in the pickle), as `torch.serialization.safe_globals` takes them."""
+"""Pairs (replacement class, full name in the pickle), as `torch.serialization.safe_globals` takes them."""

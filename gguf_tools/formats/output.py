@@ -1,8 +1,8 @@
-"""Outputs that appear whole or not at all, files and folders, and the one guard of what a command may write.
+"""Atomic outputs, files and folders, and the check of every path that a command will write.
 
-Everything is written to a temporary name beside the output (`temporary`), flushed to the disk, and renamed; so a full disk,
-Ctrl-C or `kill -9` leaves no output under its name. A later run to the same output removes what a killed one left behind.
-Files that belong together are renamed together (`commit`).
+An output is written under a temporary name in the same folder (`temporary`), flushed to the disk, and renamed; so a full disk,
+Ctrl-C or `kill -9` leaves no output under its name. The next run to the same output removes the temporary files of a killed
+one. Files that belong together are renamed together (`commit`).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from gguf_tools.formats.temporary import (
 )
 
 Check = Callable[[], None]
-"""Called when an output is complete, before it appears: what it raises leaves nothing."""
+"""Called when an output is complete but not yet renamed; if it raises, the output is discarded."""
 
 
 def check_outputs(
     outputs: Mapping[str, Path | None], inputs: Iterable[Path], *, force: bool, folders: Collection[str] = ()
 ) -> None:
-    """Raise OutputError where something of what a command will write may not be written; nothing has been done yet.
+    """Raise OutputError if one of a command's outputs may not be written; call it before any work.
 
-    `outputs` are paths by the option or argument that gave them, those in `folders` make a folder. None may be one of the
-    `inputs`, lie in another output, or be one, under whatever name or link; and none may exist without `force`.
+    `outputs` maps the option or argument to its path; for options in `folders` the output is a folder. An output must not be
+    an input or another output (by any name or link), nor lie inside another output, nor exist unless `force`.
     """
     read = {key for path in inputs for key in _identities(path)}
     used: dict[tuple[object, ...], str] = {}
@@ -48,19 +48,19 @@ def check_outputs(
             continue
         mine = _identities(path)
         if mine & read:
-            raise OutputError(f"{path}: is what the command reads; give {option} another name")
+            raise OutputError(f"{path}: is also an input of this command; give {option} another path")
         (check_folder if option in folders else check_output)(path, force)
         real = Path(os.path.realpath(path))
         other = next((used[key] for key in mine if key in used), None)
         around = next((used[str(parent),] for parent in real.parents if (str(parent),) in used), None)
         if other or around:
-            place = "is" if other else "lies in"
-            raise OutputError(f"{path}: {place} what {other or around} writes; give {option} another name")
+            place = "is also the output" if other else "is inside the output"
+            raise OutputError(f"{path}: {place} of {other or around}; give {option} another path")
         used |= dict.fromkeys(mine, option)
 
 
 def _identities(path: Path) -> set[tuple[object, ...]]:
-    """What tells that two paths lead to one file, be it by other names, symbolic or hard links, or not there yet."""
+    """Keys by which two paths to the same file are recognised: the resolved path, and device and inode if it exists."""
     found: set[tuple[object, ...]] = {(os.path.realpath(path),)}
     with contextlib.suppress(OSError):
         state = os.stat(path)
@@ -69,38 +69,40 @@ def _identities(path: Path) -> set[tuple[object, ...]]:
 
 
 def check_output(path: Path, force: bool) -> None:
-    """Raise OutputError where `path` cannot become an output: it exists without `force`, or has no folder to lie in.
+    """Raise OutputError if `path` cannot be written as a file: it exists and not `force`, or its folder does not exist.
 
-    A symbolic link that exists is replaced with `force`, and never followed.
+    With `force` an existing symbolic link is replaced, never followed.
     """
     state = _state(path)
     if state and (stat.S_ISDIR(state.st_mode) or path.is_dir()):
-        raise OutputError(f"{path}: is a folder; give the name of the file to write")
+        raise OutputError(f"{path}: is a folder, a file expected; give the path of the file to write")
     if state and not force:
         raise OutputError(f"{path}: exists already; choose another name or overwrite it with --force")
     if state and path.exists() and not path.is_file():
-        raise OutputError(f"{path}: is not a regular file, which a new file would replace; give another name")
+        raise OutputError(f"{path}: exists and is not a regular file; choose another name")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
 
 
 def _state(path: Path) -> os.stat_result | None:
     if len(os.fsencode(path.name)) > MAX_NAME:
-        raise OutputError(f"{path}: the name is longer than {MAX_NAME} bytes, which no file system holds; shorten it")
+        raise OutputError(
+            f"{path}: the name has more than {MAX_NAME} bytes, the most that file systems allow; shorten it"
+        )
     try:
         return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
 
 
 @contextlib.contextmanager
 def atomic_output(path: Path, *, force: bool = False, size: int = 0, check: Check | None = None) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` when the block ends without an error, and vanishes otherwise.
+    """A binary file that becomes `path` when the block ends without an error, and is removed otherwise.
 
-    `size` is what will be written, in bytes, if known: OutputError before the start where the disk has less room. Raises
-    OutputError too where another process is writing the same output.
+    `size` is the number of bytes that will be written, if known. Raises OutputError at the start if the disk has less free
+    space or another process is writing the same output.
     """
     with atomic_outputs([(path, size)], force=force, check=check) as (stream,):
         yield stream
@@ -110,7 +112,7 @@ def atomic_output(path: Path, *, force: bool = False, size: int = 0, check: Chec
 def atomic_outputs(
     outputs: Sequence[tuple[Path, int]], *, force: bool = False, check: Check | None = None
 ) -> Iterator[tuple[BinaryIO, ...]]:
-    """Binary files of one folder that appear together, as `atomic_output` has one; `outputs` are (path, bytes)."""
+    """Like `atomic_output` for several files in one folder, which appear together; `outputs` are (path, size in bytes)."""
     paths = [path for path, _ in outputs]
     opened = contextlib.ExitStack()
     moves: list[tuple[Path, Path]] = []
@@ -133,11 +135,11 @@ def atomic_outputs(
         if check:
             check()
         with _reported(paths[0]), folder_lock(paths[0].parent):
-            # Another process may have made the output meanwhile.
+            # Another process may have created the output in the meantime.
             for stream, (temporary, path) in zip(streams, moves, strict=True):
                 check_output(path, force)
                 if not is_ours(temporary, stream.fileno()):
-                    raise OutputError(f"{path}: its temporary file {temporary.name} was taken away; begin again")
+                    raise OutputError(f"{path}: its temporary file {temporary.name} was removed; run the command again")
             if len(moves) > 1:
                 commit.begin(moves)
                 begun = True
@@ -148,7 +150,7 @@ def atomic_outputs(
                     commit.sync(paths[0].parent)
     finally:
         if begun:
-            # Ctrl-C between two renames; where they fail, the journal stays for the next run.
+            # Ctrl-C between two renames; if this fails, the journal stays for the next run.
             with contextlib.suppress(OSError):
                 commit.finish(moves)
         else:
@@ -156,7 +158,7 @@ def atomic_outputs(
                 with contextlib.suppress(OSError):
                     if is_ours(temporary, stream.fileno()):
                         temporary.unlink()
-        with contextlib.suppress(OSError):  # a full disk is met once more by what is still buffered
+        with contextlib.suppress(OSError):  # flushing what is still buffered fails again on a full disk
             opened.close()
 
 
@@ -165,14 +167,14 @@ def _finish(moves: Sequence[tuple[Path, Path]]) -> None:
         commit.finish(moves)
     except OSError as error:
         raise OutputError(
-            f"{moves[0][1]}: all is written, but not all could be renamed ({error.strerror}); run the same again with --force"
+            f"{moves[0][1]}: written, but not all files could be renamed ({error.strerror}); run the command again with --force"
         ) from error
 
 
 def settle(paths: Sequence[Path]) -> None:
-    """Complete or clear away what killed runs to these files of one folder left; OutputError where another run is writing them.
+    """Complete an interrupted commit of these files, and remove temporary files of killed runs; all lie in one folder.
 
-    Call it under `folder_lock`.
+    Call it under `folder_lock`. Raises OutputError if another run is writing one of them.
     """
     if not paths[0].parent.is_dir():
         return
@@ -185,10 +187,10 @@ def settle(paths: Sequence[Path]) -> None:
 
 
 def require_room(path: Path, size: int) -> None:
-    """Raise OutputError where the disk that `path` lies on has less than `size` bytes free."""
+    """Raise OutputError if the file system of `path` has less than `size` bytes free."""
     free = shutil.disk_usage(path.parent).free
     if size > free:
-        raise OutputError(f"{path}: needs {size:,} bytes, but the disk has {free:,} free; make room or write elsewhere")
+        raise OutputError(f"{path}: needs {size:,} bytes, but the disk has {free:,} free; free some or write elsewhere")
 
 
 @contextlib.contextmanager
@@ -202,9 +204,10 @@ def _reported(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, force: bool = False, size: int = 0, check: Check | None = None) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` when the block ends without an error, and vanishes otherwise.
+    """A temporary folder that becomes `path` when the block ends without an error, and is removed otherwise.
 
-    Where `path` is a symbolic link to a folder, that folder is replaced and the link stays.
+    If `path` is a symbolic link to a folder, that folder is replaced and the link stays. `size` and the errors are those of
+    `atomic_output`.
     """
     check_folder(path, force)
     target = Path(os.path.realpath(path))
@@ -245,15 +248,18 @@ def atomic_folder(path: Path, *, force: bool = False, size: int = 0, check: Chec
 
 
 def check_folder(path: Path, force: bool) -> None:
-    """Raise OutputError where `path` cannot become an output folder."""
+    """Raise OutputError if `path` cannot be written as a folder.
+
+    With `force` a folder is replaced only if it is empty or has a config.json.
+    """
     _state(path)
     if path.exists() and not path.is_dir():
-        raise OutputError(f"{path}: is a file; surgery on a checkpoint makes a folder, give it another name")
+        raise OutputError(f"{path}: is a file, but surgery on a checkpoint writes a folder; choose another name")
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already; choose another name or overwrite it with --force")
     if path.exists() and not (path / "config.json").exists() and any(path.iterdir()):
         raise OutputError(
-            f"{path}: is a folder without config.json, which --force does not replace; choose another name"
+            f"{path}: is a folder without config.json, and --force replaces only checkpoints; choose another name"
         )
     if not path.resolve().parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")

@@ -1,6 +1,6 @@
-"""Lazy, bounded reading of safetensors files.
+"""Reading safetensors files lazily, and writing them, in bounded memory.
 
-Source: the format section of the safetensors README: 8 bytes of header length, a JSON header, then the data. Read with
+Source: the section "Format" of the safetensors README: 8 bytes of header length, a JSON header, then the data. Read with
 `pread` rather than mapped, because mapped pages count as memory; every length and offset is checked against the file.
 """
 
@@ -25,19 +25,19 @@ from quant.encode import FloatArray, RawArray, widen
 from quant.types import BF16, F16, F32, TensorType, tensor_type
 
 MAX_HEADER = 100_000_000
-"""The safetensors library's own limit on the header's length, bytes."""
+"""Most bytes of a header; the safetensors library has the same limit."""
 
 MOST_TENSORS = 1 << 18
-"""Of one file; the largest known checkpoints have 150,000 in all their shards together."""
+"""Most tensors of one file; the largest known checkpoints have 150,000 in all shards together."""
 MOST_NAME = 1024
-"""Characters of a tensor's name."""
+"""Most characters of a tensor's name."""
 MAX_RANK = 8
-"""More axes than any weight has."""
+"""Most axes of a tensor; weights have fewer."""
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1} | {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-"""Bytes an element, by safetensors' dtype names."""
+"""Bytes per element, by safetensors' dtype names."""
 
 INTEGERS: dict[str, type[np.generic]] = {
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
@@ -47,7 +47,7 @@ INTEGERS: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor(Tensor):
-    """One tensor of a safetensors file; `offset` is from the start of the file."""
+    """One tensor of a safetensors file; `offset` is in bytes from the start of the file."""
 
     name: str
     dtype: str
@@ -72,7 +72,8 @@ class StoredTensor(Tensor):
         if self.dtype in FLOAT8:
             return FLOAT8[self.dtype][np.frombuffer(raw, np.uint8)]
         raise CheckpointError(
-            f"{self.file.path}: tensor {self.name} is stored as {self.dtype}; weights in F64, F32, F16, BF16 or FP8 expected"
+            f"{self.file.path}: tensor {self.name} is stored as {self.dtype}, F64, F32, F16, BF16 or FP8 expected; "
+            "save it in one of these"
         )
 
     def numbers(self, start: int, stop: int) -> NDArray[np.float64]:
@@ -96,8 +97,8 @@ class StoredTensor(Tensor):
 def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The tensors of a safetensors file by name, and its `__metadata__`.
 
-    Raises CheckpointError, naming the file and the tensor, where the header is broken, a type is unknown, an offset
-    does not fit the shape, data overlap, or the file is shorter than its header says.
+    Raises CheckpointError, naming the file and the tensor, if the header is broken, a dtype is unknown, a tensor's length
+    does not fit its shape, tensors overlap, or the file is shorter than its header says.
     """
     file = DataFile(path)
     if file.size < 8:
@@ -105,12 +106,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
     length = int.from_bytes(file.read(0, 8), "little")
     if length > MAX_HEADER or 8 + length > file.size:
         raise CheckpointError(
-            f"{path}: header of {length} bytes claimed in a file of {file.size}; truncated or not safetensors"
+            f"{path}: the header claims {length} bytes, but the file has {file.size}; it is truncated or not safetensors, "
+            "download it again"
         )
     text = bytes(file.read(8, length))
-    # Before they are parsed, which takes ten times the memory.
+    # Counted before the header is parsed, which takes ten times its memory.
     if text.count(b'"data_offsets"') > MOST_TENSORS:
-        raise CheckpointError(f"{path}: holds more than {MOST_TENSORS:,} tensors, which no checkpoint needs")
+        raise CheckpointError(f"{path}: holds more than {MOST_TENSORS:,} tensors; split it into shards")
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -119,33 +121,37 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
         ) from error
     if not isinstance(header, dict):
         raise CheckpointError(
-            f"{path}: the header is a {type(header).__name__}, an object expected; the file is corrupt"
+            f"{path}: the header is a JSON {type(header).__name__}, an object expected; the file is corrupt, download it again"
         )
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         raise CheckpointError(
-            f"{path}: __metadata__ is a {type(metadata).__name__}, an object expected; the file is corrupt"
+            f"{path}: __metadata__ is a {type(metadata).__name__}, an object expected; the file is corrupt, download it again"
         )
     if len(header) > MOST_TENSORS:
-        raise CheckpointError(f"{path}: holds more than {MOST_TENSORS:,} tensors, which no checkpoint needs")
+        raise CheckpointError(f"{path}: holds more than {MOST_TENSORS:,} tensors; split it into shards")
     data = 8 + length
     tensors = {name: _entry(file, name, entry, data) for name, entry in header.items()}
     end = data
     for tensor in sorted(tensors.values(), key=lambda t: t.offset):
         if tensor.offset < end:
-            raise CheckpointError(f"{path}: tensor {tensor.name} overlaps the one before it; the file is corrupt")
+            raise CheckpointError(
+                f"{path}: tensor {tensor.name} overlaps the tensor before it; the file is corrupt, download it again"
+            )
         end = tensor.offset + tensor.size * WIDTHS[tensor.dtype]
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
 def _entry(file: DataFile, name: str, entry: Any, data: int) -> StoredTensor:
-    """The tensor of a header entry, its place checked against the file; `data` is the offset of the data section.
+    """The tensor of one header entry; `data` is the offset of the data section in bytes.
 
-    Source: the safetensors format, "Format" (dtype, shape, data_offsets).
+    Raises CheckpointError if the entry is broken or lies outside the file. Source: the section "Format" of the safetensors
+    README (dtype, shape, data_offsets).
     """
     if len(name) > MOST_NAME:
         raise CheckpointError(
-            f"{file.path}: a tensor's name has {len(name)} characters ({name[:40]}…), {MOST_NAME} at most expected"
+            f"{file.path}: a tensor's name has {len(name)} characters ({name[:40]}…), {MOST_NAME} at most expected; "
+            "rename it"
         )
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
@@ -154,16 +160,20 @@ def _entry(file: DataFile, name: str, entry: Any, data: int) -> StoredTensor:
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
-        raise CheckpointError(f"{file.path}: tensor {name} has a broken header entry; the file is corrupt")
+        raise CheckpointError(
+            f"{file.path}: tensor {name} has a broken header entry; the file is corrupt, download it again"
+        )
     if dtype not in WIDTHS:
-        raise CheckpointError(f"{file.path}: tensor {name} has dtype {dtype}; known are {', '.join(WIDTHS)}")
+        raise CheckpointError(f"{file.path}: tensor {name} has dtype {dtype}, one of {', '.join(WIDTHS)} expected")
     if end - begin != prod(shape) * WIDTHS[dtype]:
         raise CheckpointError(
-            f"{file.path}: tensor {name} of shape {shape} in {dtype} spans {end - begin} bytes; corrupt"
+            f"{file.path}: tensor {name} of shape {shape} in {dtype} spans {end - begin} bytes, "
+            f"{prod(shape) * WIDTHS[dtype]} expected; the file is corrupt, download it again"
         )
     if data + end > file.size:
         raise CheckpointError(
-            f"{file.path}: truncated: tensor {name} ends at byte {data + end}, the file has {file.size}"
+            f"{file.path}: tensor {name} ends at byte {data + end}, but the file has {file.size}; it is truncated, "
+            "download it again"
         )
     return StoredTensor(name=name, dtype=dtype, shape=shape, offset=data + begin, file=file)
 
@@ -173,7 +183,7 @@ ALIGNMENT = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A tensor to be written: its name, type and shape, and its bytes in pieces."""
+    """A tensor to write: name, safetensors dtype, shape, `width` in bytes per element, and the data in pieces."""
 
     name: str
     dtype: str
@@ -195,10 +205,11 @@ def write_safetensors(
     *,
     spaced: bool = False,
 ) -> None:
-    """Write a safetensors file, in the order given, with bounded memory.
+    """Write a safetensors file, tensors in the order given, in bounded memory.
 
-    With `spaced` the JSON header has a space after each comma and colon, as Python's json writes it, else none, as the
-    safetensors library writes it.
+    With `spaced` the JSON header has a space after each comma and colon, as Python's json writes it; otherwise none, as the
+    safetensors library writes it. `progress` is called with each piece's number of bytes. Raises ValueError if a tensor's
+    pieces do not have its length.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0

@@ -1,7 +1,7 @@
-"""Torch state dicts (`.pt`, `.pth`, `.bin`, `.ckpt`) as sources: mapped, read in pieces, and never executed.
+"""Torch state dicts (`.pt`, `.pth`, `.bin`, `.ckpt`) as sources: memory-mapped, read in pieces, and never executed.
 
-Only `torch.load(weights_only=True)` opens them: a pickle that asks for anything but tensors, plain values and what `inert`
-has a stand-in for is refused. torch is imported when the first file is opened.
+They are opened by `torch.load(weights_only=True)` alone: a pickle that refers to anything but tensors, plain values and the
+classes for which `inert` has a stand-in is refused. torch is imported when the first file is opened.
 """
 
 from __future__ import annotations
@@ -37,27 +37,28 @@ NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|sampler|scaler|dl_state_dict|rng_state|random_states|custom_checkpoint|trainer_state"
     r"|tokenizer)(_\d+)*\.\w+|.*_optim_states\.pt"
 )
-"""What trainers (transformers, accelerate, DeepSpeed) write beside the weights under the same suffixes."""
+"""Files other than weights that trainers (transformers, accelerate, DeepSpeed) write with the same suffixes."""
 WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "module", "app")
-"""Where training checkpoints keep the weights: the first of these that is an object (Lightning `state_dict`, DeepSpeed
-`module`, torch's distributed checkpoints `app`)."""
+"""Keys under which training checkpoints keep the weights; the first that holds a dict is used (Lightning: `state_dict`,
+DeepSpeed: `module`, torch's distributed checkpoints: `app`)."""
 CONFIG_KEYS = ("model_args", "cfg", "config", "model_config")
-"""Where they keep the config; `model_args` first, since nanoGPT and llama2.c keep the trainer's settings in `config`."""
+"""Keys of the config, in order of precedence; `model_args` first, because nanoGPT and llama2.c keep training settings in
+`config`."""
 MOST_DEPTH = 4
 EXTRA_STATE = "_extra_state"
-"""What `nn.Module.get_extra_state` returns (TransformerEngine): settings of a module, not weights."""
+"""Last component of the name of what `nn.Module.get_extra_state` returns (TransformerEngine): module settings, not weights."""
 ADVICE = "save the weights alone (torch.save(model.state_dict(), …)), or as safetensors"
 
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
-"""torch's names for types → those of safetensors, which tinyq uses throughout."""
+"""torch's dtype names → safetensors' dtype names, which tinyq uses throughout."""
 
 
 @dataclass(frozen=True, eq=False)
 class StateTensor(Tensor):
-    """One tensor of a state dict; `mapped` says whether its pages belong to the file."""
+    """One tensor of a state dict; `mapped` says whether it is memory-mapped from the file."""
 
     name: str
     values: torch.Tensor = field(repr=False)
@@ -81,12 +82,12 @@ class StateTensor(Tensor):
 
         if not self.values.is_floating_point():
             raise CheckpointError(
-                f"tensor {self.name} is stored as {self.dtype}; weights in F64, F32, F16 or BF16 expected"
+                f"tensor {self.name} is stored as {self.dtype}, F64, F32, F16 or BF16 expected; save it in one of these"
             )
         if stop <= start:
             return np.empty(0, np.float32)
         values = self.values.reshape(1) if not self.shape else self.values
-        # By entries of the first axis, so that a tensor whose rows do not lie in order is not copied whole.
+        # Sliced along the first axis, so that a non-contiguous tensor is not copied whole.
         width = prod(values.shape[1:])
         first, last = start // width, -(-stop // width)
         piece = values[first:last].reshape(-1)[start - first * width : stop - first * width]
@@ -105,7 +106,7 @@ class StateTensor(Tensor):
 
 @dataclass(frozen=True)
 class StateDict:
-    """A state dict's tensors by name, the config saved with them, and what else the file holds."""
+    """A state dict's tensors by name, the config saved with them, and the keys of the file's other entries (`left_out`)."""
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
@@ -113,15 +114,15 @@ class StateDict:
 
 
 def state_dict_files(folder: Path) -> list[Path]:
-    """The files in a folder that may be state dicts of a model."""
+    """The files in a folder that may be a model's state dict, by name, sorted; nothing is opened."""
     found = (path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     return sorted(path for path in found if not NOT_WEIGHTS.fullmatch(path.name))
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Open a state dict: tensors alone, or under `model` (with the config under `cfg`) in a training checkpoint.
+    """Open a state dict, or a training checkpoint with one under a key (`WEIGHTS_KEYS`) and perhaps a config (`CONFIG_KEYS`).
 
-    Raises CheckpointError where the file is broken, asks for code, or holds something else.
+    Raises CheckpointError if the file is broken, would run code when loaded, or holds something else.
     """
     check_regular(path)
     loaded, mapped = _load(path)
@@ -132,20 +133,20 @@ def read_state_dict(path: Path) -> StateDict:
     for key in keys:
         weights = weights[key]
     if len(weights) > MOST_TENSORS:
-        raise CheckpointError(f"{path}: holds {len(weights):,} tensors, {MOST_TENSORS:,} at most expected")
+        raise CheckpointError(f"{path}: holds {len(weights):,} tensors, {MOST_TENSORS:,} at most expected; {ADVICE}")
     named = {str(name): value for name, value in weights.items()}
     longest = max(named, key=len, default="")
     if len(longest) > MOST_NAME:
         raise CheckpointError(
-            f"{path}: a tensor's name has {len(longest)} characters ({longest[:40]}…), {MOST_NAME} at most expected"
+            f"{path}: a tensor's name has {len(longest)} characters ({longest[:40]}…), {MOST_NAME} at most expected; {ADVICE}"
         )
     tensors = {name: _checked(path, name, value, mapped) for name, value in named.items() if not _is_extra(name, value)}
     if mapped:
         _check_records(path, tensors)
     if tensors and not any(tensor.size for tensor in tensors.values()):
         raise CheckpointError(
-            f"{path}: all tensors are empty: DeepSpeed's ZeRO stage 3 keeps each process's part of the weights in files of its "
-            "own; join them with the zero_to_fp32.py that DeepSpeed saved beside them and give the result"
+            f"{path}: all tensors are empty, as DeepSpeed's ZeRO stage 3 saves them (the weights are partitioned over one file "
+            "per process); merge them with the zero_to_fp32.py that DeepSpeed saved there and give the result"
         )
     if not keys:
         return StateDict(tensors, {}, ())
@@ -156,9 +157,10 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def _keys_to_weights(path: Path, loaded: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """The keys that lead to the weights, none where the file holds them at the top.
+    """The path of keys to the weights, empty if they are at the top level.
 
-    Known keys come first; else the one entry that is an object of tensors alone.
+    At each level one of `WEIGHTS_KEYS` is taken, else the only entry that is a dict of tensors alone. Raises CheckpointError
+    if several entries are.
     """
     keys: list[Any] = []
     inner = loaded
@@ -168,7 +170,7 @@ def _keys_to_weights(path: Path, loaded: Mapping[Any, Any]) -> tuple[Any, ...]:
         if len(found) > 1:
             names = ", ".join(str(key) for key in found[:4])
             raise CheckpointError(
-                f"{path}: holds {len(found)} state dicts ({names}); save the one that is meant by itself"
+                f"{path}: holds {len(found)} state dicts ({names}), one expected; save the one to convert in a file of its own"
             )
         if not found:
             break
@@ -196,14 +198,17 @@ def _is_extra(name: str, value: object) -> bool:
 
 
 def _load(path: Path) -> tuple[Any, bool]:
-    """What torch.load finds with weights_only, and whether it is memory-mapped; CheckpointError where code would run."""
+    """The result of `torch.load(weights_only=True)`, and whether it is memory-mapped.
+
+    Raises CheckpointError if the file is broken or would run code when loaded.
+    """
     import torch
 
-    # Files from before torch 1.6 are no zip archives: they cannot be mapped and have to be read whole.
+    # Files written before torch 1.6 are not zip archives: they cannot be memory-mapped and are read whole.
     mapped = zipfile.is_zipfile(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
-            # What torch thinks of a file that it can hardly read; the error that follows says enough.
+            # torch warns about the format of a broken file before it raises; the error is enough.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), mapped
     except pickle.UnpicklingError as error:
@@ -211,10 +216,10 @@ def _load(path: Path) -> tuple[Any, bool]:
         if asked is None:
             raise CheckpointError(f"{path}: not a torch state dict ({_first_line(error)}); {ADVICE}") from error
         raise CheckpointError(
-            f"{path}: asks to run code when it is loaded ({asked[1]}), which is never done; {ADVICE}"
+            f"{path}: would run code when loaded ({asked[1]}), which tinyq refuses; {ADVICE}"
         ) from error
     except Exception as error:
-        # Every kind of error comes out of torch.load for files that are broken or made to be.
+        # torch.load raises errors of any class for broken or hostile files.
         raise CheckpointError(
             f"{path}: cannot be read as a torch state dict ({_first_line(error)}); download or save it again"
         ) from error
@@ -226,17 +231,19 @@ def _first_line(error: Exception) -> str:
 
 
 def _checked(path: Path, name: str, value: object, mapped: bool) -> StateTensor:
-    """`value` as a tensor whose bytes the file holds; CheckpointError for sparse, quantized or repeated ones."""
+    """`value` as a StateTensor. Raises CheckpointError for a tensor that is sparse, quantized, without data or expanded."""
     import torch
 
     if not isinstance(value, torch.Tensor):
         raise CheckpointError(f"{path}: {name} is a {type(value).__name__}, a tensor expected; {ADVICE}")
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-        raise CheckpointError(f"{path}: tensor {name} is sparse, quantized or without data; a plain tensor expected")
-    # A tensor repeated by strides of zero could claim any size.
+        raise CheckpointError(
+            f"{path}: tensor {name} is sparse, quantized or without data, a dense tensor expected; {ADVICE}"
+        )
+    # A tensor expanded by strides of zero could claim any size.
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise CheckpointError(
-            f"{path}: tensor {name} of shape {tuple(value.shape)} has more elements than the file holds"
+            f"{path}: tensor {name} of shape {tuple(value.shape)} has more elements than its storage; save a contiguous copy"
         )
     if value.is_complex():
         value = torch.view_as_real(value.resolve_conj())
@@ -244,9 +251,9 @@ def _checked(path: Path, name: str, value: object, mapped: bool) -> StateTensor:
 
 
 def _check_records(path: Path, tensors: Mapping[str, StateTensor]) -> None:
-    """CheckpointError where a storage is not as long as any record of the archive that could hold it.
+    """Raise CheckpointError if a storage's length matches no unused record of the zip archive.
 
-    A mapped storage is a piece of the file of the length that the pickle claims; torch does not compare it with the record.
+    A mapped storage has the length that the pickle claims; torch does not compare it with the length of the record.
     """
     with zipfile.ZipFile(path) as archive:
         stored = (info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED)
@@ -260,8 +267,8 @@ def _check_records(path: Path, tensors: Mapping[str, StateTensor]) -> None:
         free[storage.nbytes()] -= 1
         if free[storage.nbytes()] < 0:
             raise CheckpointError(
-                f"{path}: tensor {name} claims {storage.nbytes()} bytes, which no record of the file holds; it is corrupt, "
-                "download or save it again"
+                f"{path}: tensor {name} claims {storage.nbytes()} bytes, but no record of the archive has that length; "
+                "the file is corrupt, download or save it again"
             )
 
 
@@ -271,13 +278,13 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _give_back(part: torch.Tensor) -> None:
-    """Let go of the mapped pages under `part`: they would count as this process's memory until the file is closed."""
+    """Release the mapped pages under `part`: they would count as this process's memory until the file is closed."""
     storage = part.untyped_storage()
     start = storage.data_ptr() + part.storage_offset() * part.element_size()
     span = sum(stride * (size - 1) for size, stride in zip(part.shape, part.stride(), strict=True)) + 1
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
     last = -(-(start + span * part.element_size()) // mmap.PAGESIZE) * mmap.PAGESIZE
     if hasattr(mmap, "MADV_DONTNEED"):
-        # Whole pages, neighbours' parts included: they are read again when they are needed. Best effort: where it fails,
-        # the pages stay until the system wants them back.
+        # Whole pages, including bytes of neighbouring tensors, which are read again when needed. Best effort: if it fails,
+        # the pages stay until the system reclaims them.
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)

@@ -1,8 +1,8 @@
-"""Temporary files and folders beside an output: random names that nobody can plant, each locked while its run lives.
+"""Temporary files and folders in the output's folder: unpredictable names, locked as long as their process runs.
 
-A name is `.OUTPUT.RANDOM.tmp`, where an OUTPUT too long for the file system is cut and completed by a digest. The file is created
-with O_EXCL and O_NOFOLLOW and locked (`flock`) until it is closed, which the kernel sees to when a process is killed. So a
-leftover is what bears such a name and is not locked; process ids, which two containers may share, say nothing.
+A name is `.OUTPUT.RANDOM.tmp`; if OUTPUT is too long for the file system, it is shortened and a digest appended. The file is
+created with O_EXCL and O_NOFOLLOW and locked (`flock`) until it is closed, by the kernel if the process is killed. So a file
+with such a name and no lock was left by a killed run. Process ids are not used: containers that share a folder reuse them.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from typing import BinaryIO
 from gguf_tools.errors import OutputError
 
 MAX_NAME = 255
-"""Bytes of a file's name on Linux and macOS."""
+"""Most bytes of a file name on Linux and macOS."""
 _RANDOM = 8
-"""Random bytes of a temporary name; written as twice as many hexadecimal digits."""
+"""Random bytes in a temporary name, written in hexadecimal."""
 _ROOM = len(f"..{'0' * 2 * _RANDOM}.tmp")
 _FOLDER_LOCK_SECONDS = 10.0
 
 
 def stem(name: str) -> str:
-    """An output's name as temporary names hold it: short enough to leave them room, and different for each output."""
+    """An output's name as used in temporary names: shortened to fit `MAX_NAME`, and different for each output."""
     raw = os.fsencode(name)
     if len(raw) + _ROOM <= MAX_NAME:
         return name
     mark = hashlib.sha256(raw).hexdigest()[:16]
-    # A cut may part a character: what is left of it is dropped.
+    # The cut may fall inside a multi-byte character, whose remaining bytes are dropped.
     return raw[: MAX_NAME - _ROOM - len(mark) - 1].decode("utf-8", errors="ignore") + "~" + mark
 
 
 def random_path(path: Path, suffix: str = "tmp") -> Path:
-    """A temporary name beside `path` that no one can foresee."""
+    """An unpredictable temporary path in the folder of `path`."""
     return path.with_name(f".{stem(path.name)}.{secrets.token_hex(_RANDOM)}.{suffix}")
 
 
 def temporaries(path: Path) -> list[tuple[Path, str]]:
-    """What bears a temporary name of this output, with its suffix (tmp, old): of runs that live or were killed."""
+    """The paths with a temporary name of this output, each with its suffix (tmp, old), of running and of killed runs."""
     pattern = re.compile(re.escape(f".{stem(path.name)}.") + rf"[0-9a-f]{{{2 * _RANDOM}}}\.(tmp|old)")
     found = ((other, pattern.fullmatch(other.name)) for other in sorted(path.parent.iterdir()))
     return [(other, match[1]) for other, match in found if match]
@@ -54,9 +54,9 @@ def temporaries(path: Path) -> list[tuple[Path, str]]:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Keep other runs from starting or finishing an output in this folder for a moment.
+    """Hold this folder's lock, which runs take while they start or finish an output in it.
 
-    Where the file system has no such lock, or a stranger does not give it back, the block runs without it.
+    If the file system has no locks, or another process keeps this one for 10 seconds, the block runs without it.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -73,7 +73,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def _locked(descriptor: int) -> bool:
-    """Whether this process got the lock, or there is none to get."""
+    """Whether this process has the lock, or the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -84,7 +84,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def create_file(path: Path) -> BinaryIO:
-    """A new temporary file for the output `path`, open for reading and writing, and locked; OSError where it cannot be made."""
+    """A new temporary file for the output `path`, open for reading and writing, and locked. Raises OSError."""
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NOFOLLOW, 0o666)
@@ -95,7 +95,7 @@ def create_file(path: Path) -> BinaryIO:
 
 
 def is_ours(temporary: Path, descriptor: int) -> bool:
-    """Whether the name still leads to what was created under it."""
+    """Whether the path `temporary` still refers to the file open as `descriptor`."""
     try:
         return os.path.samestat(os.lstat(temporary), os.fstat(descriptor))
     except FileNotFoundError:
@@ -103,14 +103,14 @@ def is_ours(temporary: Path, descriptor: int) -> bool:
 
 
 def create_folder(path: Path) -> tuple[Path, int]:
-    """A new temporary folder for the output `path`, and the descriptor that holds its lock."""
+    """A new temporary folder for the output `path`, and the descriptor that holds its lock. Raises OSError."""
     folder = random_path(path)
     folder.mkdir()
     return folder, lock_folder(folder)
 
 
 def lock_folder(folder: Path) -> int:
-    """Lock a folder of this run; the descriptor, which ends the lock when it is closed."""
+    """Lock a folder; returns the descriptor, which releases the lock when closed."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     _locked(descriptor)
     return descriptor
@@ -118,9 +118,10 @@ def lock_folder(folder: Path) -> int:
 
 @contextlib.contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """A folder beside the output `path` for what is needed while it is made; removed at the end, or by the next run.
+    """A folder for intermediate files, in the folder of the output `path`; removed at the end, or by the next run.
 
-    It lies in the locked folder and is not locked itself, so that outputs can be written in it (`folder_lock`).
+    It is a subfolder of the locked temporary folder and not locked itself, so that outputs can be written in it
+    (`folder_lock`). Raises OutputError if it cannot be created.
     """
     try:
         with folder_lock(path.parent):
@@ -130,7 +131,9 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         inside = folder / "files"
         inside.mkdir()
     except OSError as error:
-        raise OutputError(f"{path}: no temporary folder could be made beside it ({error.strerror})") from error
+        raise OutputError(
+            f"{path}: cannot create a temporary folder in {path.parent} ({error.strerror}); choose another path"
+        ) from error
     try:
         yield inside
     finally:
@@ -139,15 +142,15 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 
 def refuse_second(path: Path) -> None:
-    """Raise OutputError where another run is writing the same output. Call it under `folder_lock`."""
+    """Raise OutputError if another run is writing the same output. Call it under `folder_lock`."""
     if any(_held(other) for other, _ in temporaries(path)):
-        raise OutputError(f"{path}: another process is writing it now; wait for that, or choose another name")
+        raise OutputError(f"{path}: another process is writing it; wait until it ends, or choose another name")
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed runs to the output `path` left. Call it under `folder_lock`.
+    """Remove temporary files of killed runs to the output `path`. Call it under `folder_lock`.
 
-    A folder that was about to be replaced is put back where nothing has taken its place.
+    A folder that was moved aside to be replaced is moved back if nothing has replaced it.
     """
     for other, suffix in temporaries(path):
         if _held(other) is not False:
@@ -161,12 +164,12 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _held(path: Path) -> bool | None:
-    """Whether a run holds the lock of this file or folder; None where that cannot be told, or it is no file that a run made."""
+    """Whether a run holds the lock of this file or folder; None if that is unknown, or it is neither file nor folder."""
     try:
         mode = os.lstat(path).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             return None
-        # Some file systems lock only what is open for writing, which a folder cannot be.
+        # Some file systems (NFS) lock only files that are open for writing; folders cannot be opened so.
         descriptor = os.open(path, (os.O_RDWR if stat.S_ISREG(mode) else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None

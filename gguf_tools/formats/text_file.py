@@ -1,6 +1,7 @@
-"""Text files that others wrote, read within bounds: configs, tokenizers, templates, model cards, recipes, prompts.
+"""Bounded reading of untrusted text files: configs, tokenizers, templates, model cards, recipes, prompts.
 
-Such a file may be a pipe that nobody writes to, a device without an end, or larger than the memory; each must end as one line.
+Such a path may be a pipe without a writer, an endless device, or a file larger than memory; each is refused with a one-line
+error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from gguf_tools.errors import CheckpointError, InputError
 
 
 class Kind(Enum):
-    """What a file is for, and the most bytes that such a file may have: several times what the largest known ones have."""
+    """The purpose of a text file, and the most bytes it may have, several times the size of the largest known one."""
 
     CONFIG = "a config", 16 << 20
     INDEX = "an index of shards", 64 << 20
@@ -26,8 +27,8 @@ class Kind(Enum):
     RECIPE = "a recipe", 1 << 20
     PROMPTS = "a file of prompts or questions", 64 << 20
     TEXT = "a text", 256 << 20
-    JOURNAL = "a record of a change in place", 256 << 20
-    MATRIX = "an importance matrix of the old format", 2 << 30
+    JOURNAL = "the journal of an in-place change", 256 << 20
+    MATRIX = "an importance matrix in the old format", 2 << 30
 
     def __init__(self, label: str, most: int) -> None:
         self.label = label
@@ -35,7 +36,7 @@ class Kind(Enum):
 
 
 def check_regular(path: Path, error: type[InputError] = CheckpointError) -> None:
-    """Raise `error` where `path` is a pipe, a device or a folder, which must not be opened as a file."""
+    """Raise `error` unless `path` is a regular file: a pipe, device or folder must not be opened."""
     try:
         state = path.stat()
     except (OSError, ValueError) as problem:
@@ -45,9 +46,9 @@ def check_regular(path: Path, error: type[InputError] = CheckpointError) -> None
 
 
 def read_bytes(path: Path, kind: Kind, error: type[InputError] = CheckpointError) -> bytes:
-    """A file's bytes; `error` naming it where it cannot be read, is not a regular file or is larger than its kind may be."""
+    """A file's bytes. Raises `error` if it cannot be read, is not a regular file, or has more than `kind.most` bytes."""
     try:
-        # Opening a pipe without this would wait for a writer.
+        # Without O_NONBLOCK, opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError) as problem:
         raise error(f"{path}: cannot be read ({_reason(problem)}); check the path") from problem
@@ -56,7 +57,7 @@ def read_bytes(path: Path, kind: Kind, error: type[InputError] = CheckpointError
         if not stat.S_ISREG(state.st_mode):
             raise error(f"{path}: cannot be read ({_what(state)}); put a file there")
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            # The size may be wrong (as in /proc) or outdated; one byte more than is allowed decides.
+            # The size may be wrong (as in /proc) or outdated, so one byte more than allowed is requested.
             data = stream.read(kind.most + 1) if state.st_size <= kind.most else b""
         size = max(state.st_size, len(data))
     except OSError as problem:
@@ -64,30 +65,32 @@ def read_bytes(path: Path, kind: Kind, error: type[InputError] = CheckpointError
     finally:
         os.close(descriptor)
     if size > kind.most:
-        raise error(f"{path}: has {size:,} bytes or more; {kind.label} has {kind.most:,} at most; check the path")
+        raise error(
+            f"{path}: has {size:,} bytes or more, {kind.most:,} at most expected for {kind.label}; check the path"
+        )
     return data
 
 
 def read_text(path: Path, kind: Kind, error: type[InputError] = CheckpointError) -> str:
-    """A UTF-8 file's text without a byte order mark; `error` as `read_bytes`, or where it is not UTF-8."""
+    """The text of a UTF-8 file without its byte order mark. Raises `error` as `read_bytes` does, and if it is not UTF-8."""
     data = read_bytes(path, kind, error)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        raise error(f"{path}: is not UTF-8 (at byte {problem.start + 1}); give a text file") from problem
+        raise error(f"{path}: is not UTF-8 (at byte {problem.start + 1}); save it as UTF-8 text") from problem
 
 
 def parse_json(text: str | bytes, path: Path, error: type[InputError] = CheckpointError) -> Any:
-    """The value of JSON text from `path`; `error` naming the place where it is broken, or where it is nested too deeply."""
+    """The value of JSON text read from `path`. Raises `error`, naming line and column, if it is broken or nested too deeply."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as problem:
         where = f"line {problem.lineno}, column {problem.colno}: {problem.msg}"
-        raise error(f"{path}: not valid JSON ({where}); mend or download it again") from problem
+        raise error(f"{path}: not valid JSON ({where}); correct it or download it again") from problem
     except RecursionError as problem:
-        raise error(f"{path}: not valid JSON (it is nested too deeply); mend or download it again") from problem
+        raise error(f"{path}: not valid JSON (it is nested too deeply); correct it or download it again") from problem
     except ValueError as problem:  # a number of thousands of digits, or bytes that are not UTF-8
-        raise error(f"{path}: not valid JSON ({problem}); mend or download it again") from problem
+        raise error(f"{path}: not valid JSON ({problem}); correct it or download it again") from problem
 
 
 def _what(state: os.stat_result) -> str:
@@ -95,5 +98,5 @@ def _what(state: os.stat_result) -> str:
 
 
 def _reason(problem: OSError | ValueError) -> str:
-    """What the system says; a ValueError is a name with a null byte."""
+    """The system's message; a ValueError comes from a path with a null byte."""
     return (problem.strerror if isinstance(problem, OSError) else None) or str(problem)

@@ -1,4 +1,4 @@
-"""Whether files stay what they were while they are read."""
+"""Detecting that an input file changed while it was read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gguf_tools.errors import CheckpointError
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells a file from another under its name, or from itself when it was written to; None where it is not there."""
+    """A file's device, inode, size in bytes and modification time in ns; `found` is None if it does not exist."""
 
     path: Path
     found: tuple[int, int, int, int] | None
@@ -20,26 +20,26 @@ class FileState:
 
 @dataclass(frozen=True)
 class Watch:
-    """The states of files before they are opened; `check`, called when all is read, compares them.
+    """The states of files before they are opened; call `check` when all has been read.
 
-    A file that is rewritten within the resolution of its modification time, to the same size, goes unnoticed.
+    A file rewritten with the same size within the resolution of its modification time is not detected.
     """
 
     states: tuple[FileState, ...]
 
     @classmethod
     def over(cls, paths: Iterable[Path]) -> Watch:
-        """A watch over these files; folders among them are not watched, only what is named."""
+        """A watch over these files; folders among the paths are skipped, and their contents are not watched."""
         return cls(tuple(FileState(path, _found(path)) for path in dict.fromkeys(paths) if not path.is_dir()))
 
     def check(self) -> None:
-        """Raise CheckpointError for the first file whose size, modification time or inode is another."""
+        """Raise CheckpointError for the first file whose size, modification time or inode differs from the recorded one."""
         for state in self.states:
             now = _found(state.path)
             if now != state.found:
                 what = "was removed" if now is None else "appeared" if state.found is None else "changed"
                 raise CheckpointError(
-                    f"{state.path}: {what} while it was read; begin again when nothing writes to it any more"
+                    f"{state.path}: {what} while it was read; run the command again when nothing writes to it any more"
                 )
 
 

@@ -1,1 +1,1 @@
-"""llama.cpp in a process of its own."""
+"""Running llama.cpp in a child process."""

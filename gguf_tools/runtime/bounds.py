@@ -1,4 +1,4 @@
-"""Running something untrusted in this process within limits on time and memory."""
+"""Limits on CPU time and memory for untrusted code that runs in this process."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ except ImportError:  # not on Windows
 
 
 class TimeExceededError(BaseException):
-    """The time is up. No Exception, so that nothing between here and the limit handles it."""
+    """The time limit is exceeded. Not an Exception, so that no `except Exception` in the bounded code catches it."""
 
 
 @contextlib.contextmanager
 def bounded(seconds: float, memory: int) -> Iterator[None]:
-    """Raise TimeExceededError after `seconds` of computing, MemoryError beyond `memory` more bytes of address space.
+    """Raise TimeExceededError after `seconds` of CPU time, MemoryError beyond `memory` additional bytes of address space.
 
-    The time is noticed between two steps of the interpreter: a single operation that takes for ever is not stopped. Only for
-    the main thread; where the system has no such limits there are none.
+    Python handles the timer's signal between two bytecode instructions, so a single endless C call is not interrupted. For the
+    main thread only. On systems without these limits the block runs without them.
     """
     with _time(seconds), _memory(memory):
         yield
@@ -32,7 +32,7 @@ def bounded(seconds: float, memory: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _time(seconds: float) -> Iterator[None]:
-    """Raise TimeExceededError after `seconds` of CPU time; no bound where the system has no interval timers."""
+    """Raise TimeExceededError after `seconds` of CPU time; no limit on systems without interval timers."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -41,7 +41,7 @@ def _time(seconds: float) -> Iterator[None]:
         raise TimeExceededError
 
     before = signal.signal(signal.SIGPROF, over)
-    # Once more every second, should the first be lost in a place where Python only prints what is raised.
+    # Repeated every second: an exception raised in a destructor or callback is only printed by Python, and lost.
     signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)
     try:
         yield
@@ -52,7 +52,7 @@ def _time(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _memory(more: int) -> Iterator[None]:
-    """Allow `more` bytes of address space beyond what is in use; no bound where the system does not tell what is."""
+    """Allow `more` bytes of address space beyond those in use; no limit if the system does not report those in use."""
     used = _address_space()
     if resource is None or used is None:
         yield
@@ -67,7 +67,7 @@ def _memory(more: int) -> Iterator[None]:
 
 
 def _address_space() -> int | None:
-    """Bytes of address space that this process has; None where the system does not say."""
+    """Bytes of address space in use by this process; None if the system does not report them."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

@@ -1,7 +1,7 @@
-"""The frames that `runtime` and its worker exchange over a pair of pipes.
+"""The frames that `Runtime` and its worker process exchange over a pair of pipes.
 
 A frame is the length of its header (4 bytes, little-endian), the header (JSON), and the raw little-endian bytes of at
-most one array, whose type and shape the header states. Nothing that is executed crosses the pipe (no pickle).
+most one array, whose dtype and shape the header states. Frames never contain code (no pickle).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Array = npt.NDArray[Any]
 
 
 class ChannelClosedError(Exception):
-    """The other side closed its end, or died, before a whole frame had come."""
+    """The other process closed its end of the pipe, or died, before a whole frame was transferred."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One message: what is asked or answered, and at most one array (float32 or int32)."""
+    """One request or answer: a header and at most one array (float32 or int32)."""
 
     header: dict[str, Any]
     array: Array | None = None
 
 
 def write_frame(stream: RawIOBase, header: dict[str, Any], array: Array | None = None) -> None:
-    """Write one frame; raises ChannelClosedError where the reader is gone."""
+    """Write one frame. Raises ChannelClosedError if the reader has closed the pipe."""
     if array is not None:
         little = array.dtype.newbyteorder("<")
         array = np.ascontiguousarray(array, dtype=little)
@@ -50,13 +50,13 @@ def write_frame(stream: RawIOBase, header: dict[str, Any], array: Array | None =
 
 
 def read_frame(stream: RawIOBase) -> Frame:
-    """Read one frame; raises ChannelClosedError at the end of the stream, also in the midst of a frame."""
+    """Read one frame. Raises ChannelClosedError at the end of the stream, also inside a frame."""
     (length,) = _LENGTH.unpack(_read_exactly(stream, _LENGTH.size))
     header: dict[str, Any] = json.loads(bytes(_read_exactly(stream, length)))
     if "dtype" not in header:
         return Frame(header)
     if header["dtype"] not in _DTYPES:
-        raise ValueError(f"a frame holds an array of type {header['dtype']!r}")
+        raise ValueError(f"a frame has an array of dtype {header['dtype']!r}, one of {', '.join(_DTYPES)} expected")
     shape = tuple(int(size) for size in header["shape"])
     array: Array = np.empty(shape, dtype=header["dtype"])
     if math.prod(shape):
@@ -66,7 +66,7 @@ def read_frame(stream: RawIOBase) -> Frame:
 
 def _write_all(stream: RawIOBase, data: memoryview) -> None:
     while data:
-        # A raw stream writes what fits; None would mean a non-blocking pipe, which these are not.
+        # A raw stream may write only a part; None would mean a non-blocking pipe, and these are blocking.
         data = data[cast(int, stream.write(data)) :]
 
 

@@ -1,7 +1,7 @@
-"""Chat templates as the worker process renders them: by llama-cpp-python's formatter, in its sandbox.
+"""Rendering chat templates in the worker process, by llama-cpp-python's formatter.
 
-A template comes with a file and is untrusted. Jinja's immutable sandbox keeps it from the interpreter, and the process
-that it runs in can be killed where it does not come to an end.
+A template comes with a file and is untrusted. Jinja's immutable sandbox keeps it from reaching the interpreter, and the worker
+process can be killed if the template does not end.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from gguf_tools.runtime.bounds import TimeExceededError, bounded
 from gguf_tools.text import shortened
 
 MOST_CHARACTERS = 4_000_000
-"""Of a rendered conversation: about a million tokens."""
+"""Most characters of a rendered conversation: about a million tokens."""
 
 MOST_SECONDS = 10.0
-"""Of computing; a template needs milliseconds."""
+"""Most seconds of CPU time for one rendering, which normally takes milliseconds."""
 
 MOST_MEMORY = 1 << 30
-"""Bytes, beside what the process has already."""
+"""Most bytes of address space that one rendering may add to the process."""
 
 _LONGEST_COMPLAINT = 300
 
 
 class TemplateRefusalError(Exception):
-    """A template that is broken, or that does not accept the messages: its own complaint, in one line."""
+    """A template is broken or does not accept the messages; its error message in one line."""
 
 
 def render(
@@ -40,9 +40,10 @@ def render(
     add_generation_prompt: bool,
     options: Mapping[str, Any],
 ) -> str:
-    """The text of a conversation; `options` reach the template. Raises TemplateRefusalError.
+    """The text of a conversation; `options` are passed to the template as variables.
 
-    Source: `Jinja2ChatFormatter` in llama_cpp/llama_chat_format.py, which renders as transformers' `render_jinja_template`.
+    Raises TemplateRefusalError if the template fails or exceeds the limits above. Source: `Jinja2ChatFormatter` in
+    llama_cpp/llama_chat_format.py, which renders as transformers' `render_jinja_template` does.
     """
     names = {"documents": None, **options}  # transformers defines it, the formatter does not
     plain: Any = [dict(message) for message in messages]
@@ -52,20 +53,20 @@ def render(
             text = str(formatter(messages=plain, **names).prompt)
     except TimeExceededError as error:
         raise TemplateRefusalError(
-            f"the chat template did not end within {MOST_SECONDS:g} seconds of computing"
+            f"the chat template did not end within {MOST_SECONDS:g} seconds of CPU time"
         ) from error
     except MemoryError as error:
         raise TemplateRefusalError(f"the chat template needs more than {MOST_MEMORY >> 20} MiB of memory") from error
     except jinja2.TemplateSyntaxError as error:
         raise TemplateRefusalError(
-            f"the chat template is broken at its line {error.lineno}: {_one_line(error)}"
+            f"the chat template has a syntax error in its line {error.lineno}: {_one_line(error)}"
         ) from error
     except Exception as error:
-        # Whatever a template's expressions raise (type errors, overflows, the sandbox's refusals) is its own fault.
+        # Expressions in a template can raise errors of any class: type errors, overflows, the sandbox's refusals.
         raise TemplateRefusalError(f"the chat template refused the messages: {_one_line(error)}") from error
     if len(text) > MOST_CHARACTERS:
         raise TemplateRefusalError(
-            f"the chat template wrote {len(text):,} characters, and at most {MOST_CHARACTERS:,} are taken"
+            f"the chat template wrote {len(text):,} characters, {MOST_CHARACTERS:,} at most expected"
         )
     return text
 

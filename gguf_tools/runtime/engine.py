@@ -1,9 +1,8 @@
-"""llama.cpp through its C functions, as the worker process uses it.
+"""llama.cpp through its C API. For the worker process only, because llama.cpp's assertions abort the process.
 
-The `Llama` class of llama-cpp-python is not used: this needs every position's raw logits, many sequences in one
-context, and settings (cache type, no flash attention, no offloading) that are exactly those asked for. Source of the
-functions and their contracts: `llama.h`. Nothing here may run in the user's own process, because llama.cpp's
-assertions abort.
+The `Llama` class of llama-cpp-python is not used: evaluation needs raw logits at every position, many sequences in one
+context, and settings (cache type, no flash attention, no offloading) applied exactly as requested. Source of the functions
+and their contracts: `llama.h`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from gguf_tools.progress import CountProgress
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
 
-_KV_TYPES: dict[str, tuple[int, float]] = {  # ggml's type number, bytes a value
+_KV_TYPES: dict[str, tuple[int, float]] = {  # ggml's type number, bytes per value
     "f32": (lib.GGML_TYPE_F32, 4.0),
     "f16": (lib.GGML_TYPE_F16, 2.0),
     "q8_0": (lib.GGML_TYPE_Q8_0, 34 / 32),
@@ -33,18 +32,21 @@ _KV_TYPES: dict[str, tuple[int, float]] = {  # ggml's type number, bytes a value
 _MAX_BATCH = 512
 _MIN_BATCH = 64
 _OUTPUT_BYTES = 256 << 20  # logits of one batch, which llama.cpp holds twice (graph and output buffer)
-_CACHE_BYTES = 1 << 30  # KV cache and recurrent states of the sequences that decode together
+_CACHE_BYTES = 1 << 30  # KV cache and recurrent states of the sequences that are decoded together
 _MAX_PARALLEL = 64
 _SPEED_SECONDS = 20.0
 _WARM_UP = 64
 
 
 class Engine:
-    """One model, and the context that the last request needed."""
+    """A loaded model, and the context of the last request, reused if the next one needs the same."""
 
     def __init__(self, path: str, options: Mapping[str, Any], progress: CountProgress) -> None:
-        """Load the GGUF at `path` with `llama_model_load_from_file`; `progress` counts to 100; LlamaError if it is refused."""
-        # llama-cpp-python's own callback would run Python inside llama.cpp's threads; NULL is plain stderr.
+        """Load the GGUF at `path` with `llama_model_load_from_file`; `progress` counts to 100.
+
+        Raises LlamaError if llama.cpp cannot load it.
+        """
+        # llama-cpp-python's own callback would run Python inside llama.cpp's threads; with NULL, ggml writes to stderr.
         lib.llama_log_set(lib.llama_log_callback(), ctypes.c_void_p(None))
         lib.llama_backend_init()
         self._options = options
@@ -61,19 +63,19 @@ class Engine:
 
         params.progress_callback = callback = lib.llama_progress_callback(on_progress)
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
-        del callback  # it had to live until here
+        del callback  # the object had to exist until the model was loaded
         if not self._model:
-            raise LlamaError("the model could not be loaded")
+            raise LlamaError("the model cannot be loaded")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
         self._metadata = self._read_metadata()
         room = _OUTPUT_BYTES // (4 * max(self.n_vocab, 1))
         self._n_batch = min(max(1 << max(room.bit_length() - 1, 0), _MIN_BATCH), _MAX_BATCH)
 
-    # -- facts ---------------------------------------------------------------------------------------------------
+    # -- model information -----------------------------------------------------------------------------------------
 
     def info(self) -> dict[str, Any]:
-        """What `runtime.ModelInfo` holds, by its field names."""
+        """The fields of `interface.ModelInfo`, by name."""
         model, vocab = self._model, self._vocab
         description = ctypes.create_string_buffer(256)
         lib.llama_model_desc(model, description, len(description))
@@ -108,10 +110,10 @@ class Engine:
         text = self._metadata.get(f"{self._metadata.get('general.architecture', '')}.{name}", "")
         return int(text) if text.isdecimal() else default
 
-    # -- text ----------------------------------------------------------------------------------------------------
+    # -- tokens ----------------------------------------------------------------------------------------------------
 
     def tokenize(self, text: bytes, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of UTF-8 text."""
+        """Token ids of UTF-8 text, by `llama_tokenize`. Raises LlamaError if that fails."""
         room = len(text) + 8
         while True:
             ids = (lib.llama_token * room)()
@@ -119,11 +121,11 @@ class Engine:
             if count >= 0:
                 return list(ids[:count])
             if -count <= room:
-                raise LlamaError("the text could not be tokenized")
+                raise LlamaError("the text cannot be tokenized")
             room = -count
 
     def detokenize(self, ids: Sequence[int], special: bool) -> str:
-        """Text of token ids; bytes that are not UTF-8 become the replacement character."""
+        """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
         tokens = (lib.llama_token * len(ids))(*ids)
         room = 16 * len(ids) + 64
         while True:
@@ -136,11 +138,11 @@ class Engine:
     # -- decoding ------------------------------------------------------------------------------------------------
 
     def logits(self, tokens: Tokens, context: int, progress: CountProgress) -> Logits:
-        """Logits at every position of one sequence, (T, n_vocab).
+        """Logits at every position of one sequence, (T, n_vocab) float32.
 
-        A sequence runs alone, so its numbers cannot depend on its company: batches are cut where the shortest sequence
-        ends, and which kernel multiplies depends on the count of rows. (On a CPU in F32 five sequences in one batch
-        gave the same bits, attention and hybrid alike, but nothing promises so.)
+        A sequence is decoded alone, so that its logits cannot depend on other sequences: llama.cpp splits batches where the
+        shortest sequence ends, and selects the multiplication kernel by the number of rows. (On a CPU in F32, five sequences
+        in one batch gave the same bits, for attention and hybrid models, but llama.cpp does not guarantee it.)
         """
         self._prepare(1, context)
         out = np.empty((len(tokens), self.n_vocab), dtype=np.float32)
@@ -160,9 +162,9 @@ class Engine:
         context: int,
         progress: CountProgress,
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """The most likely continuation of each prompt, and the margins over the second choice.
+        """The greedy continuation of each prompt, and each token's margin (difference of the two largest logits).
 
-        Prompts are read one by one, each into a sequence of its own; then all sequences advance together, a token a
+        Prompts are read one by one, each into a sequence of its own; then the sequences are decoded together, one token per
         step, as many at once as the memory for their caches allows.
         """
         tokens: list[list[int]] = [[] for _ in prompts]
@@ -190,9 +192,9 @@ class Engine:
         results: tuple[list[list[int]], list[list[float]]],
         progress: Callable[[int], None],
     ) -> int:
-        """Append greedy tokens and their margins (logit) to the prompts of `group`, a step for all at once, to the end.
+        """Decode the prompts of `group` together to their ends; tokens and margins (logits) are appended to `results`.
 
-        Returns the number of tokens asked for up to the end of the group, for the progress display.
+        Returns the number of tokens requested up to the end of the group, for the progress display.
         """
         tokens, margins = results
         while True:
@@ -220,12 +222,12 @@ class Engine:
         return row
 
     def speed(self, n_prompt: int, n_generate: int, repeat: int, progress: CountProgress) -> tuple[float, float]:
-        """Tokens a second when reading a prompt and when generating one by one (medians of the runs)."""
+        """Tokens per second when reading a prompt, and when generating token by token (medians of the runs)."""
         tokens = np.random.default_rng(0).integers(0, self.n_vocab, n_prompt).astype(np.int32)
         reading: list[float] = []
         writing: list[float] = []
         begin = time.perf_counter()
-        # The first run, a short one, pages the weights in and is not counted.
+        # The first run is short, loads the weights into memory, and is not counted.
         for run in range(repeat + 1):
             self._prepare(1, n_prompt + n_generate)
             start = time.perf_counter()
@@ -248,10 +250,10 @@ class Engine:
     def activations(
         self, tokens: Tokens, lengths: Sequence[int], process_output: bool, progress: CountProgress
     ) -> tuple[list[dict[str, Any]], Logits]:
-        """Statistics of what enters each weight matrix while the chunks in `tokens`, `lengths` long, are read.
+        """Statistics of the inputs of each weight matrix while the chunks in `tokens` (of `lengths` tokens) are decoded.
 
-        For each tensor its name, the tokens that each of its matrices saw, and how many sums of squares it has; and these
-        sums, of all tensors one after the other.
+        Returns for each tensor its name, the number of tokens per matrix, and its number of sums; and one array with the sums
+        of squares of all tensors, concatenated. Raises LlamaError for activations that are not finite.
         """
         from gguf_tools.runtime.activations import Collector
         from gguf_tools.runtime.graph import GraphTensor
@@ -270,7 +272,7 @@ class Engine:
                 for start in range(0, length, self._n_batch):
                     part = tokens[done : done + min(self._n_batch, length - start)]
                     positions = np.arange(start, start + len(part), dtype=np.int32)
-                    # Where a position's logits are not wanted, the last layer leaves it out.
+                    # Logits are requested at every position: the last layer skips positions without.
                     self._decode(part, positions, np.zeros_like(part), np.ones(len(part), dtype=np.int8))
                     if collector.error:
                         raise LlamaError(str(collector.error)) from collector.error
@@ -289,7 +291,7 @@ class Engine:
     # -- the context ---------------------------------------------------------------------------------------------
 
     def _parallel(self, wanted: int, context: int) -> int:
-        """How many sequences of `context` tokens may decode together within the memory for their caches."""
+        """How many sequences of `context` tokens may be decoded together within `_CACHE_BYTES` for their caches."""
         heads = max(int(lib.llama_model_n_head(self._model)), 1)
         width = int(lib.llama_model_n_embd(self._model)) // heads
         key = self._hyperparameter("attention.key_length", width)
@@ -302,7 +304,7 @@ class Engine:
         return max(1, min(wanted, room, _MAX_PARALLEL, int(lib.llama_max_parallel_sequences())))
 
     def _prepare(self, n_seq: int, context: int) -> None:
-        """An empty context for at least `n_seq` sequences of `context` tokens each."""
+        """Make the context empty, with room for `n_seq` sequences of `context` tokens each. Raises LlamaError."""
         have_seq, have_context = self._context_size
         if self._context is not None and have_seq == n_seq and have_context >= context:
             lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
@@ -318,7 +320,7 @@ class Engine:
         params.flash_attn_type = (
             lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if options["flash_attn"] else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
-        # Without layers on a GPU nothing else may go there either: "CPU" must mean the CPU's numbers.
+        # Without layers on a GPU no operation may be offloaded either, so that all results are the CPU's.
         params.offload_kqv = params.op_offload = options["gpu_layers"] != 0
         params.kv_unified = False
         params.no_perf = True
@@ -327,32 +329,38 @@ class Engine:
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             self._context = None
-            raise LlamaError(f"no context for {n_seq} sequences of {context} tokens could be made")
+            raise LlamaError(f"cannot create a context for {n_seq} sequences of {context} tokens")
         self._context_size = (n_seq, context)
 
     def reserve(self, context: int) -> None:
-        """Make and free a context as llama.cpp's tools would by default, so that its log states the buffers' sizes."""
+        """Create and free a context with llama.cpp's default settings, so that its log states the buffers' sizes.
+
+        Raises LlamaError if it cannot be created.
+        """
         self.close_context()
         params = lib.llama_context_default_params()
         params.n_ctx = context
         made = lib.llama_init_from_model(self._model, params)
         if not made:
-            raise LlamaError(f"no context of {context} tokens could be made")
+            raise LlamaError(f"cannot create a context of {context} tokens")
         lib.llama_free(made)
 
     def close_context(self) -> None:
-        """Free the context; the next request makes another."""
+        """Free the context; the next request creates another."""
         if self._context is not None:
             lib.llama_free(self._context)
             self._context = None
 
     def close(self) -> None:
-        """Free the model; nothing may be asked of it any more."""
+        """Free the context and the model; the engine must not be used afterwards."""
         self.close_context()
         lib.llama_model_free(self._model)
 
     def _decode(self, tokens: Tokens, positions: Tokens, sequences: Tokens, wanted: npt.NDArray[np.int8]) -> None:
-        """Run `llama_decode` on one batch: four arrays of one length, a token each; LlamaError with its code if it fails."""
+        """Run `llama_decode` on one batch; all arrays are (tokens,), `wanted` marks positions whose logits are output.
+
+        Raises LlamaError with llama.cpp's return code if it fails.
+        """
         count = len(tokens)
         n_seq_id = np.ones(count, dtype=np.int32)
         addresses = sequences.ctypes.data + sequences.itemsize * np.arange(count, dtype=np.uintp)
@@ -367,18 +375,21 @@ class Engine:
         )
         code = lib.llama_decode(self._context, batch)
         if code:
-            raise LlamaError(f"llama_decode answered {code} for {count} tokens")
+            raise LlamaError(f"llama_decode returned {code} for {count} tokens")
 
     def _outputs(self, count: int) -> Logits:
-        """The logits of the last batch's wanted positions, (count, n_vocab), in the batch's order; a view."""
+        """The logits of the last batch's wanted positions, (count, n_vocab) in batch order; a view, valid until the next batch.
+
+        Raises LlamaError if the model outputs no logits.
+        """
         pointer = lib.llama_get_logits(self._context)
         if not pointer:
-            raise LlamaError("the model gives no logits (an embedding model?)")
+            raise LlamaError("the model outputs no logits (an embedding model?), a language model expected")
         return np.ctypeslib.as_array(pointer, shape=(count, self.n_vocab))
 
 
 def _choose(row: Logits, tokens: list[int], margins: list[float], prompt: int, position: int) -> None:
-    """Append the highest logit's id (the lowest id among equals) and its lead over the second highest."""
+    """Append the id of the largest logit (the lowest id among equals) and its margin over the second largest."""
     if not np.isfinite(row).all():
         raise LlamaError(f"the logits after {position} tokens of prompt {prompt} are not finite")
     tokens.append(int(row.argmax()))

@@ -1,6 +1,6 @@
-"""Tensors of llama.cpp's computation graph, as its evaluation callback shows them. For the worker process only.
+"""Reading tensors of llama.cpp's computation graph in its evaluation callback. For the worker process only.
 
-Source: `struct ggml_tensor` of ggml.h (ggml 0.25.3), whose size is checked before anything is read through it.
+Source: `struct ggml_tensor` of ggml.h (ggml 0.25.3), whose size is checked before any tensor is read.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from gguf_tools.errors import LlamaError
 from quant import ggml
 
 _OBJECT_BYTES = 32  # sizeof(struct ggml_object), part of ggml_tensor_overhead()
-_OPS = 64  # fewer than there are: `ggml_op_name` does not check its argument
+_OPS = 64  # below GGML_OP_COUNT, because `ggml_op_name` does not check its argument
 
 
 class GraphTensor(ctypes.Structure):
-    """`struct ggml_tensor`: `ne` lengths and `nb` strides in bytes, the row's first; `src` what it is computed from."""
+    """`struct ggml_tensor`: `ne` lengths and `nb` strides in bytes, innermost axis first; `src` are its operands."""
 
 
 GraphTensor._fields_ = (
@@ -43,7 +43,7 @@ GraphTensor._fields_ = (
 
 @cache
 def library() -> ctypes.CDLL:
-    """libggml-base with what this module calls declared. Raises LlamaError where its tensors are laid out otherwise."""
+    """libggml-base with the functions used here declared. Raises LlamaError if `struct ggml_tensor` has another size."""
     lib = ggml.library()
     lib.ggml_tensor_overhead.restype = ctypes.c_size_t
     lib.ggml_op_name.argtypes, lib.ggml_op_name.restype = (ctypes.c_int,), ctypes.c_char_p
@@ -53,21 +53,21 @@ def library() -> ctypes.CDLL:
     lib.ggml_backend_tensor_get.restype = None
     found, expected = lib.ggml_tensor_overhead() - _OBJECT_BYTES, ctypes.sizeof(GraphTensor)
     if found != expected:
-        raise LlamaError(f"a tensor of this ggml has {found} bytes, {expected} expected; use llama-cpp-python 0.3.36")
+        raise LlamaError(f"struct ggml_tensor has {found} bytes, {expected} expected; install llama-cpp-python 0.3.36")
     return lib
 
 
 @cache
 def op_number(name: str) -> int:
-    """The number of the operation that ggml calls `name`, such as MUL_MAT."""
+    """ggml's number of the operation `name`, such as MUL_MAT. Raises LlamaError if there is none."""
     found = next((number for number in range(_OPS) if library().ggml_op_name(number) == name.encode()), None)
     if found is None:
-        raise LlamaError(f"this ggml has no operation {name}; use llama-cpp-python 0.3.36")
+        raise LlamaError(f"the installed ggml has no operation {name}; install llama-cpp-python 0.3.36")
     return found
 
 
 def values(tensor: Any, dtype: type[np.generic]) -> NDArray[Any]:
-    """A tensor's numbers in numpy order, (ne[3], ne[2], ne[1], ne[0]); valid until the callback returns."""
+    """A tensor's values in numpy order, (ne[3], ne[2], ne[1], ne[0]); valid until the callback returns."""
     lib = library()
     shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
     count = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True)) + np.dtype(dtype).itemsize

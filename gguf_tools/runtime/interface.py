@@ -1,4 +1,4 @@
-"""What llama.cpp in its process says and takes: types, and the protocol that evaluation needs of it."""
+"""Result types of the llama.cpp process, and the protocol that evaluation requires of it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gguf_tools.progress import CountProgress
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What llama.cpp says about a file.
+    """A model's properties as llama.cpp reports them.
 
-    `bytes` and `n_params` count the tensors (0 with vocab_only); `file_type` is llama.cpp's name for the mix of types;
-    ids are None where the vocabulary has no such token; `eog` are all tokens that end a generation; `metadata` has
-    every key/value pair but arrays, as text.
+    `bytes` and `n_params` count tensor data and parameters (0 with vocab_only); `context_train` is the training context in
+    tokens; `file_type` is llama.cpp's name for the type recipe; token ids are None if the vocabulary has no such token; `eog`
+    are all end-of-generation tokens; `metadata` has every key except arrays, values as strings.
     """
 
     arch: str
@@ -39,13 +39,13 @@ class ModelInfo:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data a parameter; 0 where the weights were not loaded."""
+        """Bits of tensor data per parameter; 0 if the weights were not loaded."""
         return 8 * self.bytes / self.n_params if self.n_params else 0.0
 
 
 @dataclass(frozen=True)
 class GreedyResult:
-    """A greedy continuation: token ids, and each one's lead in logits over the second choice (in the same order)."""
+    """A greedy continuation: token ids, and for each the difference of the two largest logits (margin)."""
 
     tokens: tuple[int, ...]
     margins: tuple[float, ...]
@@ -53,7 +53,7 @@ class GreedyResult:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second, reading a prompt and generating one token after the other (medians of the counted runs)."""
+    """Tokens per second when reading a prompt of `n_prompt` tokens and when generating `n_generate` one by one (medians)."""
 
     prompt_tok_s: float
     generate_tok_s: float
@@ -63,9 +63,9 @@ class Speed:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of llama.cpp's buffers as it reports them (to 0.01 MiB), with its own defaults, at a context length.
+    """Bytes of llama.cpp's buffers as its log reports them (to 0.01 MiB), for its default settings and `context` tokens.
 
-    `cache` counts keys, values and recurrent states, `compute` the scratch and output buffers.
+    `cache` counts keys, values and recurrent states; `compute` the compute and output buffers.
     """
 
     context: int
@@ -75,7 +75,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All buffers together."""
+        """Bytes of all buffers."""
         return self.weights + self.cache + self.compute
 
 
@@ -83,27 +83,27 @@ Message = Mapping[str, Any]
 
 
 class RuntimeLike(Protocol):
-    """What the suite needs of `runtime.Runtime`."""
+    """The methods of `process.Runtime` that evaluation uses."""
 
     @property
     def info(self) -> ModelInfo:
-        """The model's facts."""
+        """The model's properties."""
 
     @property
     def context_limit(self) -> int:
-        """The most tokens that a sequence may have."""
+        """Most tokens of a sequence."""
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Token ids of a text."""
 
     def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
-        """Text of token ids."""
+        """The text of token ids."""
 
     def render_chat(self, messages: Sequence[Message], **options: Any) -> str:
-        """Text of a conversation by the file's own chat template."""
+        """The text of a conversation, rendered by the file's own chat template."""
 
     def iter_logits(self, sequences: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits at every position of each sequence, (T, n_vocab)."""
+        """For each sequence, its logits at every position, (T, n_vocab) float32."""
 
     def greedy(
         self,
@@ -112,4 +112,4 @@ class RuntimeLike(Protocol):
         stop: frozenset[int] = frozenset(),
         progress: CountProgress | None = None,
     ) -> list[GreedyResult]:
-        """The most likely continuations."""
+        """The greedy continuation of each prompt."""

@@ -1,4 +1,4 @@
-"""What llama.cpp's log says about a failure, in one line."""
+"""Extracting the cause of a failure, and buffer sizes, from llama.cpp's log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FAILURE = re.compile(
     r"|requires|unable|cannot|can't|could not|out of memory|terminate called|what\(\)|exception|exceeds",
     re.IGNORECASE,
 )
-# Lines that only repeat that the call above them failed, and those that list the file's contents or llama.cpp's plans.
+# Lines that only repeat that the call before them failed, and those that list the file's contents or llama.cpp's settings.
 _NOISE = re.compile(
     r"failed to load model(?:$|[ ,'])|failed to initialize the context$|^\s*warning"
     r"|^(?:print_info|llama_model_loader: -|load_tensors|create_tensor|load|llama_context): ",
@@ -26,10 +26,10 @@ _FUNCTION = re.compile(r"^(?:[\w:~]*_[\w:~]*: |error loading model: )+")
 
 
 def decisive_lines(log: str) -> str:
-    """The lines of a log that say why llama.cpp failed, joined with "; " ("" where none does).
+    """The lines of a log that say why llama.cpp failed, joined with "; " ("" if there are none).
 
-    An assertion decides alone. Else these are the last lines that speak of a failure, without those that only repeat
-    that something failed. Names of functions at a line's start are dropped.
+    If an assertion failed, its line alone; otherwise the last lines that report a failure, without those that only repeat that
+    a call failed. Function names at the start of lines are removed.
     """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     asserted = [line for line in lines if _ASSERTION.search(line)]
@@ -41,16 +41,16 @@ def decisive_lines(log: str) -> str:
 
 
 def last_lines(log: str) -> str:
-    """The last lines of a log, for a process that ended without a word on why ("" where there are none)."""
+    """The last lines of a log, for a process that ended without reporting a failure ("" if the log is empty)."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return "its last words: " + "; ".join(shortened(line, _MAX_CHARS) for line in lines[-_MAX_LINES:]) if lines else ""
+    return "its log ends: " + "; ".join(shortened(line, _MAX_CHARS) for line in lines[-_MAX_LINES:]) if lines else ""
 
 
 def buffer_sizes(log: str) -> dict[str, float]:
-    """Bytes of the buffers that a log reports, summed over devices, by kind: model, KV, RS (recurrent), compute, output.
+    """Bytes of the buffers that a log reports, summed over devices, by llama.cpp's name: model, KV, RS, compute, output.
 
-    A model in several files and a cache of two parts report several buffers on one device, which add up; scratch space
-    is reserved in several attempts, of which the last counts.
+    RS are recurrent states. A split model and a hybrid cache report several buffers on one device, which are added; compute
+    buffers are reserved repeatedly, and the last report per device counts.
     """
     found: dict[str, float] = {}
     scratch: dict[str, float] = {}

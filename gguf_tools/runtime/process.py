@@ -1,8 +1,8 @@
-"""llama.cpp in a process of its own.
+"""Running llama.cpp in a child process.
 
-Its assertions abort the process that they run in, so a broken or hostile file must not meet it here. `Runtime` starts
-`gguf_tools.runtime.worker`, asks it over a pair of pipes, and turns whatever goes wrong there into a LlamaError of one
-line: what failed, which file, and what llama.cpp logged about it.
+llama.cpp's assertions abort their process, so it must not open untrusted files in this one. `Runtime` starts
+`gguf_tools.runtime.worker`, sends it requests over a pair of pipes, and turns every failure there into a one-line LlamaError
+with the file, the operation and the cause from llama.cpp's log.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ _ROOT = Path(__file__).resolve().parents[2]
 _LOG_TAIL = 1 << 20
 _DYING_SECONDS = 5.0
 _RENDER_SECONDS = 60.0
-"""For a chat template that the worker's own limit cannot stop, because it hangs in a single operation."""
+"""Seconds after which a rendering is killed; needed if a single operation of the template never ends (see `chat`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
-    """How llama.cpp runs. The defaults are those of a fidelity measurement: as exact as it can be, on the CPU.
+    """Settings of llama.cpp. The defaults are for fidelity measurements: the most exact settings, on the CPU.
 
-    `kv_type`: type of the key/value cache; f32 reaches an NMSE of 1e-12, f16 (llama.cpp's default) costs 5e-8.
-    `flash_attn`: the fused attention kernel, disabled explicitly by default (llama.cpp's own default is "auto").
-    `gpu_layers`: layers on the GPU; with 0 no operation is offloaded at all. -1 means all.
-    `threads`: None takes the physical cores that this process may use.
-    `context_length`: None takes what each request needs, up to the model's training context; a number is the bound.
-    `vocab_only`: loads the tokenizer and the metadata, no weights.
-    `timeout`: seconds without any sign of work after which the process counts as hung; None waits for ever. By default 600, or
-    what `silence_limit` says.
+    `kv_type`: type of the key/value cache; with f32 the NMSE of the logits is about 1e-12, with f16 (llama.cpp's default) 5e-8.
+    `flash_attn`: the fused attention kernel, off by default (llama.cpp's own default is "auto").
+    `gpu_layers`: layers on the GPU; 0 offloads nothing at all, -1 offloads all layers.
+    `threads`: None means the physical cores that this process may use.
+    `context_length`: most tokens of a sequence; None means the model's training context.
+    `vocab_only`: load tokenizer and metadata, but no weights.
+    `timeout`: seconds without a message from the process after which it is killed; None means never. The default is 600, or
+    the value set by `silence_limit`.
     """
 
     kv_type: KVType = "f32"
@@ -66,11 +66,11 @@ class RuntimeOptions:
     timeout: float | None = field(default_factory=current_limit)
 
     def __post_init__(self) -> None:
-        """Refuse settings that llama.cpp cannot run, by name (InputError)."""
+        """Raise InputError, naming the setting, for values that llama.cpp does not support."""
         if self.kv_type not in ("f32", "f16", "q8_0"):
-            raise InputError(f"cache type {self.kv_type!r} is not known; take f32, f16 or q8_0")
+            raise InputError(f"cache type is {self.kv_type!r}, f32, f16 or q8_0 expected")
         if self.kv_type == "q8_0" and not self.flash_attn:
-            raise InputError("a q8_0 cache needs flash attention in llama.cpp; switch flash attention on")
+            raise InputError("cache type q8_0 needs flash attention in llama.cpp; turn flash attention on")
         for name in ("threads", "context_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -78,14 +78,14 @@ class RuntimeOptions:
 
 
 class Runtime:
-    """One model in a llama.cpp process; a context manager. Not for use by several threads at once.
+    """One model in a llama.cpp process; a context manager. Not thread-safe.
 
-    Every method raises LlamaError where llama.cpp fails, its process dies or falls silent, and InputError for what is
-    wrong with the request. After the process died, or a call was interrupted, every call fails: make a new Runtime.
+    Every method raises LlamaError if llama.cpp fails or its process dies or times out, and InputError for an invalid request.
+    After the process has died or a call was interrupted, every call fails; create a new Runtime then.
     """
 
     def __init__(self, path: Path, options: RuntimeOptions | None = None) -> None:
-        """Check the path; raises InputError where there is no GGUF file. The process starts on entering."""
+        """Raises InputError if `path` is not a GGUF file. The process starts when the context is entered."""
         self.path = Path(path)
         self.options = options or RuntimeOptions()
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,11 +95,11 @@ class Runtime:
             found = "is a folder" if self.path.is_dir() else other
             raise InputError(f"{self.path}: {found}; give a GGUF file")
         if not is_gguf(self.path):
-            raise InputError(f"{self.path}: is not a GGUF file (it does not start with 'GGUF')")
+            raise InputError(f"{self.path}: does not start with 'GGUF'; give a GGUF file")
 
     def __enter__(self) -> Runtime:
-        """Start the worker process and load the model in it; a `LlamaError` where that fails, with no process left."""
-        # A file and not a pipe: nobody has to read along, and it is whole after the process has died.
+        """Start the worker process and load the model. If that fails, the process is ended and LlamaError raised."""
+        # A file rather than a pipe: nothing has to read it meanwhile, and it is complete after the process has died.
         self._log = tempfile.TemporaryFile()
         starter = "main" if threading.current_thread() is threading.main_thread() else "thread"
         self._process = subprocess.Popen(
@@ -108,7 +108,7 @@ class Runtime:
             stdout=subprocess.PIPE,
             stderr=self._log,
             bufsize=0,
-            cwd=_ROOT,  # where `-m` finds this package, and no file of the user's shadows a module
+            cwd=_ROOT,  # where `-m` finds this package, and no user's file shadows a module
             env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONSAFEPATH": ""},
         )
         try:
@@ -119,14 +119,14 @@ class Runtime:
         return self
 
     def reload(self) -> None:
-        """Load the file again, which may have changed since."""
+        """Load the file again after it has changed. Raises LlamaError."""
         threads = self.options.threads or physical_cores()
         options = asdict(replace(self.options, threads=threads))
         start = self._log_size()
         try:
             info = self._call("load", {"path": str(self.path.resolve()), "options": options}).header["info"]
         except LlamaError as error:
-            why = refused_name(self.path)  # llama.cpp itself does not say that
+            why = refused_name(self.path)  # a cause that llama.cpp does not report
             raise LlamaError(f"{error}; {why}") if why else error from None
         self._info = ModelInfo(**{**info, "eog": frozenset(info["eog"])})
         self._load_log = (start, self._log_size())
@@ -137,7 +137,7 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """End the process at once; it has nothing to save."""
+        """Kill the process; it has nothing to save."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -150,32 +150,38 @@ class Runtime:
 
     @property
     def info(self) -> ModelInfo:
-        """The model's facts."""
+        """The model's properties."""
         if self._info is None:
-            raise LlamaError(f"{self.path}: llama.cpp is not running; enter the Runtime first")
+            raise LlamaError(f"{self.path}: llama.cpp is not running; use the Runtime in a `with` block")
         return self._info
 
     @property
     def pid(self) -> int | None:
-        """The process id of the worker, None when it does not run."""
+        """The process id of the worker, or None if it is not running."""
         return None if self._process is None else self._process.pid
 
     @property
     def context_limit(self) -> int:
-        """The most tokens that a sequence may have: `context_length`, or else the model's training context."""
+        """Most tokens of a sequence: `context_length`, or else the model's training context."""
         return self.options.context_length or self.info.context_train or 1 << 31
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """Token ids of `text`; `add_special` adds BOS and EOS as the file says, `parse_special` reads "<|…|>" as one."""
+        """Token ids of `text`.
+
+        `add_special` adds BOS and EOS if the file's metadata say so; `parse_special` reads special tokens in the text
+        ("<|…|>") as one token. Raises InputError for a text with a lone surrogate.
+        """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise InputError(f"text is not valid Unicode at character {error.start} (a lone surrogate)") from error
+            raise InputError(
+                f"the text has a lone surrogate at character {error.start}, valid Unicode expected"
+            ) from error
         header = {"text": text, "add_special": add_special, "parse_special": parse_special}
         return [int(i) for i in _array(self._call("tokenize", header))]
 
     def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
-        """Text of token ids; `special` shows special tokens; bytes that are not UTF-8 become U+FFFD."""
+        """The text of token ids, with special tokens if `special`; bytes that are not UTF-8 become U+FFFD."""
         return str(self._call("detokenize", {"special": special}, self._ids([ids], "detokenize")).header["text"])
 
     def render_chat(
@@ -186,14 +192,14 @@ class Runtime:
         add_generation_prompt: bool = True,
         **options: Any,
     ) -> str:
-        """The text of a conversation by the file's own chat template, or by `template`, rendered by llama-cpp-python.
+        """The text of a conversation, rendered by llama-cpp-python with `template` or the file's own chat template.
 
-        `options` reach the template (`enable_thinking=False`, `tools=[…]`); they and the messages must be plain JSON.
-        Raises InputError where there is no template, or with its own complaint where it refuses the messages.
+        `options` are passed to the template (`enable_thinking=False`, `tools=[…]`); they and the messages must be plain JSON.
+        Raises InputError if there is no template, or, with the template's message, if it refuses the messages.
         """
         template = template or self.info.chat_template
         if template is None:
-            raise InputError(f"{self.path}: has no chat template, which messages need; give the prompt as text")
+            raise InputError(f"{self.path}: has no chat template to render messages; give the prompt as text")
         bos, eos = ("" if i is None else self.detokenize([i], special=True) for i in (self.info.bos, self.info.eos))
         request = {
             "template": template,
@@ -208,8 +214,7 @@ class Runtime:
     def iter_logits(self, sequences: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
         """For each sequence in turn, its logits at every position: (T, n_vocab) float32.
 
-        A sequence's logits do not depend on what else is asked for. One array at a time exists, and nothing is
-        computed before it is asked for.
+        A sequence's logits do not depend on the other sequences. They are computed lazily, one array at a time.
         """
         self._check_lengths(sequences, 0)
         context = max(map(len, sequences), default=0)
@@ -217,7 +222,7 @@ class Runtime:
             yield _array(self._call("logits", {"context": context}, self._ids([sequence], "logits")))
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
-        """`iter_logits` as a list; memory grows with tokens × vocabulary."""
+        """`iter_logits` as a list, which takes 4 bytes × tokens × vocabulary of memory."""
         return list(self.iter_logits(sequences))
 
     def greedy(
@@ -227,14 +232,15 @@ class Runtime:
         stop: frozenset[int] = frozenset(),
         progress: CountProgress | None = None,
     ) -> list[GreedyResult]:
-        """The most likely continuation of each prompt by the raw logits, the lowest id among equals; no sampler.
+        """The greedy continuation of each prompt: the largest raw logit, the lowest id among equals; no sampler.
 
-        `n_tokens` is one number or one a prompt; a continuation ends early after a token of `stop`, which it contains.
-        Prompts decode together, so logits may differ from `logits` in the last bits. `progress` gets (done, total).
+        `n_tokens` is one number, or one per prompt; a continuation ends early after a token of `stop`, which it includes.
+        Prompts are decoded together, so logits may differ from those of `logits` in the last bits. `progress` is called
+        with (tokens done, tokens in total).
         """
         counts = [n_tokens] * len(prompts) if isinstance(n_tokens, int) else list(n_tokens)
         if len(counts) != len(prompts):
-            raise InputError(f"{len(counts)} lengths for {len(prompts)} prompts")
+            raise InputError(f"n_tokens has {len(counts)} numbers, one or {len(prompts)} (one per prompt) expected")
         if not prompts:
             return []
         needed = self._check_lengths(prompts, counts)
@@ -253,9 +259,9 @@ class Runtime:
     def speed(
         self, n_prompt: int = 512, n_generate: int = 64, repeat: int = 3, progress: CountProgress | None = None
     ) -> Speed:
-        """Measure speed: one run that is not counted, then the medians of up to `repeat` (fewer after 20 seconds).
+        """Measure speed in tokens per second: an uncounted run, then the medians of `repeat` runs (fewer after 20 seconds).
 
-        Both counts shrink in proportion where the context is shorter than their sum.
+        If the context is shorter than `n_prompt + n_generate` tokens, both are reduced in proportion.
         """
         limit = self.context_limit
         if n_prompt + n_generate > limit:
@@ -266,27 +272,29 @@ class Runtime:
         return Speed(answer["prompt_tok_s"], answer["generate_tok_s"], n_prompt, n_generate)
 
     def memory(self, context: int) -> Memory:
-        """What llama.cpp reserves for a context of so many tokens with its default settings (an F16 cache)."""
+        """The memory that llama.cpp reserves for `context` tokens with its default settings (an F16 cache)."""
         self._check_weights()
         if context > self.context_limit:
             raise InputError(
-                f"{self.path}: the context of the model is {self.context_limit} tokens, and {context} are asked for"
+                f"{self.path}: the model's context has {self.context_limit} tokens, but {context} are requested; give fewer"
             )
         start = self._log_size()
         self._call("reserve", {"context": context})
         loaded = buffer_sizes(self._read_log(*self._load_log))
         reserved = buffer_sizes(self._read_log(start, self._log_size()))
         if "model" not in loaded or "compute" not in reserved:
-            raise LlamaError(f"{self.path}: llama.cpp did not report the sizes of its buffers")
+            raise LlamaError(
+                f"{self.path}: llama.cpp did not log the sizes of its buffers; install llama-cpp-python 0.3.36"
+            )
         cache = reserved.get("KV", 0.0) + reserved.get("RS", 0.0)
         return Memory(context, loaded["model"], cache, reserved["compute"] + reserved.get("output", 0.0))
 
     def activations(
         self, chunks: Sequence[Sequence[int]], process_output: bool = False, progress: CountProgress | None = None
     ) -> dict[str, Statistics]:
-        """Statistics of the activations that enter each weight matrix while each chunk is read by itself.
+        """Statistics of the input activations of each weight matrix, over chunks of tokens decoded one by one.
 
-        `process_output` counts those of the output matrix too. `progress` gets (done, total) tokens.
+        `process_output` includes the output matrix. `progress` is called with (tokens done, tokens in total).
         """
         self._check_lengths(chunks, 0)
         header = {"lengths": [len(chunk) for chunk in chunks], "process_output": process_output}
@@ -306,25 +314,28 @@ class Runtime:
         bad = flat[(flat < 0) | (flat >= self.info.n_vocab)]
         if bad.size:
             raise InputError(
-                f"{what}: token id {bad[0]} is outside the vocabulary of {self.info.n_vocab} in {self.path}"
+                f"{self.path}: token id {bad[0]} ({what}) is outside the vocabulary of {self.info.n_vocab} tokens"
             )
         return flat.astype(np.int32)
 
     def _check_weights(self) -> None:
         if self.options.vocab_only:
-            raise InputError(f"{self.path}: only the vocabulary was loaded; nothing can be computed")
+            raise InputError(f"{self.path}: only the vocabulary was loaded (vocab_only); load the weights to compute")
 
     def _check_lengths(self, sequences: Sequence[Sequence[int]], more: int | Sequence[int]) -> int:
-        """The longest sequence with what is to follow it; each must have a token and fit the context."""
+        """Tokens of the longest sequence, each plus the `more` that follow it.
+
+        Raises InputError for an empty sequence or one longer than the context.
+        """
         self._check_weights()
         extra = [more] * len(sequences) if isinstance(more, int) else more
         needed = 0
         for index, (sequence, count) in enumerate(zip(sequences, extra, strict=True)):
             if not len(sequence):
-                raise InputError(f"sequence {index} is empty; llama.cpp needs at least one token")
+                raise InputError(f"sequence {index} is empty, at least one token expected")
             if len(sequence) + count > self.context_limit:
                 raise InputError(
-                    f"sequence {index} needs {len(sequence) + count} tokens, but the context of {self.path} is"
+                    f"{self.path}: sequence {index} needs {len(sequence) + count} tokens, but the context has"
                     f" {self.context_limit}; shorten it or give a longer context"
                 )
             needed = max(needed, len(sequence) + count)
@@ -338,10 +349,16 @@ class Runtime:
         progress: CountProgress | None = None,
         most: float | None = None,
     ) -> Frame:
-        """The answer to a request; a process that says nothing for `timeout` seconds, or for `most`, is killed."""
+        """Send a request and return the answer.
+
+        The process is killed if it sends no frame for `timeout` seconds, or for `most` if given. Raises LlamaError if
+        llama.cpp fails or the process ends, and InputError if the worker refuses the request.
+        """
         process = self._process
         if process is None:
-            raise LlamaError(f"{self.path}: llama.cpp is not running; its process was closed or has died")
+            raise LlamaError(
+                f"{self.path}: llama.cpp is not running (its process was closed or has died); create a new Runtime"
+            )
         log_start = self._log_size()
         limits = [limit for limit in (self.options.timeout, most) if limit is not None]
         silence = Silence(min(limits, default=None), process.kill)
@@ -355,7 +372,7 @@ class Runtime:
         except ChannelClosedError:
             raise self._died(op, process, log_start, silence) from None
         except BaseException:
-            # Interrupted in the midst of an answer: what is left of it could not be told from the next one.
+            # Interrupted inside an answer: its remaining bytes would be read as the next answer.
             self.close()
             raise
         if frame.header["kind"] == "refused":
@@ -365,19 +382,19 @@ class Runtime:
         return frame
 
     def _died(self, op: str, process: subprocess.Popen[bytes], log_start: int, silence: Silence) -> LlamaError:
-        """The error for a worker that ended during `op`: how it ended and the log from byte `log_start`; it is closed."""
+        """Close a worker that ended during `op`; returns the error, with how it ended and its log from byte `log_start`."""
         try:
             code = process.wait(_DYING_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
         if silence.passed:
-            how = f"gave no sign of work for {silence.seconds:g} s and was stopped"
+            how = f"made no progress for {silence.seconds:g} s and was stopped"
         elif code < 0:
             name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else str(-code)
-            how = f"died of {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+            how = f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         else:
-            how = f"ended with code {code}"
+            how = f"ended with exit code {code}"
         message = self._message(op, f"its process {how}", log_start, ended=True)
         self.close()
         return LlamaError(message)
@@ -400,5 +417,5 @@ class Runtime:
 
 def _array(frame: Frame) -> npt.NDArray[Any]:
     if frame.array is None:
-        raise LlamaError("the llama.cpp process answered without the numbers that were asked for")
+        raise LlamaError("the llama.cpp process sent an answer without the requested array")
     return frame.array

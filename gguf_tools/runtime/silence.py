@@ -1,4 +1,4 @@
-"""Ending a llama.cpp process that gives no sign of work."""
+"""Ending a llama.cpp process that makes no progress."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class _Limit:
 
 
 def current_limit() -> float | None:
-    """Seconds of silence after which a process counts as hung where nothing else is asked for; None waits for ever."""
+    """The default of `RuntimeOptions.timeout`: seconds without a message after which a process is killed; None means never."""
     return _Limit.seconds
 
 
 @contextlib.contextmanager
 def silence_limit(seconds: float | None) -> Iterator[None]:
-    """Makes `seconds` what `current_limit` gives, in all threads, until the block ends."""
+    """Set the value of `current_limit` to `seconds`, in all threads, until the block ends."""
     before, _Limit.seconds = _Limit.seconds, seconds
     try:
         yield
@@ -31,10 +31,10 @@ def silence_limit(seconds: float | None) -> Iterator[None]:
 
 
 class Silence:
-    """A context manager that calls `end`, from another thread, once `seconds` pass without a `sign`.
+    """A context manager that calls `end` from another thread when `seconds` pass without a call of `sign`.
 
-    Time is counted in slices while this process runs: one that was stopped for an hour with its child does not, when it goes
-    on, take that hour for the child's silence.
+    Time is counted in short intervals while this process runs, so that the time during which it was suspended together with
+    the child does not count.
     """
 
     def __init__(self, seconds: float | None, end: Callable[[], None]) -> None:
@@ -55,7 +55,7 @@ class Silence:
         self._over.set()
 
     def sign(self) -> None:
-        """The process has shown that it works."""
+        """Reset the count: the process has sent a message."""
         self._silent = 0.0
 
     def _watch(self, seconds: float) -> None:

@@ -1,8 +1,8 @@
-"""The process that llama.cpp runs in: `python -m gguf_tools.runtime.worker PARENT THREAD`, started by `runtime`.
+"""The process that runs llama.cpp: `python -m gguf_tools.runtime.worker PARENT THREAD`, started by `Runtime`.
 
-Requests come on stdin and answers leave on what stdout was at the start; everything else that is printed, by Python or
-by C code, goes to stderr, which the parent has pointed at a log file. The process ends when its stdin ends or its
-parent is gone, also in the midst of a computation (which runs outside of Python's lock), so none is ever left behind.
+Requests arrive on stdin, and answers are written to the original stdout; all other output, by Python or C code, goes to
+stderr, which the parent has redirected to a log file. The process ends when its stdin ends or its parent dies, also during a
+computation (which releases the GIL), so that no worker outlives its parent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Answer = tuple[dict[str, Any], Array | None]
 
 def main() -> None:
     """Serve requests until the channel closes."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the parent's to handle; it kills this process
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # handled by the parent, which kills this process
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.argv[2] == "main":
@@ -46,14 +46,14 @@ def main() -> None:
         os.dup2(nothing.fileno(), 0)
     queue: SimpleQueue[Frame] = SimpleQueue()
     threading.Thread(target=_listen, args=(requests, queue), daemon=True).start()
-    if os.name == "posix":  # elsewhere a parent's id does not change with its death
+    if os.name == "posix":  # on other systems getppid does not change when the parent dies
         threading.Thread(target=_watch, args=(int(sys.argv[1]),), daemon=True).start()
     serve = _Service(answers).serve
     while True:
         frame = queue.get()
         try:
             header, array = serve(frame)
-        except LlamaError as error:  # llama.cpp said no; its log has the reason
+        except LlamaError as error:  # llama.cpp failed; its log has the cause
             header, array = {"kind": "error", "message": str(error)}, None
         except Exception as error:
             traceback.print_exc()
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _listen(requests: FileIO, queue: SimpleQueue[Frame]) -> None:
-    """Queue the requests; end the process when there can be no more."""
+    """Queue the requests; end the process when stdin is closed."""
     try:
         while True:
             queue.put(read_frame(requests))
@@ -77,19 +77,19 @@ def _listen(requests: FileIO, queue: SimpleQueue[Frame]) -> None:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, even where it is stopped or its threads cannot run.
+    """Have the kernel kill this process when its parent dies, even if it is suspended or its threads cannot run.
 
-    The kernel does so when the *thread* that started this process ends, so only the parent's main thread will do; `_watch`
-    is for the others. Only Linux has it.
+    Linux only. The kernel kills it when the *thread* that started it ends, so this is used only if the parent's main thread
+    did; `_watch` covers the other cases.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def _watch(parent: int) -> None:
-    """End the process when its parent is gone.
+    """End the process when its parent has died.
 
-    Then stdin ends too, as a rule, but not while a process that the parent forked holds the pipe's other end open.
+    stdin usually ends then too, but not while another child of the parent keeps the other end of the pipe open.
     """
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
@@ -99,11 +99,11 @@ def _watch(parent: int) -> None:
 class _Service:
     def __init__(self, answers: FileIO) -> None:
         self._answers = answers
-        self._engine: Any = None  # Engine; imported when asked for, so that a failing import is an answer
+        self._engine: Any = None  # Engine; imported by `_load`, so that a failing import is reported as an answer
         self._told = 0.0
 
     def serve(self, frame: Frame) -> Answer:
-        """Answer one frame: call the handler of its `op` with its header and array."""
+        """The answer to one request, by the handler of its `op`."""
         handlers: dict[str, Callable[[dict[str, Any], Any], Answer]] = {
             "load": self._load,
             "tokenize": self._tokenize,
@@ -118,7 +118,7 @@ class _Service:
         return handlers[frame.header["op"]](frame.header, frame.array)
 
     def _progress(self, done: int, total: int) -> None:
-        """Tell the parent that work goes on: it shows progress, and takes long silence for a hang."""
+        """Report progress to the parent, which displays it and kills a worker that reports none for too long."""
         now = time.monotonic()
         if now - self._told >= _PROGRESS_SECONDS:
             self._told = now

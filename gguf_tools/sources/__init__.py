@@ -1,1 +1,1 @@
-"""What can be opened as a checkpoint."""
+"""Opening checkpoints, and restoring those saved again by other programs."""

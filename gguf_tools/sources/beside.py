@@ -1,4 +1,4 @@
-"""What lies beside a checkpoint's weights: the README's front matter and the generation defaults."""
+"""Files in a checkpoint's folder other than weights and config: the README's front matter, and the generation defaults."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from gguf_tools.model.spec import FrontMatter
 from gguf_tools.sources.checkpoint import read_json
 
 MOST_FRONT_MATTER = 512 << 10
-"""Characters; the longest known ones, which list the results of benchmarks, have less, and reading these takes seconds."""
+"""Most characters of front matter: more than the longest known (lists of benchmark results); parsing takes seconds at most."""
 
 
 def generation_defaults(folder: Path) -> Mapping[str, Any]:
-    """generation_config.json where there is one."""
+    """The content of generation_config.json, empty if there is none. Raises CheckpointError if it is broken."""
     path = folder / "generation_config.json"
     return read_json(path) if path.exists() else {}
 
 
 def front_matter(folder: Path) -> FrontMatter:
-    """What README.md's front matter says; an empty one where there is none or it cannot be read.
+    """The front matter of README.md; empty if there is none or it cannot be read.
 
-    Nothing is built from it: of the keys that are wanted, texts and lists of texts are taken as they stand there. So neither
-    tags and dates nor aliases and merge keys, of which a few lines can stand for gigabytes, have any effect.
+    The YAML is parsed to nodes but no objects are constructed: only strings and lists of strings under the known keys are read.
+    So tags, dates, aliases and merge keys, a few lines of which can expand to gigabytes, have no effect.
     """
     try:
         text = read_text(folder / "README.md", Kind.CARD)
@@ -65,7 +65,7 @@ def front_matter(folder: Path) -> FrontMatter:
 
 
 def _text(node: object) -> str | None:
-    """The text that a node of YAML is; None for numbers, dates, truth values and all that is no scalar."""
+    """The value of a YAML string node; None for numbers, dates, booleans and non-scalars."""
     if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
         return None
     return str(node.value)

@@ -1,4 +1,7 @@
-"""Sources: folders in Hugging Face layout and torch state dicts, opened lazily and checked as far as their headers go."""
+"""Opening checkpoints: folders in Hugging Face layout, safetensors files and torch state dicts.
+
+Headers are read and checked when a checkpoint is opened, tensor data only when it is used.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +28,23 @@ SINGLE = "model.safetensors"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 TORCH_SINGLE = "pytorch_model.bin"
 PLACES = (SINGLE, INDEX, TORCH_SINGLE, TORCH_INDEX)
-"""Where transformers looks for weights, in its order: the first that exists is read and the others are not."""
+"""Where transformers looks for weights, in its order: the first that exists is read, the others are ignored."""
 CONFIG = "config.json"
 PARAMS = "params.json"
 """Meta's name for the config."""
 TIED = ("lm_head.weight", "embed_tokens.weight")
-"""The names, as they end, of the two tensors that may be one."""
+"""How the names of the output projection and the token embedding end, which may be one tensor."""
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A source's tensors by their own names, its config and its files; nothing is read before it is asked for.
+    """A checkpoint's tensors by their own names, its config and its files; tensor data is read lazily.
 
-    `path` is what was opened, a folder or a file; `buffers` are tensors that are computed and not learned, set apart from the
-    weights by `gguf_tools.sources.restore`; `notes` are sentences for the user about what was left out there or
-    restored (`gguf_tools.sources.restore`). `replaced` are keys of the config to which the user gave another value, with the
-    file's own (None where it has none).
+    `path` is the folder or file that was opened; `metadata` is safetensors' `__metadata__`; `buffers` are tensors that are
+    computed rather than learned, separated from the weights by `gguf_tools.sources.restore`; `notes` are sentences for the
+    user about what was left out or restored. `replaced` maps the config keys that the user overrode to the file's own values
+    (None if it has none).
     """
 
     path: Path
@@ -55,7 +58,7 @@ class Checkpoint:
 
     @property
     def config_file(self) -> Path:
-        """The file that states the config: config.json, else params.json, else the file of weights that was saved with one."""
+        """The file with the config: config.json, else params.json, else the file of weights that contains it."""
         if not (self.folder / CONFIG).exists():
             if (self.folder / PARAMS).exists():
                 return self.folder / PARAMS
@@ -65,16 +68,19 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        """Where config, tokenizer and model card lie: the folder opened, or the one that holds the file."""
+        """The folder of config, tokenizer and model card: the opened folder, or the opened file's."""
         return self.path if self.path.is_dir() else self.path.parent
 
     def with_context_length(self, tokens: int) -> Checkpoint:
-        """The checkpoint with another context length than its config states, under the keys that families read."""
+        """The checkpoint with the context length (in tokens) overridden, under all keys that families read."""
         stated = {key: self.config.get(key) for key in CONTEXT_KEYS}
         return replace(self, config={**self.config, **dict.fromkeys(CONTEXT_KEYS, tokens)}, replaced=stated)
 
     def digest(self, cancelled: Callable[[], bool] = lambda: False) -> str:
-        """SHA-256 over config and weight files, names included, in hexadecimal; cut short once `cancelled`."""
+        """SHA-256 (hexadecimal) over the names and bytes of config and weight files; meaningless once `cancelled` is true.
+
+        Raises CheckpointError if a file can no longer be read.
+        """
         total = hashlib.sha256()
         config = self.config_file
         stated = [config] if config.exists() and config not in self.weight_files else []
@@ -85,30 +91,36 @@ class Checkpoint:
                     while not cancelled() and (piece := stream.read(1 << 20)):
                         total.update(piece)
             except OSError as error:
-                raise CheckpointError(f"{path}: cannot be read any more ({error.strerror}); begin again") from error
+                raise CheckpointError(
+                    f"{path}: can no longer be read ({error.strerror}); run the command again"
+                ) from error
         return total.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; CheckpointError naming the file and the place otherwise."""
+    """The object in a JSON file. Raises CheckpointError, naming file, line and column, if it is broken or not an object."""
     data = parse_json(read_text(path, Kind.INDEX if path.name in (INDEX, TORCH_INDEX) else Kind.CONFIG), path)
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds a {type(data).__name__}, a JSON object expected")
+        raise CheckpointError(
+            f"{path}: holds a JSON {type(data).__name__}, an object expected; correct it or download it again"
+        )
     return data
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a folder in Hugging Face layout, or a file of weights by itself.
+    """Open a folder in Hugging Face layout, or a single file of weights.
 
-    A folder holds config.json and weights where transformers looks for them (`PLACES`), in one file or sharded with an
-    index; else in its only safetensors file, else in its only torch state dict. Torch state dicts, and a safetensors file by
-    itself, may lack config.json. Names are without what training wraps around modules (`names`).
+    The weights of a folder are those that transformers would read (`PLACES`), one file or shards with an index; failing that,
+    the folder's only safetensors file, else its only torch state dict. config.json is required in a folder of safetensors and
+    optional for torch state dicts and single files. Prefixes that training wrappers add to names are removed (`names`).
 
-    Raises CheckpointError naming the file, tensor or key that is missing or broken, or a file that leads out of the folder
-    through a symbolic link other than those of Hugging Face's cache.
+    Raises CheckpointError naming the file, tensor or key that is missing or broken, or a symbolic link out of the folder other
+    than those of Hugging Face's cache.
     """
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder; give a folder with config.json and safetensors weights")
+        raise CheckpointError(
+            f"{path}: no such file or folder; give a folder with config.json and weights, or a file of weights"
+        )
     refuse_links_out(path if path.is_dir() else path.parent, beside_files(path))
     if path.is_file() and is_one_of_several(path):
         raise CheckpointError(f"{path}: is one of several shards of a model; give the folder {path.parent}")
@@ -116,7 +128,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open_folder(path: Path) -> Checkpoint:
-    """The checkpoint of a folder: the first of PLACES that is there, with a note on what is left unread beside it."""
+    """The checkpoint of a folder, from the first of `PLACES` that exists, with a note on the others that exist."""
     present = [name for name in PLACES if (path / name).exists()]
     _refuse_adapter(path, present)
     if not present:
@@ -127,22 +139,24 @@ def _open_folder(path: Path) -> Checkpoint:
     sharded = taken in (INDEX, TORCH_INDEX)
     opened = _open_sharded(path, path / taken) if sharded else replace(_open_file(path / taken), path=path)
     if taken in (SINGLE, INDEX):
-        read_json(path / CONFIG)  # needed beside safetensors, which say nothing of a model
+        read_json(path / CONFIG)  # required: safetensors do not describe the model
     left = [name for name in present[1:] if not (name == TORCH_INDEX and TORCH_SINGLE in present)]
     if not left:
         return opened
-    note = f"{taken} is read, as transformers does, and not what lies beside it ({', '.join(left)})"
+    note = f"{taken} is read, as transformers does; other weights in the folder are ignored ({', '.join(left)})"
     return replace(opened, notes=(*opened.notes, note))
 
 
 def _open_only(path: Path) -> Checkpoint:
-    """A folder without weights under the usual names: its only safetensors file, or its only state dict."""
+    """The checkpoint of a folder without weights under the usual names: its only safetensors file, or its only state dict."""
     found = sorted(path.glob("*.safetensors"))
     files = state_dict_files(path)
     if not found and files:
         if len(files) > 1:
             names = ", ".join(file.name for file in files[:4])
-            raise CheckpointError(f"{path}: holds {len(files)} torch files ({names}); give the one that is meant")
+            raise CheckpointError(
+                f"{path}: holds {len(files)} torch files ({names}), one expected; give the file to convert"
+            )
         refuse_links_out(path, files)
         return replace(_open_file(files[0]), path=path)
     if not (path / PARAMS).exists():
@@ -152,15 +166,15 @@ def _open_only(path: Path) -> Checkpoint:
         return replace(_open_file(found[0]), path=path)
     if any(path.glob("*.distcp")):
         raise CheckpointError(
-            f"{path}: is a distributed checkpoint of torch (.distcp); turn it into one file with "
+            f"{path}: is a distributed checkpoint of torch (.distcp); convert it to one file with "
             "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch` and give that"
         )
     what = f"{len(found)} safetensors files without {INDEX}" if found else "no safetensors weights"
-    raise CheckpointError(f"{path}: holds {what}; {SINGLE}, or shards with {INDEX}, expected")
+    raise CheckpointError(f"{path}: holds {what}, {SINGLE} or shards with {INDEX} expected; download the missing files")
 
 
 def _open_consolidated(path: Path, shards: Sequence[Path]) -> Checkpoint:
-    """The checkpoint of Meta's shards, each matrix joined from its shares."""
+    """The checkpoint of Meta's shards, each matrix concatenated from its slices."""
     refuse_links_out(path, shards)
     opened = [read_state_dict(shard) for shard in shards]
     tensors = join_shards(shards, [each.tensors for each in opened])
@@ -168,13 +182,13 @@ def _open_consolidated(path: Path, shards: Sequence[Path]) -> Checkpoint:
 
 
 def _config_beside(folder: Path) -> dict[str, Any]:
-    """What config.json says, else params.json; nothing where neither is there."""
+    """The content of config.json, else of params.json; empty if neither exists."""
     stated = next((folder / name for name in (CONFIG, PARAMS) if (folder / name).exists()), None)
     return read_json(stated) if stated else {}
 
 
 def _with_plain_names(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint without wrappers in its names, those in safetensors' metadata included."""
+    """The checkpoint with wrapper prefixes removed from tensor names, including names in safetensors' metadata."""
     aliases = {name: kept for name, kept in checkpoint.metadata.items() if kept in checkpoint.tensors}
     plain, notes = plain_names(checkpoint.path, dict.fromkeys((*checkpoint.tensors, *aliases)))
     if not notes:
@@ -188,15 +202,18 @@ def _with_plain_names(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    """The checkpoint of one weight file, with config.json beside it if there is one; CheckpointError for other files."""
+    """The checkpoint of one file of weights, with the config of its folder if there is one.
+
+    Raises CheckpointError for files of other formats.
+    """
     config = _config_beside(path.parent)
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         return Checkpoint(path=path, config=config, tensors=tensors, weight_files=(path,), metadata=metadata)
     if path.suffix not in SUFFIXES:
         raise CheckpointError(
-            f"{path}: is a file, but no torch state dict ({', '.join(SUFFIXES)}) and no safetensors; give such a file, or a "
-            "folder that holds config.json and the weights"
+            f"{path}: is neither safetensors nor a torch state dict ({', '.join(SUFFIXES)}); give such a file, or a folder "
+            "with config.json and the weights"
         )
     if path.suffix == ".bin" and is_llama2c(path):
         exported = read_llama2c(path)
@@ -205,7 +222,7 @@ def _open_file(path: Path) -> Checkpoint:
         )
     found = read_state_dict(path)
     notes = (f"{path.name} also holds {', '.join(found.left_out)}: left out",) if found.left_out else ()
-    # What was saved together with the weights knows them better than a file beside them.
+    # The config saved inside the file takes precedence over config.json.
     return Checkpoint(
         path=path,
         config={**config, **found.config},
@@ -228,7 +245,7 @@ def _refuse_adapter(path: Path, present: Sequence[str]) -> None:
 
 
 def _open_sharded(path: Path, index: Path) -> Checkpoint:
-    """The checkpoint of an index and its shards, each of which must be a plain file in the same folder."""
+    """The checkpoint of an index and its shards. Raises CheckpointError unless each shard is a file in the same folder."""
     config = read_json(path / CONFIG)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -236,11 +253,11 @@ def _open_sharded(path: Path, index: Path) -> Checkpoint:
     shards: dict[str, Mapping[str, Tensor]] = {}
     metadata: dict[str, str] = {}
     for shard in sorted(set(map(str, weight_map.values()))):
-        # The name comes from a file: it must not lead out of the folder.
+        # The name is untrusted: it must not be a path out of the folder.
         if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise CheckpointError(f"{index}: names the shard {shard!r}, which is not a plain file name")
+            raise CheckpointError(f"{index}: names the shard {shard!r}, a plain file name expected; download it again")
         if not os.path.exists(path / shard):  # Path.exists raises for names that are too long
-            raise CheckpointError(f"{path / shard}: missing; {index.name} names it as a shard; download it again")
+            raise CheckpointError(f"{path / shard}: missing, though {index.name} lists it as a shard; download it")
         refuse_links_out(path, [path / shard])
         opened = _open_file(path / shard)
         shards[shard] = opened.tensors
@@ -257,7 +274,10 @@ def _merged(
     shards: Mapping[str, Mapping[str, Tensor]],
     config: Mapping[str, Any],
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The shards' tensors in the order of the index, and a note on a tied one that the index lists and no shard holds."""
+    """The shards' tensors in the order of the index, and a note if the index lists a tied tensor that no shard holds.
+
+    Raises CheckpointError if index and shards disagree about any other tensor.
+    """
     merged: dict[str, Tensor] = {}
     notes: tuple[str, ...] = ()
     for name, shard in weight_map.items():
@@ -265,12 +285,14 @@ def _merged(
         if tensor is not None:
             merged[name] = tensor
         elif name.endswith(TIED) and ties(config):
-            notes = (f"{index.name} lists {name}, which no shard holds: it is tied",)
+            notes = (f"{index.name} lists {name}, but no shard holds it: it is tied to the token embedding",)
         else:
-            raise CheckpointError(f"{path / str(shard)}: tensor {name} is missing, though {index.name} places it there")
+            raise CheckpointError(
+                f"{path / str(shard)}: tensor {name} is missing, though {index.name} lists it there; download the file again"
+            )
     unlisted = [name for tensors in shards.values() for name in tensors if name not in merged]
     if unlisted:
         raise CheckpointError(
-            f"{index}: does not list the tensor {unlisted[0]}, which a shard holds; the files do not agree"
+            f"{index}: does not list tensor {unlisted[0]}, which a shard holds; download index and shards again"
         )
     return merged, notes

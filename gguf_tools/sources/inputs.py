@@ -1,5 +1,4 @@
-"""Which files a source consists of, and which of them may be read: what a command must not overwrite, and what must not change
-meanwhile."""
+"""The files that make up a source: a command must not overwrite them, and they must not change while it runs."""
 
 from __future__ import annotations
 
@@ -16,15 +15,15 @@ BESIDE = re.compile(
     r"(config|params|generation_config|tokenizer|special_tokens|added_tokens|chat_template|vocab|merges|README|tinyq-recipe|.+\.index)"
     r".*\.(json|jinja|txt|model|md|toml)"
 )
-"""Files beside the weights that say what they are."""
+"""Names of files that describe the weights in their folder: config, tokenizer, README, index, surgery recipe."""
 TEMPLATES = "additional_chat_templates"
 
 
 def source_files(path: Path) -> tuple[Path, ...]:
-    """The files that opening `path` may read, and the folder itself where it is one.
+    """The paths that opening `path` may read; for a folder, also the folder itself.
 
-    Of a folder weights, config, tokenizer, card and recipe; of a GGUF all parts; of another file of weights also what lies
-    beside it. Files of other kinds, such as a GGUF made before in the same folder, are not of the source.
+    For a folder: weights, config, tokenizer, model card and recipe; for a GGUF: all shards; for another file of weights: the
+    describing files of its folder too. Other files, such as a GGUF written to the same folder, do not belong to the source.
     """
     if path.is_dir():
         return (path, *_of_folder(path, weights=True))
@@ -34,12 +33,12 @@ def source_files(path: Path) -> tuple[Path, ...]:
 
 
 def beside_files(path: Path) -> list[Path]:
-    """The files that say what the weights of a folder, or of a file, are."""
+    """The files that describe the weights of a folder, or of a file of weights."""
     return described_by(path if path.is_dir() else path.parent)
 
 
 def described_by(folder: Path) -> list[Path]:
-    """Config, tokenizer, card and the like in a folder; none where there is no such folder."""
+    """The describing files (config, tokenizer, model card …) in a folder; none if it does not exist."""
     return _of_folder(folder, weights=False)
 
 
@@ -47,23 +46,23 @@ def _of_folder(folder: Path, *, weights: bool) -> list[Path]:
     try:
         names = sorted(os.listdir(folder))
         more = sorted(os.listdir(folder / TEMPLATES)) if TEMPLATES in names else []
-    except OSError:  # reading the source says what is wrong
+    except OSError:  # opening the source reports the error
         return []
     found = [folder / name for name in names if BESIDE.fullmatch(name) or (weights and WEIGHTS.fullmatch(name))]
     return [*found, *(folder / TEMPLATES / name for name in more)]
 
 
 def refuse_links_out(folder: Path, files: Iterable[Path]) -> None:
-    """Raise CheckpointError for a file that leads out of its checkpoint's folder through a symbolic link.
+    """Raise CheckpointError for a file that is, by a symbolic link, outside its checkpoint's folder.
 
-    Allowed is what Hugging Face's cache does: `MODEL/snapshots/REVISION/file` leads to `MODEL/blobs/HASH`.
+    The layout of Hugging Face's cache is allowed: `MODEL/snapshots/REVISION/file` links to `MODEL/blobs/HASH`.
     """
     home = os.path.realpath(folder)
     for path in files:
         real = os.path.realpath(path)
         if os.path.commonpath((home, real)) != home and not _is_blob(home, real):
             raise CheckpointError(
-                f"{path}: is a symbolic link that leads out of the folder, to {real}; copy that file into the folder"
+                f"{path}: is a symbolic link to {real}, outside the folder; copy that file into the folder"
             )
 
 

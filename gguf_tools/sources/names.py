@@ -1,7 +1,7 @@
-"""Names of tensors without what training wraps around modules.
+"""Removing the components that training wrappers add to tensor names.
 
-torch.compile, DistributedDataParallel, FSDP, activation checkpointing, Lightning and PEFT put a module into another one, which
-shows as a part of the names, anywhere in them. All tensors keep their numbers; only the names change.
+torch.compile, DistributedDataParallel, FSDP, activation checkpointing, Lightning and PEFT wrap modules in other modules, whose
+attribute names appear anywhere in tensor names. Only names change; tensor values do not.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ WRAPPERS = frozenset(
         "_forward_module",  # Lightning Fabric
     )
 )
-"""Parts of names that a wrapper adds, wherever they stand."""
+"""Name components that wrappers add, at any position."""
 
 ROOT = re.compile(
     r"(?P<outer>(?:.+?\.)??)"
     r"(?:(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.)?embed_tokens|tok_emb|tok_embeddings|embed)\.weight"
 )
-"""The token embedding: what stands before it is the attribute that holds the model (Lightning, PEFT's `base_model.model`)."""
+"""Names of the token embedding; `outer` is the attribute that holds the model (Lightning, PEFT's `base_model.model`)."""
 OUTPUT_ROOT = re.compile(r"(?P<outer>(?:.+?\.)??)lm_head\.weight")
-"""Where only the output projection is saved, which is tied to the embedding."""
+"""Names of the output projection, for checkpoints that save a tied embedding only under this name."""
 BESIDE = re.compile(r"(v_head|value_head)\..*")
-"""What TRL puts beside the wrapped model."""
+"""Heads that TRL adds outside the wrapped model."""
 
 
 def plain_names(path: Path, names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Each name → the name without wrappers, and notes on what was taken off.
+    """A map from each name to the name without wrapper components, and a note on the components removed.
 
-    Raises CheckpointError where two tensors would have one name.
+    Raises CheckpointError if two tensors would get the same name.
     """
     names = tuple(names)
     inner = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
@@ -49,25 +49,25 @@ def plain_names(path: Path, names: Iterable[str]) -> tuple[dict[str, str], tuple
     for name, short in plain.items():
         if seen.setdefault(short, name) != name:
             raise CheckpointError(
-                f"{path}: tensors {seen[short]} and {name} are both {short} without the wrappers in their names; save the bare "
-                "model's state dict"
+                f"{path}: tensors {seen[short]} and {name} both become {short} when wrapper prefixes are removed; save the "
+                "unwrapped model's state dict"
             )
     taken_off = [*found, prefix.rstrip(".")] if prefix else found
     if not taken_off:
         return plain, ()
     example = next(name for name in names if plain[name] != name)
     return plain, (
-        f"wrappers in the tensors' names ({', '.join(taken_off)}) are taken off: {example} is {plain[example]}",
+        f"wrapper prefixes in tensor names ({', '.join(taken_off)}) are removed: {example} is read as {plain[example]}",
     )
 
 
 def _outer(names: Iterable[str]) -> str:
-    """The prefix, with its dot, of all names before a model's own; "" where there is none."""
+    """The prefix, including its dot, that all names of the model share because an attribute holds it; "" if there is none."""
     own = [name for name in names if not BESIDE.fullmatch(name)]
     for root in (ROOT, OUTPUT_ROOT):
         found = {match["outer"] for name in own if (match := root.fullmatch(name))}
         if found:
-            # Further prediction blocks have embeddings too, deeper down.
+            # Multi-token prediction blocks have embeddings of their own, under longer prefixes.
             shortest = min(found, key=len)
             return shortest if all(name.startswith(shortest) for name in own) else ""
     return ""

@@ -1,4 +1,4 @@
-"""What tells families in Hugging Face layout apart, read from tensor names and shapes alone."""
+"""Features that distinguish the families in Hugging Face layout, read from tensor names and shapes alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gguf_tools.sources.checkpoint import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """Marks of a checkpoint: which kinds of tensors it has, and whether a query projection holds a gate.
+    """Which tensors a checkpoint has, and whether its query projections include an output gate (`gated`).
 
-    `dense` is a gated feed-forward without experts, `mixtral` Mixtral's names for experts, `fused` experts in one tensor with
-    their router, `biases` the attention's projections (of q, k, v, o) that have a bias; `linear` and `separate` are linear
-    attention with fused (Qwen3-Next) and with separate (Qwen3.5) projections.
+    `dense`: a gated feed-forward without experts; `mixtral`: Mixtral's names for experts; `fused`: gate and up projections of
+    all experts in one tensor; `router`: the router's weight; `biases`: those of the attention projections q, k, v, o that have
+    a bias; `linear` and `separate`: linear attention with fused (Qwen3-Next) and with separate (Qwen3.5) projections.
     """
 
     qk_norm: bool
@@ -32,12 +32,12 @@ class Signature:
 
     @property
     def hybrid(self) -> bool:
-        """Whether it has what Qwen3-Next and Qwen3.5 alone have; both store most norm weights less 1."""
+        """Whether it has features that only Qwen3-Next and Qwen3.5 have; both store most norm weights minus 1."""
         return self.linear or self.separate or (self.qk_norm and (self.gated or self.shared))
 
 
 def signature(checkpoint: Checkpoint) -> Signature:
-    """The marks of a checkpoint in Hugging Face layout."""
+    """The signature of a checkpoint in Hugging Face layout."""
     suffixes = {re.sub(r"^model\.layers\.\d+\.", "", name) for name in checkpoint.tensors}
     return Signature(
         qk_norm="self_attn.q_norm.weight" in suffixes,
@@ -56,7 +56,7 @@ def signature(checkpoint: Checkpoint) -> Signature:
 
 
 def gated_queries(checkpoint: Checkpoint) -> dict[str, bool]:
-    """For each query projection, whether it holds a gate: whether it has twice the rows that the output's inputs need."""
+    """For each query projection, whether it includes a gate: it then has twice as many rows as o_proj has columns."""
     queries = (name for name in checkpoint.tensors if name.endswith("self_attn.q_proj.weight"))
     return {name: _gated(checkpoint, name) for name in queries}
 

@@ -1,4 +1,4 @@
-"""What a config says of tying: whether the output projection is the embedding."""
+"""Whether a config ties the output projection to the token embedding."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ OUTPUT = "lm_head.weight"
 
 
 def ties(config: Mapping[str, object]) -> bool | None:
-    """Whether a config ties the two, None where it does not say.
+    """Whether a config ties output projection and token embedding; None if it does not say.
 
-    A model with a vision tower has two configs, its own and its text model's (`text_config`), and programs set either of them
-    (transformers 4 the inner one, 5 the outer one), leaving the other at its default. So one that says true is believed.
+    A model with a vision tower has two configs, its own and its text model's (`text_config`). Programs set only one of them
+    (transformers 4 the inner, transformers 5 the outer) and leave the other at its default, so true in either counts.
     """
     text = config.get("text_config")
     levels = (config, text) if isinstance(text, Mapping) else (config,)

@@ -121,7 +121,7 @@ def test_guards_of_the_output(exact_file: Path, qwen3_folder: Path, tmp_path: Pa
     for source in (exact_file, qwen3_folder):
         with pytest.raises(OutputError):
             operate(source, out, "swap(0:1)")
-    with pytest.raises(OutputError, match="is what the command reads"):
+    with pytest.raises(OutputError, match="is also an input of this command"):
         operate(exact_file, exact_file, "swap(0:1)", force=True)
     with pytest.raises(InputError, match="is not a GGUF file"):
         operate(qwen3_folder, recipe="swap(0:1)", in_place=True)

@@ -82,7 +82,7 @@ def test_guards_of_the_output(exact_file: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists already"):
         quantize(exact_file, out, "q8_0")
     assert out.read_bytes() == b"older"
-    with pytest.raises(OutputError, match="is what the command reads"):
+    with pytest.raises(OutputError, match="is also an input of this command"):
         quantize(exact_file, exact_file, "q8_0", force=True)
     with pytest.raises(CheckpointError):
         quantize(out, tmp_path / "b.gguf", "q8_0")

@@ -237,8 +237,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "generation_config.json").write_text("[", "utf-8"),
         "generation_config.json: ",
     ),
-    "cut weights": (lambda f: cut(f / "model.safetensors", 9000), "model.safetensors: truncated: tensor "),
-    "weights cut in the header": (lambda f: cut(f / "model.safetensors", 200), "model.safetensors: header of "),
+    "cut weights": (lambda f: cut(f / "model.safetensors", 9000), "model.safetensors: tensor "),
+    "weights cut in the header": (lambda f: cut(f / "model.safetensors", 200), "model.safetensors: the header claims "),
     "empty weights": (lambda f: cut(f / "model.safetensors", 0), "model.safetensors: 0 bytes are too few"),
     "a config value of another kind": (
         lambda f: change_config(f, {"rms_norm_eps": "small"}),
@@ -358,7 +358,7 @@ def test_a_device_is_not_replaced_by_force(tinyq: Tinyq, qwen3_folder: Path) -> 
 def test_an_output_name_that_is_too_long_is_one_line(tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path) -> None:
     for name in ("x" * 300, "x" * 256):
         ran = tinyq("convert", qwen3_folder, tmp_path / name)
-        assert "the name is longer than 255 bytes" in refused(ran, tmp_path / name)
+        assert "the name has more than 255 bytes" in refused(ran, tmp_path / name)
     assert tinyq("convert", qwen3_folder, tmp_path / ("x" * 255)).code == 0
 
 
@@ -367,7 +367,7 @@ def test_a_source_is_not_overwritten_by_force(tinyq: Tinyq, qwen3_folder: Path, 
     before = weights.read_bytes()
     ran = tinyq("convert", weights.parent, weights, "--force")
     assert ran.code == 2
-    assert "is what the command reads" in ran.err
+    assert "is also an input of this command" in ran.err
     assert weights.read_bytes() == before
 
 

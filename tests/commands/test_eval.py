@@ -405,7 +405,7 @@ def test_a_crash_of_one_file_does_not_stop_the_others(tinyq: Tinyq, plain: Path,
     ran = tinyq("eval", *files, "--no-speed", "--tokens", "4", "--json", report, "--csv", rows)
     assert (ran.code, ran.err.count("\n")) == (3, 1)
     assert f"{bad}: llama.cpp failed (" in ran.err
-    assert "died of SIGABRT" in ran.err
+    assert "was ended by SIGABRT" in ran.err
     assert f"failed: {bad}: llama.cpp failed (" in ran.out
     found = json.loads(report.read_text("utf-8"))
     assert {model["model"]["path"] for model in found["models"]} == {str(plain), str(other)}
@@ -444,10 +444,10 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(tinyq: Tinyq, plain:
     before = plain.read_bytes()
     out = tmp_path / "out.x"
     for outputs, expected in (
-        (("--json", plain), f"{plain}: is what the command reads; give --json another name"),
-        (("--markdown", tmp_path), f"{tmp_path}: is a folder; give the name of the file to write"),
+        (("--json", plain), f"{plain}: is also an input of this command; give --json another path"),
+        (("--markdown", tmp_path), f"{tmp_path}: is a folder, a file expected; give the path of the file to write"),
         (("--csv", tmp_path / "gone" / "x"), f"the folder {tmp_path / 'gone'} does not exist; create it first"),
-        (("--json", out, "--csv", out), f"{out}: is what --json writes; give --csv another name"),
+        (("--json", out, "--csv", out), f"{out}: is also the output of --json; give --csv another path"),
     ):
         assert expected in refused(tinyq("eval", plain, *CARD, *outputs), tmp_path)
     assert plain.read_bytes() == before

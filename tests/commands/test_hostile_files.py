@@ -84,7 +84,7 @@ def test_a_device_in_a_checkpoint(copied: Callable[[Path], Path], qwen3_folder: 
     folder = copied(qwen3_folder)
     endless(folder / name)
     # A device can only be there by a link, and links out of the folder are refused whatever they lead to.
-    assert f"{folder / name}: is a symbolic link that leads out of the folder" in one_line(bounded("inspect", folder))
+    assert f"{folder / name}: is a symbolic link to " in one_line(bounded("inspect", folder))
 
 
 def test_a_model_card_that_is_no_file_is_none(copied: Callable[[Path], Path], qwen3_folder: Path) -> None:
@@ -370,5 +370,5 @@ def test_a_journal_that_is_none(tinyq: Tinyq, tmp_path: Path, content: str) -> N
     (tmp_path / ".a.gguf.tinyq-journal").write_text(content)
     for way in ("--undo", "--in-place"):
         args = ("surgery", path, way) if way == "--undo" else ("surgery", path, "--swap", "0:1", way)
-        assert "is not a record that tinyq wrote" in one_line(tinyq(*args))
+        assert "is not a journal or undo record written by tinyq" in one_line(tinyq(*args))
     assert path.read_bytes() == before

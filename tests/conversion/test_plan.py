@@ -47,6 +47,6 @@ def test_weights_that_vanish_before_they_are_hashed_are_an_error_and_leave_nothi
     shutil.copytree(qwen3_folder, source)
     conversion = plan.prepare(Request(source=source, type="f32"))
     (source / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read any more"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: can no longer be read"):
         execute(conversion, tmp_path / "out.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

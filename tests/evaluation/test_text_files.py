@@ -35,7 +35,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = written(tmp_path, b"good\n\nb\xffd\n")
     with pytest.raises(InputError, match=r"list\.jsonl:3: is not UTF-8 \(byte 2 of the line\)"):
         read_lines(path)
-    with pytest.raises(InputError, match=r"list\.jsonl: is not UTF-8 \(at byte 8\); give a text file"):
+    with pytest.raises(InputError, match=r"list\.jsonl: is not UTF-8 \(at byte 8\); save it as UTF-8 text"):
         read_text(path)
     for broken, reason in ((tmp_path / "gone", "No such file"), (tmp_path, "Is a directory")):
         for read in (read_lines, read_text):

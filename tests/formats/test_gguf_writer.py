@@ -215,7 +215,7 @@ def test_pieces_that_do_not_fit_are_a_fault_of_ours(tmp_path: Path, pieces: list
 
 
 def test_a_name_that_ggml_cannot_keep_is_refused() -> None:
-    with pytest.raises(OutputError, match="longer than ggml's 63 bytes"):
+    with pytest.raises(OutputError, match="63 at most expected by ggml"):
         layout([("ü" * 32, (2,), F32)])
 
 
@@ -255,7 +255,7 @@ def test_an_error_amid_the_tensors_leaves_nothing(qwen3_folder: Path, tmp_path: 
 def test_a_file_of_the_source_is_never_overwritten(qwen3_folder: Path, copied: Copy, name: str) -> None:
     folder = copied(qwen3_folder)
     before = (folder / name).read_bytes()
-    with pytest.raises(OutputError, match="is what the command reads"):
+    with pytest.raises(OutputError, match="is also an input of this command"):
         execute(prepare(Request(source=folder, type="f32")), folder / name, force=True)
     assert (folder / name).read_bytes() == before
 

@@ -46,13 +46,13 @@ def test_no_output_is_an_input(tmp_path: Path, way: str) -> None:
         other.hardlink_to(source)
     path = {"itself": source, "dotted": tmp_path / "folder" / ".." / tmp_path.name / "source"}.get(way, other)
     path = tmp_path / "folder" / "source" if way.startswith("through") else path
-    with pytest.raises(OutputError, match="is what the command reads; give OUT another name"):
+    with pytest.raises(OutputError, match="is also an input of this command; give OUT another path"):
         check_outputs({"OUT": path}, [source], force=True)
     check_outputs({"OUT": tmp_path / "third"}, [source], force=False)
 
 
 def test_an_input_that_is_not_there_yet_is_one_too(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="is what the command reads"):
+    with pytest.raises(OutputError, match="is also an input of this command"):
         check_outputs({"--json": tmp_path / "a"}, [tmp_path / "gone" / ".." / "a"], force=True)
 
 
@@ -67,13 +67,13 @@ def test_no_output_is_another(tmp_path: Path, way: str) -> None:
     if way == "hard":
         second.hardlink_to(first)
     second = {"same": first, "linked folder": tmp_path / "link" / "a"}.get(way, second)
-    with pytest.raises(OutputError, match="is what OUT writes; give --json another name"):
+    with pytest.raises(OutputError, match="is also the output of OUT; give --json another path"):
         check_outputs({"OUT": first, "--csv": None, "--json": second}, [], force=True)
 
 
 def test_no_output_lies_in_a_folder_that_is_one(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(OutputError, match="lies in what OUT writes"):
+    with pytest.raises(OutputError, match="is inside the output of OUT"):
         check_outputs({"OUT": tmp_path / "out", "--json": tmp_path / "out" / "a"}, [], force=True, folders=["OUT"])
 
 
@@ -115,7 +115,7 @@ def test_a_temporary_file_that_was_exchanged_does_not_become_the_output(tmp_path
         name.unlink()
         name.write_bytes(b"theirs")
 
-    with pytest.raises(OutputError, match="was taken away"), atomic_output(tmp_path / "out", check=exchange):
+    with pytest.raises(OutputError, match="was removed"), atomic_output(tmp_path / "out", check=exchange):
         pass
     assert not (tmp_path / "out").exists()
 
@@ -125,12 +125,12 @@ def test_two_runs_to_one_output(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with atomic_output(out) as stream:
         stream.write(b"first")
-        with pytest.raises(OutputError, match="another process is writing it now"):
+        with pytest.raises(OutputError, match="another process is writing it"):
             write(out, force=True)
         write(tmp_path / "other")
     assert out.read_bytes() == b"first"
     second = atomic_folder(tmp_path / "folder")
-    with atomic_folder(tmp_path / "folder"), pytest.raises(OutputError, match="another process is writing it now"):
+    with atomic_folder(tmp_path / "folder"), pytest.raises(OutputError, match="another process is writing it"):
         second.__enter__()
 
 
@@ -183,7 +183,7 @@ def test_long_names_leave_room_for_temporary_ones(tmp_path: Path, name: str) -> 
 
 
 def test_names_that_are_too_long_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="longer than 255 bytes"):
+    with pytest.raises(OutputError, match="more than 255 bytes"):
         check_outputs({"OUT": tmp_path / ("ü" * 128)}, [], force=True)
 
 
@@ -327,7 +327,7 @@ def test_a_planted_journal_moves_nothing(three: list[Path], tmp_path: Path, move
     (tmp_path / f".part-1.{MARK}.tmp").symlink_to("victim")
     journal = commit.commit_path(three[0])
     journal.write_text(moves if isinstance(moves, str) else json.dumps(moves))
-    with pytest.raises(OutputError, match=r"\.tinyq-commit: is .*remove it"):
+    with pytest.raises(OutputError, match=r"\.tinyq-commit: .*remove it"):
         write_set(three, b"new")
     assert (tmp_path / "victim").read_bytes() == b"precious"
     assert not any(path.exists() for path in three)

@@ -254,9 +254,9 @@ def test_nothing_is_written_over_what_is_read(tinyq: Tinyq, files: tuple[Path, P
     for option in ("--out", "--json"):
         ran = tinyq("card", HYBRID, path, "--suite", "none", "--force", option, path)
         assert (ran.code, ran.out) == (2, "")
-        assert f"{path}: is what the command reads; give {option} another name" in ran.err
+        assert f"{path}: is also an input of this command; give {option} another path" in ran.err
     both = tinyq("card", HYBRID, path, "--suite", "none", "--modelfile", "--out", tmp_path / "Modelfile")
-    assert f"{tmp_path / 'Modelfile'}: is what --out writes" in both.err
+    assert f"{tmp_path / 'Modelfile'}: is also the output of --out" in both.err
     twice = tinyq("card", HYBRID, path, path, "--suite", "none")
     assert f"{path}: is given twice; give each file once" in twice.err
     assert path.read_bytes() == before

@@ -147,7 +147,7 @@ def test_outputs_are_not_inputs(source: Path, tmp_path: Path, tinyq: Tinyq) -> N
     before = source.read_bytes()
     ran = tinyq("quantize", source, source, "q8_0", "--force")
     assert (ran.code, source.read_bytes()) == (2, before)
-    assert "is what the command reads" in ran.err
+    assert "is also an input of this command" in ran.err
     (tmp_path / "taken.gguf").write_bytes(b"x")
     assert "exists already" in tinyq("quantize", source, tmp_path / "taken.gguf", "q8_0").err
     assert tinyq("quantize", source, tmp_path / "taken.gguf", "q8_0", "--force", "-q") == Ran(0, "", "")
@@ -161,13 +161,13 @@ def test_parts_that_do_not_agree(source: Path, tmp_path: Path, tinyq: Tinyq) -> 
     assert tinyq(*again, "--dry-run").code == 0
     kept = second.read_bytes()
     second.unlink()
-    refused(tinyq(*again), f"{second.name}: missing; it is part 2 of", tmp_path)
+    refused(tinyq(*again), f"{second.name}: missing; it is shard 2 of", tmp_path)
     second.write_bytes(first.read_bytes())
-    refused(tinyq(*again), f"{second.name}: does not say that it is part 2", tmp_path)
+    refused(tinyq(*again), f"{second.name}: is named as shard 2", tmp_path)
     second.write_bytes(kept)
     first.rename(folder / "other.gguf")
     ran = tinyq("quantize", folder / "other.gguf", tmp_path / "out.gguf", "q8_0")
-    refused(ran, "other.gguf: is one of several splits (split.no is 0, split.count is ", tmp_path)
+    refused(ran, "other.gguf: is a shard of a split model (split.no is 0, split.count is ", tmp_path)
 
 
 def test_sizes() -> None:

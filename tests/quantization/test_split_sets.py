@@ -69,11 +69,11 @@ def test_a_whole_file_carries_no_id(source: Path, tmp_path: Path) -> None:
 def test_a_mixed_set_is_named(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:
     ours, theirs = split(source, tmp_path / "a.gguf"), split(changed(source), tmp_path / "b.gguf")
     shutil.copy(theirs[1], ours[1])
-    with pytest.raises(CheckpointError, match=rf"{ours[1].name}: is not of the same model as {ours[0].name}"):
+    with pytest.raises(CheckpointError, match=rf"{ours[1].name}: belongs to another model than {ours[0].name}"):
         read_parts(ours[0])
     ran = tinyq("inspect", ours[0])
     assert ran.code == 2
-    assert "is not of the same model" in ran.err
+    assert "belongs to another model" in ran.err
     for path in theirs:
         assert inspect(path).kind == "gguf"
 
@@ -96,7 +96,7 @@ def test_a_kill_at_the_end_leaves_a_set_that_the_next_run_completes(source: Path
         split(changed(source), out, force=True)
         os._exit(0)
     os.waitpid(child, 0)
-    assert "is not of the same model" in tinyq("inspect", old[0]).err
+    assert "belongs to another model" in tinyq("inspect", old[0]).err
     ran = tinyq("quantize", source, out, "f32", "--split-max-size", 20_000)
     assert "exists already" in ran.err
     expected = [path.read_bytes() for path in split(changed(source), tmp_path / "b.gguf")]

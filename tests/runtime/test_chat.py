@@ -57,14 +57,14 @@ def test_like_transformers(chat_runtime: Runtime, tools: Any) -> None:
     ("template", "message"),
     [
         ("{{ raise_exception('only\nusers') }}", "refused the messages: only users"),
-        ("a\n{% if %}", "broken at its line 2"),
+        ("a\n{% if %}", "syntax error in its line 2"),
         ("{% include 'x' %}", "refused"),
         ("{{ messages[0].content.__class__.__mro__ }}", "refused.*unsafe"),
         ("{{ messages.append(1) }}", "refused.*unsafe|refused.*not safely callable"),
         ("{{ messages[3].content.x }}", "refused"),
         ("{{ 1 / 0 }}", "refused"),
         ("{% for i in range(10000000) %}x{% endfor %}", "refused"),
-        ("{{ 'x' * 10 ** 7 }}", "wrote 10,000,000 characters, and at most 4,000,000 are taken"),
+        ("{{ 'x' * 10 ** 7 }}", "wrote 10,000,000 characters, 4,000,000 at most expected"),
         ("{{ raise_exception('x' * 10 ** 6) }}", "refused the messages: x+…$"),
     ],
 )
@@ -77,7 +77,7 @@ def test_bad_templates(chat_runtime: Runtime, template: str, message: str) -> No
 
 def test_a_refusal_leaves_the_process_running(chat_runtime: Runtime) -> None:
     before = chat_runtime.pid
-    with pytest.raises(InputError, match="broken at its line 1"):
+    with pytest.raises(InputError, match="syntax error in its line 1"):
         chat_runtime.render_chat(MESSAGES, template="{% if %}")
     assert chat_runtime.render_chat(MESSAGES).startswith("<|im_start|>user")
     assert chat_runtime.pid == before
@@ -94,14 +94,14 @@ def test_an_endless_template_is_stopped(chat: Path) -> None:
     with Runtime(chat, RuntimeOptions(threads=1, vocab_only=True)) as runtime:
         # Only now, for a busy machine may take longer to start the process.
         runtime.options = replace(runtime.options, timeout=0.5)
-        with pytest.raises(LlamaError, match=r"gave no sign of work for 0\.5 s"):
+        with pytest.raises(LlamaError, match=r"made no progress for 0\.5 s"):
             runtime.render_chat(MESSAGES, template=ENDLESS)
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (ENDLESS, "did not end within 0.5 seconds of computing"),
+        (ENDLESS, "did not end within 0.5 seconds of CPU time"),
         (HUGE, "needs more than 1024 MiB of memory"),
         (WIDE, "needs more than 1024 MiB of memory"),
         ("{{ 'x' * 10 ** 12 }}", "needs more than 1024 MiB of memory"),

@@ -80,7 +80,7 @@ def test_several_files_without_an_index(sharded_folder: Path, copied: Copy) -> N
     [
         ("{", "not valid JSON"),
         ("", "not valid JSON"),
-        ("[1]", "holds a list, a JSON object expected"),
+        ("[1]", "holds a JSON list, an object expected"),
         ("null", "holds a NoneType"),
         ('{"a": 1' + "0" * 5000 + "}", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
@@ -108,7 +108,7 @@ def test_a_missing_shard(sharded_folder: Path, copied: Copy) -> None:
     folder = copied(sharded_folder)
     gone = sorted(folder.glob("model-*.safetensors"))[1]
     gone.unlink()
-    assert f"{gone}: missing; {INDEX} names it as a shard" in refused(folder)
+    assert f"{gone}: missing, though {INDEX} lists it as a shard" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["../tiny-moe/model-x.safetensors", "/etc/passwd", "..", ".", "", "sub/a.safetensors"])
@@ -119,7 +119,7 @@ def test_a_path_out_of_the_folder_is_not_followed(sharded_folder: Path, copied: 
     folder = change_index(copied(sharded_folder), point_there)
     message = refused(folder)
     assert INDEX in message
-    assert f"{name!r}, which is not a plain file name" in message
+    assert f"{name!r}, a plain file name expected" in message
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b.safetensors", "\ud800.safetensors", "gone"])
@@ -156,14 +156,14 @@ def test_an_index_that_names_a_tensor_which_no_shard_has(sharded_folder: Path, c
 
 def test_an_index_that_leaves_a_tensor_out(sharded_folder: Path, copied: Copy) -> None:
     folder = change_index(copied(sharded_folder), lambda weight_map: weight_map.pop("model.norm.weight"))
-    assert "does not list the tensor model.norm.weight, which a shard holds" in refused(folder)
+    assert "does not list tensor model.norm.weight, which a shard holds" in refused(folder)
 
 
 def test_a_truncated_shard_is_named(sharded_folder: Path, copied: Copy) -> None:
     folder = copied(sharded_folder)
     shard = sorted(folder.glob("model-*.safetensors"))[2]
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert f"{shard}: truncated: tensor" in refused(folder)
+    assert f"{shard}: tensor" in refused(folder)
 
 
 def test_the_digest_is_of_names_and_contents(sharded_folder: Path, copied: Copy) -> None:

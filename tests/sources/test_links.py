@@ -67,9 +67,9 @@ def test_a_file_that_leads_out_is_named(
         secret.write_text("hunter2")
     path.parent.mkdir(exist_ok=True)
     path.symlink_to(secret)
-    with pytest.raises(CheckpointError, match=f"{path.name}: is a symbolic link that leads out of the folder"):
+    with pytest.raises(CheckpointError, match=f"{path.name}: is a symbolic link to "):
         open_checkpoint(folder)
-    with pytest.raises(CheckpointError, match="leads out of the folder"):
+    with pytest.raises(CheckpointError, match="outside the folder"):
         convert(folder, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 
@@ -95,7 +95,7 @@ def test_surgery_copies_nothing_from_outside(qwen3_folder: Path, copied: Copy, t
     (tmp_path / "secret.txt").write_text("hunter2")
     (folder / "notes.txt").symlink_to("../secret.txt")
     convert(folder, tmp_path / "out.gguf")  # which reads no notes
-    with pytest.raises(CheckpointError, match=r"notes\.txt: is a symbolic link that leads out"):
+    with pytest.raises(CheckpointError, match=r"notes\.txt: is a symbolic link to"):
         operate(folder, tmp_path / "out", "swap(0:1)")
     assert not (tmp_path / "out").exists()
 
@@ -104,7 +104,7 @@ def test_the_tokenizers_folder_is_held_to_the_same(qwen3_folder: Path, copied: C
     folder = copied(qwen3_folder)
     (folder / "tokenizer.json").rename(tmp_path / "elsewhere")
     (folder / "tokenizer.json").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: is a symbolic link that leads out"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: is a symbolic link to"):
         convert(qwen3_folder, tmp_path / "out.gguf", tokenizer=folder)
 
 

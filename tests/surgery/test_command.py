@@ -106,7 +106,7 @@ def test_in_place_and_back(tinyq: Tinyq, file: Path) -> None:
         (["--in-place", "--duplicate", "1"], "only puts whole layers in another order"),
         (["--undo"], "nothing to undo"),
         (["--undo", "--swap", "0:1"], "give it SOURCE alone"),
-        (["SELF", "--swap", "0:1", "--force"], "is what the command reads"),
+        (["SELF", "--swap", "0:1", "--force"], "is also an input of this command"),
     ],
 )
 def test_what_is_wrong_is_one_line(tinyq: Tinyq, file: Path, tmp_path: Path, arguments: list[str], said: str) -> None:

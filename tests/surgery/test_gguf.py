@@ -132,11 +132,11 @@ def test_splits_make_the_same_file(quantized: Path, tmp_path: Path) -> None:
     from_last = operated(others[1], tmp_path / "from_last.gguf", "swap(0:5) + bridge(1:2)")
     assert whole.read_bytes() == from_last.read_bytes()
     renamed = first.rename(first.with_name("renamed.gguf"))
-    with pytest.raises(CheckpointError, match="its name does not say which"):
+    with pytest.raises(CheckpointError, match="its name does not match"):
         open_layered(renamed)
     renamed.rename(first)
     others[0].write_bytes(others[1].read_bytes())
-    with pytest.raises(CheckpointError, match="does not say that it is part 2 of 3"):
+    with pytest.raises(CheckpointError, match="is named as shard 2 of 3"):
         open_layered(first)
     others[0].unlink()
     with pytest.raises(CheckpointError, match="missing"):
@@ -302,11 +302,11 @@ def test_the_sources_path_is_seen_from_the_new_folder(nine: Path, tmp_path: Path
 def test_the_source_is_not_overwritten(nine: Path, tmp_path: Path) -> None:
     before = nine.read_bytes()
     plan = plan_gguf(open_layered(nine), parse_text("swap(0:1)"))
-    with pytest.raises(OutputError, match="is what the command reads"):
+    with pytest.raises(OutputError, match="is also an input of this command"):
         write_plan(plan, nine, force=True)
     link = tmp_path / "link.gguf"
     link.symlink_to(nine)
-    with pytest.raises(OutputError, match="is what the command reads"):
+    with pytest.raises(OutputError, match="is also an input of this command"):
         write_plan(plan, link, force=True)
     assert nine.read_bytes() == before
 

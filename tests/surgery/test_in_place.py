@@ -238,7 +238,7 @@ def test_reading_a_file_that_is_half_changed_is_refused_and_writes_nothing(
         path.symlink_to(torn)
     before = {other.name: other.read_bytes() for other in torn.parent.iterdir() if other.is_file()}
     for read in (read_header, open_gguf, open_layered):
-        with pytest.raises(CheckpointError, match="a change in place was interrupted"):
+        with pytest.raises(CheckpointError, match="an in-place change was interrupted"):
             read(path)
     out = tmp_path / "out.gguf"
     for command in (
@@ -292,14 +292,14 @@ def test_only_a_regular_file_under_its_own_name_is_changed(file: Path, torn: Pat
     journal_path(torn).rename(journal_path(link))
     before = file.read_bytes()
     for action in (recover, undo):
-        with pytest.raises(InputError, match="is a symbolic link; give the file that it points to"):
+        with pytest.raises(InputError, match="is a symbolic link; give its target"):
             action(link)
     journal_path(tmp_path).touch()
     with pytest.raises(InputError, match="is not a regular file"):
         recover(tmp_path)
     journal_path(tmp_path).unlink()
     journal_path(file).symlink_to(journal_path(link))
-    with pytest.raises(InputError, match="is not a regular file, hence no record"):
+    with pytest.raises(InputError, match="is not a regular file, a journal or undo record expected"):
         recover(file)
     assert file.read_bytes() == before
 
@@ -315,10 +315,10 @@ def test_a_journal_of_another_file_is_not_carried_through(twelve: Path, file: Pa
     record = undo_paths(file)[0]
     file.write_bytes(b"x" * file.stat().st_size)
     record.rename(journal_path(file))
-    with pytest.raises(InputError, match="is not the file that"):
+    with pytest.raises(InputError, match="has bytes or a size that"):
         recover(file)
     journal_path(file).write_text("{}")
-    with pytest.raises(InputError, match="is not a record that tinyq wrote"):
+    with pytest.raises(InputError, match="is not a journal or undo record written by tinyq"):
         recover(file)
     journal_path(file).unlink()
     file.write_bytes(twelve.read_bytes())
@@ -348,7 +348,9 @@ def test_a_disk_without_room_for_the_journal_leaves_all_as_it_was(
     before = file.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
-        with pytest.raises(OutputError, match=r"could not be changed in place \(No space left.*; it is as it was"):
+        with pytest.raises(
+            OutputError, match=r"could not be changed in place \(No space left.*; the file is unchanged"
+        ):
             in_place(file, "swap(0:1)")
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]

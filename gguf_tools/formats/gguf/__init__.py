@@ -1,1 +1,1 @@
-"""GGUF files: header, parts, tensors, writing."""
+"""GGUF files: reading headers, shards and tensors, and writing."""

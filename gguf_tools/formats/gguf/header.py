@@ -1,9 +1,9 @@
-"""Reading the header of a GGUF file: one scan finds where each value lies, and a value is decoded when it is asked for.
+"""Reading the header of a GGUF file: one scan records the offset of each value, and a value is decoded on first access.
 
-A vocabulary of a hundred thousand strings is thus stepped over, kept as bytes and written again as bytes, unless somebody
-looks at it. Source: the GGUF specification (`docs/gguf.md` of ggml) and `gguf_init_from_file` of llama.cpp, which also wants
-tensor offsets contiguous and in the order of the entries. Every count, length and offset is checked against the size of the
-file before anything is read or allocated for it, because a file may be truncated or hostile.
+So a vocabulary of a hundred thousand strings is skipped, kept as bytes and written back as bytes unless it is read.
+Source: the GGUF specification (`docs/gguf.md` of ggml) and `gguf_init_from_file` of llama.cpp, which also requires
+tensor offsets to be contiguous and in the order of the entries. Every count, length and offset is checked against the size
+of the file before anything is read or allocated for it, because a file may be truncated or hostile.
 """
 
 from __future__ import annotations
@@ -76,25 +76,25 @@ __all__ = [
 
 ALIGNMENT_KEY = "general.alignment"
 RESERVE_BYTES = 512
-"""Spaces that a file keeps in its metadata, so that surgery in place has room to record what it did."""
+"""Spaces reserved in `tinyq.reserve`, so that in-place surgery can record what it did without moving the data."""
 MAX_DIMENSIONS = 4
 MOST_TENSORS, MOST_FIELDS = 1 << 17, 1 << 17
-"""Far beyond any model (llama.cpp holds 512 layers of some dozens of tensors each); a million would take minutes to no end."""
+"""Limits far above any model (llama.cpp allows 512 layers of some dozens of tensors), so that scanning takes seconds at most."""
 MOST_NAME = 1024
-"""Bytes of a tensor's name; llama.cpp takes fewer than 64."""
+"""Most characters of a tensor's name; llama.cpp accepts fewer than 64 bytes."""
 
 PIECE = 1 << 18
-"""Bytes that are read at a time, and bytes of an array of strings that are looked at together."""
+"""Bytes read at a time, and bytes of a string array that one vectorized step examines."""
 WALK = 256
-"""Strings that are stepped over one by one, at least, where few are found together."""
+"""Strings skipped one by one, at least, after a vectorized step that skipped few."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GGUFHeader:
-    """All of a GGUF file except its tensors' data; `data_offset` is where that starts in the file.
+    """A GGUF file without its tensor data; `data_offset` is the byte offset of the data section in the file.
 
-    Values of `metadata` are decoded when `Field.value` is first asked for. `head` are the bytes up to `data_offset`, which
-    nobody changes.
+    A value in `metadata` is decoded when its `Field.value` is first read. `head` holds the bytes up to `data_offset`; it must
+    not be modified, since the fields refer to it.
     """
 
     path: Path
@@ -105,26 +105,28 @@ class GGUFHeader:
     head: bytearray = dataclass_field(repr=False)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The bare value of `key`, or `default`; arrays as tuples."""
+        """The value of `key` without its type, or `default`; arrays as tuples."""
         field = self.metadata.get(key)
         return default if field is None else field.value
 
     @property
     def architecture(self) -> str:
-        """`general.architecture`, or an error that says it is missing."""
+        """`general.architecture`. Raises CheckpointError if it is missing or not a string."""
         value = self.get("general.architecture")
         if not isinstance(value, str):
-            raise CheckpointError(f"{self.path}: general.architecture is missing; llama.cpp needs it to run the file")
+            raise CheckpointError(
+                f"{self.path}: general.architecture is missing, which llama.cpp needs; download or write the file again"
+            )
         return value
 
     def rewritten(self, changes: Mapping[str, Field | None], tensors: Sequence[TensorEntry]) -> bytes:
-        """The header's bytes with fields replaced (removed for None, new ones at the end) and other tensors."""
+        """The packed header with `changes` applied (None removes a field, new fields go last) and `tensors` as its entries."""
         fields = {**self.metadata, **changes}
         return pack_header({key: field for key, field in fields.items() if field}, tensors, self.alignment)
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the file starts with GGUF's magic."""
+    """Whether `path` is a regular file that starts with GGUF's magic."""
     try:
         if not path.is_file():  # opening a pipe would wait for a writer
             return False
@@ -137,12 +139,12 @@ def is_gguf(path: Path) -> bool:
 def read_header(path: Path) -> GGUFHeader:
     """Read a GGUF file's metadata and tensor entries.
 
-    Raises CheckpointError, naming the file and the place, where the file is truncated, corrupt, of another version or
-    byte order, has tensors that overlap, lie outside it or are of a type that ggml does not know, or where a change in
-    place of it was interrupted.
+    Raises CheckpointError, naming the file and the key, tensor or offset, if the file is truncated or corrupt, has another
+    version or byte order, has tensors that overlap, lie outside the file or have a type unknown to ggml, or if an in-place
+    change of it was interrupted.
     """
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: cannot be read: it is not a regular file; give a GGUF file")
+        raise CheckpointError(f"{path}: is not a regular file; give a GGUF file")
     refuse_interrupted(path)
     try:
         with path.open("rb", buffering=0) as stream:
@@ -152,7 +154,7 @@ def read_header(path: Path) -> GGUFHeader:
 
 
 class _Scan:
-    """A position in the head of a file, which never goes past its end; `data` is what has been read of it."""
+    """A cursor over a file's header that never passes the end of the file; `data` holds the bytes read so far."""
 
     def __init__(self, stream: FileIO, path: Path, size: int) -> None:
         self.stream = stream
@@ -162,10 +164,10 @@ class _Scan:
         self.data = bytearray()
 
     def fail(self, problem: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {problem}; the file is truncated or corrupt, fetch or write it again")
+        return CheckpointError(f"{self.path}: {problem}; the file is truncated or corrupt, download or write it again")
 
     def load(self, stop: int) -> None:
-        """Have the file's bytes up to `stop` at least in `data`."""
+        """Read on until `data` holds at least the bytes up to `stop`."""
         while len(self.data) < stop:
             piece = self.stream.read(min(max(PIECE, stop - len(self.data)), self.size - len(self.data)))
             if not piece:
@@ -173,7 +175,7 @@ class _Scan:
             self.data += piece
 
     def skip(self, count: int, what: str) -> int:
-        """Step over `count` bytes, which are then in `data`; where they start."""
+        """Advance by `count` bytes, reading them into `data`; returns their offset."""
         start, left = self.position, self.size - self.position
         if count > left:
             raise self.fail(f"{what} needs {count} bytes at offset {start}, but only {left} are left")
@@ -193,7 +195,7 @@ class _Scan:
         return self.data[start : self.position].decode("utf-8", errors="surrogateescape")
 
     def _name(self) -> str:
-        """A tensor's name; one that is not UTF-8 could neither be printed nor be asked for."""
+        """A tensor's name. A name that is not UTF-8 is refused: it could not be printed or looked up."""
         name = self.text("a tensor's name")
         if len(name) > MOST_NAME:
             raise self.fail(f"a tensor's name has {len(name)} characters, {MOST_NAME} at most expected")
@@ -218,7 +220,7 @@ class _Scan:
             self._skip_array(what)
 
     def _skip_array(self, what: str) -> None:
-        """Move past an array without decoding it; its strings are walked by their lengths, many at a time."""
+        """Skip an array without decoding it; strings are skipped by their lengths, many at a time."""
         element = self.kind(f"the items of {what}")
         count = self.u64(f"the length of {what}")
         if element is ValueType.ARRAY:
@@ -232,7 +234,7 @@ class _Scan:
         while count:
             self.load(min(self.position + PIECE, self.size))
             found, self.position = _chained(self.data, self.position, count)
-            # Where looking for many at once finds few, more and more are walked before it is tried again.
+            # After a vectorized step that skips few strings, twice as many are skipped one by one before the next attempt.
             walk = WALK if found > WALK else 2 * walk
             walked = min(count - found, walk) if found < WALK else 0
             for _ in range(walked):
@@ -240,7 +242,7 @@ class _Scan:
             count -= found + walked
 
     def entry(self) -> TensorEntry:
-        """The next entry of the tensor list; the shape in numpy's order, which is ggml's reversed."""
+        """The next tensor entry; its shape in numpy's order, the reverse of ggml's."""
         name = self._name()
         dimensions = self.u32(f"the rank of {name}")
         if not 0 < dimensions <= MAX_DIMENSIONS:
@@ -251,17 +253,19 @@ class _Scan:
         try:
             kind = type_of_id(number)
         except InputError as error:
-            raise self.fail(f"tensor {name} has type {number}, which this ggml does not know") from error
+            raise self.fail(f"tensor {name} has type {number}, which ggml does not define") from error
         if min(shape) < 1 or shape[-1] % kind.block:
-            raise self.fail(f"tensor {name} has shape {shape}, which {kind} with blocks of {kind.block} cannot have")
+            raise self.fail(
+                f"tensor {name} has shape {shape}, no empty axis and rows of a multiple of {kind.block} ({kind}) expected"
+            )
         return TensorEntry(name, shape, kind, offset)
 
 
 def _chained(data: bytearray, start: int, count: int) -> tuple[int, int]:
-    """Steps over as many of `count` strings from `start` as are found together: how many, and where the next one starts.
+    """Skip a run of up to `count` short strings from `start` in one vectorized step; returns (number skipped, next offset).
 
-    A length below 256 shows as a byte with seven zeros behind it. As long as such places form a chain, each string ending
-    where the next place lies, they are the strings' lengths.
+    A length below 256 is stored as one byte followed by seven zeros. Such positions are candidates; they are lengths as long
+    as each string ends exactly at the next candidate.
     """
     piece = np.frombuffer(data, np.uint8, min(PIECE, len(data) - start), start)
     zero = piece == 0
@@ -277,7 +281,7 @@ def _chained(data: bytearray, start: int, count: int) -> tuple[int, int]:
 
 
 def _read(scan: _Scan) -> GGUFHeader:
-    """The header of a GGUF file of version 2 or 3; CheckpointError says what is wrong with another."""
+    """The header of a GGUF file of version 2 or 3. Raises CheckpointError for anything else."""
     path = scan.path
     magic = bytes(scan.data[scan.skip(len(MAGIC), "the magic") : scan.position])
     if magic != MAGIC:
@@ -285,7 +289,7 @@ def _read(scan: _Scan) -> GGUFHeader:
     version = scan.u32("the version")
     if version not in (2, 3):
         hint = "; it is big-endian" if int.from_bytes(U32.pack(version), "big") in (2, 3) else ""
-        raise CheckpointError(f"{path}: GGUF version {version} found, 2 or 3 expected{hint}; write it anew")
+        raise CheckpointError(f"{path}: GGUF version {version} found, 2 or 3 expected{hint}; convert it again")
     n_tensors = scan.u64("the tensor count")
     n_fields = scan.u64("the metadata count")
     room = scan.size - scan.position
@@ -299,7 +303,7 @@ def _read(scan: _Scan) -> GGUFHeader:
     for _ in range(n_fields):
         key = scan.text("a metadata key")
         if key in places:
-            raise scan.fail(f"the metadata key {key} appears twice")
+            raise scan.fail(f"metadata key {key} appears twice")
         kind, start = scan.kind(key), scan.position
         scan.skip_value(kind, key)
         places[key] = kind, start, scan.position
@@ -328,15 +332,15 @@ def _alignment(scan: _Scan, kind: ValueType, start: int, stop: int) -> int:
 
 
 def _check_places(scan: _Scan, entries: Sequence[TensorEntry], data_offset: int, alignment: int) -> None:
-    """Refuse names that appear twice, and data that is not in order, aligned and inside the file, as gguf.cpp does."""
+    """Raise CheckpointError for duplicate names and for data not contiguous, aligned and inside the file, as gguf.cpp does."""
     expected = 0
     seen: set[str] = set()
     for entry in entries:
         if entry.name in seen:
-            raise scan.fail(f"the tensor {entry.name} appears twice")
+            raise scan.fail(f"tensor {entry.name} appears twice")
         seen.add(entry.name)
         if entry.offset != expected:
-            raise scan.fail(f"tensor {entry.name} starts at {entry.offset}, {expected} expected")
+            raise scan.fail(f"tensor {entry.name} starts at offset {entry.offset}, {expected} expected")
         expected = align(entry.offset + entry.nbytes, alignment)
         end = data_offset + entry.offset + entry.nbytes
         if end > scan.size:

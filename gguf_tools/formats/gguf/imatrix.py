@@ -1,7 +1,7 @@
-"""Importance matrices as files: llama.cpp's GGUF format, read and written, and its old `.dat`, read.
+"""Files of importance matrices: llama.cpp's GGUF format is read and written, its old `.dat` format is read.
 
-Source: `tools/imatrix/imatrix.cpp` and `common/imatrix-loader.cpp` of llama.cpp. A tensor's statistics are two F32 tensors,
-NAME.in_sum2 (matrices, columns) and NAME.counts (matrices, 1).
+Source: `tools/imatrix/imatrix.cpp` and `common/imatrix-loader.cpp` of llama.cpp. Each weight tensor NAME has two F32 tensors:
+NAME.in_sum2 (matrices, columns), sums of squared activations, and NAME.counts (matrices, 1), numbers of tokens.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ from quant.types import F32
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 OLD_CHUNK = 512
-"""Tokens in a chunk of an old file, which does not say: what llama-imatrix took unless it was told otherwise."""
+"""Tokens per chunk assumed for an old file, which does not store it: llama-imatrix's default."""
 MOST_TOKENS = 1 << 62
 
 
 def read_imatrix(path: Path) -> ImportanceMatrix:
-    """The importance matrix in a file of either format. Raises InputError or CheckpointError where it is broken."""
+    """The importance matrix in a file of either format. Raises InputError or CheckpointError if the file is broken."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; collect an importance matrix with `tinyq imatrix`")
     return _read_gguf(path) if is_gguf(path) else _read_old(path)
 
 
 def _read_gguf(path: Path) -> ImportanceMatrix:
-    """An importance matrix in GGUF form, as llama.cpp's imatrix tool writes it since 2025; InputError for another GGUF."""
+    """An importance matrix in llama.cpp's GGUF format (since 2025). Raises InputError for any other GGUF."""
     header = read_header(path)
     tensors = {tensor.entry.name: tensor for tensor in gguf_tensors(header)}
     names = sorted(name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS))
     if not names:
-        raise InputError(f"{path}: holds no {SUMS} tensors; it is a GGUF file, but no importance matrix")
+        raise InputError(
+            f"{path}: is a GGUF file without {SUMS} tensors, an importance matrix expected; collect one with `tinyq imatrix`"
+        )
     entries = {name: _statistics(path, name, tensors) for name in names}
     datasets = header.get(DATASETS, ())
     known = isinstance(datasets, tuple) and all(isinstance(dataset, str) for dataset in datasets)
@@ -62,7 +64,8 @@ def _statistics(path: Path, name: str, tensors: dict[str, GGUFTensor]) -> Statis
     sums, counts = tensors[name + SUMS], tensors.get(name + COUNTS)
     if counts is None or counts.entry.type is not F32 or sums.entry.type is not F32 or sums.size % counts.size:
         raise InputError(
-            f"{path}: {name}{COUNTS} is missing or does not fit {name}{SUMS}, both F32; collect the matrix again"
+            f"{path}: {name}{COUNTS} is missing or its shape or type does not fit {name}{SUMS} (both F32); "
+            "collect the matrix again"
         )
     seen = counts.array().reshape(-1).astype(np.float64)
     values = sums.array().reshape(seen.size, -1)
@@ -72,15 +75,13 @@ def _statistics(path: Path, name: str, tensors: dict[str, GGUFTensor]) -> Statis
 
 def _check(path: Path, name: str, sums: FloatArray, counts: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> None:
     if not np.isfinite(sums).all() or (sums < 0).any():
-        raise InputError(
-            f"{path}: {name} has sums of squares that are negative or not finite; collect the matrix again"
-        )
+        raise InputError(f"{path}: {name} has negative or non-finite sums of squares; collect the matrix again")
     if not np.isfinite(counts).all() or (counts < 0).any() or (counts > MOST_TOKENS).any():
-        raise InputError(f"{path}: {name} has counts that are negative or not finite; collect the matrix again")
+        raise InputError(f"{path}: {name} has negative, non-finite or huge counts; collect the matrix again")
 
 
 class _OldFile:
-    """The bytes of an old file, which are little-endian numbers and texts with their length before them."""
+    """A cursor over an old file: little-endian 32-bit integers, floats, and length-prefixed strings."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,8 +91,8 @@ class _OldFile:
     def take(self, count: int) -> bytes:
         if not 0 <= count <= len(self.data) - self.at:
             raise InputError(
-                f"{self.path}: {count} bytes expected at offset {self.at} of {len(self.data)}; it is no importance matrix, "
-                "or truncated"
+                f"{self.path}: {count} bytes expected at offset {self.at} of {len(self.data)}; it is truncated or not an "
+                "importance matrix, collect it again"
             )
         self.at += count
         return self.data[self.at - count : self.at]
@@ -108,7 +109,10 @@ class _OldFile:
 
 
 def _read_old(path: Path) -> ImportanceMatrix:
-    """The old format holds means times the number of chunks, and that number; one count for all experts."""
+    """An importance matrix in the old format, where an entry's values are mean squares times its number of chunks.
+
+    There is one count per tensor, shared by all experts. Raises InputError if the file is broken.
+    """
     file = _OldFile(path)
     entries: dict[str, Statistics] = {}
     for _ in range(file.number()):
@@ -118,14 +122,14 @@ def _read_old(path: Path) -> ImportanceMatrix:
         _check(path, name, values, counts.astype(np.float64))
         entries[name] = Statistics(values, counts)
     if not entries:
-        raise InputError(f"{path}: holds no entries; it is no importance matrix, or an empty one")
+        raise InputError(f"{path}: holds no entries; it is not an importance matrix, or an empty one; collect it again")
     chunks = 0 if file.ended else file.number()
     datasets = () if file.ended else (file.text(),)
     return ImportanceMatrix(entries=entries, datasets=datasets, chunks=max(chunks, 0), chunk_size=0, name=str(path))
 
 
 def in_tokens(matrix: ImportanceMatrix) -> ImportanceMatrix:
-    """A matrix of an old file with its counts in tokens, as merging and writing need them."""
+    """The matrix with counts in tokens, as merging and writing need; a matrix from an old file counts chunks."""
     if matrix.chunk_size:
         return matrix
     size = np.float32(OLD_CHUNK)
@@ -136,7 +140,7 @@ def in_tokens(matrix: ImportanceMatrix) -> ImportanceMatrix:
 
 
 def recorded(matrix: ImportanceMatrix) -> Metadata:
-    """What llama-quantize notes in a file that it made with this matrix; of paths the last part only."""
+    """The metadata that llama-quantize writes into a file quantized with this matrix; of paths only the file name."""
     noted: Metadata = {"quantize.imatrix.file": string(Path(matrix.name).name)}
     if matrix.datasets:
         noted["quantize.imatrix.dataset"] = string(Path(matrix.datasets[0]).name)
@@ -147,9 +151,9 @@ def recorded(matrix: ImportanceMatrix) -> Metadata:
 
 
 def write_imatrix(matrix: ImportanceMatrix, out: Path, *, force: bool = False, check: Check | None = None) -> int:
-    """Write the matrix in llama.cpp's GGUF format; the size in bytes. Raises OutputError where it cannot be written.
+    """Write the matrix in llama.cpp's GGUF format; returns the size in bytes. Raises OutputError if it cannot be written.
 
-    `check` is called before the file appears; if it raises, nothing is left.
+    `check` is called before the file appears under its name; if it raises, no file is left.
     """
     matrix = in_tokens(matrix)
     pieces: list[tuple[str, FloatArray]] = []

@@ -1,4 +1,4 @@
-"""A GGUF file as a source: its tensors, lazily decoded to float32, and its metadata."""
+"""A GGUF file as a source: its metadata, and its tensors, decoded to float32 when read."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ class GGUFTensor(Tensor):
 
 @dataclass(frozen=True)
 class GGUFSource:
-    """An open GGUF file; `key` reads the architecture's own metadata without its prefix."""
+    """An open GGUF file; `key` reads metadata of its architecture, without the `<architecture>.` prefix."""
 
     header: GGUFHeader
     tensors: Mapping[str, Tensor]
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file's path; the first shard's if the model is split."""
         return self.header.path
 
     @property
@@ -83,21 +83,21 @@ class GGUFSource:
         return self.header.architecture
 
     def key(self, name: str, default: Any = None) -> Any:
-        """The value of `<architecture>.<name>`; CheckpointError if it is missing without a default."""
+        """The value of `<architecture>.<name>`, or `default`. Raises CheckpointError if both are missing."""
         value = self.header.get(f"{self.architecture}.{name}", default)
         if value is None:
             raise CheckpointError(f"{self.path}: metadata {self.architecture}.{name} is missing; write the file again")
         return value
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """The value of `<architecture>.<name>` where it is a whole number from 0, as llama.cpp wants its counts."""
+        """The value of `<architecture>.<name>`. Raises CheckpointError unless it is an integer from 0 to 2³¹ - 1."""
         value = self.key(name, default)
         if type(value) is not int or not 0 <= value < 1 << 31:
-            raise self._wrong(name, value, "a whole number")
+            raise self._wrong(name, value, "an integer from 0")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """The value of `<architecture>.<name>` where it is a finite number."""
+        """The value of `<architecture>.<name>`. Raises CheckpointError unless it is a finite number."""
         value = self.key(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self._wrong(name, value, "a number")
@@ -109,20 +109,20 @@ class GGUFSource:
         )
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor that must exist."""
+        """The tensor `name`. Raises CheckpointError if the file has none."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.path}: tensor {name} is missing; write the file again")
         return self.tensors[name]
 
 
 def open_gguf(path: Path) -> GGUFSource:
-    """Open a GGUF file as a source, with all its parts where it is split; CheckpointError where one is broken."""
+    """Open a GGUF file, with all its shards if it is split. Raises CheckpointError if a file is broken or missing."""
     parts = read_parts(path)
     tensors = {tensor.entry.name: tensor for part in parts for tensor in gguf_tensors(part)}
     return GGUFSource(joined_header(parts), tensors)
 
 
 def gguf_tensors(header: GGUFHeader) -> list[GGUFTensor]:
-    """The tensors of one file, in its order."""
+    """The tensors of one file, in file order."""
     file = DataFile(header.path)
     return [GGUFTensor(entry, header.data_offset, file) for entry in header.tensors]

@@ -1,7 +1,7 @@
-"""GGUF files in parts: `name-00001-of-00003.gguf` and its like.
+"""Split GGUF models: shards named `NAME-00001-of-00003.gguf`.
 
-Source: `llama_split_path`, `llama_model_loader` and `tools/gguf-split` of llama.cpp. The first part has all the metadata;
-each part has three keys that say which one it is; a tensor lies in one part.
+Source: `llama_split_path`, `llama_model_loader` and `tools/gguf-split` of llama.cpp. The first shard has all the metadata;
+each shard has three keys that give its number, the number of shards and of tensors; each tensor is in exactly one shard.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from gguf_tools.formats.gguf.header import Field, GGUFHeader, Metadata, ValueTyp
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 KEYS = (NUMBER, COUNT, TENSORS, keys.SPLIT_ID)
-"""What a part says of itself, and no whole file does."""
+"""The keys that only a shard has; an unsplit file has none of them."""
 MAX_PARTS = 65535
-"""The keys that count parts have 16 bits."""
+"""Most shards: `split.no` and `split.count` are 16-bit."""
 
 _NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 def part_path(path: Path, number: int, count: int) -> Path:
-    """Where part `number` (from 0) of `count` lies, for an output called `path` (or for any of its parts)."""
+    """The path of shard `number` (from 0) of `count`, for an output named `path` (or for the path of any of its shards)."""
     match = _NAME.fullmatch(path.name)
     prefix = match["prefix"] if match else path.name.removesuffix(".gguf")
     return path.with_name(f"{prefix}-{number + 1:05d}-of-{count:05d}.gguf")
 
 
 def is_part_name(path: Path, out: Path) -> bool:
-    """Whether a path is what some part of an output called `out` would be called."""
+    """Whether `path` has the name of some shard of an output named `out`; folders are not compared."""
     match = _NAME.fullmatch(path.name)
     return match is not None and path.name == part_path(out, int(match["number"]) - 1, int(match["count"])).name
 
 
 def sibling_parts(path: Path) -> tuple[Path, ...]:
-    """A file and those that by their names are parts of the same model; nothing is opened."""
+    """`path`, then the existing files whose names make them shards of the same model; no file is opened."""
     match = _NAME.fullmatch(path.name)
     if not match:
         return (path,)
@@ -47,9 +47,9 @@ def sibling_parts(path: Path) -> tuple[Path, ...]:
 
 
 def split_keys(number: int, count: int, tensors: int) -> Metadata:
-    """What part `number` (from 0) of `count` says of itself; `tensors` are those of all parts together.
+    """The keys of shard `number` (from 0) of `count`; `tensors` counts the tensors of all shards.
 
-    The id of the set is a place holder, as long as it will be.
+    `tinyq.split.id` is a placeholder of the final length, overwritten when all shards are written.
     """
     return {
         NUMBER: Field(ValueType.UINT16, number),
@@ -60,9 +60,9 @@ def split_keys(number: int, count: int, tensors: int) -> Metadata:
 
 
 def read_parts(path: Path) -> tuple[GGUFHeader, ...]:
-    """The headers of a GGUF file's parts, in order: one where it is not split. `path` may be any of the parts.
+    """The headers of a model's shards, in order; one header if it is not split. `path` may be any of the shards.
 
-    Raises CheckpointError, naming the file, where a part is missing, is called something else, or does not belong here.
+    Raises CheckpointError, naming the file, if a shard is missing, misnamed, or belongs to another model.
     """
     given = read_header(path)
     count, number = given.get(COUNT, 0), given.get(NUMBER, 0)
@@ -72,7 +72,7 @@ def read_parts(path: Path) -> tuple[GGUFHeader, ...]:
     if not match or (int(match["number"]) - 1, int(match["count"])) != (number, count):
         right = part_path(path, number, count).name if type(number) is int else f"NAME-00001-of-{count:05d}.gguf"
         raise CheckpointError(
-            f"{path}: is one of several splits ({NUMBER} is {number}, {COUNT} is {count}), but its name does not say which; "
+            f"{path}: is a shard of a split model ({NUMBER} is {number}, {COUNT} is {count}), but its name does not match; "
             f"rename it to {right}"
         )
     parts = tuple(given if n == number else _part(part_path(path, n, count), n, count) for n in range(count))
@@ -82,25 +82,25 @@ def read_parts(path: Path) -> tuple[GGUFHeader, ...]:
         for entry in part.tensors:
             if entry.name in seen:
                 raise CheckpointError(
-                    f"{part.path}: tensor {entry.name} is in {seen[entry.name].name} too; the parts do not agree"
+                    f"{part.path}: tensor {entry.name} is also in {seen[entry.name].name}; download all shards again"
                 )
             seen[entry.name] = part.path
     stated = given.get(TENSORS, len(seen))
     if stated != len(seen):
         raise CheckpointError(
-            f"{path}: {TENSORS} is {stated}, but the {count} parts hold {len(seen)}; fetch them again"
+            f"{path}: {TENSORS} is {stated}, but the {count} shards hold {len(seen)} tensors; download them again"
         )
     return parts
 
 
 def _refuse_mixed(parts: Sequence[GGUFHeader]) -> None:
-    """Raise CheckpointError for parts that tinyq wrote at different times: an interrupted run is completed by the next one."""
+    """Raise CheckpointError for shards that tinyq wrote in different runs (their `tinyq.split.id` differ)."""
     ids = [part.get(keys.SPLIT_ID) for part in parts]
     other = next((n for n, found in enumerate(ids) if found != ids[0]), None)
     if other is not None:
         raise CheckpointError(
-            f"{parts[other].path}: is not of the same model as {parts[0].path.name} ({keys.SPLIT_ID} is {_short(ids[other])}, "
-            f"there {_short(ids[0])}); write or fetch all {len(parts)} parts again"
+            f"{parts[other].path}: belongs to another model than {parts[0].path.name} ({keys.SPLIT_ID} is {_short(ids[other])}, "
+            f"{_short(ids[0])} expected); write or download all {len(parts)} shards again"
         )
 
 
@@ -110,21 +110,21 @@ def _short(value: object) -> str:
 
 def _part(path: Path, number: int, count: int) -> GGUFHeader:
     if not path.exists():
-        raise CheckpointError(f"{path}: missing; it is part {number + 1} of {count}; put all parts into one folder")
+        raise CheckpointError(f"{path}: missing; it is shard {number + 1} of {count}; put all shards into one folder")
     header = read_header(path)
     found = header.get(NUMBER), header.get(COUNT, count)
     if found != (number, count):
         raise CheckpointError(
-            f"{path}: does not say that it is part {number + 1} of {count} ({NUMBER} is {found[0]}, {COUNT} is {found[1]}); "
-            "fetch it again"
+            f"{path}: is named as shard {number + 1} of {count}, but {NUMBER} is {found[0]} and {COUNT} is {found[1]}; "
+            "download it again"
         )
     return header
 
 
 def joined_header(parts: Sequence[GGUFHeader]) -> GGUFHeader:
-    """The first part's header with the entries of all parts and without the keys that say which part it is.
+    """The first shard's header with the tensor entries of all shards and without the `split.*` keys.
 
-    The entries' offsets remain those within their own part.
+    Each entry's offset stays relative to the data section of its own shard.
     """
     if len(parts) == 1:
         return parts[0]
@@ -133,9 +133,10 @@ def joined_header(parts: Sequence[GGUFHeader]) -> GGUFHeader:
 
 
 def cut(sizes: Sequence[int], limit: int, alignment: int) -> list[int]:
-    """Where to cut tensors of these bytes (in order) so that the data of no part exceeds `limit`: how many in each part.
+    """The number of tensors in each shard, so that no shard has more than `limit` bytes of data.
 
-    As `gguf-split --split-max-size`; a tensor that is larger than that has a part of its own.
+    `sizes` are the tensors' bytes, in order. Same rule as `gguf-split --split-max-size`; a tensor larger than `limit` gets a
+    shard of its own.
     """
     counts = [0]
     filled = 0

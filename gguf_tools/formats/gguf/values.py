@@ -50,19 +50,19 @@ NUMBERS: dict[ValueType, struct.Struct] = {
     for kind, letter in zip(ValueType, "BbHhIif?  Qqd", strict=True)
     if kind not in (ValueType.STRING, ValueType.ARRAY)
 }
-"""How a value of each type is packed; strings and arrays have a length before them."""
+"""How a number or flag of each type is packed; strings and arrays, which have a length prefix, are not in it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """One metadata value with its type; `element` is the type of the items where `type` is ARRAY, `value` a tuple then."""
+    """One metadata value with its type; if `type` is ARRAY, `value` is a tuple and `element` the type of its items."""
 
     type: ValueType
     value: Any
     element: ValueType | None = None
 
     def __eq__(self, other: object) -> bool:
-        """Equal in type and value, whether or not either is still undecoded."""
+        """Equal in type and value; a value not decoded yet is decoded for the comparison."""
         if not isinstance(other, Field):
             return NotImplemented
         return (self.type, self.element) == (other.type, other.element) and bool(self.value == other.value)
@@ -71,7 +71,7 @@ class Field:
         return hash((self.type, self.element, self.value))
 
     def packed(self) -> bytes | memoryview:
-        """The value as a header holds it, behind its key and type."""
+        """The value's bytes as they stand in a header after the key and the type number."""
         if self.type is ValueType.STRING:
             return packed_text(self.value)
         if self.type is not ValueType.ARRAY:
@@ -85,9 +85,9 @@ class Field:
 
 
 class StoredField(Field):
-    """A value of a file, decoded when it is first asked for; `packed` gives its bytes as they are.
+    """A value read from a file, decoded on first access; `packed` returns its bytes unchanged.
 
-    `data` are a header's bytes, whose lengths have been checked, and the value lies at `start` to `stop`.
+    `data` is the header, whose lengths have been checked; the value is at bytes `start` to `stop`.
     """
 
     def __init__(self, type: ValueType, data: bytearray, start: int, stop: int) -> None:
@@ -96,7 +96,7 @@ class StoredField(Field):
 
     @cached_property
     def value(self) -> Any:
-        """The decoded value: a number, a flag, a text, or a tuple of them for an array."""
+        """The decoded value: int, float, bool or str, or a tuple of them for an array."""
         data, start = self._data, self._start
         if self.type is ValueType.STRING:
             return _texts(data, start, 1)[0]
@@ -118,7 +118,7 @@ class StoredField(Field):
 
 
 def _texts(data: bytearray, position: int, count: int) -> list[str]:
-    """`count` strings, the first of which has its length at `position`; bytes that are no UTF-8 are kept as surrogates."""
+    """`count` consecutive length-prefixed strings from `position`; bytes that are not UTF-8 become surrogate escapes."""
     found = []
     length = U64.unpack_from
     for _ in range(count):
@@ -132,17 +132,17 @@ Metadata = dict[str, Field]
 
 
 def u32(value: int) -> Field:
-    """An unsigned 32-bit number, which is what llama.cpp reads nearly all counts as."""
+    """An unsigned 32-bit integer, the type that llama.cpp expects for nearly all counts."""
     return Field(ValueType.UINT32, int(value))
 
 
 def u64(value: int) -> Field:
-    """An unsigned 64-bit number."""
+    """An unsigned 64-bit integer."""
     return Field(ValueType.UINT64, int(value))
 
 
 def i32(value: int) -> Field:
-    """A signed 32-bit number."""
+    """A signed 32-bit integer."""
     return Field(ValueType.INT32, int(value))
 
 
@@ -152,7 +152,7 @@ def f32(value: float) -> Field:
 
 
 def boolean(value: bool) -> Field:
-    """A truth value (one byte)."""
+    """A bool (one byte)."""
     return Field(ValueType.BOOL, bool(value))
 
 
@@ -162,15 +162,15 @@ def string(value: str) -> Field:
 
 
 def array(element: ValueType, values: Sequence[Any]) -> Field:
-    """An array of `element`."""
+    """An array whose items have type `element`."""
     return Field(ValueType.ARRAY, tuple(values), element)
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor's line in the header.
+    """One tensor's entry in the header.
 
-    `shape` is in numpy's order (the reverse of ggml's `ne`), so its last axis is the row; `offset` counts bytes from the
+    `shape` is in numpy's order (the reverse of ggml's `ne`), so a row runs along its last axis; `offset` is in bytes from the
     start of the data section.
     """
 
@@ -186,7 +186,10 @@ class TensorEntry:
 
 
 def tensor_bytes(kind: TensorType, shape: Sequence[int]) -> int:
-    """Bytes that a tensor of this type and shape (numpy order) takes; InputError if a row is not whole blocks."""
+    """Bytes of a tensor of this type and shape (numpy order), without padding.
+
+    Raises InputError if the row length is not a multiple of the type's block size.
+    """
     return prod(shape[:-1]) * row_bytes(kind, shape[-1])
 
 
@@ -196,19 +199,19 @@ def align(offset: int, alignment: int) -> int:
 
 
 def packed_text(text: str) -> bytes:
-    """A string as a header holds it: its length in bytes, then UTF-8."""
+    """A string's bytes as they stand in a header: its length in bytes (uint64), then UTF-8."""
     try:
         data = text.encode("utf-8", errors="surrogateescape")
     except UnicodeEncodeError:
-        # JSON and YAML can spell halves of surrogate pairs, which no UTF-8 has.
+        # JSON and YAML can contain lone surrogates, which UTF-8 cannot encode.
         data = text.encode("utf-8", errors="backslashreplace")
     return U64.pack(len(data)) + data
 
 
 def pack_header(metadata: Mapping[str, Field], tensors: Sequence[TensorEntry], alignment: int) -> bytes:
-    """The bytes of a GGUF header (version 3, little-endian), padded to where the data starts.
+    """The bytes of a GGUF header (version 3, little-endian), padded to `alignment`; the data section follows.
 
-    The entries' offsets are written as they are; `place` computes them.
+    The entries' offsets are written as given; `place` computes them.
     """
     parts: list[bytes | memoryview] = [MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, field in metadata.items():

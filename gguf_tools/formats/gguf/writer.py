@@ -1,7 +1,6 @@
-"""Outputs that appear whole or not at all, and the streaming GGUF writer.
+"""The streaming GGUF writer: the layout of a file is computed first, then its tensors are written piece by piece.
 
-Everything is written to a temporary file beside the output, flushed to the disk, and renamed; so a full disk, Ctrl-C or
-`kill -9` leaves no output under its name. A later run to the same output removes what a killed one left behind.
+Source: the GGUF specification (`docs/gguf.md` of ggml).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from quant.types import TensorType
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything of a GGUF file lies: the tensor entries in order, and the sizes in bytes."""
+    """The layout of a GGUF file: the tensor entries in order, and the data section's size and alignment in bytes."""
 
     entries: tuple[TensorEntry, ...]
     data_bytes: int
@@ -33,11 +32,13 @@ class Layout:
 
 
 def layout(tensors: Iterable[tuple[str, tuple[int, ...], TensorType]]) -> Layout:
-    """The layout of tensors given as (name, shape in numpy's order, type)."""
+    """The layout of tensors given as (name, shape in numpy's order, type). Raises OutputError for a name too long for ggml."""
     tensors = list(tensors)
     for name, _, _ in tensors:
         if len(name.encode()) > MAX_NAME:
-            raise OutputError(f"tensor name {name} is longer than ggml's {MAX_NAME} bytes")
+            raise OutputError(
+                f"tensor name {name} has {len(name.encode())} bytes, {MAX_NAME} at most expected by ggml; rename it in the source"
+            )
     entries, data_bytes = place(tensors)
     return Layout(entries, data_bytes)
 
@@ -45,7 +46,10 @@ def layout(tensors: Iterable[tuple[str, tuple[int, ...], TensorType]]) -> Layout
 def write_gguf(
     stream: BinaryIO, metadata: Metadata, where: Layout, pieces: Iterable[tuple[str, ByteArray]], progress: ByteProgress
 ) -> None:
-    """Write header and data; `pieces` are (tensor name, bytes) in file order, a tensor may be split over any number of pieces."""
+    """Write header and data; `pieces` are (tensor name, bytes) in file order, any number of pieces per tensor.
+
+    `progress` is called with each piece's number of bytes. Raises ValueError if the pieces do not match the layout.
+    """
     stream.write(pack_header(metadata, where.entries, where.alignment))
     entries = iter(where.entries)
     entry: TensorEntry | None = None

@@ -1,8 +1,9 @@
-"""Checkpoints that were saved again by other programs, brought back to the published layout.
+"""Restoring the published layout of checkpoints that other programs saved again.
 
-Each step is a map from Checkpoint to Checkpoint beside the families, decided by metadata, tensor names and types and never
-by weights' values; what it did is noted for the user. What cannot be brought back is refused by name, with what to do.
-A checkpoint in the published layout passes unchanged, so that restoring twice is the same as restoring once.
+Each step is a function from Checkpoint to Checkpoint, independent of the family. It decides by metadata, tensor names and
+dtypes, never by the values of weights, and notes for the user what it changed. A layout that cannot be restored is refused, and
+the error names the tensor and says what to do. A checkpoint in the published layout is returned unchanged, so restoring twice
+equals restoring once.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ __all__ = ["restore"]
 
 
 def restore(checkpoint: Checkpoint, *, text_only: bool = True) -> Checkpoint:
-    """The checkpoint in the published layout, its tensors still lazy.
+    """The checkpoint in the published layout; its tensors stay lazy.
 
     Raises UnsupportedError, naming the tensor, for weights packed by another quantizer, for adapters, and, unless
-    `text_only`, for a vision or audio tower.
+    `text_only`, for a vision or audio tower; CheckpointError for tensors that do not fit together.
     """
     refuse_packed(checkpoint)
     steps = (

@@ -1,7 +1,7 @@
-"""Tensors that a safetensors file holds under one of their names.
+"""Shared tensors that a safetensors file stores under one of their names.
 
-`safetensors.torch.save_model` writes a tensor that has several names once, under the first, and the others into
-`__metadata__` (name left out → name kept).
+`safetensors.torch.save_model` writes a tensor with several names once, and records the other names in `__metadata__`
+(omitted name → stored name).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from gguf_tools.sources.checkpoint import Checkpoint
 
 
 def resolve_aliases(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with the tensors under all of their names."""
+    """The checkpoint with each shared tensor under all of its names."""
     known = checkpoint.tensors
     added = {name: known[kept] for name, kept in checkpoint.metadata.items() if kept in known and name not in known}
     if not added:
         return checkpoint
     first = next(iter(added))
     more = f" and {len(added) - 1} more" if len(added) > 1 else ""
-    note = f"the file's metadata give {checkpoint.metadata[first]} the name {first} too{more}"
+    note = f"by the file's metadata, {first} is the same tensor as {checkpoint.metadata[first]}{more}"
     return replace(checkpoint, tensors={**known, **added}, notes=(*checkpoint.notes, note))

@@ -1,4 +1,4 @@
-"""A decoder saved without the model around it (transformers' AutoModel): its names lack `model.`."""
+"""Decoders saved without their language model head (transformers' AutoModel), whose tensor names lack `model.`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PREFIX = "model."
 
 
 def published_names(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with `model.` before the decoder's names, where none has it."""
+    """The checkpoint with `model.` before the decoder's tensor names, if no name has that prefix."""
     names = checkpoint.tensors
     if EMBEDDING.removeprefix(PREFIX) not in names or any(name.startswith(PREFIX) for name in names):
         return checkpoint
     tensors = {PREFIX + name if INSIDE.fullmatch(name) else name: tensor for name, tensor in names.items()}
-    note = "the tensors' names lack `model.`, as the decoder has them by itself"
+    note = "tensor names lack the prefix `model.` (saved from transformers' AutoModel): it is added"
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))

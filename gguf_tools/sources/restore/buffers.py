@@ -1,7 +1,6 @@
-"""Buffers saved with the weights: tables of rope, causal masks and the like, which are computed and not learned.
+"""Buffers saved with the weights, such as rope tables and causal masks, which are computed rather than learned.
 
-They are set aside here by their names and types; whether they say what the model does is checked once there is one
-(`gguf_tools.families.saved_buffers`).
+They are separated here by name and rank; `gguf_tools.families.saved_buffers` later checks that they agree with the model.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ KINDS = (FREQUENCIES, TABLES, MASKS, MASKED, POSITIONS, EXTRA)
 
 
 def is_buffer(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is a buffer; a projection's bias has one axis, the mask that GPT-2 calls `bias` at least two."""
+    """Whether a tensor is a buffer. A projection's bias has one axis; the causal mask that GPT-2 calls `bias` has more."""
     if MASKS.fullmatch(name) and name.endswith(".bias"):
         return len(tensor.shape) > 1
     return any(kind.fullmatch(name) for kind in KINDS)
 
 
 def set_buffers_aside(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its buffers apart from the weights."""
+    """The checkpoint with its buffers moved from `tensors` to `buffers`."""
     found = {name: tensor for name, tensor in checkpoint.tensors.items() if is_buffer(name, tensor)}
     if not found:
         return checkpoint

@@ -1,7 +1,7 @@
-"""FP8 weights with scales, widened to the numbers that they stand for.
+"""Dequantizing FP8 weights with scales to float32.
 
-Each weight is its 8-bit float times its scale: one for each block of 128×128 (`weight_scale_inv`, which despite its name is
-multiplied: DeepSeek-V3, Qwen3 FP8), for each row, or for the tensor (`weight_scale`: compressed-tensors, ModelOpt, FBGEMM).
+A weight is its 8-bit float times a scale: one scale per block of 128×128 (`weight_scale_inv`, which despite its name is a
+factor: DeepSeek-V3, Qwen3 FP8), per row, or per tensor (`weight_scale`: compressed-tensors, ModelOpt, FBGEMM).
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ BLOCK = 128
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BlockScaled(Computed):
-    """`base` times a scale for each block of `rows` × `columns` in the last two axes (and each entry of those before).
+    """`base` times one scale per block of `rows` × `block_columns` elements in the last two axes.
 
-    Products are computed in float64 and rounded to float32 once: a weight has 4 significant bits, a scale up to 24.
+    `grid` is the shape of the scales: (entries of the leading axes or 1, blocks of rows, blocks of columns). Products are
+    computed in float64 and rounded to float32 once: a weight has 4 significant bits, a scale up to 24.
     """
 
     base: Tensor
@@ -63,9 +64,9 @@ class BlockScaled(Computed):
 
 
 def widen_fp8(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its FP8 weights as floats, and without the scales.
+    """The checkpoint with its FP8 weights dequantized and their scales removed.
 
-    Raises CheckpointError where a scale is missing or does not fit its tensor.
+    Raises CheckpointError if a scale is missing or its shape does not fit its tensor's.
     """
     narrow = [name for name, tensor in checkpoint.tensors.items() if tensor.dtype in FLOAT8]
     if not narrow:
@@ -82,16 +83,19 @@ def widen_fp8(checkpoint: Checkpoint) -> Checkpoint:
     if bare and (scaled or checkpoint.config.get("quantization_config")):
         name = next(name for name in narrow if not isinstance(tensors[name], BlockScaled))
         raise CheckpointError(
-            f"{checkpoint.path}: tensor {name} is FP8, but {name}{SUFFIXES[0]} or {name}{SUFFIXES[1]} is missing; download "
-            "the checkpoint again"
+            f"{checkpoint.path}: tensor {name} is FP8, but its scale ({name}{SUFFIXES[0]} or {name}{SUFFIXES[1]}) is missing; "
+            "download the checkpoint again"
         )
-    how = "times their scales" if scaled else "without scales"
-    note = f"{len(narrow)} FP8 tensors are widened, {how}"
+    how = "multiplied by their scales" if scaled else "they have no scales"
+    note = f"{len(narrow)} FP8 tensors are read as floats ({how})"
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
 
 
 def _scaled(checkpoint: Checkpoint, name: str, base: Tensor, scale: Tensor, block: tuple[int, int]) -> BlockScaled:
-    """`base` times its scales, one for a `block` (rows, columns), a row, an expert or the tensor, by the scales' shape."""
+    """`base` times its scales: by their shape one per `block` (rows, columns), per row, per expert, or for the tensor.
+
+    Raises CheckpointError if the shape of `scale` fits none of these.
+    """
     height, width = ((1, *base.shape)[-2:]) if base.shape else (1, 1)
     entries = prod(base.shape[:-2])
     found = scale.shape
@@ -111,8 +115,8 @@ def _scaled(checkpoint: Checkpoint, name: str, base: Tensor, scale: Tensor, bloc
     fits = grid[0] in (1, entries) and grid[1:] == (-(-height // rows), -(-width // columns))
     if not fits:
         raise CheckpointError(
-            f"{checkpoint.path}: {', '.join(scale.sources)} has shape {found}, which does not fit {name} of shape {base.shape} "
-            f"in blocks of {block[0]}×{block[1]}; check weight_block_size in {CONFIG}"
+            f"{checkpoint.path}: tensor {', '.join(scale.sources)} has shape {found}, which does not fit {name} of shape "
+            f"{base.shape} in blocks of {block[0]}×{block[1]}; check weight_block_size in {CONFIG}"
         )
     return BlockScaled(base=base, scale=scale, grid=(grid[0], grid[1], grid[2]), rows=rows, block_columns=columns)
 
@@ -124,6 +128,7 @@ def _block_size(checkpoint: Checkpoint) -> tuple[int, int]:
         return BLOCK, BLOCK
     if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
         raise CheckpointError(
-            f"{checkpoint.path / CONFIG}: quantization_config.weight_block_size is {size!r}, two whole numbers above 0 expected"
+            f"{checkpoint.path / CONFIG}: quantization_config.weight_block_size is {size!r}, two positive integers expected; "
+            "correct it"
         )
     return size[0], size[1]

@@ -1,7 +1,7 @@
-"""Checkpoints that MLX saved again (safetensors metadata `format: mlx`), in the published layout.
+"""Restoring checkpoints that MLX saved (safetensors metadata `format: mlx`) to the published layout.
 
-What mlx-lm changes when it loads a published checkpoint, and so writes: it stacks experts under `mlp.switch_mlp`, exchanges
-the last two axes of convolutions, and for Qwen3-Next and Qwen3.5 adds 1 to the norm weights that are stored less 1.
+When mlx-lm loads a published checkpoint it stacks the experts under `mlp.switch_mlp`, swaps the last two axes of convolutions,
+and for Qwen3-Next and Qwen3.5 adds 1 to the norm weights that are stored minus 1; it saves them in that form.
 Source: `sanitize` in `mlx_lm/models/qwen3_next.py`, `qwen3_5.py` and `qwen3_moe.py`.
 """
 
@@ -21,17 +21,17 @@ NORMS = re.compile(r"(.*\.)?(input_layernorm|post_attention_layernorm|q_norm|k_n
 
 
 def undo_mlx(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint as it was before MLX saved it; any other unchanged.
+    """The checkpoint with MLX's changes undone; a checkpoint not saved by MLX is returned unchanged.
 
-    A file whose convolutions keep the published order of axes was not transformed by MLX, whatever its metadata say, and
-    MLX itself reads it so. Raises CheckpointError for stacked experts that are not a stack.
+    If the convolutions have the published order of axes, MLX did not transform the file, whatever its metadata say; mlx-lm
+    decides the same way. Raises CheckpointError if a tensor of stacked experts does not have three axes.
     """
     if checkpoint.metadata.get("format") != "mlx":
         return checkpoint
     metadata = {**checkpoint.metadata, "format": "pt"}
     convolutions = [name for name in checkpoint.tensors if name.endswith("conv1d.weight")]
     if any(checkpoint.tensors[name].shape[-1:] != (1,) for name in convolutions):
-        note = f"the metadata say MLX, but {convolutions[0]} has the published order of axes: nothing was moved back"
+        note = f"the metadata say MLX, but {convolutions[0]} has the published order of axes: read as published"
         return replace(checkpoint, metadata=metadata, notes=(*checkpoint.notes, note))
     tensors: dict[str, Tensor] = {}
     stacked = False
@@ -41,17 +41,17 @@ def undo_mlx(checkpoint: Checkpoint) -> Checkpoint:
             stacked = True
             tensors |= _apart(checkpoint, name, tensor, match[1], match[2])
         elif name in convolutions:
-            # The axis of length 1 moves, so the numbers stay in their order.
+            # Only an axis of length 1 moves, so the data keeps its order.
             tensors[name] = Reshaped(tensor, (tensor.shape[0], 1, *tensor.shape[1:-1]))
         else:
             tensors[name] = tensor
     restored = replace(checkpoint, tensors=tensors, metadata=metadata)
     done = ["experts unstacked"] if stacked else []
-    done += ["axes of the convolutions put back"] if convolutions else []
+    done += ["convolution axes swapped back"] if convolutions else []
     if signature(restored).hybrid:
-        done.append("1 taken off the norm weights")
+        done.append("1 subtracted from the norm weights")
         tensors |= {name: shifted(tensor, -1.0) for name, tensor in tensors.items() if NORMS.fullmatch(name)}
-    what = ", ".join(done) or "nothing to put back"
+    what = ", ".join(done) or "nothing to undo"
     return replace(restored, tensors=tensors, notes=(*checkpoint.notes, f"saved by MLX: {what}"))
 
 

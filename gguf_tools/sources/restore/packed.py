@@ -1,4 +1,4 @@
-"""Weights that another quantizer packed, recognised by the names and types of their tensors and refused."""
+"""Refusing weights packed by another quantizer, recognised by tensor names and dtypes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from gguf_tools.sources.checkpoint import Checkpoint
 
 INTEGERS = {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 
-ORIGINAL = "or convert the checkpoint that it was made from"
+ORIGINAL = "or convert the original checkpoint"
 DEQUANTIZE = f"load it in transformers, call the model's dequantize(), save it in 16 bit and convert that, {ORIGINAL}"
 
 
 @dataclass(frozen=True)
 class Packing:
-    """A form of weights that cannot be read: what to say of a tensor, how it is called, and what a user can do."""
+    """A packing that cannot be read: what it is (`what`), a pattern of its tensors' names, and what the user can do.
+
+    `also` is a further condition on the checkpoint and the tensor's name.
+    """
 
     what: str
     pattern: str
@@ -79,7 +82,7 @@ PACKINGS = (
 
 
 def refuse_packed(checkpoint: Checkpoint) -> None:
-    """UnsupportedError for a checkpoint whose weights are not numbers as they stand: an adapter, or packed integers."""
+    """Raise UnsupportedError, naming a tensor, for an adapter or weights stored as packed integers."""
     for packing in PACKINGS:
         pattern = re.compile(packing.pattern)
         for name in checkpoint.tensors:
@@ -90,7 +93,7 @@ def refuse_packed(checkpoint: Checkpoint) -> None:
             method = _method(checkpoint.config)
             by = f" by {method}" if method else ""
             raise UnsupportedError(
-                f"{checkpoint.path}: tensor {name} holds {tensor.dtype} numbers, packed{by}; {DEQUANTIZE}"
+                f"{checkpoint.path}: tensor {name} is stored as {tensor.dtype}, packed{by}; {DEQUANTIZE}"
             )
 
 

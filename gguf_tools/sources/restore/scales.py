@@ -1,4 +1,4 @@
-"""Scales that an engine which computes or caches in FP8 needs and the weights do not."""
+"""Scales of activations and of the KV cache, needed only by inference engines that compute or cache in FP8."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ CACHE = re.compile(
     r".*\.(self_attn|attn|attention)\.(.*\.)?(([kqv]|kv|prob)(_cache)?|[kv]_proj\.output)_(scale|zero_point)"
     r"|.*_proj\.[kqv]_(scale|zero_point)"
 )
-"""Of keys, values and attention (compressed-tensors `kv_cache_scheme`, ModelOpt, Quark, vLLM)."""
+"""Names of scales of keys, values and attention (compressed-tensors `kv_cache_scheme`, ModelOpt, Quark, vLLM)."""
 ACTIVATION = re.compile(r".*\.(input|activation|output)_(scale(_ub)?|zero_point)")
-"""Of what goes into or comes out of a projection (`activation_scheme: static`, ModelOpt, FBGEMM)."""
+"""Names of scales of a projection's inputs or outputs (`activation_scheme: static`, ModelOpt, FBGEMM)."""
 WHY = {"cache": "llama.cpp's cache is not FP8", "activations": "weights do not need them"}
 
 
 def drop_runtime_scales(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint without scales of activations and of the cache.
+    """The checkpoint without the scales of activations and of the KV cache.
 
-    Beside weights that are not quantized only single numbers count as such: a vector of that name would be something learned.
+    In a checkpoint that is not quantized only scalars are taken for such scales: a vector of that name would be a weight.
     """
     quantized = bool(checkpoint.config.get("quantization_config")) or any(
         tensor.dtype in FLOAT8 for tensor in checkpoint.tensors.values()

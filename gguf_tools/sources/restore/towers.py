@@ -1,4 +1,4 @@
-"""The text part of a checkpoint that also sees or hears: its tensors under the names of a text model."""
+"""The text model of a multimodal checkpoint, with the tensor names and config of a text-only checkpoint."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ TOWERS = {
     r"|vision_projector|embed_vision|patch_merger",
     "audio tower": r"audio_tower|audio_model|audio_encoder|embed_audio|audio_projector",
 }
-"""What lies beside the text model → the first part of its tensors' names, after a `model.` that some have."""
+"""Tower → pattern of the first component of its tensors' names, after an optional `model.`."""
 
 TEXT_PREFIXES = (("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.", ""))
-"""Where the text model's tensors lie (transformers 5, MLX and older transformers, their output projection) → a text model's."""
+"""Pairs (prefix of the text model's tensors, prefix in a text-only checkpoint): transformers 5; MLX and older transformers; the
+output projection of these."""
 
 
 def text_part(checkpoint: Checkpoint, *, text_only: bool) -> Checkpoint:
-    """The text model alone, its config one level up where it was nested.
+    """The text model alone, with its nested `text_config` merged into the top level of the config.
 
-    Raises UnsupportedError for a tower unless `text_only`, which leaves it out with a note.
+    A vision or audio tower is left out with a note if `text_only`; otherwise it raises UnsupportedError.
     """
     left_out: set[str] = set()
     notes = list(checkpoint.notes)
@@ -33,12 +34,12 @@ def text_part(checkpoint: Checkpoint, *, text_only: bool) -> Checkpoint:
         found = [name for name in checkpoint.tensors if pattern.fullmatch(name)]
         if found and not text_only:
             raise UnsupportedError(
-                f"{checkpoint.path}: a {what} ({len(found)} of its tensors, such as {found[0]}) lies beside the text model, "
-                "which alone is converted; leave it out with --text-only"
+                f"{checkpoint.path}: has a {what} ({len(found)} tensors, such as {found[0]}), but only the text model can be "
+                "converted; leave it out with --text-only"
             )
         if found:
             notes.append(
-                f"the {what} ({len(found)} of its tensors, such as {found[0]}) is left out: the text model alone is converted"
+                f"the {what} ({len(found)} tensors, such as {found[0]}) is left out: only the text model is converted"
             )
         left_out.update(found)
     tensors = {_plain(name): tensor for name, tensor in checkpoint.tensors.items() if name not in left_out}

@@ -90,7 +90,7 @@ def test_without_scales_numbers_are_taken_as_they_are(tmp_path: Path) -> None:
     weight = torch.randn(8, 4).to(E4M3)
     folder = folder_with(tmp_path, {"w.weight": weight})
     assert torch.equal(restored(folder), weight.float())
-    assert restore(open_checkpoint(folder)).notes == ("1 FP8 tensors are widened, without scales",)
+    assert restore(open_checkpoint(folder)).notes == ("1 FP8 tensors are read as floats (they have no scales)",)
 
 
 def test_a_missing_scale(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_scale_that_does_not_fit(tmp_path: Path, shape: tuple[int, ...]) -> No
 def test_a_block_size_that_is_none(tmp_path: Path) -> None:
     tensors = {"w.weight": torch.randn(8, 4).to(E4M3), "w.weight_scale_inv": torch.ones(1, 1)}
     folder = folder_with(tmp_path, tensors, quantization_config={"weight_block_size": [128]})
-    with pytest.raises(CheckpointError, match=r"weight_block_size is \[128\], two whole numbers above 0 expected"):
+    with pytest.raises(CheckpointError, match=r"weight_block_size is \[128\], two positive integers expected"):
         restore(open_checkpoint(folder))
 
 

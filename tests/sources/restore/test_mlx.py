@@ -62,7 +62,7 @@ def test_what_mlx_did_not_transform_is_left_alone(tmp_path: Path) -> None:
     tensors = random_tensors(shapes(shape), 3)
     write_checkpoint(tmp_path, config_of(shape), tensors, metadata=MLX)
     model = load_model(tmp_path)
-    assert any("nothing was moved back" in note for note in model.notes)
+    assert any("read as published" in note for note in model.notes)
     assert np.array_equal(model.tensors["output_norm"].array(), tensors["model.norm.weight"])
 
 
@@ -74,7 +74,7 @@ def test_norms_without_an_offset_stay(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, config, tensors, metadata=MLX)
     model = load_model(tmp_path)
     assert np.array_equal(model.tensors["output_norm"].array(), tensors["model.norm.weight"])
-    assert "saved by MLX: nothing to put back" in model.notes
+    assert "saved by MLX: nothing to undo" in model.notes
 
 
 def test_a_stack_that_is_none(tmp_path: Path) -> None:

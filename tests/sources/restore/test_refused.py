@@ -72,7 +72,7 @@ def test_an_adapter_s_folder(tmp_path: Path) -> None:
 
 def test_a_tower_is_left_out_only_when_asked(tmp_path: Path) -> None:
     write_qwen35(tmp_path, "vision", 1)
-    wanted = r"a vision tower \(1 of its tensors, such as model\.visual\.blocks.* leave it out with --text-only"
+    wanted = r"a vision tower \(1 tensors, such as model\.visual\.blocks.* leave it out with --text-only"
     with pytest.raises(UnsupportedError, match=wanted):
         open_source(Request(source=tmp_path))
     opened = open_source(Request(source=tmp_path, text_only=True))
