@@ -174,7 +174,7 @@ def _facts(model: Model) -> dict[str, Any]:
 
 
 def _details(spec: ModelSpec) -> dict[str, str]:
-    """One line per kind of part; if layers differ, it describes the first of each kind."""
+    """One line each for embedding, mixers, rope and feed-forwards; if layers differ, it describes the first of each kind."""
     found: dict[str, str] = {"embedding": "tied to the output" if spec.tied else "not tied to the output"}
     for layer in spec.layers:
         mixer, ffn = layer.mixer, layer.feed_forward
@@ -186,12 +186,12 @@ def _details(spec: ModelSpec) -> dict[str, str]:
         if isinstance(ffn, MoE):
             found.setdefault("experts", _experts_line(ffn))
         else:
-            found.setdefault("dense", f"feed-forward of {ffn.width}")
+            found.setdefault("dense", f"feed-forward width {ffn.width}")
     return found
 
 
 def _attention_line(mixer: Attention) -> str:
-    parts = [f"{mixer.heads} query and {mixer.kv_heads} key/value heads of {mixer.head_dim}"]
+    parts = [f"{mixer.heads} query and {mixer.kv_heads} key/value heads of size {mixer.head_dim}"]
     parts += ["q/k norm"] if mixer.qk_norm else []
     parts += ["gated"] if mixer.gated else []
     parts += [f"biases on {', '.join(name for name in 'qkvo' if name in mixer.bias)}"] if mixer.bias else []
@@ -214,13 +214,13 @@ def _rope_line(rope: Rope, head_dim: int) -> str:
 
 def _delta_line(mixer: DeltaNet) -> str:
     return (
-        f"Gated DeltaNet, {mixer.key_heads} key heads of {mixer.key_dim}, {mixer.value_heads} value heads of "
-        f"{mixer.value_dim}, convolution over {mixer.kernel}"
+        f"Gated DeltaNet, {mixer.key_heads} key heads of size {mixer.key_dim}, {mixer.value_heads} value heads of size "
+        f"{mixer.value_dim}, convolution kernel {mixer.kernel}"
     )
 
 
 def _experts_line(moe: MoE) -> str:
-    line = f"{moe.experts} of {moe.width}, {moe.router.top_k} a token, {moe.router.score} router"
+    line = f"{moe.experts} of width {moe.width}, {moe.router.top_k} per token, {moe.router.score} router"
     if moe.shared:
-        line += f", a shared one of {moe.shared.width}{' (gated)' if moe.shared.gated else ''}"
+        line += f", a shared expert of width {moe.shared.width}{' (gated)' if moe.shared.gated else ''}"
     return line

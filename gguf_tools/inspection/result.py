@@ -133,8 +133,8 @@ def _target(target: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [("target", str(target["name"]))]
     lines += [("rewrite", name) for name in target["rewrites"]]
     if target["extra_parameters"]:
-        cache = f", {target['extra_cache']} numbers a token more in the cache" if target["extra_cache"] else ""
-        lines.append(("cost", f"{human_count(target['extra_parameters'])} parameters more{cache}"))
+        cache = f", {target['extra_cache']} additional values per token in the cache" if target["extra_cache"] else ""
+        lines.append(("cost", f"{human_count(target['extra_parameters'])} additional parameters{cache}"))
     return lines
 
 

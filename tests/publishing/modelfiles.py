@@ -76,7 +76,7 @@ REFUSED = {
     "trims": (LLAMA3, "white space around questions"),
     "last system": (LAST_SYSTEM, "system"),
     "counts": (COUNTS, "assistant"),
-    "date": ("{{ strftime_now('%d %b %Y') }}" + CHATML, "today's date (strftime_now)"),
+    "date": ("{{ strftime_now('%d %b %Y') }}" + CHATML, "the current date (strftime_now)"),
     "no answers": ("{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}", "once each and in order"),
     "upper": (CHATML.replace("m.content", "m.content | upper"), "once each and in order"),
     "broken": ("{% for %}", "Expected an expression"),

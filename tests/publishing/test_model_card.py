@@ -212,12 +212,12 @@ def test_the_worst_names_stay_in_their_place(tinyq: Tinyq, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--base-model", "no id"), "base model 'no id' is no id on the hub; owner/name is expected"),
+        (("--base-model", "no id"), "--base-model is 'no id', a hub id (owner/name) expected"),
         (("--questions", "nowhere"), "nowhere: is neither a set of questions"),
-        (("--context", "100000"), "the context of the model is 256 tokens, and --context is 100000"),
-        (("--context", "9" * 30), "the context of the model is 256 tokens"),
-        (("--base-model", "../.."), "base model '../..' is no id on the hub; owner/name is expected"),
-        (("--quantized-by", "a\n---\nb"), "who made the files is 'a\\n---\\nb'; a name in one line is expected"),
+        (("--context", "100000"), "the model's context has 256 tokens, but --context is 100000"),
+        (("--context", "9" * 30), "the model's context has 256 tokens"),
+        (("--base-model", "../.."), "--base-model is '../..', a hub id (owner/name) expected"),
+        (("--quantized-by", "a\n---\nb"), "--quantized-by is 'a\\n---\\nb', a name of printable characters expected"),
         (("--json", "nowhere/x.json"), "the folder nowhere does not exist"),
         (("--out", "nowhere/card.md"), "the folder nowhere does not exist"),
     ],
@@ -336,6 +336,6 @@ def test_another_source_is_told(tinyq: Tinyq, files: tuple[Path, Path], tmp_path
     (other / "config.json").write_text(json.dumps(config | {"transformers_version": "0"}), "utf-8")
     page = tmp_path / "card.md"
     assert tinyq("card", other, files[0], "--suite", "fidelity", "--out", page, "-q").code == 0
-    assert f"The reference is not, or no longer, what {files[0].name} was made from." in page.read_text("utf-8")
+    assert f"The reference is not, or no longer, the source that {files[0].name} records." in page.read_text("utf-8")
     assert tinyq("card", HYBRID, files[0], "--suite", "fidelity", "--out", page, "-q", "--force").code == 0
     assert "no longer" not in page.read_text("utf-8")

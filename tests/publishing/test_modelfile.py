@@ -171,7 +171,7 @@ def test_a_folded_system_prompt_stands_in_the_first_question() -> None:
 def test_a_template_without_system_prompts_is_said_to_have_none() -> None:
     for name in ("no system", "ignores system"):
         assert LAYOUTS[name].system is None
-        assert "shows no system prompts" in modelfile_text("m.gguf", LAYOUTS[name], {}, [], None)
+        assert "omits system prompts" in modelfile_text("m.gguf", LAYOUTS[name], {}, [], None)
     assert LAYOUTS["first system"].skips_empty_system
     assert not LAYOUTS["first system"].late_system
 
@@ -200,10 +200,10 @@ def test_text_that_a_modelfile_cannot_hold_becomes_a_comment() -> None:
     layout = replace(LAYOUTS["chatml"], default_system='"""\n')
     text = modelfile_text("m.gguf", layout, {}, ["a\u200bb", '"""'], None)
     assert [command for command, _ in parse_modelfile(text)] == ["FROM", "TEMPLATE"]
-    assert text.count("# PARAMETER stop left out") == 2
-    assert text.count("# SYSTEM left out") == 1
+    assert text.count("# PARAMETER stop omitted") == 2
+    assert text.count("# SYSTEM omitted") == 1
     for name in ("", "..", "a/", "a/..", "a\nb", "a\tb", "a\udc80"):
-        with pytest.raises(InputError, match="cannot stand in a Modelfile"):
+        with pytest.raises(InputError, match="that a Modelfile cannot contain"):
             modelfile_text(name, "no", {}, [], None)
 
 
@@ -244,7 +244,7 @@ def test_the_modelfile_of_the_bundled_model(tmp_path: Path) -> None:
     assert "SYSTEM" not in values
     assert ("stop", "<|im_end|>") in parse_modelfile(modelfile.text)
     assert values["num_ctx"] == "256"
-    assert "# Tools are not in TEMPLATE." in modelfile.text
+    assert "# TEMPLATE does not support tools." in modelfile.text
 
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="has no Go")

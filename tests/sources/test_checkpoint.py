@@ -54,7 +54,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def test_a_file_instead_of_a_folder(qwen3_folder: Path) -> None:
-    assert "config.json: is a file" in refused(qwen3_folder / CONFIG)
+    assert "config.json: is neither" in refused(qwen3_folder / CONFIG)
 
 
 def test_no_config(qwen3_folder: Path, copied: Copy) -> None:
@@ -66,7 +66,7 @@ def test_no_config(qwen3_folder: Path, copied: Copy) -> None:
 def test_no_weights(qwen3_folder: Path, copied: Copy) -> None:
     folder = copied(qwen3_folder)
     (folder / SINGLE).unlink()
-    assert "holds no safetensors weights; model.safetensors" in refused(folder)
+    assert "holds no safetensors weights, model.safetensors" in refused(folder)
 
 
 def test_several_files_without_an_index(sharded_folder: Path, copied: Copy) -> None:
@@ -81,7 +81,7 @@ def test_several_files_without_an_index(sharded_folder: Path, copied: Copy) -> N
         ("{", "not valid JSON"),
         ("", "not valid JSON"),
         ("[1]", "holds a JSON list, an object expected"),
-        ("null", "holds a NoneType"),
+        ("null", "holds a JSON NoneType"),
         ('{"a": 1' + "0" * 5000 + "}", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ('{"a": "\udcff"}', "is not UTF-8"),

@@ -113,7 +113,7 @@ WRAPPED: dict[str, Callable[[str], str]] = {
 def test_wrappers_are_taken_off_names(untied: Trained, tmp_path: Path, how: str, form: str) -> None:
     folder, state = folder_of(untied, tmp_path), renamed(untied.state, WRAPPED[how])
     torch.save(state, folder / "model.pt") if form == "pt" else save_file(state, folder / SINGLE)
-    agrees(folder, untied, "wrappers in the tensors' names")
+    agrees(folder, untied, "wrapper prefixes in tensor names")
 
 
 def test_wrappers_of_torch_itself(untied: Trained, tmp_path: Path) -> None:
@@ -317,10 +317,10 @@ def test_a_head_beside_the_output_projection(untied: Trained, tied: Trained, tmp
     extra = {head: torch.randn(1, 48)}
     folder = folder_of(untied, tmp_path / "untied")
     save_file(untied.state | extra, folder / SINGLE, {"format": "pt"})
-    agrees(folder, untied, f"({head}) is left out")
+    agrees(folder, untied, f"{head} (a value or classification head) is left out")
     folder = folder_of(tied, tmp_path / "tied")
     save_file({n: t for n, t in tied.state.items() if n != "lm_head.weight"} | extra, folder / SINGLE)
-    agrees(folder, tied, f"({head}) is left out")
+    agrees(folder, tied, f"{head} (a value or classification head) is left out")
 
 
 def test_the_value_head_of_a_wrapped_model(untied: Trained, tmp_path: Path) -> None:

@@ -92,9 +92,9 @@ def gather(
         if path in paths[:number]:
             raise InputError(f"{path}: is given twice; give each file once")
     if quantized_by is not None and not quantized_by.isprintable():
-        raise InputError(f"who made the files is {quantized_by!r}; a name in one line is expected")
+        raise InputError(f"--quantized-by is {quantized_by!r}, a name of printable characters expected")
     if base_model is not None and not _HUB_ID.fullmatch(base_model):
-        raise InputError(f"base model {base_model!r} is no id on the hub; owner/name is expected")
+        raise InputError(f"--base-model is {base_model!r}, a hub id (owner/name) expected")
     _check_source(source)
     headers = [read_header(path) for path in paths]
     base_models = (base_model,) if base_model else _base_models(source, headers[0])
@@ -148,7 +148,9 @@ def _check_source(source: Path) -> None:
 def _memory(runtime: Runtime, context: int | None) -> Memory:
     limit = runtime.context_limit
     if context is not None and context > limit:
-        raise InputError(f"{runtime.path}: the context of the model is {limit} tokens, and --context is {context}")
+        raise InputError(
+            f"{runtime.path}: the model's context has {limit} tokens, but --context is {context}; give fewer"
+        )
     return runtime.memory(context or min(DEFAULT_CONTEXT, limit))
 
 

@@ -47,10 +47,10 @@ def _head(facts: CardFacts) -> str:
     model = facts.model
     size = f"{human_count(model.parameters)} parameters"
     if model.active_parameters not in (None, model.parameters):
-        size += f", {human_count(model.active_parameters or 0)} of them active for a token"
+        size += f", {human_count(model.active_parameters or 0)} of them active per token"
     layers = sorted({file.measured.model.layers for file in facts.files})
     counted = " or ".join(map(str, layers)) + (" layer" if layers == [1] else " layers")
-    made = f", made from {_linked(facts.base_models)}" if facts.base_models else ""
+    made = f", converted from {_linked(facts.base_models)}" if facts.base_models else ""
     after = " by layer surgery" if facts.recipes else ""
     return f"# {_plain(facts.name)}\n\nGGUF files for llama.cpp{made}{after}: {counted}, {size}.\n"
 
@@ -71,21 +71,21 @@ def _files(facts: CardFacts) -> str:
         memory = file.memory
         rows.append([*row, *map(human_bytes, (memory.weights, memory.cache, memory.compute, memory.total))])
     head = ["File", "Type", "Bits/weight", "Size"]
-    told = "Bits a weight count all bytes of the tensors. "
+    told = "Bits per weight count all bytes of the tensors. "
     evaluation = facts.files[0].measured.evaluation
     if evaluation:
         head += ["KL (nats)", "Top-1"]
         metrics = evaluation.fidelity.metrics
         told += (
-            "KL is the mean divergence from the reference, and top-1 the share of positions with the same likeliest token, "
-            f"over {metrics.n_tokens:,} positions of {metrics.n_prompts} sequences; the reference runs the checkpoint's own "
-            "numbers in torch, the file runs in llama.cpp with an F32 cache. "
+            "KL is the mean divergence from the reference, and top-1 the share of positions with the same most likely token, "
+            f"over {metrics.n_tokens:,} positions of {metrics.n_prompts} sequences; the reference is the original checkpoint in "
+            "torch, the file runs in llama.cpp with an F32 cache. "
         )
     head += ["Weights", "Cache", "Compute", "Memory"]
     lengths = " or ".join(f"{length:,}" for length in sorted({file.memory.context for file in facts.files}))
     other = [_plain(file.label) for file in facts.files if _is_from_elsewhere(file)]
     if other:
-        told += f"The reference is not, or no longer, what {', '.join(other)} was made from. "
+        told += f"The reference is not, or no longer, the source that {', '.join(other)} records. "
     told += f"Memory is what llama.cpp reserves with its default settings for {lengths} tokens.\n"
     return f"## Files\n\n{markdown_table(head, rows, '<<>')}\n{told}"
 
@@ -111,7 +111,7 @@ def _scores(facts: CardFacts) -> str:
     lines = [
         "## Score\n",
         f"{asked} of the set {_plain(Path(first.set_name).name)}, asked{by} {ASKED[first.mode]}, "
-        f"greedily; weights of the parts: {weights}. Intervals are at the 95% level.\n",
+        f"greedily; weights of the score's components: {weights}. Intervals are 95% confidence intervals.\n",
         markdown_table(head, rows),
     ]
     if len(cards) > 1:
@@ -130,7 +130,7 @@ def _surgery(facts: CardFacts) -> str:
     lines = [f"- {_plain(file.label)}: `{one_line(file.recipe)}`" for file in facts.files if file.recipe]
     if len(facts.recipes) == 1 and all(file.recipe for file in facts.files):
         lines = [f"`{one_line(facts.recipes[0])}`"]
-    return "## Layer surgery\n\nDone without retraining, by this recipe:\n\n" + "\n".join(lines) + "\n"
+    return "## Layer surgery\n\nApplied without retraining, with this recipe:\n\n" + "\n".join(lines) + "\n"
 
 
 def _details(facts: CardFacts) -> str:
@@ -152,7 +152,7 @@ def _details(facts: CardFacts) -> str:
 def _provenance(facts: CardFacts) -> str:
     """The table of the first file's provenance (its `tinyq.*` keys), and of the versions that it was measured with."""
     found = facts.files[0].provenance
-    rows = [("Made by", f"tinyq {found[keys.VERSION]}") if keys.VERSION in found else None]
+    rows = [("Converted with", f"tinyq {found[keys.VERSION]}") if keys.VERSION in found else None]
     labels = {
         keys.FAMILY: "Checkpoint",
         keys.TARGET: "Target",

@@ -29,7 +29,7 @@ def derive_layout(render: Render, template: str, bos: str = "") -> ChatLayout | 
     the layout omits it if the template writes it too.
     """
     if "strftime_now" in template:
-        return "the chat template writes today's date (strftime_now)"
+        return "the chat template contains the current date (strftime_now)"
     try:
         layout = _Probe(render, bos).layout()
         return first_difference(render, layout, bos) or layout
@@ -134,7 +134,7 @@ class _Probe:
         except InputError as error:
             raise _RefusedError(f"{error} (a conversation of {', '.join(roles)})") from error
         if any(role == "system" and word not in text for role, word in zip(roles, words, strict=True)):
-            raise _LeftOutError("the chat template leaves out a system prompt")
+            raise _LeftOutError("the chat template omits a system prompt")
         between: Between = {}
         rest = text
         for previous, role, word in zip(("", *roles), roles, words, strict=False):
@@ -147,7 +147,7 @@ class _Probe:
 def _not_in_order(text: str, roles: Sequence[str], words: Sequence[str]) -> str:
     for number, word in enumerate(words, 1):
         text = text.replace(word, f"⟨{number}⟩")
-    return f"the chat template does not show {', '.join(roles)} messages once each and in order: {text!r:.120}"
+    return f"the chat template does not render {', '.join(roles)} messages once each and in order: {text!r:.120}"
 
 
 def _word(index: int) -> str:
@@ -164,8 +164,8 @@ def _without(after: Mapping[str, str], previous: str, role: str, text: str) -> s
     closing = after.get(previous, "")
     if not text.startswith(closing):
         raise InputError(
-            f"the chat template ends {previous} messages in its own way before {role} messages: {text!r:.40},"
-            f" not {closing!r:.40}"
+            f"the chat template ends {previous} messages before {role} messages with {text!r:.40}, elsewhere with"
+            f" {closing!r:.40}"
         )
     return text.removeprefix(closing)
 

@@ -37,7 +37,7 @@ _RARE_SHAPES: Mapping[str, tuple[str, ...]] = {
     "an empty question": ("user", "", "assistant", _A, "user", ""),
     "an answer before the first question": ("assistant", _A, "user", _U, "assistant", "c", "user", "d"),
     "an answer after the system prompt": ("system", _S, "assistant", _A, "user", _U),
-    "a system prompt between": ("user", _U, "assistant", _A, "system", _S, "user", "b"),
+    "a system prompt between turns": ("user", _U, "assistant", _A, "system", _S, "user", "b"),
     "two system prompts": ("system", _S, "user", _U, "system", "s", "assistant", _A, "user", "b"),
 }
 """Name → alternating roles and contents."""
@@ -48,7 +48,7 @@ def rendering(render: Render, messages: Sequence[Message], options: Mapping[str,
     """The template's text without the BOS that Ollama adds; InputError if it refuses or renders invalid Unicode."""
     text = render(messages, options).removeprefix(bos)
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError("the chat template's text is not valid Unicode")
+        raise InputError("the chat template renders invalid Unicode")
     return text
 
 
@@ -105,4 +105,7 @@ def _difference(name: str, think: bool | None, expected: str, found: str) -> str
     start = max(0, len(common_start([expected, found])) - _EXCERPT // 2)
     shown = [repr(text[start : start + _EXCERPT]) for text in (expected, found)]
     mode = {None: "", True: ", thinking on", False: ", thinking off"}[think]
-    return f"Ollama's templates cannot say what the chat template does with {name}{mode}: {shown[0]}, not {shown[1]}"
+    return (
+        f"Ollama's templates cannot express the chat template: for {name}{mode} it renders {shown[0]}, Ollama would render "
+        f"{shown[1]}"
+    )

@@ -1,10 +1,10 @@
 """The text of a Modelfile.
 
-Facts relied on, from Ollama's parser/parser.go: a value ends at a line break unless quotes are open; `\"""` or `"` open
-and close them, and nothing inside is an escape; characters that Go does not count as printable are dropped, except for
-line breaks, tabs and spaces. docs/modelfile.mdx and api/types.go: the names and types of the parameters.
-server/images.go and server/create.go: without TEMPLATE, Ollama takes one of its own that resembles
-tokenizer.chat_template, or else (from 0.30) runs that; with one, it still runs the file's where that has tools.
+Source: Ollama. parser/parser.go: a value ends at a line break unless quotes are open; `\"""` or `"` open and close them, and
+nothing inside is an escape; characters that Go does not count as printable are dropped, except for line breaks, tabs and
+spaces. docs/modelfile.mdx and api/types.go: the names and types of the parameters. server/images.go and server/create.go:
+without TEMPLATE, Ollama uses one of its own templates if it resembles tokenizer.chat_template, or else (from 0.30) runs
+tokenizer.chat_template; with TEMPLATE, it still runs tokenizer.chat_template if that supports tools.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ _PARAMETERS = {
 
 NO_CHAT_TEMPLATE = "the file has no chat template"
 _TOOLS_NOTE = (
-    "Tools are not in TEMPLATE. From 0.30 on, Ollama as a rule runs the file's own chat template, because that has them"
+    "TEMPLATE does not support tools. From version 0.30 on, Ollama usually runs the file's own chat template, which does"
     " (OLLAMA_GO_TEMPLATE=1 makes it run TEMPLATE)."
 )
-_NO_SYSTEM_NOTE = "The chat template shows no system prompts, so TEMPLATE leaves them out."
-_FALLBACK_NOTE = "Ollama takes a template of its own that resembles the file's, or runs the file's (from 0.30 on)."
+_NO_SYSTEM_NOTE = "The chat template omits system prompts, so TEMPLATE omits them too."
+_FALLBACK_NOTE = (
+    "Ollama uses one of its own templates that resembles the file's, or runs the file's (from version 0.30 on)."
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def modelfile_text(
 
 def _file(place: str) -> str:
     if place.rpartition("/")[2] in ("", ".", "..") or not place.isprintable():
-        raise InputError(f"file name {place!r} cannot stand in a Modelfile; rename the file")
+        raise InputError(f"file name {place!r} has characters that a Modelfile cannot contain; rename the file")
     path = place if place.startswith(("/", "../")) else f"./{place}"
     return f'"{path}"' if " " in path else path
 
@@ -125,7 +127,7 @@ def _file(place: str) -> str:
 def _line(keyword: str, text: str, what: str) -> str:
     """An instruction with quoted text, or a comment if a Modelfile cannot contain the text."""
     if '"""' in text or not all(map(is_kept, text)):
-        return _comment(f"{keyword} left out: {what} has characters that a Modelfile cannot hold: {text!r:.200}")
+        return _comment(f"{keyword} omitted: {what} has characters that a Modelfile cannot contain: {text!r:.200}")
     quotes = '"""' if "\n" in text or text.startswith('"') else '"'
     return f"{keyword} {quotes}{text}{quotes}"
 

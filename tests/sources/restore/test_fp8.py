@@ -97,7 +97,8 @@ def test_a_missing_scale(tmp_path: Path) -> None:
     weight = torch.randn(8, 4).to(E4M3)
     folder = folder_with(tmp_path, {"a.weight": weight, "a.weight_scale": torch.ones(1), "b.weight": weight.clone()})
     with pytest.raises(
-        CheckpointError, match=r"tensor b\.weight is FP8, but b\.weight_scale_inv or b\.weight_scale is missing"
+        CheckpointError,
+        match=r"tensor b\.weight is FP8, but its scale \(b\.weight_scale_inv or b\.weight_scale\) is missing",
     ):
         restore(open_checkpoint(folder))
 

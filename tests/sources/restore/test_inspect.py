@@ -60,7 +60,7 @@ def test_a_checkpoint(source: Path) -> None:
     text = shown(source)
     for part in (
         "DADA (A attention, D Gated DeltaNet)",
-        "2 of 64, 1 a token",
+        "2 of width 64, 1 per token",
         "yarn (factor 4",
         "no chat template",
         "target",
