@@ -79,7 +79,7 @@ def check_output(path: Path, force: bool) -> None:
     if state and not force:
         raise OutputError(f"{path}: exists already; choose another name or overwrite it with --force")
     if state and path.exists() and not path.is_file():
-        raise OutputError(f"{path}: exists and is not a regular file; choose another name")
+        raise OutputError(f"{path}: is not a regular file; choose another name")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
 

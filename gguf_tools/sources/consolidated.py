@@ -30,7 +30,7 @@ def consolidated_files(folder: Path) -> list[Path]:
     lacking = next((n for n in range(len(numbered)) if n not in numbered), None)
     if lacking is not None:
         raise CheckpointError(
-            f"{folder / f'consolidated.{lacking:02}.pth'}: missing, though {len(numbered)} other shards are there; "
+            f"{folder / f'consolidated.{lacking:02}.pth'}: missing, though {len(numbered)} other shards exist; "
             "download it again"
         )
     return [numbered[n] for n in range(len(numbered))]
