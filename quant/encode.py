@@ -163,7 +163,8 @@ class Block:
     (n, row_bytes(source, k)) uint8 for any type. It may also be a function that returns such an array: the encoding thread
     calls it, so that reading is distributed over threads too. `imatrix` (k,) applies to all rows, so a block must not contain
     rows of two experts with separate importances (`row_ranges`). With `measure`, the changes by encoding are measured. With
-    `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinity, and a weight beyond the type's range becomes infinite.
+    `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinity, and a weight beyond the type's range becomes infinite; blocks that
+    are copied (`type` is `source`) stay as they are.
     """
 
     name: str
@@ -232,7 +233,7 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
     loss = Narrowing() if block.measure else None
     step = max(1, _TILE // max(1, k))
     scratch = None if block.source is F32 else np.empty((min(step, n), k), np.float32)
-    lax = block.allow_nonfinite and dtype in _OVERFLOW
+    lax = block.allow_nonfinite and (dtype in _OVERFLOW or dtype is block.source)
     nonfinite = overflowed = 0
     for start in range(0, n if k else 0, step):
         part = cast(RawArray, np.ascontiguousarray(rows[start : start + step]))

@@ -1,4 +1,4 @@
-"""A thin binding to libggml-base: encode, decode, validate.
+"""A thin binding to libggml-base: encode and decode.
 
 The library is the one in llama-cpp-python, found without importing that package (which loads all of llama.cpp). ctypes
 releases the GIL during a call, and each function uses only its arguments, so all are thread-safe. `ggml_quantize_chunk`
@@ -71,8 +71,6 @@ def _declare(lib: ctypes.CDLL) -> None:
     pointer, size, whole = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
     lib.ggml_quantize_chunk.argtypes = (ctypes.c_int, pointer, pointer, whole, whole, whole, pointer)
     lib.ggml_quantize_chunk.restype = size
-    lib.ggml_validate_row_data.argtypes = (ctypes.c_int, pointer, size)
-    lib.ggml_validate_row_data.restype = ctypes.c_bool
     lib.ggml_get_type_traits.argtypes = (ctypes.c_int,)
     lib.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
 
@@ -103,8 +101,3 @@ def to_float(dtype: TensorType, raw: NDArray[np.uint8], out: NDArray[np.float32]
     if not decode:
         raise LlamaError(f"ggml cannot decode {dtype.name}")
     decode(raw.ctypes.data, out.ctypes.data, out.size)
-
-
-def validate_row_data(dtype: TensorType, raw: NDArray[np.uint8]) -> bool:
-    """Whether ggml accepts encoded blocks: no infinite scale and no NaN (`ggml_validate_row_data`, which also prints)."""
-    return bool(library().ggml_validate_row_data(dtype.ggml_id, raw.ctypes.data, raw.nbytes))

@@ -44,9 +44,10 @@ def operate(
     are, quantized or not; what is blended or scaled is encoded again to the type that it had. `in_place` changes a GGUF
     itself, where the recipe only puts whole layers in another order; `undo` takes the last such change back.
     Where one was interrupted, `in_place` completes it first, and without a recipe only completes it.
-    `save_recipe` writes the recipe to a TOML file. `allow_nonfinite` keeps NaN and infinity, which are an error otherwise where a
-    tensor is computed or a folder is written. `assume_independent_layers` accepts a GGUF of an architecture that the table of
-    architectures lacks: you have checked that nothing there depends on a layer's place, their number or tensors outside.
+    `save_recipe` writes the recipe to a TOML file. `allow_nonfinite` keeps NaN and infinity, which are an error otherwise in
+    whatever is written to `out`; a change in place reads no weights. `assume_independent_layers` accepts a GGUF of an
+    architecture that the table of architectures lacks: you have checked that nothing there depends on a layer's place, their
+    number or tensors outside.
 
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 

@@ -49,11 +49,6 @@ def default_prompts(has_template: bool) -> list[Prompt]:
     return base[::2] + chat[::2] if has_template else base
 
 
-def default_text() -> str:
-    """The built-in passage of plain English for perplexity (about 600 words)."""
-    return (_DATA / "text.txt").read_text(encoding="utf-8").strip()
-
-
 def _lines(name: str) -> list[str]:
     return (_DATA / name).read_text(encoding="utf-8").splitlines()
 

@@ -106,7 +106,11 @@ def create_folder(path: Path) -> tuple[Path, int]:
     """A new temporary folder for the output `path`, and the descriptor that holds its lock. Raises OSError."""
     folder = random_path(path)
     folder.mkdir()
-    return folder, lock_folder(folder)
+    try:
+        return folder, lock_folder(folder)
+    except OSError:
+        folder.rmdir()
+        raise
 
 
 def lock_folder(folder: Path) -> int:
@@ -123,22 +127,21 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     It is a subfolder of the locked temporary folder and not locked itself, so that outputs can be written in it
     (`folder_lock`). Raises OutputError if it cannot be created.
     """
-    try:
-        with folder_lock(path.parent):
-            refuse_second(path)
-            remove_leftovers(path)
-            folder, lock = create_folder(path)
-        inside = folder / "files"
-        inside.mkdir()
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot create a temporary folder in {path.parent} ({error.strerror}); choose another path"
-        ) from error
-    try:
+    with contextlib.ExitStack() as made:
+        try:
+            with folder_lock(path.parent):
+                refuse_second(path)
+                remove_leftovers(path)
+                folder, lock = create_folder(path)
+            made.callback(os.close, lock)
+            made.callback(shutil.rmtree, folder, ignore_errors=True)
+            inside = folder / "files"
+            inside.mkdir()
+        except OSError as error:
+            raise OutputError(
+                f"{path}: cannot create a temporary folder in {path.parent} ({error.strerror}); choose another path"
+            ) from error
         yield inside
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
 
 
 def refuse_second(path: Path) -> None:

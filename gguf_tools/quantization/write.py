@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import pack_header, string
 from gguf_tools.formats.gguf.source import GGUFTensor
@@ -20,6 +21,7 @@ from gguf_tools.progress import ByteProgress
 from gguf_tools.quantization.plan import OutputPart, Quantization
 from gguf_tools.tensors.blocks import NonFinite, Tally, tensor_blocks
 from quant.encode import ByteArray, Encoder, Narrowing, can_decode
+from quant.finite import first_nonfinite
 from quant.recipes import TypeChoice
 
 COPY_BYTES = 1 << 22
@@ -110,7 +112,7 @@ def _pieces(
             yield from _encoded(plan, group, encoder, tally, allow_nonfinite)
         else:
             for choice, tensor in group:
-                yield from ((choice.name, piece) for piece in _copied(tensor))
+                yield from ((choice.name, piece) for piece in _copied(tensor, allow_nonfinite))
 
 
 def _encoded(
@@ -133,7 +135,19 @@ def _encoded(
         yield encoded.name, encoded.raw
 
 
-def _copied(tensor: GGUFTensor) -> Iterator[ByteArray]:
-    """The bytes of a tensor that ggml cannot decode, and so cannot quantize, in pieces."""
+def _copied(tensor: GGUFTensor, allow_nonfinite: bool) -> Iterator[ByteArray]:
+    """The bytes of a tensor that ggml cannot decode (integers, doubles), and so cannot quantize, in pieces.
+
+    Raises InputError for a double that is NaN or infinite, unless `allow_nonfinite`.
+    """
+    dtype = tensor.entry.type
     for start in range(0, tensor.entry.nbytes, COPY_BYTES):
-        yield tensor.read(start, min(COPY_BYTES, tensor.entry.nbytes - start))
+        piece = tensor.read(start, min(COPY_BYTES, tensor.entry.nbytes - start))
+        found = None if allow_nonfinite else first_nonfinite(piece, dtype)
+        if found:
+            row, column = divmod(start // dtype.block_bytes + found[0], tensor.columns)
+            raise InputError(
+                f"tensor {tensor.entry.name} holds {found[1]} at row {row}, column {column} (counted from 0); expected finite "
+                "weights; repair the checkpoint, or keep them with --allow-nonfinite"
+            )
+        yield piece

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.formats.llama2c import is_llama2c, read_llama2c
 from gguf_tools.formats.safetensors import read_safetensors
 from gguf_tools.formats.state_dict import SUFFIXES, read_state_dict, state_dict_files
 from gguf_tools.formats.text_file import Kind, parse_json, read_text
 from gguf_tools.sources.consolidated import consolidated_files, is_one_of_several, join_shards
-from gguf_tools.sources.inputs import beside_files, refuse_links_out
+from gguf_tools.sources.inputs import beside_files
 from gguf_tools.sources.names import plain_names
 from gguf_tools.sources.tying import ties
 from gguf_tools.tensors.base import Tensor

@@ -8,7 +8,6 @@ mapped) are lazy too and keep the names of the source tensors that they are read
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -64,12 +63,6 @@ class Tensor(ABC):
     def array(self) -> FloatArray:
         """The whole tensor in memory, in its shape."""
         return self.flat(0, self.size).reshape(self.shape)
-
-    def row_blocks(self, max_elements: int) -> Iterator[FloatArray]:
-        """The tensor as consecutive (n, columns) blocks of whole rows, each of `max_elements` at most (but at least a row)."""
-        step = max(1, max_elements // self.columns) * self.columns
-        for start in range(0, self.size, step):
-            yield self.flat(start, min(start + step, self.size)).reshape(-1, self.columns)
 
 
 @dataclass(frozen=True)

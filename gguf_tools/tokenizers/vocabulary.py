@@ -22,7 +22,8 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from gguf_tools.errors import CheckpointError, TokenizerError
 from gguf_tools.formats.gguf.header import Field, ValueType, array, boolean, string, u32
-from gguf_tools.sources.inputs import described_by, refuse_links_out
+from gguf_tools.formats.links import refuse_links_out
+from gguf_tools.sources.inputs import described_by
 from gguf_tools.tokenizers import pretokenizers
 from gguf_tools.tokenizers.backend import build_backend, unreachable
 from gguf_tools.tokenizers.byte_level import byte_characters

@@ -22,16 +22,18 @@ from gguf_tools.conversion.provenance import RECIPE_FILE
 from gguf_tools.errors import CheckpointError, InputError, OutputError, UnsupportedError
 from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.families.registry import build_model
+from gguf_tools.formats.float8 import FLOAT8
+from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.formats.output import Check, atomic_folder
 from gguf_tools.formats.safetensors import WIDTHS, Stored, StoredTensor, write_safetensors
 from gguf_tools.formats.state_dict import StateTensor
 from gguf_tools.model.spec import Model
 from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.checkpoint import CONFIG, INDEX, PARAMS, SINGLE, TORCH_INDEX, Checkpoint, open_checkpoint
-from gguf_tools.sources.inputs import refuse_links_out
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
-from quant.encode import FloatArray, narrow
+from quant.encode import ByteArray, FloatArray, narrow
+from quant.finite import first_nonfinite
 from quant.types import tensor_type
 from surgery.algebra import HALVES, Half, Method, Original, Space, Stack, evaluate
 from surgery.arithmetic import mixed, times
@@ -385,29 +387,25 @@ def _bytes(name: str, tensor: Tensor, lax: bool) -> Iterator[bytes | bytearray]:
         yield piece
 
 
-EXPONENTS = {
-    "F64": ("<u8", 0x7FF << 52),
-    "F32": ("<u4", 0xFF << 23),
-    "F16": ("<u2", 0x1F << 10),
-    "BF16": ("<u2", 0xFF << 7),
-}
-"""The words of the float types, and the bits that are all set in a NaN or an infinity only."""
-
-
 def _require_finite(name: str, tensor: Tensor, piece: bytes | bytearray, start: int) -> None:
     """Refuse a NaN or an infinity in `piece`, the tensor's bytes from element `start`; InputError with its place."""
-    word, mask = EXPONENTS.get(tensor.dtype, ("", 0))
-    if not word:
-        return
-    words = np.frombuffer(piece, word)
-    bad = np.flatnonzero((words & words.dtype.type(mask)) == mask)
-    if bad.size:
-        at = start + int(bad[0])
-        value = float(tensor.flat(at, at + 1)[0])
+    found = _first_nonfinite(np.frombuffer(piece, np.uint8), tensor.dtype)
+    if found:
+        row, column = divmod(start + found[0], tensor.columns)
         raise InputError(
-            f"tensor {name} holds {value} at row {at // tensor.columns}, column {at % tensor.columns} (counted from 0); expected "
-            "finite weights; repair the checkpoint, or keep them with --allow-nonfinite"
+            f"tensor {name} holds {found[1]} at row {row}, column {column} (counted from 0); expected finite weights; repair "
+            "the checkpoint, or keep them with --allow-nonfinite"
         )
+
+
+def _first_nonfinite(raw: ByteArray, dtype: str) -> tuple[int, float] | None:
+    """(index, value) of the first element that is NaN or infinite, of bytes in a dtype of safetensors."""
+    if dtype in FLOATS:
+        return first_nonfinite(raw, tensor_type(dtype))
+    if dtype not in FLOAT8:
+        return None
+    bad = np.flatnonzero(~np.isfinite(FLOAT8[dtype])[raw])
+    return (int(bad[0]), float(FLOAT8[dtype][raw[bad[0]]])) if bad.size else None
 
 
 def _encoded(values: FloatArray, dtype: str) -> bytes:

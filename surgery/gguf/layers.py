@@ -38,11 +38,16 @@ LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class ByteRange:
-    """A range of bytes in a source file."""
+    """A range of bytes in a source file; `start` is where it begins in its tensor."""
 
     file: DataFile
     offset: int
     count: int
+    start: int = 0
+
+    def part(self, at: int, count: int) -> ByteRange:
+        """`count` bytes of the range from its byte `at` on."""
+        return ByteRange(self.file, self.offset + at, count, self.start + at)
 
 
 @dataclass(frozen=True)
@@ -378,7 +383,7 @@ def _taken(piece: Piece, order: tuple[int, ...]) -> Piece:
     if len(entries) == 1:
         whole, count = entries[0], piece.shape[0]
         step = whole.count // count
-        entries = tuple(ByteRange(whole.file, whole.offset + step * n, step) for n in range(count))
+        entries = tuple(whole.part(step * n, step) for n in range(count))
     return Piece(piece.type, tensor, tuple(entries[n] for n in order))
 
 

@@ -8,7 +8,7 @@ from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.tensors.views import take, take_columns
 from surgery.algebra import Original, Stack, origins
 from surgery.architectures.base import Slice
-from surgery.gguf.layers import ByteRange, Columns, LayeredFile, Piece
+from surgery.gguf.layers import Columns, LayeredFile, Piece
 
 
 def sliced(file: LayeredFile) -> dict[str, Slice]:
@@ -57,7 +57,7 @@ def _parts(file: LayeredFile, name: str, piece: Piece, part: Slice, order: Seque
     index = [n * width + k for n in order for k in range(width)]
     if part.axis == 0:
         step = whole.count // count
-        ranges = tuple(ByteRange(whole.file, whole.offset + n * step, step) for n in order)
+        ranges = tuple(whole.part(n * step, step) for n in order)
         return Piece(piece.type, take(piece.tensor, index), ranges)
     if width % piece.type.block:
         raise UnsupportedError(

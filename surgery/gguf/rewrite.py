@@ -1,19 +1,18 @@
 """Layer surgery on a GGUF file: a plan from its header, and one streaming pass that writes the new file.
 
-Whole layers are copied byte by byte, by the kernel where possible; computed tensors are encoded in the same pass.
+Whole layers are copied byte by byte (`surgery.gguf.copy`); computed tensors are encoded in the same pass.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Collection, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import numpy as np
 
 from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.formats.gguf import keys
@@ -29,7 +28,8 @@ from surgery.architectures.base import Layers, Property
 from surgery.gguf import names as gguf_names
 from surgery.gguf import outside, positions
 from surgery.gguf.arrays import half_of_key
-from surgery.gguf.layers import LAYER, ByteRange, Columns, GGUFHalf, GGUFSpace, LayeredFile, Piece
+from surgery.gguf.copy import NOT_SUPPORTED, copy_piece
+from surgery.gguf.layers import LAYER, GGUFHalf, GGUFSpace, LayeredFile, Piece
 from surgery.gguf.permitted import check_permitted
 from surgery.recipe import Recipe, parse_text
 
@@ -37,11 +37,6 @@ PATH_KEYS = (keys.SOURCE_PATH, keys.TOKENIZER_PATH)
 """Keys of paths relative to the file's folder."""
 LLAMA_MAX_LAYERS = 512
 """llama.cpp's maximum number of blocks (`LLAMA_MAX_LAYERS`)."""
-COPY_BYTES = 1 << 26
-"""Bytes per copy by the kernel, small enough for a progress bar and Ctrl-C."""
-READ_BYTES = 1 << 22
-"""Bytes per read and write if the kernel cannot copy."""
-NOT_SUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,14 +233,18 @@ def write_plan(
 ) -> int:
     """Write the new file atomically; returns its size in bytes.
 
-    `check` is called before it appears; if it raises, nothing is left. What is computed may be NaN or infinite with
-    `allow_nonfinite`, where its type has those; what is copied is not looked at.
+    `check` is called before it appears; if it raises, nothing is left. A weight that is NaN or infinite is an InputError without
+    `allow_nonfinite`; with it, what is copied may be so, and what is computed where its type has those.
     """
     check_outputs({"OUT": out}, _sources(plan), force=force)
     entries, data_bytes = plan.entries
     header = plan.file.header.rewritten(plan.changes | _paths(plan.file, out), entries)
     size = len(header) + data_bytes
-    with atomic_output(out, force=force, size=size, check=check) as stream, Encoder(threads) as encoder:
+    with (
+        atomic_output(out, force=force, size=size, check=check) as stream,
+        Encoder(threads) as encoder,
+        _checkers(threads, allow_nonfinite) as checkers,
+    ):
         _allocate(stream, size)
         stream.write(header)
         for entry, (_, piece) in zip(entries, plan.outputs, strict=True):
@@ -253,13 +252,23 @@ def write_plan(
                 for encoded in encoder.encode(_blocks(entry, piece.tensor, allow_nonfinite)):
                     stream.write(encoded.raw.data)
                     progress(encoded.raw.nbytes)
-            elif piece.columns is not None:
-                copy_columns(piece.columns, stream, progress)
             else:
-                for part in piece.ranges:
-                    copy_range(part, stream, progress)
+                copy_piece(piece, stream, progress, checkers)
             stream.write(b"\0" * (-entry.nbytes % plan.file.header.alignment))
     return size
+
+
+@contextmanager
+def _checkers(threads: int, lax: bool) -> Iterator[Executor | None]:
+    """Threads that look for weights that are not finite; None where such are allowed. On an error they drop what is left."""
+    if lax:
+        yield None
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="tinyq-check")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _paths(file: LayeredFile, out: Path) -> dict[str, Field | None]:
@@ -295,40 +304,3 @@ def _blocks(entry: TensorEntry, tensor: Tensor, lax: bool) -> Iterator[Block]:
 
     for part in row_ranges(entry.shape, by_matrix=False):
         yield Block(name=entry.name, type=entry.type, rows=partial(rows, part), allow_nonfinite=lax)
-
-
-def copy_range(part: ByteRange, stream: BinaryIO, progress: ByteProgress) -> None:
-    """Append bytes of a source file to the stream, in the kernel where possible, else in pieces of `READ_BYTES`."""
-    done = 0
-    if hasattr(os, "copy_file_range"):
-        stream.flush()
-        at, target, source = stream.tell(), stream.fileno(), part.file.descriptor
-        try:
-            while done < part.count:
-                step = min(COPY_BYTES, part.count - done)
-                copied = os.copy_file_range(source, target, step, part.offset + done, at + done)
-                if not copied:
-                    break
-                done += copied
-                progress(copied)
-        except OSError as error:
-            if error.errno not in NOT_SUPPORTED:
-                raise
-        stream.seek(at + done)
-    while done < part.count:
-        piece = part.file.read(part.offset + done, min(READ_BYTES, part.count - done))
-        stream.write(piece)
-        done += len(piece)
-        progress(len(piece))
-
-
-def copy_columns(cut: Columns, stream: BinaryIO, progress: ByteProgress) -> None:
-    """Append the rows of a matrix with their parts in another order, as many rows at a time as `READ_BYTES` holds."""
-    row = cut.whole.count // cut.rows
-    step = max(1, READ_BYTES // row)
-    for start in range(0, cut.rows, step):
-        count = min(step, cut.rows - start)
-        data = np.frombuffer(cut.whole.file.read(cut.whole.offset + start * row, count * row), np.uint8)
-        chosen = data.reshape(count, cut.parts, row // cut.parts)[:, list(cut.order)]
-        stream.write(chosen.tobytes())
-        progress(chosen.nbytes)

@@ -12,7 +12,6 @@ from gguf_tools.evaluation.prompts import (
     base_prompts,
     chat_prompts,
     default_prompts,
-    default_text,
     load_prompts,
 )
 
@@ -30,7 +29,6 @@ def test_built_in_prompts() -> None:
     mixed = default_prompts(True)
     assert len(mixed) >= 20
     assert sum(p.is_chat for p in mixed) * 2 == len(mixed)
-    assert len(default_text().split()) > 500
 
 
 def test_text_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -193,6 +194,24 @@ def test_outputs_whose_long_names_begin_alike_are_kept_apart(tmp_path: Path) -> 
         stream.write(b"1")
         write(second, b"2")
     assert (first.read_bytes(), second.read_bytes()) == (b"1", b"2")
+
+
+def test_a_scratch_folder_that_cannot_be_filled_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def full(path: Path, *args: int, **options: bool) -> None:
+        if path.name == "files":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        make(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(OutputError, match="cannot create a temporary folder"), scratch_folder(tmp_path / "out.gguf"):
+        pass
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert files(tmp_path) == []
 
 
 def test_an_output_in_a_scratch_folder_does_not_wait_for_its_lock(tmp_path: Path) -> None:

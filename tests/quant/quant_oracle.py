@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import json
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant import ggml
+from quant.types import TensorType
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,3 +63,9 @@ class Llama:
 def llama() -> Llama:
     """The one child of this test run."""
     return Llama()
+
+
+def valid(kind: TensorType, raw: NDArray[np.uint8]) -> bool:
+    """Whether ggml accepts encoded blocks: no infinite scale and no NaN (`ggml_validate_row_data`, which also prints)."""
+    prototype = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    return bool(prototype(("ggml_validate_row_data", ggml.library()))(kind.ggml_id, raw.ctypes.data, raw.nbytes))

@@ -33,7 +33,7 @@ from quant.encode import (
     widen,
 )
 from quant.types import BF16, F16, F32, Q4_0, Q4_K, Q8_0, TYPES, TensorType, row_bytes, tensor_type
-from tests.quant.quant_oracle import ROOT
+from tests.quant.quant_oracle import ROOT, valid
 
 FloatArray = NDArray[np.float32]
 
@@ -60,7 +60,7 @@ def reference(rows: FloatArray, kind: TensorType, imatrix: FloatArray | None = N
     """All rows in one call of ggml_quantize_chunk."""
     out = np.empty((rows.shape[0], row_bytes(kind, rows.shape[1])), np.uint8)
     ggml.quantize_chunk(kind, rows, out, imatrix)
-    assert ggml.validate_row_data(kind, out)
+    assert valid(kind, out)
     return out.tobytes()
 
 

@@ -55,6 +55,42 @@ def test_parts_carry_one_id_which_the_bytes_give(source: Path, tmp_path: Path) -
     assert read_header(theirs[0]).get(SPLIT_ID) != found
 
 
+def test_a_part_that_leads_out_of_the_folder_is_named(source: Path, tmp_path: Path) -> None:
+    """Reading a file must not read another one elsewhere; the file that the user names may be a link."""
+    paths = split(source, tmp_path / "in" / "a.gguf")
+    (tmp_path / "elsewhere").mkdir()
+    moved = paths[1].rename(tmp_path / "elsewhere" / "b.gguf")
+    paths[1].symlink_to(moved)
+    expected = rf"{paths[1].name}: is a symbolic link to {moved}, outside the folder"
+    for run in (
+        lambda given: quantize(given, tmp_path / "out.gguf", "f16"),
+        lambda given: operate(given, tmp_path / "out.gguf", "swap(0:1)"),
+        lambda given: inspect(given),
+    ):
+        with pytest.raises(CheckpointError, match=expected):
+            run(paths[0])
+        assert not (tmp_path / "out.gguf").exists()
+    paths[1].unlink()
+    moved.rename(paths[1])
+    inside = paths[1].rename(paths[1].with_name("other.gguf"))
+    paths[1].symlink_to(inside.name)
+    read_parts(paths[0])
+    link = tmp_path / "elsewhere" / "only-a-name.gguf"
+    link.symlink_to(source)
+    read_parts(link)
+
+
+def test_parts_in_the_hubs_cache_are_read(source: Path, tmp_path: Path) -> None:
+    paths = split(source, tmp_path / "in" / "a.gguf")
+    snapshot, blobs = (tmp_path / "hub" / "models--a--b" / name for name in ("snapshots/0123abcd/Q8_0", "blobs"))
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for n, path in enumerate(paths):
+        path.rename(blobs / f"{n:040x}")
+        (snapshot / path.name).symlink_to(blobs / f"{n:040x}")
+    assert len(read_parts(snapshot / paths[0].name)) == len(paths)
+
+
 def test_a_whole_file_carries_no_id(source: Path, tmp_path: Path) -> None:
     paths = split(source, tmp_path / "a.gguf")
     quantize(paths[0], tmp_path / "whole.gguf", "f32")

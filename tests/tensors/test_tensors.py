@@ -172,15 +172,6 @@ def test_any_composition_in_any_pieces_is_numpys(pair: Pair, data: st.DataObject
 
 
 @settings(max_examples=100)
-@given(compositions, st.integers(1, 64))
-def test_row_blocks_are_the_rows_in_order(pair: Pair, limit: int) -> None:
-    tensor, array = pair
-    blocks = list(tensor.row_blocks(limit))
-    assert all(len(block) == 1 or block.size <= limit for block in blocks)
-    np.testing.assert_array_equal(np.concatenate(blocks), array.reshape(-1, array.shape[-1]))
-
-
-@settings(max_examples=100)
 @given(compositions, st.integers(1, 50))
 def test_a_tensor_has_the_same_values_as_itself_in_memory_alone(pair: Pair, piece: int) -> None:
     tensor, array = pair

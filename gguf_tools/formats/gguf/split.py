@@ -14,6 +14,7 @@ from pathlib import Path
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import Field, GGUFHeader, Metadata, ValueType, align, i32, read_header, string
+from gguf_tools.formats.links import refuse_links_out
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 KEYS = (NUMBER, COUNT, TENSORS, keys.SPLIT_ID)
@@ -62,7 +63,8 @@ def split_keys(number: int, count: int, tensors: int) -> Metadata:
 def read_parts(path: Path) -> tuple[GGUFHeader, ...]:
     """The headers of a model's shards, in order; one header if it is not split. `path` may be any of the shards.
 
-    Raises CheckpointError, naming the file, if a shard is missing, misnamed, or belongs to another model.
+    Raises CheckpointError, naming the file, if a shard is missing, misnamed, belongs to another model, or is a symbolic link to a
+    file outside the folder: only the name of the given file is the user's.
     """
     given = read_header(path)
     count, number = given.get(COUNT, 0), given.get(NUMBER, 0)
@@ -111,6 +113,7 @@ def _short(value: object) -> str:
 def _part(path: Path, number: int, count: int) -> GGUFHeader:
     if not path.exists():
         raise CheckpointError(f"{path}: missing; it is shard {number + 1} of {count}; put all shards into one folder")
+    refuse_links_out(path.parent, [path])
     header = read_header(path)
     found = header.get(NUMBER), header.get(COUNT, count)
     if found != (number, count):
