@@ -38,7 +38,7 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
 def json_object(line: str, origin: str, known: Collection[str], example: str) -> dict[str, Any]:
     """The JSON object on a line, whose keys must be among `known`; raises InputError that names the line."""
     try:
-        row = json.loads(line)
+        row = text_file.load_json(line)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise InputError(f"{origin}: is not JSON ({reason})") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gguf_tools.errors import OutputError
 from gguf_tools.formats.temporary import create_file, stem, temporaries
+from gguf_tools.formats.text_file import load_json
 
 MAX_JOURNAL = 1 << 26
 """Most bytes of a journal: enough for 65,535 files with two long names each."""
@@ -99,7 +100,7 @@ def _read(journal: Path) -> list[tuple[str, str]]:
         with open(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise ValueError("not a regular file")
-            data = json.loads(stream.read(MAX_JOURNAL))
+            data = load_json(stream.read(MAX_JOURNAL))
         moves = [(a, b) for a, b in data]
         if not all(isinstance(name, str) and name == Path(name).name for move in moves for name in move):
             raise ValueError("an entry is not a plain file name")

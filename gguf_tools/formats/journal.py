@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gguf_tools.errors import CheckpointError, InputError, OutputError
 from gguf_tools.formats.commit import sync
-from gguf_tools.formats.text_file import Kind, read_bytes
+from gguf_tools.formats.text_file import Kind, load_json, read_bytes
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _read(path: Path) -> Record:
     if path.is_symlink() or not path.is_file():
         raise InputError(f"{path}: is not a regular file, a journal or undo record expected; remove it")
     try:
-        data = json.loads(read_bytes(path, Kind.JOURNAL))
+        data = load_json(read_bytes(path, Kind.JOURNAL))
         patches = tuple(Patch(int(at), bytes.fromhex(old), bytes.fromhex(new)) for at, old, new in data["patches"])
         record = Record(int(data["size"]), patches, str(data["note"]), bool(data["undoes"]))
         whole = all(len(p.old) == len(p.new) and 0 <= p.offset <= record.size - len(p.new) for p in patches)

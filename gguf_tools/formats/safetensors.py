@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.float8 import FLOAT8
+from gguf_tools.formats.text_file import load_json
 from gguf_tools.progress import ByteProgress
 from gguf_tools.tensors.base import Tensor
 from quant.encode import FloatArray, RawArray, widen
@@ -114,7 +115,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
     if text.count(b'"data_offsets"') > MOST_TENSORS:
         raise CheckpointError(f"{path}: holds more than {MOST_TENSORS:,} tensors; split it into shards")
     try:
-        header = json.loads(text)
+        header = load_json(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: the header is not JSON ({error}); the file is corrupt, download it again"

@@ -19,20 +19,24 @@ from gguf_tools.errors import CheckpointError, InputError
 class Kind(Enum):
     """The purpose of a text file, and the most bytes it may have, several times the size of the largest known one."""
 
-    CONFIG = "a config", 16 << 20
-    INDEX = "an index of shards", 64 << 20
-    TOKENIZER = "a tokenizer's file", 128 << 20
+    CONFIG = "a config", 4 << 20
+    INDEX = "an index of shards", 32 << 20
+    TOKENIZER = "a tokenizer's file", 64 << 20
     TEMPLATE = "a chat template", 4 << 20
     CARD = "a model card", 8 << 20
     RECIPE = "a recipe", 1 << 20
-    PROMPTS = "a file of prompts or questions", 64 << 20
-    TEXT = "a text", 256 << 20
-    JOURNAL = "the journal of an in-place change", 256 << 20
-    MATRIX = "an importance matrix in the old format", 2 << 30
+    PROMPTS = "a file of prompts or questions", 16 << 20
+    TEXT = "a text", 64 << 20
+    JOURNAL = "the journal of an in-place change", 64 << 20
+    MATRIX = "an importance matrix in the old format", 1 << 30
 
     def __init__(self, label: str, most: int) -> None:
         self.label = label
         self.most = most
+
+
+MOST_VALUES = 5_000_000
+"""Values of a JSON text, each of which may take 100 bytes of memory; the largest known tokenizers have 2 to 3 million."""
 
 
 def check_regular(path: Path, error: type[InputError] = CheckpointError) -> None:
@@ -80,16 +84,28 @@ def read_text(path: Path, kind: Kind, error: type[InputError] = CheckpointError)
         raise error(f"{path}: is not UTF-8 (at byte {problem.start + 1}); save it as UTF-8 text") from problem
 
 
+def load_json(text: str | bytes) -> Any:
+    """As `json.loads`, but a ValueError for a text of more than `MOST_VALUES` values, which bounds the memory that it takes."""
+    # At least as many as there are values; counted before anything is built.
+    if isinstance(text, str):
+        count = text.count(",") + text.count("[") + text.count("{")
+    else:
+        count = text.count(b",") + text.count(b"[") + text.count(b"{")
+    if count > MOST_VALUES:
+        raise ValueError(f"about {count:,} values, {MOST_VALUES:,} at most expected")
+    return json.loads(text)
+
+
 def parse_json(text: str | bytes, path: Path, error: type[InputError] = CheckpointError) -> Any:
     """The value of JSON text read from `path`. Raises `error`, naming line and column, if it is broken or nested too deeply."""
     try:
-        return json.loads(text)
+        return load_json(text)
     except json.JSONDecodeError as problem:
         where = f"line {problem.lineno}, column {problem.colno}: {problem.msg}"
         raise error(f"{path}: not valid JSON ({where}); correct it or download it again") from problem
     except RecursionError as problem:
         raise error(f"{path}: not valid JSON (it is nested too deeply); correct it or download it again") from problem
-    except ValueError as problem:  # a number of thousands of digits, or bytes that are not UTF-8
+    except ValueError as problem:  # too many values, a number of thousands of digits, or bytes that are not UTF-8
         raise error(f"{path}: not valid JSON ({problem}); correct it or download it again") from problem
 
 

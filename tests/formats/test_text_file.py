@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gguf_tools.errors import CheckpointError, InputError
-from gguf_tools.formats.text_file import Kind, check_regular, parse_json, read_bytes, read_text
+from gguf_tools.formats import text_file
+from gguf_tools.formats.text_file import MOST_VALUES, Kind, check_regular, load_json, parse_json, read_bytes, read_text
 
 
 def test_text_comes_without_its_byte_order_mark(tmp_path: Path) -> None:
@@ -90,3 +93,37 @@ def test_json_that_is_none(tmp_path: Path, text: str | bytes, expected: str) -> 
     assert str(found.value).startswith(f"{tmp_path / 'a.json'}: not valid JSON (")
     assert expected in str(found.value)
     assert len(str(found.value)) < 500
+
+
+def test_json_of_too_many_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_file, "MOST_VALUES", 1000)
+    for text in (
+        "[" + "[]," * 500 + "0]",
+        "[" + "1," * 1000 + "1]",
+        "[" * 1001 + "]" * 1001,
+        '{"a":' * 1001 + "1" + "}" * 1001,
+    ):
+        for given in (text, text.encode()):
+            with pytest.raises(CheckpointError, match=r"not valid JSON \(about 1,001 values, 1,000 at most expected\)"):
+                parse_json(given, tmp_path / "a.json")
+    assert load_json("[" + "[]," * 499 + "0,0]") == [[]] * 499 + [0, 0]
+
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+from gguf_tools.formats.text_file import Kind, parse_json, read_text
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+found = parse_json(read_text(Path(sys.argv[1]), Kind.TOKENIZER), Path(sys.argv[1]))
+print(len(found))
+"""
+
+
+def test_the_worst_json_takes_less_than_a_gigabyte(tmp_path: Path) -> None:
+    """As large as a tokenizer may be, as many objects as are allowed, and a character for which Python takes four bytes each."""
+    path, count = tmp_path / "a.json", MOST_VALUES // 2 - 1
+    text = '["\U0001f600",' + '{"a":1},' * count
+    path.write_text(text + " " * (Kind.TOKENIZER.most - len(text.encode()) - 2) + "0]", "utf-8")
+    assert path.stat().st_size == Kind.TOKENIZER.most
+    done = subprocess.run([sys.executable, "-c", CHILD, path], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(count + 2), done.stderr[-500:]
