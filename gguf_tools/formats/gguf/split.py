@@ -111,6 +111,7 @@ def _short(value: object) -> str:
 
 
 def _part(path: Path, number: int, count: int) -> GGUFHeader:
+    """The header of a part that another one implies; CheckpointError where it is missing, elsewhere, or another part."""
     if not path.exists():
         raise CheckpointError(f"{path}: missing; it is shard {number + 1} of {count}; put all shards into one folder")
     refuse_links_out(path.parent, [path])
