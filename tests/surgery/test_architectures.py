@@ -154,6 +154,18 @@ def test_in_place_does_not_move_slices(tmp_path: Path) -> None:
         plan_in_place(plan_gguf(open_layered(base), parse_text("swap(0:2)")))
 
 
+@pytest.mark.parametrize(("name", "axis"), [("per_layer_token_embd", 1), ("per_layer_model_proj", 0)])
+def test_what_is_not_finite_in_a_slice_has_its_place_in_the_source(tmp_path: Path, name: str, axis: int) -> None:
+    made = tiny.gemma4()
+    part = (made.rows if axis == 0 else made.columns)[f"{name}.weight"][1]
+    width = part.shape[axis]
+    part[4, 2] = np.nan
+    base = made.write(tmp_path / "base.gguf")
+    row, column = (width + 4, 2) if axis == 0 else (4, width + 2)
+    with pytest.raises(InputError, match=rf"{name}\.weight holds nan at row {row}, column {column} "):
+        operated(base, tmp_path / "no.gguf", "swap(0:2)")
+
+
 def test_a_layer_scaled_to_nothing_is_as_if_it_were_not_there(tmp_path: Path) -> None:
     """Every branch counts: attention, feed-forward, per-layer input, and the factor on the whole stream."""
     made = tiny.gemma4()
