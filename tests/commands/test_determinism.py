@@ -1,0 +1,86 @@
+"""The same input and options give the same bytes, whatever the number of threads, for every command that writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gguf_tools import convert
+from gguf_tools.cli import COMMANDS
+from tests.conftest import Ran
+from tests.tiny_models import checkpoint, dense
+
+Tinyq = Callable[..., Ran]
+
+ENCODING = (1, 2, 5)
+RUNNING = (1, 2)
+"""Numbers of threads for encoding, and for llama.cpp, whose threads wait for each other if there are more than cores."""
+BLEND = "--interpolate 0:1@0.5 --bridge 0:1"
+RUNS: dict[str, dict[str, tuple[int, ...]]] = {
+    "convert": {
+        "SOURCE OUT.gguf --type q4_k_m": ENCODING,
+        f"SOURCE OUT.gguf --type auto {BLEND}": ENCODING,
+    },
+    "quantize": {
+        "F32 OUT.gguf q5_k_s": ENCODING,
+        "F32 OUT.gguf q4_0 --split-max-size 500K": ENCODING,
+        "F32 OUT.gguf --target-bpw 6 --calibration TEXT": RUNNING,
+    },
+    "surgery": {
+        f"F32 OUT.gguf {BLEND} --save-recipe OUT.toml": ENCODING,
+        f"Q8_0 OUT.gguf {BLEND} --json OUT.json": ENCODING,
+        f"SOURCE OUT {BLEND}": ENCODING,
+    },
+    "imatrix": {"F32 TEXT -o OUT.gguf --chunk 64": RUNNING},
+    "card": {"SOURCE F32 Q8_0 --suite none --out OUT.md --modelfile": RUNNING},
+    "eval": {
+        "F32 Q8_0 --reference SOURCE --no-speed --tokens 4 --csv OUT.csv --markdown OUT.md --json OUT.json": RUNNING
+    },
+}
+"""By command: a line of arguments, in which the words in capitals are inputs and outputs, and the numbers of threads to try."""
+WRITES_NOTHING_OF_ITS_OWN = {"verify", "inspect", "demo"}
+"""They write a report at most; the files of the demo are those of convert."""
+
+
+def test_every_command_is_here() -> None:
+    assert RUNS.keys() | WRITES_NOTHING_OF_ITS_OWN == COMMANDS.keys()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model with tensors of several blocks each, which threads encode side by side, and a text."""
+    folder = tmp_path_factory.mktemp("determinism")
+    config = dense(hidden_size=256, intermediate_size=2048, num_hidden_layers=2, head_dim=64)
+    source = checkpoint(folder / "source", config, dtype=torch.bfloat16)
+    made = {"SOURCE": source, **{name: folder / f"{name.lower()}.gguf" for name in ("F32", "Q8_0")}}
+    for name in ("F32", "Q8_0"):
+        convert(source, made[name], type=name.lower())
+    text = folder / "text.txt"
+    text.write_text("The clocks were striking thirteen. " * 8)
+    return {**made, "TEXT": text}
+
+
+@pytest.mark.parametrize(("command", "line"), [(command, line) for command, lines in RUNS.items() for line in lines])
+def test_bytes_do_not_depend_on_the_threads(
+    inputs: dict[str, Path], tmp_path: Path, tinyq: Tinyq, command: str, line: str
+) -> None:
+    # The same name each time: a file states the way to its source.
+    folder = tmp_path / "out"
+    arguments = [
+        folder / f"made{word[3:]}" if word.startswith("OUT") else inputs.get(word, word) for word in line.split()
+    ]
+    found: list[dict[str, bytes]] = []
+    for threads in RUNS[command][line]:
+        folder.mkdir()
+        ran = tinyq(command, *arguments, "--threads", threads, "--quiet")
+        assert ran.code == 0, ran.err
+        written = sorted(path for path in folder.rglob("*") if path.is_file())
+        found.append({str(path.relative_to(folder)): path.read_bytes() for path in written})
+        folder.rename(tmp_path / str(threads))
+    assert found[0]
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        assert not [name for name, data in other.items() if data != found[0][name]]
