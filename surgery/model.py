@@ -11,7 +11,7 @@ from typing import Any
 
 from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.model.features import Feature, layer_features, undeclared
-from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, Layer, LayerSpec, Model, MoE
+from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Layer, LayerSpec, Model, MoE
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
 from surgery.algebra import Half, Method, Original, Space, Stack, evaluate
@@ -29,6 +29,8 @@ HALF_OF_FIELD: Mapping[str, Half] = {
     "ffn_norm": "ffn",
 }
 """Field of LayerSpec → the half of a layer that it belongs to."""
+OF_BOTH_HALVES = frozenset({"residual_scale"})
+"""Fields of LayerSpec that concern both halves of a layer, which can be joined only if they agree on them."""
 HALF_OF_STEM: Mapping[str, Half] = {
     "attn": "attention",
     "delta": "attention",
@@ -44,11 +46,15 @@ EXPRESSES = frozenset(
         "LayerSpec.mixer=Attention",
         "LayerSpec.mixer=DeltaNet",
         "LayerSpec.feed_forward=GatedMLP",
+        "LayerSpec.feed_forward=MLP",
         "LayerSpec.feed_forward=MoE",
         "LayerSpec.mixer_norm=Norm",
         "LayerSpec.ffn_norm=Norm",
+        "LayerSpec.residual_scale",
         "Norm.offset",
         "Attention.rope=Rope",
+        "Attention.rope=None",
+        "Attention.scale",
         "Attention.bias=q",
         "Attention.bias=k",
         "Attention.bias=v",
@@ -74,9 +80,21 @@ EXPRESSES = frozenset(
         "DeltaNet.norm=Norm",
         "DeltaNet.decay=log",
         "DeltaNet.decay=rate",
+        "GatedMLP.activation=silu",
+        "GatedMLP.activation=gelu",
+        "GatedMLP.activation=gelu_tanh",
+        "GatedMLP.activation=relu",
+        "GatedMLP.activation=relu2",
         "GatedMLP.bias=gate",
         "GatedMLP.bias=up",
         "GatedMLP.bias=down",
+        "MLP.activation=silu",
+        "MLP.activation=gelu",
+        "MLP.activation=gelu_tanh",
+        "MLP.activation=relu",
+        "MLP.activation=relu2",
+        "MLP.bias=up",
+        "MLP.bias=down",
         "MoE.router=Router",
         "MoE.shared=SharedExpert",
         "Router.normalised=true",
@@ -99,9 +117,9 @@ def half_of_role(role: str) -> Half:
     return _half(HALF_OF_STEM, role.split(".")[0], f"the tensor {role}")
 
 
-def half_of_field(name: str) -> Half:
-    """The half that a field of LayerSpec belongs to."""
-    return _half(HALF_OF_FIELD, name, f"LayerSpec.{name}")
+def belongs(name: str, half: Half) -> bool:
+    """Whether a field of LayerSpec belongs to this half of a layer."""
+    return name in OF_BOTH_HALVES or _half(HALF_OF_FIELD, name, f"LayerSpec.{name}") == half
 
 
 def _half(table: Mapping[str, Half], key: str, what: str) -> Half:
@@ -135,10 +153,10 @@ class ModelSpace(Space[ModelHalf]):
 
     def half(self, origin: Original, half: Half) -> ModelHalf:
         layer = self.model.layers[origin.index]
-        values = {f.name: getattr(layer.spec, f.name) for f in fields(LayerSpec) if half_of_field(f.name) == half}
+        values = {f.name: getattr(layer.spec, f.name) for f in fields(LayerSpec) if belongs(f.name, half)}
         tensors = {role: t for role, t in layer.tensors.items() if half_of_role(role) == half}
         found = layer_features(layer.spec, self.model.spec)
-        own = tuple(feature for feature in found if half_of_field(feature.field) == half)
+        own = tuple(feature for feature in found if belongs(feature.field, half))
         return ModelHalf(values, tensors, own)
 
     def mismatch(self, a: ModelHalf, b: ModelHalf) -> tuple[str, str] | None:
@@ -222,7 +240,13 @@ def rebuilt(model: Model, stack: Stack) -> Model:
             layers.append(model.layers[layer.index])
             continue
         attention, ffn = evaluate(layer, "attention", space), evaluate(layer, "ffn", space)
-        spec = LayerSpec(**attention.fields, **ffn.fields)
+        for name in OF_BOTH_HALVES:
+            if attention.fields[name] != ffn.fields[name]:
+                raise UnsupportedError(
+                    f"layer surgery would join halves of layers whose {name} differ ({attention.fields[name]} and "
+                    f"{ffn.fields[name]}), which no layer can have; move such layers whole"
+                )
+        spec = LayerSpec(**{**attention.fields, **ffn.fields})
         layers.append(Layer(spec, {**attention.tensors, **ffn.tensors}))
     return model.with_layers(layers)
 
@@ -246,8 +270,9 @@ def describe_part(part: Any) -> str:
             f"linear attention (DeltaNet, {part.key_heads} key heads of {part.key_dim}, "
             f"{part.value_heads} value heads of {part.value_dim})"
         )
-    if isinstance(part, GatedMLP):
-        return f"a dense feed-forward of width {part.width}"
+    if isinstance(part, GatedMLP | MLP):
+        manner = "" if isinstance(part, GatedMLP) else " without a gate"
+        return f"a dense feed-forward of width {part.width}{manner}"
     if isinstance(part, MoE):
         shared = f" and a shared one of {part.shared.width}" if part.shared else ""
         return f"{part.experts} experts of width {part.width}{shared}"

@@ -236,10 +236,11 @@ class FamilyTests(_VariantTests):
     """Tests of each variant of a family: it is recognised, planned as expected, and exact in llama.cpp."""
 
     def test_recognised(self, case: Case, tmp_path: Path) -> None:
-        """The family is recognised by its tensors alone, with an empty config."""
+        """The family is recognised by its tensors alone, with an empty config, unless others have the same tensors."""
         checkpoint = restore(open_checkpoint(case.write(tmp_path)), text_only=case.expected.text_only)
         assert recognise(checkpoint) is case.family
-        assert recognise(replace(checkpoint, config={})) is case.family
+        if not case.family.by_type:
+            assert recognise(replace(checkpoint, config={})) is case.family
 
     def test_plan(self, case: Case, tmp_path: Path) -> None:
         """The target, the rewrites, the refusals and the notes are the expected ones."""

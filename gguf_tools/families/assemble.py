@@ -24,8 +24,13 @@ def assemble(
     layer: LayerBuilder,
     *,
     offset: float = 0.0,
+    scales: Mapping[str, float] = {},
+    swiglu: bool = True,
 ) -> Model:
-    """A Model from `model.layers.N.…`; `offset` is what the family adds to its norm weights."""
+    """A Model from `model.layers.N.…`; `offset` is what the family adds to its norm weights.
+
+    `scales` are fields of the spec besides, such as embedding_scale; without `swiglu` the family reads hidden_act itself.
+    """
     tensors, tied = hf.embeddings(inventory, config)
     vocab, hidden = tensors["embedding"].shape
     norm = Norm(config.number("rms_norm_eps"), offset)
@@ -40,7 +45,7 @@ def assemble(
         layers.append(Layer(bare.spec, {**bare.tensors, "mixer_norm": mixer_norm, "ffn_norm": ffn_norm}))
     inventory.finish()
     activation = config.values.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
+    if swiglu and activation not in ("silu", "swish"):
         raise config.wrong("hidden_act", activation, "silu")
     spec = ModelSpec(
         vocab_size=vocab,
@@ -49,6 +54,7 @@ def assemble(
         layers=tuple(layer.spec for layer in layers),
         output_norm=norm,
         tied=tied,
+        **scales,
     )
     return finished(checkpoint, config, family, spec, tensors, layers)
 

@@ -56,6 +56,9 @@ class Family:
     `preferred_targets` are the llama.cpp architectures under which users expect the family, the most expected first: one of
     them is taken among the targets that add no more weights. `tiny(folder, variant, seed)` writes a random small
     checkpoint in the published layout, for each of `variants`.
+
+    `by_type`: the tensors are those of another family too, and only the config tells that they are computed otherwise; the
+    family is recognised where they fit and model_type is one of its own.
     """
 
     name: str
@@ -66,3 +69,4 @@ class Family:
     preferred_targets: tuple[str, ...] = ()
     variants: Mapping[str, Expected] = field(default_factory=dict)
     tiny: Callable[[Path, str, int], None] | None = None
+    by_type: bool = False

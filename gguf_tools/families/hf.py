@@ -6,12 +6,24 @@ Tensors decide: what the config says beyond them is read only where shapes canno
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.families.hf_config import ClassConfig
 from gguf_tools.families.hf_rope import rope
 from gguf_tools.families.reading import Config, Inventory, layer_number
 from gguf_tools.families.tying import embedding_and_output
-from gguf_tools.model.spec import Attention, GatedMLP, LayerTensors, MoE, Norm, Router, SharedExpert
+from gguf_tools.model.spec import (
+    MLP,
+    Activation,
+    Attention,
+    GatedMLP,
+    LayerTensors,
+    MoE,
+    Norm,
+    Router,
+    SharedExpert,
+)
 from gguf_tools.sources.tying import EMBEDDING, OUTPUT
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Reshaped, stack, take_rows
@@ -105,6 +117,42 @@ def gated_mlp(inventory: Inventory, prefix: str, hidden: int, role: str = "ffn")
     return GatedMLP(width, bias), part
 
 
+def ungated_mlp(
+    inventory: Inventory, prefix: str, hidden: int, activation: Activation, up: str = "up_proj", down: str = "down_proj"
+) -> tuple[MLP, LayerTensors]:
+    """Two projections, by default `up_proj` and `down_proj`, under `prefix`."""
+    rows = inventory.take(f"{prefix}{up}.weight", None, hidden)
+    width = rows.shape[0]
+    part = {"ffn.up": rows, "ffn.down": inventory.take(f"{prefix}{down}.weight", hidden, width)}
+    bias = frozenset(role for role, name in (("up", up), ("down", down)) if f"{prefix}{name}.bias" in inventory)
+    for role, name in (("up", up), ("down", down)):
+        if role in bias:
+            part[f"ffn.{role}_bias"] = inventory.take(f"{prefix}{name}.bias", part[f"ffn.{role}"].shape[0])
+    return MLP(width, activation, bias), part
+
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+"""Names of transformers' activations (`activations.py`, ACT2FN) → the activation; those that differ in rounding alone are one."""
+
+
+def activation(config: ClassConfig, key: str = "hidden_act") -> Activation:
+    """The activation that the config, or else its class, names; CheckpointError for any other than those of the spec."""
+    config.fill(key)
+    name = config.values.get(key)
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise config.wrong(key, name, "one of " + ", ".join(ACTIVATIONS))
+    return ACTIVATIONS[name]
+
+
 def has_experts(inventory: Inventory, prefix: str) -> bool:
     """Whether the feed-forward under `prefix` has routed experts, one by one or fused."""
     names = ("gate.weight", "experts.0.gate_proj.weight", "experts.gate_up_proj")
@@ -155,14 +203,7 @@ def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> La
     """The experts' gate and up, (experts, width, hidden), and down, (experts, hidden, width), fused or one by one."""
     fused = f"{prefix}experts.gate_up_proj"
     if fused in inventory or f"{prefix}experts.down_proj" in inventory:
-        width = inventory.shape(fused, 3)[1] // 2
-        both = inventory.take(fused, experts, 2 * width, hidden)
-        rows = Reshaped(both, (experts * 2 * width, hidden))
-        return {
-            "moe.gate": Reshaped(take_rows(rows, experts, 0, width), (experts, width, hidden)),
-            "moe.up": Reshaped(take_rows(rows, experts, width, width), (experts, width, hidden)),
-            "moe.down": inventory.take(f"{prefix}experts.down_proj", experts, hidden, width),
-        }
+        return fused_experts(inventory, fused, f"{prefix}experts.down_proj", experts, hidden)
     width = inventory.shape(f"{prefix}experts.0.gate_proj.weight")[0]
     shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
     return {
@@ -170,6 +211,18 @@ def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> La
             [inventory.take(f"{prefix}experts.{e}.{name}_proj.weight", *shape) for e in range(experts)]
         )
         for name, shape in shapes.items()
+    }
+
+
+def fused_experts(inventory: Inventory, gate_up: str, down: str, experts: int, hidden: int) -> LayerTensors:
+    """Experts in two tensors: (experts, 2 · width, hidden), the rows of gate and then of up, and (experts, hidden, width)."""
+    width = inventory.shape(gate_up, 3)[1] // 2
+    both = inventory.take(gate_up, experts, 2 * width, hidden)
+    rows = Reshaped(both, (experts * 2 * width, hidden))
+    return {
+        "moe.gate": Reshaped(take_rows(rows, experts, 0, width), (experts, width, hidden)),
+        "moe.up": Reshaped(take_rows(rows, experts, width, width), (experts, width, hidden)),
+        "moe.down": inventory.take(down, experts, hidden, width),
     }
 
 

@@ -85,6 +85,18 @@ _HYBRID = ClassRules(
 )
 _QWEN35_MOE = replace(_HYBRID, defaults={**_HYBRID.defaults, "num_experts_per_tok": 8}, renormalised=True)
 
+
+def _every_fourth(layer: int, _: int) -> bool:
+    return layer % 4 == 3
+
+
+_MULTIPLIERS = {
+    "embedding_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "residual_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+}
+
 CLASSES: Mapping[str, ClassRules] = {
     "llama": _row(2048),
     "mistral": _row(131072, defaults={"sliding_window": 4096}, windows=Windows()),
@@ -138,13 +150,23 @@ CLASSES: Mapping[str, ClassRules] = {
     "qwen3_5_text": _HYBRID,
     "qwen3_5_moe": _QWEN35_MOE,
     "qwen3_5_moe_text": _QWEN35_MOE,
+    "arcee": _row(4096, epsilon=1e-5, defaults={"hidden_act": "relu2", "head_dim": None}),
+    "ernie4_5": _row(131072, epsilon=1e-5, theta=5e5, defaults={"head_dim": 128}),
+    "granite": _row(2048, defaults=_MULTIPLIERS),
+    "granitemoe": _row(2048, defaults={**_MULTIPLIERS, "num_experts_per_tok": 2}, renormalised=True),
+    "smollm3": _row(
+        32768,
+        theta=2e6,
+        defaults={**_SWITCHED, "sliding_window": None, "no_rope_layers": None, "no_rope_layer_interval": 4},
+        windows=Windows(switch=True, listed=True, limited=_every_fourth),
+    ),
     "phi3": _row(
         4096, epsilon=1e-5, defaults={"sliding_window": None}, windows=Windows(), partial=True, partial_default=1.0
     ),
 }
 """The rules by model_type. An outer type, of a model with towers, has those of its text part."""
 
-QUIET = frozenset({"hidden_act", "use_sliding_window", "max_window_layers", "head_dim"})
+QUIET = frozenset({"hidden_act", "use_sliding_window", "max_window_layers", "head_dim", "no_rope_layer_interval"})
 """Keys whose defaults are not worth a note: the common case, or what only the tensors decide."""
 
 

@@ -81,12 +81,13 @@ def _attention(inventory: Inventory, config: ClassConfig, prefix: str, hidden: i
 
 
 _AS_LLAMA = Expected(target="llama", rewrites=("rope in interleaved pairs",))
+_PART = "rope on a part of a head by frequency factors"
 _SU = {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], Expected]] = {
     "plain": ({}, _AS_LLAMA),
     "tied": ({"tie_word_embeddings": True}, _AS_LLAMA),
     "window": ({"sliding_window": tiny_attention.WINDOW}, replace(_AS_LLAMA, target="granite_swa")),
-    "partial-rope": ({"partial_rotary_factor": 0.75}, Expected(target="step35")),
+    "partial-rope": ({"partial_rotary_factor": 0.75}, replace(_AS_LLAMA, rewrites=(*_AS_LLAMA.rewrites, _PART))),
     "longrope": ({"rope_scaling": _SU}, Expected(refused="rope scaling 'su' (longrope)", oracle=False)),
 }
 """Keys of each variant's config.json, and what it shows."""

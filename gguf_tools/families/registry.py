@@ -53,11 +53,14 @@ def family_named(name: str) -> Family:
 
 
 def recognise(checkpoint: Checkpoint) -> Family:
-    """The family that the checkpoint's tensors belong to.
+    """The family that the checkpoint's tensors belong to; of families with the same tensors that of the config's model_type.
 
     Raises UnsupportedError, with the first names found, where no family knows them.
     """
-    matching = [family for family in all_families() if _call(family, "matches", family.matches, checkpoint)]
+    found = [family for family in all_families() if _call(family, "matches", family.matches, checkpoint)]
+    kind = checkpoint.config.get("model_type")
+    named = [family for family in found if family.by_type and kind in family.model_types]
+    matching = named or [family for family in found if not family.by_type]
     if len(matching) == 1:
         return matching[0]
     if matching:

@@ -81,7 +81,8 @@ def _any_rope(name: str, spec: ModelSpec, fault: Callable[[Rope], str | None]) -
 
 def _ropes(spec: ModelSpec, layer: int | None) -> list[Rope]:
     layers = spec.layers if layer is None else spec.layers[layer : layer + 1]
-    return list(dict.fromkeys(part.mixer.rope for part in layers if isinstance(part.mixer, Attention)))
+    mixers = [part.mixer for part in layers if isinstance(part.mixer, Attention)]
+    return list(dict.fromkeys(mixer.rope for mixer in mixers if mixer.rope))
 
 
 def _frequencies_fault(tensor: Tensor, rope: Rope) -> str | None:

@@ -15,8 +15,9 @@ from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.formats.safetensors import WIDTHS
 from gguf_tools.inspection.result import Inspection, StoredShare, Vocabulary
+from gguf_tools.model.feed_forward import ACTIVATIONS
 from gguf_tools.model.rope import Rope
-from gguf_tools.model.spec import Attention, DeltaNet, Model, ModelSpec, MoE
+from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Model, ModelSpec, MoE
 from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
 from gguf_tools.targets.planner import plan
 from gguf_tools.targets.registry import lift
@@ -180,14 +181,21 @@ def _details(spec: ModelSpec) -> dict[str, str]:
         mixer, ffn = layer.mixer, layer.feed_forward
         if isinstance(mixer, Attention):
             found.setdefault("attention", _attention_line(mixer))
-            found.setdefault("rope", _rope_line(mixer.rope, mixer.head_dim))
+            if mixer.rope:
+                found.setdefault("rope", _rope_line(mixer.rope, mixer.head_dim))
         else:
             found.setdefault("linear", _delta_line(mixer))
         if isinstance(ffn, MoE):
             found.setdefault("experts", _experts_line(ffn))
         else:
-            found.setdefault("dense", f"feed-forward width {ffn.width}")
+            found.setdefault("dense", f"feed-forward width {ffn.width}{_manner(ffn)}")
     return found
+
+
+def _manner(ffn: GatedMLP | MLP) -> str:
+    """What a dense feed-forward has besides its width, unless it is SwiGLU."""
+    gate = "" if isinstance(ffn, GatedMLP) else ", without a gate"
+    return f", {ACTIVATIONS[ffn.activation]}{gate}" if gate or ffn.activation != "silu" else ""
 
 
 def _attention_line(mixer: Attention) -> str:

@@ -14,233 +14,61 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import starmap
-from typing import Any, Literal
+from typing import Any
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.model.features import Place, choice, option, part, size
-from gguf_tools.model.rope import Rope
+from gguf_tools.model.attention import Attention
+from gguf_tools.model.features import choice, option, part, size
+from gguf_tools.model.feed_forward import MLP, Activation, GatedMLP, MoE, Router, SharedExpert
+from gguf_tools.model.norms import Norm, Shape
+from gguf_tools.model.recurrent import DeltaNet
 from gguf_tools.tensors.base import Tensor
 
-Shape = tuple[int, ...]
+__all__ = [
+    "MLP",
+    "Activation",
+    "Attention",
+    "DeltaNet",
+    "FeedForward",
+    "FrontMatter",
+    "GatedMLP",
+    "Layer",
+    "LayerSpec",
+    "LayerTensors",
+    "Mixer",
+    "MoE",
+    "Model",
+    "ModelSpec",
+    "Norm",
+    "Router",
+    "Shape",
+    "SharedExpert",
+]
 LayerTensors = dict[str, Tensor]
 """Tensors of a layer, or of a part of one, by role relative to the layer."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """RMS norm: x / sqrt(mean(x²) + eps) · (weight + offset)."""
-
-    eps: float = size()
-    offset: float = option(lambda offset, _: f"norm weights stored less {offset:g}", 0.0)
-
-
-_BIASES = {"o": "a bias on the attention output"}
-
-
-def _window(window: int, place: Place) -> str:
-    return f"a sliding window of {window} tokens in a context of {place.spec.context_length}"
-
-
-def _value_dim(_: int, place: Place) -> str:
-    return f"value heads of {place.owner.value_size} dimensions beside key heads of {place.owner.head_dim}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attention:
-    """Softmax attention with grouped queries (Ainslie et al. 2023).
-
-    Scores are multiplied by 1/sqrt(head_dim). `bias` names the projections that have one (of q, k, v, o).
-    `qk_norm` is applied to each head of q and k before RoPE; with `norm_per_head` each head has its own norm weights, and
-    `norm_gain` adds a learned scalar gain per head after the norm. `value_scale` is a learned scalar per value head.
-    `gated` multiplies the heads' output elementwise by sigmoid(gate · x), before the output projection.
-    With `window` a position attends to itself and the window - 1 positions before it (Mistral; Beltagy et al. 2020), else
-    to all positions up to its own. Value heads have `value_dim` dimensions, or `head_dim` where that is None.
-    """
-
-    heads: int = size()
-    kv_heads: int = size()
-    head_dim: int = size()
-    rope: Rope = part("rotary position embedding")
-    bias: frozenset[str] = option(lambda name, _: _BIASES.get(name, f"a bias on the attention's {name}"), frozenset())
-    qk_norm: Norm | None = option("q/k norm")
-    gated: bool = option("an attention gate", False)
-    norm_per_head: bool = option("q/k norm weights of each head's own", False)
-    norm_gain: bool = option("a gain after the q/k norm", False)
-    value_scale: bool = option("a scale of the value heads", False)
-    window: int | None = option(
-        _window, neutral=lambda window, place: not window or window >= place.spec.context_length
-    )
-    value_dim: int | None = option(_value_dim, neutral=lambda _, place: place.owner.value_size == place.owner.head_dim)
-
-    @property
-    def value_size(self) -> int:
-        """Dimensions of a value head."""
-        return self.head_dim if self.value_dim is None else self.value_dim
-
-    def roles(self, hidden: int) -> dict[str, Shape]:
-        """Role names, relative to the layer, and shapes."""
-        q, k = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        out, v = self.heads * self.value_size, self.kv_heads * self.value_size
-        roles: dict[str, Shape] = {
-            "attn.q": (q, hidden),
-            "attn.k": (k, hidden),
-            "attn.v": (v, hidden),
-            "attn.o": (hidden, out),
-        }
-        for name in sorted(self.bias):
-            roles[f"attn.{name}_bias"] = roles[f"attn.{name}"][:1]
-        for name, heads in (("q", self.heads), ("k", self.kv_heads)):
-            if self.qk_norm:
-                roles[f"attn.{name}_norm"] = (heads, self.head_dim) if self.norm_per_head else (self.head_dim,)
-            if self.norm_gain:
-                roles[f"attn.{name}_gain"] = (heads,)
-        if self.value_scale:
-            roles["attn.v_scale"] = (self.kv_heads,)
-        if self.gated:
-            roles["attn.gate"] = (out, hidden)
-            if "q" in self.bias:
-                roles["attn.gate_bias"] = (out,)
-        return roles
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeltaNet:
-    """Gated DeltaNet (Yang et al. 2024), in the form of Qwen3-Next.
-
-    q, k, v pass a causal depthwise convolution and SiLU; q and k are normalised to unit length with `l2_eps`; value head v
-    uses key head v // (value_heads / key_heads). The state is multiplied at each step by
-    exp(decay · softplus(alpha + dt_bias)), where decay is -exp(weight) for "log" and the weight itself for "rate".
-    The output is RMS-normalised per head, multiplied by SiLU(z), and projected.
-    """
-
-    key_heads: int = size()
-    value_heads: int = size()
-    key_dim: int = size()
-    value_dim: int = size()
-    kernel: int = size()
-    norm: Norm = part("the norm of linear attention's output")
-    decay: Literal["log", "rate"] = choice(lambda decay, _: f"decays of linear attention stored as a {decay}", "log")
-    l2_eps: float = size(1e-6)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the convolution: those of q, k and v together."""
-        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
-
-    def roles(self, hidden: int) -> dict[str, Shape]:
-        """Role names, relative to the layer, and shapes."""
-        key, value = self.key_heads * self.key_dim, self.value_heads * self.value_dim
-        return {
-            "delta.q": (key, hidden),
-            "delta.k": (key, hidden),
-            "delta.v": (value, hidden),
-            "delta.z": (value, hidden),
-            "delta.beta": (self.value_heads, hidden),
-            "delta.alpha": (self.value_heads, hidden),
-            "delta.conv": (self.channels, self.kernel),
-            "delta.decay": (self.value_heads,),
-            "delta.dt_bias": (self.value_heads,),
-            "delta.norm": (self.value_dim,),
-            "delta.o": (hidden, value),
-        }
-
-
-@dataclass(frozen=True)
-class GatedMLP:
-    """Dense feed-forward: down(SiLU(gate x) ⊙ up x). `bias` names the projections that have one (of gate, up, down)."""
-
-    width: int = size()
-    bias: frozenset[str] = option("biases in the feed-forward", frozenset())
-
-    def roles(self, hidden: int) -> dict[str, Shape]:
-        """Role names, relative to the layer, and shapes."""
-        roles: dict[str, Shape] = {
-            "ffn.gate": (self.width, hidden),
-            "ffn.up": (self.width, hidden),
-            "ffn.down": (hidden, self.width),
-        }
-        for name in sorted(self.bias):
-            roles[f"ffn.{name}_bias"] = roles[f"ffn.{name}"][:1]
-        return roles
-
-
-_NORMALISED = {
-    True: "router weights renormalised (norm_topk_prob true)",
-    False: "router weights that are not renormalised (norm_topk_prob false)",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Router:
-    """How experts are selected and weighted.
-
-    `score` turns the logits into weights: a softmax over all experts, or a sigmoid per expert. The `top_k` experts with the
-    largest logits are selected; with `selection_bias`, those with the largest logit + bias, where the bias affects the
-    selection only and not the weights. The weights of the selected experts are divided by their sum if `normalised`, and
-    multiplied by `scale`.
-    """
-
-    top_k: int = size()
-    normalised: bool = choice(lambda normalised, _: _NORMALISED[normalised], True)
-    scale: float = option("scaled router weights", 1.0)
-    score: Literal["softmax", "sigmoid"] = choice(lambda score, _: f"a {score} router", "softmax")
-    selection_bias: bool = option("a router bias added before the score function, for the selection alone", False)
-
-
-@dataclass(frozen=True)
-class SharedExpert:
-    """An expert applied to every token; `gated` multiplies its output by the sigmoid of one logit per token."""
-
-    width: int = size()
-    gated: bool = choice(lambda gated, _: "a gate on the shared expert" if gated else "a shared expert without a gate")
-
-
-@dataclass(frozen=True)
-class MoE:
-    """Mixture of experts: `experts` gated MLPs of `width`, with an optional shared expert."""
-
-    experts: int = size()
-    width: int = size()
-    router: Router = part("routed experts")
-    shared: SharedExpert | None = option("a shared expert")
-
-    def roles(self, hidden: int) -> dict[str, Shape]:
-        """Role names, relative to the layer, and shapes."""
-        roles: dict[str, Shape] = {
-            "moe.router": (self.experts, hidden),
-            "moe.gate": (self.experts, self.width, hidden),
-            "moe.up": (self.experts, self.width, hidden),
-            "moe.down": (self.experts, hidden, self.width),
-        }
-        if self.router.selection_bias:
-            roles["moe.router_bias"] = (self.experts,)
-        if self.shared:
-            width = self.shared.width
-            roles |= {"shared.gate": (width, hidden), "shared.up": (width, hidden), "shared.down": (hidden, width)}
-            if self.shared.gated:
-                roles["shared.sigmoid"] = (hidden,)
-        return roles
 
 
 _KINDS = {
     "Attention": "full attention",
     "DeltaNet": "linear attention",
     "GatedMLP": "layers without experts",
+    "MLP": "feed-forwards without a gate",
     "MoE": "experts",
 }
 
 Mixer = Attention | DeltaNet
-FeedForward = GatedMLP | MoE
+FeedForward = GatedMLP | MLP | MoE
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer: x + mixer(norm(x)), then x + feed_forward(norm(x))."""
+    """One layer: x + s · mixer(norm(x)), then x + s · feed_forward(norm(x)), where s is `residual_scale`."""
 
     mixer: Mixer = part(lambda mixer, _: f"{_KINDS.get(type(mixer).__name__, type(mixer).__name__)} layers")
     feed_forward: FeedForward = part(lambda ffn, _: _KINDS.get(type(ffn).__name__, type(ffn).__name__))
     mixer_norm: Norm = part("a norm before the mixer")
     ffn_norm: Norm = part("a norm before the feed-forward")
+    residual_scale: float = option(lambda scale, _: f"what a layer adds multiplied by {scale:g}", 1.0)
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.model.features import features, undeclared
-from gguf_tools.model.spec import Attention, GatedMLP, LayerSpec, Model
-from gguf_tools.reference.feed_forward import gated_mlp, moe
+from gguf_tools.model.spec import Attention, LayerSpec, Model, MoE
+from gguf_tools.reference.feed_forward import dense, moe
 from gguf_tools.reference.mixers import attention, delta_net
 from gguf_tools.reference.norm import rms_norm
 from gguf_tools.reference.weights import load_all
@@ -34,11 +34,15 @@ EXPRESSES = frozenset(
         "LayerSpec.mixer=Attention",
         "LayerSpec.mixer=DeltaNet",
         "LayerSpec.feed_forward=GatedMLP",
+        "LayerSpec.feed_forward=MLP",
         "LayerSpec.feed_forward=MoE",
         "LayerSpec.mixer_norm=Norm",
         "LayerSpec.ffn_norm=Norm",
+        "LayerSpec.residual_scale",
         "Norm.offset",
         "Attention.rope=Rope",
+        "Attention.rope=None",
+        "Attention.scale",
         "Attention.bias=q",
         "Attention.bias=k",
         "Attention.bias=v",
@@ -64,9 +68,21 @@ EXPRESSES = frozenset(
         "DeltaNet.norm=Norm",
         "DeltaNet.decay=log",
         "DeltaNet.decay=rate",
+        "GatedMLP.activation=silu",
+        "GatedMLP.activation=gelu",
+        "GatedMLP.activation=gelu_tanh",
+        "GatedMLP.activation=relu",
+        "GatedMLP.activation=relu2",
         "GatedMLP.bias=gate",
         "GatedMLP.bias=up",
         "GatedMLP.bias=down",
+        "MLP.activation=silu",
+        "MLP.activation=gelu",
+        "MLP.activation=gelu_tanh",
+        "MLP.activation=relu",
+        "MLP.activation=relu2",
+        "MLP.bias=up",
+        "MLP.bias=down",
         "MoE.router=Router",
         "MoE.shared=SharedExpert",
         "Router.normalised=true",
@@ -130,13 +146,13 @@ class Reference:
         mixer = layer.mixer
         mixed = attention(mixer, weights, normed) if isinstance(mixer, Attention) else delta_net(mixer, weights, normed)
         observe(n, "mixer_out", mixed)
-        x = x + mixed
+        x = x + mixed * layer.residual_scale
         normed = rms_norm(x, weights["ffn_norm"], layer.ffn_norm)
         observe(n, "ffn_norm", normed)
         ffn = layer.feed_forward
-        out = gated_mlp(weights, normed) if isinstance(ffn, GatedMLP) else moe(ffn, weights, normed)
+        out = moe(ffn, weights, normed) if isinstance(ffn, MoE) else dense(ffn, weights, normed)
         observe(n, "ffn_out", out)
-        x = x + out
+        x = x + out * layer.residual_scale
         observe(n, "layer_out", x)
         return x
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import torch
 from torch.nn import functional
 
-from gguf_tools.model.spec import MoE, Router
+from gguf_tools.model.spec import MLP, Activation, GatedMLP, MoE, Router
 from gguf_tools.reference.weights import Weights
+
+ACTIVATIONS: Mapping[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
+}
 
 
 def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -14,13 +25,16 @@ def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Te
     return functional.linear(functional.silu(functional.linear(x, gate)) * functional.linear(x, up), down)
 
 
-def gated_mlp(weights: Weights, x: torch.Tensor) -> torch.Tensor:
+def dense(spec: GatedMLP | MLP, weights: Weights, x: torch.Tensor) -> torch.Tensor:
     """The dense feed-forward with optional biases; x and the result have shape (batch, length, hidden)."""
+    activation = ACTIVATIONS[spec.activation]
 
     def project(name: str, y: torch.Tensor) -> torch.Tensor:
         return functional.linear(y, weights[f"ffn.{name}"], weights.get(f"ffn.{name}_bias"))
 
-    return project("down", functional.silu(project("gate", x)) * project("up", x))
+    if isinstance(spec, MLP):
+        return project("down", activation(project("up", x)))
+    return project("down", activation(project("gate", x)) * project("up", x))
 
 
 def route(router: Router, logits: torch.Tensor, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -48,10 +48,12 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tenso
         q, k = q * weights["attn.q_gain"][:, None], k * weights["attn.k_gain"][:, None]
     if spec.value_scale:
         v = v * weights["attn.v_scale"][:, None]
-    q, k, v = rotate(q.transpose(1, 2), spec.rope), rotate(k.transpose(1, 2), spec.rope), v.transpose(1, 2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if spec.rope:
+        q, k = rotate(q, spec.rope), rotate(k, spec.rope)
     groups = spec.heads // spec.kv_heads
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    scores = q @ k.transpose(-1, -2) / spec.head_dim**0.5
+    scores = q @ k.transpose(-1, -2) * spec.score_scale
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
     if spec.window:
         hidden |= torch.ones(length, length, dtype=torch.bool).tril(-spec.window)

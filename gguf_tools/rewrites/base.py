@@ -23,6 +23,7 @@ class Rewrite:
 
     `parts` are the classes of the spec parts whose arithmetic it relies on, and `expresses` the features of these parts
     for which it is tested (keys of `model.features`). It is not applied to a model with any other feature of these parts.
+    `removes` are the features for whose sake it is applied: a target that expresses them all does without it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Rewrite:
     holds: Callable[[Model], bool] = lambda _: True
     linear: bool = False
     keeps_row_angles: bool = False
+    removes: frozenset[str] = frozenset()
 
     def suits(self, spec: ModelSpec) -> bool:
         """Whether all features of the parts that it relies on are among those for which it is tested."""
@@ -68,6 +70,7 @@ LAYER = frozenset(
         "LayerSpec.mixer=Attention",
         "LayerSpec.mixer=DeltaNet",
         "LayerSpec.feed_forward=GatedMLP",
+        "LayerSpec.feed_forward=MLP",
         "LayerSpec.feed_forward=MoE",
         "LayerSpec.mixer_norm=Norm",
         "LayerSpec.ffn_norm=Norm",
@@ -102,6 +105,14 @@ ROPE = frozenset(
     }
 )
 DELTA_NET = frozenset({"DeltaNet.norm=Norm", "DeltaNet.decay=log", "DeltaNet.decay=rate"})
+MLPS = frozenset(
+    {
+        *(f"GatedMLP.activation={name}" for name in ("silu", "gelu", "gelu_tanh", "relu", "relu2")),
+        *(f"GatedMLP.bias={name}" for name in ("gate", "up", "down")),
+        *(f"MLP.activation={name}" for name in ("silu", "gelu", "gelu_tanh", "relu", "relu2")),
+        *(f"MLP.bias={name}" for name in ("up", "down")),
+    }
+)
 EXPERTS = frozenset(
     {"MoE.router=Router", "MoE.shared=SharedExpert", "SharedExpert.gated=false", "SharedExpert.gated=true"}
 )

@@ -138,7 +138,7 @@ DENSE_AS_SHARED = Rewrite(
     applies=_dense_among_experts,
     apply=_dense_to_shared,
     parts=(GatedMLP, MoE, SharedExpert),
-    expresses=EXPERTS,
+    expresses=EXPERTS | {"GatedMLP.activation=silu"},
 )
 IDLE_LAYER = Rewrite(
     name="idle last layer",

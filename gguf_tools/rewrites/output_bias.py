@@ -189,7 +189,7 @@ OUTPUT_BIAS = Rewrite(
     apply=cheapest,
     linear=True,
     parts=(Attention, Norm, Rope),
-    expresses=ATTENTION - {"Attention.value_dim"} | NORM | ROPE,
+    expresses=ATTENTION - {"Attention.value_dim"} | NORM | ROPE | {"Attention.rope=None"},
 )
 OUTPUT_BIAS_BY_HEADS = replace(
     OUTPUT_BIAS, why="a value that is always 1, in another key/value head, carries it", apply=by_heads

@@ -1,4 +1,4 @@
-"""Exact rewrites of the embedding scale, the logit scale, and a tied output projection."""
+"""Exact rewrites of scales (of embeddings, logits, attention scores and what layers add), and of a tied output projection."""
 
 from __future__ import annotations
 
@@ -6,9 +6,32 @@ from dataclasses import replace
 
 import numpy as np
 
-from gguf_tools.model.spec import Model, ModelSpec, Norm
-from gguf_tools.rewrites.base import MODEL, NORM, Rewrite
-from gguf_tools.tensors.views import Mapped, scaled
+from gguf_tools.model.spec import (
+    MLP,
+    Attention,
+    DeltaNet,
+    GatedMLP,
+    Layer,
+    LayerSpec,
+    Mixer,
+    Model,
+    ModelSpec,
+    MoE,
+    Norm,
+)
+from gguf_tools.rewrites.base import (
+    ATTENTION,
+    DELTA_NET,
+    EXPERTS,
+    LAYER,
+    MLPS,
+    MODEL,
+    NORM,
+    Rewrite,
+    any_layer,
+    map_layers,
+)
+from gguf_tools.tensors.views import Mapped, scaled, shifted
 from quant.encode import FloatArray
 
 
@@ -40,6 +63,7 @@ FOLDED_EMBEDDING_SCALE = Rewrite(
     keeps_row_angles=True,
     parts=(ModelSpec,),
     expresses=MODEL,
+    removes=frozenset({"ModelSpec.embedding_scale"}),
 )
 FOLDED_LOGIT_SCALE = Rewrite(
     name="logit scale folded into the final norm",
@@ -50,8 +74,79 @@ FOLDED_LOGIT_SCALE = Rewrite(
     keeps_row_angles=True,
     parts=(ModelSpec, Norm),
     expresses=MODEL | NORM,
+    removes=frozenset({"ModelSpec.logit_scale"}),
 )
-SCALE_REWRITES = (FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE)
+
+
+LAST = ("attn.o", "attn.o_bias", "delta.o", "ffn.down", "ffn.down_bias", "moe.down", "shared.down")
+"""Roles of the projections, and their biases, that give what a mixer or a feed-forward adds."""
+
+
+def _fold_residual_scale(model: Model) -> Model:
+    def change(layer: Layer) -> Layer:
+        scale = layer.spec.residual_scale
+        tensors = {role: scaled(t, scale) if role in LAST else t for role, t in layer.tensors.items()}
+        return layer if scale == 1.0 else Layer(replace(layer.spec, residual_scale=1.0), tensors)
+
+    return map_layers(model, change)
+
+
+def _odd_scale(mixer: Mixer) -> bool:
+    return isinstance(mixer, Attention) and mixer.score_scale != mixer.head_dim**-0.5
+
+
+def _fold_attention_scale(model: Model) -> Model:
+    """Queries times scale · √head_dim: their norm's weights where they are normed, else their rows."""
+
+    def change(layer: Layer) -> Layer:
+        """The layer with its attention scale folded, if it has one of its own."""
+        mixer, tensors = layer.spec.mixer, dict(layer.tensors)
+        if not isinstance(mixer, Attention) or not _odd_scale(mixer):
+            return layer
+        factor = mixer.score_scale * mixer.head_dim**0.5
+        if mixer.norm_gain:
+            tensors["attn.q_gain"] = scaled(tensors["attn.q_gain"], factor)
+        elif mixer.qk_norm:
+            # One norm serves q and k, so an offset of the weights is added to both.
+            offset, norm = mixer.qk_norm.offset, replace(mixer.qk_norm, offset=0.0)
+            tensors["attn.q_norm"] = scaled(shifted(tensors["attn.q_norm"], offset), factor)
+            tensors["attn.k_norm"] = shifted(tensors["attn.k_norm"], offset) if offset else tensors["attn.k_norm"]
+            mixer = replace(mixer, qk_norm=norm)
+        else:
+            tensors |= {role: scaled(tensors[role], factor) for role in ("attn.q", "attn.q_bias") if role in tensors}
+        return Layer(replace(layer.spec, mixer=replace(mixer, scale=None)), tensors)
+
+    return map_layers(model, change)
+
+
+FOLDED_RESIDUAL_SCALE = Rewrite(
+    name="residual scale folded into the output projections",
+    why="what multiplies all that a layer adds multiplies the last matrix of its mixer and of its feed-forward",
+    applies=any_layer(lambda layer: layer.residual_scale != 1.0),
+    apply=_fold_residual_scale,
+    linear=True,
+    keeps_row_angles=True,
+    parts=(LayerSpec, Attention, DeltaNet, GatedMLP, MLP, MoE),
+    expresses=LAYER
+    | ATTENTION
+    | DELTA_NET
+    | EXPERTS
+    | MLPS
+    | {"LayerSpec.residual_scale", "Attention.scale", "Attention.rope=None"},
+    removes=frozenset({"LayerSpec.residual_scale"}),
+)
+FOLDED_ATTENTION_SCALE = Rewrite(
+    name="attention scale folded into the queries",
+    why="what multiplies the scores in place of 1/√head_dim multiplies the queries",
+    applies=any_layer(lambda layer: _odd_scale(layer.mixer)),
+    apply=_fold_attention_scale,
+    linear=True,
+    keeps_row_angles=True,
+    parts=(Attention, Norm),
+    expresses=ATTENTION | NORM | {"Attention.scale", "Attention.rope=None"},
+    removes=frozenset({"Attention.scale"}),
+)
+SCALE_REWRITES = (FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE, FOLDED_RESIDUAL_SCALE, FOLDED_ATTENTION_SCALE)
 
 
 def _untie(model: Model) -> Model:

@@ -12,7 +12,6 @@ from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.gguf.header import f32, u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import Attention, LayerSpec, Model, ModelSpec
-from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS
 from gguf_tools.targets import llama, lowering
 from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.limits import WINDOWS, attentions, same
@@ -72,7 +71,7 @@ def lift(source: GGUFSource) -> Model:
 
 TARGET = Target(
     name=NAME,
-    rewrites=(INTERLEAVED_PAIRS,),
+    rewrites=llama.REWRITES,
     expresses=EXPRESSES,
     limits=limits,
     lower=lower,

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from gguf_tools.model.rope import YarnScaling, correction_range
+from gguf_tools.model.rope import Rope, YarnScaling, correction_range
 from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, ModelSpec, MoE
 
 DECODER = frozenset(
@@ -44,6 +44,11 @@ PAIRS_INTERLEAVED = frozenset({"Rope.pairs=interleaved"})
 PARTIAL_ROPE = frozenset({"Rope.dims"})
 ROPE_FACTORS = frozenset({"Rope.scaling=Llama3Scaling", "Rope.scaling=FactorScaling"})
 """RoPE scaling by one divisor per frequency (`rope_freqs.weight`)."""
+NO_ROPE = frozenset({"Attention.rope=None"})
+SCALES = frozenset(
+    {"ModelSpec.embedding_scale", "ModelSpec.logit_scale", "LayerSpec.residual_scale", "Attention.scale"}
+)
+"""Granite's four scales."""
 QK_NORM = frozenset({"Attention.qk_norm=Norm"})
 ATTENTION_GATE = frozenset({"Attention.gated"})
 BIAS_ON_OUTPUT = frozenset({"Attention.bias=o"})
@@ -52,7 +57,7 @@ VALUE_SIZES = frozenset({"Attention.value_dim"})
 LINEAR_ATTENTION = frozenset(
     {"LayerSpec.mixer=DeltaNet", "DeltaNet.norm=Norm", "DeltaNet.decay=log", "DeltaNet.decay=rate"}
 )
-DENSE = frozenset({"LayerSpec.feed_forward=GatedMLP"})
+DENSE = frozenset({"LayerSpec.feed_forward=GatedMLP", "GatedMLP.activation=silu"})
 DENSE_BIAS = frozenset({"GatedMLP.bias=gate", "GatedMLP.bias=up", "GatedMLP.bias=down"})
 EXPERTS = frozenset(
     {
@@ -81,6 +86,11 @@ def attentions(spec: ModelSpec) -> list[Attention]:
     return [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
 
 
+def ropes(spec: ModelSpec) -> list[Rope]:
+    """The ropes of the attention layers that have one, in order."""
+    return [mixer.rope for mixer in attentions(spec) if mixer.rope]
+
+
 def moes(spec: ModelSpec) -> list[MoE]:
     """The MoE specs of the layers that have one, in order."""
     return [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, MoE)]
@@ -105,7 +115,7 @@ def attention_limits(spec: ModelSpec, *, gate: bool = False, qk_norm: bool = Fal
     """
     found = attentions(spec)
     sizes = ((a.heads, a.kv_heads, a.head_dim, a.value_size) for a in found)
-    limits = same(sizes, "set of head counts and sizes") + same((a.rope for a in found), "rope")
+    limits = same(sizes, "set of head counts and sizes") + same(ropes(spec), "rope")
     for mixer in found:
         if qk_norm and not mixer.qk_norm:
             limits.append("attention without q/k norm")
@@ -117,8 +127,8 @@ def attention_limits(spec: ModelSpec, *, gate: bool = False, qk_norm: bool = Fal
 
 def yarn_limits(mixer: Attention) -> list[str]:
     """The correction range must not end before it starts: transformers then divides by its negative width, llama.cpp by 0.001."""
-    scaling = mixer.rope.scaling
-    if isinstance(scaling, YarnScaling):
+    scaling = mixer.rope.scaling if mixer.rope else None
+    if mixer.rope and isinstance(scaling, YarnScaling):
         low, high = correction_range(mixer.rope, scaling)
         if high < low:
             return [f"YaRN with a correction range from pair {low:g} back to {high:g}"]

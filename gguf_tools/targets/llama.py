@@ -16,7 +16,8 @@ from gguf_tools.formats.gguf.header import Metadata, u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling, frequencies
 from gguf_tools.model.spec import Attention, FeedForward, GatedMLP, Layer, LayerSpec, Model, ModelSpec, Norm
-from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS
+from gguf_tools.rewrites.activations import ACTIVATION_REWRITES, UNGATED
+from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS, WHOLE_ROPE
 from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor, Target
 from gguf_tools.targets.lifting import lift_layers, lift_moe
@@ -31,11 +32,11 @@ from gguf_tools.targets.limits import (
     ROPE_FACTORS,
     ROPE_SCALING,
     attention_limits,
-    attentions,
     mlp_limits,
     moe_limits,
     moes,
     norm_limits,
+    ropes,
 )
 from gguf_tools.tensors.base import InMemory, Tensor
 
@@ -62,6 +63,9 @@ EXPRESSES = (
     | DENSE_BIAS
     | EXPERTS
 )
+
+
+REWRITES = (*ACTIVATION_REWRITES, UNGATED, INTERLEAVED_PAIRS, WHOLE_ROPE)
 
 
 def limits(spec: ModelSpec) -> list[str]:
@@ -91,7 +95,7 @@ def lower_as(
         metadata |= lowering.moe_metadata(arch, experts[0])
 
     tensors = lowering.lower_tensors(model, lambda layer: {**names.rename(layer.tensors, NAMES), **extra(layer.spec)})
-    factors = rope_factors(attentions(spec)[0].rope)
+    factors = rope_factors(ropes(spec)[0])
     if factors:
         tensors = (tensors[0], OutputTensor(FREQUENCY_FACTORS, factors), *tensors[1:])
     return Lowered(arch, metadata, tensors)
@@ -119,7 +123,9 @@ def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention])
 
     def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lifting.lift_attention(source, n, norm)
-        mixer = replace(mixer, rope=_lift_factors(source, replace(mixer.rope, pairs="interleaved")))
+        mixer = replace(
+            mixer, rope=_lift_factors(source, replace(lifting.lift_rope(source, mixer.head_dim), pairs="interleaved"))
+        )
         ffn: FeedForward
         if f"blk.{n}.ffn_gate_inp.weight" in source.tensors:
             ffn, ffn_part = lift_moe(source, n)
@@ -144,7 +150,7 @@ def _lift_factors(source: GGUFSource, rope: Rope) -> Rope:
 
 TARGET = Target(
     name=NAME,
-    rewrites=(INTERLEAVED_PAIRS,),
+    rewrites=REWRITES,
     expresses=EXPRESSES,
     limits=limits,
     lower=lower,

@@ -18,7 +18,7 @@ from gguf_tools.model.rope import (
 from gguf_tools.model.spec import Attention, Layer, Model, ModelSpec, MoE, Norm
 from gguf_tools.targets import lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor
-from gguf_tools.targets.limits import attentions
+from gguf_tools.targets.limits import attentions, ropes
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import shifted
 
@@ -70,8 +70,8 @@ def common_metadata(arch: str, spec: ModelSpec) -> Metadata:
             "attention.head_count_kv": u32(mixer.kv_heads),
             "attention.key_length": u32(mixer.head_dim),
             "attention.value_length": u32(mixer.value_size),
-            **rope_metadata(mixer.rope),
         }
+        values |= rope_metadata(ropes(spec)[0]) if ropes(spec) else {}
     return {f"{arch}.{key}": value for key, value in values.items()}
 
 

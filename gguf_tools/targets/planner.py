@@ -83,7 +83,8 @@ def _exact(target: Target, model: Model) -> Plan:
     """The plan with the common rewrites and the target's own; its model may still have features that the target lacks."""
     rewritten, applied = model, []
     for rewrite in (*COMMON_REWRITES, *target.rewrites):
-        if rewrite.applies(rewritten.spec) and rewrite.suits(rewritten.spec) and rewrite.holds(rewritten):
+        needed = not rewrite.removes or not rewrite.removes <= target.expresses
+        if needed and rewrite.applies(rewritten.spec) and rewrite.suits(rewritten.spec) and rewrite.holds(rewritten):
             rewritten = rewrite.apply(rewritten)
             applied.append(rewrite)
     # Rewrites that fold weights away can remove more than the others add.

@@ -27,7 +27,7 @@ from gguf_tools.model.spec import (
 from gguf_tools.targets import hybrid, lifting, lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor, Target
 from gguf_tools.targets.lifting import lift_layers
-from gguf_tools.targets.limits import DENSE, attentions, mlp_limits
+from gguf_tools.targets.limits import DENSE, mlp_limits, ropes
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take, take_columns
 
@@ -58,7 +58,7 @@ def rope_sections(dims: int) -> list[int]:
 
 def metadata_of(arch: str, spec: ModelSpec) -> Metadata:
     """The hybrid metadata and `rope.dimension_sections`, which the loader requires."""
-    sections = array(ValueType.INT32, rope_sections(attentions(spec)[0].rope.dims))
+    sections = array(ValueType.INT32, rope_sections(ropes(spec)[0].dims))
     return hybrid.hybrid_metadata(arch, spec) | {f"{arch}.rope.dimension_sections": sections}
 
 

@@ -46,6 +46,7 @@ from gguf_tools.targets.limits import (
     mlp_limits,
     moes,
     norm_limits,
+    ropes,
     same,
 )
 
@@ -119,12 +120,12 @@ def lower(model: Model) -> Lowered:
 def _attention_keys(spec: ModelSpec) -> dict[str, Field]:
     """RoPE, head size and window keys, without prefix; the graph halves `rope.dimension_count` in layers without a window."""
     mixers = attentions(spec)
-    first = mixers[0]
+    first, rope = mixers[0], ropes(spec)[0]
     window = next((mixer.window for mixer in mixers if mixer.window), None)
     return {
-        "rope.dimension_count": u32(2 * first.rope.dims),
-        "rope.dimension_count_swa": u32(first.rope.dims),
-        "rope.freq_base_swa": f32(first.rope.theta),
+        "rope.dimension_count": u32(2 * rope.dims),
+        "rope.dimension_count_swa": u32(rope.dims),
+        "rope.freq_base_swa": f32(rope.theta),
         "attention.key_length_swa": u32(first.head_dim),
         "attention.value_length_swa": u32(first.value_size),
         "attention.sliding_window": u32(window or ENDLESS),
@@ -173,7 +174,8 @@ def lift(source: GGUFSource) -> Model:
         if gate in source.tensors:
             raise UnsupportedError(f"{source.path}: {gate} is one gate for a whole head, which tinyq does not have")
         if local:
-            rope = replace(mixer.rope, theta=source.number("rope.freq_base_swa", SWA_THETA), scaling=None)
+            theta = source.number("rope.freq_base_swa", SWA_THETA)
+            rope = replace(lifting.lift_rope(source, mixer.head_dim, dims), theta=theta, scaling=None)
             mixer = replace(mixer, rope=rope, window=window)
         ffn: FeedForward
         if f"blk.{n}.ffn_gate_inp.weight" in source.tensors:

@@ -41,6 +41,9 @@ def followed(config: Mapping[str, Any], old: ModelSpec, new: ModelSpec, stack: S
     kinds = [_kind(layer) for layer in new.layers]
     if not (isinstance(stated, list) and len(stated) == len(old.layers)) and (stated or len(set(kinds)) > 1):
         changed["layer_types"] = kinds
+    if "no_rope_layers" in config or "no_rope_layer_interval" in config or _no_rope(old):
+        # no_rope_layer_interval depends on a layer's index, so the layers must be listed.
+        changed["no_rope_layers"] = [int(n not in _no_rope(new)) for n in range(len(new.layers))]
     dense = [n for n, layer in enumerate(new.layers) if not isinstance(layer.feed_forward, MoE)]
     if "mlp_only_layers" in config or "decoder_sparse_step" in config:
         # decoder_sparse_step depends on a layer's index, so moved dense layers must be listed.
@@ -56,6 +59,12 @@ def followed(config: Mapping[str, Any], old: ModelSpec, new: ModelSpec, stack: S
     if isinstance(inner, dict):
         changed[INNER] = followed(inner, old, new, stack)
     return changed
+
+
+def _no_rope(spec: ModelSpec) -> set[int]:
+    """The numbers of the layers whose attention has no rope."""
+    mixers = enumerate(layer.mixer for layer in spec.layers)
+    return {n for n, mixer in mixers if isinstance(mixer, Attention) and mixer.rope is None}
 
 
 def _per_layer(key: str, value: object, count: int) -> bool:

@@ -44,7 +44,9 @@ def attention(model: Model) -> Attention:
 
 def rope(model: Model) -> Rope:
     """The first layer's rope."""
-    return attention(model).rope
+    found = attention(model).rope
+    assert found
+    return found
 
 
 def test_a_mixtral_without_rope_theta_has_the_base_of_its_class(tmp_path: Path) -> None:

@@ -105,10 +105,20 @@ SOURCES = {
     "qwen3.5/output-bias": {},
     "qwen3.5/moe-separate-experts": {},
     "phi3/plain": {},
+    "arcee/plain": {},
+    "ernie4.5/plain": {},
+    "granite/plain": {},
+    "granite-moe/plain": {},
+    "smollm3/plain": {},
 }
 
 
 WITHOUT_WINDOWS = (
+    "arcee/plain",
+    "ernie4.5/plain",
+    "granite/plain",
+    "granite-moe/plain",
+    "smollm3/plain",
     "internlm3",
     "iquestcoder",
     "qwen3-next/full-only",

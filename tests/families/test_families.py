@@ -189,6 +189,7 @@ def test_specs_hold_what_the_tensors_are(folders: dict[str, Path]) -> None:
     assert isinstance(second.mixer, Attention)
     assert second.mixer.gated
     assert second.mixer.bias == frozenset("qkvo")
+    assert second.mixer.rope
     assert second.mixer.rope.dims == 4
     assert isinstance(second.feed_forward, MoE)
     assert second.feed_forward.shared is not None

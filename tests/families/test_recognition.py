@@ -92,6 +92,7 @@ def test_window_as_long_as_the_context_limits_nothing(written: Written) -> None:
 def test_llama3_scaling_is_stated(written: Written) -> None:
     mixer = load_model(written(LLAMA["llama3"])).spec.layers[0].mixer
     assert isinstance(mixer, Attention)
+    assert mixer.rope
     assert mixer.rope.scaling == Llama3Scaling(8.0, 1.0, 4.0, 64)
 
 
@@ -177,3 +178,12 @@ def test_norm_across_heads_is_refused(written: Written, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {**field_tiny.BASE, **variant.config}, random_tensors(shapes, 1))
     with pytest.raises(UnsupportedError, match=r"q_norm\.weight has 128 entries, one norm across all 4 heads"):
         load_model(tmp_path)
+
+
+def test_of_families_with_the_same_tensors_the_model_type_decides(written: Written) -> None:
+    folder = written(LLAMA["plain"], model_type="granite", attention_multiplier=0.5)
+    assert load_model(folder).family == "granite"
+    assert load_model(written(LLAMA["plain"], model_type="smollm3", pad_token_id=0)).family == "smollm3"
+    assert load_model(written(LLAMA["plain"])).family == "llama"
+    with pytest.raises(UnsupportedError, match="attention_multiplier"):
+        load_model(written(LLAMA["plain"], attention_multiplier=0.5))

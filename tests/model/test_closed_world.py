@@ -15,6 +15,7 @@ from gguf_tools.errors import UnsupportedError
 from gguf_tools.families import all_families, load_model
 from gguf_tools.model import rope, spec
 from gguf_tools.model.features import Feature, features, undeclared
+from gguf_tools.model.feed_forward import Activation
 from gguf_tools.model.spec import Model
 from gguf_tools.reference import Reference
 from gguf_tools.reference.decoder import EXPRESSES as REFERENCE
@@ -29,6 +30,7 @@ PARTS = (
     spec.Attention,
     spec.DeltaNet,
     spec.GatedMLP,
+    spec.MLP,
     spec.Router,
     spec.SharedExpert,
     spec.MoE,
@@ -199,8 +201,9 @@ def known_keys() -> frozenset[str]:
             known |= {f"{name}={value}" for value in ("true", "false") if stated == "bool"}
             known |= {f"{name}={item}" for item in ("q", "k", "v", "o", "gate", "up", "down") if "frozenset" in stated}
             known |= {f"{name}={other.__name__}" for other in (*PARTS, rope.FactorScaling)}
-            if "Literal" in stated:
-                known |= {f"{name}={value}" for value in eval(stated, {"Literal": Literal}).__args__}
+            known |= {f"{name}=None"} if "None" in stated else set()
+            if "Literal" in stated or stated == "Activation":
+                known |= {f"{name}={v}" for v in eval(stated, {"Literal": Literal, "Activation": Activation}).__args__}
     return frozenset(known)
 
 

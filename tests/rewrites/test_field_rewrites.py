@@ -11,7 +11,7 @@ import pytest
 from gguf_tools.model.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling, frequencies
 from gguf_tools.model.spec import Attention, GatedMLP, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.base import Rewrite
-from gguf_tools.rewrites.rope_pairs import HALF_PAIRS, INTERLEAVED_PAIRS, pair_order
+from gguf_tools.rewrites.rope_pairs import HALF_PAIRS, INTERLEAVED_PAIRS, RopePairs, pair_order
 from gguf_tools.rewrites.scales import UNTIED_OUTPUT
 from gguf_tools.targets.llama import rope_factors
 from gguf_tools.tensors.base import InMemory
@@ -57,9 +57,10 @@ def model(mixer: Attention, tied: bool = True) -> Model:
     ],
 )
 @pytest.mark.parametrize(("start", "rewrite"), [("half", INTERLEAVED_PAIRS), ("interleaved", HALF_PAIRS)])
-def test_pairs_change_places(start: str, rewrite: Rewrite, change: Callable[[Attention], Attention]) -> None:
+def test_pairs_change_places(start: RopePairs, rewrite: Rewrite, change: Callable[[Attention], Attention]) -> None:
     mixer = change(attention())
-    before = model(replace(mixer, rope=replace(mixer.rope, pairs=start)))  # type: ignore[arg-type]
+    assert mixer.rope
+    before = model(replace(mixer, rope=Rope(mixer.rope.theta, mixer.rope.dims, start, mixer.rope.scaling)))
     assert rewrite.applies(before.spec)
     after = rewrite.apply(before)
     assert not rewrite.applies(after.spec)

@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gguf_tools.model.rope import Rope
+from gguf_tools.model.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from gguf_tools.model.spec import (
+    MLP,
     Attention,
+    FeedForward,
     GatedMLP,
     Layer,
     LayerSpec,
@@ -24,9 +26,15 @@ from gguf_tools.model.spec import (
 from gguf_tools.rewrites.base import Rewrite, map_layers
 from gguf_tools.rewrites.gates import EMPTY_UNGATED_EXPERT
 from gguf_tools.rewrites.heads import FOLDED_GAIN, FOLDED_VALUE_SCALE, SHARED_HEAD_NORM, WIDENED_HEADS
-from gguf_tools.rewrites.rope_pairs import HALF_PAIRS, INTERLEAVED_PAIRS
+from gguf_tools.rewrites.rope_pairs import HALF_PAIRS, INTERLEAVED_PAIRS, WHOLE_ROPE
 from gguf_tools.rewrites.router import SINGLE_EXPERT, UNIFORM_ROUTER_BIAS
-from gguf_tools.rewrites.scales import FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE, UNTIED_OUTPUT
+from gguf_tools.rewrites.scales import (
+    FOLDED_ATTENTION_SCALE,
+    FOLDED_EMBEDDING_SCALE,
+    FOLDED_LOGIT_SCALE,
+    FOLDED_RESIDUAL_SCALE,
+    UNTIED_OUTPUT,
+)
 from gguf_tools.tensors.base import InMemory, Tensor
 from tests.oracle import nmse, reference
 from tests.random_model import filled
@@ -42,7 +50,7 @@ PER_HEAD = replace(HEADS, norm_per_head=True)
 SIGMOID = Router(top_k=2, score="sigmoid")
 
 
-def model(mixer: Attention, ffn: GatedMLP | MoE | None = None, *, norm: Norm = NORM, tied: bool = False) -> Model:
+def model(mixer: Attention, ffn: FeedForward | None = None, *, norm: Norm = NORM, tied: bool = False) -> Model:
     """Two layers of random weights, far from neutral values."""
     layer = LayerSpec(mixer, ffn or GatedMLP(16), NORM, NORM)
     spec = ModelSpec(
@@ -55,6 +63,11 @@ def model(mixer: Attention, ffn: GatedMLP | MoE | None = None, *, norm: Norm = N
         return InMemory((rng.standard_normal(shape) * scale).astype(np.float32), (role,))
 
     return filled(spec, fill)
+
+
+def residual(made: Model, scale: float) -> Model:
+    layers = tuple(replace(layer, residual_scale=scale) for layer in made.spec.layers)
+    return replace(made, spec=replace(made.spec, layers=layers))
 
 
 def with_scales(made: Model, embedding: float = 1.0, logit: float = 1.0) -> Model:
@@ -102,6 +115,26 @@ CASES: dict[str, tuple[Rewrite, Model]] = {
     "embedding scale, tied": (FOLDED_EMBEDDING_SCALE, with_scales(model(HEADS, tied=True), embedding=4.9)),
     "logit scale": (FOLDED_LOGIT_SCALE, with_scales(model(HEADS), logit=0.37)),
     "logit scale, offset": (FOLDED_LOGIT_SCALE, with_scales(model(HEADS, norm=OFFSET, tied=True), logit=0.37)),
+    "attention scale": (FOLDED_ATTENTION_SCALE, model(replace(HEADS, qk_norm=None, scale=0.4))),
+    "attention scale, norm": (FOLDED_ATTENTION_SCALE, model(replace(HEADS, qk_norm=OFFSET, scale=0.4))),
+    "attention scale, norm of each head": (FOLDED_ATTENTION_SCALE, model(replace(PER_HEAD, scale=0.4))),
+    "attention scale, gain": (FOLDED_ATTENTION_SCALE, model(replace(PER_HEAD, norm_gain=True, scale=0.4))),
+    "attention scale, no rope": (FOLDED_ATTENTION_SCALE, model(replace(HEADS, rope=None, scale=0.4))),
+    "residual scale": (FOLDED_RESIDUAL_SCALE, residual(model(replace(HEADS, bias=frozenset("qkvo"))), 0.22)),
+    "residual scale, biases": (
+        FOLDED_RESIDUAL_SCALE,
+        residual(model(HEADS, MLP(16, "gelu", frozenset({"up", "down"}))), 0.22),
+    ),
+    "residual scale, experts": (
+        FOLDED_RESIDUAL_SCALE,
+        residual(model(HEADS, moe(SIGMOID, SharedExpert(16, gated=True))), 0.22),
+    ),
+    "part of a head": (WHOLE_ROPE, model(HEADS)),
+    "part of a head, llama3": (
+        WHOLE_ROPE,
+        model(replace(HEADS, rope=replace(ROPE, theta=100.0, scaling=Llama3Scaling(8.0, 1.0, 4.0, 16)))),
+    ),
+    "part of a head, linear": (WHOLE_ROPE, model(replace(HEADS, rope=replace(ROPE, scaling=LinearScaling(2.0))))),
     "untied": (UNTIED_OUTPUT, model(HEADS, tied=True)),
     "uniform bias": (
         UNIFORM_ROUTER_BIAS,
@@ -121,6 +154,12 @@ def test_logits_stay(name: str) -> None:
     after = rewrite.apply(before)
     assert not rewrite.applies(after.spec)
     assert nmse(reference(after, PROMPTS), reference(before, PROMPTS)) < 1e-13
+
+
+def test_a_part_of_a_head_needs_interleaved_pairs_and_no_yarn() -> None:
+    assert not WHOLE_ROPE.holds(model(replace(HEADS, rope=replace(ROPE, pairs="half"))))
+    yarn = YarnScaling(factor=2.0, original_context=16)
+    assert not WHOLE_ROPE.applies(model(replace(HEADS, rope=replace(ROPE, scaling=yarn))).spec)
 
 
 def test_heads_that_differ_share_no_norm() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gguf_tools.errors import InputError
 from gguf_tools.model.rope import Rope
-from gguf_tools.model.spec import LayerSpec, Model, Router, SharedExpert
+from gguf_tools.model.spec import MLP, GatedMLP, LayerSpec, Model, Router, SharedExpert
 from gguf_tools.rewrites.base import Rewrite
 from gguf_tools.rewrites.delta import DENSE_AS_SHARED
 from gguf_tools.rewrites.gates import EMPTY_SHARED_EXPERT
@@ -21,6 +21,7 @@ from tests.random_model import ATTENTION, DELTA, EXPERTS, layer, named, random_m
 
 SIGMOID = replace(EXPERTS, router=Router(top_k=1, score="sigmoid", selection_bias=True))
 BIASED = replace(EXPERTS, router=Router(top_k=2, selection_bias=True))
+PART = Rope(1e4, 4, "interleaved")
 OWN_NORMS = replace(ATTENTION, norm_per_head=True)
 
 
@@ -65,6 +66,12 @@ MODELS = {
     "bias on the attention output": plain(layer(replace(ATTENTION, bias=frozenset("qkvo")))),
     "router bias left out": uniform_bias(),
     "softmax router for one expert": plain(layer(feed_forward=SIGMOID)),
+    "squared ReLU as SwiGLU": plain(layer(feed_forward=MLP(20, "relu2", frozenset({"up", "down"})))),
+    "feed-forward without a gate as SwiGLU": plain(layer(feed_forward=MLP(20, "relu", frozenset({"up", "down"})))),
+    "ReLU gate as SiLU gate": plain(layer(feed_forward=GatedMLP(20, frozenset({"gate", "up", "down"}), "relu"))),
+    "rope on a part of a head by frequency factors": plain(layer(replace(ATTENTION, rope=PART))),
+    "residual scale folded into the output projections": plain(replace(layer(), residual_scale=0.22)),
+    "attention scale folded into the queries": plain(layer(replace(ATTENTION, scale=0.4))),
 }
 CASES = [
     (rewrite, method)

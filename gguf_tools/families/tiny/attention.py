@@ -45,6 +45,7 @@ class Variant:
     dense: tuple[int, ...] = ()
     dtype: Dtype = "F32"
     shards: int = 1
+    layers: int = LAYERS
 
 
 BASE: Mapping[str, Any] = {
@@ -171,7 +172,7 @@ def shapes(variant: Variant) -> Shapes:
     found: Shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
     if not config["tie_word_embeddings"]:
         found["lm_head.weight"] = (VOCAB, HIDDEN)
-    for n in range(LAYERS):
+    for n in range(variant.layers):
         prefix = f"model.layers.{n}."
         found |= {f"{prefix}{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
         found |= _attention(variant, f"{prefix}self_attn.", config.get("head_dim", HIDDEN // HEADS))

@@ -197,6 +197,7 @@ def test_step35_lacks_by_name(made: Made) -> None:
     mixer, moe = spec.layers[0].mixer, spec.layers[0].feed_forward
     assert isinstance(mixer, Attention)
     assert isinstance(moe, MoE)
+    assert mixer.rope
     scaled = replace(mixer, rope=replace(mixer.rope, scaling=LinearScaling(2.0)))
     gated = replace(moe, shared=SharedExpert(24, gated=True))
 

@@ -1,0 +1,120 @@
+"""Feed-forwards: dense, and mixtures of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gguf_tools.model.features import Place, choice, option, part, size
+from gguf_tools.model.norms import Shape
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+ACTIVATIONS: Mapping[str, str] = {
+    "silu": "SiLU",
+    "gelu": "GELU",
+    "gelu_tanh": "GELU by its tanh approximation",
+    "relu": "ReLU",
+    "relu2": "squared ReLU",
+}
+"""Activation → what it is called: SiLU(z) = z · sigmoid(z); GELU is z · Φ(z) with the normal distribution's Φ (Hendrycks and
+Gimpel 2016), or its approximation by tanh; the squared ReLU is max(z, 0)² (So et al. 2021)."""
+
+
+def _activation(activation: str, _: Place) -> str:
+    return f"{ACTIVATIONS[activation]} in the feed-forward"
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """Dense feed-forward: down(activation(gate x) ⊙ up x) (Shazeer 2020). `bias` names the projections that have one (of
+    gate, up, down)."""
+
+    width: int = size()
+    bias: frozenset[str] = option("biases in the feed-forward", frozenset())
+    activation: Activation = choice(_activation, "silu")
+
+    def roles(self, hidden: int) -> dict[str, Shape]:
+        """Role names, relative to the layer, and shapes."""
+        roles: dict[str, Shape] = {
+            "ffn.gate": (self.width, hidden),
+            "ffn.up": (self.width, hidden),
+            "ffn.down": (hidden, self.width),
+        }
+        for name in sorted(self.bias):
+            roles[f"ffn.{name}_bias"] = roles[f"ffn.{name}"][:1]
+        return roles
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Dense feed-forward without a gate: down(activation(up x)). `bias` names the projections that have one (of up, down)."""
+
+    width: int = size()
+    activation: Activation = choice(_activation)
+    bias: frozenset[str] = option("biases in the feed-forward", frozenset())
+
+    def roles(self, hidden: int) -> dict[str, Shape]:
+        """Role names, relative to the layer, and shapes."""
+        roles: dict[str, Shape] = {"ffn.up": (self.width, hidden), "ffn.down": (hidden, self.width)}
+        for name in sorted(self.bias):
+            roles[f"ffn.{name}_bias"] = roles[f"ffn.{name}"][:1]
+        return roles
+
+
+_NORMALISED = {
+    True: "router weights renormalised (norm_topk_prob true)",
+    False: "router weights that are not renormalised (norm_topk_prob false)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """How experts are selected and weighted.
+
+    `score` turns the logits into weights: a softmax over all experts, or a sigmoid per expert. The `top_k` experts with the
+    largest logits are selected; with `selection_bias`, those with the largest logit + bias, where the bias affects the
+    selection only and not the weights. The weights of the selected experts are divided by their sum if `normalised`, and
+    multiplied by `scale`.
+    """
+
+    top_k: int = size()
+    normalised: bool = choice(lambda normalised, _: _NORMALISED[normalised], True)
+    scale: float = option("scaled router weights", 1.0)
+    score: Literal["softmax", "sigmoid"] = choice(lambda score, _: f"a {score} router", "softmax")
+    selection_bias: bool = option("a router bias added before the score function, for the selection alone", False)
+
+
+@dataclass(frozen=True)
+class SharedExpert:
+    """An expert applied to every token; `gated` multiplies its output by the sigmoid of one logit per token."""
+
+    width: int = size()
+    gated: bool = choice(lambda gated, _: "a gate on the shared expert" if gated else "a shared expert without a gate")
+
+
+@dataclass(frozen=True)
+class MoE:
+    """Mixture of experts: `experts` gated MLPs of `width`, with an optional shared expert."""
+
+    experts: int = size()
+    width: int = size()
+    router: Router = part("routed experts")
+    shared: SharedExpert | None = option("a shared expert")
+
+    def roles(self, hidden: int) -> dict[str, Shape]:
+        """Role names, relative to the layer, and shapes."""
+        roles: dict[str, Shape] = {
+            "moe.router": (self.experts, hidden),
+            "moe.gate": (self.experts, self.width, hidden),
+            "moe.up": (self.experts, self.width, hidden),
+            "moe.down": (self.experts, hidden, self.width),
+        }
+        if self.router.selection_bias:
+            roles["moe.router_bias"] = (self.experts,)
+        if self.shared:
+            width = self.shared.width
+            roles |= {"shared.gate": (width, hidden), "shared.up": (width, hidden), "shared.down": (hidden, width)}
+            if self.shared.gated:
+                roles["shared.sigmoid"] = (hidden,)
+        return roles
