@@ -25,7 +25,7 @@ class CheckpointError(InputError):
 
 
 class UnsupportedError(InputError):
-    """A feature that no target can express, or that the target asked for lacks; names it."""
+    """A feature that no target supports, or that the requested target does not; the message names it."""
 
 
 class TokenizerError(InputError):

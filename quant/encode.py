@@ -94,7 +94,9 @@ def decode_rows(raw: ByteArray, dtype: TensorType, k: int, out: FloatArray | Non
     """Decode rows (n, row_bytes(dtype, k)) to (n, k) float32 with the type's `to_float`. Thread-safe."""
     wide = row_bytes(dtype, k)
     if raw.ndim != 2 or raw.shape[1] != wide:
-        raise InputError(f"rows of {k} weights take {wide} bytes as {dtype.name}; found an array of shape {raw.shape}")
+        raise InputError(
+            f"the array of {dtype.name} rows has shape {raw.shape}; expected (rows, {wide}) for {k} weights per row"
+        )
     target = np.empty((raw.shape[0], k), np.float32) if out is None else out
     _decode(np.ascontiguousarray(raw), dtype, target)
     return target
@@ -108,7 +110,7 @@ def can_decode(dtype: TensorType) -> bool:
 def widen(raw: NDArray[np.uint16], dtype: TensorType, out: FloatArray | None = None) -> FloatArray:
     """Convert F16 or BF16 numbers, given as uint16 bits, exactly to float32 of the same shape. Thread-safe."""
     if dtype not in _NARROW:
-        raise ValueError(f"widen takes F16 or BF16, not {dtype.name}")
+        raise ValueError(f"dtype is {dtype.name}; widen expects F16 or BF16")
     target = np.empty(raw.shape, np.float32) if out is None else out
     _decode(np.ascontiguousarray(raw), dtype, target)
     return target
@@ -121,7 +123,7 @@ def narrow(values: FloatArray, dtype: TensorType, out: NDArray[np.uint16] | None
     infinite, NaN stays NaN. Thread-safe.
     """
     if dtype not in _NARROW:
-        raise ValueError(f"narrow takes F16 or BF16, not {dtype.name}")
+        raise ValueError(f"dtype is {dtype.name}; narrow expects F16 or BF16")
     bits = np.empty(values.shape, np.uint16) if out is None else out
     if values.size:
         ggml.quantize_chunk(
@@ -138,7 +140,7 @@ def narrowing_loss(
     Raises InputError if a weight is NaN or infinite, unless `allow_nonfinite`: such a weight counts as unchanged then.
     """
     if dtype not in _NARROW:
-        raise ValueError(f"narrowing_loss takes F16 or BF16, not {dtype.name}")
+        raise ValueError(f"dtype is {dtype.name}; narrowing_loss expects F16 or BF16")
     flat = rows.reshape(-1)
     scratch = np.empty(min(_TILE, flat.size), np.uint16)
     total = Narrowing()
@@ -149,7 +151,7 @@ def narrowing_loss(
         if dtype is BF16 and not np.bitwise_or.reduce(tile.view(np.uint32)) & 0xFFFF:
             total += Narrowing(
                 weights=tile.size, sum_sq=_sum_sq(tile[np.isfinite(tile)] if allow_nonfinite else tile)
-            )  # a BF16 source: nothing to lose
+            )  # the rows come from BF16, so narrowing to BF16 changes nothing
             continue
         total += _compare(tile, widen(narrow(tile, dtype, scratch[: tile.size]), dtype))
     return total
@@ -222,7 +224,7 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
     dtype = block.type
     if not dtype.encodes and dtype is not block.source:
         raise InputError(
-            f"tensor {block.name} cannot be written as {dtype.name}, which is only read; choose another type"
+            f"tensor {block.name} cannot be written as {dtype.name}, which tinyq can only read; choose another type"
         )
     rows = block.rows() if callable(block.rows) else block.rows
     n, k = _shape(block, rows)
@@ -291,13 +293,13 @@ def _shape(block: Block, rows: RawArray) -> tuple[int, int]:
     fits = {np.dtype(np.float32): block.source is F32, np.dtype(np.uint16): block.source in _NARROW}
     if rows.ndim != 2 or not fits.get(rows.dtype, rows.dtype == np.uint8):
         raise ValueError(
-            f"tensor {block.name}: {rows.dtype} rows of shape {rows.shape} are not 2-D {block.source.name}"
+            f"tensor {block.name}: rows are {rows.dtype} of shape {rows.shape}; expected a 2-D array of {block.source.name}"
         )
     n, wide = rows.shape
     if rows.dtype != np.uint8:
         return n, wide
     if wide % block.source.block_bytes:
-        raise ValueError(f"tensor {block.name}: {wide} bytes a row are not whole blocks of {block.source.name}")
+        raise ValueError(f"tensor {block.name}: rows have {wide} bytes; expected whole blocks of {block.source.name}")
     return n, wide // block.source.block_bytes * block.source.block
 
 
@@ -317,7 +319,7 @@ def _decode(raw: RawArray, dtype: TensorType, out: FloatArray) -> None:
         or out.size * dtype.block_bytes != raw.nbytes * dtype.block
     ):
         raise ValueError(
-            f"out is {out.dtype}{out.shape}, not contiguous float32 for {raw.nbytes} bytes of {dtype.name}"
+            f"out is {out.dtype}{out.shape}; expected contiguous float32 for {raw.nbytes} bytes of {dtype.name}"
         )
     if dtype is F32:
         out.reshape(-1)[:] = raw.reshape(-1).view(np.float32)
@@ -330,10 +332,10 @@ def _checked_imatrix(block: Block, k: int) -> FloatArray | None:
         return None
     if block.imatrix.shape != (k,):
         raise InputError(
-            f"the importance matrix has {block.imatrix.size} values for tensor {block.name}; expected {k}, one a column"
+            f"the importance matrix has {block.imatrix.size} values for tensor {block.name}; expected {k}, one per column"
         )
     if not np.isfinite(block.imatrix).all():
-        raise InputError(f"the importance matrix holds NaN or infinity for tensor {block.name}; collect it again")
+        raise InputError(f"the importance matrix has NaN or infinity for tensor {block.name}; collect it again")
     return np.ascontiguousarray(block.imatrix, np.float32)
 
 
@@ -369,7 +371,8 @@ def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str, ti
             "" if limit is None else f" ({np.count_nonzero(np.abs(tile) >= limit)} of the {tile.size} weights read are)"
         )
         raise InputError(
-            f"tensor {name} reaches {peak:g}, too large for {dtype.name}{count}; use bf16 or f32 for it (--tensor-type NAME=bf16)"
+            f"tensor {name} has a weight of magnitude {peak:g}, too large for {dtype.name}{count}; use bf16 or f32 for it "
+            "(--tensor-type NAME=bf16)"
         )
 
 
@@ -387,7 +390,7 @@ def _compare(before: FloatArray, after: FloatArray) -> Narrowing:
         change = before - after
     overflowed = changed = 0
     if not np.isfinite(largest := float(np.abs(change).max(initial=0.0))):
-        # What was NaN or infinite before is no change; what became it is counted apart.
+        # Weights that were NaN or infinite before count as unchanged; those that became infinite count as overflowed.
         had = np.isfinite(before)
         before, after, change = before[had], after[had], change[had]
         finite = np.isfinite(after)

@@ -58,7 +58,7 @@ def library() -> ctypes.CDLL:
     names = _NAMES.get(sys.platform, ("libggml-base.so",))
     path = next((folder / name for name in names if (folder / name).exists()), None)
     if path is None:
-        raise LlamaError(f"{folder} holds no {names[0]}; reinstall llama-cpp-python 0.3.36 or later")
+        raise LlamaError(f"{folder} has no {names[0]}; reinstall llama-cpp-python 0.3.36 or later")
     try:
         lib = ctypes.CDLL(str(path))
         _declare(lib)

@@ -61,18 +61,19 @@ class ImportanceMatrix:
             if statistics.sums.size != columns * matrices:
                 raise InputError(
                     f"{self.name}: has {statistics.sums.size} values for {name}, whose shape {shape} needs "
-                    f"{columns * matrices}; collect them with this very model"
+                    f"{columns * matrices}; collect them with this model"
                 )
             found[name] = statistics.importance.reshape(matrices, columns)
         if self.entries and not found:
             first = next(iter(self.entries))
             raise InputError(
-                f"{self.name}: has statistics of {first} and others, none of which the model has; collect them with it"
+                f"{self.name}: has statistics of {first} and other tensors, none of which the model has; collect them with this "
+                "model"
             )
         return found
 
     def unused(self, tensors: Iterable[TensorFacts]) -> tuple[str, ...]:
-        """A note, where the matrix has statistics of tensors that the model lacks (as after pruning, or without MTP blocks)."""
+        """A note if the matrix has statistics of tensors that the model lacks (as after pruning, or without MTP blocks)."""
         names = {tensor.name for tensor in tensors}
         beyond = [name for name in self.entries if name not in names]
         if not beyond:
@@ -103,12 +104,15 @@ def _added(name: str, old: Statistics, new: Statistics, whose: str) -> Statistic
     """The sum of two statistics of the tensor `name`; InputError, naming the matrix `whose`, if their sizes differ."""
     if old.sums.size != new.sums.size:
         raise InputError(
-            f"{whose}: has {new.sums.size} values for {name}, another matrix {old.sums.size}; they are of different models"
+            f"{whose}: has {new.sums.size} values for {name}, but another matrix has {old.sums.size}; merge matrices of one model"
         )
     # Files in the old format have one count for all experts.
     count = max(len(old.counts), len(new.counts))
     if count % len(old.counts) or count % len(new.counts):
-        raise InputError(f"{whose}: counts {len(new.counts)} matrices in {name}, another matrix {len(old.counts)}")
+        raise InputError(
+            f"{whose}: has counts of {len(new.counts)} experts for {name}, but another matrix has {len(old.counts)}; merge "
+            "matrices of one model"
+        )
     sums = old.sums.reshape(count, -1) + new.sums.reshape(count, -1)
     counts = np.repeat(old.counts, count // len(old.counts)) + np.repeat(new.counts, count // len(new.counts))
     return Statistics(sums, counts)

@@ -75,13 +75,13 @@ RECIPES: Mapping[str, TypeRecipe] = {
 
 
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
-"""What llama-quantize calls its medium recipes, too (`QUANT_OPTIONS` of tools/quantize/quantize.cpp)."""
+"""Other names of llama-quantize for its medium recipes (`QUANT_OPTIONS` of tools/quantize/quantize.cpp)."""
 
 
 def recipe(name: str) -> TypeRecipe:
     """The recipe called `name`, in either case.
 
-    Raises InputError with the nearest names, or that the type exists but cannot be written.
+    Raises InputError with similar names, or if the type exists but cannot be written.
     """
     wanted = name.lower()
     found = RECIPES.get(ALIASES.get(wanted, wanted))
@@ -89,12 +89,12 @@ def recipe(name: str) -> TypeRecipe:
         can = ", ".join(RECIPES)
         raise InputError(f"type {name} exists in ggml but cannot be written by tinyq; choose one of {can}")
     if found is None:
-        raise InputError(f"type {name} does not exist; nearest: {nearest(name, RECIPES)}")
+        raise InputError(f"type {name} does not exist; similar types are {nearest(name, RECIPES)}")
     return found
 
 
 WITHOUT_LAYERS = frozenset({"clip"})
-"""Architectures that state no `block_count`: projectors of vision and audio models (mmproj files)."""
+"""Architectures without `block_count`: projectors of vision and audio models (mmproj files)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,9 @@ class ModelFacts:
         Raises InputError if the architecture or the layer count is missing."""
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str):
-            raise InputError("general.architecture is missing or not text; it says which model this is")
+            raise InputError(
+                "general.architecture is missing or not text; expected the name of the model's architecture"
+            )
 
         def number(key: str, default: int) -> int:
             value = metadata.get(f"{arch}.{key}", default)
@@ -200,7 +202,7 @@ class Override:
         """An override from REGEX=TYPE. Raises InputError for a bad regex or a type that cannot be written."""
         pattern, equals, name = text.rpartition("=")
         if not equals or not pattern:
-            raise InputError(f"tensor type {text!r} is not of the form REGEX=TYPE, such as ffn_down=q6_k")
+            raise InputError(f"tensor type is {text!r}; expected REGEX=TYPE, such as ffn_down=q6_k")
         try:
             compiled = re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
@@ -364,7 +366,7 @@ def _place(model: ModelFacts, role: Role, name: str, counts: _Counts) -> TensorP
         index = layer_of(name)
         if not 0 <= index < model.n_layer:
             raise InputError(
-                f"tensor {name} is in none of the {model.n_layer} layers; expected blk.N. with N below that"
+                f"tensor {name} is in none of the {model.n_layer} layers; expected blk.N. with N below {model.n_layer}"
             )
     gqa = model.n_head // model.n_head_kv if model.n_head_kv else 0
     return TensorPlace(

@@ -115,7 +115,7 @@ def tensor_type(name: str) -> TensorType:
     """The type named `name`, ignoring case. Raises InputError with the nearest names."""
     found = _BY_NAME.get(name.lower())
     if found is None:
-        raise InputError(f"tensor type {name} does not exist; nearest: {nearest(name, _BY_NAME)}")
+        raise InputError(f"tensor type {name} does not exist; similar types are {nearest(name, _BY_NAME)}")
     return found
 
 

@@ -126,7 +126,7 @@ def blend(parts: Sequence[tuple[Layer, float]], method: Method = "linear") -> La
             if weight * share:
                 flat[part] = flat.get(part, 0.0) + weight * share
     if not isclose(sum(flat.values()), 1.0, rel_tol=1e-9):
-        raise ValueError(f"the weights of a blend sum to {sum(flat.values())}, not to 1")
+        raise ValueError(f"the weights of a blend sum to {sum(flat.values())}; expected 1")
     if len(flat) == 1:
         return next(iter(flat))
     return Blend(tuple(flat.items()), method)
@@ -245,7 +245,7 @@ class Space(ABC, Generic[H]):
 
     @abstractmethod
     def attenuated(self, part: H, factor: float) -> H:
-        """The attention half with its queries and keys, as they enter the scores, each multiplied by `factor`."""
+        """The attention half with the queries and keys in its attention scores each multiplied by `factor`."""
 
     @abstractmethod
     def expert_count(self, part: H) -> int:
@@ -273,7 +273,7 @@ def evaluate(layer: Layer, half: Half, space: Space[H]) -> H:
             if kinds:
                 raise InputError(
                     f"layers {label} and {describe(other)} cannot be blended: {label} has {kinds[0]}, "
-                    f"{describe(other)} has {kinds[1]}; blend two of one kind"
+                    f"{describe(other)} has {kinds[1]}; blend layers of the same type"
                 )
         return space.blend(parts, layer.method)
     part = evaluate(layer.layer, half, space)
@@ -285,10 +285,10 @@ def evaluate(layer: Layer, half: Half, space: Space[H]) -> H:
         return part
     count = space.expert_count(part)
     if not count:
-        raise InputError(f"layer {describe(layer.layer)} has no experts; name a layer with experts")
+        raise InputError(f"layer {describe(layer.layer)} has no experts; give a layer with experts")
     order = layer.edit.order(count, describe(layer.layer))
     if not order:
-        raise InputError(f"layer {describe(layer.layer)} would be left without experts; it has {count}")
+        raise InputError(f"layer {describe(layer.layer)} would have no experts left of {count}; keep at least one")
     return space.experts(part, order)
 
 

@@ -39,7 +39,7 @@ class Rounded(Computed):
         """Elements `start` to `stop` in float64, before rounding."""
 
     def flat(self, start: int, stop: int) -> FloatArray:
-        # What is NaN or infinite in a source stays so; who writes it says so, or refuses it.
+        # NaN and infinite values of the source are passed on; the writer counts or refuses them.
         with np.errstate(invalid="ignore", over="ignore"):
             values = self.values(start, stop)
         rounded = rounded_to(values, self.dtype)
@@ -136,7 +136,7 @@ class Through(Rounded):
 
 
 def times(tensor: Tensor, factor: float, offset: float = 0.0) -> Tensor:
-    """Every element, which stands for itself plus `offset`, so that what it stands for is multiplied by `factor`."""
+    """The tensor with x + `offset` multiplied by `factor` for each element x (a weight that the model adds `offset` to)."""
     shift = offset * (factor - 1.0)
     return Through(tensor, lambda values: values * factor + shift, dtype=tensor.dtype)
 
@@ -160,6 +160,6 @@ def mixed_logs(parts: Sequence[tuple[Tensor, float]], dtype: str) -> Tensor:
 def _log_of_negative(values: Doubles) -> Doubles:
     if not (values < 0).all():
         raise InputError(
-            "a decay of the file is not negative; it cannot be -exp(A_log), so its layers cannot be blended"
+            "a decay rate in the file is not negative, so it is not -exp(A_log) and its layer cannot be blended"
         )
     return np.asarray(np.log(-values))

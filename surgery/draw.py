@@ -54,7 +54,7 @@ def rows(stack: Stack, count: int) -> list[Row]:
             verb = {"made": "made:", "copied": "copy of", "grafted": "from"}.get(kinds[new], "was")
             words.append(f"{verb} {describe(stack[new])}")
         if old in gone:
-            words.append(f"{old} is gone")
+            words.append(f"{old} is removed")
         out.append(Row(old, new, "; ".join(words)))
     return out
 
@@ -87,7 +87,7 @@ def aligned(stack: Stack, count: int) -> list[tuple[int | None, int | None]]:
 
 
 def draw(stack: Stack, count: int, old_letters: Sequence[str], new_letters: Sequence[str]) -> str:
-    """The plan as text; the letters denote the kind of each layer."""
+    """The plan as text; the letters denote the type of each layer."""
     width = len(str(max(count, len(stack))))
     blank = " " * (width + 2)
 

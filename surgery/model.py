@@ -141,7 +141,7 @@ class ModelHalf:
         lacking = undeclared(self.features, EXPRESSES)
         if lacking:
             raise UnsupportedError(
-                f"arithmetic on layers with {', '.join(lacking)} is not defined; such layers can only be moved whole"
+                f"arithmetic on layers with {', '.join(lacking)} is not defined; such layers can only be moved as a whole"
             )
 
 
@@ -193,15 +193,15 @@ class ModelSpace(Space[ModelHalf]):
 
 
 def score_roles(part: ModelHalf) -> tuple[frozenset[str], float]:
-    """The roles to which queries and keys are proportional as they enter the scores, and what is added to these weights.
+    """The roles to which the queries and keys in the attention scores are proportional, and the offset of these weights.
 
-    A norm of q and k takes the size of the projections out, so that its weights (or the gain after it) set the scores.
-    InputError for a mixer without scores.
+    A q/k norm removes the effect of the projections' scale, so its weights (or the gain after it) determine the scores.
+    Raises InputError for a mixer without attention scores.
     """
     mixer = part.fields["mixer"]
     if not isinstance(mixer, Attention):
         raise InputError(
-            f"a layer with {describe_part(mixer)} has no attention scores to attenuate; attenuate the layers with full attention"
+            f"a layer with {describe_part(mixer)} has no attention scores to attenuate; give layers with full attention"
         )
     ending = "_gain" if mixer.norm_gain else "_norm" if mixer.qk_norm else ""
     offset = mixer.qk_norm.offset if mixer.qk_norm and ending == "_norm" else 0.0
@@ -210,10 +210,11 @@ def score_roles(part: ModelHalf) -> tuple[frozenset[str], float]:
 
 
 def fewer_experts(moe: MoE, order: Sequence[int]) -> MoE:
-    """The MoE with as many experts as `order`; InputError if these are fewer than top_k."""
+    """The MoE with the experts in `order`. Raises InputError if these are fewer than top_k."""
     if len(order) < moe.router.top_k:
         raise InputError(
-            f"{len(order)} of {moe.experts} experts would stay, but {moe.router.top_k} are chosen a token; keep as many"
+            f"{len(order)} of {moe.experts} experts would remain, but {moe.router.top_k} are selected per token; keep at least "
+            "as many"
         )
     return replace(moe, experts=len(order))
 

@@ -54,10 +54,12 @@ class Recipe:
         for n, op in enumerate(self.ops):
             if expected.get(n) not in (None, len(stack)):
                 what = f"this one has {len(stack)}" + (" at this point" if n else "")
-                raise InputError(f"the recipe is for a model of {expected[n]} layers; {what}, 0 to {len(stack) - 1}")
+                raise InputError(
+                    f"the recipe is for a model of {expected[n]} layers, but {what} (0 to {len(stack) - 1})"
+                )
             stack = op.apply(stack)
             if len(stack) > MAX_LAYERS:
-                raise InputError(f"{op}: {len(stack)} layers would result; at most {MAX_LAYERS} are possible")
+                raise InputError(f"{op}: {len(stack)} layers would result; expected at most {MAX_LAYERS}")
         return stack
 
     def then(self, other: Recipe) -> Recipe:
@@ -83,13 +85,13 @@ def parse_text(text: str) -> Recipe:
         match = _STEP.match(text, position)
         if match is None:
             rest = text[position:].strip() or "nothing"
-            raise InputError(f"recipe: {rest[:40]!r} found where an op such as swap(1:3) was expected")
+            raise InputError(f"recipe: found {rest[:40]!r}; expected an op such as swap(1:3)")
         ops.append(parse_op(match[1], match[2]))
         position = match.end()
         if position == len(text):
             return Recipe(tuple(ops))
         if text[position] != "+":
-            raise InputError(f"recipe: {text[position:][:40]!r} found where + and another op was expected")
+            raise InputError(f"recipe: found {text[position:][:40]!r}; expected + and another op")
         position += 1
 
 
@@ -117,12 +119,14 @@ def read_file(path: Path) -> Recipe:
         raise InputError(f"recipe {path}: not valid TOML ({error})") from error
     steps, layers = data.get("steps"), data.get("layers")
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
-        raise InputError(f'recipe {path}: a list of steps is expected, such as steps = ["swap(1:3)"]')
+        raise InputError(
+            f'recipe {path}: steps is missing or not a list of ops; expected steps = ["swap(1:3)"] or similar'
+        )
     if layers is not None and (type(layers) is not int or layers < 1):
-        raise InputError(f"recipe {path}: layers is {layers!r}, a whole number above 0 expected")
+        raise InputError(f"recipe {path}: layers is {layers!r}; expected a whole number above 0")
     unknown = sorted(set(data) - {"steps", "layers", *TEXTS})
     if unknown:
-        raise InputError(f"recipe {path}: {unknown[0]} is not known; a recipe has steps, and perhaps layers")
+        raise InputError(f"recipe {path}: key {unknown[0]} is not known; expected steps and optionally layers")
     return Recipe(parse_text(" + ".join(steps)).ops, layers)
 
 
@@ -151,7 +155,7 @@ def from_options(options: Iterable[tuple[str, str]]) -> Recipe:
         if name == "only":
             if not texts or not op_named(texts[-1][0]).takes_only:
                 raise InputError(
-                    f"--only {value}: follows no swap, blend or scale; put it right after the op it narrows"
+                    f"--only {value}: does not follow a swap, blend or scale; put it right after the op that it restricts"
                 )
             texts[-1] = (texts[-1][0], f"{texts[-1][1]},only={value}")
         elif name == "recipe":

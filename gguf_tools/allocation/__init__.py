@@ -1,1 +1,1 @@
-"""Types chosen for a size, by measuring each tensor."""
+"""Selects tensor types for a target size, by measuring each tensor's sensitivity."""

@@ -102,8 +102,8 @@ class Chosen:
     def sentence(self) -> str:
         """The measurement as one line of text."""
         return (
-            f"{self.target.label}: a KL divergence of {self.allocation.loss:.1e} nats a token is predicted from "
-            f"{self.measured.tokens:,} tokens; no choice of types of this size is predicted below {self.allocation.bound:.1e}"
+            f"{self.target.label}: predicted KL divergence {self.allocation.loss:.1e} nats per token, measured on "
+            f"{self.measured.tokens:,} tokens; the lower bound for this size is {self.allocation.bound:.1e}"
         )
 
 
@@ -232,7 +232,8 @@ def _require_room(target: SizeTarget, budget: Budget, free: frozenset[str], sour
     if least > budget.bytes:
         short = least - budget.bytes
         raise InputError(
-            f"target {target.label} is too small: with the smallest types the file is {short:,} bytes larger; give a larger one"
+            f"target {target.label} is too small: with the smallest types the file is {short:,} bytes larger; give a larger "
+            "target"
         )
 
 

@@ -27,7 +27,7 @@ def prepare_conversion(
 ) -> tuple[Conversion, Chosen]:
     """Plan a conversion to a target size. Errors as `conversion.plan.prepare`; InputError if the target is too small."""
     if request.options.pure:
-        raise InputError("a target size contradicts --pure; leave it out")
+        raise InputError("a target size cannot be combined with --pure; leave one of them out")
     opened = conversion.open_source(request)
     weights = sum(tensor.size for tensor in opened.tensors)
     request = replace(request, type=nearest_recipe(target, weights).name, label=target.label)
@@ -42,7 +42,7 @@ def prepare_conversion(
             target, scratch, sources, plan.choices, frame, plan.importance, request.threads or None, progress
         )
     made = conversion.prepare(replace(request, options=replace(request.options, types=chosen.types)), opened)
-    return replace(made, decision=TypeDecision(target.label, "types chosen by measuring")), chosen
+    return replace(made, decision=TypeDecision(target.label, "types selected by measured sensitivity")), chosen
 
 
 def prepare_quantization(
@@ -58,7 +58,7 @@ def prepare_quantization(
     Errors as `quantization.plan.prepare` and `quantization.write.execute`; InputError if the target is too small.
     """
     if request.options.pure or request.split_max_size is not None:
-        raise InputError("a target size contradicts --pure and --split-max-size; leave them out")
+        raise InputError("a target size cannot be combined with --pure or --split-max-size; leave them out")
     request = replace(request, label=target.label)
     weights = quantization.prepare(request).report.weights
     request = replace(request, type=nearest_recipe(target, weights).name)

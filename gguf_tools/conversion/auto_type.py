@@ -14,14 +14,14 @@ from quant.encode import Narrowing, narrowing_loss
 from quant.types import BF16, F16, TensorType
 
 FLOAT_ROUNDING = 2.0**-24
-"""Half a unit in the last place of float32: a relative change below it is what float arithmetic does anyway."""
+"""Half a unit in the last place of float32: smaller relative changes are within the rounding of float arithmetic."""
 PIECE = 1 << 20
-"""Weights read and compared at a time."""
+"""Weights that are read and compared at a time."""
 
 
 @dataclass(frozen=True)
 class TypeDecision:
-    """The recipe that is used, and why."""
+    """The type recipe that is used, and the reason."""
 
     recipe: str
     reason: str
@@ -30,12 +30,12 @@ class TypeDecision:
 def smallest_exact(
     wide: Sequence[Tensor], threads: int, progress: ByteProgress, *, allow_nonfinite: bool = False
 ) -> TypeDecision:
-    """The smallest of f16, bf16 and f32 that holds every weight exactly, up to float rounding, and why.
+    """The smallest of f16, bf16 and f32 that holds every weight exactly, up to float rounding, and the reason.
 
-    `wide` are the tensors that would be stored so; `progress` is told how many of their weights were read.
-    F16 reaches ±65504 and has fixed steps of 2^-24 below 6e-5. It is taken where no weight overflows and the small ones
-    move by less than float32's own rounding, in relative root mean square of each tensor; llama.cpp on a CPU computes
-    far closer with F16 than with BF16.
+    `wide` are the tensors to be stored in that type; `progress` receives the number of weights read since the last call.
+    F16 has the range ±65504 and fixed steps of 2^-24 below 6e-5. It is used if no weight overflows and the relative RMS
+    change of each tensor is below float32 rounding. F16 comes before BF16 because llama.cpp's CPU results are far more
+    accurate with it.
     """
     dtypes: Counter[str] = Counter()
     for tensor in wide:
@@ -55,7 +55,7 @@ def smallest_exact(
             break
         moved, furthest = moved + loss.changed, max(furthest, loss.max_abs_change)
     if blocker is None:
-        small = f"; {moved:,} small ones move by at most {furthest:.0e}, less than float rounding" if moved else ""
+        small = f"; {moved:,} small weights change by at most {furthest:.0e}, less than float rounding" if moved else ""
         return TypeDecision("f16", f"f16 holds the {stored} weights{small}")
     if not any(loss.changed for loss in _losses(wide, BF16, threads, lambda _: None, allow_nonfinite)):
         return TypeDecision("bf16", f"{blocker}; bf16 holds the {stored} weights exactly")
@@ -66,7 +66,7 @@ def smallest_exact(
 def _losses(
     tensors: Sequence[Tensor], dtype: TensorType, threads: int, progress: ByteProgress, allow_nonfinite: bool
 ) -> Iterator[Narrowing]:
-    """What storing each tensor as `dtype` would change; pieces are read and compared on several threads."""
+    """How much storing each tensor as `dtype` would change its weights, measured on `threads` threads."""
 
     def measure(tensor: Tensor, start: int) -> Narrowing:
         stop = min(start + PIECE, tensor.size)

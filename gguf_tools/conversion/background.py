@@ -1,4 +1,4 @@
-"""One function run beside the main work, and told to stop when that ends early."""
+"""Runs one function in a background thread, and cancels it if the main work ends early."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Background(Generic[T]):
-    """Runs `function(cancelled)` in a thread; leaving the block makes `cancelled()` true and waits for its end."""
+    """Runs `function(cancelled)` in a thread; leaving the block makes `cancelled()` true and joins the thread."""
 
     def __init__(self, function: Callable[[Callable[[], bool]], T]) -> None:
         self._stop = Event()
@@ -29,5 +29,5 @@ class Background(Generic[T]):
         self._pool.shutdown()
 
     def result(self) -> T:
-        """The function's result, waited for; its exception if it raised one."""
+        """Wait for the function and return its result, or raise its exception."""
         return self._future.result()

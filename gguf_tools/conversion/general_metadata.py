@@ -1,4 +1,4 @@
-"""The `general.*` metadata: what the model is called, who made it from what, and how to sample from it.
+"""The `general.*` metadata: the model's name, size, license, base models and default sampling parameters.
 
 Source: `gguf-py/gguf/constants.py` and `metadata.py` of llama.cpp for the keys and their meaning.
 """
@@ -28,7 +28,7 @@ SAMPLING = {
 
 
 def general_metadata(model: Model, folder: Path, architecture: str) -> Metadata:
-    """All general keys for a model whose source lies in `folder`."""
+    """All `general.*` keys for a model whose source is in `folder`."""
     front = model.front_matter
     values: Metadata = {
         "general.architecture": string(architecture),
@@ -61,7 +61,7 @@ def _size_label(model: Model) -> str:
 
 
 def _ancestry(front: FrontMatter) -> Metadata:
-    """Base models and data sets, as llama.cpp's converters name them."""
+    """Base models and data sets, under the keys that llama.cpp's converters write."""
     values: Metadata = {}
     for kind, entries in (("base_model", front.base_models), ("dataset", front.datasets)):
         if entries:
@@ -76,11 +76,11 @@ def _ancestry(front: FrontMatter) -> Metadata:
 
 
 def _sampling(generation: Mapping[str, Any]) -> Metadata:
-    """Generation defaults under the keys that llama.cpp's tools read as their own defaults."""
+    """The sampling defaults of generation_config.json, under the keys from which llama.cpp's tools read their defaults."""
     values: Metadata = {}
     for key, name in SAMPLING.items():
         value = generation.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1 << 31:
-            continue  # null, or no number that a sampler could use
+            continue  # null, or not a number that a sampler could use
         values[f"general.sampling.{name}"] = i32(int(value)) if key == "top_k" else f32(value)
     return values

@@ -1,4 +1,4 @@
-"""Checkpoint to GGUF: a pure plan, and a streaming executor that proves the vocabulary before the file appears."""
+"""Plans a conversion from checkpoint to GGUF; `write.py` carries the plan out."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from quant.types import F16, QUANTIZATION_VERSION
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """Everything that a conversion will do; nothing has been written yet.
+    """The complete plan of a conversion; nothing has been written yet.
 
-    `importance` is (matrices, columns) for each tensor that the importance matrix knows.
+    `importance` has an array of shape (matrices, columns) for each tensor that the importance matrix covers.
     """
 
     checkpoint: Checkpoint
@@ -59,23 +59,23 @@ class Conversion:
 
     @property
     def source(self) -> Path:
-        """What was opened: a folder or a file."""
+        """The path of the checkpoint: a folder or a file."""
         return self.checkpoint.path
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences for the user about the checkpoint, its tokenizer and the name of the model."""
+        """Notes for the user on the checkpoint, its tokenizer and the model's name."""
         return (*self.plan.model.notes, *self.tokenizer.notes, *self.other_notes)
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """The size of the file in bytes."""
         return self.layout.size(self.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A source, understood: its model and tokenizer, and the target that it will be lowered to."""
+    """An opened source: its Model, its tokenizer, and the plan for the target architecture."""
 
     checkpoint: Checkpoint
     model: Model
@@ -91,7 +91,7 @@ class Opened:
     def choices(
         self, name: str, options: TypeOptions | None = None, has_imatrix: bool = False
     ) -> tuple[TypeChoice, ...]:
-        """The type of each tensor under the recipe `name`, with what the user changes about it."""
+        """The type of each tensor under the recipe `name`, with the user's overrides in `options`."""
         values = {key: field.value for key, field in self.lowered.metadata.items()}
         values |= {"general.architecture": self.lowered.architecture}
         return assign(recipe(name), ModelFacts.from_metadata(values, has_imatrix=has_imatrix), self.facts(), options)
@@ -102,15 +102,15 @@ class Opened:
 
     @property
     def halvable(self) -> list[Tensor]:
-        """The tensors that type f16 would store as F16: all but the small ones."""
+        """The tensors that type f16 would store as F16: all except small ones such as norms."""
         pairs = zip(self.tensors, self.choices("f16"), strict=True)
         return [tensor for tensor, choice in pairs if choice.type is F16]
 
 
 def open_source(request: Request) -> Opened:
-    """Read headers, config and tokenizer, recognise the family and plan the target; no weights are read.
+    """Read headers, config and tokenizer, recognise the family and plan the target. No weights are read.
 
-    Raises InputError or a kind of it, naming file, tensor or key.
+    Raises InputError or a subclass of it, naming the file, tensor or key.
     """
     if request.type != AUTO:
         recipe(request.type)
@@ -134,15 +134,18 @@ def open_source(request: Request) -> Opened:
 
 
 def prepare(request: Request, opened: Opened | None = None, progress: ByteProgress = lambda _: None) -> Conversion:
-    """Plan the whole conversion. With type auto this reads the weights once; `progress` is told how many are done."""
+    """Plan the whole conversion. Type auto reads all weights; `progress` receives their number since the last call.
+
+    Raises InputError or a subclass of it, naming the file, tensor, key or option.
+    """
     opened = opened or open_source(request)
     matrix = read_imatrix(request.imatrix) if request.imatrix else None
     importance = matrix.importance(opened.facts()) if matrix else {}
     if request.type == AUTO:
-        opened.choices("f16", request.options)  # a pattern that matches nothing is an error before the weights are read
+        opened.choices("f16", request.options)  # raises for a pattern that matches nothing, before weights are read
         decision = smallest_exact(opened.halvable, request.workers, progress, allow_nonfinite=request.allow_nonfinite)
     else:
-        decision = TypeDecision(request.type, "asked for")
+        decision = TypeDecision(request.type, "requested")
     chosen = recipe(decision.recipe)
     choices = opened.choices(decision.recipe, request.options, has_imatrix=matrix is not None)
     lowered, model = opened.lowered, opened.model

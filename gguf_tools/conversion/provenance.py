@@ -1,4 +1,4 @@
-"""Metadata that says what made a file: `tinyq.*`."""
+"""The `tinyq.*` metadata: how a file was made."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.targets.planner import Plan
 
 RECIPE_FILE = "tinyq-recipe.toml"
-"""Lies in the folder of a checkpoint that surgery made."""
+"""The file with the surgery recipe, in the folder of a checkpoint that surgery wrote."""
 
 
 def provenance(made: Plan, notes: Sequence[str], decision: TypeDecision) -> Metadata:
-    """What made the file, and the sentences of `notes` about what is odd."""
+    """Version, family, target, type, rewrites and approximation of a conversion, and its `notes`."""
     values: Metadata = {
         keys.VERSION: string(__version__),
         keys.FAMILY: string(made.model.family),
@@ -50,12 +50,12 @@ def provenance(made: Plan, notes: Sequence[str], decision: TypeDecision) -> Meta
 
 
 def accepted_metadata(request: Request) -> Metadata:
-    """The family whose mathematics the user accepted by name."""
+    """The family that the user accepted by name (--as), if any."""
     return {} if request.as_family is None else {keys.AS_FAMILY: string(request.as_family)}
 
 
 def surgery_metadata(request: Request, checkpoint: Checkpoint) -> Metadata:
-    """What was done to the layers on the way, and before that to the checkpoint; and room to record more in place."""
+    """The surgery done in this conversion and earlier on the checkpoint, and reserved space for later edits in place."""
     values: Metadata = {keys.RESERVE: string(" " * RESERVE_BYTES)}
     history = checkpoint.folder / RECIPE_FILE
     if checkpoint.path.is_dir() and history.exists():

@@ -1,4 +1,4 @@
-"""What to convert, and how."""
+"""The parameters of a conversion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Operation:
-    """A change of the model on its way from family to target, such as layer surgery; `text` says it in the metadata."""
+    """A change of the Model before it is lowered to the target, such as surgery; `text` describes it in the metadata."""
 
     text: str
     apply: Callable[[Model], Model]
@@ -24,14 +24,14 @@ class Operation:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to convert and how.
+    """What to convert, and the options.
 
-    `add_bos` overrides what the tokenizer's files say; `drop_tokens` leaves out tokens beyond the embedding's rows;
-    `as_family` accepts the mathematics of a family for a model_type that none declares, and `check_type` holds such a type
-    against other code (`build_published`). `text_only` leaves out a vision or audio tower; `operation` is done to the model
-    first. `context_length` overrides what the config says. `allow_approximate` accepts a target that comes near, fitted to
-    the text in `calibration` or to a built-in one. `allow_nonfinite` takes NaN and infinity as they are.
-    `label` is what the file calls its type instead of the recipe's name.
+    `add_bos` overrides the tokenizer's setting; `drop_tokens` leaves out tokens beyond the embedding's rows. For a
+    model_type that no family declares, `as_family` names the family to use, and `check_type` verifies the model against
+    other code (`build_published`). `text_only` leaves out a vision or audio tower; `operation` is applied to the Model before
+    it is lowered. `context_length` (tokens) overrides the config. `allow_approximate` accepts an approximate target, fitted
+    to the text in `calibration` or to a built-in one. `allow_nonfinite` accepts NaN and infinity. `label` is the type's name
+    in the metadata, instead of the recipe's.
     """
 
     source: Path
@@ -55,5 +55,5 @@ class Request:
 
     @property
     def workers(self) -> int:
-        """Number of encoding threads: what was asked for, or one a core."""
+        """Number of encoding threads: as requested, or one per core."""
         return self.threads or available_cores()

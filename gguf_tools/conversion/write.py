@@ -1,4 +1,4 @@
-"""A planned conversion carried out: one streaming pass, whole or nothing."""
+"""Carries out a planned conversion in one streaming pass; on failure no output is left."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from quant.encode import ByteArray, Encoder, Narrowing
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished conversion: the file, its size, and what narrowing did to the weights, measured on a sample of them:
-    by ggml type name, and by tensor name; by tensor name too the weights, of all, that are not finite."""
+    """A finished conversion: the file, its size in bytes, and the effect of narrowing on a sample of the weights.
+
+    The effect is given per ggml type and per tensor; non-finite weights are counted per tensor over all weights."""
 
     path: Path
     bytes: int
@@ -48,10 +49,11 @@ def execute(
     check: Check | None = None,
     allow_nonfinite: bool = False,
 ) -> Converted:
-    """Write the file, and only then let it appear under its name.
+    """Write a temporary file and rename it to `out` when it is complete.
 
-    `prove` is called with the finished temporary file and the tokenizer, `check` when all is done; if they raise, nothing is
-    left. With `allow_nonfinite` NaN and infinity are written where the type has them.
+    `prove` is called with the complete temporary file and the tokenizer, then `check`; if either raises, no file is left.
+    With `allow_nonfinite`, NaN and infinity are written if the type can hold them. Raises InputError for non-finite weights
+    otherwise, OutputError if `out` cannot be written.
     """
     checkpoint = conversion.checkpoint
     inputs = (*checkpoint.weight_files, *source_files(checkpoint.path), conversion.tokenizer.path)
@@ -82,7 +84,7 @@ def execute(
 
 
 def placed_metadata(conversion: Conversion, out: Path) -> Metadata:
-    """The metadata of a file that lies at `out`; the source's digest is a place holder, as long as it will be."""
+    """The metadata of a file at `out`, with a placeholder of the same length for the source's digest."""
     metadata = conversion.metadata | {
         keys.SOURCE_PATH: _relative(conversion.source, out),
         keys.SOURCE_DIGEST: string("0" * 64),
@@ -93,14 +95,14 @@ def placed_metadata(conversion: Conversion, out: Path) -> Metadata:
 
 
 def _relative(path: Path, out: Path) -> Field:
-    """The way from the output's folder, so that both can be moved together."""
+    """`path` relative to the output's folder, so that both can be moved together."""
     return string(Path(os.path.relpath(path, out.parent.resolve())).as_posix())
 
 
 def _pieces(
     conversion: Conversion, encoder: Encoder, tally: Tally, allow_nonfinite: bool
 ) -> Iterator[tuple[str, ByteArray]]:
-    """Encoded rows in file order; what the encoding did is added up in `tally`."""
+    """Encoded rows in file order; the effect of the encoding is summed in `tally`."""
     blocks = (
         block
         for choice, tensor in zip(conversion.choices, conversion.tensors, strict=True)

@@ -78,7 +78,9 @@ class Case:
     def write(self, folder: Path) -> Path:
         """Write the variant's checkpoint to the folder `source` in `folder`, and return its path."""
         if self.family.tiny is None:
-            raise ValueError(f"the family {self.family.name} makes no small checkpoints")
+            raise ValueError(
+                f"the family {self.family.name} has no `tiny`; expected a function that writes a small checkpoint"
+            )
         self.family.tiny(folder / "source", self.variant, SEED)
         return folder / "source"
 
@@ -111,7 +113,7 @@ def cases(families: Sequence[Family]) -> list[Case]:
 
 
 def planned(case: Case, source: Path) -> Plan:
-    """The plan for the variant's checkpoint; UnsupportedError if it is refused even with approximations permitted."""
+    """The plan for the variant's checkpoint. Raises UnsupportedError if it is refused even with approximations permitted."""
     return open_source(case.request(source, type="f32", allow_approximate=case.expected.approximate)).plan
 
 
@@ -190,7 +192,7 @@ def transformers_logits(folder: Path, prompts: Sequence[Sequence[int]]) -> list[
     wrong = wrong.union(report["unexpected_keys"], report["mismatched_keys"])
     if wrong:
         raise ValueError(
-            f"{folder}: {type(model).__name__} misses, or has no place for, {', '.join(sorted(map(str, wrong)))}"
+            f"{folder}: {type(model).__name__} and the folder differ in the tensors {', '.join(sorted(map(str, wrong)))}"
         )
     with torch.inference_mode():
         return [model(torch.tensor([list(prompt)]), use_cache=False).logits[0].numpy() for prompt in prompts]
@@ -203,7 +205,7 @@ def _reference(model: Model, prompts: Sequence[Sequence[int]]) -> Logits:
 def _squares(got: Logits, want: Logits) -> NDArray[np.float64]:
     """Squared error of each position."""
     if [a.shape for a in got] != [b.shape for b in want]:
-        raise ValueError(f"logits of shapes {[a.shape for a in got]}, {[b.shape for b in want]} expected")
+        raise ValueError(f"logits have shapes {[a.shape for a in got]}; expected {[b.shape for b in want]}")
     a, b = (np.concatenate([np.asarray(part, np.float64) for part in parts]) for parts in (got, want))
     return np.asarray(np.square(a - b).sum(-1), np.float64)
 

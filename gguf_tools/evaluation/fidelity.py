@@ -149,7 +149,7 @@ def evaluate_fidelity(
         prompts = default_prompts(runtime.info.chat_template is not None)
     cases, tokens_equal, notes = _prepare(runtime, encode, prompts, n_generate, chat_options or {})
     if not cases:
-        raise InputError("no prompt can be measured: " + ("; ".join(notes) or "there is none"))
+        raise InputError("no prompt can be measured: " + ("; ".join(notes) or "no prompt is given"))
 
     def tell(stage: str, done: int, total: int) -> None:
         if progress is not None:
@@ -197,7 +197,7 @@ def greedy_with_draft(
     """The reference's greedy continuation of `prompt`: `n_tokens`, or fewer up to a stop token, independent of the draft.
 
     Each run of the reference confirms the draft up to the first difference and gives one more token; the rest of the draft is
-    then tried after that token. A correct draft takes one run, an empty one a run per token.
+    then tried after that token. A correct draft takes one run, an empty one takes one run per token.
     """
     if not prompt:
         raise InputError("an empty prompt cannot be continued; give at least one token")
@@ -249,9 +249,9 @@ def _prepare(
             cases.append(_Case(index, ids, min(wanted, room)))
             short += [index] if room < wanted else []
     if empty:
-        notes.append(f"{_named(empty)} skipped: no token in it")
+        notes.append(f"{_named(empty)} skipped: it has no tokens")
     if long:
-        notes.append(f"{_named(long)} skipped: longer than the context of {limit} tokens allows")
+        notes.append(f"{_named(long)} skipped: too long for the context of {limit} tokens")
     if short:
         notes.append(f"{_named(short)} continued by fewer than {n_generate} tokens: the context ends at {limit}")
     return cases, sum(alike) / len(alike) if alike else None, notes
@@ -288,7 +288,7 @@ def _pairs(
             continue
         answers = reference.logits(batch)
         if len(answers) != len(batch):
-            raise InputError(f"the reference answered {len(answers)} sequences where {len(batch)} were asked for")
+            raise InputError(f"the reference returned logits of {len(answers)} sequences; expected {len(batch)}")
         yield from zip(answers, runtime.iter_logits(batch), strict=True)
         batch = []
 

@@ -51,26 +51,26 @@ def read_golden(path: Path) -> list[Golden]:
         raise InputError(f"{path}: golden logits cannot be read ({text}); write them with numpy.savez") from error
     numbers = sorted({int(match[2]) for name in arrays if (match := NAME.fullmatch(name))})
     if not numbers:
-        raise InputError(f"{path}: holds no tokens_0 and logits_0; golden logits are arrays of these names")
+        raise InputError(f"{path}: has no arrays tokens_0 and logits_0; expected golden logits under these names")
     return [_pair(path, arrays, number) for number in numbers]
 
 
 def _pair(path: Path, arrays: Mapping[str, tuple[Array, str]], number: int) -> Golden:
-    """Sequence `number`, from its tokens (T,) and logits (T, vocabulary); InputError if they are missing or unsuitable."""
+    """Sequence `number`, from its tokens (T,) and logits (T, vocabulary). Raises InputError if they are missing or unusable."""
     names = f"tokens_{number}", f"logits_{number}"
     for name in names:
         if name not in arrays:
-            raise InputError(f"{path}: lacks {name}; tokens_{number} and logits_{number} belong together")
+            raise InputError(f"{path}: has no array {name}; expected both tokens_{number} and logits_{number}")
     (tokens, _), (logits, dtype) = (arrays[name] for name in names)
     if tokens.ndim != 1 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
-        raise InputError(f"{path}: {names[0]} is {_shown(tokens)}; whole numbers in one dimension expected")
+        raise InputError(f"{path}: {names[0]} is {_shown(tokens)}; expected integers of shape (tokens,)")
     if logits.ndim != 2 or len(logits) != len(tokens) or not np.issubdtype(logits.dtype, np.floating):
         raise InputError(
-            f"{path}: {names[1]} is {_shown(logits)}; numbers of shape ({len(tokens)}, vocabulary) expected, as {names[0]} "
-            f"has {len(tokens)} tokens"
+            f"{path}: {names[1]} is {_shown(logits)}; expected shape ({len(tokens)}, vocabulary), as {names[0]} has "
+            f"{len(tokens)} tokens"
         )
     if not np.isfinite(logits).all():
-        raise InputError(f"{path}: {names[1]} has values that are not finite")
+        raise InputError(f"{path}: {names[1]} has NaN or infinite values; expected finite logits")
     return Golden(tuple(map(int, tokens)), logits, dtype)
 
 
@@ -99,7 +99,7 @@ def _npy(stream: IO[bytes], name: str, size: int) -> Array:
     if dtype.hasobject or columns_first or count * dtype.itemsize != size - stream.tell():
         raise ValueError(f"{name}: {size} bytes do not hold {dtype} of shape {shape} row by row")
     if not fits(count, dtype.itemsize):
-        raise ValueError(f"{name}: {count * dtype.itemsize:,} bytes do not fit the memory that is left")
+        raise ValueError(f"{name}: {count * dtype.itemsize:,} bytes do not fit into the available memory")
     return np.frombuffer(stream.read(count * dtype.itemsize), dtype).reshape(shape)
 
 

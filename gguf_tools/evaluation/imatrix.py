@@ -44,13 +44,15 @@ def collect(
         parts = [tokens[start : start + size] for start in range(0, len(tokens), size)]
         parts = parts[: request.chunks]
         if not parts:
-            raise InputError(f"{request.text}: holds no tokens; give a text such as the model will see")
+            raise InputError(f"{request.text}: has no tokens; give a text like those that the model will be used on")
         bos = runtime.info.bos
         if runtime.info.add_bos and bos is not None:
             parts = [[bos, *part[1:]] for part in parts]
         entries = runtime.activations(parts, request.process_output, progress)
     if not entries:
-        raise InputError(f"{request.model}: no weight matrix was used; nothing can be counted for this architecture")
+        raise InputError(
+            f"{request.model}: no matrix product was observed; importance of this architecture cannot be collected"
+        )
     return ImportanceMatrix(
         entries=entries, datasets=(request.text.name,), chunks=len(parts), chunk_size=size, name=str(request.model)
     )

@@ -115,7 +115,7 @@ class FidelityAccumulator:
         if reference.shape != model.shape or reference.ndim != 2:
             raise InputError(
                 f"{name}: the reference's logits have shape {reference.shape}, the model's {model.shape};"
-                " both must be (tokens, vocabulary), so this is not the model's reference"
+                " expected the same shape (tokens, vocabulary), so this is not the model's reference"
             )
         for start, first, second in _blocks(reference, model):
             _check_finite(second, f"{name}: the model's", start, LlamaError)
@@ -141,7 +141,7 @@ class FidelityAccumulator:
         self._spread.append(reference.std(axis=-1))
 
     def result(self) -> FidelityMetrics:
-        """The metrics over everything added; InputError if nothing was added."""
+        """The metrics over everything added. Raises InputError if nothing was added."""
         kl = np.concatenate(self._kl) if self._kl else np.zeros(0)
         if not kl.size:
             raise InputError("no position was compared; give at least one prompt that fits the context")
@@ -190,5 +190,5 @@ def _check_finite(logits: Float, whose: str, start: int, kind: type[InputError] 
     if bad.any():
         row, token = np.argwhere(bad)[0]
         raise kind(
-            f"{whose} logit of token {token} at position {start + row} is {logits[row, token]}; it must be finite"
+            f"{whose} logit of token {token} at position {start + row} is {logits[row, token]}; expected a finite number"
         )

@@ -1,7 +1,7 @@
-"""The reference held against code that is not tinyq's.
+"""Compares the torch reference with an oracle: independent code that computes the same model's logits.
 
-The torch reference and the conversion read the same spec, so what a family misreads in a config, both compute alike. An
-oracle does not share that reading: the transformers library's own class, a function of the user's, or logits in a file.
+The torch reference and the conversion use the same spec, so they share the error if a family misreads a config. An oracle
+does not use the spec: it is the model's class in the transformers library, a function of the user, or logits in a file.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Sequences = tuple[tuple[int, ...], ...]
 Function = Callable[[list[int]], Any]
 
 SHORT = 16
-"""Tokens of the prompt of the check that is done unasked."""
+"""Maximum number of tokens in the prompt of the default check (`auto`)."""
 SHORT_TEXT = "The first snow fell on the 12th of November, and by noon the whole valley was white and still."
 
 
 @dataclass(frozen=True)
 class OracleChoice:
-    """What `--oracle` says: `auto` is transformers where it can run the source, on one short prompt."""
+    """The value of `--oracle`; `auto` uses transformers on one short prompt, if it can run the source."""
 
     kind: Kind
     value: str = ""
@@ -49,7 +49,7 @@ class OracleChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An oracle's logits of token sequences, each (length, vocabulary), and the largest NMSE that its rounding explains."""
+    """An oracle's logits for token sequences, each (length, vocabulary), and the largest NMSE that its rounding explains."""
 
     name: str
     sequences: Sequences
@@ -60,7 +60,10 @@ class Answer:
 
 
 def parse_oracle(text: str) -> OracleChoice:
-    """`auto`, `none`, `transformers`, a file of golden logits by its name's end, or MODULE:FUNCTION."""
+    """Parse `auto`, `none`, `transformers`, a file of golden logits (by its suffix), or MODULE:FUNCTION.
+
+    Raises InputError for anything else.
+    """
     if text == "auto":
         return OracleChoice("auto")
     if text in ("none", "transformers"):
@@ -71,23 +74,26 @@ def parse_oracle(text: str) -> OracleChoice:
     if all(part.isidentifier() for part in (*module.split("."), function)):
         return OracleChoice("function", text)
     raise InputError(
-        f"oracle {shortened(text)!r} is not known; transformers, MODULE:FUNCTION, a file of golden logits "
-        f"({', '.join(SUFFIXES)}) and none are"
+        f"oracle {shortened(text)!r} is not known; expected transformers, MODULE:FUNCTION, a file of golden logits "
+        f"({', '.join(SUFFIXES)}) or none"
     )
 
 
 class Oracles:
-    """One oracle for the files of a run. A source that several files share is asked once."""
+    """The oracle for all files of a run; for a source that several files share it is run once."""
 
     def __init__(self, choice: OracleChoice) -> None:
-        """Load the function or the golden logits; InputError where that fails."""
+        """Load the function or the golden logits. Raises InputError if that fails."""
         self.choice = choice
         self._function = _load_function(choice.value) if choice.kind == "function" else None
         self._golden = read_golden(Path(choice.value)) if choice.kind == "golden" else []
         self._held: dict[tuple[object, Sequences], tuple[Answer, OracleCheck]] = {}
 
     def sequences(self, runtime: RuntimeLike, prompts: Sequence[Prompt] | None, text: str | None) -> Sequences:
-        """What is compared: the suite's prompts, and the passage where one was given; one short prompt for `auto`."""
+        """The token sequences to compare: the suite's prompts and the given text, or one short prompt for `auto`.
+
+        Golden logits have their own sequences. Raises InputError if no sequence has a token.
+        """
         if self._golden:
             return tuple(golden.tokens for golden in self._golden)
         if self.choice.kind == "auto":
@@ -98,7 +104,9 @@ class Oracles:
         found += text_pieces(runtime, text) if text else []
         kept = tuple(tuple(ids[: runtime.context_limit]) for ids in found if ids)
         if not kept:
-            raise InputError("no prompt has a token, so there is nothing to ask the oracle")
+            raise InputError(
+                "no prompt has a token, so there is nothing to compare with the oracle; give other prompts"
+            )
         return kept
 
     def check(
@@ -108,9 +116,10 @@ class Oracles:
         prompts: Sequence[Prompt] | None = None,
         text: str | None = None,
     ) -> OracleCheck | str | None:
-        """Hold source and file against the oracle; or a sentence on why `auto` did not, or None where it is of no use.
+        """Compare the source's reference and llama.cpp with the oracle.
 
-        Raises InputError where an oracle that was asked for cannot be had, or does not fit the model.
+        Returns a sentence if `auto` could not run transformers, None if there is nothing to compare with. Raises InputError
+        if a requested oracle is not available or does not fit the model.
         """
         if self.choice.kind == "auto" and source.checkpoint is None:
             return None  # the file's own weights: only the engine is compared
@@ -122,7 +131,7 @@ class Oracles:
         return replace(check, nmse_model=nmse(runtime.iter_logits(answer.sequences), answer, "llama.cpp"))
 
     def check_source(self, source: ReferenceSource, sequences: Sequences) -> OracleCheck | str | None:
-        """As `check`, of the source alone; golden logits have sequences of their own."""
+        """Like `check`, for the source's reference only."""
         if self.choice.kind == "none" or (source.model is None and self.choice.kind in ("auto", "transformers")):
             return None  # transformers is the reference already
         try:
@@ -130,10 +139,10 @@ class Oracles:
         except InputError as error:
             if self.choice.kind != "auto":
                 raise
-            return f"the reference was not held against other code: {error}"
+            return f"the reference is not compared with other code: {error}"
 
     def _hold(self, source: ReferenceSource, sequences: Sequences) -> tuple[Answer, OracleCheck]:
-        """The oracle's answer and the reference's distance from it, of the source before any surgery; kept for the next file."""
+        """The oracle's logits, compared with the reference of the source before any surgery; cached for the next file."""
         key = source.path.resolve(), sequences
         if key not in self._held:
             answer = self._ask(source.checkpoint, sequences, source.path)
@@ -147,13 +156,13 @@ class Oracles:
             return _function_answer(self.choice.value, self._function, sequences)
         if checkpoint is None:
             raise InputError(
-                f"{path}: transformers needs the checkpoint that the file was made from; give it by --reference"
+                f"{path}: transformers needs the checkpoint that the file was made from; give it with --reference"
             )
         return transformers_answer(checkpoint, sequences)
 
 
 def transformers_answer(checkpoint: Checkpoint, sequences: Sequences) -> Answer:
-    """What transformers computes of the checkpoint; errors as `TransformersModel`."""
+    """The logits of the checkpoint's class in transformers. Raises InputError as `TransformersModel` does."""
     loaded = TransformersModel(checkpoint)
     logits = tuple(loaded.logits(sequences))
     return Answer(
@@ -167,7 +176,10 @@ def transformers_answer(checkpoint: Checkpoint, sequences: Sequences) -> Answer:
 
 
 def hold_reference(source: ReferenceSource, answer: Answer) -> OracleCheck:
-    """The source's reference, before any surgery, against the oracle's logits; in float64 where its weights fit the memory."""
+    """Compare the source's reference, before any surgery, with the oracle; in float64 if the weights fit into memory.
+
+    Raises InputError if there is no reference, or if its logits have another shape than the oracle's.
+    """
     model = source.unchanged or source.model
     reference: Reference | TransformersModel
     if model is not None:
@@ -177,11 +189,11 @@ def hold_reference(source: ReferenceSource, answer: Answer) -> OracleCheck:
         reference = TransformersModel(source.checkpoint)
         wide, vocabulary = reference.dtype == torch.float64, reference.vocab_size
     else:
-        raise InputError(f"{source.path}: there is no reference to hold against {answer.name}")
+        raise InputError(f"{source.path}: there is no reference to compare with {answer.name}")
     if any(not 0 <= token < vocabulary for sequence in answer.sequences for token in sequence):
-        raise InputError(f"{answer.name}: has tokens beyond the model's vocabulary of {vocabulary}")
+        raise InputError(f"{answer.name}: has token ids beyond the model's vocabulary of {vocabulary} tokens")
     ours = (reference.logits([sequence])[0] for sequence in answer.sequences)
-    arithmetic = answer.arithmetic if wide else f"{answer.arithmetic}, the reference float32"
+    arithmetic = answer.arithmetic if wide else f"{answer.arithmetic}, the reference in float32"
     return OracleCheck(
         name=answer.name,
         nmse=nmse(ours, answer, "the reference"),
@@ -200,8 +212,8 @@ def nmse(logits: Iterable[Logits], answer: Answer, whose: str) -> float:
     for found, wanted in zip(logits, answer.logits, strict=True):
         if found.shape != wanted.shape:
             raise InputError(
-                f"{answer.name}: gives logits of shape {wanted.shape}, and {whose} of {found.shape}; "
-                "that is another model"
+                f"{answer.name}: gives logits of shape {wanted.shape}, but {whose} of {found.shape}; give an oracle of "
+                "the same model"
             )
         for ours, theirs in zip(found, wanted, strict=True):  # row by row: no second copy in float64
             row = theirs.astype(np.float64)
@@ -216,15 +228,15 @@ def _checked(logits: Sequence[Logits], sequences: Sequences, name: str) -> tuple
     for index, (values, tokens) in enumerate(zip(logits, sequences, strict=True)):
         if values.ndim != 2 or len(values) != len(tokens):
             raise InputError(
-                f"{name}: gives an array of shape {values.shape} for {len(tokens)} tokens; ({len(tokens)}, vocabulary) expected"
+                f"{name}: gives an array of shape {values.shape} for {len(tokens)} tokens; expected ({len(tokens)}, vocabulary)"
             )
         if not np.isfinite(values).all():
-            raise InputError(f"{name}: gives logits that are not finite for sequence {index}")
+            raise InputError(f"{name}: gives NaN or infinite logits for sequence {index}; expected finite logits")
     return tuple(logits)
 
 
 def _bound(dtype: str) -> float:
-    """What rounding explains in logits of that type, computed in float32 at best."""
+    """The largest NMSE that rounding explains for logits of that dtype, computed in float32 at best."""
     half = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype, 0.0)  # largest relative rounding error
     return max(FLOAT32, half**2)
 
@@ -241,7 +253,7 @@ def _golden_answer(name: str, golden: Sequence[Golden]) -> Answer:
 
 
 def _load_function(text: str) -> Function:
-    """The function that the user named; modules in the working directory are found."""
+    """Import the function that the user named; modules may be in the working directory. Raises InputError."""
     module, _, name = text.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)
@@ -252,7 +264,7 @@ def _load_function(text: str) -> Function:
     finally:
         sys.path.remove(here)
     if not callable(found):
-        raise InputError(f"oracle {text}: is a {type(found).__name__}, a function of a list of tokens expected")
+        raise InputError(f"oracle {text}: is a {type(found).__name__}; expected a function of a list of token ids")
     return partial(_call, found, text)
 
 
@@ -280,7 +292,7 @@ def _function_answer(name: str, function: Function, sequences: Sequences) -> Ans
 
 
 def _array(name: str, values: Any) -> tuple[Logits, str]:
-    """A function's result as an array, torch's tensors included, and the type that it was given in."""
+    """A function's result (an array or a torch tensor) as a numpy array, and its original dtype."""
     try:
         if isinstance(values, torch.Tensor):
             dtype = str(values.dtype).removeprefix("torch.")
@@ -288,4 +300,4 @@ def _array(name: str, values: Any) -> tuple[Logits, str]:
         found = np.asarray(values)
         return (found, str(found.dtype)) if found.dtype.kind == "f" else (found.astype(np.float64), "float64")
     except (TypeError, ValueError) as error:
-        raise InputError(f"oracle {name}: gives a {type(values).__name__}, an array of logits expected") from error
+        raise InputError(f"oracle {name}: gives a {type(values).__name__}; expected an array of logits") from error

@@ -1,4 +1,4 @@
-"""What an oracle said of the reference and of llama.cpp, as facts. Loads no torch."""
+"""The result of comparing the reference and llama.cpp with an oracle. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class OracleCheck:
-    """The torch reference and llama.cpp against an oracle, over every position of some sequences.
+    """Errors of the torch reference and of llama.cpp against an oracle, over all positions of some sequences.
 
-    `nmse` is the reference's; it may be `bound` at most. `nmse_model` is llama.cpp's, None where the file holds another
-    model than the source (layer surgery). `arithmetic` is what oracle and reference computed in.
+    `nmse` is the reference's NMSE; up to `bound` it is explained by rounding. `nmse_model` is llama.cpp's, None if the file
+    is not the source's model (layer surgery). `arithmetic` describes the dtypes in which oracle and reference computed.
     """
 
     name: str
@@ -33,22 +33,22 @@ class OracleCheck:
 
     @property
     def sentence(self) -> str:
-        """The finding in one line."""
+        """The result in one line."""
         verdict = "agrees" if self.agrees else "disagrees"
         where = f"{self.n_tokens} tokens, {self.arithmetic}"
         if not self.agrees:
-            where += f", at most {self.bound:.0e} expected"
+            where += f"; expected at most {self.bound:.0e}"
         model = "" if self.nmse_model is None else f"; llama.cpp {magnitude(self.nmse_model)}"
         return f"{self.name} {verdict}: NMSE {magnitude(self.nmse)} ({where}){model}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`, under `fidelity.oracle`."""
+        """The value of `fidelity.oracle` in `--json`."""
         found = {**vars(self), "agrees": self.agrees, "notes": list(self.notes)}
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
 
 
 def magnitude(value: float) -> str:
-    """An NMSE with as many digits as are worth reading."""
+    """An NMSE with one or two significant digits."""
     return f"{value:.0e}" if 0 < value < 0.01 else f"{value:.2g}"
 
 

@@ -64,7 +64,7 @@ def load_prompts(path: Path) -> list[Prompt]:
         _from_json(line, origin) if is_json else Prompt(text=line, origin=origin) for origin, line in read_lines(path)
     ]
     if not prompts:
-        raise InputError(f"{path}: has no prompt; write one a line")
+        raise InputError(f"{path}: has no prompts; expected one per line")
     return prompts
 
 
@@ -72,23 +72,23 @@ def _from_json(line: str, origin: str) -> Prompt:
     """The prompt on a JSON line; InputError that names the line (`origin`) for unknown keys or wrong values."""
     row = json_object(line, origin, _KEYS, '{"prompt": "…"}')
     if ("prompt" in row) == ("messages" in row):
-        raise InputError(f'{origin}: needs either "prompt" or "messages", and not both')
+        raise InputError(f'{origin}: has both or neither of "prompt" and "messages"; expected one of them')
     limit = row.get("max_tokens")
     if limit is not None and (type(limit) is not int or limit < 1):
-        raise InputError(f"{origin}: max_tokens is {limit!r}; a whole number from 1 is expected")
+        raise InputError(f"{origin}: max_tokens is {limit!r}; expected a whole number of at least 1")
     if "prompt" in row:
         if not isinstance(row["prompt"], str) or not row["prompt"]:
-            raise InputError(f"{origin}: prompt is {row['prompt']!r}; text is expected")
+            raise InputError(f"{origin}: prompt is {row['prompt']!r}; expected non-empty text")
         return Prompt(text=row["prompt"], max_tokens=limit, origin=origin)
     return Prompt(messages=_messages(row["messages"], origin), max_tokens=limit, origin=origin)
 
 
 def _messages(value: Any, origin: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
-        raise InputError(f"{origin}: messages is {value!r}; a list of objects is expected")
+        raise InputError(f"{origin}: messages is {value!r}; expected a list of objects")
     for index, message in enumerate(value):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise InputError(f'{origin}: message {index} is not an object with "role" and "content"')
+            raise InputError(f'{origin}: message {index} is not valid; expected an object with "role" and "content"')
     return tuple(value)
 
 
@@ -96,11 +96,11 @@ TEXT_CHUNK = 512
 
 
 def render_prompt(runtime: RuntimeLike, prompt: Prompt, chat_options: Mapping[str, Any]) -> str:
-    """A prompt's text, with messages rendered by the model's chat template; InputError if it has none."""
+    """A prompt's text, with messages rendered by the model's chat template. Raises InputError if the model has none."""
     if not prompt.is_chat:
         return prompt.text
     if runtime.info.chat_template is None:
-        raise InputError(f"{prompt.origin}: has messages, but the model has no chat template; give it as text")
+        raise InputError(f'{prompt.origin}: has messages, but the model has no chat template; give "prompt" instead')
     try:
         return runtime.render_chat(prompt.messages, **chat_options)
     except InputError as error:

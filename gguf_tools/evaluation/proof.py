@@ -63,8 +63,8 @@ class Proof:
         self.oracle = Oracles(parse_oracle(oracle)).check_source(source, (self.tokens,))
         if isinstance(self.oracle, OracleCheck) and not self.oracle.agrees:
             raise UnsupportedError(
-                f"{request.source}: {self.oracle.sentence}; tinyq would convert another model than its own code computes, so "
-                "nothing was written: please report this checkpoint"
+                f"{request.source}: {self.oracle.sentence}; tinyq reads this checkpoint differently from the model's own code, "
+                "so nothing is written; please report this checkpoint"
             )
 
     def __call__(self, path: Path, tokenizer: Tokenizer) -> None:
@@ -77,8 +77,8 @@ class Proof:
         nmse = float(np.square(found - wanted).sum() / np.square(wanted).sum())
         if self.exact and not nmse <= FLOAT32:
             raise UnsupportedError(
-                f"{self.model.family} checkpoint: llama.cpp computes something else of the converted file than the torch "
-                f"reference (NMSE {magnitude(nmse)}, at most {FLOAT32:.0e} expected), so nothing was written: please report it"
+                f"{self.model.family} checkpoint: llama.cpp's logits for the converted file differ from the torch reference's "
+                f"(NMSE {magnitude(nmse)}; expected at most {FLOAT32:.0e}), so nothing is written; please report this checkpoint"
             )
         self.proved = Proved(nmse, len(self.tokens))
 

@@ -31,7 +31,7 @@ Operate = Callable[[Model, str], Model]
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSource:
-    """The model to compare with, its origin, and a sentence on what the comparison means.
+    """The model to compare with, its origin, and a note on what is compared.
 
     `model` is None if no family supports the source and transformers' own code is the reference. `tokenizer` is the source's,
     or None if it is not available; `encoder` replaces it if only transformers can read it. `checkpoint` is the source, None
@@ -79,7 +79,7 @@ class Checkpoints:
         return self._opened[place]
 
     def digest(self, place: Path) -> str:
-        """The digest of the checkpoint at `place`, for which all its bytes are read."""
+        """The digest of the checkpoint at `place`; reads all its bytes."""
         if place not in self._digests:
             self._digests[place] = self.open(place).digest()
         return self._digests[place]
@@ -91,7 +91,7 @@ def find_reference(
     """The reference for the GGUF at `path`.
 
     In order of preference: the checkpoint (or GGUF) `given`; the source recorded in the file, or a checkpoint in the file's
-    folder, if its digest matches the recorded one; else the file's own tensors, so that only the engine is compared. If the
+    folder, if its digest matches the recorded one; else the file's own tensors, which tests only llama.cpp's computation. If the
     file records layer surgery, `operate` applies it to the recorded source, and to a given source with the same digest.
     `checkpoints` lets files that share a source read it once.
 
@@ -107,7 +107,10 @@ def find_reference(
         found, reason = _recorded(header, digest, operate, checkpoints)
         if found:
             return found
-    note = f"only the engine was compared, on the file's own weights: {reason}; give --reference to compare the source"
+    note = (
+        f"only llama.cpp's computation is compared, on the file's own weights: {reason}; give --reference to compare the "
+        "source"
+    )
     return ReferenceSource(model=lift(open_gguf(path)), origin="rebuilt", path=path, tokenizer=None, note=note)
 
 
@@ -150,9 +153,9 @@ def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints
 def _run_by_transformers(
     header: GGUFHeader, checkpoint: Checkpoint, is_source: bool | None, refused: InputError
 ) -> ReferenceSource:
-    """A reference that transformers' own code computes, for a source without a family; raises `refused` if it cannot."""
+    """A reference run by transformers, for a source that no family supports. Raises `refused` if transformers cannot run it."""
     if reason := why_not(checkpoint):
-        raise type(refused)(f"{refused}; nor can transformers be the reference: {reason}") from refused
+        raise type(refused)(f"{refused}; transformers cannot be the reference either: {reason}") from refused
     kind = checkpoint.config["model_type"]
     note = f"tinyq has no family for it ({kind}): compared with {transformers_name()}'s own code on {checkpoint.path}"
     if is_source is False:
@@ -188,7 +191,7 @@ def _recorded(
     places: list[tuple[Origin, Path]] = [("beside", folder), ("beside", folder / "hf")]
     if isinstance(recorded, str):
         places.insert(0, ("recorded", folder / recorded))
-    reason = "its source is not where it was"
+    reason = "its source is no longer at the recorded path"
     for origin, place in places:
         if not _may_be_checkpoint(place):
             continue
@@ -204,9 +207,9 @@ def _recorded(
             unchanged = _built(header, checkpoint)
             model, recipe = _operated(header, unchanged, operate)
         except InputError as error:
-            reason = f"the surgery that it records cannot be done again ({error})"
+            reason = f"the surgery recorded in the file cannot be repeated ({error})"
             continue
-        how = "the source recorded in the file" if origin == "recorded" else "the source beside the file"
+        how = "the source recorded in the file" if origin == "recorded" else "the source in the file's folder"
         tokenizer = _tokenizer(header, checkpoint, model.spec.vocab_size)
         return ReferenceSource(
             model=model,
@@ -223,7 +226,7 @@ def _recorded(
 
 
 def _built(header: GGUFHeader, checkpoint: Checkpoint) -> Model:
-    """The source's model, read as the file says that its user asked for."""
+    """The source's model, built with the family that the file records as requested by the user, if any."""
     accepted = header.get(keys.AS_FAMILY)
     return build_model(
         checkpoint, as_family=accepted if isinstance(accepted, str) else None, check_type=check_model_type

@@ -61,7 +61,7 @@ def _differences(differences: Sequence[FirstDifference]) -> list[str]:
             )
         )
     ties = sum(d.verdict == "tie" for d in differences)
-    more = f", the first {_MAX_DIFFERENCES} of which:" if len(differences) > _MAX_DIFFERENCES else ":"
+    more = f"; {_MAX_DIFFERENCES} are shown:" if len(differences) > _MAX_DIFFERENCES else ":"
     title = (
         f"first differences of {len(differences)} continuations ({ties} ties, {len(differences) - ties} faults){more}"
     )
@@ -98,7 +98,7 @@ def check_thresholds(report: FidelityReport, thresholds: Mapping[str, float | No
     """
     unknown = sorted(set(thresholds) - set(_THRESHOLDS))
     if unknown:
-        raise InputError(f"threshold {unknown[0]!r} is not known; {', '.join(_THRESHOLDS)} are")
+        raise InputError(f"threshold {unknown[0]!r} is not known; expected one of {', '.join(_THRESHOLDS)}")
     measured = {
         "min_top1": ("top-1 agreement", report.metrics.top1_agreement),
         "max_nmse": ("NMSE", report.metrics.nmse),
@@ -111,7 +111,7 @@ def check_thresholds(report: FidelityReport, thresholds: Mapping[str, float | No
         if bound is None:
             continue
         if name.startswith("min") and not value >= bound:
-            short.append(f"{label} is {value:.6g}, at least {bound:g} wanted")
+            short.append(f"{label} is {value:.6g}; expected at least {bound:g}")
         elif name.startswith("max") and not value <= bound:
-            short.append(f"{label} is {value:.6g}, at most {bound:g} wanted")
+            short.append(f"{label} is {value:.6g}; expected at most {bound:g}")
     return short

@@ -86,7 +86,7 @@ def load_reference(source: ReferenceSource, dtype: str) -> Reference | Transform
     if source.model is not None:
         return Reference(source.model, DTYPES[dtype])
     if source.checkpoint is None:
-        raise InputError(f"{source.path}: has neither a model nor a checkpoint that transformers could run")
+        raise InputError(f"{source.path}: cannot be a reference: no family supports it, and transformers cannot run it")
     return TransformersModel(source.checkpoint)
 
 
@@ -129,8 +129,8 @@ def evaluate_file(
     with Runtime(path, replace(options, threads=threads)) as runtime:
         if source.model and runtime.info.n_vocab != source.model.spec.vocab_size:
             raise InputError(
-                f"{path}: has a vocabulary of {runtime.info.n_vocab} tokens, and {source.path} one of "
-                f"{source.model.spec.vocab_size}, so that is not its reference; give the checkpoint that it was made from"
+                f"{path}: has a vocabulary of {runtime.info.n_vocab} tokens, but the reference {source.path} has "
+                f"{source.model.spec.vocab_size}; give the checkpoint that the file was made from"
             )
         found = oracles.check(source, runtime, prompts, text) if oracles else None
         reference = load() if load else load_reference(source, dtype)
@@ -172,7 +172,7 @@ class FileScores:
 
 @dataclass(frozen=True)
 class FileFailure:
-    """A file that llama.cpp failed on while others were measured, and what was seen."""
+    """A file that llama.cpp failed on while other files were measured, and the error."""
 
     path: str
     message: str

@@ -75,7 +75,7 @@ def text_of(results: Sequence[FileScores]) -> str:
         blocks.append(f"{about}:\n\n{table(('file', *DIFFERENCE_HEAD), rows, DIFFERENCE_ALIGN)}")
         if not cards[best].held_out:
             blocks.append(
-                "the best of several is flattered by the questions that chose it; --held-out rest asks others"
+                "the best score of several is biased upwards on the questions used to select it; --held-out rest asks others"
             )
     notes = [f"note: {names[result.model.path]}: {note}" for result in results for note in _notes(result)]
     return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
@@ -119,11 +119,11 @@ def shortcomings(
         check = _check(result)
         if check and not check.agrees:
             found.append(
-                f"{path}: {check.name} disagrees with the reference (NMSE {check.nmse:.2g}, at most {check.bound:.0e} expected): "
-                "tinyq reads this checkpoint otherwise than its own code does, please report it"
+                f"{path}: {check.name} disagrees with the reference (NMSE {check.nmse:.2g}; expected at most {check.bound:.0e}): "
+                "tinyq reads this checkpoint differently from the model's own code; please report it"
             )
         if result.card and min_score is not None and not overall(result.card) >= min_score:
-            found.append(f"{path}: the card's score is {overall(result.card):.2f}, at least {min_score:g} wanted")
+            found.append(f"{path}: the card's score is {overall(result.card):.2f}; expected at least {min_score:g}")
     return found
 
 

@@ -43,14 +43,14 @@ def json_object(line: str, origin: str, known: Collection[str], example: str) ->
         reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise InputError(f"{origin}: is not JSON ({reason})") from error
     if not isinstance(row, dict):
-        raise InputError(f"{origin}: is a {type(row).__name__}; an object such as {example} is expected")
+        raise InputError(f"{origin}: is a {type(row).__name__}; expected an object such as {example}")
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"{origin}: has an escape that is half a character (a lone surrogate)") from error
+        raise InputError(f"{origin}: has an escaped lone surrogate; expected valid Unicode") from error
     unknown = sorted(set(row) - set(known))
     if unknown:
-        raise InputError(f"{origin}: key {shown(unknown[0])} is not known; {', '.join(known)} are")
+        raise InputError(f"{origin}: key {shown(unknown[0])} is not known; expected {', '.join(known)}")
     return row
 
 

@@ -52,25 +52,25 @@ def why_not(checkpoint: Checkpoint) -> str | None:
     if importlib.util.find_spec("transformers") is None:
         return "transformers is not installed (pip install 'tinyq[oracle]')"
     if int(importlib.import_module("importlib.metadata").version("transformers").split(".")[0]) < OLDEST:
-        return f"{transformers_name()} is too old, {OLDEST}.0 is needed"
+        return f"{transformers_name()} is too old; expected at least {OLDEST}.0"
     folder, config = checkpoint.folder, checkpoint.config
     kind = config.get("model_type")
     if not checkpoint.path.is_dir() or not (folder / CONFIG).exists():
-        return f"transformers reads folders with {CONFIG}, which this is not"
+        return f"transformers reads only folders with {CONFIG}"
     if not isinstance(kind, str):
-        return f"{CONFIG} names no model_type, by which transformers would know it"
+        return f"{CONFIG} has no model_type, which transformers needs"
     if not _is_causal(kind):
         return f"{transformers_name()} has no decoder for model_type {shortened(kind)!r}"
     if (folder / "adapter_config.json").exists():
-        return "adapter_config.json lies beside the weights, which would make transformers look for another model"
+        return "the folder has an adapter_config.json, which makes transformers load another model"
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     if any("quantization_config" in part for part in parts):
         return "its weights are quantized (quantization_config)"
     if checkpoint.metadata.get("format") == "mlx":
-        return "it was saved by MLX, whose weights transformers would misread"
+        return "it was saved by MLX, whose layout transformers would misread"
     depth = max([0, *(n for part in parts if isinstance(n := part.get("num_hidden_layers"), int))])
     if depth > len(checkpoint.tensors):
-        return f"{CONFIG} states {depth} layers, and there are {len(checkpoint.tensors)} tensors"
+        return f"{CONFIG} states {depth} layers, but there are only {len(checkpoint.tensors)} tensors"
     return None
 
 
@@ -100,12 +100,14 @@ class TransformersModel:
         self.name = transformers_name()
         count = parameters_of(checkpoint)
         if not fits(count, 4):
-            raise InputError(f"{self.path}: {count:,} weights in float32 do not fit the memory that is left")
+            raise InputError(f"{self.path}: {count:,} weights in float32 do not fit into the available memory")
         self.dtype = torch.float64 if fits(count, 8) else torch.float32
         self.notes: tuple[str, ...] = ()
         self.rounded: set[str] = set()
         if "auto_map" in checkpoint.config:
-            self.notes += (f"code of its own, which {CONFIG} names (auto_map), was not run; transformers' class was",)
+            self.notes += (
+                f"{CONFIG} names the checkpoint's own code (auto_map), which is not run; transformers' class is used",
+            )
         with self._running(), _arithmetic(self.dtype):
             library = importlib.import_module("transformers")
             self._check_size(library, count)
@@ -131,7 +133,7 @@ class TransformersModel:
     def arithmetic(self) -> str:
         """The arithmetic in words."""
         if self.dtype == torch.float64 and self.rounded:
-            return "float64, in places float32"
+            return "float64, with float32 in some operations"
         return str(self.dtype).removeprefix("torch.")
 
     @property
@@ -140,7 +142,7 @@ class TransformersModel:
         return int(self._model.get_output_embeddings().weight.shape[0])
 
     def setting(self, key: str) -> Any:
-        """What the class made of a key of the config; None where it has no such key."""
+        """The value of a config key in the class; None if the class has no such key."""
         return getattr(self._model.config.get_text_config(decoder=True), key, None)
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.floating[Any]]]:
@@ -162,8 +164,8 @@ class TransformersModel:
         needed = sum(tensor.numel() for part in (empty.parameters(), empty.buffers()) for tensor in part)
         if needed > 2 * count + MOST_EXTRA:
             raise InputError(
-                f"{self.path}: the class that {CONFIG} names has {needed:,} weights, and the file {count:,}; "
-                "they do not belong together"
+                f"{self.path}: the class that {CONFIG} names has {needed:,} weights, but the file has {count:,}; "
+                f"check {CONFIG}"
             )
 
     def _check_loading(self, info: Mapping[str, Any]) -> None:
@@ -173,8 +175,8 @@ class TransformersModel:
         zero = [name for name in missing if name.endswith("bias") and name in own and not own[name].any()]
         problems = {
             "lacks": [name for name in missing if name not in zero],
-            "has no place for": sorted(map(str, info["unexpected_keys"])),
-            "has in another shape": sorted(str(key[0]) for key in info.get("mismatched_keys", ())),
+            "does not use": sorted(map(str, info["unexpected_keys"])),
+            "expects another shape for": sorted(str(key[0]) for key in info.get("mismatched_keys", ())),
         }
         kind = type(self._model).__name__
         for what, names in problems.items():
@@ -185,7 +187,7 @@ class TransformersModel:
                     subject = f"transformers' {kind} {what} {names[0]}{more} of the file"
                 raise InputError(f"{self.path}: {subject}, so it does not compute this model")
         if zero:
-            self.notes += (f"transformers' {kind} has {len(zero)} biases that the file lacks, which are zero there",)
+            self.notes += (f"transformers' {kind} has {len(zero)} biases that the file lacks; they are set to zero",)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -207,7 +209,7 @@ def transformers_encoder(checkpoint: Checkpoint) -> Callable[[str, bool], Sequen
     Raises InputError if the folder has no tokenizer or transformers cannot read it.
     """
     if not any((checkpoint.folder / name).exists() for name in TOKENIZERS):
-        raise InputError(f"{checkpoint.folder}: holds no tokenizer")
+        raise InputError(f"{checkpoint.folder}: has no tokenizer files")
     try:
         with _without_hub(), _silent():
             library = importlib.import_module("transformers")
@@ -217,7 +219,7 @@ def transformers_encoder(checkpoint: Checkpoint) -> Callable[[str, bool], Sequen
             tokenizer.encode("a")
     except Exception as error:
         text = shortened(one_line(str(error)), 160)
-        raise InputError(f"{checkpoint.folder}: transformers reads no tokenizer ({text})") from error
+        raise InputError(f"{checkpoint.folder}: transformers cannot read the tokenizer ({text})") from error
     return lambda text, add_special: list(tokenizer.encode(text, add_special_tokens=add_special))
 
 

@@ -1,5 +1,5 @@
-"""A checkpoint whose model_type no family declares: whether transformers' own code for it computes what the family of its
-tensors does."""
+"""Checks a checkpoint whose model_type no family declares: whether its transformers class gives the same logits as the family
+that its tensors match."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
     from gguf_tools.evaluation.transformers_model import TransformersModel
 
 TOKENS = 48
-"""Length of the sequence that is compared: token ids spread over the vocabulary."""
+"""Length of the compared sequence; its token ids are spread evenly over the vocabulary."""
 BOUND = 1e-9
-"""Largest NMSE of its logits, Σ|reference − transformers|² / Σ|transformers|²."""
+"""Largest accepted NMSE of the logits, Σ|reference − transformers|² / Σ|transformers|²."""
 WINDOWS = ("sliding_window", "attention_chunk_size")
-"""Keys that limit attention to so many tokens, which a short sequence may not show."""
+"""Config keys that limit attention to a number of tokens, which has no effect on a short sequence."""
 
 
 def check_model_type(checkpoint: Checkpoint, model: Model) -> str:
-    """A note on what transformers says of `model`, which a family made that does not declare the checkpoint's model_type.
+    """Compare `model`, built by a family that does not declare the checkpoint's model_type, with transformers.
 
-    Raises UnsupportedError where transformers cannot run the checkpoint, or computes something else.
+    Returns a note if the logits are equal. Raises UnsupportedError if they differ, or if transformers cannot run the
+    checkpoint.
     """
-    # torch takes seconds to load, and hardly any checkpoint needs this check.
+    # torch takes seconds to import, and few checkpoints need this check.
     import torch
 
     from gguf_tools.evaluation.transformers_model import TransformersModel, fits
@@ -36,7 +37,7 @@ def check_model_type(checkpoint: Checkpoint, model: Model) -> str:
 
     kind = shortened(repr(checkpoint.config.get("model_type")))
     where = f"{checkpoint.path}: model_type {kind}"
-    accept = f"if it computes what {model.family} does, say so with --as {model.family}"
+    accept = f"if the model computes the same as {model.family}, give --as {model.family}"
     try:
         loaded = TransformersModel(checkpoint)
         _same_reach(loaded, model, where)
@@ -47,31 +48,30 @@ def check_model_type(checkpoint: Checkpoint, model: Model) -> str:
         raise
     except InputError as error:
         why = str(error).removeprefix(f"{checkpoint.path}: ")
-        raise UnsupportedError(f"{where} is of a family that tinyq does not support ({why}); {accept}") from error
+        raise UnsupportedError(f"{where} is not supported ({why}); {accept}") from error
     dtype = torch.float64 if fits(model.parameters, 8) else torch.float32
     found = Reference(model, dtype).logits([tokens])[0]
     if found.shape != wanted.shape:
         raise UnsupportedError(
-            f"{where}: {loaded.name} gives logits of shape {wanted.shape}, {model.family} {found.shape}"
+            f"{where} is not supported: {loaded.name} gives logits of shape {wanted.shape}, {model.family} {found.shape}"
         )
     truth = wanted.astype(np.float64)
     nmse = float(np.square(found - truth).sum() / np.square(truth).sum())
     if not nmse <= BOUND:
         raise UnsupportedError(
-            f"{where} is of a family that tinyq does not support: its tensors have the names of {model.family}'s, but "
-            f"{loaded.name} computes something else with them (NMSE {nmse:.1e})"
+            f"{where} is not supported: its tensors are named as in {model.family}, but {loaded.name} gives other logits "
+            f"(NMSE {nmse:.1e})"
         )
-    return f"model_type {kind} is computed as {model.family}: {loaded.name} computes the same (NMSE {nmse:.0e})"
+    return f"model_type {kind} is converted as {model.family}: {loaded.name} gives the same logits (NMSE {nmse:.0e})"
 
 
 def _same_reach(loaded: TransformersModel, model: Model, where: str) -> None:
-    """Refuse a window of the class that no layer of the model has."""
+    """Raise UnsupportedError if the transformers class has an attention window that no layer of the model has."""
     layers = [layer.mixer for layer in model.spec.layers]
     own = {mixer.window for mixer in layers if isinstance(mixer, Attention)}
     for key in WINDOWS:
         length = loaded.setting(key)
         if isinstance(length, int) and 0 < length < model.spec.context_length and length not in own:
             raise UnsupportedError(
-                f"{where} is of a family that tinyq does not support: {loaded.name} limits attention to {length} tokens ({key}), "
-                f"{model.family} does not"
+                f"{where} is not supported: {loaded.name} limits attention to {length} tokens ({key}), {model.family} does not"
             )

@@ -1,4 +1,4 @@
-"""Putting a model together: from layers in Hugging Face layout, or in any other, with what lies beside the weights."""
+"""Builds a Model from its layers: `assemble` for the Hugging Face layout, `finished` for any layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import Tensor
 
 LayerBuilder = Callable[[str, int, Norm], Layer]
-"""(prefix of the layer's tensors, hidden size, norm) → the layer without its two norms' tensors."""
+"""(prefix of the layer's tensors, hidden size, norm) → the layer, without the tensors of its two norms."""
 
 
 def assemble(
@@ -27,9 +27,11 @@ def assemble(
     scales: Mapping[str, float] = {},
     swiglu: bool = True,
 ) -> Model:
-    """A Model from `model.layers.N.…`; `offset` is what the family adds to its norm weights.
+    """A Model from tensors named `model.layers.N.…`; the model adds `offset` to its stored norm weights.
 
-    `scales` are fields of the spec besides, such as embedding_scale; without `swiglu` the family reads hidden_act itself.
+    `scales` are further fields of the spec, such as embedding_scale. With `swiglu`, hidden_act must be SiLU; without it, the
+    family reads hidden_act itself. Raises CheckpointError for missing, leftover or misshapen tensors and for config values
+    that cannot be used.
     """
     tensors, tied = hf.embeddings(inventory, config)
     vocab, hidden = tensors["embedding"].shape
@@ -67,7 +69,10 @@ def finished(
     tensors: Mapping[str, Tensor],
     layers: Sequence[Layer],
 ) -> Model:
-    """A Model from its spec, the tensors outside the layers and the layers, with what lies beside the weights."""
+    """A Model from its spec, the tensors outside the layers, and the layers.
+
+    Adds the config's notes, the front matter of README.md and the defaults of generation_config.json.
+    """
     return Model(
         spec=spec,
         tensors=tensors,

@@ -1,4 +1,4 @@
-"""What a family is, and what each variant of its small checkpoints must show."""
+"""The Family class, and Expected: the test expectations for each variant of a family's small checkpoints."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from gguf_tools.model.spec import Model
 from gguf_tools.sources.checkpoint import Checkpoint
 
 EXACT = 1e-11
-"""Bound on the NMSE of an F32 file's logits: float32 sums in llama.cpp against float64 ones in the reference.
+"""Bound on the NMSE of an F32 file's logits: float32 sums in llama.cpp against float64 sums in the reference.
 
-The product's own bar is 1e-9.
+This is for tests; tinyq itself calls a conversion exact up to an NMSE of 1e-9.
 """
 
 
 CheckType = Callable[[Checkpoint, Model], str]
-"""(checkpoint, its model by a family that does not declare its model_type) → a note on the code that computes the same.
+"""(checkpoint, its Model built by a family that does not declare the checkpoint's model_type) → a note.
 
-Raises UnsupportedError where other code computes something else, or where there is none."""
+The note names the code that was run and gave the same logits. Raises UnsupportedError if the logits differ, or if there is
+no code to run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What a small checkpoint must show. The conformance test holds it, and `docs/conformance.md` lists it.
+    """What converting a small checkpoint must give. The conformance test checks it, and `docs/conformance.md` lists it.
 
-    `target` and `rewrites` are the plan by names, the rewrites in order; without a `target` the checkpoint is refused
-    whatever the user allows. `refused` is a part of what the refusal says: with a target, the checkpoint is converted
-    with --allow-approximate. `notes` has a part of each note about the checkpoint. `text_only`: the checkpoint has a
-    tower beside the text model, and is converted with --text-only. `nmse` bounds the error of the F32 file's logits.
-    `oracle`: transformers' class for the config's model_type loads the folder as it is and computes the same logits.
+    `target` and `rewrites` (in order) are the names in the plan; an empty `target` means that the checkpoint is refused
+    even with --allow-approximate. `refused` is a substring of the error; if `target` is set too, the checkpoint is
+    converted with --allow-approximate. `notes` holds a substring of each note on the checkpoint. `text_only`: the
+    checkpoint has a vision tower and is converted with --text-only. `nmse` bounds the error of the F32 file's logits.
+    `oracle`: the transformers class for the config's model_type loads the folder unchanged and gives the same logits.
     """
 
     target: str = ""
@@ -49,16 +50,16 @@ class Expected:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A family of checkpoints: `matches` looks at tensor names and shapes only; `build` makes the Model.
+    """A family of checkpoints: `matches` looks at tensor names and shapes only; `build` returns the Model.
 
-    `model_types` are the values of config.json's model_type whose arithmetic this is, the most usual first; any other has to
-    be proved or accepted by the user. A family without is of code that no config names, and takes any.
-    `preferred_targets` are the llama.cpp architectures under which users expect the family, the most expected first: one of
-    them is taken among the targets that add no more weights. `tiny(folder, variant, seed)` writes a random small
-    checkpoint in the published layout, for each of `variants`.
+    `model_types` are the values of model_type in config.json that this family implements, the most common first. Any other
+    model_type must be verified by `CheckType` or accepted by the user. An empty tuple accepts every model_type (for code
+    whose configs name none). `preferred_targets` are the llama.cpp architectures that users expect for the family, in order
+    of preference; they win over other targets that add no more weights. `tiny(folder, variant, seed)` writes a small
+    random checkpoint in the published layout for each variant in `variants`.
 
-    `by_type`: the tensors are those of another family too, and only the config tells that they are computed otherwise; the
-    family is recognised where they fit and model_type is one of its own.
+    `by_type`: another family has the same tensors, and only the config shows that the computation differs; the family is
+    recognised if the tensors match and model_type is one of its own.
     """
 
     name: str

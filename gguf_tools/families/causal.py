@@ -1,6 +1,6 @@
-"""Models whose attention is not causal, refused by what their config says: encoders, embedders and diffusion language models.
+"""Refuses models with bidirectional attention, by their config: encoders, embedding models, diffusion language models.
 
-Their tensors are a decoder's, and llama.cpp would hide from each position what comes after it.
+Their tensors look like a decoder's, but llama.cpp would apply a causal mask to them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ TYPES = re.compile(
     r"a2d[-_].*|.*bert.*|.*electra.*|.*bidirec.*|.*diffu.*|deberta.*|dream.*|llada.*|mmada.*|nomic.*|rnd1.*|sdar.*|xlm.*",
     re.IGNORECASE,
 )
-"""Values of model_type, whole: encoders, and diffusion language models (Dream, LLaDA, SDAR, RND1, MMaDA, DiffuLLaMA)."""
+"""Full matches of model_type: encoders, and diffusion language models (Dream, LLaDA, SDAR, RND1, MMaDA, DiffuLLaMA)."""
 CLASSES = re.compile(
     r"(Dream|LLaDA|SDAR|RND1|MMaDA|A2D).*|.*(Bidirec|Diffu|ForMaskedLM|ForMaskedDiffusion).*", re.IGNORECASE
 )
-"""Names of `architectures`, whole."""
+"""Full matches of a name in `architectures`."""
 
 
 def refuse_bidirectional(checkpoint: Checkpoint) -> None:
-    """UnsupportedError, naming the key, where the config says that positions see those after them."""
+    """Raise UnsupportedError, naming the config key, if the config says that attention is bidirectional."""
     for key, value in _signs(checkpoint):
         raise UnsupportedError(
             f"{checkpoint.folder / CONFIG}: {key} is {shortened(repr(value))}: attention is not causal (an encoder or a "

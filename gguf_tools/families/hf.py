@@ -1,7 +1,7 @@
-"""Parts of a decoder in the layout of Hugging Face transformers, shared by the families that use it.
+"""Attention, feed-forward and embeddings in the layout of Hugging Face transformers, shared by the families that use it.
 
-Each function takes the tensors it needs from the inventory and returns the part's spec with its tensors by role.
-Tensors decide: what the config says beyond them is read only where shapes cannot tell, and contradictions are noted.
+Each function takes its tensors from the inventory and returns a spec together with the tensors by role. Sizes come from
+the tensors' shapes. The config is read only for what shapes cannot tell; where it contradicts them, a note says so.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ def attention(
     *,
     whole_rope: bool = False,
 ) -> tuple[Attention, LayerTensors]:
-    """`self_attn` with separate projections; a query projection twice as wide as the output's input holds a gate.
+    """`self_attn` with separate projections: q (heads * head_dim, hidden), k and v (kv_heads * head_dim, hidden).
 
-    `qk_norm` is the norm that q_norm and k_norm use where they exist. The gate's rows follow the query's in each head
-    (Qwen3-Next). `window` is the layer's sliding window (`ClassConfig.window`), `whole_rope` as in `rope`.
+    If q_proj has twice as many rows as o_proj has columns, it holds an output gate too: in each head the gate's rows
+    follow the query's (Qwen3-Next). `qk_norm` is the norm of q_norm and k_norm, if those tensors exist. `window` is the
+    layer's sliding window in tokens (`ClassConfig.window`); `whole_rope` is passed to `rope`.
     """
     wide = inventory.shape(f"{prefix}o_proj.weight")[1]
     normed = f"{prefix}q_norm.weight" in inventory
@@ -52,12 +53,12 @@ def attention(
     if normed and head_dim == wide and heads_stated > 1:
         raise UnsupportedError(
             f"{inventory.path}: {prefix}q_norm.weight has {wide} entries, one norm across all {heads_stated} heads "
-            "(as OLMo has); only norms of each head are supported"
+            "(as in OLMo), which is not supported; only per-head norms are"
         )
     if wide % head_dim or k_rows % head_dim or (wide // head_dim) % max(1, k_rows // head_dim):
         raise CheckpointError(
-            f"{inventory.path}: {prefix}o_proj.weight takes {wide} inputs and k_proj has {k_rows} rows, which are not "
-            f"whole heads of {head_dim} in whole groups; check head_dim in config.json"
+            f"{inventory.path}: {prefix}o_proj.weight has {wide} columns and k_proj {k_rows} rows, which do not divide "
+            f"into heads of {head_dim} in equal groups; check head_dim in config.json"
         )
     heads, kv_heads = wide // head_dim, k_rows // head_dim
     config.expect("num_attention_heads", heads)
@@ -96,14 +97,14 @@ def attention(
 
 
 def expect_kind(config: Config, prefix: str, actual: str) -> None:
-    """Note it where the config's layer_types says otherwise of the layer whose tensors have `prefix`."""
+    """Add a note if layer_types in the config differs from the actual type of the layer whose tensors have `prefix`."""
     kinds, n = config.values.get("layer_types"), layer_number(prefix)
     if isinstance(kinds, list) and n < len(kinds) and kinds[n] != actual:
-        config.note(f"config.json says layer {n} is {kinds[n]}, its tensors are {actual}")
+        config.note(f"config.json says layer {n} is {kinds[n]}, but its tensors are {actual}")
 
 
 def gated_mlp(inventory: Inventory, prefix: str, hidden: int, role: str = "ffn") -> tuple[GatedMLP, LayerTensors]:
-    """`gate_proj`, `up_proj` and `down_proj` under `prefix`."""
+    """`gate_proj` and `up_proj`, (width, hidden), and `down_proj`, (hidden, width), under `prefix`."""
     gate = inventory.take(f"{prefix}gate_proj.weight", None, hidden)
     width = gate.shape[0]
     part = {
@@ -154,7 +155,7 @@ def activation(config: ClassConfig, key: str = "hidden_act") -> Activation:
 
 
 def has_experts(inventory: Inventory, prefix: str) -> bool:
-    """Whether the feed-forward under `prefix` has routed experts, one by one or fused."""
+    """Whether the feed-forward under `prefix` has routed experts, as one tensor per expert or fused."""
     names = ("gate.weight", "experts.0.gate_proj.weight", "experts.gate_up_proj")
     return any(f"{prefix}{name}" in inventory for name in names)
 
@@ -162,9 +163,10 @@ def has_experts(inventory: Inventory, prefix: str) -> bool:
 def moe(
     inventory: Inventory, config: ClassConfig, prefix: str, hidden: int, *, normalised: bool
 ) -> tuple[MoE, LayerTensors]:
-    """A router `gate`, experts one tensor each or fused, and perhaps a shared expert with or without a gate.
+    """A mixture of experts: router `gate` (experts, hidden), routed experts, and optionally a shared expert.
 
-    `normalised` is the family's default of norm_topk_prob.
+    The experts are one tensor per expert or fused; the shared expert may have a gate. `normalised` is the family's default
+    for norm_topk_prob. Raises CheckpointError if num_experts_per_tok exceeds the number of experts.
     """
     router = inventory.take(f"{prefix}gate.weight", None, hidden)
     experts = router.shape[0]
@@ -185,12 +187,12 @@ def moe(
             part["shared.sigmoid"] = Reshaped(inventory.take(gate, 1, hidden), (hidden,))
         config.expect("shared_expert_intermediate_size", mlp.width)
     elif config.values.get("shared_expert_intermediate_size"):
-        config.note("config.json names a shared expert, the tensors have none")
+        config.note("config.json states a shared expert, but the tensors have none")
     return MoE(experts, width, Router(top_k=top_k, normalised=renormalised(config, normalised)), shared), part
 
 
 def renormalised(config: ClassConfig, default: bool) -> bool:
-    """Whether the weights of the experts chosen are made to sum to 1; `default` is for a config without norm_topk_prob."""
+    """Whether the weights of the selected experts are normalised to sum to 1; `default` if norm_topk_prob is absent."""
     stated = config.values.get("norm_topk_prob")
     if not config.rules.renormalised:
         return config.flag("norm_topk_prob", default)
@@ -200,7 +202,7 @@ def renormalised(config: ClassConfig, default: bool) -> bool:
 
 
 def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> LayerTensors:
-    """The experts' gate and up, (experts, width, hidden), and down, (experts, hidden, width), fused or one by one."""
+    """The experts' gate and up, (experts, width, hidden), and down, (experts, hidden, width), from either layout."""
     fused = f"{prefix}experts.gate_up_proj"
     if fused in inventory or f"{prefix}experts.down_proj" in inventory:
         return fused_experts(inventory, fused, f"{prefix}experts.down_proj", experts, hidden)
@@ -227,7 +229,7 @@ def fused_experts(inventory: Inventory, gate_up: str, down: str, experts: int, h
 
 
 def embeddings(inventory: Inventory, config: Config) -> tuple[dict[str, Tensor], bool]:
-    """Token embedding, final norm and output projection, and whether the two matrices are tied (`embedding_and_output`)."""
+    """Token embedding, final norm and output projection by role, and whether embedding and output are tied."""
     embedding, output = embedding_and_output(inventory, config, EMBEDDING, OUTPUT)
     vocab, hidden = embedding.shape
     part = {"embedding": embedding, "output_norm": inventory.take("model.norm.weight", hidden)}

@@ -1,6 +1,6 @@
-"""What the config classes of transformers assume where config.json does not say, and which keys their models do not heed.
+"""Defaults of transformers' config classes for keys absent from config.json, and the keys that their models ignore.
 
-One row a model_type, as data. `tests/families/test_hf_classes.py` holds every row against the installed library's class.
+One row per model_type, as data. `tests/families/test_hf_classes.py` compares every row with the installed library's class.
 Source: transformers 5, `models/*/configuration_*.py` and `modeling_*.py`.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 LayerRule = Callable[[int, int], bool]
-"""(layer, max_window_layers) → whether the layer has a window where layer_types does not say."""
+"""(layer, max_window_layers) → whether the layer has a sliding window if layer_types is absent."""
 
 
 def _every(_: int, __: int) -> bool:
@@ -34,8 +34,8 @@ def _three_in_four(layer: int, _: int) -> bool:
 class Windows:
     """How a class reads `sliding_window`.
 
-    `switch`: whether use_sliding_window has to be true. `listed`: whether layer_types is heeded; where it does not say,
-    `limited` does. `zero_is_none`: whether a window of 0 is none.
+    `switch`: whether use_sliding_window has to be true. `listed`: whether layer_types is read; if it is absent, `limited`
+    decides which layers have the window. `zero_is_none`: whether a window of 0 means no window.
     """
 
     switch: bool = False
@@ -46,12 +46,12 @@ class Windows:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRules:
-    """What a class makes of a config.
+    """How a class of transformers reads its config.
 
-    `defaults` are the values of keys that are absent; a key that is null is not absent. `theta` is rope_theta's default.
-    `partial`: whether plain rope heeds partial_rotary_factor, and `partial_default` its value where it is absent.
-    `windows` is None where the class has no sliding windows. `renormalised`: the router's weights sum to 1 whatever
-    norm_topk_prob says. `rope` is what stands for rope_parameters where the config has none.
+    `defaults` are the values of absent keys (a null value does not count as absent); `theta` is the default of rope_theta.
+    `partial`: whether unscaled rope uses partial_rotary_factor; `partial_default` is that factor's default.
+    `windows` is None if the class has no sliding windows. `renormalised`: the router's weights are normalised to sum to 1
+    whatever norm_topk_prob says. `rope` is the default of rope_parameters.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -164,16 +164,16 @@ CLASSES: Mapping[str, ClassRules] = {
         4096, epsilon=1e-5, defaults={"sliding_window": None}, windows=Windows(), partial=True, partial_default=1.0
     ),
 }
-"""The rules by model_type. An outer type, of a model with towers, has those of its text part."""
+"""The rules by model_type. The outer type of a multimodal model has the rules of its text model."""
 
 QUIET = frozenset({"hidden_act", "use_sliding_window", "max_window_layers", "head_dim", "no_rope_layer_interval"})
-"""Keys whose defaults are not worth a note: the common case, or what only the tensors decide."""
+"""Keys whose defaults are used without a note: the common case, or a value that the tensors alone decide."""
 
 
 def bare(family: str, **changes: Any) -> ClassRules:
-    """The rules of a config that names no class known, of a checkpoint with the tensors of `family` (a model_type).
+    """The rules for a config without a known class, if the checkpoint has the tensors of `family` (a model_type).
 
-    What the config states is taken at its word, also partial_rotary_factor, and what computes is not assumed.
+    Everything the config states is used, partial_rotary_factor too. A key that changes the computation has no default.
     """
     rules = CLASSES[family]
     defaults = {key: value for key, value in rules.defaults.items() if key in QUIET and key != "head_dim"}

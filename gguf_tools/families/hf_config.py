@@ -1,4 +1,4 @@
-"""A config.json read as the class of transformers that its model_type names reads it."""
+"""Reads config.json in the way of the transformers class that its model_type names."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.text import shortened
 
 AT_ITS_WORD = ClassRules(partial=True)
-"""Nothing is assumed of a config, and what it states is taken."""
+"""Rules without defaults: every value that the config states is used."""
 
 
 class ClassConfig(Config):
-    """A config with the defaults of its class, each noted when it is used.
+    """A config with the defaults of its transformers class; a note records each default that is used.
 
-    `types` are the family's own values of model_type; of any other, and of none, `bare` are the rules.
+    `types` are the family's values of model_type. The rules for any other model_type, or for none, are `bare`.
     """
 
     def __init__(self, checkpoint: Checkpoint, types: Collection[str] = (), bare: ClassRules = AT_ITS_WORD) -> None:
@@ -29,11 +29,12 @@ class ClassConfig(Config):
         self.replaced = checkpoint.replaced
         if stated is not None and self.kind is None and types:
             self.note(
-                f"config.json calls the model {shortened(repr(stated))}; it is computed as the family of its tensors is"
+                f"config.json says model_type {shortened(repr(stated))}; the model is converted as the family that its "
+                "tensors match"
             )
 
     def _class_name(self) -> str:
-        """The row of the class: transformers' AutoConfig takes a mistral with layer_types for a ministral."""
+        """The model_type whose rules apply: transformers' AutoConfig reads a mistral with layer_types as a ministral."""
         return "ministral" if self.kind == "mistral" and "layer_types" in self.values else str(self.kind)
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -52,7 +53,7 @@ class ClassConfig(Config):
         return super().flag(key, default)
 
     def fill(self, key: str) -> None:
-        """Take the class's default for `key` where it is absent, and say so."""
+        """Use the class's default for `key` if it is absent, and note it."""
         if key not in self.values and key in self.rules.defaults:
             value = self.rules.defaults[key]
             self.values = {**self.values, key: value}
@@ -60,15 +61,15 @@ class ClassConfig(Config):
                 self.assumed(key, value)
 
     def assumed(self, key: str, value: Any) -> None:
-        """Note that `key` is absent and what stands for it."""
+        """Note that `key` is absent, and the value used for it."""
         self.note(f"config.json does not give {key}: {value} is assumed, as transformers does for {self.kind}")
 
     def unheeded(self, key: str, value: Any) -> None:
-        """Note that the class does not heed what the config says of `key`."""
+        """Note that the class ignores `key`, which the config states."""
         self.note(f"config.json says {key} {shortened(repr(value))}, which transformers ignores for {self.kind}")
 
     def trained_context(self) -> int:
-        """max_position_embeddings of the file itself, from which YaRN's numbers follow, whatever context the user gives."""
+        """max_position_embeddings in tokens as the file states it, without the user's override: YaRN depends on it."""
         key = "max_position_embeddings"
         value = self.replaced.get(key)
         if value is None:
@@ -78,10 +79,10 @@ class ClassConfig(Config):
         return value
 
     def head_dim(self, wide: int, keys: int, hidden: int) -> int:
-        """Size of a head where no norm's shape tells it: `wide` are all heads together, `keys` all key heads.
+        """The head dimension, if no q_norm shows it: `wide` is heads * head_dim, `keys` is kv_heads * head_dim.
 
-        What the config or else its class says, if heads of that size fill `wide`. Where the config does not say, the number
-        of heads that it states decides. Raises CheckpointError where neither fits.
+        It is head_dim from the config, or else the class's default, if num_attention_heads times it equals `wide`. If the
+        config has no head_dim, `wide` / num_attention_heads comes next. Raises CheckpointError if neither fits.
         """
         heads = self.integer("num_attention_heads")
         stated = self.values.get("head_dim")
@@ -101,11 +102,11 @@ class ClassConfig(Config):
             return size
         raise CheckpointError(
             f"{self.path}: num_attention_heads {heads} and head_dim {'(missing)' if stated is None else stated} do not fit the "
-            f"tensors, whose heads are {wide} wide together (keys {keys}); give the head_dim that the model was trained with"
+            f"tensors, which have {wide} query rows and {keys} key rows; set head_dim to the value used in training"
         )
 
     def window(self, layer: int) -> int | None:
-        """The sliding window of a layer; None is full attention."""
+        """The sliding window of a layer in tokens; None for full attention. Raises CheckpointError for unusable values."""
         windows = self.rules.windows
         if windows is None:
             if self.kind and self.values.get("sliding_window") is not None:
@@ -125,7 +126,7 @@ class ClassConfig(Config):
         return size if self._limited(layer) else None
 
     def _refuse_window_of(self, layer: int, why: str) -> None:
-        """A class that heeds layer_types needs a window where they name one; what else it would compute, nothing tells."""
+        """Raise CheckpointError if layer_types gives `layer` a sliding window although the config states no window size."""
         kinds = self.values.get("layer_types")
         windows = self.rules.windows
         if (
@@ -136,11 +137,11 @@ class ClassConfig(Config):
             and "sliding_attention" in kinds[layer:][:1]
         ):
             raise CheckpointError(
-                f"{self.path}: layer_types[{layer}] is sliding_attention, but {why}; mend one of the two"
+                f"{self.path}: layer_types[{layer}] is sliding_attention, but {why}; correct one of the two"
             )
 
     def _note_unheeded(self, windows: Windows) -> None:
-        """Note the keys that would leave layers without a window in other classes."""
+        """Note the keys that this class ignores, but with which other classes would turn the window off."""
         if not windows.switch and self.values.get("use_sliding_window") is False:
             self.unheeded("use_sliding_window", False)
         kinds = self.values.get("layer_types")
@@ -148,7 +149,7 @@ class ClassConfig(Config):
             self.unheeded("layer_types", kinds)
 
     def _limited(self, layer: int) -> bool:
-        """Whether the sliding window holds in `layer`: by layer_types if stated, else by the class's own rule."""
+        """Whether `layer` has the sliding window: by layer_types if present, else by the class's own rule."""
         windows = self.rules.windows
         kinds = self.values.get("layer_types")
         if windows is None or not windows.listed:
@@ -164,7 +165,7 @@ class ClassConfig(Config):
     def _max_window_layers(self) -> int:
         self.fill("max_window_layers")
         if "max_window_layers" not in self.rules.defaults:
-            return 0  # no rule of that class asks
+            return 0  # the rule of such a class does not use it
         first = self.values.get("max_window_layers")
         if type(first) is not int or first < 0:
             raise self.wrong("max_window_layers", first, "a whole number from 0")

@@ -1,5 +1,4 @@
-"""Rotary embedding as a config in the layout of transformers states it, in the old keys (rope_theta, rope_scaling) or the new
-rope_parameters.
+"""Reads the rotary embedding (rope) from a transformers config: the old keys rope_theta and rope_scaling, or rope_parameters.
 
 Source: transformers 5, `modeling_rope_utils.py` (convert_rope_params_to_dict, standardize_rope_params).
 """
@@ -19,14 +18,14 @@ PARTIAL, ORIGINAL = "partial_rotary_factor", "original_max_position_embeddings"
 
 
 def stated_rope(config: ClassConfig) -> Mapping[str, Any]:
-    """What the config says of rope: rope_scaling whole where it says anything, else rope_parameters, else the class's own.
+    """The config's rope parameters: rope_scaling if it is not empty, else rope_parameters, else the class's default.
 
-    Raises UnsupportedError where kinds of layers have ropes of their own.
+    Raises UnsupportedError if the layer types have different rope parameters.
     """
     old, new = config.mapping("rope_scaling"), config.mapping("rope_parameters")
     if old and new and old != new:
         config.note(
-            "config.json has both rope_scaling and rope_parameters: rope_scaling alone is taken, as transformers does"
+            "config.json has both rope_scaling and rope_parameters: only rope_scaling is used, as transformers does"
         )
     stated = old or new
     if config.values.get("rope_parameters") is None and not old:
@@ -34,22 +33,25 @@ def stated_rope(config: ClassConfig) -> Mapping[str, Any]:
         if stated:
             config.assumed("rope_parameters", f"{stated['rope_type']} with rope_theta {stated['rope_theta']:g}")
     if any(isinstance(value, dict) for value in stated.values()):
-        raise UnsupportedError(
-            f"{config.path}: rope_parameters differ between kinds of layers, which is not supported yet"
-        )
+        raise UnsupportedError(f"{config.path}: rope_parameters differ between layer types, which is not supported yet")
     return stated
 
 
 def scaling_kind(stated: Mapping[str, Any]) -> str:
-    """The name of the scaling. The mrope of models with vision has a position for each of three axes, which text moves
-    together, so that it is plain rope."""
+    """The name of the rope scaling, "default" for none.
+
+    mrope (vision-language models) counts as "default": its three position axes are equal for text.
+    """
     kind = stated.get("rope_type", stated.get("type", "default"))
     return "default" if kind in (None, "mrope") else str(kind)
 
 
 def rope(config: ClassConfig, head_dim: int, *, whole: bool = False) -> Rope:
-    """The rope of a layer with heads of `head_dim`. With `whole` the family's code turns whole heads whatever the config
-    says, where the config names no class known."""
+    """The rope of a layer with heads of `head_dim` dimensions.
+
+    `whole`: if the config names no known class, all dimensions are rotated and partial_rotary_factor is ignored. Raises
+    CheckpointError for unusable values, UnsupportedError for a scaling that is not supported.
+    """
     stated = stated_rope(config)
     kind = scaling_kind(stated)
     theta = _theta(config, stated)
@@ -72,8 +74,10 @@ def _theta(config: ClassConfig, stated: Mapping[str, Any]) -> float:
 
 
 def _dims(config: ClassConfig, stated: Mapping[str, Any], head_dim: int, kind: str, *, whole: bool) -> int:
-    """How many dimensions turn. A class that does not heed partial_rotary_factor heeds it for the frequencies of a scaling,
-    and then cannot run."""
+    """The number of dimensions of a head that rope rotates.
+
+    A class that ignores partial_rotary_factor still uses it for the frequencies of a scaled rope, and then fails to run.
+    """
     if PARTIAL in stated:
         partial = stated[PARTIAL]
     elif PARTIAL in config.values:
@@ -86,25 +90,25 @@ def _dims(config: ClassConfig, stated: Mapping[str, Any], head_dim: int, kind: s
     whole = whole if config.kind is None else not config.rules.partial
     if whole and partial != 1 and kind == "default":
         text = f"{PARTIAL} {shortened(repr(partial))}"
-        config.note(f"config.json says {text}, but models of this kind turn whole heads: it is ignored")
+        config.note(f"config.json says {text}, but this model rotates all dimensions of a head: it is ignored")
         partial = 1.0
     if not is_number(partial) or not 0 < partial <= 1:
         raise config.wrong(PARTIAL, partial, "a number above 0, at most 1")
     dims = int(head_dim * partial)
     if whole and dims != head_dim:
         raise UnsupportedError(
-            f"{config.path}: {PARTIAL} is {partial}, but models of this kind turn whole heads, and rope scaling {kind!r} of a "
-            f"part is not defined there; remove {PARTIAL}"
+            f"{config.path}: {PARTIAL} is {partial}, but this model rotates all dimensions of a head, and rope scaling "
+            f"{kind!r} is not defined for fewer; remove {PARTIAL}"
         )
     if dims % 2 or not dims:
         raise CheckpointError(
-            f"{config.path}: rope would turn {dims} of {head_dim} dimensions, an even number expected"
+            f"{config.path}: rope would rotate {dims} of {head_dim} dimensions; expected an even number"
         )
     return dims
 
 
 def _scaling(config: ClassConfig, stated: Mapping[str, Any], kind: str) -> Scaling | None:
-    """The rope scaling that the config states, as transformers' modeling_rope_utils reads it; UnsupportedError for others."""
+    """The rope scaling, read as transformers' modeling_rope_utils does. Raises UnsupportedError for an unknown one."""
     if kind == "default":
         return None
 
@@ -147,12 +151,12 @@ def _scaling(config: ClassConfig, stated: Mapping[str, Any], kind: str) -> Scali
 
 
 def _original_context(config: ClassConfig, stated: Mapping[str, Any]) -> int:
-    """The context before scaling: what lies beside rope_scaling has priority over what lies in it."""
+    """The context length before scaling, in tokens: a key beside rope_scaling has priority over one inside it."""
     if ORIGINAL in config.values:
         length = config.values[ORIGINAL]
         if stated.get(ORIGINAL) not in (None, length):
             config.note(
-                f"config.json gives {ORIGINAL} twice: {length} beside rope's parameters is taken, as transformers does"
+                f"config.json gives {ORIGINAL} twice: {length}, beside the rope parameters, is used, as transformers does"
             )
     elif ORIGINAL in stated:
         length = stated[ORIGINAL]
@@ -164,9 +168,9 @@ def _original_context(config: ClassConfig, stated: Mapping[str, Any]) -> int:
 
 
 def _ratio(config: ClassConfig, original: int) -> float:
-    """YaRN's factor where it is null."""
+    """YaRN's factor if the config gives null: the context length divided by the original context length."""
     factor = config.trained_context() / original
     config.note(
-        f"config.json gives no factor of rope scaling: {factor:g} is taken, the context length over the original one"
+        f"config.json gives no factor of rope scaling: {factor:g} is used, the context length over the original one"
     )
     return factor

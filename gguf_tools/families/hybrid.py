@@ -1,7 +1,7 @@
-"""Linear and full attention in one decoder, as Qwen3-Next and Qwen3.5 have it.
+"""Decoders that mix linear and full attention: Qwen3-Next and Qwen3.5.
 
-Norm weights are stored less 1, save the one inside the DeltaNet. Qwen3-Next fuses the DeltaNet's projections:
-`in_proj_qkvz` holds q, k, v and z of key head 0, then those of key head 1, and so on; `in_proj_ba` likewise beta and alpha.
+Norm weights are stored minus 1, except the norm inside the DeltaNet. Qwen3-Next fuses the DeltaNet's projections:
+`in_proj_qkvz` holds q, k, v and z of key head 0, then those of key head 1, and so on; `in_proj_ba` does so for beta and alpha.
 Qwen3.5 has `in_proj_qkv` (all of q, then all of k, then all of v), `in_proj_z`, `in_proj_b` (beta) and `in_proj_a` (alpha).
 Source: transformers, `models/qwen3_next` and `models/qwen3_5`.
 """
@@ -24,12 +24,15 @@ from gguf_tools.text import shortened
 
 
 def build_hybrid(checkpoint: Checkpoint, family: str, types: Collection[str]) -> Model:
-    """The checkpoint as a Model; each layer's kind follows from its tensors."""
+    """The checkpoint as a Model; each layer's type (linear or full attention) follows from its tensors.
+
+    Raises CheckpointError for missing or misshapen tensors and for config values that do not fit them.
+    """
     inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, types, bare("qwen3_next"))
     _refuse_mixed_gates(checkpoint)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
-        """Linear or full attention, experts or an MLP, by the tensors under `prefix`."""
+        """Linear or full attention, with experts or a dense MLP, depending on the tensors under `prefix`."""
         mixer: Mixer
         ffn: FeedForward
         linear = any(f"{prefix}linear_attn.{name}" in inventory for name in ("out_proj.weight", "A_log"))
@@ -50,31 +53,37 @@ def build_hybrid(checkpoint: Checkpoint, family: str, types: Collection[str]) ->
 
 
 def _refuse_mixed_gates(checkpoint: Checkpoint) -> None:
-    """A gate in some layers alone is rather a tensor of a wrong shape, and it would decide about all the norms."""
+    """Raise CheckpointError if only some layers have an attention gate: the odd ones are probably misshapen tensors.
+
+    The gate also decides whether norm weights are stored minus 1 (`norm_offset`), so a wrong guess would affect all norms.
+    """
     gates = gated_queries(checkpoint)
     for kind in (True, False):
         odd = [name for name, gated in gates.items() if gated is kind]
         if 0 < len(odd) <= len(gates) / 2:
-            has = "holds a gate, but other layers' do not" if kind else "holds no gate, but other layers' do"
+            has = "has a gate, but most layers have none" if kind else "has no gate, but most layers have one"
             raise CheckpointError(
                 f"{checkpoint.path}: tensor {odd[0]} of shape {checkpoint.tensors[odd[0]].shape} {has}; save the checkpoint again"
             )
 
 
 def norm_offset(checkpoint: Checkpoint, config: Config) -> float:
-    """What is added to the stored norm weights: 1, unless only the config can tell and it names Qwen3-MoE.
+    """What the model adds to the stored norm weights: 1, or 0 for a checkpoint that only its config identifies as Qwen3-MoE.
 
-    A shared expert beside q_norm and k_norm, without linear layers or gated attention, could be either.
+    Tensors with a shared expert, q_norm and k_norm, but neither linear layers nor gated attention, fit both families.
     """
     seen = signature(checkpoint)
     if seen.linear or seen.separate or seen.gated or config.values.get("model_type") != "qwen3_moe":
         return 1.0
-    config.note("norm weights are taken as they are, without 1 added: config.json's model_type is qwen3_moe")
+    config.note("norm weights are used as stored, without adding 1: config.json's model_type is qwen3_moe")
     return 0.0
 
 
 def delta_net(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int) -> tuple[DeltaNet, LayerTensors]:
-    """`linear_attn`; sizes follow from the shapes, the number of key heads from the config."""
+    """The Gated DeltaNet `linear_attn`: sizes from the tensors' shapes, the number of key heads from the config.
+
+    Raises CheckpointError if linear_num_key_heads or linear_key_head_dim does not fit the shapes.
+    """
     value_heads = inventory.shape(f"{prefix}A_log", 1)[0]
     value_dim = inventory.shape(f"{prefix}norm.weight", 1)[0]
     value = value_heads * value_dim
@@ -84,13 +93,13 @@ def delta_net(inventory: Inventory, config: ClassConfig, prefix: str, hidden: in
     if rest or key < 1 or key % key_heads or value_heads % key_heads:
         raise CheckpointError(
             f"{config.path}: linear_num_key_heads {key_heads} does not fit the tensors: {prefix}conv1d.weight has {channels} "
-            f"channels, of which {value} are values in {value_heads} heads"
+            f"channels, {value} of them values in {value_heads} heads; set it to the value used in training"
         )
     stated = config.values.get("linear_key_head_dim")
     if stated is not None and stated != key // key_heads:
         raise CheckpointError(
             f"{config.path}: linear_num_key_heads {key_heads} and linear_key_head_dim {shortened(repr(stated))} do not fit "
-            f"{prefix}conv1d.weight, whose keys are {key} wide together; give those that the model was trained with"
+            f"{prefix}conv1d.weight, which has {key} key channels; set them to the values used in training"
         )
     config.expect("linear_num_value_heads", value_heads)
     config.expect("linear_value_head_dim", value_dim)
@@ -115,7 +124,7 @@ def delta_net(inventory: Inventory, config: ClassConfig, prefix: str, hidden: in
 
 
 def _fused(inventory: Inventory, prefix: str, hidden: int, spec: DeltaNet) -> LayerTensors:
-    """Qwen3-Next's fused projections by parts: each key head's rows are its q, k, v and z, and its beta and alpha."""
+    """Splits Qwen3-Next's fused projections: each key head's rows are its q, k, v and z, and its beta and alpha."""
     key_heads, dim, group = spec.key_heads, spec.key_dim, spec.value_heads // spec.key_heads
     wide = group * spec.value_dim
     qkvz = inventory.take(f"{prefix}in_proj_qkvz.weight", 2 * key_heads * (dim + wide), hidden)

@@ -1,7 +1,7 @@
-"""Llama's layout in Hugging Face transformers (LlamaForCausalLM), and Mistral's, whose tensors are the same.
+"""Llama in Hugging Face layout (transformers: LlamaForCausalLM), and Mistral, whose tensors are the same.
 
-Only the config tells the two apart: Mistral limits attention to a sliding window where `sliding_window` is a number. Other
-models have these tensors too and compute something else with them; what the config says of that is refused by name.
+Only the config tells the two apart: Mistral limits attention to a sliding window if `sliding_window` is a number. Other
+models with the same tensors compute something else with them; they are refused by the config keys that say so.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.signature import Signature, signature
 
 WINDOWED = ("llama", "granite_swa")
-"""Preferred targets of models whose attention may be limited to a window, which `llama` cannot state."""
+"""Preferred targets of models that may have a sliding window, which the architecture `llama` cannot express."""
 BARE = bare("llama", defaults={"use_sliding_window": True}, windows=Windows(switch=True, listed=True))
-"""Of a config that names no class, a sliding window is Mistral's."""
+"""Rules for a config without a known class: its sliding window works as Mistral's does."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention_multiplier": (),
     "embedding_multiplier": (1,),
@@ -41,55 +41,56 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention_chunk_size": (),
     "use_qk_norm": (False,),
 }
-"""Keys of models with Llama's tensors and another forward pass (Granite, MiniCPM, Cohere, Gemma, OLMo, Llama 4), and the
-values besides null with which it is the same."""
+"""Config keys of models with Llama's tensors but another forward pass (Granite, MiniCPM, Cohere, Gemma, OLMo, Llama 4).
+
+Each key has the values (besides null) for which the forward pass is Llama's."""
 
 
 def plain_attention(seen: Signature) -> bool:
-    """Separate q, k, v and o in every layer, without norms of q and k and without a gate."""
+    """Whether every layer has separate q, k, v and o projections, and neither q/k norms nor an attention gate."""
     return seen.attention and not (seen.qk_norm or seen.gated or seen.linear or seen.separate)
 
 
 def dense(seen: Signature) -> bool:
-    """Plain attention and gated feed-forwards alone."""
+    """Whether every layer has plain attention and a dense gated MLP."""
     return plain_attention(seen) and seen.dense and not (seen.experts or seen.shared or seen.mixtral)
 
 
 def qwen2_biases(seen: Signature) -> bool:
-    """Biases on queries, keys and values and none on the output: Qwen2's mark, for Llama has all four or none."""
+    """Whether q, k and v have biases and the output has none, as in Qwen2; Llama has all four biases or none."""
     return seen.biases == frozenset("qkv")
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Plain attention, dense feed-forwards, and not Qwen2's biases."""
+    """Plain attention and dense MLPs, without Qwen2's biases."""
     seen = signature(checkpoint)
     return dense(seen) and not qwen2_biases(seen)
 
 
 def refuse_other_arithmetic(config: Config) -> None:
-    """UnsupportedError where the config states a computation that Llama's tensors do not show and Llama does not have."""
+    """Raise UnsupportedError if the config states a computation that Llama does not have, whatever the tensors look like."""
     for key, neutral in NEUTRAL.items():
         value = config.values.get(key)
         if value is not None and value not in neutral:
             raise UnsupportedError(
-                f"{config.path}: {key} is {value!r}, which a model with Llama's tensors does not have in tinyq; "
-                "this checkpoint is of another family, which is not supported yet"
+                f"{config.path}: {key} is {value!r}, which Llama does not have; this checkpoint has Llama's tensors but is "
+                "of another family, which is not supported yet"
             )
     ropes = {**config.mapping("rope_parameters"), **config.mapping("rope_scaling")}
     if ropes.get("llama_4_scaling_beta"):
         raise UnsupportedError(
             f"{config.path}: llama_4_scaling_beta is {ropes['llama_4_scaling_beta']!r}, which scales queries by their position; "
-            "that is not supported yet"
+            "this is not supported yet"
         )
     no_rope = config.values.get("no_rope_layers")
     if isinstance(no_rope, list) and not all(no_rope):
         raise UnsupportedError(
-            f"{config.path}: no_rope_layers leaves rope out of some layers, which is not supported yet"
+            f"{config.path}: no_rope_layers turns rope off in some layers, which is not supported yet"
         )
 
 
 def build(checkpoint: Checkpoint) -> Model:
-    """The checkpoint as a Model; the family is called mistral where the config does so."""
+    """The checkpoint as a Model; its family name is mistral if the config says so."""
     inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, BARE)
     refuse_other_arithmetic(config)
 
@@ -107,7 +108,7 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
-    """A random small checkpoint of one of the variants."""
+    """Write a small random checkpoint of the variant."""
     field_tiny.write(folder, field_tiny.LLAMA[variant], seed)
 
 

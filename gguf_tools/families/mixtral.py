@@ -1,7 +1,7 @@
 """Mixtral in Hugging Face layout (transformers: MixtralForCausalLM).
 
-Published files hold `block_sparse_moe.gate` and `block_sparse_moe.experts.E.{w1,w2,w3}` (gate, down, up); transformers holds
-them in memory, and some files do, as `mlp.gate` and `mlp.experts.{gate_up_proj,down_proj}`.
+Published files have `block_sparse_moe.gate` and `block_sparse_moe.experts.E.{w1,w2,w3}` (gate, down, up). Some files have the
+names that transformers uses in memory: `mlp.gate` and `mlp.experts.{gate_up_proj,down_proj}`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ W_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Plain attention and experts by Mixtral's names; or fused experts without a shared one."""
+    """Plain attention, and experts under Mixtral's names or fused experts without a shared expert."""
     seen = signature(checkpoint)
     return llama.plain_attention(seen) and (seen.mixtral or (seen.fused and seen.router and not seen.shared))
 
@@ -50,7 +50,7 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def _experts(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:
-    """Mixtral's experts: w1 is gate, w3 up, both (width, hidden); w2 is down, (hidden, width)."""
+    """Mixtral's experts: w1 is gate and w3 is up, both (width, hidden); w2 is down, (hidden, width)."""
     router = inventory.take(f"{prefix}gate.weight", None, hidden)
     count = router.shape[0]
     width = inventory.shape(f"{prefix}experts.0.w1.weight")[0]
@@ -65,12 +65,12 @@ def _experts(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int
         for name, shape in shapes.items()
     }
     if config.kind:
-        hf.renormalised(config, True)  # notes what the class ignores
+        hf.renormalised(config, True)  # adds a note if the class ignores norm_topk_prob
     return MoE(count, width, Router(top_k=top_k)), {**part, "moe.router": router}
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
-    """A random small checkpoint of one of the variants."""
+    """Write a small random checkpoint of the variant."""
     field_tiny.write(folder, field_tiny.MIXTRAL[variant], seed)
 
 

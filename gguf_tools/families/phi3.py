@@ -1,7 +1,7 @@
 """Phi-3, Phi-3.5-mini, Phi-4 and Phi-4-mini in Hugging Face layout (transformers: Phi3ForCausalLM).
 
-Llama's arithmetic with fused projections: the rows of `qkv_proj` are all of q, then all of k, then all of v, those of
-`gate_up_proj` all of gate, then all of up. Every layer has the sliding window that the config states.
+Llama's arithmetic with fused projections: the rows of `qkv_proj` are all of q, then all of k, then all of v; the rows of
+`gate_up_proj` are all of gate, then all of up. Every layer has the sliding window that the config states.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ QKV, GATE_UP = "self_attn.qkv_proj.weight", "mlp.gate_up_proj.weight"
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Queries, keys and values in one matrix, gate and up in another, and no norms of q and k."""
+    """Fused q, k and v, fused gate and up, and no q/k norms."""
     names = checkpoint.tensors
     fused = all(f"model.layers.0.{name}" in names for name in (QKV, GATE_UP))
     return fused and not any(name.endswith("self_attn.q_norm.weight") for name in names)
 
 
 def build(checkpoint: Checkpoint) -> Model:
-    """The checkpoint as a Model; UnsupportedError for rope scaling, which Phi-3 has as longrope alone."""
+    """The checkpoint as a Model. Raises UnsupportedError for rope scaling (Phi-3's longrope is not supported yet)."""
     inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, bare("phi3"))
     scaling = scaling_kind(stated_rope(config))
     if scaling != "default":
-        # transformers knows no other, and takes "su" and "yarn" of older configs for it.
+        # transformers supports only longrope for Phi-3, and reads "su" and "yarn" of older configs as longrope.
         raise UnsupportedError(f"{config.path}: rope scaling {scaling!r} (longrope) of Phi-3 is not supported yet")
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
@@ -64,8 +64,8 @@ def _attention(inventory: Inventory, config: ClassConfig, prefix: str, hidden: i
     heads, kv_heads = wide // dim, (rows - wide) // (2 * dim)
     if heads * dim != wide or kv_heads < 1 or wide + 2 * kv_heads * dim != rows or heads % kv_heads:
         raise CheckpointError(
-            f"{inventory.path}: {prefix}{QKV} has {rows} rows and o_proj takes {wide} inputs, which are not whole heads of "
-            f"{dim} in whole groups; check head_dim and num_attention_heads in config.json"
+            f"{inventory.path}: {prefix}{QKV} has {rows} rows and o_proj {wide} columns, which do not divide into heads of "
+            f"{dim} in equal groups; check head_dim and num_attention_heads in config.json"
         )
     for key, actual in (("num_attention_heads", heads), ("num_key_value_heads", kv_heads), ("head_dim", dim)):
         config.expect(key, actual)
@@ -90,11 +90,11 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], Expected]] = {
     "partial-rope": ({"partial_rotary_factor": 0.75}, replace(_AS_LLAMA, rewrites=(*_AS_LLAMA.rewrites, _PART))),
     "longrope": ({"rope_scaling": _SU}, Expected(refused="rope scaling 'su' (longrope)", oracle=False)),
 }
-"""Keys of each variant's config.json, and what it shows."""
+"""For each variant: the keys of its config.json, and what converting it must give."""
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
-    """A random small checkpoint: Llama's tensors, fused."""
+    """Write a small random checkpoint: Llama's tensors, with fused projections."""
     config = {**tiny_attention.BASE, "model_type": "phi3", "pad_token_id": 0, **VARIANTS[variant][0]}
     shapes = tiny_attention.shapes(tiny_attention.Variant(config=config))
     tensors = random_tensors(shapes, seed, gain=tiny_attention.GAIN)

@@ -1,6 +1,6 @@
-"""Families of other distributions: entry points in the group `tinyq.families`, each of which names a `Family`.
+"""Families from other distributions: entry points in the group `tinyq.families`, each naming a `Family`.
 
-Installing such a distribution is all that it takes; `docs/adding-a-family.md` shows one.
+Installing such a distribution is enough; `docs/adding-a-family.md` has an example.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ GROUP = "tinyq.families"
 
 @dataclass(frozen=True)
 class Plugin:
-    """A family, and the distribution that brought it."""
+    """A family and the name of the distribution that provides it."""
 
     family: Family
     distribution: str
 
 
 def load_plugins(taken: Iterable[str]) -> tuple[Plugin, ...]:
-    """The family of every entry point of the group.
+    """The family of every entry point in the group.
 
-    `taken` are the names that tinyq's own families have. Raises InputError, naming the distribution, for an entry point that
-    cannot be imported, that is not a Family, or whose family's name another one has.
+    `taken` are the names of tinyq's own families. Raises InputError, naming the distribution, for an entry point that
+    cannot be imported, that is not a Family, or whose name another family has already.
     """
     owners = dict.fromkeys(taken, "tinyq")
     plugins = []
@@ -36,7 +36,7 @@ def load_plugins(taken: Iterable[str]) -> tuple[Plugin, ...]:
         name = plugin.family.name
         if name in owners:
             raise InputError(
-                f"{_where(entry)}: the family is called {name!r}, as one of {owners[name]} is; one of the two has to be renamed"
+                f"{_where(entry)}: {owners[name]} already has a family named {name!r}; rename one of the two"
             )
         owners[name] = plugin.distribution
         plugins.append(plugin)
@@ -44,19 +44,19 @@ def load_plugins(taken: Iterable[str]) -> tuple[Plugin, ...]:
 
 
 def _load(entry: EntryPoint) -> Plugin:
-    """The family of an entry point; InputError that names the distribution if it fails to load or is no Family."""
+    """The family of an entry point. Raises InputError, naming the distribution, if it fails to load or is not a Family."""
     try:
         loaded = entry.load()
     except Exception as error:
-        # Whatever the other distribution's code raises: it is that distribution's defect, and the user has to know whose.
+        # Any exception: the other distribution's code can raise anything, and the error must name that distribution.
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"{_where(entry)}: {entry.value} cannot be loaded ({cause}); mend or uninstall the distribution"
+            f"{_where(entry)}: {entry.value} cannot be loaded ({cause}); fix or uninstall the distribution"
         ) from error
     if not isinstance(loaded, Family):
         raise InputError(
-            f"{_where(entry)}: {entry.value} is a {type(loaded).__name__}, a gguf_tools.families.Family expected; "
-            "mend or uninstall the distribution"
+            f"{_where(entry)}: {entry.value} is a {type(loaded).__name__}; expected a gguf_tools.families.Family; "
+            "fix or uninstall the distribution"
         )
     return Plugin(loaded, _distribution(entry))
 

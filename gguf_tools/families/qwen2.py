@@ -17,7 +17,7 @@ from gguf_tools.sources.signature import signature
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Plain attention with biases on queries, keys and values, and dense feed-forwards."""
+    """Plain attention with biases on q, k and v, and dense MLPs."""
     seen = signature(checkpoint)
     return llama.dense(seen) and llama.qwen2_biases(seen)
 
@@ -38,7 +38,7 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
-    """A random small checkpoint of one of the variants."""
+    """Write a small random checkpoint of the variant."""
     field_tiny.write(folder, field_tiny.QWEN2[variant], seed)
 
 

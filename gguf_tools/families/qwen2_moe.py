@@ -1,6 +1,6 @@
 """Qwen2-MoE and Qwen1.5-MoE in Hugging Face layout (transformers: Qwen2MoeForCausalLM).
 
-Experts and a gated shared expert; by `decoder_sparse_step` and `mlp_only_layers` some layers may be dense.
+Routed experts and a gated shared expert; some layers may be dense (`decoder_sparse_step`, `mlp_only_layers`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gguf_tools.sources.signature import signature
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Plain attention, and experts with a router `mlp.gate` beside a shared expert."""
+    """Plain attention, routed experts with a router `mlp.gate`, and a shared expert."""
     seen = signature(checkpoint)
     return llama.plain_attention(seen) and seen.experts and seen.shared and seen.router
 
@@ -45,15 +45,15 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
-    """A random small checkpoint of one of the variants."""
+    """Write a small random checkpoint of the variant."""
     field_tiny.write(folder, field_tiny.QWEN2_MOE[variant], seed)
 
 
 VARIANTS = {
     **dict.fromkeys(field_tiny.QWEN2_MOE, Expected(target="qwen2moe")),
     "tied": Expected(target="qwen2moe", rewrites=("output written out",)),
-    "renormalised": Expected(refused="qwen2moe lacks router weights renormalised (norm_topk_prob true)"),
-    "mixed": Expected(refused="qwen2moe lacks layers without experts"),
+    "renormalised": Expected(refused="qwen2moe does not support router weights renormalised (norm_topk_prob true)"),
+    "mixed": Expected(refused="qwen2moe does not support layers without experts"),
 }
 
 FAMILY = Family(

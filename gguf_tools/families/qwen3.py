@@ -38,7 +38,7 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
-    """A random small checkpoint of one of the variants."""
+    """Write a small random checkpoint of the variant."""
     field_tiny.write(folder, field_tiny.QWEN3[variant], seed)
 
 

@@ -1,7 +1,7 @@
-"""Qwen3.5, dense and MoE, text part (transformers: Qwen3_5ForCausalLM, Qwen3_5MoeForCausalLM).
+"""The text model of Qwen3.5, dense or MoE (transformers: Qwen3_5ForCausalLM, Qwen3_5MoeForCausalLM).
 
-Like Qwen3-Next with the DeltaNet's projections apart. Its rope has a position for each of three axes, which text moves
-together, so that it is plain rope on the first quarter of each head.
+Like Qwen3-Next, but the DeltaNet's projections are separate. Its rope (mrope) has three position axes, which are equal for
+text, so it is plain rope on the first quarter of each head.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def build(checkpoint: Checkpoint) -> Model:
 
 _DENSE, _MOE = Expected(target="qwen35"), Expected(target="qwen35moe")
 _MTP = "multi-token prediction block (mtp.*) is left out"
-# transformers' class gates its attention always, and MLX's names are not its own.
+# No oracle: the transformers class always has an attention gate, and it does not read MLX's tensor names.
 VARIANTS = {
     **dict.fromkeys(QWEN35_VARIANTS, _DENSE),
     "moe": _MOE,

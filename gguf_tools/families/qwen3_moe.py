@@ -1,4 +1,4 @@
-"""Qwen3-MoE in Hugging Face layout (transformers: Qwen3MoeForCausalLM), dense layers among the others allowed."""
+"""Qwen3-MoE in Hugging Face layout (transformers: Qwen3MoeForCausalLM); some layers may be dense."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
-    """A random small checkpoint of one of the variants."""
+    """Write a small random checkpoint of the variant."""
     field_tiny.write(folder, field_tiny.QWEN3_MOE[variant], seed)
 
 
@@ -52,9 +52,9 @@ _SHARED = Expected(target="step35", rewrites=("empty shared expert",))
 _CLAIM = Expected(
     target="qwen3moe",
     notes=(
-        "layer 0 is linear_attention, its tensors are full_attention",
-        "layer 2 is linear_attention, its tensors are full_attention",
-        "names a shared expert, the tensors have none",
+        "layer 0 is linear_attention, but its tensors are full_attention",
+        "layer 2 is linear_attention, but its tensors are full_attention",
+        "states a shared expert, but the tensors have none",
     ),
 )
 VARIANTS = {

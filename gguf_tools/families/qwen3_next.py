@@ -1,6 +1,6 @@
 """Qwen3-Next in Hugging Face layout (transformers: Qwen3NextForCausalLM): Gated DeltaNet and gated attention, MoE.
 
-Taken with or without the gates, the shared expert, a bias on the attention output, and in any order of layers.
+The gates, the shared expert and a bias on the attention output are optional; layers may come in any order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NAME = "qwen3-next"
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Fused linear attention, a gated query projection, or experts with a shared one, beside q_norm and k_norm."""
+    """q_norm and k_norm, with fused linear attention, a gated query projection, or experts and a shared expert."""
     seen = signature(checkpoint)
     return seen.hybrid and not seen.separate
 
@@ -33,13 +33,13 @@ def _next(*rewrites: str, note: str = "", oracle: bool = True) -> Expected:
     return Expected(target="qwen3next", rewrites=rewrites, notes=(note,) if note else (), oracle=oracle)
 
 
-# transformers' class has both gates and the shared expert always, and MLX's names are not its own.
+# No oracle: the transformers class always has both gates and the shared expert, and it does not read MLX's tensor names.
 VARIANTS = {
     **dict.fromkeys(NEXT_VARIANTS, _next()),
     "ungated": _next(GATE, SHARED_GATE, oracle=False),
     "ungated-attention": _next(GATE, oracle=False),
     "ungated-shared": _next(SHARED_GATE, oracle=False),
-    "no-shared": _next("empty shared expert", note="names a shared expert, the tensors have none", oracle=False),
+    "no-shared": _next("empty shared expert", note="states a shared expert, but the tensors have none", oracle=False),
     "output-bias": _next(BIAS),
     "ungated-output-bias": _next(BIAS, GATE, SHARED_GATE, oracle=False),
     "wide-heads-output-bias": _next(BIAS),

@@ -1,4 +1,4 @@
-"""Reading a checkpoint with care: every tensor taken once, and a config with typed access and notes."""
+"""Reads a checkpoint strictly: `Inventory` for its tensors, `Config` for typed access to config.json, with notes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_FLOAT32 = float.fromhex("0x1.fffffep127")
 
 
 class Inventory:
-    """A checkpoint's tensors, each of which has to be taken; what is left over at the end is an error."""
+    """A checkpoint's tensors. A family takes every one of them; `finish` raises an error for those left over."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.path = checkpoint.path
@@ -26,10 +26,10 @@ class Inventory:
         return name in self.tensors
 
     def shape(self, name: str, rank: int = 2) -> tuple[int, ...]:
-        """The shape of a tensor that must exist and have `rank` axes."""
+        """The shape of a tensor. Raises CheckpointError if it is missing or does not have `rank` dimensions."""
         found = self._shape(name)
         if len(found) != rank:
-            raise CheckpointError(f"{self.path}: tensor {name} has shape {found}, {rank} axes expected")
+            raise CheckpointError(f"{self.path}: tensor {name} has shape {found}; expected {rank} dimensions")
         return found
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -38,23 +38,23 @@ class Inventory:
         found = self.tensors[name].shape
         if 0 in found:
             raise CheckpointError(
-                f"{self.path}: tensor {name} has shape {found}, which holds no weights; save it again"
+                f"{self.path}: tensor {name} has shape {found}, which holds no weights; save the checkpoint again"
             )
         return found
 
     def take(self, name: str, *shape: int | None) -> Tensor:
-        """A tensor that must exist with this shape (None fits any length)."""
+        """The tensor `name`. Raises CheckpointError if it is missing or its shape is not `shape` (None: any length)."""
         found = self._shape(name)
         if len(found) != len(shape) or any(want not in (None, have) for want, have in zip(shape, found, strict=True)):
             wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
             raise CheckpointError(
-                f"{self.path}: tensor {name} has shape {found}, {wanted} expected from the tensors around it"
+                f"{self.path}: tensor {name} has shape {found}; expected {wanted}, as the other tensors imply"
             )
         self.taken.add(name)
         return self.tensors[name]
 
     def ignore(self, pattern: str) -> int:
-        """Count the names that match `pattern` whole, as handled elsewhere."""
+        """Mark the names that fully match the regex `pattern` as taken; returns how many there are."""
         names = [name for name in self.tensors if re.fullmatch(pattern, name)]
         self.taken.update(names)
         return len(names)
@@ -63,20 +63,20 @@ class Inventory:
         """Raise CheckpointError if a tensor was not taken."""
         left = sorted(set(self.tensors) - self.taken)
         if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
             raise CheckpointError(
-                f"{self.path}: tensor {left[0]}{more} has no place in the model that the other tensors describe; "
+                f"{self.path}: tensor {left[0]}{more} is not part of the model that the other tensors describe; "
                 "converting without it would change what the model computes"
             )
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a JSON value is a number that GGUF's float32 can hold: no truth value, not infinite, not NaN."""
+    """Whether a JSON value is a number that GGUF's float32 can hold: not a boolean, not infinite, not NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT32
 
 
 class Config:
-    """Typed access to a config, and the notes on where it and the tensors disagree."""
+    """Typed access to config.json, and notes on its contradictions with the tensors and on assumed values."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.path = checkpoint.config_file
@@ -84,16 +84,16 @@ class Config:
         self.notes: list[str] = list(checkpoint.notes)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number from 0; CheckpointError if it is missing without a default, or is no such number."""
+        """A number of at least 0. Raises CheckpointError for any other value, or if it is missing without a default."""
         value = self.values.get(key)
         if value is None and default is not None:
             return default
         if not is_number(value) or value < 0:
-            raise self.wrong(key, value, "a number from 0")
+            raise self.wrong(key, value, "a number of at least 0")
         return float(value)
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number above zero, as large as llama.cpp can read."""
+        """A whole number above 0 that fits llama.cpp's int32. Raises CheckpointError otherwise."""
         value = self.values.get(key)
         if value is None and default is not None:
             value = default
@@ -102,26 +102,26 @@ class Config:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """A truth value."""
+        """A boolean. Raises CheckpointError for any other value."""
         value = self.values.get(key, default)
         if not isinstance(value, bool):
             raise self.wrong(key, value, "true or false")
         return value
 
     def mapping(self, key: str) -> Mapping[str, Any]:
-        """An object, or an empty one where the key is missing or null."""
+        """A JSON object; empty if the key is missing or null. Raises CheckpointError for any other value."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
             raise self.wrong(key, value, "an object")
         return value or {}
 
     def wrong(self, key: str, value: Any, expected: str) -> CheckpointError:
-        """The error for a value that is missing or of the wrong kind."""
+        """The error for a missing or unusable value; `expected` says what it should be."""
         found = "missing" if value is None else shortened(repr(value))
-        return CheckpointError(f"{self.path}: {key} is {found}, {expected} expected")
+        return CheckpointError(f"{self.path}: {key} is {found}; expected {expected}")
 
     def assume(self, key: str, value: Any, why: str) -> None:
-        """Use `value` where the config does not give `key`, and say so."""
+        """Use `value` if the config does not give `key`, and note it; `why` ends the note."""
         if all(
             place.get(key) is None
             for place in (self.values, self.mapping("rope_parameters"), self.mapping("rope_scaling"))
@@ -130,25 +130,25 @@ class Config:
             self.note(f"{self.path.name} does not give {key}: {value} is assumed, {why}")
 
     def expect(self, key: str, actual: Any, *, where: str = "the tensors have") -> None:
-        """Note a contradiction: the config states `key` and it is not what the tensors say."""
+        """Note a contradiction: the config states a value for `key` other than `actual`, which the tensors show."""
         stated = self.values.get(key)
         if stated is not None and stated != actual:
-            self.note(f"{self.path.name} says {key} {stated}, {where} {actual}")
+            self.note(f"{self.path.name} says {key} {stated}, but {where} {actual}")
 
     def note(self, text: str) -> None:
-        """Remember a sentence for the user, once."""
+        """Add a note for the user, unless it is there already."""
         text = shortened(text, 300)
         if text not in self.notes:
             self.notes.append(text)
 
 
 def layer_number(prefix: str) -> int:
-    """The number of the layer whose tensors have `prefix`, such as 3 of `model.layers.3.`."""
+    """The layer's number in a tensor prefix: 3 for `model.layers.3.`."""
     return int(prefix.rstrip(".").rpartition(".")[2])
 
 
 def layer_count(inventory: Inventory, prefix: str) -> int:
-    """Number of layers named `prefix`N.…; CheckpointError where a number is left out."""
+    """The number of layers named `prefix`N.…; raises CheckpointError if a layer in between is missing."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     numbers = {int(match[1]) for name in inventory.tensors if (match := pattern.match(name))}
     missing = set(range(len(numbers))) - numbers

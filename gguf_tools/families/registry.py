@@ -1,4 +1,4 @@
-"""Every family there is, and the one that a checkpoint belongs to."""
+"""The list of all families, and recognition of the one that a checkpoint belongs to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @cache
 def own_families() -> tuple[Family, ...]:
-    """Every family of this package, by name."""
+    """The families of this package, sorted by name."""
     package = importlib.import_module(__package__)
     names = (info.name for info in pkgutil.walk_packages(package.__path__, f"{__package__}."))
     modules = map(importlib.import_module, names)
@@ -39,23 +39,23 @@ def _plugins() -> tuple[Plugin, ...]:
 
 
 def all_families() -> tuple[Family, ...]:
-    """Every family, those of other distributions included (`gguf_tools.families.plugins`), by name."""
+    """All families, including those of other distributions (`gguf_tools.families.plugins`), sorted by name."""
     families = (*own_families(), *(plugin.family for plugin in _plugins()))
     return tuple(sorted(families, key=lambda family: family.name))
 
 
 def family_named(name: str) -> Family:
-    """The family of this name; UnsupportedError, with those there are, otherwise."""
+    """The family of this name. Raises UnsupportedError, listing the known names, if there is none."""
     for family in all_families():
         if family.name == name:
             return family
-    raise UnsupportedError(f"family {name} is not known; families are {_known()}")
+    raise UnsupportedError(f"family {name} is not known; the known families are {_known()}")
 
 
 def recognise(checkpoint: Checkpoint) -> Family:
-    """The family that the checkpoint's tensors belong to; of families with the same tensors that of the config's model_type.
+    """The family whose `matches` accepts the checkpoint's tensors; a `by_type` family with the config's model_type wins.
 
-    Raises UnsupportedError, with the first names found, where no family knows them.
+    Raises UnsupportedError if no family matches (with the first tensor names), or if several do.
     """
     found = [family for family in all_families() if _call(family, "matches", family.matches, checkpoint)]
     kind = checkpoint.config.get("model_type")
@@ -67,13 +67,15 @@ def recognise(checkpoint: Checkpoint) -> Family:
         names = ", ".join(family.name for family in matching)
         raise UnsupportedError(f"{checkpoint.path}: the tensors fit several families ({names}); report this checkpoint")
     first = ", ".join(sorted(checkpoint.tensors)[:4]) or "no tensors"
-    raise UnsupportedError(f"{checkpoint.path}: no family has tensors like {first} …; families known are {_known()}")
+    raise UnsupportedError(
+        f"{checkpoint.path}: no family has tensors like {first} …; the known families are {_known()}"
+    )
 
 
 def build_model(checkpoint: Checkpoint, *, as_family: str | None = None, check_type: CheckType | None = None) -> Model:
-    """As `build_published`, of a checkpoint that is restored to the published layout first.
+    """Restore the checkpoint to the published layout, then build its Model with `build_published`.
 
-    Towers beside the text model are left out with a note; `restore` refuses them where they have to be asked about.
+    Vision and audio towers are left out with a note; use `restore` first to refuse them.
     """
     return build_published(restore(checkpoint), as_family=as_family, check_type=check_type)
 
@@ -81,12 +83,12 @@ def build_model(checkpoint: Checkpoint, *, as_family: str | None = None, check_t
 def build_published(
     checkpoint: Checkpoint, *, as_family: str | None = None, check_type: CheckType | None = None
 ) -> Model:
-    """A checkpoint in the published layout (as `restore` leaves it) as a Model, by the family that recognises it.
+    """The Model of a checkpoint in the published layout (as `restore` returns it), built by the family it matches.
 
-    A model_type that no family declares may compute something else with the same tensors: then `check_type` decides, or the
-    user has accepted a family by name (`as_family`, or one of a family's model types).
+    A model_type that no family declares may compute something else with the same tensors. Such a checkpoint is accepted if
+    `check_type` verifies it, or if the user names a family (`as_family`: a family's name or one of its model types).
 
-    Raises UnsupportedError for a model_type that neither speaks for, and for attention that is not causal.
+    Raises UnsupportedError for a model_type accepted by neither, and for attention that is not causal.
     """
     refuse_bidirectional(checkpoint)
     if as_family is not None:
@@ -100,11 +102,11 @@ def build_published(
     if not unknown or not family.model_types:
         return _built(family, checkpoint)
     if check_type is None:
-        raise _not_supported(checkpoint, f"its tensors have the names of {family.name}'s")
+        raise _not_supported(checkpoint, f"its tensors are named as in {family.name}")
     try:
         model = _built(family, checkpoint)
     except InputError as error:
-        raise _not_supported(checkpoint, f"taken for {family.name}: {error}") from error
+        raise _not_supported(checkpoint, f"read as {family.name}: {error}") from error
     return replace(model, notes=(*model.notes, check_type(checkpoint, model)))
 
 
@@ -114,7 +116,7 @@ def known_types() -> frozenset[str]:
 
 
 def _accepted(checkpoint: Checkpoint, name: str) -> Model:
-    """The checkpoint by the mathematics of a family that the user named, or of one of its model types."""
+    """The Model built by the family that the user named (`name` is the family's, or one of its model types)."""
     family = next((family for family in all_families() if name in family.model_types), None) or family_named(name)
     kind = name if name in family.model_types else next(iter(family.model_types), None)
     config = checkpoint.config if kind is None else {**checkpoint.config, "model_type": kind}
@@ -122,7 +124,7 @@ def _accepted(checkpoint: Checkpoint, name: str) -> Model:
     model = _built(family, replace(checkpoint, config=config))
     if stated == kind:
         return model
-    note = f"config.json calls the model {shortened(repr(stated))}; it is computed as {name} is, as the user asked (--as {name})"
+    note = f"config.json says model_type {shortened(repr(stated))}; the model is converted as {name}, as requested (--as {name})"
     return replace(model, notes=(*model.notes, note))
 
 
@@ -137,13 +139,13 @@ def _not_supported(checkpoint: Checkpoint, why: str) -> UnsupportedError:
     kind = shortened(repr(checkpoint.config.get("model_type")))
     why = why.removeprefix(f"{checkpoint.path}: ").removeprefix(f"{checkpoint.folder / CONFIG}: ")
     return UnsupportedError(
-        f"{checkpoint.path}: model_type {kind} is of a family that tinyq does not support ({why}); if it computes what a family "
-        "of tinyq's does, name that one with --as, such as --as llama"
+        f"{checkpoint.path}: model_type {kind} is not supported ({why}); if the model computes the same as a family that tinyq "
+        "supports, name that family with --as, such as --as llama"
     )
 
 
 def load_model(path: Path) -> Model:
-    """Open the checkpoint at `path` and describe it as a Model; weights stay on disk until they are read."""
+    """Open the checkpoint at `path` and build its Model. The weights stay on disk until they are read."""
     return build_model(open_checkpoint(path))
 
 
@@ -152,7 +154,7 @@ def _known() -> str:
 
 
 def _call(family: Family, name: str, function: Callable[[Checkpoint], T], checkpoint: Checkpoint) -> T:
-    """The function's result; what another distribution's function raises, save errors for the user, names that distribution."""
+    """Call the family's function; an unexpected exception in another distribution's code becomes an error that names it."""
     owner = next((plugin.distribution for plugin in _plugins() if plugin.family is family), None)
     if owner is None:
         return function(checkpoint)
@@ -164,5 +166,5 @@ def _call(family: Family, name: str, function: Callable[[Checkpoint], T], checkp
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
             f"{checkpoint.path}: {name} of the family {family.name} of distribution {owner} failed ({cause}); "
-            "mend or uninstall the distribution"
+            "fix or uninstall the distribution"
         ) from error

@@ -1,7 +1,7 @@
-"""The token embedding and the output projection, which may be one matrix: the one rule for all families.
+"""Whether the token embedding and the output projection are tied (one matrix): the rule of all families.
 
-As transformers 5 does (`tie_weights`): where the config ties them and one is missing, the other stands for it; where both are
-there they are tied if they are equal, and otherwise each is used, whatever the config says.
+As in transformers 5 (`tie_weights`): if the config ties them and one is missing, the other is used for both. If both are
+present, they are tied if they are equal; otherwise each is used, whatever the config says.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from gguf_tools.tensors.base import Tensor, same_values
 def embedding_and_output(
     inventory: Inventory, config: Config, embedding: str, output: str, key: str = TIE
 ) -> tuple[Tensor, Tensor | None]:
-    """The embedding, shape (vocabulary, hidden), and the output projection of the same shape, None where they are tied.
+    """The embedding, shape (vocabulary, hidden), and the output projection of the same shape, or None if they are tied.
 
-    `embedding` and `output` are the tensors' names, `key` is the config's. Raises CheckpointError where one is missing and the
-    config says that they are not tied: what else it would be, nothing tells.
+    `embedding` and `output` are the tensors' names, `key` is the config key. Raises CheckpointError if one is missing and
+    the config says that they are not tied.
     """
     unsaid = config.values.get(key) is None
     tied = not unsaid and config.flag(key, False)
     if embedding not in inventory and output in inventory and (tied or unsaid):
         if unsaid:
-            config.note(f"{embedding} is missing and {config.path.name} does not say {key}: {output} is taken for both")
+            config.note(f"{embedding} is missing and {config.path.name} does not give {key}: {output} is used for both")
         return inventory.take(output, None, None), None
     first = inventory.take(embedding, None, None)
     if output not in inventory:
@@ -34,7 +34,7 @@ def embedding_and_output(
                 f"embedding; save the checkpoint again, or set {key} to true if it is"
             )
         if unsaid:
-            config.note(f"{output} is missing and {config.path.name} does not say {key}: {embedding} is taken for both")
+            config.note(f"{output} is missing and {config.path.name} does not give {key}: {embedding} is used for both")
         return first, None
     second = inventory.take(output, *first.shape)
     if second is first or (tied and same_values(first, second)):

@@ -20,7 +20,7 @@ def _scale(scale: float, place: Place) -> str:
 
 
 def _value_dim(_: int, place: Place) -> str:
-    return f"value heads of {place.owner.value_size} dimensions beside key heads of {place.owner.head_dim}"
+    return f"value heads of {place.owner.value_size} dimensions with key heads of {place.owner.head_dim}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Attention:
     bias: frozenset[str] = option(lambda name, _: _BIASES.get(name, f"a bias on the attention's {name}"), frozenset())
     qk_norm: Norm | None = option("q/k norm")
     gated: bool = option("an attention gate", False)
-    norm_per_head: bool = option("q/k norm weights of each head's own", False)
+    norm_per_head: bool = option("different q/k norm weights per head", False)
     norm_gain: bool = option("a gain after the q/k norm", False)
-    value_scale: bool = option("a scale of the value heads", False)
+    value_scale: bool = option("a scale per value head", False)
     window: int | None = option(
         _window, neutral=lambda window, place: not window or window >= place.spec.context_length
     )

@@ -15,4 +15,4 @@ class Norm:
     """RMS norm: x / sqrt(mean(x²) + eps) · (weight + offset)."""
 
     eps: float = size()
-    offset: float = option(lambda offset, _: f"norm weights stored less {offset:g}", 0.0)
+    offset: float = option(lambda offset, _: f"norm weights stored minus {offset:g}", 0.0)

@@ -35,7 +35,7 @@ class YarnScaling:
     original_context: int = size()
     beta_fast: float = option(_betas, 32.0)
     beta_slow: float = option(_betas, 1.0)
-    attention_factor: float | None = option("a YaRN attention factor of its own")
+    attention_factor: float | None = option("a non-default YaRN attention factor")
     truncate: bool = option("YaRN without truncation of the correction range", True)
 
     @property

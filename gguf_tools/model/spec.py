@@ -81,7 +81,7 @@ class LayerSpec:
 
     @property
     def letter(self) -> str:
-        """One letter for the layer's kind: A attention, D DeltaNet; lower case where the feed-forward is dense."""
+        """One letter for the layer's type: A attention, D DeltaNet; lower case if the feed-forward is dense."""
         letter = "A" if isinstance(self.mixer, Attention) else "D"
         return letter if isinstance(self.feed_forward, MoE) else letter.lower()
 
@@ -99,7 +99,7 @@ class ModelSpec:
     context_length: int = size()
     layers: tuple[LayerSpec, ...] = size()
     output_norm: Norm = part("a norm before the output")
-    tied: bool = choice(lambda tied, _: f"an output projection {'tied to the embedding' if tied else 'of its own'}")
+    tied: bool = choice(lambda tied, _: f"an output projection {'' if tied else 'not '}tied to the embedding")
     embedding_scale: float = option(lambda scale, _: f"embeddings multiplied by {scale:g}", 1.0)
     logit_scale: float = option(lambda scale, _: f"logits multiplied by {scale:g}", 1.0)
 
@@ -149,7 +149,7 @@ class Model:
     """A spec with its weights (lazy, by role, unchanged from the source) and further facts about the source.
 
     `tensors` are those outside the layers, `layer_tensors` those of each layer; `layers` pairs the latter with their specs.
-    `notes` are sentences for the user: where the config and the tensors disagree, and what was assumed.
+    `notes` are for the user: contradictions between the config and the tensors, and assumed values.
     `preferred_targets` are the llama.cpp architectures that the family prefers, best first.
 
     Raises CheckpointError if a tensor is missing, has a shape other than the spec's, or belongs to no role.
@@ -169,7 +169,7 @@ class Model:
         for n, layer in enumerate(self.layers):
             extra += self._unexpected(layer.tensors, layer.spec.roles(self.spec.hidden), f"layers.{n}.")
         if extra:
-            raise CheckpointError(f"the {self.family} model has tensors that its layers do not use: {', '.join(extra)}")
+            raise CheckpointError(f"the {self.family} model has tensors that its spec does not use: {', '.join(extra)}")
 
     def _unexpected(self, tensors: Mapping[str, Tensor], roles: Mapping[str, Shape], place: str = "") -> list[str]:
         """Check that every role has a tensor of its shape; returns the names of the tensors without a role, sorted."""
@@ -179,7 +179,7 @@ class Model:
                 raise CheckpointError(f"the {self.family} model lacks a tensor for {place}{role}, shape {shape}")
             if tensor.shape != shape:
                 names = ", ".join(tensor.sources) or place + role
-                raise CheckpointError(f"tensor {names} has shape {tensor.shape}, {shape} expected for {place}{role}")
+                raise CheckpointError(f"tensor {names} has shape {tensor.shape}; expected {shape} for {place}{role}")
         return sorted(place + role for role in tensors.keys() - roles.keys())
 
     @cached_property

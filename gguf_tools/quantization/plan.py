@@ -112,7 +112,7 @@ def prepare(request: QuantizeRequest) -> Quantization:
     sources = read_parts(request.source)
     header = joined_header(sources)
     if not header.tensors:
-        raise InputError(f"{header.path}: holds no tensors (a vocabulary only?); give a model with weights")
+        raise InputError(f"{header.path}: has no tensors (a vocabulary only?); give a model with weights")
     tensors = _ordered(sources, request.keep_split)
     facts = [TensorFacts(tensor.entry.name, tensor.shape, tensor.entry.type) for tensor in tensors]
     matrix = read_imatrix(request.imatrix) if request.imatrix else None
@@ -170,8 +170,8 @@ def _refuse_quantized(path: Path, tensors: Sequence[GGUFTensor], choices: Sequen
         had = tensor.entry.type
         if not had.plain and choice.type is not had:
             raise InputError(
-                f"{path}: tensor {choice.name} is quantized already ({had.name}), and would become {choice.type.name}; give "
-                "the F32, F16 or BF16 file, or --allow-requantize, which loses more"
+                f"{path}: tensor {choice.name} is already quantized ({had.name}) and would be converted to {choice.type.name}; "
+                "give the F32, F16 or BF16 file, or --allow-requantize, which loses more"
             )
 
 
@@ -196,7 +196,7 @@ def _part_sizes(
 ) -> list[int]:
     """The number of tensors in each part of the output."""
     if request.keep_split and request.split_max_size is not None:
-        raise InputError("--keep-split and --split-max-size contradict each other; give one of them")
+        raise InputError("--keep-split and --split-max-size cannot be combined; give one of them")
     if request.keep_split:
         return [len(source.tensors) for source in sources]
     if request.split_max_size is None:
@@ -205,7 +205,8 @@ def _part_sizes(
     counts = cut([entry.nbytes for entry in entries], request.split_max_size, alignment)
     if len(counts) > MAX_PARTS:
         raise InputError(
-            f"parts of {request.split_max_size} bytes would be {len(counts)}, {MAX_PARTS} at most; make them larger"
+            f"--split-max-size {request.split_max_size} gives {len(counts)} parts; expected at most {MAX_PARTS}; "
+            "give a larger size"
         )
     return counts
 

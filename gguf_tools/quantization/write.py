@@ -74,9 +74,9 @@ def execute(
 
 
 def check_room(plan: Quantization, out: Path, force: bool) -> None:
-    """Raise OutputError where a file of the output cannot be written, is part of the source, or the disk is too small.
+    """Raise OutputError if an output file cannot be written or is part of the source, or if the disk is too small.
 
-    A set of parts whose writing was interrupted at its very end is completed first.
+    If an earlier run was interrupted while it renamed the finished parts, the renaming is completed first.
     """
     paths = plan.paths(out)
     if len(paths) > 1 and out.parent.is_dir():
@@ -88,7 +88,7 @@ def check_room(plan: Quantization, out: Path, force: bool) -> None:
 
 
 def _sign(plan: Quantization, streams: Sequence[BinaryIO]) -> None:
-    """Put the id of the set, a digest of all that was written, over its place holder in each part's header."""
+    """Overwrite the placeholder in each part's header with the set's id, a digest of everything that was written."""
     digest = hashlib.sha256()
     for stream in streams:
         stream.flush()

@@ -106,11 +106,11 @@ class Reference:
     """
 
     def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:
-        """Read all weights; UnsupportedError for a model with a feature that the forward pass does not compute."""
+        """Read all weights. Raises UnsupportedError for a model with a feature that the forward pass does not support."""
         lacking = undeclared(features(model.spec), EXPRESSES)
         if lacking:
             raise UnsupportedError(
-                f"the torch reference does not compute {', '.join(lacking)} of this {model.family} model"
+                f"the torch reference does not support {', '.join(lacking)}, which this {model.family} model has"
             )
         self.spec = model.spec
         self.dtype = dtype

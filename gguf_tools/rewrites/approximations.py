@@ -134,8 +134,8 @@ def router_logits(model: Model, tokens: Tokens) -> dict[int, Doubles]:
 
 SOFTMAX_ROUTER = Approximation(
     "softmax router for a sigmoid router with a selection bias",
-    "the same experts are chosen; their weights are softmax(τ · logit) in place of sigmoid(logit) over the sum, with τ fitted "
-    "to each layer",
+    "the same experts are selected; their weights are softmax(τ · logit) instead of normalised sigmoid(logit), with τ fitted "
+    "per layer",
     _sigmoid_with_bias,
     _softmax_router,
 )

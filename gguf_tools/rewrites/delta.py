@@ -124,7 +124,7 @@ def _idle_layer(model: Model) -> Model:
 
 REPEATED_VALUES = Rewrite(
     name="repeated values",
-    why="value heads as wide as key heads: copies of the values keep the norm over the head, and end at norm weights of zero",
+    why="widens value heads to the size of key heads: repeated values keep the RMS over a head, and have zero norm weights",
     applies=_wide_keys,
     apply=_repeat_values,
     linear=True,
@@ -134,7 +134,8 @@ REPEATED_VALUES = Rewrite(
 )
 DENSE_AS_SHARED = Rewrite(
     name="dense layers as shared experts",
-    why="a dense layer is a shared expert beside routed ones of zeros; a gate of zeros gives 0.5, its down projection is doubled",
+    why="a dense layer becomes a shared expert with routed experts of zeros; its gate of zeros gives 0.5, so its down projection "
+    "is doubled",
     applies=_dense_among_experts,
     apply=_dense_to_shared,
     parts=(GatedMLP, MoE, SharedExpert),
@@ -142,7 +143,7 @@ DENSE_AS_SHARED = Rewrite(
 )
 IDLE_LAYER = Rewrite(
     name="idle last layer",
-    why="llama.cpp's hybrids need linear and full attention; a layer of zeros of the other kind adds nothing",
+    why="llama.cpp's hybrids need linear and full attention; a layer of zeros with the missing type adds nothing",
     applies=_one_kind,
     apply=_idle_layer,
     linear=True,

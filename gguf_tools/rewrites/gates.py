@@ -81,7 +81,7 @@ def _empty_shared(model: Model, *, gated: bool) -> Model:
 
 ZERO_ATTENTION_GATE = Rewrite(
     name="zero attention gate",
-    why="sigmoid of a gate of zeros is 0.5, and the output projection is doubled",
+    why="the sigmoid of a gate of zeros is 0.5, so the output projection is doubled",
     applies=any_layer(_ungated_attention),
     apply=_gate_attention,
     linear=True,
@@ -93,7 +93,7 @@ ZERO_ATTENTION_GATE = Rewrite(
 
 ZERO_SHARED_GATE = Rewrite(
     name="zero shared-expert gate",
-    why="sigmoid of a gate of zeros is 0.5, and the shared expert's down projection is doubled",
+    why="the sigmoid of a gate of zeros is 0.5, so the shared expert's down projection is doubled",
     applies=any_layer(_shared_to_gate),
     apply=_gate_shared,
     linear=True,

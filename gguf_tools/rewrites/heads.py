@@ -55,7 +55,7 @@ def _map_attention(
 def _fold_gain(mixer: Attention, tensors: LayerTensors) -> Attention:
     norm = mixer.qk_norm
     if norm is None:
-        raise ValueError("a gain follows the q/k norm; there is none")
+        raise ValueError("norm_gain is set without qk_norm")
     for name, heads in _heads(mixer):
         weight, gain = tensors[f"attn.{name}_norm"], _numbers(tensors.pop(f"attn.{name}_gain"))
         each = np.broadcast_to(_numbers(weight) + norm.offset, (heads, mixer.head_dim))
@@ -90,7 +90,7 @@ def _widen(mixer: Attention, tensors: LayerTensors) -> Attention:
     """
     norm, dim = mixer.qk_norm, mixer.head_dim
     if norm is None:
-        raise ValueError("weights of each head's own belong to a q/k norm; there is none")
+        raise ValueError("norm_per_head is set without qk_norm")
     for name, heads in _heads(mixer):
         role = f"attn.{name}_norm"
         weight = _numbers(tensors[role]) + norm.offset
@@ -117,7 +117,7 @@ def _fold_value_scale(mixer: Attention, tensors: LayerTensors) -> Attention:
 
 FOLDED_GAIN = Rewrite(
     name="gain folded into the q/k norm",
-    why="the number that follows the norm of each head multiplies the norm's weights",
+    why="the norm weights are multiplied by the gain of each head",
     applies=_any(lambda mixer: mixer.norm_gain),
     apply=_map_attention(lambda mixer: mixer.norm_gain, _fold_gain),
     parts=(Attention, Norm),
@@ -135,7 +135,7 @@ SHARED_HEAD_NORM = Rewrite(
 )
 WIDENED_HEADS = Rewrite(
     name="q/k heads widened for a shared norm",
-    why="in twice as many dimensions one norm weight serves heads that had their own; keys take twice the room in the cache",
+    why="with twice the head dimensions, one norm weight vector serves all heads; keys take twice the space in the cache",
     applies=_any(lambda mixer: mixer.norm_per_head and not mixer.norm_gain),
     apply=_map_attention(lambda mixer: mixer.norm_per_head, _widen),
     parts=(Attention, Norm, Rope),
@@ -143,7 +143,7 @@ WIDENED_HEADS = Rewrite(
 )
 FOLDED_VALUE_SCALE = Rewrite(
     name="value scale folded into the values",
-    why="the number that multiplies each value head multiplies the rows of its projection",
+    why="the rows of the value projection are multiplied by the scale of their head",
     applies=_any(lambda mixer: mixer.value_scale),
     apply=_map_attention(lambda mixer: mixer.value_scale, _fold_value_scale),
     parts=(Attention,),

@@ -3,7 +3,7 @@
 Attention weights sum to 1, so a value dimension that is 1 for every token is 1 in the attention output too, and its column
 of the output projection is added to every token, as a bias is. There are two ways to add such a value dimension:
 
-- another key/value head with its group of query heads, all zeros except for a bias of 1 on one value dimension;
+- an added key/value head with its group of query heads, all zeros except for a bias of 1 on one value dimension;
 - heads widened from D to W dimensions. Query and key rows are multiplied by √(W/D) and the new rows are zero, so that the
   RMS over W equals the RMS over D, epsilon included. The key norm's weight is divided by √(W/D); the query norm's weight
   is not, because scores are divided by √W instead of √D.
@@ -62,7 +62,7 @@ def by_width(model: Model) -> Model:
 
 
 def cheapest(model: Model) -> Model:
-    """The bias by the way that adds fewer weights."""
+    """The bias by whichever of the two adds fewer weights."""
     return by_heads(model) if heads_are_cheaper(model.spec) else by_width(model)
 
 
@@ -184,7 +184,8 @@ def _padded(heads: int, dim: int, wide: int) -> list[int]:
 
 OUTPUT_BIAS = Rewrite(
     name="bias on the attention output",
-    why="a value that is always 1, in another key/value head or in wider heads, carries it",
+    why="the bias becomes a column of the output projection, applied to a value dimension that is always 1, in an added "
+    "key/value head or in wider heads",
     applies=applies,
     apply=cheapest,
     linear=True,
@@ -192,5 +193,8 @@ OUTPUT_BIAS = Rewrite(
     expresses=ATTENTION - {"Attention.value_dim"} | NORM | ROPE | {"Attention.rope=None"},
 )
 OUTPUT_BIAS_BY_HEADS = replace(
-    OUTPUT_BIAS, why="a value that is always 1, in another key/value head, carries it", apply=by_heads
+    OUTPUT_BIAS,
+    why="the bias becomes a column of the output projection, applied to a value dimension that is always 1, in an added "
+    "key/value head",
+    apply=by_heads,
 )

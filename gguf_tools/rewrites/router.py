@@ -63,7 +63,7 @@ def with_softmax_and_bias(layer: Layer) -> Layer:
 
 UNIFORM_ROUTER_BIAS = Rewrite(
     name="router bias left out",
-    why="it is the same for all experts, or all are chosen: the choice is the same without it",
+    why="it is the same for all experts, or all experts are selected, so the selection does not depend on it",
     applies=_biased,
     apply=_drop,
     holds=_makes_no_difference,
@@ -74,7 +74,7 @@ UNIFORM_ROUTER_BIAS = Rewrite(
 )
 SINGLE_EXPERT = Rewrite(
     name="softmax router for one expert",
-    why="one expert is chosen and its weight is 1 whatever the score, so softmax does as well as a sigmoid",
+    why="only one expert is selected and its weight is 1 whatever the score, so softmax is equivalent to sigmoid",
     applies=_single,
     apply=lambda model: map_layers(model, with_softmax_and_bias),
     linear=True,

@@ -56,7 +56,7 @@ def _fold_logit_scale(model: Model) -> Model:
 
 FOLDED_EMBEDDING_SCALE = Rewrite(
     name="embedding scale folded into the embeddings",
-    why="what multiplies embeddings on their way in multiplies the table; an output tied to it is written out first",
+    why="the embedding matrix is multiplied by the scale; an output projection tied to it is stored separately first",
     applies=lambda spec: spec.embedding_scale != 1.0,
     apply=_fold_embedding_scale,
     linear=True,
@@ -67,7 +67,7 @@ FOLDED_EMBEDDING_SCALE = Rewrite(
 )
 FOLDED_LOGIT_SCALE = Rewrite(
     name="logit scale folded into the final norm",
-    why="what multiplies the logits multiplies the final norm's weights",
+    why="the final norm's weights are multiplied by the logit scale",
     applies=lambda spec: spec.logit_scale != 1.0,
     apply=_fold_logit_scale,
     linear=True,
@@ -156,7 +156,7 @@ def _untie(model: Model) -> Model:
 
 UNTIED_OUTPUT = Rewrite(
     name="output written out",
-    why="the embedding that is also the output projection is stored a second time",
+    why="the embedding, which is also the output projection, is stored a second time",
     applies=lambda spec: spec.tied,
     apply=_untie,
     linear=True,

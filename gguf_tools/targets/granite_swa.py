@@ -51,11 +51,13 @@ def lower(model: Model) -> Lowered:
 
 
 def lift(source: GGUFSource) -> Model:
-    """A file of this architecture as a Model; UnsupportedError if sinks or Granite's scales have an effect."""
+    """A file of this architecture as a Model. Raises UnsupportedError if sinks or Granite's scales have an effect."""
     for key in SCALES:
         value = float(source.key(key, 0.0))
         if value not in (0.0, 1.0):
-            raise UnsupportedError(f"{source.path}: {NAME}.{key} is {value:g}, 1 expected; tinyq has no such scale")
+            raise UnsupportedError(
+                f"{source.path}: {NAME}.{key} is {value:g}; expected 1, since tinyq does not support it"
+            )
     pattern = [bool(windowed) for windowed in source.key("attention.sliding_window_pattern")]
     window = int(source.key("attention.sliding_window"))
 
@@ -63,7 +65,9 @@ def lift(source: GGUFSource) -> Model:
         name = f"blk.{n}.{SINKS}"
         highest = float(source.tensor(name).array().max())
         if highest > NO_SINK:
-            raise UnsupportedError(f"{source.path}: {name} goes up to {highest:g}; tinyq has no attention sinks")
+            raise UnsupportedError(
+                f"{source.path}: {name} has values up to {highest:g}; attention sinks are not supported by tinyq"
+            )
         return replace(mixer, window=window if pattern[n] else None)
 
     return llama.lift_with(source, change)

@@ -57,12 +57,12 @@ EXPRESSES = DECODER | ATTENTION | PAIRS_HALF | PARTIAL_ROPE | ROPE_SCALING | QK_
 
 def hybrid_limits(spec: ModelSpec) -> list[str]:
     """What the graphs cannot express of this spec's mixers and norms."""
-    found = same(deltas(spec), "shape of linear attention")
+    found = same(deltas(spec), "the shape of linear attention")
     # llama.cpp's hybrid memory has a cache for each mixer type, and an assertion fails for one without layers.
     found += [] if deltas(spec) else ["a model without linear attention layers"]
     found += [] if attentions(spec) else ["a model without full attention layers"]
     found += [
-        f"linear attention with keys of {d.key_dim} and values of {d.value_dim}"
+        f"linear attention with key heads of {d.key_dim} and value heads of {d.value_dim} dimensions"
         for d in dict.fromkeys(deltas(spec))
         if d.key_dim != d.value_dim
     ]
@@ -124,10 +124,10 @@ def lift_gated_attention(source: GGUFSource, n: int, norm: Norm) -> tuple[Attent
 
 
 def expect_rows(source: GGUFSource, tensor: Tensor, rows: int) -> Tensor:
-    """Returns the tensor; CheckpointError unless it has `rows` rows. Views that select rows would not notice surplus ones."""
+    """Returns the tensor. Raises CheckpointError unless it has `rows` rows: views that select rows ignore surplus rows."""
     if tensor.shape[0] != rows:
         raise CheckpointError(
-            f"{source.path}: tensor {tensor.sources[0]} has shape {tensor.shape}, {rows} rows expected"
+            f"{source.path}: tensor {tensor.sources[0]} has shape {tensor.shape}; expected {rows} rows"
         )
     return tensor
 

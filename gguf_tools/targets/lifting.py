@@ -79,7 +79,7 @@ def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[Mo
     if "shared.gate" in part:
         gate = part.get("shared.sigmoid")
         if gate and gate.shape[:-1] == (1,):
-            part["shared.sigmoid"] = Reshaped(gate, gate.shape[1:])  # llama.cpp's converter keeps it as a matrix
+            part["shared.sigmoid"] = Reshaped(gate, gate.shape[1:])  # llama.cpp's converter stores it as a matrix
         shared = SharedExpert(part["shared.gate"].shape[0], "shared.sigmoid" in part)
     return MoE(experts, width, router, shared), part
 
@@ -91,12 +91,16 @@ def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rop
     factor = source.number("rope.scaling.factor", 0.0)
     if theta <= 0 or dims % 2 or not 0 < dims <= head_dim:
         raise CheckpointError(
-            f"{source.path}: rope of base {theta:g} on {dims} of {head_dim} dimensions cannot be; write it again"
+            f"{source.path}: rope.freq_base is {theta:g} and rope rotates {dims} of {head_dim} dimensions; expected a base "
+            "above 0 and an even number of dimensions; write the file again"
         )
     scaling: Scaling | None = None
     kind = source.key("rope.scaling.type", "linear")
     if kind == "yarn" and (factor <= 0 or theta <= 1):
-        raise CheckpointError(f"{source.path}: YaRN by {factor:g} of base {theta:g} cannot be; write the file again")
+        raise CheckpointError(
+            f"{source.path}: rope.scaling.factor is {factor:g} and rope.freq_base {theta:g}; YaRN needs a factor above 0 and a "
+            "base above 1; write the file again"
+        )
     if kind == "yarn":
         magnitude = default_magnitude(factor) * source.number("rope.scaling.attn_factor", 1.0)
         original = source.integer("rope.scaling.original_context_length", source.integer("context_length"))
@@ -151,7 +155,7 @@ def lift_ends(source: GGUFSource) -> tuple[dict[str, Tensor], Norm, int]:
         part["output"] = source.tensors["output.weight"]
     count = source.integer("block_count")
     if count < 1:
-        raise CheckpointError(f"{source.path}: block_count is {count}, at least 1 expected")
+        raise CheckpointError(f"{source.path}: block_count is {count}; expected at least 1")
     return part, Norm(source.number("attention.layer_norm_rms_epsilon")), count
 
 

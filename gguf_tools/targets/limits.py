@@ -64,7 +64,7 @@ EXPERTS = frozenset(
         "LayerSpec.feed_forward=MoE",
         "MoE.router=Router",
         "Router.score=softmax",
-        # `moe_limits` reports which of the two a graph lacks; with all experts selected they are equal.
+        # `moe_limits` reports which of the two a graph does not compute; with all experts selected they are equal.
         "Router.normalised=true",
         "Router.normalised=false",
     }
@@ -76,9 +76,9 @@ NO_SHARED_GATE = frozenset({"SharedExpert.gated=false"})
 
 
 def same(values: Iterable[Any], what: str) -> list[str]:
-    """A description if the values, one per layer, are not all equal, else an empty list."""
+    """A description if the values of the layers are not all equal, else an empty list; `what` names them."""
     found = list(dict.fromkeys(values))
-    return [f"one {what} for all layers, but the model has {', '.join(map(str, found))}"] if len(found) > 1 else []
+    return [f"layers that differ in {what} ({', '.join(map(str, found))})"] if len(found) > 1 else []
 
 
 def attentions(spec: ModelSpec) -> list[Attention]:
@@ -115,7 +115,7 @@ def attention_limits(spec: ModelSpec, *, gate: bool = False, qk_norm: bool = Fal
     """
     found = attentions(spec)
     sizes = ((a.heads, a.kv_heads, a.head_dim, a.value_size) for a in found)
-    limits = same(sizes, "set of head counts and sizes") + same(ropes(spec), "rope")
+    limits = same(sizes, "head counts and sizes") + same(ropes(spec), "rope parameters")
     for mixer in found:
         if qk_norm and not mixer.qk_norm:
             limits.append("attention without q/k norm")
@@ -143,8 +143,8 @@ def mlp_limits(spec: ModelSpec) -> list[str]:
 
 def moe_limits(spec: ModelSpec, *, normalised: bool = True) -> list[str]:
     """All MoE layers must have the same sizes and router; `normalised` says whether the graph renormalises router weights."""
-    limits = same(((m.experts, m.width) for m in moes(spec)), "number and width of experts")
-    limits += same((m.router for m in moes(spec)), "router")
+    limits = same(((m.experts, m.width) for m in moes(spec)), "the number and width of experts")
+    limits += same((m.router for m in moes(spec)), "router settings")
     # A softmax over all experts sums to 1, so renormalisation changes nothing if all are selected. (If one is selected,
     # renormalisation gives it the weight 1, so the two differ.)
     if any(m.router.normalised != normalised and m.router.top_k < m.experts for m in moes(spec)):

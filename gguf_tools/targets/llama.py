@@ -72,7 +72,7 @@ def limits(spec: ModelSpec) -> list[str]:
     """What Llama's graph cannot express of the values of its features."""
     found = []
     if len({isinstance(layer.feed_forward, GatedMLP) for layer in spec.layers}) > 1:
-        found.append("dense layers among layers with experts")
+        found.append("dense layers among MoE layers")
     return found + attention_limits(spec) + mlp_limits(spec) + moe_limits(spec) + norm_limits(spec)
 
 
@@ -141,7 +141,7 @@ def _lift_factors(source: GGUFSource, rope: Rope) -> Rope:
         return rope
     if isinstance(rope.scaling, YarnScaling):
         raise UnsupportedError(
-            f"{source.path}: has YaRN and {FREQUENCY_FACTORS} as well, which tinyq does not describe"
+            f"{source.path}: has both YaRN and {FREQUENCY_FACTORS}, which tinyq does not support together"
         )
     factor = rope.scaling.factor if isinstance(rope.scaling, LinearScaling) else 1.0
     values = source.tensors[FREQUENCY_FACTORS].array().astype(np.float64) * factor

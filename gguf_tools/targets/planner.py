@@ -21,7 +21,7 @@ COMMON_REWRITES = (UNIFORM_ROUTER_BIAS, FOLDED_GAIN, SHARED_HEAD_NORM, FOLDED_VA
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a model is converted: the target, the exact rewrites applied, and the model after them.
+    """How a model is converted: the target, the exact rewrites to apply, and the model after them.
 
     `extra_parameters` is the number of weights that the rewrites add, `extra_cache` the number of elements per token that they
     add to the key/value cache. `approximation`, if the user permitted one, was applied before the rewrites; `fits` is its
@@ -46,7 +46,7 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
 
     The cheapest plan adds the fewest weights; ties go to the target that the family prefers, then to the fewest rewrites.
     `calibration` returns tokens to fit an approximation to, and permits one where no target is exact. Raises UnsupportedError
-    with what each target lacks if no target expresses the model.
+    with what each target does not support if no target expresses the model.
     """
     candidates = [target_named(target)] if target else list(all_targets())
     plans, refusals = [], []
@@ -54,7 +54,7 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
         made = _exact(candidate, model)
         lacks = candidate.lacks(made.model.spec)
         if lacks:
-            refusals.append((len(lacks), f"{candidate.name} lacks {', '.join(lacks)}"))
+            refusals.append((len(lacks), f"{candidate.name} does not support {', '.join(lacks)}"))
         else:
             plans.append(made)
     if plans:
@@ -75,7 +75,7 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
 
 
 def _listed(refusals: list[tuple[int, str]]) -> str:
-    """The sentences of `refusals`, (number of missing features, sentence) per target, those with the fewest first."""
+    """The sentences of `refusals`, (number of unsupported features, sentence) per target, the fewest first."""
     return "; ".join(text for _, text in sorted(refusals))
 
 
@@ -104,6 +104,6 @@ def _fits(target: Target, way: Approximation, model: Model) -> bool:
 
 
 def plan_for(model: Model, target: str) -> tuple[Plan, tuple[str, ...]]:
-    """The plan for one target, and what that target lacks, for files that other tools converted regardless."""
+    """The plan for one target and what that target does not support, for files that other tools converted nevertheless."""
     made = _exact(target_named(target), model)
     return made, tuple(made.target.lacks(made.model.spec))

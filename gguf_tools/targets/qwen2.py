@@ -34,7 +34,7 @@ def heads_limits(spec: ModelSpec) -> list[str]:
     found = attention_limits(spec)
     for mixer in dict.fromkeys(attentions(spec)):
         if mixer.heads * mixer.head_dim != spec.hidden:
-            found.append(f"{mixer.heads} heads of {mixer.head_dim} in a model {spec.hidden} wide")
+            found.append(f"{mixer.heads} heads of {mixer.head_dim} dimensions with a hidden size of {spec.hidden}")
     return found
 
 

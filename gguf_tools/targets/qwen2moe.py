@@ -40,7 +40,7 @@ def limits(spec: ModelSpec) -> list[str]:
     # An added shared expert cannot have a gate of zeros: the graph computes sigmoid(z) as SiLU(z) / z.
     if any(moe.shared is None for moe in moes(spec)):
         found.append("experts without a gated shared expert")
-    found += same((moe.shared.width for moe in moes(spec) if moe.shared), "width of the shared expert")
+    found += same((moe.shared.width for moe in moes(spec) if moe.shared), "the width of the shared expert")
     if spec.tied:
         found.append("an output projection tied to the embedding")
     return found + heads_limits(spec) + moe_limits(spec, normalised=False) + norm_limits(spec)
@@ -55,8 +55,8 @@ def lower(model: Model) -> Lowered:
         gate = layer.tensors["shared.sigmoid"]
         if not gate.array().any():
             raise UnsupportedError(
-                f"tensor {', '.join(gate.sources)} is zero throughout: llama.cpp's {NAME} computes the gate's sigmoid as "
-                "SiLU(z) / z, which is not a number there; train on, or give one of its weights a small value"
+                f"tensor {', '.join(gate.sources)} is all zeros: llama.cpp's {NAME} computes the gate's sigmoid as SiLU(z) / z, "
+                "which is NaN for z = 0; train further, or set one of the weights to a small value"
             )
     moe = moes(model.spec)[0]
     metadata = lowering.common_metadata(NAME, model.spec) | lowering.moe_metadata(NAME, moe)

@@ -22,7 +22,7 @@ EXPRESSES = hybrid.EXPRESSES | EXPERTS | SHARED_EXPERT | SHARED_GATE
 def limits(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of the values of its features."""
     shared = (moe.shared.width for moe in moes(spec) if moe.shared)
-    return experts_limits(spec) + same(shared, "width of the shared expert") + hybrid.hybrid_limits(spec)
+    return experts_limits(spec) + same(shared, "the width of the shared expert") + hybrid.hybrid_limits(spec)
 
 
 def lower(model: Model) -> Lowered:

@@ -23,21 +23,21 @@ def all_targets() -> tuple[Target, ...]:
 
 
 def target_named(name: str) -> Target:
-    """The target of this name; otherwise UnsupportedError, which lists the known names."""
+    """The target of this name. Raises UnsupportedError, listing the known names, if there is none."""
     for target in all_targets():
         if target.name == name:
             return target
     known = ", ".join(target.name for target in all_targets())
-    raise UnsupportedError(f"target {name} is not known; targets are {known}")
+    raise UnsupportedError(f"target {name} is not known; the known targets are {known}")
 
 
 def lift(source: GGUFSource) -> Model:
-    """A GGUF file as a Model; UnsupportedError for an architecture without a target."""
+    """A GGUF file as a Model. Raises UnsupportedError for an architecture without a target."""
     target = target_named(source.architecture)
     try:
         return target.lift(source)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # Metadata and tensors contradict each other in a way that the lifters do not check.
         raise CheckpointError(
-            f"{source.path}: is not the {target.name} model that it claims to be ({error}); write the file again"
+            f"{source.path}: is not a valid {target.name} model ({error}); write the file again"
         ) from error

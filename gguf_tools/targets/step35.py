@@ -93,14 +93,14 @@ def limits(spec: ModelSpec) -> list[str]:
 
 def _moe_limits(spec: ModelSpec) -> list[str]:
     experts = moes(spec)
-    found = same(((moe.experts, moe.width) for moe in experts), "number and width of experts")
-    found += same((moe.router for moe in experts), "router")
+    found = same(((moe.experts, moe.width) for moe in experts), "the number and width of experts")
+    found += same((moe.router for moe in experts), "router settings")
     if any(moe.router.selection_bias and _gating(moe.router) != SOFTMAX_OF_CHOSEN for moe in experts):
         found.append("a router bias added before the score function, for the selection alone")
     shared = [moe.shared for moe in experts if moe.shared]
     if len(shared) < len(experts):
         found.append("experts without a shared expert")
-    return found + same((expert.width for expert in shared), "width of shared experts")
+    return found + same((expert.width for expert in shared), "the width of shared experts")
 
 
 def _gating(router: Router) -> int:
@@ -159,7 +159,7 @@ def lift(source: GGUFSource) -> Model:
     pattern, layers = source.key("attention.sliding_window_pattern"), source.integer("block_count")
     if not isinstance(pattern, tuple) or len(pattern) < layers:
         raise CheckpointError(
-            f"{source.path}: {NAME}.attention.sliding_window_pattern does not have a value for each of {layers} layers; "
+            f"{source.path}: {NAME}.attention.sliding_window_pattern does not have one value for each of the {layers} layers; "
             "write the file again"
         )
     stated = source.integer("attention.sliding_window")
@@ -172,7 +172,7 @@ def lift(source: GGUFSource) -> Model:
         mixer, part = lifting.lift_attention(source, n, norm, dims)
         gate = f"blk.{n}.attn_gate.weight"
         if gate in source.tensors:
-            raise UnsupportedError(f"{source.path}: {gate} is one gate for a whole head, which tinyq does not have")
+            raise UnsupportedError(f"{source.path}: {gate} is one gate per head, which tinyq does not support")
         if local:
             theta = source.number("rope.freq_base_swa", SWA_THETA)
             rope = replace(lifting.lift_rope(source, mixer.head_dim, dims), theta=theta, scaling=None)
@@ -196,7 +196,7 @@ def _lift_experts(source: GGUFSource, n: int) -> tuple[MoE, LayerTensors]:
     bias = f"blk.{n}.{MOE_NAMES['moe.router_bias']}"
     biased = bias in source.tensors
     if biased and gating != SOFTMAX_OF_CHOSEN:
-        raise UnsupportedError(f"{source.path}: {bias} is added after the score function, which tinyq does not have")
+        raise UnsupportedError(f"{source.path}: {bias} is added after the score function, which tinyq does not support")
     if biased:
         part["moe.router_bias"] = source.tensor(bias)
     return replace(moe, router=replace(moe.router, score=score, selection_bias=biased)), part

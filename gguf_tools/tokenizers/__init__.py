@@ -1,1 +1,1 @@
-"""A checkpoint's tokenizer as the vocabulary of a GGUF."""
+"""Converts a checkpoint's tokenizer to the vocabulary of a GGUF."""

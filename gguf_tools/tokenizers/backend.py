@@ -1,4 +1,4 @@
-"""The tokenizers library's side: the source's own tokenizer, set up to do what `llama_tokenize` is asked to do."""
+"""The source's tokenizer as an object of the tokenizers library, set up to behave like `llama_tokenize`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gguf_tools.tokenizers.files import TokenizerFiles, shown
 
 
 def build_backend(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> tuple[HFTokenizer, HFTokenizer]:
-    """Two tokenizers of the same files: one that takes control tokens in a text for text, one that finds them.
+    """Two tokenizers from the same files: the first treats control tokens in a text as plain text, the second parses them.
 
-    Truncation, padding, dropout and the post-processor are left out; `kinds` decides which added tokens are control tokens.
-    Raises CheckpointError if the library refuses the file, or numbers an added token in another way than the file does.
+    Truncation, padding, dropout and the post-processor are switched off; `kinds` gives the type of each added token.
+    Raises CheckpointError if the library rejects the file, or gives an added token another id than the file does.
     """
     added = [
         {
@@ -29,7 +29,7 @@ def build_backend(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> tupl
             "special": kinds[token.id] in (TokenType.CONTROL, TokenType.UNKNOWN),
         }
         for token in files.added
-        # (some trainers list byte tokens among the special ones; llama.cpp finds "<0x41>" in no text)
+        # (some trainers list byte tokens as special tokens; llama.cpp never matches "<0x41>" in a text)
         if kinds[token.id] != TokenType.BYTE
     ]
     document = {
@@ -50,8 +50,8 @@ def build_backend(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> tupl
         got = parsing.token_to_id(token.content)
         if got != token.id:
             raise CheckpointError(
-                f"{files.path}: the added token {shown(token.content)} has id {token.id}, but the tokenizers library numbers it"
-                f" {got}; ids of added tokens must follow the vocabulary's without gaps"
+                f"{files.path}: the added token {shown(token.content)} has id {token.id}, but the tokenizers library gives it"
+                f" id {got}; the ids of added tokens must follow those of the vocabulary without gaps"
             )
     return plain, parsing
 
@@ -60,15 +60,15 @@ def _load(text: str, files: TokenizerFiles) -> HFTokenizer:
     try:
         return HFTokenizer.from_str(text)
     except BaseException as error:
-        # The library reports what it refuses as a plain Exception, and a panic of its Rust code as a BaseException.
+        # The library raises plain Exception for invalid files, and a BaseException if its Rust code panics.
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         reason = shown(" ".join(str(error).split()), 200)
-        raise CheckpointError(f"{files.path}: the tokenizers library refuses it: {reason}") from error
+        raise CheckpointError(f"{files.path}: the tokenizers library rejects the file: {reason}") from error
 
 
 def unreachable(backend: HFTokenizer, tokens: Iterable[str]) -> list[str]:
-    """The tokens whose text the merges do not bring back to the one token."""
+    """The tokens whose text the merges encode as more than that one token."""
     document = json.loads(backend.to_str())
     document["model"]["ignore_merges"] = False
     model = HFTokenizer.from_str(json.dumps(document)).model

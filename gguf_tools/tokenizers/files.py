@@ -1,7 +1,7 @@
-"""Reading the files of a Hugging Face tokenizer folder: every value's type is checked before it is used.
+"""Reads the files of a Hugging Face tokenizer folder, and checks the type of every value before it is used.
 
-The files may be broken or hostile, so all that fails here fails as a CheckpointError of one line that names the file and the
-key. What the values mean to llama.cpp is decided elsewhere (`tokenizer.py`, `pretokenizers.py`, `special_tokens.py`).
+The files may be broken or hostile, so every failure is a CheckpointError of one line that names the file and the key. What
+the values mean to llama.cpp is decided in `vocabulary.py`, `pretokenizers.py` and `special.py`.
 """
 
 from __future__ import annotations
@@ -28,58 +28,58 @@ MORE_TEMPLATES = "additional_chat_templates"
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """`value` for an error message: one line, of bounded length, printable in any terminal."""
+    """`value` for an error message: one line of at most about `limit` characters, printable in any terminal."""
     text = repr(value) if isinstance(value, str | int | float | bool | type(None)) else type(value).__name__
     return shortened(text, limit)
 
 
 def read_object(path: Path, kind: Kind = Kind.TOKENIZER) -> dict[str, Any]:
-    """A JSON file that holds one object. Raises CheckpointError for anything else."""
+    """The object in a JSON file. Raises CheckpointError if the file holds anything else."""
     return as_object(parse_json(read_text(path, kind), path), str(path), "the file")
 
 
 def read_optional(folder: Path, name: str) -> dict[str, Any]:
-    """As `read_object`, or an empty object if the folder has no such file."""
+    """Like `read_object`, but an empty object if the folder has no such file."""
     path = folder / name
     return read_object(path) if path.exists() else {}
 
 
 def as_object(value: object, where: str, key: str) -> dict[str, Any]:
-    """`value` if it is a JSON object."""
+    """`value`, checked to be a JSON object. Raises CheckpointError otherwise."""
     if not isinstance(value, dict):
         raise CheckpointError(f"{where}: {key} is {shown(value)}; expected an object")
     return value
 
 
 def as_list(value: object, where: str, key: str) -> list[Any]:
-    """`value` if it is a JSON list."""
+    """`value`, checked to be a JSON list. Raises CheckpointError otherwise."""
     if not isinstance(value, list):
         raise CheckpointError(f"{where}: {key} is {shown(value)}; expected a list")
     return value
 
 
 def as_text(value: object, where: str, key: str) -> str:
-    """`value` if it is a string that UTF-8 can hold (JSON can spell halves of surrogate pairs)."""
+    """`value`, checked to be a string that UTF-8 can encode (JSON allows lone surrogates). Raises CheckpointError otherwise."""
     if not isinstance(value, str):
         raise CheckpointError(f"{where}: {key} is {shown(value)}; expected a string")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise CheckpointError(
-            f"{where}: {key} is {shown(value)}, half of a surrogate pair, which is not text"
+            f"{where}: {key} is {shown(value)}; expected valid Unicode, but it has a lone surrogate"
         ) from error
     return value
 
 
 def as_id(value: object, where: str, key: str) -> int:
-    """`value` if it is a whole number that a token id can be."""
+    """`value`, checked to be a possible token id. Raises CheckpointError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
-        raise CheckpointError(f"{where}: {key} is {shown(value)}; expected a token id (a whole number from 0)")
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; expected a token id (a whole number of at least 0)")
     return value
 
 
 def as_flag(value: object, where: str, key: str) -> bool:
-    """`value` if it is true or false."""
+    """`value`, checked to be true or false. Raises CheckpointError otherwise."""
     if not isinstance(value, bool):
         raise CheckpointError(f"{where}: {key} is {shown(value)}; expected true or false")
     return value
@@ -87,7 +87,7 @@ def as_flag(value: object, where: str, key: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class AddedToken:
-    """One token that is found in the text before anything else happens to it."""
+    """A token that is matched in the raw text, before normalization and pre-tokenization."""
 
     id: int
     content: str
@@ -100,9 +100,10 @@ class AddedToken:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
-    """The files of one folder, parsed; `document` is tokenizer.json, `model` its model, the rest empty where a file is absent.
+    """The parsed files of one tokenizer folder; the objects of absent files are empty.
 
-    `vocab` maps the model's own tokens to ids; `added` are the added tokens of all files by id; `notes` are oddities found.
+    `document` is tokenizer.json and `model` its `model`. `vocab` maps the model's own tokens to ids; `added` holds the added
+    tokens of all files, sorted by id; `notes` are for the user.
     """
 
     path: Path
@@ -118,16 +119,19 @@ class TokenizerFiles:
 
     @property
     def ids(self) -> dict[str, int]:
-        """All tokens' ids by content."""
+        """The ids of all tokens, by their text."""
         return {**self.vocab, **{token.content: token.id for token in self.added}}
 
 
 def read_files(folder: Path) -> TokenizerFiles:
-    """Reads and checks a tokenizer folder: tokenizer.json, or vocab.json and merges.txt (`slow`), or tokenizer.model,
-    SentencePiece's or Llama 3's (`piece_model`, `rank_model`).
+    """Read and check a tokenizer folder.
 
-    Raises CheckpointError: neither is there, broken JSON, wrong types, an id given to two tokens, a merge of tokens that do
-    not exist. Models other than BPE are read as far as their vocabulary is an object; refusing them is the caller's.
+    It has tokenizer.json, or vocab.json and merges.txt (`slow`), or tokenizer.model of SentencePiece or Llama 3
+    (`piece_model`, `rank_model`).
+
+    Raises CheckpointError if none of these is there, for invalid JSON or wrong types, for an id that two tokens share, and for a
+    merge of tokens that do not exist. Models other than BPE are accepted if their vocabulary is an object; the caller
+    refuses them.
     """
     path = folder / TOKENIZER
     config = read_optional(folder, TOKENIZER_CONFIG)
@@ -140,18 +144,16 @@ def read_files(folder: Path) -> TokenizerFiles:
         merges = read_text(folder / slow.MERGES, Kind.TOKENIZER)
         model_config = read_optional(folder, MODEL_CONFIG)
         document, config = slow.put_together(folder, read_object(path), merges, config, model_config)
-        notes = (
-            f"{folder.name} has no {TOKENIZER}: the tokenizer is put together from {slow.VOCAB} and {slow.MERGES}",
-        )
+        notes = (f"{folder.name} has no {TOKENIZER}: the tokenizer is built from {slow.VOCAB} and {slow.MERGES}",)
     elif (folder / piece_model.NAME).exists():
         path = folder / piece_model.NAME
         data = read_bytes(path, Kind.TOKENIZER)
         form = rank_model if rank_model.is_rank_model(data) else piece_model
         document, config = form.put_together(data, path, config)
-        notes = (f"{folder.name} has no {TOKENIZER}: the tokenizer is put together from {piece_model.NAME}",)
+        notes = (f"{folder.name} has no {TOKENIZER}: the tokenizer is built from {piece_model.NAME}",)
     else:
         raise CheckpointError(
-            f"{folder}: has no {TOKENIZER}; give the tokenizer's folder, or make the file with"
+            f"{folder}: has no {TOKENIZER}; give the tokenizer's folder, or create the file with"
             " transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
         )
     model = as_object(document.get("model"), str(path), "model")
@@ -159,7 +161,7 @@ def read_files(folder: Path) -> TokenizerFiles:
     vocab = _vocab(model, str(path)) if bpe else {}
     special = slow.special_texts(config, special_map)
     added, more = _all_added(folder, document, config, special)
-    if notes:  # the two files say nothing of added tokens, so that the other files lack none
+    if notes:  # vocab.json and merges.txt list no added tokens, so "tokenizer.json lacks …" notes do not apply
         known = {token.content for token in added}
         own = [_plain_added(text, vocab[text], special=True) for text in sorted(special & vocab.keys() - known)]
         added, more = tuple(sorted((*added, *own), key=lambda token: token.id)), ()
@@ -179,7 +181,7 @@ def read_files(folder: Path) -> TokenizerFiles:
 
 
 def without_beyond(files: TokenizerFiles, rows: int) -> TokenizerFiles:
-    """The files without the tokens whose ids lie beyond `rows` rows of an embedding, and without merges that need them."""
+    """The files without the tokens whose ids are `rows` or more, and without the merges that need these tokens."""
     vocab = {token: number for token, number in files.vocab.items() if number < rows}
     merges = tuple(pair for pair in files.merges if {*pair, "".join(pair)} <= vocab.keys())
     return replace(
@@ -200,7 +202,7 @@ def _vocab(model: Mapping[str, Any], where: str) -> dict[str, int]:
 
 
 def _merges(model: Mapping[str, Any], vocab: Mapping[str, int], where: str) -> tuple[tuple[str, str], ...]:
-    """The merges in order of rank; both spellings, ["a", "b"] and "a b", are in use."""
+    """The merges in order of rank, from either notation: ["a", "b"] or "a b"."""
     pairs: list[tuple[str, str]] = []
     for rank, merge in enumerate(as_list(model.get("merges"), where, "model.merges")):
         parts = merge.split(" ") if isinstance(merge, str) else merge
@@ -212,14 +214,14 @@ def _merges(model: Mapping[str, Any], vocab: Mapping[str, int], where: str) -> t
         for token in (left, right, left + right):
             if token not in vocab:
                 raise CheckpointError(
-                    f"{where}: model.merges[{rank}] needs the token {shown(token)}, which model.vocab lacks"
+                    f"{where}: model.merges[{rank}] needs the token {shown(token)}, which is not in model.vocab"
                 )
         pairs.append((left, right))
     return tuple(pairs)
 
 
 def _added(value: object, where: str, key: str, number: object = None) -> AddedToken:
-    """An entry of added_tokens; `number` is its id where the file keeps ids as keys (added_tokens_decoder)."""
+    """Parse an entry of added_tokens; `number` is its id if the file has ids as keys (added_tokens_decoder)."""
     entry = as_object(value, where, key)
 
     def flag(name: str) -> bool:
@@ -227,7 +229,7 @@ def _added(value: object, where: str, key: str, number: object = None) -> AddedT
 
     content = as_text(entry.get("content"), where, f"{key}.content")
     if not content:
-        raise CheckpointError(f"{where}: {key} has an empty content")
+        raise CheckpointError(f"{where}: {key} has empty content; expected the token's text")
     return AddedToken(
         id=as_id(entry.get("id") if number is None else number, where, f"{key}.id"),
         content=content,
@@ -248,9 +250,9 @@ def _plain_added(content: str, number: int, *, special: bool) -> AddedToken:
 def _all_added(
     folder: Path, document: Mapping[str, Any], config: Mapping[str, Any], special: frozenset[str]
 ) -> tuple[tuple[AddedToken, ...], tuple[str, ...]]:
-    """Added tokens of tokenizer.json, then those that only the other files know (transformers adds these on loading).
+    """The added tokens of tokenizer.json, then those listed only in other files (transformers adds these on loading).
 
-    added_tokens.json gives ids alone; those of `special` have a role elsewhere.
+    added_tokens.json lists texts and ids only; its tokens in `special` count as special. Also returns notes on differences.
     """
     where = str(folder / TOKENIZER)
     entries = document.get("added_tokens")
@@ -263,7 +265,7 @@ def _all_added(
     for number, entry in as_object(config.get("added_tokens_decoder") or {}, where, "added_tokens_decoder").items():
         key = f"added_tokens_decoder[{shown(number)}]"
         if not (number.isascii() and number.isdigit() and len(number) < 11):
-            raise CheckpointError(f"{where}: {key} is not a token id")
+            raise CheckpointError(f"{where}: {key} is the key of an added token; expected a token id")
         more.append(_added(entry, where, key, int(number)))
     where = str(folder / ADDED)
     for content, number in read_optional(folder, ADDED).items():
@@ -274,17 +276,17 @@ def _all_added(
         other = known.setdefault(token.content, token)
         if other is token:
             notes.append(
-                f"{TOKENIZER} lacks the added token {shown(token.content)} (id {token.id}) that other files list"
+                f"{TOKENIZER} lacks the added token {shown(token.content)} (id {token.id}), which other files list"
             )
         elif other.id != token.id:
             notes.append(
-                f"{shown(token.content)} is {other.id} in {TOKENIZER} and {token.id} in another file; {TOKENIZER} was taken"
+                f"{shown(token.content)} is {other.id} in {TOKENIZER} and {token.id} in another file; {TOKENIZER} is used"
             )
     return tuple(sorted(known.values(), key=lambda token: token.id)), tuple(notes)
 
 
 def _check_ids(vocab: Mapping[str, int], added: Sequence[AddedToken], path: Path) -> None:
-    """One token for an id and one id for a token: llama.cpp's loader asserts that."""
+    """Raise CheckpointError unless ids and token texts are unique, as llama.cpp's loader asserts."""
     names: dict[int, str] = {}
     for token, number in [*vocab.items(), *((token.content, token.id) for token in added)]:
         if names.setdefault(number, token) != token:

@@ -1,9 +1,9 @@
-"""What llama.cpp reads into `general.name`, and how a name is kept from meaning something to it.
+"""Keeps llama.cpp from recognising a model by its `general.name`, which changes how it tokenizes.
 
 Source: `llama_vocab::impl::load` of llama.cpp (src/llama-vocab.cpp, "set attributes by model/tokenizer/architecture name").
-A name that contains "phi-3" or "phi3", in either case, makes every special token swallow the spaces after it, but for three,
-and throws where the vocabulary lacks one of four tokens; "modern-bert" makes [MASK] swallow the spaces before it. No other
-free text of the metadata has a meaning there.
+If the name contains "phi-3" or "phi3" (ignoring case), all special tokens but three strip the spaces after them (rstrip), and
+loading fails if the vocabulary lacks one of four tokens. If it contains "modern-bert", [MASK] strips the spaces before it
+(lstrip). llama.cpp reads no other free text of the metadata.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 NAME = "general.name"
 KEEP_SPACES = ("<unk>", "<s>", "<|endoftext|>")
-"""Special tokens after which a model called Phi-3 keeps spaces."""
+"""Special tokens that do not strip the spaces after them in a model named Phi-3."""
 REQUIRED = ("</s>", *KEEP_SPACES)
-"""Tokens without which llama.cpp does not load a model called Phi-3."""
+"""Tokens without which llama.cpp does not load a model named Phi-3."""
 MASK = "[MASK]"
 
 _PHI3 = re.compile("(phi)-?(3)", re.IGNORECASE | re.ASCII)
 _MODERN_BERT = re.compile("(modern)-(bert)", re.IGNORECASE | re.ASCII)
 _NAMED_ELSEWHERE = ("jina-v2-de", "jina-v2-es", "jina-v2-code"), ("nomic-bert-moe", "jina-bert-v3")
-"""Pre-tokenizers and architectures that llama.cpp looks for first; where it finds one, the name says nothing."""
+"""Pre-tokenizers and architectures that llama.cpp checks first; if one of them matches, it does not read the name."""
 _SPECIAL = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 
 
 @dataclass(frozen=True)
 class SettledName:
-    """A name to write, the tokenizer as llama.cpp will have it under that name, and sentences about what was changed."""
+    """The name to write, the tokenizer as llama.cpp reads it under that name, and notes on what was changed."""
 
     name: str
     tokenizer: Tokenizer
@@ -48,7 +48,7 @@ class SettledName:
 
 
 def settled_name(name: str, tokenizer: Tokenizer) -> SettledName:
-    """The name as it is where llama.cpp reads nothing into it, or just what the tokenizer does; else a changed one."""
+    """`name` itself if llama.cpp tokenizes correctly under it; otherwise a changed name that it does not recognise."""
     if not _means_something(name):
         return SettledName(name, tokenizer)
     missing = _missing(name, tokenizer.tokens)
@@ -67,20 +67,20 @@ def settled_name(name: str, tokenizer: Tokenizer) -> SettledName:
         return SettledName(name, tokenizer)
     plain = plain_name(name)
     if missing:
-        why = f"refuses the vocabulary, which has no {_listed(missing)}"
+        why = f"does not load the vocabulary, which has no {_listed(missing)}"
     else:
         where = "after special tokens" if right else f"before {MASK}"
-        why = f"swallows spaces {where} otherwise than this tokenizer"
+        why = f"strips spaces {where}, unlike this tokenizer"
     return SettledName(plain, tokenizer, (_renamed(name, plain, why),))
 
 
 def plain_name(name: str) -> str:
-    """The name with a space where llama.cpp would recognise a model: "my-phi3" becomes "my-phi 3"."""
+    """The name with a space inserted, so that llama.cpp does not recognise a model: "my-phi3" becomes "my-phi 3"."""
     return _MODERN_BERT.sub(r"\1 \2", _PHI3.sub(r"\1 \2", name))
 
 
 def refused_name(path: Path) -> str | None:
-    """Why llama.cpp refuses a GGUF file for its name, and what to do; None for all other files, broken ones included."""
+    """Why llama.cpp does not load a GGUF file because of its name, and what to do; None for all other files."""
     try:
         name, missing = _refused(read_header(path).get)
     except TinyqError:
@@ -88,18 +88,18 @@ def refused_name(path: Path) -> str | None:
     if not missing:
         return None
     return (
-        f"{NAME} is {_quoted(name)}, which llama.cpp takes for Phi-3, but the vocabulary has no {_listed(missing)}: give the "
-        "model another name, as tinyq quantize and tinyq surgery do"
+        f"{NAME} is {_quoted(name)}, which llama.cpp recognises as Phi-3, but the vocabulary has no {_listed(missing)}: give "
+        "the model another name, as tinyq quantize and tinyq surgery do"
     )
 
 
 def repaired_name(get: Callable[[str], object]) -> tuple[str, str] | None:
-    """Another name for a GGUF that llama.cpp refuses for its own, and a sentence about it; None for all other files."""
+    """A new name for a GGUF that llama.cpp does not load because of its name, and a note; None for all other files."""
     name, missing = _refused(get)
     if not missing:
         return None
     plain = plain_name(name)
-    return plain, _renamed(name, plain, f"refuses the vocabulary, which has no {_listed(missing)}")
+    return plain, _renamed(name, plain, f"does not load the vocabulary, which has no {_listed(missing)}")
 
 
 def _refused(get: Callable[[str], object]) -> tuple[str, tuple[str, ...]]:
@@ -126,7 +126,7 @@ def _missing(name: str, tokens: Collection[str]) -> tuple[str, ...]:
 
 
 def _stripping(name: str, special: Collection[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """The special tokens before and after which llama.cpp swallows spaces for the name's sake."""
+    """The special tokens before and after which llama.cpp strips spaces because of the name."""
     if _PHI3.search(name):
         return frozenset(), frozenset(special) - frozenset(KEEP_SPACES)
     return frozenset(special) & {MASK}, frozenset()
@@ -134,7 +134,7 @@ def _stripping(name: str, special: Collection[str]) -> tuple[frozenset[str], fro
 
 def _renamed(name: str, plain: str, why: str) -> str:
     model = "Phi-3" if _PHI3.search(name) else "ModernBERT"
-    return f"{NAME} is {_quoted(plain)}, not {_quoted(name)}: llama.cpp takes the latter for {model} and {why}"
+    return f"{NAME} is {_quoted(plain)}, not {_quoted(name)}: llama.cpp recognises the latter as {model} and {why}"
 
 
 def _quoted(name: str) -> str:

@@ -1,17 +1,17 @@
-"""Which of llama.cpp's pre-tokenizers splits text as a tokenizer.json does, found from its structure.
+"""Finds the pre-tokenizer of llama.cpp that splits text as a tokenizer.json does, by comparing their regexes.
 
-llama.cpp knows a pre-tokenizer by name (`tokenizer.ggml.pre`) and keeps its regexes in `llm_tokenizer_bpe`
-(src/llama-vocab.cpp); each regex is applied to the pieces that the one before left, matches and gaps alike becoming
-pieces (`unicode_regex_split`). That is what tokenizers does for a `Sequence` of `Split` steps with the behaviour
-"Isolated", so a structure is reduced to the list of its regexes, brought into one spelling, and looked up in `TABLE`.
+llama.cpp selects a pre-tokenizer by name (`tokenizer.ggml.pre`) and has its regexes in `llm_tokenizer_bpe`
+(src/llama-vocab.cpp). Each regex is applied to the pieces that the previous one left; matches and the gaps between them
+become pieces (`unicode_regex_split`). The tokenizers library does the same for a `Sequence` of `Split` steps with behavior
+"Isolated". So a pre-tokenizer is reduced to the list of its regexes in a canonical form, which is looked up in `TABLE`.
 
 Facts that hold for all of them (llama.cpp of llama-cpp-python 0.3.36, tokenizers 0.23):
 
 - Both sides agree on `\\s` and on `\\p{L}`, `\\p{N}`, `\\p{M}`, `\\p{P}`, `\\p{S}` for every character of Unicode 15.0;
-  tokenizers also knows characters added since, which llama.cpp takes for neither letters nor numbers.
-- `(?i:'s)` of tokenizers also matches the long s (U+017F), which llama.cpp does not.
-- Where llama.cpp has no hand-written splitter it falls back on std::regex, which knows no general categories: letters are
-  then told apart in case only within ASCII, see `Limit`.
+  tokenizers also knows characters added since, which for llama.cpp are neither letters nor numbers.
+- `(?i:'s)` of tokenizers also matches the long s (U+017F), in llama.cpp it does not.
+- Where llama.cpp has no hand-written splitter it uses std::regex, which has no general categories: upper and lower case are
+  then distinguished within ASCII only, see `Limit`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _DEEPSEEK_WORD = (
 DEEPSEEK3 = rf"{_DEEPSEEK_WORD}[\r\n]*|{SPACES}"
 SPARK = rf"{_DEEPSEEK_WORD}|[\r\n]|\s+(?!\S)|\s+"
 _DEEPSEEK_LETTERS = (
-    # written as escapes, because several of these characters change under Unicode normalization
+    # as escapes, because Unicode normalization would change several of these characters
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af"
     "\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5"
     "\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba"
@@ -73,7 +73,7 @@ DIGITS = r"\p{N}+"
 DIGITS3 = r"\p{N}{1,3}"
 PUNCTUATION = "<Punctuation Contiguous>"
 BYTES = "<ByteLevel>"
-"""Stands in a list of steps where more steps follow the translation into byte characters."""
+"""A marker in a list of steps: the steps after it run on the byte characters."""
 
 MAX_DEPTH = 8
 
@@ -87,20 +87,20 @@ SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"(?i:'s|'d|'m|'t|'ll|'ve|'re)", CONTRACTIONS),
     (r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])", CONTRACTIONS),
     (r"'(?:[sdmt]|ll|ve|re)", r"'s|'t|'re|'ve|'m|'ll|'d"),
-    # a possessive quantifier equals a greedy one where what follows cannot match what it took
+    # a possessive quantifier equals a greedy one if the next element cannot match the same character
     (r"?+\p{L}", r"?\p{L}"),
     (r"]++[", r"]+["),
-    # \s takes all line ends up to the last one, so both match the same run
+    # \s* matches all line ends up to the last one, so both match the same run
     (r"\s*[\r\n]|", r"\s*[\r\n]+|"),
     (r"\p{N}{1}|", r"\p{N}|"),
     (r"[^\s\p{L}\p{N}\r\n]", r"[^\s\p{L}\p{N}]"),
     (r"[^(\s|[.,!?…。，、।۔،])]", r"[^(\s|.,!?…。，、।۔،)]"),
 )
-"""Spellings of the same thing, replaced one after the other; what one pattern calls (?i:…) another writes out."""
+"""Equivalent spellings, replaced in this order; for instance, some patterns write (?i:…) out."""
 
 
 _WORD_PIECES = re.compile("[Uo]*[lo]+|[Uo]+[lo]*")
-"""How the GPT-4o pattern cuts a run of letters and marks: U stands for upper case, l for lower case, o for neither."""
+"""How the GPT-4o pattern splits a run of letters and marks: U is upper case, l lower case, o neither."""
 
 
 def _by_category(char: str) -> str:
@@ -112,7 +112,7 @@ def _by_ascii(char: str) -> str:
 
 
 def _case_differs(text: str) -> bool:
-    """Whether words are cut at other places if case is known within ASCII only ("éHello", "ÉCOLE")."""
+    """Whether words are split differently if case is known within ASCII only ("éHello", "ÉCOLE")."""
     for is_word, run in groupby(text, key=lambda char: unicodedata.category(char)[0] in "LM"):
         if is_word:
             word = list(run)
@@ -138,35 +138,34 @@ def _has_foreign_digit(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Limit:
-    """Where llama.cpp's pre-tokenizer is known to split otherwise: said in a note, and left out of the probe."""
+    """Texts that llama.cpp's pre-tokenizer is known to split differently: described in a note, and left out of the probe."""
 
     note: str
     affects: Callable[[str], bool]
 
 
 ASCII_CASE = Limit(
-    "llama.cpp tells upper from lower case only within ASCII here, so words that mix other capitals with ASCII letters (ÉCOLE)"
-    " may be tokenized otherwise",
+    "llama.cpp distinguishes upper and lower case only within ASCII here, so words that mix other capitals with ASCII letters "
+    "(ÉCOLE) may be tokenized differently",
     _case_differs,
 )
 ASCII_CASE_NO_MARKS = Limit(
-    ASCII_CASE.note
-    + ", as may scripts written with combining marks (Devanagari, Thai, …), where it cuts words at the marks",
+    ASCII_CASE.note + ", as may scripts with combining marks (Devanagari, Thai, …), whose words it splits at the marks",
     _case_or_marks_differ,
 )
-# std::wregex gets a vertical tab in place of every space beyond ASCII, so the range U+0800 to U+4E00 does not match them.
+# llama.cpp gives std::wregex a vertical tab for every non-ASCII space, so the range U+0800 to U+4E00 does not match these.
 FAR_SPACES = Limit(
-    "Unicode spaces from U+0800 on (thin, ideographic, …) may be tokenized otherwise by llama.cpp", _has_far_space
+    "llama.cpp may tokenize Unicode spaces from U+0800 on (thin, ideographic, …) differently", _has_far_space
 )
-ASCII_DIGITS = Limit("digits beyond ASCII may be grouped otherwise by llama.cpp", _has_foreign_digit)
+ASCII_DIGITS = Limit("llama.cpp may group non-ASCII digits differently", _has_foreign_digit)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreTokenizer:
-    """One name that llama.cpp knows, the structure it stands for, and how faithful it is.
+    """A pre-tokenizer name of llama.cpp, the regexes it implements, and how it deviates from them.
 
-    `ignore_merges`: whether llama.cpp takes a piece that is an entry of the vocabulary whole, without merging.
-    `refused`: why it does not reproduce that structure (then the name is only good for the error message).
+    `ignore_merges`: whether llama.cpp uses a piece that is in the vocabulary as one token, without merging.
+    `refused`: why llama.cpp does not implement these regexes (the row then only serves the error message).
     """
 
     name: str
@@ -179,8 +178,8 @@ class PreTokenizer:
 _CASE_LOST = "splits no word where its case changes (HelloWorld stays one piece)"
 
 TABLE: tuple[PreTokenizer, ...] = (
-    # Of one structure the most faithful or best-known name comes first; rows below it differ in ignore_merges. Names with the
-    # regexes and the ignore_merges of a row tokenize alike and are left out: phi-2, mpt, olmo, jais, … (gpt-2); refact,
+    # For each list of regexes, the most exact or best-known name comes first; rows below it differ in ignore_merges. Names with
+    # the same regexes and ignore_merges tokenize alike and are left out: phi-2, mpt, olmo, jais, … (gpt-2); refact,
     # command-r, smollm, codeshell, exaone, minerva-7b, … (starcoder); deepseek-r1-qwen, megrez, hunyuan, stablelm2, … (qwen2);
     # falcon3, lfm2, pixtral, glm4, … (llama-bpe); smaug-bpe, chatglm-bpe (dbrx); llama4, kanana2, minimax-m2 (gpt-4o);
     # hunyuan-dense, joyai-llm, hy_v4 (deepseek-v3); poro-chat, gpt3-finnish (bloom); bailingmoe, grok-2 (qwen2).
@@ -195,7 +194,7 @@ TABLE: tuple[PreTokenizer, ...] = (
     PreTokenizer(name="tekken", steps=(TEKKEN,), ignore_merges=True, limit=ASCII_CASE_NO_MARKS),
     PreTokenizer(name="deepseek-v3", steps=(DIGITS3, _CJK, DEEPSEEK3)),
     PreTokenizer(name="spark2_5", steps=(DIGITS3, _CJK, SPARK, DIGIT)),
-    # Its digits are \p{N}+ in llama.cpp: the same where no merge joins two digits, which training with this structure ensures.
+    # llama.cpp matches digits by \p{N}+: the same if no merge joins two digits, which training with these steps ensures.
     PreTokenizer(
         name="deepseek-llm",
         steps=(
@@ -211,7 +210,7 @@ TABLE: tuple[PreTokenizer, ...] = (
     PreTokenizer(
         name="deepseek-coder", steps=(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_TO_HANGUL, DIGIT), limit=FAR_SPACES
     ),
-    # llama.cpp leaves out the step that parts digits from the space before them: the same where no merge joins the two.
+    # llama.cpp omits the step that separates digits from the space before them: the same if no merge joins the two.
     PreTokenizer(name="falcon", steps=(PUNCTUATION, GPT2, BYTES, DIGITS, "[0-9][0-9][0-9]")),
     PreTokenizer(name="bloom", steps=(BLOOM,)),
     PreTokenizer(name="viking", steps=(BLOOM, DIGIT)),
@@ -258,10 +257,10 @@ TABLE: tuple[PreTokenizer, ...] = (
 
 
 def canonical(pattern: str) -> str:
-    """`pattern` in the spelling of `TABLE` (a pattern that is spelled in another way still is another pattern)."""
+    """`pattern` in the canonical form of `TABLE`; only known spelling variants are recognised."""
     for found, written in SPELLINGS:
         pattern = pattern.replace(found, written)
-    # A last whitespace that `\s+(?!\S)` left is one character before a word, whether it is matched or left as a gap.
+    # The whitespace that `\s+(?!\S)` leaves over is one character before a word; as a match or as a gap it is one piece.
     if pattern.endswith(r"|\s+(?!\S)"):
         return pattern + r"|\s+"
     return pattern + "+" if pattern.endswith(r"|\s+(?!\S)|\s") else pattern
@@ -282,7 +281,7 @@ _ROWS = tuple(
 def split_steps(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[str, ...]:
     """The canonical regexes of a tokenizer.json's `pre_tokenizer`, in order.
 
-    Raises TokenizerError for a step that llama.cpp has nothing like, by name; `where` names the file.
+    `where` names the file in errors. Raises TokenizerError, naming the step, for one without an equivalent in llama.cpp.
     """
     steps: list[str] = []
     byte_levels = 0
@@ -292,8 +291,8 @@ def split_steps(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[st
             byte_levels += 1
             if step.get("add_prefix_space", True) is not False:
                 raise TokenizerError(
-                    f"{where}: ByteLevel has add_prefix_space=true, which puts a space before every text; llama.cpp never does"
-                    " that for byte-level BPE. Set it to false if the model was trained on text encoded so"
+                    f"{where}: ByteLevel has add_prefix_space=true, which adds a space before every text; llama.cpp never does"
+                    " that for byte-level BPE. Set it to false if the model was trained without it"
                 )
             steps += [GPT2] if step.get("use_regex", True) is not False else []
             steps.append(BYTES)
@@ -308,9 +307,9 @@ def split_steps(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[st
 
 
 def find(steps: Sequence[str], where: str) -> tuple[PreTokenizer, ...]:
-    """The rows of `TABLE` that split as `steps` do, the most faithful first; they differ in `ignore_merges`.
+    """The rows of `TABLE` that split as `steps` do, the most exact first; they differ in `ignore_merges`.
 
-    Raises TokenizerError with the structure and the nearest known one if there is none.
+    Raises TokenizerError, with the regexes and the most similar known ones, if there is none.
     """
     rows = [row for row in _ROWS if row.steps == tuple(steps)]
     if not rows:
@@ -318,12 +317,13 @@ def find(steps: Sequence[str], where: str) -> tuple[PreTokenizer, ...]:
         known = {" → ".join(row.steps): row.name for row in _ROWS}
         near = get_close_matches(shown, known, n=1, cutoff=0.0)
         raise TokenizerError(
-            f"{where}: llama.cpp has no pre-tokenizer that splits by {shown!r}; the nearest is {known[near[0]]!r}, by {near[0]!r}"
+            f"{where}: llama.cpp has no pre-tokenizer that splits by {shown!r}; the most similar is {known[near[0]]!r}, which "
+            f"splits by {near[0]!r}"
         )
     faithful = [row for row in rows if not row.refused]
     if not faithful:
         raise TokenizerError(
-            f"{where}: this is the structure of llama.cpp's {rows[0].name!r}, but that one {rows[0].refused}"
+            f"{where}: the pre-tokenizer corresponds to llama.cpp's {rows[0].name!r}, but that one {rows[0].refused}"
         )
     return tuple(faithful)
 
@@ -331,7 +331,7 @@ def find(steps: Sequence[str], where: str) -> tuple[PreTokenizer, ...]:
 def flatten(
     node: Mapping[str, Any] | None, where: str, depth: int = 0, items: str = "pretokenizers"
 ) -> list[Mapping[str, Any]]:
-    """The steps of a pre-tokenizer or normalizer, with Sequences in Sequences laid out flat."""
+    """The steps of a pre-tokenizer or normalizer, with nested Sequences flattened."""
     if node is None:
         return []
     if not isinstance(node, Mapping) or not isinstance(node.get("type"), str):
@@ -351,7 +351,7 @@ def _names(node: Mapping[str, Any] | None, where: str) -> str:
 
 
 def _step(step: Mapping[str, Any], where: str) -> str:
-    """One step of a pre-tokenizer as a regex or a sign for a class; TokenizerError for what llama.cpp cannot split."""
+    """A step of a pre-tokenizer as a regex or a marker. Raises TokenizerError for a step that llama.cpp cannot do."""
     kind = step["type"]
     if kind == "Digits":
         return DIGIT if step.get("individual_digits", False) is True else DIGITS
@@ -359,18 +359,18 @@ def _step(step: Mapping[str, Any], where: str) -> str:
         return f"<Punctuation {step.get('behavior', 'Isolated')}>"
     if kind != "Split":
         raise TokenizerError(
-            f"{where}: llama.cpp has nothing like the pre-tokenizer step {kind!r}; it knows Split, Digits, Punctuation and"
+            f"{where}: llama.cpp has no equivalent of the pre-tokenizer step {kind!r}; it has Split, Digits, Punctuation and"
             " ByteLevel"
         )
     pattern = step.get("pattern")
     regex = pattern.get("Regex") if isinstance(pattern, Mapping) else None
     if not isinstance(regex, str):
         raise TokenizerError(
-            f"{where}: a Split step has no regex (found {str(pattern)[:80]!r}); llama.cpp splits by regexes"
+            f"{where}: the pattern of a Split step is {str(pattern)[:80]!r}; expected a regex, as llama.cpp splits by regexes"
         )
     behavior, invert = step.get("behavior"), step.get("invert", False)
     regex = canonical(regex)
-    # "Removed" with invert keeps the matches and drops what lies between them: nothing, where the regex matches everything.
+    # "Removed" with invert keeps the matches and drops the gaps; there are no gaps if the regex matches every character.
     total = regex.endswith(r"|\s+") and any(
         sign in regex for sign in (r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{M}\p{N}]+")
     )
@@ -378,14 +378,14 @@ def _step(step: Mapping[str, Any], where: str) -> str:
         return regex
     raise TokenizerError(
         f"{where}: a Split step has behavior {str(behavior)[:40]!r} with invert={str(invert)[:10]};"
-        " llama.cpp splits as 'Isolated' does"
+        " expected 'Isolated', which is how llama.cpp splits"
     )
 
 
 def normalizes_to_nfc(normalizer: Mapping[str, Any] | None, where: str) -> bool:
-    """Whether the tokenizer brings text into NFC, which llama.cpp does for no byte-level BPE.
+    """Whether the tokenizer normalizes text to NFC, which llama.cpp never does for byte-level BPE.
 
-    Raises TokenizerError for any other normalizer: it would change ordinary text, and llama.cpp has nothing like it.
+    Raises TokenizerError for any other normalizer: it would change ordinary text, and llama.cpp has no equivalent.
     """
     return any(_normalizer(step, where) for step in flatten(normalizer, where, items="normalizers"))
 
@@ -394,6 +394,6 @@ def _normalizer(step: Mapping[str, Any], where: str) -> bool:
     if step["type"] == "NFC":
         return True
     raise TokenizerError(
-        f"{where}: the normalizer {str(step['type'])[:40]!r} changes text before it is split; llama.cpp normalizes nothing for"
-        " byte-level BPE (NFC is let pass, because most text is in that form)"
+        f"{where}: the normalizer {str(step['type'])[:40]!r} changes text before it is split; llama.cpp does not normalize for"
+        " byte-level BPE (only NFC is accepted, because most text is in that form)"
     )

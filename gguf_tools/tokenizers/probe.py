@@ -1,4 +1,4 @@
-"""Proof on a text of many kinds that another implementation tokenizes as the source's tokenizer does."""
+"""Checks on a varied text that another implementation gives the same token ids as the source's tokenizer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from gguf_tools.tokenizers.vocabulary import Tokenizer
 
 Encode = Callable[[str, bool], list[int]]
-"""Ids of a text; the second argument says whether control tokens in it are to be found (`parse_special`)."""
+"""(text, whether control tokens in it are parsed, as by `parse_special` of llama.cpp) → token ids."""
 
 MAX_TRIES = 200
-"""Encodings spent on making a difference small."""
+"""Upper bound on the encodings used to shorten a differing text."""
 MAX_SPECIAL = 256
-"""Added tokens tried out (some vocabularies reserve thousands)."""
+"""Upper bound on the added tokens that are compared (some vocabularies reserve thousands)."""
 SHOWN = 6
 
 
 def probe_pieces() -> list[str]:
-    """The built-in text in pieces: code, numbers, contractions, spaces, many scripts, emoji."""
+    """The pieces of the built-in text: code, numbers, contractions, spaces, many scripts, emoji."""
     pieces = json.loads(
         resources.files("gguf_tools.tokenizers").joinpath("data/probe.json").read_text(encoding="utf-8")
     )
@@ -34,12 +34,12 @@ def probe_pieces() -> list[str]:
 
 
 def probe(tokenizer: Tokenizer, encode_other: Encode, text: str | None = None) -> None:
-    """Compares `encode_other` with the tokenizer on the probe text, piece by piece and whole, and on its added tokens.
+    """Compare `encode_other` with the tokenizer on the probe text, by pieces and as a whole, and on the added tokens.
 
-    `text` replaces the built-in text, a line being a piece. Left out are pieces for which the two are known to differ
-    (`tokenizer.limits`) and those with bytes that the vocabulary cannot spell; text is brought into NFC where the tokenizer
-    does that. Raises TokenizerError with the smallest differing snippet found, and both sides' tokens around the first
-    difference.
+    `text` replaces the built-in text; each line is a piece. Pieces on which the two are known to differ
+    (`tokenizer.limits`) are left out, and so are those with bytes that the vocabulary has no token for. The text is
+    normalized to NFC if the tokenizer does so. Raises TokenizerError with a short snippet that differs, and both sides'
+    tokens around the first difference.
     """
     pieces = probe_pieces() if text is None else re.findall(r"[^\n]*\n|[^\n]+", text)
     for piece, special in _texts(tokenizer, pieces):
@@ -50,7 +50,7 @@ def probe(tokenizer: Tokenizer, encode_other: Encode, text: str | None = None) -
 
 
 def _texts(tokenizer: Tokenizer, pieces: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """What is compared, small texts first, and whether control tokens are to be found in it."""
+    """The texts to compare, short ones first, each with whether control tokens in it are parsed."""
     if tokenizer.nfc:
         pieces = [normalizers.NFC().normalize_str(piece) for piece in pieces]
     fair = [piece for piece in pieces if _fair(tokenizer, piece)]
@@ -59,7 +59,7 @@ def _texts(tokenizer: Tokenizer, pieces: Sequence[str]) -> Iterator[tuple[str, b
     yield "".join(fair), False
     tokens = [token for token in tokenizer.probe_tokens[:MAX_SPECIAL] if _fair(tokenizer, token)]
     if tokens:
-        # Spaces on both sides of each, so that it shows which of them a token swallows.
+        # With other text on both sides, and with line ends on both sides, which a token may strip.
         for marks in ("".join(f"x{token}y" for token in tokens), "\n".join(["", *tokens, ""])):
             yield marks, True
             yield marks, False
@@ -76,7 +76,7 @@ def _differs(tokenizer: Tokenizer, encode_other: Encode, piece: str, special: bo
 
 
 def _shrink(tokenizer: Tokenizer, encode_other: Encode, piece: str, special: bool) -> str:
-    """A part of `piece` that still differs: ends are cut off, by halves and then by less, while that lasts."""
+    """A short substring of `piece` that still differs: cuts off either end by half the length, then by less."""
     step, tries = len(piece) // 2, 0
     while step and tries < MAX_TRIES:
         for part in (piece[step:], piece[:-step]):
@@ -95,8 +95,8 @@ def _explain(tokenizer: Tokenizer, encode_other: Encode, piece: str, special: bo
     first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     kind = f"{piece!r} (control tokens parsed)" if special else repr(piece)
     return (
-        f"{tokenizer.path}: as {tokenizer.pre!r}, llama.cpp tokenizes {kind} otherwise, from token {first} on: it gives"
-        f" {_listed(tokenizer, theirs, first)}, the tokenizer {_listed(tokenizer, ours, first)}"
+        f"{tokenizer.path}: with pre-tokenizer {tokenizer.pre!r}, llama.cpp tokenizes {kind} differently from token {first} on:"
+        f" it gives {_listed(tokenizer, theirs, first)}, the tokenizer {_listed(tokenizer, ours, first)}"
     )
 
 

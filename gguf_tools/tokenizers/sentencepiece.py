@@ -1,10 +1,10 @@
-"""SentencePiece-like BPE ("▁" for a space, bytes as <0xXX>), as Llama 2, Mistral and Gemma have it.
+"""SentencePiece-like BPE ("▁" for a space, bytes as <0xXX>), as in Llama 2, Mistral and Gemma.
 
-llama.cpp has two algorithms that may serve. Its own for SentencePiece (`llm_tokenizer_spm`, model "llama") joins any two
-neighbours whose text is a token, the best score first and the leftmost of equal ones; that equals tokenizers' BPE where every
-way to put a token together is a merge, ranked by token, as conversions from SentencePiece list them. A vocabulary trained with
-the tokenizers library lists one way a token; then its BPE without byte characters (pre-tokenizer "sarvam-moe") is exact, but
-that one can put no space before a text.
+Two algorithms of llama.cpp can implement it. The one for SentencePiece (`llm_tokenizer_spm`, model "llama") joins any two
+adjacent pieces whose concatenation is a token, highest score first and leftmost first among equals. It equals the BPE of the
+tokenizers library if every pair that forms a token is a merge, and merges are ranked by token, which holds for conversions
+from SentencePiece. A vocabulary trained with the tokenizers library lists only one pair per token; for it, llama.cpp's BPE
+without byte characters (pre-tokenizer "sarvam-moe") is exact, but that one cannot add a space before a text.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from gguf_tools.tokenizers.pretokenizers import Limit, flatten
 SPACE = "▁"
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 RAW_BPE = "sarvam-moe"
-"""llama.cpp's byte-free BPE that escapes spaces and forces no BOS (its twin "gemma4" does)."""
+"""llama.cpp's BPE without byte characters that replaces spaces by "▁" and does not force BOS (unlike "gemma4")."""
 
 LEADING_SPACE = Limit(
-    "the tokenizer puts a space before a text unless there is one, llama.cpp always: text that begins with a space may be"
-    " tokenized otherwise",
+    "the tokenizer adds a space before a text only if there is none, llama.cpp always does: text that begins with a space may"
+    " be tokenized differently",
     lambda text: text.startswith((" ", SPACE)),
 )
 EXTRA_SPACES = Limit(
     "the tokenizer drops spaces at both ends of a text and all but one of several (remove_extra_whitespaces), llama.cpp keeps"
-    " them: text with such spaces is tokenized otherwise",
+    " them: text with such spaces is tokenized differently",
     lambda text: "  " in text or text != text.strip(" "),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePiece:
-    """What replaces the byte-level part of a Tokenizer.
+    """The vocabulary data that a SentencePiece-like tokenizer has instead of the byte-level data.
 
-    `sections`: text after a control token is treated alike by both sides. `strays`: added tokens that llama.cpp also makes of
-    ordinary pieces, where a text spells them out.
+    `sections`: whether both sides tokenize the text after a control token alike. `strays`: added tokens that llama.cpp also
+    merges from ordinary pieces if a text spells them out.
     """
 
     model: str
@@ -60,7 +60,7 @@ class SentencePiece:
 
 @dataclass(frozen=True, kw_only=True)
 class _Spaces:
-    """What the normalizer and the pre-tokenizer do about spaces."""
+    """How the normalizer and the pre-tokenizer treat spaces."""
 
     replaced: bool = False
     prefix: bool = False
@@ -71,7 +71,7 @@ class _Spaces:
 
 
 def is_sentencepiece(files: TokenizerFiles) -> bool:
-    """Whether the tokenizer writes spaces as "▁" rather than bytes as characters."""
+    """Whether the tokenizer replaces spaces by "▁" instead of mapping bytes to characters."""
     where = str(files.path)
     steps = [str(step["type"]) for step in flatten(files.document.get("pre_tokenizer"), where)]
     if "ByteLevel" in steps:
@@ -81,10 +81,10 @@ def is_sentencepiece(files: TokenizerFiles) -> bool:
 
 
 def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType], unknown: int | None) -> SentencePiece:
-    """The vocabulary for whichever of llama.cpp's two algorithms is exact.
+    """The vocabulary data for the one of llama.cpp's two algorithms that is exact.
 
-    Raises TokenizerError if neither is: other normalizers or steps, no tokens for bytes, merges that SentencePiece's
-    algorithm does not follow together with a space put before the text.
+    Raises TokenizerError if neither is: other normalizers or pre-tokenizer steps, missing byte tokens, or a space added
+    before the text together with merges that are not SentencePiece's.
     """
     where = str(files.path)
     spaces = _spaces(files, where)
@@ -92,7 +92,7 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
     if lacking is not None or files.model.get("byte_fallback") is not True:
         found = "model.byte_fallback is off" if lacking is None else f"the vocabulary has no token {lacking}"
         raise TokenizerError(
-            f"{where}: {found}; llama.cpp spells unknown characters as bytes and needs all 256 of <0x00> to <0xFF>"
+            f"{where}: {found}; llama.cpp encodes unknown characters as bytes and needs all 256 tokens <0x00> to <0xFF>"
         )
     if files.model.get("ignore_merges", False):
         raise TokenizerError(f"{where}: model.ignore_merges is true; llama.cpp does that for byte-level BPE only")
@@ -100,7 +100,7 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
         inner = next((left + right for left, right in files.merges if SPACE in (left + right)[1:]), None)
         if inner is not None:
             raise TokenizerError(
-                f"{where}: Metaspace splits at every space, but the merges make {shown(inner)}; llama.cpp does not split there"
+                f"{where}: Metaspace splits at every space, but a merge gives {shown(inner)}; llama.cpp does not split there"
             )
     all_kinds = {**kinds, **{files.ids[token]: TokenType.BYTE for token in BYTE_TOKENS}}
     if unknown is not None:
@@ -112,12 +112,12 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
     grave = [pair for pair in strays if "".join(pair) not in spelled]
     spelled_out = frozenset("".join(pair) for pair in strays)
     notes = tuple(
-        f"llama.cpp finds {shown(token)} in plain text too, where the tokenizer does not"
+        f"llama.cpp also matches {shown(token)} in plain text, the tokenizer does not"
         for token in sorted(spelled_out)[:3]
     )
     if spaces.first_only:
         notes += (
-            "after a control token llama.cpp puts a space before the text, as at the start; the tokenizer does not",
+            "after a control token llama.cpp adds a space before the text, as at the start; the tokenizer does not",
         )
     limits = (EXTRA_SPACES,) if spaces.collapsed else (LEADING_SPACE,) if spaces.prefix and not spaces.always else ()
     own = tuple(token.content for token in files.added if not token.special and files.path.name == MODEL_FILE)
@@ -143,19 +143,19 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
         )
     if spaces.prefix:
         why = (
-            f"{shown(''.join(grave[0]))} could also be joined from {grave[0]}"
+            f"{shown(''.join(grave[0]))} could also be merged from {grave[0]}"
             if grave
-            else "their order is not one of tokens"
+            else "they are not ordered by token"
         )
         raise TokenizerError(
-            f"{where}: puts a space before a text, and its merges are not those of SentencePiece ({why}); llama.cpp does"
-            " one or the other. A byte-level BPE, or prepend_scheme 'never', converts"
+            f"{where}: adds a space before a text, and its merges are not those of SentencePiece ({why}); llama.cpp supports"
+            " only one of the two. Use a byte-level BPE, or prepend_scheme 'never'"
         )
     joined = (left + right for left, right in files.merges)
     crossing = next((token for token in joined if "\n" in token and token.strip("\n")), None)
     if crossing is not None:
         raise TokenizerError(
-            f"{where}: a merge makes {shown(crossing)}; llama.cpp's {RAW_BPE!r} never joins line ends to text"
+            f"{where}: a merge gives {shown(crossing)}; llama.cpp's {RAW_BPE!r} never merges line ends with text"
         )
     last = {pair: rank for rank, pair in enumerate(files.merges)}
     merges = tuple(f"{left} {right}" for rank, (left, right) in enumerate(files.merges) if last[left, right] == rank)
@@ -177,7 +177,7 @@ def _after_own(pieces: Sequence[str]) -> Limit:
     """tokenizer.model alone: SentencePiece puts a space before the whole text, the other two before each part of it."""
     return Limit(
         f"SentencePiece puts no space after {shown(pieces[0])} and before it always, llama.cpp the other way about: text with "
-        "pieces of the user's is tokenized otherwise",
+        "pieces of the user's is tokenized differently",
         lambda text: any(piece in text for piece in pieces),
     )
 
@@ -187,7 +187,7 @@ def _replaces_spaces(step: Mapping[str, Any]) -> bool:
 
 
 def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
-    """What the normalizer and pre-tokenizer of tokenizer.json do with spaces; TokenizerError for any other step."""
+    """How the normalizer and pre-tokenizer of tokenizer.json treat spaces. Raises TokenizerError for any other step."""
     spaces = _Spaces()
     for step in flatten(files.document.get("normalizer"), where, items="normalizers"):
         if step["type"] == "Prepend" and step.get("prepend") == SPACE and not spaces.replaced:
@@ -198,7 +198,7 @@ def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
             spaces = replace(spaces, replaced=True)
         else:
             raise TokenizerError(
-                f"{where}: the normalizer {shown(step['type'])} does what llama.cpp does not; it knows Prepend '▁' and"
+                f"{where}: llama.cpp has no equivalent of the normalizer {shown(step['type'])}; it has Prepend '▁' and"
                 " Replace ' ' by '▁'"
             )
     for step in flatten(files.document.get("pre_tokenizer"), where):
@@ -212,22 +212,22 @@ def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
                 split=step.get("split", True) is not False,
             )
         elif step["type"] != "Split" or step.get("pattern") != {"String": " "} or not spaces.replaced:
-            # (a split at spaces finds none after they were replaced: Gemma has that)
+            # (a split at spaces has no effect after spaces were replaced: Gemma has that)
             raise TokenizerError(
                 f"{where}: the pre-tokenizer step {shown(step['type'])} splits where llama.cpp does not"
             )
     if not spaces.replaced:
         raise TokenizerError(
-            f"{where}: nothing replaces spaces by '▁'; llama.cpp always does that in this kind of vocabulary"
+            f"{where}: no step replaces spaces by '▁'; llama.cpp always does that in a SentencePiece-like vocabulary"
         )
     return spaces
 
 
 def _token_order(files: TokenizerFiles) -> dict[str, int] | None:
-    """Merged tokens by the rank of their merges, or None if merges of different tokens take turns.
+    """The merged tokens, numbered by the rank of their merges; None if merges of different tokens are interleaved.
 
-    Runs of one character may take turns (SentencePiece gives spaces "▁▁", "▁▁▁", … one score): both sides then let the
-    leftmost run grow as far as it goes, if they have the same score.
+    Merges of runs of one character may be interleaved (SentencePiece gives "▁▁", "▁▁▁", … one score): with equal scores,
+    both sides extend the leftmost run as far as possible.
     """
     last = {left + right: rank for rank, (left, right) in enumerate(files.merges)}
     order: dict[str, int] = {}
@@ -246,7 +246,7 @@ def _token_order(files: TokenizerFiles) -> dict[str, int] | None:
 
 
 def _joins(files: TokenizerFiles) -> Iterator[tuple[str, str]]:
-    """All pairs that llama.cpp may come to join: both parts are characters or were joined, and the whole is a token."""
+    """All pairs that llama.cpp may merge: both halves are characters or merged tokens, and the concatenation is a token."""
     ids = files.ids
     joined: set[str] = set()
     for token in sorted(ids, key=len):

@@ -1,7 +1,8 @@
-"""vocab.json and merges.txt without tokenizer.json, as tokenizers in Python ("slow" ones) were saved.
+"""Reads "slow" tokenizers (written in Python), saved as vocab.json and merges.txt without tokenizer.json.
 
-The two files hold the vocabulary; how text is cut before merging stands in the code of the class that tokenizer_config.json
-names. Source: transformers, `models/gpt2`, `models/codegen`, `models/qwen2`, `models/qwen3_5` (tokenization_*.py).
+The two files hold the vocabulary; how text is split before merging is defined by the code of the class that
+tokenizer_config.json names. Source: transformers, `models/gpt2`, `models/codegen`, `models/qwen2`, `models/qwen3_5`
+(tokenization_*.py).
 """
 
 from __future__ import annotations
@@ -29,37 +30,38 @@ REGEX: Mapping[str, str | None] = {
     "Qwen2Tokenizer": QWEN2,
     "Qwen3_5Tokenizer": QWEN35,
 }
-"""Classes → the expression that cuts a text; None is ByteLevel's own (GPT-2's)."""
+"""Tokenizer class → the regex that splits a text; None is the regex of ByteLevel (GPT-2's)."""
 OF_MODELS = {
     "gpt2": "GPT2Tokenizer",
     "codegen": "CodeGenTokenizer",
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next"), "Qwen2Tokenizer"),
     **dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), "Qwen3_5Tokenizer"),
 }
-"""model_type → the class that transformers takes where tokenizer_config.json names none."""
+"""model_type → the class that transformers uses if tokenizer_config.json names none."""
 DEFAULT_END = "<|endoftext|>"
-"""The end of text of all these classes where no file says otherwise; GPT-2's and CodeGen's begin of text too."""
+"""The default EOS of all these classes; also the default BOS of GPT-2 and CodeGen."""
 
 
 def is_slow(folder: Path) -> bool:
-    """Whether the folder holds the two files."""
+    """Whether the folder has vocab.json and merges.txt."""
     return (folder / VOCAB).exists() and (folder / MERGES).exists()
 
 
 def put_together(
     folder: Path, vocab: Mapping[str, Any], merges: str, config: Mapping[str, Any], model_config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What tokenizer.json would hold, its added tokens left to the other files, and `config` with the class's own tokens.
+    """The equivalent tokenizer.json, without added tokens, and `config` with the default tokens of the class.
 
-    `merges` is the text of merges.txt. Raises TokenizerError for a class whose way to cut text is not known.
+    `vocab` and `merges` are the contents of vocab.json and merges.txt. Raises TokenizerError for a tokenizer class that is
+    not in `REGEX`.
     """
     name = config.get("tokenizer_class") or OF_MODELS.get(str(model_config.get("model_type")))
     plain = str(name or "").removesuffix("Fast")
     if plain not in REGEX:
         found = f"the tokenizer's class is {shortened(plain)}" if plain else "no file names the tokenizer's class"
         raise TokenizerError(
-            f"{folder}: has {VOCAB} and {MERGES} and no tokenizer.json, and {found}, which does not say how text is cut; known "
-            f"are {', '.join(REGEX)}; make the file with transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+            f"{folder}: has {VOCAB} and {MERGES} but no tokenizer.json, and {found}; expected one of {', '.join(REGEX)}; create "
+            "tokenizer.json with transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
         )
     prefix = bool(config.get("add_prefix_space"))
     regex = REGEX[plain]
@@ -86,14 +88,14 @@ def _lines(folder: Path, text: str) -> list[list[str]]:
         parts = line.split(" ")
         if len(parts) != 2:
             raise CheckpointError(
-                f"{folder / MERGES}: line {number} is {line[:60]!r}; expected two tokens with a space between"
+                f"{folder / MERGES}: line {number} is {line[:60]!r}; expected two tokens separated by a space"
             )
         pairs.append(parts)
     return pairs
 
 
 def special_texts(*sources: Mapping[str, Any]) -> frozenset[str]:
-    """The texts that the tokenizer's own files give a role to, which makes them special."""
+    """The texts that have a role (`bos_token` and so on) in the tokenizer's files, which makes them special tokens."""
     found = set()
     for source in sources:
         more = source.get(MORE)

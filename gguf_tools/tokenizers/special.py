@@ -1,7 +1,8 @@
-"""Which tokens begin and end a text, which of them are added to every prompt, and the chat templates.
+"""The special tokens (BOS, EOS, …), whether BOS and EOS are added to every prompt, and the chat templates.
 
-Several files say so and may contradict each other. The tokenizer's own files win for a token's role, because chat templates
-use its `bos_token` and `eos_token`; the ends of generation are the tokenizer's and generation_config.json's together.
+Several files define them and may contradict each other. The tokenizer's files have priority for the roles, because chat
+templates use their `bos_token` and `eos_token`. The end-of-generation (EOG) tokens are those of the tokenizer together with
+those of generation_config.json.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ TURN_ENDS = (
     "<|end_of_text|>",
     "<｜end▁of▁sentence｜>",
 )
-"""Texts that `llama_vocab::impl::load` takes for the end of a turn if no id is given, in no defined order (it walks a hash
-table); the order here decides instead: ends of a turn before ends of a text."""
+"""Texts that `llama_vocab::impl::load` uses as the end-of-turn (EOT) token if no id is given, in undefined order (it iterates
+over a hash table). Here the order is fixed: ends of a turn before ends of a text."""
 
 _ENDS = frozenset(
     (
@@ -52,7 +53,7 @@ _ENDS = frozenset(
         *("<|tool_response>", "[e~["),
     )
 )
-"""Texts that end a generation in llama.cpp whatever the metadata say."""
+"""Texts of tokens that llama.cpp always treats as end-of-generation tokens, whatever the metadata says."""
 
 _FILL_IN = frozenset(
     (
@@ -64,19 +65,19 @@ _FILL_IN = frozenset(
     )
 )
 FORCED_CONTROL = _ENDS | _FILL_IN
-"""Texts that llama.cpp makes control tokens by name (same function), whatever their type in the file."""
+"""Texts of tokens that llama.cpp makes control tokens by name (same function), whatever their type in the file."""
 
 FORCED_TEXT = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
-"""Texts that llama.cpp makes user-defined tokens by name, so that they are always shown and always found."""
+"""Texts of tokens that llama.cpp makes user-defined by name, so that they are always printed and always parsed."""
 
 
 def forced_control(tokens: Mapping[str, int]) -> frozenset[str]:
-    """`FORCED_CONTROL`, but for "</s>" in vocabularies where llama.cpp makes that an ordinary token (Gemma 4)."""
+    """`FORCED_CONTROL`, without "</s>" in vocabularies where llama.cpp makes it a normal token (Gemma 4)."""
     return FORCED_CONTROL - {"</s>"} if "<|tool_response>" in tokens else FORCED_CONTROL
 
 
 def forced_text(tokens: Mapping[str, int]) -> frozenset[str]:
-    """`FORCED_TEXT`, and "<|end|>" in vocabularies where llama.cpp decides that it ends no generation (gpt-oss, Solar)."""
+    """`FORCED_TEXT`, and "<|end|>" in vocabularies where it does not end a generation for llama.cpp (gpt-oss, Solar)."""
     calls = "<|call|>" in tokens or "<|calls|>" in tokens
     if calls and ("<|return|>" in tokens or ("<|flush|>" in tokens)):
         return FORCED_TEXT | {"<|end|>"}
@@ -85,7 +86,7 @@ def forced_text(tokens: Mapping[str, int]) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialTokens:
-    """Ids by role (None: nothing says so), whether llama.cpp shall add them, and what was odd."""
+    """Token ids by role (None: not defined), whether llama.cpp adds BOS and EOS to every text, and notes for the user."""
 
     bos: int | None
     eos: int | None
@@ -103,9 +104,10 @@ class SpecialTokens:
 def find_special_tokens(
     files: TokenizerFiles, vocab_size: int, config: Mapping[str, Any] | None, add_bos: bool | None
 ) -> SpecialTokens:
-    """Special tokens of a tokenizer folder and the model's config.json (`config`).
+    """The special tokens, from a tokenizer folder and the model's config.json (`config`).
 
-    Raises CheckpointError for values of a wrong type, TokenizerError if BOS or EOS shall be added and there is none.
+    `add_bos` overrides whether BOS is added. Raises CheckpointError for values of a wrong type, TokenizerError if BOS or EOS
+    is to be added and no file defines it.
     """
     notes: list[str] = []
     reader = _Reader(files, vocab_size, config or {}, notes)
@@ -113,14 +115,14 @@ def find_special_tokens(
     ends = reader.ends()
     found = {text: files.ids[text] for text in TURN_ENDS if text in files.ids}
     eos = ends[0] if ends else None
-    # Further ends of generation find room as end of turn and end of message; llama.cpp ends a generation at any of the three.
+    # Further EOG tokens are stored as EOT and EOM; llama.cpp ends a generation at any of the three.
     eot = ends[1] if len(ends) > 1 else next(iter(found.values()), None)
     eom = ends[2] if len(ends) > 2 else files.ids.get("<|eom_id|>")
     names = {number: text for text, number in files.ids.items()}
     lost = [names.get(end, str(end)) for end in ends[3:] if names.get(end) not in _ENDS]
     if lost:
         notes.append(
-            f"a GGUF has room for three ends of generation; llama.cpp will not stop at {', '.join(map(shown, lost))}"
+            f"a GGUF can store three end-of-generation tokens; llama.cpp will not stop at {', '.join(map(shown, lost))}"
         )
     begin, end = _template_ends(files)
     asked = {role: _adds(files, role, reader.declared(role), notes) for role in ("bos", "eos")}
@@ -129,7 +131,7 @@ def find_special_tokens(
     for adds, number, role in ((adds_bos, bos, "BOS"), (adds_eos, eos, "EOS")):
         if adds and number is None:
             raise TokenizerError(
-                f"{files.path}: {role} shall be added to every text, but no file says which token it is"
+                f"{files.path}: {role} is to be added to every text, but no file says which token it is"
             )
     return SpecialTokens(
         bos=bos,
@@ -154,7 +156,7 @@ class _Reader:
     notes: list[str]
 
     def declared(self, role: str) -> int | None:
-        """The id of `<role>_token` of the tokenizer's own files."""
+        """The id of `<role>_token` in the tokenizer's own files."""
         folder = self.files.path.parent
         for name, content in ((TOKENIZER_CONFIG, self.files.config), (SPECIAL_MAP, self.files.special_map)):
             key = f"{role}_token"
@@ -170,7 +172,7 @@ class _Reader:
         return None
 
     def configured(self, role: str) -> list[tuple[str, list[int]]]:
-        """`<role>_token_id` of generation_config.json and config.json: the file's name and the ids that exist."""
+        """`<role>_token_id` of generation_config.json and config.json: the file's name and the ids in the vocabulary."""
         nested = self.config.get("text_config")
         sources: list[tuple[str, Mapping[str, Any], Any]] = [
             (GENERATION, self.files.generation, None),
@@ -182,49 +184,51 @@ class _Reader:
             value = content.get(key)
             if value is None and inner is not None:
                 value = inner.get(key)
-            if value is None or value == -1:  # -1 is an old way to say that there is none
+            if value is None or value == -1:  # older configs use -1 for "none"
                 continue
             values = value if isinstance(value, list) else [value]
             ids = [as_id(item, name, key) for item in values]
             out = [number for number in ids if number >= self.vocab_size]
             if out:
-                self.notes.append(f"{name} says {key} is {out[0]}, beyond the vocabulary of {self.vocab_size}: ignored")
+                self.notes.append(
+                    f"{name} says {key} is {out[0]}, beyond the vocabulary of {self.vocab_size} tokens: ignored"
+                )
             ids = [number for number in ids if number < self.vocab_size]
             if ids:
                 result.append((name, ids))
         return result
 
     def role(self, role: str) -> int | None:
-        """The token of one role: the tokenizer's, else the first that a config names."""
+        """The id for a role: from the tokenizer's files, else the first one in a config."""
         declared = self.declared(role)
         configured = self.configured(role)
         for name, ids in configured:
             if declared is not None and declared not in ids:
                 self.notes.append(
-                    f"{name} says {role} is {ids[0]}, the tokenizer says {declared}: the tokenizer's was taken"
+                    f"{name} says {role} is {ids[0]}, the tokenizer says {declared}: the tokenizer's is used"
                 )
         return declared if declared is not None else (configured[0][1][0] if configured else None)
 
     def unknown(self) -> int | None:
-        """The unknown token: the model's own, which is what the tokenizers library uses, else the declared one."""
+        """The unknown token: `unk_token` of tokenizer.json's model (used by the tokenizers library), else the declared one."""
         value = self.files.model.get("unk_token")
         if value is not None and as_text(value, str(self.files.path), "model.unk_token") in self.files.ids:
             return self.files.ids[value]
         return self.role("unk")
 
     def ends(self) -> list[int]:
-        """The ends of generation; the tokenizer's eos_token first, unless generation_config.json does not end there."""
+        """The end-of-generation ids, the tokenizer's eos_token first, unless generation_config.json does not list it."""
         declared = self.declared("eos")
         configured = self.configured("eos")
         special = {token.id for token in self.files.added}
         ends: list[int] = [] if declared is None else [declared]
         for name, ids in configured:
-            # A config that was never adapted to its tokenizer ends at an ordinary token (2 by default): the tokenizer knows.
+            # A config that was never adapted to its tokenizer names an ordinary token (by default 2): the tokenizer decides.
             good = ids if declared is None else [number for number in ids if number in special or number == declared]
             if len(good) < len(ids):
                 bad = next(number for number in ids if number not in good)
                 self.notes.append(
-                    f"{name} says eos is {bad}, an ordinary token; the tokenizer says {declared}: {bad} was ignored"
+                    f"{name} says eos is {bad}, an ordinary token; the tokenizer says {declared}: {bad} is ignored"
                 )
             if good and declared is not None and declared not in good:
                 self.notes.append(
@@ -237,7 +241,7 @@ class _Reader:
 
 
 def _template_ends(files: TokenizerFiles) -> tuple[int | None, int | None]:
-    """The ids that the post-processor puts first and last (a simple template's; None where it puts none)."""
+    """The ids that the post-processor adds before and after a single text (None: it adds none)."""
     where = str(files.path)
     processor = files.document.get("post_processor")
     if processor is None:
@@ -272,14 +276,14 @@ def _piece(value: object, where: str) -> str | None:
 def _pair(value: object, where: str, key: str) -> int:
     pair = as_list(value, where, key)
     if len(pair) != 2:
-        raise CheckpointError(f"{where}: {key} is not a token and its id")
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; expected a token and its id")
     return as_id(pair[1], where, key)
 
 
 def _adds(files: TokenizerFiles, role: str, declared: int | None, notes: list[str]) -> bool | None:
-    """What tokenizer_config.json says of adding `role`, None where it does not say.
+    """Whether tokenizer_config.json says that `role` is added to every text; None if it does not say.
 
-    Where it asks for a token that the tokenizer's own files do not name, transformers adds none (`update_post_processor`).
+    False if the tokenizer's own files do not name the token: transformers adds none then (`update_post_processor`).
     """
     key = f"add_{role}_token"
     value = files.config.get(key)
@@ -291,7 +295,7 @@ def _adds(files: TokenizerFiles, role: str, declared: int | None, notes: list[st
         )
     if value and declared is None:
         notes.append(
-            f"{TOKENIZER_CONFIG} says {key} is true and no file of the tokenizer names it: none is added, as in transformers"
+            f"{TOKENIZER_CONFIG} says {key} is true, but no tokenizer file names the token: none is added, as in transformers"
         )
         return False
     return value
@@ -300,7 +304,7 @@ def _adds(files: TokenizerFiles, role: str, declared: int | None, notes: list[st
 def _choose(
     files: TokenizerFiles, role: str, put: int | None, number: int | None, asked: bool | None, notes: list[str]
 ) -> bool:
-    """Whether `role` is added to every text: tokenizer_config.json says so (`asked`), else the post-processor does it."""
+    """Whether `role` is added to every text: as tokenizer_config.json says (`asked`), else as the post-processor does."""
     by_template = put is not None and put == number
     if put is not None and not by_template:
         notes.append(
@@ -312,15 +316,16 @@ def _choose(
         does = "adds" if by_template else "does not add"
         notes.append(
             f"{TOKENIZER_CONFIG} says add_{role}_token is {str(asked).lower()}, the post-processor {does} it: "
-            f"{TOKENIZER_CONFIG} was followed"
+            f"{TOKENIZER_CONFIG} is used"
         )
     return asked
 
 
 def find_chat_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, str], tuple[str, ...]]:
-    """The default chat template, the named ones, and notes.
+    """The default chat template, the other templates by name, and notes.
 
-    As transformers does, a file of its own comes before tokenizer_config.json. Raises CheckpointError for wrong types.
+    As in transformers, a separate template file has priority over tokenizer_config.json. Raises CheckpointError for values of
+    a wrong type.
     """
     folder = files.path.parent
     where = str(folder / TOKENIZER_CONFIG)
@@ -336,13 +341,13 @@ def find_chat_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, st
         path = folder / TEMPLATE_JSON
         templates = _templates(read_object(path).get("chat_template"), str(path))
     if inline and templates != inline:
-        notes = (f"the chat template of its own file differs from the one in {TOKENIZER_CONFIG}; the file's was taken",)
+        notes = (f"the chat template file differs from the template in {TOKENIZER_CONFIG}; the file is used",)
     default = templates.pop("default", None)
     return default, {_plain_name(name): text for name, text in templates.items()}, notes
 
 
 def _templates(value: object, where: str) -> dict[str, str]:
-    """The chat templates by name, from one text ("default") or a list of named ones; CheckpointError otherwise."""
+    """The chat templates by name, from one text ("default") or a list of named ones. Raises CheckpointError otherwise."""
     if value is None:
         return {}
     if isinstance(value, list):
@@ -357,5 +362,5 @@ def _templates(value: object, where: str) -> dict[str, str]:
 
 
 def _plain_name(name: str) -> str:
-    """The name as it may stand in a metadata key (gguf's `add_chat_template` does the same)."""
+    """The template's name as part of a metadata key (gguf's `add_chat_template` does the same)."""
     return "".join(char if char in string.ascii_letters + string.digits else "_" for char in name)

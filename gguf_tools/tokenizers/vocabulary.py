@@ -1,13 +1,13 @@
-"""A Hugging Face tokenizer folder as the vocabulary of a GGUF, tokenizing alike on both sides or refused.
+"""Converts a Hugging Face tokenizer folder to a GGUF vocabulary that tokenizes alike, or refuses it.
 
-llama.cpp's own converter recognises a byte-level BPE by the hash of a test string's ids and so refuses every vocabulary that
-it has not met. Here the tokenizer's structure decides (`pretokenizers.py`), and `probe` then proves it on a text of many
-kinds. Sources: `llama_vocab::impl::load` and `tokenize` of llama.cpp (src/llama-vocab.cpp) for what the keys do, and its
-`conversion/base.py` for the conventions ("[PADn]", the keys that users expect).
+llama.cpp's converter recognises a byte-level BPE by a hash of a test string's ids, so it refuses every vocabulary that it
+does not know. Here the regexes of tokenizer.json decide (`pretokenizers.py`), and `probe` then checks the result on a varied
+text. Sources: `llama_vocab::impl::load` and `tokenize` of llama.cpp (src/llama-vocab.cpp) for the meaning of the keys, and
+its `conversion/base.py` for the conventions ("[PADn]", the usual keys).
 
-What no GGUF can say, and so becomes a note or an error: normalizers, spaces that an added token swallows, words that an added
-token must not be part of, the order among added tokens that overlap in a text (tokenizers takes the leftmost, llama.cpp the
-longest).
+A GGUF cannot express the following, which become a note or an error: normalizers; added tokens that strip spaces (lstrip,
+rstrip); added tokens that must be whole words (single_word); the priority of added tokens that overlap in a text (tokenizers
+uses the leftmost, llama.cpp the longest).
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ from gguf_tools.tokenizers.sentencepiece import SentencePiece, convert_sentencep
 from gguf_tools.tokenizers.special import find_chat_templates, find_special_tokens, forced_control, forced_text
 
 LOWEST = -10000.0
-"""The score of rows without a token (llama.cpp's converter gives them the same)."""
+"""The score of rows without a token (the same as in llama.cpp's converter)."""
 MOST_TOKENS = 1 << 23
-"""Far beyond any vocabulary (the largest have a quarter of a million); each row without a token has to be made."""
+"""Upper bound on the vocabulary (the largest have 250,000 tokens); a padding token is created for each unused row."""
 
 NUL = Limit(
-    "llama.cpp cuts tokens off at a NUL character, so text with one is tokenized otherwise", lambda text: "\0" in text
+    "llama.cpp truncates tokens at a NUL character, so text with one is tokenized differently",
+    lambda text: "\0" in text,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stripping:
-    """Added tokens that swallow the spaces before (`left`) or after (`right`) them, which no key of a GGUF can say.
+    """Added tokens that strip the spaces before (`left`) or after (`right`) them, which a GGUF cannot express.
 
-    `probes` are those that both sides find in the same places if llama.cpp swallows the same spaces, and `note` is the
-    sentence of `Tokenizer.notes` that says that it does not.
+    `probes` are the ones to compare if llama.cpp strips the same spaces because of the model's name; `note` is the entry of
+    `Tokenizer.notes` that says it does not.
     """
 
     left: frozenset[str]
@@ -58,11 +59,11 @@ class Stripping:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """Everything known of a source's tokenizer, as llama.cpp will have it.
+    """A source's tokenizer, as it is written into a GGUF.
 
-    `tokens` and `token_types` (gguf's TokenType) have one entry a row of the embeddings; `notes` are sentences about anything
-    odd, for the user. `limits` say for which text the two sides are known to differ, `nfc` that the source normalizes to NFC,
-    `bytes_known` which bytes the vocabulary can spell; `probe` leaves such text out.
+    `tokens` and `token_types` (gguf's TokenType) have one entry per row of the embeddings; `notes` are for the user.
+    `limits` describe the texts on which the two sides are known to differ, and `bytes_known` are the bytes that the
+    vocabulary has tokens for; `probe` leaves other text out. `nfc`: the source normalizes text to NFC.
     """
 
     path: Path
@@ -96,19 +97,19 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the vocabulary, padding included."""
+        """The number of rows, including padding."""
         return len(self.tokens)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of `text` by the tokenizers library, nothing added before or after.
+        """The ids of `text` by the tokenizers library, without BOS or EOS.
 
-        With `special`, control tokens spelled out in the text are found, as by `llama_tokenize(parse_special=true)`.
+        With `special`, control tokens spelled out in the text are parsed, as by `llama_tokenize(parse_special=true)`.
         """
         backend = self._parsing if special else self._plain
         return list(backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, control tokens spelled out; padding rows have none."""
+        """The text of `ids`, with control tokens spelled out; padding rows give no text."""
         return str(self._parsing.decode(list(ids), skip_special_tokens=False))
 
     def metadata(self) -> dict[str, Field]:
@@ -123,7 +124,7 @@ class Tokenizer:
             fields["tokenizer.ggml.scores"] = array(ValueType.FLOAT32, self.scores)
         if self.model != "llama":
             fields["tokenizer.ggml.merges"] = array(ValueType.STRING, self.merges)
-        # Without these keys llama.cpp takes an ordinary token (11, or 1 and 2) for BOS and EOS, and ends generation there.
+        # Without these keys llama.cpp uses ordinary tokens (11, or 1 and 2) as BOS and EOS, and ends a generation there.
         eos = self.eos_id if self.eos_id is not None else self._never_written()
         ids = {
             "bos": self.bos_id if self.bos_id is not None else eos,
@@ -161,19 +162,18 @@ def load_tokenizer(
     add_bos: bool | None = None,
     drop_tokens: bool = False,
 ) -> Tokenizer:
-    """Reads a tokenizer folder for a model whose embeddings have `vocab_size` rows.
+    """Read a tokenizer folder for a model whose embeddings have `vocab_size` rows.
 
-    `config` is the model's config.json, for its token ids; `add_bos` overrides what the files say of BOS.
-    `drop_tokens` leaves out tokens beyond those rows, which are an error otherwise.
-    Raises CheckpointError for files that are missing or broken, TokenizerError for a tokenizer that llama.cpp cannot
-    reproduce; both name the file and the key.
+    `config` is the model's config.json, for its token ids; `add_bos` overrides whether BOS is added. `drop_tokens` leaves
+    out tokens with ids of `vocab_size` or more, which are an error otherwise. Raises CheckpointError for missing or broken
+    files, TokenizerError for a tokenizer that llama.cpp cannot reproduce; both name the file and the key.
     """
     refuse_links_out(folder, described_by(folder))
     files = read_files(folder)
     where = str(files.path)
     if not 0 < vocab_size <= MOST_TOKENS:
         raise TokenizerError(
-            f"{where}: is for a vocabulary of {vocab_size} tokens, as the model states it; 1 to {MOST_TOKENS:,} are expected"
+            f"{where}: the model has a vocabulary of {vocab_size} tokens; expected 1 to {MOST_TOKENS:,}"
         )
     _check_model(files.model, where)
     beyond = sorted((number, text) for text, number in files.ids.items() if number >= vocab_size)
@@ -182,9 +182,9 @@ def load_tokenizer(
         names = _some([f"{shown(text)} ({number})" for number, text in beyond])
         if not drop_tokens:
             raise TokenizerError(
-                f"{where}: has {beyond[-1][0] + 1} tokens (ids up to {beyond[-1][0]}), the model's embeddings {vocab_size} rows: "
-                f"{names} lie beyond; leave them out with --drop-tokens where the model never learned them, or give the model's "
-                "own tokenizer with --tokenizer"
+                f"{where}: has {beyond[-1][0] + 1} tokens (ids up to {beyond[-1][0]}), but the embeddings have {vocab_size} "
+                f"rows, none for {names}; leave these out with --drop-tokens if the model was not trained with them, or give "
+                "the model's own tokenizer with --tokenizer"
             )
         files = without_beyond(files, vocab_size)
         notes.append(f"tokens beyond the {vocab_size} rows of the embeddings are left out: {names}")
@@ -207,7 +207,7 @@ def load_tokenizer(
         notes += spm.notes
     if nfc:
         notes.append(
-            "the tokenizer brings text into Unicode form NFC, llama.cpp does not: text in another form differs"
+            "the tokenizer normalizes text to NFC, llama.cpp does not: text in another form is tokenized differently"
         )
     tokens, types = _rows(files, kinds, vocab_size, notes)
     if any("\0" in text for text in files.ids):
@@ -261,11 +261,14 @@ def _stripping_note(files: TokenizerFiles) -> str | None:
     swallow = [shown(token.content) for token in files.added if token.lstrip or token.rstrip]
     if not swallow:
         return None
-    return f"spaces beside {_some(swallow)} are swallowed by the tokenizer (lstrip, rstrip) and kept by llama.cpp"
+    return f"spaces beside {_some(swallow)} are stripped by the tokenizer (lstrip, rstrip) and kept by llama.cpp"
 
 
 def _probe_tokens(files: TokenizerFiles, spm: SentencePiece | None, *, stripping: bool) -> tuple[str, ...]:
-    """Added tokens, those that swallow spaces or the others, that both sides find in the same places (notes tell where not)."""
+    """The added tokens to compare: with `stripping` those that strip spaces, else the others.
+
+    Tokens that the two sides are known to match differently are left out; the notes name them.
+    """
     if spm is not None and not spm.sections:
         return ()
     strays = frozenset() if spm is None else spm.strays
@@ -277,20 +280,22 @@ def _probe_tokens(files: TokenizerFiles, spm: SentencePiece | None, *, stripping
 
 
 def _check_model(model: Mapping[str, Any], where: str) -> None:
-    """Refuses models other than plain BPE, by name."""
+    """Raise TokenizerError, naming the key, for models other than plain BPE."""
     kind = model.get("type", "BPE" if "merges" in model else None)
     if kind != "BPE":
         raise TokenizerError(f"{where}: model.type is {shown(kind)}; tinyq converts BPE vocabularies only")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise TokenizerError(f"{where}: model.{key} is {shown(model[key])}; llama.cpp's BPE has no such marks")
+            raise TokenizerError(
+                f"{where}: model.{key} is {shown(model[key])}; llama.cpp's BPE has no such prefix or suffix"
+            )
     for key in ("byte_fallback", "ignore_merges", "fuse_unk"):
         if not isinstance(model.get(key, False), bool):
             raise CheckpointError(f"{where}: model.{key} is {shown(model[key])}; expected true or false")
 
 
 def _added_kinds(files: TokenizerFiles, notes: list[str]) -> dict[int, TokenType]:
-    """The type of every added token; some are decided by llama.cpp from their text alone."""
+    """The type of every added token, by id; llama.cpp decides some of them from the text alone."""
     always_shown, always_hidden = forced_text(files.ids), forced_control(files.ids)
     kinds: dict[int, TokenType] = {}
     for token in files.added:
@@ -301,73 +306,76 @@ def _added_kinds(files: TokenizerFiles, notes: list[str]) -> dict[int, TokenType
         names = [shown(token.content) for token in turned if token.special == special]
         if names:
             mark = "special" if special else "not special"
-            notes.append(f"llama.cpp makes {_some(names)} {kind} tokens by name; the tokenizer has them as {mark}")
+            notes.append(f"llama.cpp makes {_some(names)} {kind} tokens by name; in the tokenizer they are {mark}")
     silent = sorted(set(files.vocab) & always_hidden - {token.content for token in files.added})
     if silent:
         notes.append(
             f"llama.cpp makes {_some([shown(name) for name in silent])} control tokens by name;"
-            " the tokenizer has them as plain text"
+            " in the tokenizer they are plain text"
         )
     if note := _stripping_note(files):
         notes.append(note)
     whole = [shown(token.content) for token in files.added if token.single_word]
     if whole:
-        notes.append(f"{_some(whole)} must be whole words for the tokenizer; llama.cpp finds them within words too")
+        notes.append(f"{_some(whole)} must be whole words for the tokenizer; llama.cpp matches them within words too")
     return kinds
 
 
 def _pre_tokenizer(files: TokenizerFiles, steps: Sequence[str], plain: HFTokenizer) -> tuple[str, tuple[Limit, ...]]:
-    """llama.cpp's name for the pre-tokenizer, which also fixes whether it ignores merges."""
+    """llama.cpp's name for the pre-tokenizer, which also decides whether it ignores merges, and its limits.
+
+    Raises TokenizerError if llama.cpp has no pre-tokenizer with these regexes and this ignore_merges.
+    """
     where = str(files.path)
     wanted = files.model.get("ignore_merges", False)
     rows = pretokenizers.find(steps, where)
     row = rows[0]
     if row.ignore_merges != wanted:
-        # Whole entries and merges come to the same where merging spells every entry of the vocabulary.
+        # ignore_merges makes no difference if merging gives every entry of the vocabulary.
         lost = unreachable(plain, files.vocab)
         if lost:
             exact = [other for other in rows if other.ignore_merges == wanted]
             if not exact:
-                does = "never does that with" if wanted else "always does that with"
+                does = "is off with" if wanted else "is on with"
                 raise TokenizerError(
                     f"{where}: model.ignore_merges is {str(wanted).lower()}, and {len(lost)} tokens, such as"
-                    f" {shown(lost[0])}, are not what merging makes of their text; llama.cpp takes such text whole or not"
-                    f" by the pre-tokenizer's name, and {does} {row.name!r}"
+                    f" {shown(lost[0])}, do not result from merging their text; in llama.cpp the pre-tokenizer's name decides"
+                    f" about ignore_merges, and it {does} {row.name!r}"
                 )
             row = exact[0]
     return row.name, () if row.limit is None else (row.limit,)
 
 
 def _byte_level_merges(files: TokenizerFiles, notes: list[str]) -> tuple[str, ...]:
-    """The merges as llama.cpp reads them: split at the first space, the first of equal ones counting."""
+    """The merges as llama.cpp reads them: split at the first space; the first of equal merges counts."""
     spaced = sum(" " in left or " " in right for left, right in files.merges)
     if spaced:
-        notes.append(f"{spaced} merges join tokens with a space in them, which byte-level text never has: left out")
-    # Of two equal merges tokenizers keeps the last (a hash map filled in order).
+        notes.append(f"{spaced} merges have tokens with a space, which byte-level text never contains: left out")
+    # Of equal merges the tokenizers library keeps the last one (it fills a hash map in order).
     last = {pair: rank for rank, pair in enumerate(files.merges)}
     if len(last) < len(files.merges):
         notes.append(
-            f"{len(files.merges) - len(last)} merges are listed twice: the later rank was taken, as the tokenizer does"
+            f"{len(files.merges) - len(last)} merges are listed twice: the later rank is used, as the tokenizer does"
         )
     kept = [pair for rank, pair in enumerate(files.merges) if last[pair] == rank]
     return tuple(f"{left} {right}" for left, right in kept if " " not in left and " " not in right)
 
 
 def _bytes_known(files: TokenizerFiles, notes: list[str]) -> frozenset[int]:
-    """The bytes that have a token. llama.cpp drops the others, as tokenizers does, but then merges over no gap."""
+    """The bytes that have a token. Both sides drop other bytes, but only tokenizers merges across the gap."""
     known = frozenset(byte for byte, char in enumerate(byte_characters()) if char in files.vocab)
     # UTF-8 uses neither C0, C1 nor F5 to FF
     missing = [byte for byte in range(0xF5) if byte not in known and byte not in (0xC0, 0xC1)]
     if missing:
-        what = "by llama.cpp" if files.model.get("unk_token") is not None else "by both sides, not always alike"
-        notes.append(f"the vocabulary has no token for {len(missing)} of 256 bytes; text with these is cut {what}")
+        what = "llama.cpp drops" if files.model.get("unk_token") is not None else "both sides drop, not always alike"
+        notes.append(f"the vocabulary has no token for {len(missing)} of 256 bytes, which {what}")
     return known
 
 
 def _rows(
     files: TokenizerFiles, kinds: Mapping[int, TokenType], vocab_size: int, notes: list[str]
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Text and type of every row; rows that no token has are filled, for llama.cpp wants all texts distinct and not empty."""
+    """The text and type of every row. Unused rows get padding texts, as llama.cpp needs distinct, non-empty texts."""
     names = {number: text for text, number in files.ids.items() if "\0" not in text}
     taken = set(names.values())
     tokens: list[str] = []
@@ -392,8 +400,8 @@ def _rows(
 
 def _no_end(types: Sequence[int], pad: int | None) -> str:
     if TokenType.UNUSED in types or pad is not None:
-        return "no file says which token ends a text: generation will run to its limit"
-    return "no file says which token ends a text, and there is none to stand for it: llama.cpp will end at an ordinary token"
+        return "no file says which token is EOS: generation will run to its limit"
+    return "no file says which token is EOS, and no unused token can stand in for it: llama.cpp will end at an ordinary token"
 
 
 def _some(names: Sequence[str]) -> str:

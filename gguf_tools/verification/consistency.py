@@ -22,8 +22,8 @@ The limits of the other two are at least twice the largest values of a simulatio
 weights (normal, Laplace, Student's t with 4 degrees of freedom, off-centre; scales of 0.001 to 1) with random importances
 similar to those of activations (log-normal over columns, σ up to 2, and up to one column in 500 larger by up to 1e5). None of
 these 5,500 tensors (11 million blocks) raised an alarm: the false-alarm rate per tensor is below 6e-4 with 95 % confidence.
-`tests/verification/test_false_alarms.py` repeats a part of it. Importances that are zero, or non-zero in single columns only,
-were not simulated.
+`tests/verification/test_false_alarms.py` repeats some of these runs. Importances that are zero, or non-zero in single columns
+only, were not simulated.
 """
 
 from __future__ import annotations
@@ -262,15 +262,17 @@ def objection(found: Evidence) -> str:
     """Why no importance matrix can explain the differences; empty if one can."""
     if found.odd:
         return (
-            f"{found.odd} of {found.blocks} differing blocks have levels or scales that no importance gives, the first is "
+            f"{found.odd} of {found.blocks} differing blocks have levels or scales that no importance matrix gives, first in "
             f"block {found.first_odd}"
         )
     # Where the encoder's error is 0, the rounding of other scales to F16 can still cause one.
     ratio = found.error / max(found.own_error, found.sum_sq * HALF**2)
     if ratio > MOST_ERROR:
-        return f"the squared error is {ratio:.3g} times the encoder's, at most {MOST_ERROR:g} expected"
+        return f"the squared error is {ratio:.3g} times the encoder's; expected at most {MOST_ERROR:g} times"
     if chance(found.equal, found.equal + found.blocks) < ALARM:
-        return f"{found.equal} other blocks are exactly as expected, which an importance matrix would have changed too"
+        return (
+            f"{found.equal} other blocks are exactly as expected, but an importance matrix would have changed them too"
+        )
     return ""
 
 

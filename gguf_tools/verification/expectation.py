@@ -60,8 +60,8 @@ def expect(
     """
     if keys.APPROXIMATE in header.metadata:
         raise UnsupportedError(
-            f"{header.path}: was made with an approximation (--allow-approximate), whose weights were fitted to a text; it "
-            "can be measured with `tinyq eval`, but not verified"
+            f"{header.path}: was converted with --allow-approximate, whose weights are fitted to a text and cannot be verified; "
+            "measure the file with tinyq eval"
         )
     if source.is_file() and is_gguf(source):
         return _from_gguf(header, open_gguf(source), operate)
@@ -111,13 +111,13 @@ def _lowered(header: GGUFHeader, model: Model) -> Expectation:
         if not lacks:
             raise
         raise UnsupportedError(
-            f"{header.path}: {header.architecture} cannot express this {model.family} model: it lacks {', '.join(lacks)}"
+            f"{header.path}: {header.architecture} does not support {', '.join(lacks)}, which this {model.family} model has"
         ) from error
     tensors = {output.name: output.tensor for output in lowered.tensors}
     optional = frozenset((OUTPUT,) if model.spec.tied else ())
     if made.model.spec.tied:
         tensors[OUTPUT] = made.model.tensors["embedding"]
-    notes = tuple(f"the source after an exact rewrite: {rewrite.name}" for rewrite in made.rewrites)
+    notes = tuple(f"compared with the source after an exact rewrite: {rewrite.name}" for rewrite in made.rewrites)
     metadata = lowered.metadata | {ARCHITECTURE: string(lowered.architecture)}
     return Expectation(tensors=tensors, metadata=metadata, optional=optional, lacks=lacks, notes=notes)
 
@@ -135,7 +135,7 @@ def _vocabulary(
     try:
         found = load_tokenizer(folder, vocab_size, config=config)
     except InputError as error:
-        return {}, (f"the vocabulary was not verified ({error})",)
+        return {}, (f"the vocabulary is not verified ({error})",)
     words = found.metadata()
     # If no file of the tokenizer names BOS or EOS, the converter writes a substitute, which is not to be compared.
     for role, number in (("bos", found.bos_id), ("eos", found.eos_id)):

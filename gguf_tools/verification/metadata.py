@@ -64,7 +64,7 @@ def compare_metadata(header: GGUFHeader, expected: Metadata, stated: Metadata) -
     prefixes = (f"{header.get('general.architecture')}.", "tokenizer.")
     for key, value in mine.items():
         if key.startswith(prefixes) and key not in expected:
-            # A chat template that the source lacks counts as different: it changes what the model is asked.
+            # A chat template that the source does not have counts as different: it changes the model's prompts.
             brought = key.startswith(TEMPLATE) and any(other.startswith("tokenizer.") for other in expected)
             findings.append(
                 MetadataFinding(key=key, verdict="different" if brought else "unknown", found=_text(value), expected="")

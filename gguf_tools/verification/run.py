@@ -146,7 +146,7 @@ def _judged(
         type=entry.type.name,
         shape=entry.shape,
         verdict="unknown",
-        detail="the source gives no such tensor",
+        detail="the source has no such tensor",
     )
 
 
@@ -160,7 +160,7 @@ def _named(finding: TensorFinding, tensor: GGUFTensor, sources: Mapping[str, Ten
         where = ", ".join(f"{matrix} holds {other}" for matrix, other in list(held.items())[:4])
         more = f" and {len(held) - 4} more" if len(held) > 4 else ""
         listed = ", ".join(map(str, finding.matrices[:8])) + (" …" if len(finding.matrices) > 8 else "")
-        said = f"experts exchanged: {where}{more}" if held else f"in experts {listed}"
+        said = f"experts swapped: {where}{more}" if held else f"in experts {listed}"
         return replace(finding, detail=f"{said}; {finding.detail}")
     other = whose_layer(tensor, finding.name, sources)
     return replace(finding, detail=f"holds the source's {other}; {finding.detail}") if other else finding
@@ -168,7 +168,7 @@ def _named(finding: TensorFinding, tensor: GGUFTensor, sources: Mapping[str, Ten
 
 def _missing(expected: Expectation, there: Mapping[str, Tensor]) -> list[TensorFinding]:
     return [
-        TensorFinding(name=name, type="", shape=tensor.shape, verdict="different", detail="the file lacks it")
+        TensorFinding(name=name, type="", shape=tensor.shape, verdict="different", detail="missing in the file")
         for name, tensor in expected.tensors.items()
         if name not in there and name not in expected.optional
     ]
@@ -178,6 +178,6 @@ def _inexpressible(header: GGUFHeader, expected: Expectation) -> MetadataFinding
     return MetadataFinding(
         key=ARCHITECTURE,
         verdict="different",
-        found=f"{header.architecture}, which cannot express all of the model",
+        found=f"{header.architecture}, which cannot express the whole model",
         expected=", ".join(expected.lacks),
     )

@@ -38,7 +38,7 @@ U = TypeVar("U")
 ROUNDING = 2.0**-21
 """Largest relative difference in a computed tensor by float32 arithmetic in another order: four units in the last place."""
 SAMPLE = 1 << 14
-"""Number of weights, at two places of a tensor, with which each way is tried before one is applied to the whole tensor."""
+"""Number of weights, in each of two places of a tensor, on which the ways are tried before one is applied to all of it."""
 UNRELATED = 1.0
 """Relative error from which a tensor has other contents, whatever the encoder: zeros would have a smaller error."""
 
@@ -52,7 +52,7 @@ class Way:
     importance: bool = False
 
     def __str__(self) -> str:
-        parts = [f"by way of {self.through}" if self.through else "", "with the importance matrix" * self.importance]
+        parts = [f"via {self.through}" if self.through else "", "with the importance matrix" * self.importance]
         return ", ".join(part for part in parts if part)
 
 
@@ -142,7 +142,7 @@ class Comparison:
         if _squeezed(source.shape) != _squeezed(entry.shape):
             self._progress(entry.nbytes)
             shape = "×".join(map(str, source.shape))
-            return replace(finding, verdict="different", detail=f"the source gives the shape {shape}")
+            return replace(finding, verdict="different", detail=f"the source's shape is {shape}")
         source = Reshaped(source, entry.shape)
         finding = replace(finding, blocks=source.size // entry.type.block)
         if not entry.type.encodes:
@@ -187,14 +187,14 @@ class Comparison:
         dtype = given.entry.type
         if not can_decode(dtype) or dtype.name == "f64":
             self._progress(given.entry.nbytes)
-            return replace(finding, detail=f"{dtype} is not decoded")
+            return replace(finding, detail=f"tinyq cannot decode {dtype}")
         parts = list(row_ranges(source.shape, by_matrix=False))
         seen = self._pass(given, partial(_difference, given, source), parts, True)
         error = seen.evidence.relative_error
-        detail = f"{dtype} is not encoded here; the error alone is known"
+        detail = f"tinyq cannot encode {dtype}, so only the error is known"
         verdict: Verdict = "unknown"
         if not error < UNRELATED:
-            verdict, detail = "different", "the weights have nothing in common with the source's"
+            verdict, detail = "different", "the weights are unrelated to the source's"
         return replace(finding, verdict=verdict, detail=detail, error=error)
 
     def _map(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
@@ -351,7 +351,7 @@ def _verdict(
     )
     if dtype.plain or dtype is Q8_0:
         if seen.rounding <= ROUNDING and computed(source):
-            detail = f"as float32 arithmetic in another order: {seen.rounding:.1e} apart at most"
+            detail = f"float32 rounding in another order of operations: relative differences up to {seen.rounding:.1e}"
             return replace(finding, verdict="consistent", detail=detail)
         what = "weights" if dtype.plain else "blocks"
         return replace(finding, verdict="different", detail=f"{found.blocks} of {finding.blocks} {what} differ")
@@ -359,4 +359,4 @@ def _verdict(
     if reason:
         return replace(finding, verdict="different", detail=reason)
     another = "another importance matrix than the one given" if importance else "an unknown importance matrix"
-    return replace(finding, verdict="consistent", detail=f"as {another} explains")
+    return replace(finding, verdict="consistent", detail=f"explained by {another}")

@@ -51,7 +51,7 @@ def followed(config: Mapping[str, Any], old: ModelSpec, new: ModelSpec, stack: S
     if config.get("first_k_dense_replace"):
         if dense != list(range(len(dense))):
             raise UnsupportedError(
-                f"layer {dense[-1]} would be dense, but first_k_dense_replace of config.json can only say that the first are"
+                f"layer {dense[-1]} would be dense, but first_k_dense_replace in config.json only allows leading dense layers"
             )
         changed["first_k_dense_replace"] = len(dense)
     changed |= _expert_counts(config, old, new)
@@ -103,6 +103,6 @@ def _expert_counts(config: Mapping[str, Any], old: ModelSpec, new: ModelSpec) ->
         few, many = (min(found, key=lambda n: sign * found[n]) for sign in (1, -1))
         raise InputError(
             f"layer {few} would have {found[few]} experts and layer {many} {found[many]}; a config has one count for all "
-            f"layers, so drop as many in each (drop-experts 0..{len(new.layers) - 1}:…)"
+            f"layers, so drop the same number in each (drop-experts 0..{len(new.layers) - 1}:…)"
         )
     return {key: next(iter(found.values())) for key in EXPERT_KEYS if key in config}

@@ -91,13 +91,13 @@ def read_names(checkpoint: Checkpoint, model: Model) -> Names:
                 match = NUMBER.search(key)
                 if match is None or int(match[1]) != n:
                     raise UnsupportedError(
-                        f"{checkpoint.path}: tensor {key} of layer {n} does not carry that number in its name"
+                        f"{checkpoint.path}: tensor {key} of layer {n} does not have that number in its name"
                     )
                 prefixes.add(key[: match.start(1)])
                 roles.setdefault(key, set()).add(role)
     if len(prefixes) != 1:
         raise UnsupportedError(
-            f"{checkpoint.path}: the layers' names begin in several ways: {', '.join(sorted(prefixes))}"
+            f"{checkpoint.path}: the names of layer tensors have several prefixes ({', '.join(sorted(prefixes))}); expected one"
         )
     prefix = prefixes.pop()
     layers: list[dict[str, str]] = [{} for _ in range(count)]
@@ -124,11 +124,14 @@ class CheckpointSpace(Space[CheckpointHalf]):
         self.model = ModelSpace(model)
 
     def half(self, origin: Original, half: Half) -> CheckpointHalf:
+        """Half of an original layer, with the tensors whose roles belong to it."""
         tensors = {}
         for rest, key in self.names.layers[origin.index].items():
             halves = {half_of_role(role) for role in self.names.roles.get(key, ())}
             if len(halves) > 1:
-                raise UnsupportedError(f"tensor {key} belongs to both halves of its layer, which surgery cannot part")
+                raise UnsupportedError(
+                    f"tensor {key} belongs to both halves of its layer, which surgery cannot separate"
+                )
             # Tensors without a role (RoPE frequencies, a mask) belong to the attention half.
             if (halves or {"attention"}) == {half}:
                 tensors[rest] = self.tensors[key]
@@ -171,12 +174,12 @@ class CheckpointSpace(Space[CheckpointHalf]):
     def _multiplied(
         self, part: CheckpointHalf, chosen: frozenset[str], factor: float, what: str, offset: float = 0.0
     ) -> CheckpointHalf:
-        """The half with the tensors of the chosen roles (`what`), to which `offset` is added in use, times `factor`."""
+        """The half with w + `offset` multiplied by `factor` for each weight w of the `chosen` roles (`what` in errors)."""
         tensors = {}
         for rest, tensor in part.tensors.items():
             roles = self.roles(rest)
             if roles & chosen and not roles <= chosen:
-                raise UnsupportedError(f"{rest} holds more than {what}, so that it cannot be scaled")
+                raise UnsupportedError(f"tensor {rest} holds more than {what}, so it cannot be scaled")
             tensors[rest] = times(_number(tensor), factor, offset) if roles & chosen else tensor
         return CheckpointHalf(part.kind, tensors)
 
@@ -285,7 +288,7 @@ def write_checkpoint(
     """
     source, target = plan.checkpoint.path.resolve(), out.resolve()
     if target == source or source in target.parents or target in source.parents:
-        raise OutputError(f"{out}: lies over the source {plan.checkpoint.path}; give a folder that has nothing of it")
+        raise OutputError(f"{out}: contains the source {plan.checkpoint.path}; give another folder")
     files = _files_beside(plan.checkpoint)
     refuse_links_out(plan.checkpoint.folder, files)
     with atomic_folder(out, force=force, size=plan.size, check=check) as folder:
@@ -298,8 +301,8 @@ def write_checkpoint(
         made = build_model(open_checkpoint(folder), check_type=lambda *_: "")  # the source has been checked
         if made.spec != plan.model.spec:
             raise UnsupportedError(
-                f"{out}: config.json of this family cannot say what the layers would be "
-                f"({plan.model.spec.pattern} meant, {made.spec.pattern} read back); convert with these options instead"
+                f"{out}: config.json of this family cannot express the new layers "
+                f"({plan.model.spec.pattern} intended, {made.spec.pattern} read back); use tinyq convert with these options"
             )
     return plan.size
 
@@ -362,7 +365,7 @@ def _shards(checkpoint: Checkpoint, stored: list[Stored]) -> list[list[Stored]]:
 
 def _dtype(tensor: Tensor) -> str:
     if isinstance(tensor, StateTensor) and tensor.dtype not in FLOATS:
-        raise CheckpointError(f"tensor {tensor.name} is stored as {tensor.dtype}; floating-point tensors expected")
+        raise CheckpointError(f"tensor {tensor.name} is stored as {tensor.dtype}; expected a floating-point type")
     return tensor.dtype
 
 
@@ -388,7 +391,7 @@ def _bytes(name: str, tensor: Tensor, lax: bool) -> Iterator[bytes | bytearray]:
 
 
 def _require_finite(name: str, tensor: Tensor, piece: bytes | bytearray, start: int) -> None:
-    """Refuse a NaN or an infinity in `piece`, the tensor's bytes from element `start`; InputError with its place."""
+    """Raise InputError, with its position, for NaN or infinity in `piece`, the tensor's bytes from element `start`."""
     found = _first_nonfinite(np.frombuffer(piece, np.uint8), tensor.dtype)
     if found:
         row, column = divmod(start + found[0], tensor.columns)

@@ -48,14 +48,12 @@ def plan_in_place(plan: GGUFPlan) -> InPlace:
     if not is_permutation(plan.stack, count):
         ops = plan.recipe.ops
         made = next(op for n, op in enumerate(ops, 1) if not is_permutation(Recipe(ops[:n]).apply(count), count))
-        raise InputError(
-            f"{made}: --in-place only puts whole layers in another order (swap, reverse, cycle, move); give OUT"
-        )
+        raise InputError(f"{made}: --in-place can only reorder whole layers (swap, reverse, cycle, move); give OUT")
     if COUNT in header.metadata:
-        raise InputError(f"{path}: is one of several splits, which cannot be changed in place together; give OUT")
+        raise InputError(f"{path}: is part of a split file, which cannot be changed in place; give OUT")
     held = list(sliced(plan.file))
     if held:
-        raise InputError(f"{path}: {held[0]} holds a part for each layer, which would have to move with it; give OUT")
+        raise InputError(f"{path}: {held[0]} has a slice per layer, which would have to move with the layer; give OUT")
     if plan.file.assumed:
         raise InputError(f"{path}: a header changed in place cannot record --assume-independent-layers; give OUT")
     if plan.notes:
@@ -69,7 +67,7 @@ def plan_in_place(plan: GGUFPlan) -> InPlace:
         changes = {key: value for key, value in plan.changes.items() if key != keys.SURGERY}
         new, recorded = _fitted(plan, changes, entries), False
     if new is None:
-        raise OutputError(f"{path}: its header has no room for what has to be recorded; give OUT instead of --in-place")
+        raise OutputError(f"{path}: its header has no room to record the surgery; give OUT instead of --in-place")
     return InPlace(plan, differences(bytes(header.head), new), recorded)
 
 

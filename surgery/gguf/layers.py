@@ -159,13 +159,13 @@ def open_layered(path: Path, *, assume_independent: bool = False) -> LayeredFile
     architecture = _architecture(path, arch, assume_independent)
     count = header.get(f"{arch}.block_count")
     if type(count) is not int or count < 1:
-        raise CheckpointError(f"{path}: {arch}.block_count is {count!r}, a number above 0 expected")
+        raise CheckpointError(f"{path}: {arch}.block_count is {count!r}; expected a number above 0")
     held = sum(len(part.tensors) for part in headers)
     if count > held:
-        raise CheckpointError(f"{path}: {arch}.block_count is {count}, but the file holds {held} tensors in all")
+        raise CheckpointError(f"{path}: {arch}.block_count is {count}, but the file has only {held} tensors")
     nextn = header.get(f"{arch}.nextn_predict_layers", 0)
     if type(nextn) is not int or not 0 <= nextn < count:
-        raise CheckpointError(f"{path}: {arch}.nextn_predict_layers is {nextn!r}, 0 to {count - 1} expected")
+        raise CheckpointError(f"{path}: {arch}.nextn_predict_layers is {nextn!r}; expected 0 to {count - 1}")
     blocks: list[dict[str, Piece]] = [{} for _ in range(count)]
     before: dict[str, Piece] = {}
     after: dict[str, Piece] = {}
@@ -177,7 +177,7 @@ def open_layered(path: Path, *, assume_independent: bool = False) -> LayeredFile
             if match is None:
                 (after if any(blocks) else before)[entry.name] = piece
             elif int(match[1]) >= count:
-                raise CheckpointError(f"{path}: tensor {entry.name} lies outside of the {count} blocks that it states")
+                raise CheckpointError(f"{path}: tensor {entry.name} is beyond the {count} blocks of {arch}.block_count")
             else:
                 blocks[int(match[1])][match[2]] = piece
     if not any(blocks[: count - nextn]):
@@ -252,12 +252,12 @@ class GGUFSpace(Space[GGUFHalf]):
         other = next((name for name, role in roles.items() if role and role.half is None), None)
         if other:
             raise UnsupportedError(
-                f"layer {origin.index} has {other}, which belongs to neither half of a {self.file.arch} layer, so that they "
-                "cannot be parted"
+                f"layer {origin.index} has {other}, which belongs to neither half of a {self.file.arch} layer, so they "
+                "cannot be separated"
             )
         if gguf_names.shared_norm(roles):
             raise UnsupportedError(
-                f"layer {origin.index}: the halves of this {self.file.arch} layer share a norm, so that they cannot be parted"
+                f"layer {origin.index}: the halves of this {self.file.arch} layer share a norm, so they cannot be separated"
             )
 
     def mismatch(self, a: GGUFHalf, b: GGUFHalf) -> tuple[str, str] | None:
@@ -280,8 +280,8 @@ class GGUFSpace(Space[GGUFHalf]):
         hindering = [name for name in self.file.rewrites if not blend_passes(name, angles=method == "slerp")]
         if hindering:
             raise InputError(
-                f"the file was made with the rewrite {hindering[0]!r}, which a {method} blend of layers does not pass "
-                "through; operate on the checkpoint, or give these options to tinyq convert"
+                f"the file was converted with the rewrite {hindering[0]!r}, after which a {method} blend of layers gives another "
+                "result; operate on the checkpoint, or give these options to tinyq convert"
             )
         first = parts[0][0]
         pieces = {name: self._blended(name, [(p.pieces[name], w) for p, w in parts], method) for name in first.pieces}
@@ -311,7 +311,7 @@ class GGUFSpace(Space[GGUFHalf]):
         if not names and any(role and role.half == part.half and "norm" not in role.part for role in roles.values()):
             raise UnsupportedError(
                 f"layer {part.label}: it is not known which tensors of a {self.file.arch} layer's {part.half} half "
-                "give its output, so that it cannot be scaled"
+                "give its output, so it cannot be scaled"
             )
         if part.gain is None:
             return _multiplied(part, names, factor)
@@ -330,8 +330,8 @@ class GGUFSpace(Space[GGUFHalf]):
         names = gguf_names.queries_and_keys(part.pieces)
         if not names or self.file.arch not in gguf_names.SCORES_FOLLOW or self.file.get(gguf_names.CLAMP):
             raise InputError(
-                f"layer {part.label}: it is not known that the attention scores of this {self.file.arch} layer follow the size "
-                "of tensors of its queries and keys, so that they cannot be attenuated"
+                f"layer {part.label}: it is not known which tensors scale the attention scores of this {self.file.arch} layer, "
+                "so they cannot be attenuated"
             )
         return _multiplied(part, names, factor)
 
@@ -389,7 +389,9 @@ def _taken(piece: Piece, order: tuple[int, ...]) -> Piece:
 
 def _check_encodes(name: str, dtype: TensorType) -> None:
     if not tensor_type(dtype.name).encodes:
-        raise InputError(f"{name} is stored as {dtype.name}, which tinyq only reads; blend or scale before quantizing")
+        raise InputError(
+            f"tensor {name} is stored as {dtype.name}, which tinyq can only read; blend or scale before quantizing"
+        )
 
 
 def _kind(a: GGUFHalf, b: GGUFHalf) -> str:

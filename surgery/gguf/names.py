@@ -17,13 +17,13 @@ LAYER_SCALE = "layer_output_scale.weight"
 """The number that multiplies the residual stream after a layer, in architectures where it does."""
 
 QUERY_KEY = ("attn_q", "attn_k")
-"""The projections of queries and keys; a norm of them (`attn_q_norm`) takes their size out."""
+"""The query and key projections; a q/k norm (`attn_q_norm`) after them removes the effect of their scale."""
 SCORES_FOLLOW = frozenset({
     "cohere2", "exaone", "gemma", "gemma2", "gemma3", "gpt-oss", "granite", "granite-swa", "granitemoe", "internlm2",
     "llama", "mistral3", "olmo2", "qwen2", "qwen2moe", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "seed_oss",
     "smollm3", "starcoder2", "step35",
 })  # fmt: skip
-"""Architectures where nothing but biases, norms with weights and RoPE stands between these projections and the scores."""
+"""Architectures in which only biases, norms with weights and RoPE are applied between these projections and the scores."""
 CLAMP = "attention.clamp_kqv"
 """Key of the bound to which queries, keys and values are clamped."""
 
@@ -72,7 +72,7 @@ def outputs(half: Half, roles: Mapping[str, Role | None]) -> list[str]:
 
 
 def queries_and_keys(names: Collection[str]) -> tuple[str, ...]:
-    """The tensors to which queries and keys are proportional as they enter the scores; empty if there are none of them."""
+    """The tensors to which the queries and keys in the attention scores are proportional; empty if there are none."""
     for ending in ("_norm", ""):
         wanted = {f"{projection}{ending}" for projection in QUERY_KEY}
         found = tuple(name for name in names if stem(name) in wanted and name.endswith((".weight", ".bias")))

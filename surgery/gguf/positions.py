@@ -65,11 +65,11 @@ def _refusal(architecture: Architecture, p: Property, layer: int, has: Hashable,
     if isinstance(has, bool) and isinstance(would, bool):
         does, lacks = ("does", "would not") if has else ("does not", "would")
         return (
-            f"{name} decides by its place whether a layer {p.what}: the one that would become layer {layer} {does}, "
+            f"{name} decides by its index whether a layer {p.what}: the layer that would become number {layer} {does}, "
             f"but {lacks} there"
         )
     return (
-        f"{name} decides {p.what} by a layer's place: it is {_word(has)} for the one that would become layer {layer}, "
+        f"{name} decides {p.what} by a layer's place: it is {_word(has)} for the layer that would become number {layer}, "
         f"and would be {_word(would)} there"
     )
 

@@ -60,7 +60,7 @@ class GGUFPlan:
 
     @property
     def letters(self) -> tuple[list[str], list[str]]:
-        """The kinds of the layers before and after surgery: A attention, D linear attention; lower case without experts."""
+        """The types of the layers before and after surgery: A attention, D linear attention; lower case without experts."""
         made: list[set[str]] = [set() for _ in self.stack]
         for name, _ in self.outputs:
             match = LAYER.fullmatch(name)
@@ -210,14 +210,16 @@ def _experts(file: LayeredFile, new: list[dict[Half, GGUFHalf]]) -> dict[str, Fi
         few, many = (min(counts, key=lambda n: sign * counts[n]) for sign in (1, -1))
         raise InputError(
             f"layer {few} would have {counts[few]} experts and layer {many} {counts[many]}; llama.cpp has one count for all "
-            f"layers, so drop as many in each (drop-experts 0..{len(new) - 1}:…)"
+            f"layers, so drop the same number in each (drop-experts 0..{len(new) - 1}:…)"
         )
     count = next(iter(counts.values()))
     used, groups = file.get("expert_used_count"), file.get("expert_group_count")
     if type(used) is int and count < used:
-        raise InputError(f"{count} of {stated} experts would stay, but {used} are chosen a token; keep as many")
+        raise InputError(
+            f"{count} of {stated} experts would remain, but {used} are selected per token; keep at least as many"
+        )
     if type(groups) is int and groups > 1 and count % groups:
-        raise InputError(f"{count} experts would stay, which are not whole groups: the router has {groups}")
+        raise InputError(f"{count} experts would remain, which do not divide into the router's {groups} groups")
     return {f"{file.arch}.expert_count": u32(count)}
 
 
@@ -233,8 +235,8 @@ def write_plan(
 ) -> int:
     """Write the new file atomically; returns its size in bytes.
 
-    `check` is called before it appears; if it raises, nothing is left. A weight that is NaN or infinite is an InputError without
-    `allow_nonfinite`; with it, what is copied may be so, and what is computed where its type has those.
+    `check` is called before it appears; if it raises, nothing is left. Raises InputError for a NaN or infinite weight, unless
+    `allow_nonfinite`; computed weights must still be finite if their type cannot hold NaN and infinity.
     """
     check_outputs({"OUT": out}, _sources(plan), force=force)
     entries, data_bytes = plan.entries
@@ -272,7 +274,7 @@ def _checkers(threads: int, lax: bool) -> Iterator[Executor | None]:
 
 
 def _paths(file: LayeredFile, out: Path) -> dict[str, Field | None]:
-    """Where the file's source lies, as seen from the new file's folder."""
+    """The path of the file's source relative to the new file's folder."""
     here, there = file.header.path.resolve().parent, out.parent.resolve()
     paths = {key: file.header.get(key) for key in PATH_KEYS}
     return {

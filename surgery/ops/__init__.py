@@ -30,7 +30,7 @@ def op_named(name: str) -> type[Op]:
     """The op named `name`; otherwise InputError, which lists the known names."""
     found = all_ops().get(name)
     if found is None:
-        raise InputError(f"there is no op {name!r}; ops are {', '.join(all_ops())}")
+        raise InputError(f"op {name!r} is not known; the ops are {', '.join(all_ops())}")
     return found
 
 

@@ -81,20 +81,20 @@ class Arguments:
     def one(self) -> str:
         """The only part."""
         if len(self.parts) != 1:
-            raise self.wrong(f"{len(self.parts)} arguments found, one expected")
+            raise self.wrong(f"{len(self.parts)} arguments are given; expected one")
         return self.parts[0]
 
     def index(self, text: str) -> int:
         """A layer's or an expert's number."""
         if not re.fullmatch(r"\d{1,9}", text.strip()):
-            raise self.wrong(f"{text.strip()!r} is not a number of a layer")
+            raise self.wrong(f"{text.strip()!r} is not a layer or expert number")
         return int(text)
 
     def pair(self, text: str) -> tuple[int, int]:
         """A:B."""
         first, colon, second = text.partition(":")
         if not colon:
-            raise self.wrong(f"{text!r} is not a pair")
+            raise self.wrong(f"{text!r} is not a pair A:B")
         return self.index(first), self.index(second)
 
     def span(self, text: str) -> Span:
@@ -103,7 +103,7 @@ class Arguments:
         start = self.index(first)
         stop = self.index(last) if dots else start
         if stop < start:
-            raise self.wrong(f"{text} runs backwards; write {stop}..{start}")
+            raise self.wrong(f"{text} is descending; expected {stop}..{start}")
         return start, stop
 
     def number(self, text: str) -> float:
@@ -121,7 +121,7 @@ class Arguments:
         """The half given by only=…, or None."""
         value = self.keywords.get("only")
         if value is not None and value not in HALVES:
-            raise self.wrong(f"only={value} is not known, {' or '.join(HALVES)} expected")
+            raise self.wrong(f"only={value} is not known; expected {' or '.join(HALVES)}")
         return value
 
     @property
@@ -130,7 +130,7 @@ class Arguments:
         word = next((part for part in self.parts if part in METHODS), None)
         value = self.keywords.get("method", word or "linear")
         if value not in METHODS:
-            raise self.wrong(f"method={value} is not known, {' or '.join(METHODS)} expected")
+            raise self.wrong(f"method={value} is not known; expected {' or '.join(METHODS)}")
         return value
 
 
@@ -163,4 +163,4 @@ def check_once(op: Op, indices: Sequence[int], what: str = "layer") -> None:
     """Raise InputError if an index occurs twice."""
     twice = next((index for n, index in enumerate(indices) if index in indices[:n]), None)
     if twice is not None:
-        raise InputError(f"{op}: {what} {twice} is named twice; name each once, or give two ops one after another")
+        raise InputError(f"{op}: {what} {twice} is given twice; give each once, or use two ops one after the other")

@@ -35,14 +35,14 @@ class Interpolate(Op):
         head, *rest = args.parts
         match = re.fullmatch(r"([^@=]*)(?:@([^=]*))?(?:=(.*))?", head)
         if match is None:
-            raise args.wrong(f"{head!r} is not of this form")
+            raise args.wrong(f"{head!r} does not have this form")
         pair, alpha, place = match.groups()
         numbers = [part for part in rest if part not in METHODS]
         if (alpha is None) != bool(numbers) or len(numbers) > 1:
-            raise args.wrong("one ALPHA from 0 to 1 expected")
+            raise args.wrong("ALPHA is missing or given twice; expected one number from 0 to 1")
         value = args.number(alpha if alpha is not None else numbers[0])
         if not 0.0 <= value <= 1.0:
-            raise args.wrong(f"ALPHA is {value:g}, a number from 0 to 1 expected")
+            raise args.wrong(f"ALPHA is {value:g}; expected a number from 0 to 1")
         place = args.keywords.get("replace", place)
         first, second = args.pair(pair)
         return cls(
@@ -90,7 +90,7 @@ class Merge(Op):
     def parse(cls, args: Arguments) -> Merge:
         args.refuse("replace")
         if any(part not in METHODS for part in args.parts[1:]):
-            raise args.wrong(f"{args.parts[1]!r} is not expected")
+            raise args.wrong(f"unexpected argument {args.parts[1]!r}")
         return cls(*args.pair(args.parts[0]), args.method, args.only)
 
     def apply(self, stack: Stack) -> Stack:

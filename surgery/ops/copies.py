@@ -105,10 +105,10 @@ class Repeat(Op):
         args.refuse("only", "method", "replace")
         block, _, times = args.one().partition("x")
         if times and not re.fullmatch(r"\d{1,9}", times.strip()):
-            raise args.wrong(f"{times.strip()!r} is not a number of times")
+            raise args.wrong(f"K is {times.strip()!r}; expected a whole number")
         count = int(times) if times else 2
         if not 1 <= count <= MAX_TIMES:
-            raise args.wrong(f"K is {count}, a number from 1 to {MAX_TIMES} expected")
+            raise args.wrong(f"K is {count}; expected a number from 1 to {MAX_TIMES}")
         return cls(args.span(block.strip()), count)
 
     def apply(self, stack: Stack) -> Stack:
@@ -126,11 +126,11 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Attenuate(Op):
-    """Weakens the layers of the block (all layers for None) that run more than once in it, so that together they add as much.
+    """Attenuates the layers of the block (all layers for None) that run more than once in it.
 
-    What each of n copies adds to the residual stream is multiplied by sqrt(1/n), which keeps the variance of a sum of
-    independent outputs; queries and keys of every copy but the first are multiplied by sqrt(1/2) each, which halves its
-    attention scores. Source: recipes for repeated layers in issue 198 of arcee-ai/mergekit, where n is 2.
+    The contribution of each of n copies to the residual stream is multiplied by sqrt(1/n), which keeps the variance of a sum
+    of independent outputs. The queries and keys of all copies except the first are multiplied by sqrt(1/2) each, which halves
+    their attention scores. Source: recipes for repeated layers in issue 198 of arcee-ai/mergekit, where n is 2.
     """
 
     span: Span | None
@@ -138,8 +138,8 @@ class Attenuate(Op):
     name: ClassVar[str] = "attenuate"
     usage: ClassVar[str] = "all|I..J"
     help: ClassVar[str] = (
-        "Weaken the layers (of I to J) that run n times: what each copy adds × √(1/n), that is √½ for two, and q and k of all "
-        "but the first × √½ (mergekit issue 198)."
+        "Attenuate the layers (of I to J) that run n times: multiply the contribution of each copy by √(1/n), and q and k of all "
+        "copies except the first by √½ (mergekit issue 198)."
     )
 
     @classmethod
@@ -149,7 +149,7 @@ class Attenuate(Op):
         return cls(None if text == ALL else args.span(text))
 
     def apply(self, stack: Stack) -> Stack:
-        """The new stack; InputError if an index is not in the stack, or no layer of the block runs more than once."""
+        """The new stack. Raises InputError if an index is not in the stack, or no layer of the block runs more than once."""
         first, last = self.span or (0, len(stack) - 1)
         check(self, stack, first, last)
         block = stack[first : last + 1]

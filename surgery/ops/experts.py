@@ -58,7 +58,7 @@ class SwapExpertsOp(Op):
         args.refuse("only", "method", "replace")
         numbers = args.one().split(":")
         if len(numbers) != 3:
-            raise args.wrong("a layer and two experts expected")
+            raise args.wrong(f"{len(numbers)} numbers are given; expected a layer and two experts")
         return cls(*map(args.index, numbers))
 
     def apply(self, stack: Stack) -> Stack:

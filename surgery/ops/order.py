@@ -110,7 +110,7 @@ class Cycle(Op):
         args.refuse("only", "method", "replace")
         block, at, by = args.one().partition("@")
         if at and not re.fullmatch(r"[+-]?\d{1,9}", by.strip()):
-            raise args.wrong(f"{by.strip()!r} is not a whole number of places")
+            raise args.wrong(f"K is {by.strip()!r}; expected a whole number")
         return cls(args.span(block.strip()), int(by) if at else 1)
 
     def apply(self, stack: Stack) -> Stack:
@@ -145,7 +145,7 @@ class Delete(Op):
         gone = expand(self.spans)
         check_once(self, gone)
         if len(gone) == len(stack):
-            raise InputError(f"{self}: all {len(stack)} layers would go; leave at least one")
+            raise InputError(f"{self}: all {len(stack)} layers would be deleted; keep at least one")
         return tuple(layer for n, layer in enumerate(stack) if n not in set(gone))
 
     @property

@@ -174,7 +174,7 @@ def test_sizes_in_bytes(folder: Path, source: Path, text: Path, tmp_path: Path, 
         (["--target-bpw", "4", "--target-size", "1M"], "are two sizes"),
         (["--target-bpw", "1"], "target 1 bpw is too small: with the smallest types the file is"),
         (["--target-size", "10K"], "target 10000 bytes is too small"),
-        (["--target-bpw", "4", "--pure"], "contradicts --pure"),
+        (["--target-bpw", "4", "--pure"], "cannot be combined with --pure"),
     ],
 )
 def test_bad_sizes(source: Path, tmp_path: Path, tinyq: Callable[..., Ran], arguments: list[str], says: str) -> None:

@@ -97,7 +97,7 @@ def refused(folder: Path) -> list[str]:
         ({"context_length": 0}, InputError, "--context-length is 0; a whole number from 1 to 2147483647"),
         ({"threads": 0}, InputError, "--threads is 0; a whole number of at least 1"),
         ({"threads": True}, InputError, "--threads is True"),
-        ({"tensor_types": "ffn"}, InputError, "not of the form REGEX=TYPE"),
+        ({"tensor_types": "ffn"}, InputError, "expected REGEX=TYPE"),
         ({"tensor_types": {"(": "f16"}}, InputError, "is not a regular expression"),
         ({"tensor_types": {"(" * 5000: "f16"}}, InputError, "is not a regular expression"),
         ({"tensor_types": {"a{99999999999999999999}": "f16"}}, InputError, "is not a regular expression"),

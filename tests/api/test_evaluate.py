@@ -90,7 +90,7 @@ def test_thresholds(two: tuple[Path, Path], scored: EvaluateResult) -> None:
         ({"weights": {"facts": 3}}, "--weight needs --suite card or all"),
         ({"suite": "card", "prompts": "p.txt"}, "--prompts needs --suite fidelity or all"),
         ({"suite": "card", "speed": False}, "--no-speed needs --suite fidelity or all"),
-        ({"suite": "card", "weights": {"charm": 3}}, "there is no part 'charm'"),
+        ({"suite": "card", "weights": {"charm": 3}}, "part 'charm' is not known"),
         ({"suite": "card", "questions": "gone.jsonl"}, "gone.jsonl"),
         ({"suite": "card", "repeat_set": 0}, "--repeat-set is 0"),
         ({"suite": "all", "answer_tokens": 0}, "--answer-tokens is 0"),

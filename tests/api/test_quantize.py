@@ -62,9 +62,9 @@ def test_types_for_a_size_are_chosen(wide_folder: Path, tmp_path: Path, told: To
         ({"type": "q9"}, "q9"),
         ({"type": "q8_0", "threads": -1}, "--threads is -1"),
         ({"type": "q8_0", "split_max_size": "much"}, "--split-max-size 'much' is not a size"),
-        ({"type": "q8_0", "keep_split": True, "split_max_size": 5000}, "contradict each other"),
+        ({"type": "q8_0", "keep_split": True, "split_max_size": 5000}, "cannot be combined"),
         ({"type": "q8_0", "embedding_type": "q9"}, "q9"),
-        ({"target_size": "10K", "pure": True}, "contradicts --pure"),
+        ({"target_size": "10K", "pure": True}, "cannot be combined with --pure"),
     ],
 )
 def test_what_does_not_fit_is_an_input_error(
@@ -87,6 +87,6 @@ def test_guards_of_the_output(exact_file: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         quantize(out, tmp_path / "b.gguf", "q8_0")
     quantize(exact_file, out, "q8_0", force=True)
-    with pytest.raises(InputError, match="is quantized already"):
+    with pytest.raises(InputError, match="is already quantized"):
         quantize(out, tmp_path / "b.gguf", "q4_0")
     assert not (tmp_path / "b.gguf").exists()

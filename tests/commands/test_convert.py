@@ -76,9 +76,9 @@ def test_rewrites_fall_backs_and_notes_are_said(
     folder = change_config(change_tensors(copied(hybrid_folder), ungate), {"num_attention_heads": 9})
     ran = tinyq("convert", folder, tmp_path / "out.gguf", "--type", "q4_k_m")
     assert ran.code == 0
-    assert "rewrite   zero shared-expert gate: sigmoid of a gate of zeros is 0.5" in ran.out
+    assert "rewrite   zero shared-expert gate: the sigmoid of a gate of zeros is 0.5" in ran.out
     assert "fallback  " in ran.out
-    assert "note      config.json says num_attention_heads 9, the tensors have 4" in ran.out
+    assert "note      config.json says num_attention_heads 9, but the tensors have 4" in ran.out
 
 
 def test_quiet_is_silent(tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path) -> None:
@@ -209,15 +209,15 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a missing norm": (lambda f: change_tensors(f, delete("model.norm.weight")), "tensor model.norm.weight is missing"),
     "an extra tensor": (
         lambda f: change_tensors(f, add("model.layers.1.extra", 2)),
-        "tensor model.layers.1.extra has no place",
+        "tensor model.layers.1.extra is not part of the model",
     ),
     "a wrong shape": (
         lambda f: change_tensors(f, reshape(QUERY, 48, 64)),
-        f"tensor {QUERY} has shape (48, 64), (64, 48) expected",
+        f"tensor {QUERY} has shape (48, 64); expected (64, 48), as",
     ),
     "a wrong rank": (
         lambda f: change_tensors(f, reshape(QUERY, 64, 48, 1)),
-        f"tensor {QUERY} has shape (64, 48, 1), 2 axes expected",
+        f"tensor {QUERY} has shape (64, 48, 1); expected 2 dimensions",
     ),
     "a NaN": (lambda f: change_tensors(f, poke(QUERY, float("nan"))), f"{QUERY} holds nan at row 0, column 17"),
     "an infinity in a norm": (
@@ -242,11 +242,11 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty weights": (lambda f: cut(f / "model.safetensors", 0), "model.safetensors: 0 bytes are too few"),
     "a config value of another kind": (
         lambda f: change_config(f, {"rms_norm_eps": "small"}),
-        "config.json: rms_norm_eps is 'small', a number from 0 expected",
+        "config.json: rms_norm_eps is 'small'; expected a number of at least 0",
     ),
     "an activation that nobody computes": (
         lambda f: change_config(f, {"hidden_act": "relu"}),
-        "config.json: hidden_act is 'relu', silu expected",
+        "config.json: hidden_act is 'relu'; expected silu",
     ),
     "a vocabulary smaller than the tokenizer's": (
         lambda f: change_tensors(
@@ -310,9 +310,9 @@ def test_a_source_that_is_not_there_is_one_line(tinyq: Tinyq, tmp_path: Path, so
 @pytest.mark.parametrize(
     ("config", "target", "expected"),
     [
-        (moe(mlp_only_layers=[1]), "qwen3moe", "qwen3moe lacks layers without experts"),
-        (hybrid(rms_norm_eps=1e-5), None, "one norm epsilon for all layers, but the model has 1e-05, 1e-06"),
-        (moe(), "nonsense", "target nonsense is not known; targets are "),
+        (moe(mlp_only_layers=[1]), "qwen3moe", "qwen3moe does not support layers without experts"),
+        (hybrid(rms_norm_eps=1e-5), None, "layers that differ in norm epsilon (1e-05, 1e-06)"),
+        (moe(), "nonsense", "target nonsense is not known; the known targets are "),
     ],
 )
 def test_what_no_target_expresses_is_one_line(
@@ -332,7 +332,7 @@ def test_what_no_target_expresses_is_one_line(
 def test_an_unknown_type_suggests_names(tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path, name: str, near: str) -> None:
     message = refused(tinyq("convert", qwen3_folder, tmp_path / "out.gguf", "--type", name), tmp_path / "out.gguf")
     assert f"type {name.lower().strip()}".strip() in message
-    assert near in message.partition("nearest: ")[2]
+    assert near in message.partition("similar types are ")[2]
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_types_that_lose_nothing_score_the_same(all_models: Outputs) -> None:
     assert cards["f32"]["score"] == cards["f16"]["score"] == round(cards["f32"]["score"], 2)
     assert cards["f32"]["score"] > 60
     assert cards["f32"]["answers"] == cards["f16"]["answers"]
-    assert between(all_models.report(), "f32", "f16")["verdict"] == "no difference shown"
+    assert between(all_models.report(), "f32", "f16")["verdict"] == "no significant difference"
 
 
 def test_q8_0_scores_within_the_interval(all_models: Outputs) -> None:
@@ -144,7 +144,7 @@ def test_q8_0_scores_within_the_interval(all_models: Outputs) -> None:
     low, high = cards["f32"]["interval"]
     assert low <= cards["q8_0"]["score"] <= high
     assert 0 <= low < cards["f32"]["score"] < high <= 100
-    assert between(all_models.report(), "f32", "q8_0")["verdict"] == "no difference shown"
+    assert between(all_models.report(), "f32", "q8_0")["verdict"] == "no significant difference"
 
 
 @pytest.mark.parametrize("name", SURGERIES)
@@ -254,8 +254,8 @@ def test_every_two_are_compared(all_models: Outputs) -> None:
     assert head == ["file", *DIFFERENCE_HEAD]
     assert [row[0] for row in rows] == [Path(name).name for name in names[1:]]
     assert [row[-1] for row in rows] == [found["verdict"] for found in report["differences"][: len(names) - 1]]
-    assert rows[0][-1] == "no difference shown"
-    assert f"beside the best, {Path(names[0]).name}, " in all_models.text
+    assert rows[0][-1] == "no significant difference"
+    assert f"compared with the best, {Path(names[0]).name}, " in all_models.text
     assert "--held-out rest asks others" in all_models.text
 
 
@@ -294,7 +294,7 @@ def test_a_score_too_low_is_exit_1(tinyq: Tinyq, plain: Path, question: Path, tm
     ran = tinyq(*command, "--min-score", "99.5", "--force")
     score = json.loads((tmp_path / "out.json").read_text("utf-8"))["card"]["score"]
     assert ran.code == 1
-    assert ran.err == f"tinyq: {plain}: the card's score is {score:.2f}, at least 99.5 wanted\n"
+    assert ran.err == f"tinyq: {plain}: the card's score is {score:.2f}; expected at least 99.5\n"
     assert "facts " in ran.out, "what was measured is shown all the same"
 
 
@@ -367,18 +367,18 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "weights without the suite": (("--weight", "facts=1"), "--weight needs --suite card or all"),
     "an unknown set": (
         (*CARD, "--questions", "nonsense"),
-        "nonsense: is neither a set of questions (general, bundled)",
+        "nonsense: is neither a question set (general, bundled)",
     ),
-    "an unknown set to hold out": ((*CARD, "--held-out", "nonsense"), "nonsense: is neither a set of questions"),
+    "an unknown set to hold out": ((*CARD, "--held-out", "nonsense"), "nonsense: is neither a question set"),
     "too large a set": (
         (*CARD, "--questions", "bundled", "--repeat-set", "4"),
-        "questions, and 4 sets of 17 need 68; at most 3 can be taken",
+        "questions, but 4 sets of 17 need 68; give at most 3",
     ),
     "no set": ((*CARD, "--repeat-set", "0"), "0 is not in the range x>=1"),
     "a weight without a number": ((*CARD, "--weight", "facts"), "--weight facts: has no number for a weight"),
     "a weight that is none": ((*CARD, "--weight", "facts=a"), "--weight facts=a: has 'a' for a weight; write such as"),
-    "a weight below 0": ((*CARD, "--weight", "facts=-1"), "the weight of facts is -1.0; a number from 0"),
-    "a weight of nothing": ((*CARD, "--weight", "taste=1"), "there is no part 'taste' to weigh; parts are facts, "),
+    "a weight below 0": ((*CARD, "--weight", "facts=-1"), "the weight of facts is -1.0; expected a number from 0"),
+    "a weight of nothing": ((*CARD, "--weight", "taste=1"), "part 'taste' is not known; expected one of facts, "),
     "a text that is not there": ((*CARD, "--text", "gone.txt"), "gone.txt: cannot be read (No such file or directory)"),
     "an unknown suite": (("--suite", "cards"), "'cards' is not one of 'fidelity', 'card', 'all'"),
     "two outputs in one": ((*CARD, "--json", "-", "--csv", "-"), "only one of --json, --csv and --markdown can go"),
@@ -463,27 +463,27 @@ def test_a_broken_line_of_questions_is_named(tinyq: Tinyq, plain: Path, question
     with question.open("a") as stream:
         stream.write('\n{"question": "3?", "accept": "three"}\n')
     ran = tinyq("eval", plain, *CARD, "--questions", question, "--json", tmp_path / "out.json")
-    assert f"{question}:3: accept is 'three'; a list of accepted answers is expected" in refused(ran, tmp_path)
+    assert f"{question}:3: accept is 'three'; expected a list of accepted answers" in refused(ran, tmp_path)
 
 
 @pytest.mark.parametrize("context", [1, 24])
 def test_a_context_too_short_for_any_question(tinyq: Tinyq, models: Path, tmp_path: Path, context: int) -> None:
     path = models / "f16.gguf"
     ran = tinyq("eval", path, *CARD, "--context", context, "--json", tmp_path / "out.json")
-    assert f"{path}: no question fits the context of {context} tokens; give a longer" in refused(ran, tmp_path)
+    assert f"{path}: no question fits into the context of {context} tokens; give a longer" in refused(ran, tmp_path)
 
 
 def test_a_model_without_a_thinking_mode(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
     ran = tinyq("eval", plain, *CARD, "--thinking", "--json", tmp_path / "out.json")
-    assert f"{plain}: thinking was asked for, but the model's chat template has no" in refused(ran, tmp_path)
+    assert f"{plain}: thinking was requested, but the model's chat template has no" in refused(ran, tmp_path)
 
 
 def test_a_reference_of_another_vocabulary(tinyq: Tinyq, plain: Path, tmp_path: Path) -> None:
     ran = tinyq("eval", plain, "--reference", bundled_model("hybrid"))
     assert ran.code == 2
     assert ran.err.count("\n") == 1
-    assert "has a vocabulary of 260 tokens, and" in ran.err
-    assert "one of 1024, so that is not its reference" in ran.err
+    assert "has a vocabulary of 260 tokens, but the reference" in ran.err
+    assert "has 1024; give the checkpoint" in ran.err
 
 
 @pytest.mark.usefixtures("no_llama")

@@ -269,7 +269,7 @@ CASES = {
         "qwen3moe",
         folder_edit=_claims_the_hybrid,
         notes=(
-            "config.json names a shared expert, the tensors have none",
+            "config.json states a shared expert, but the tensors have none",
             "config.json says layer 0 is linear_attention",
             "config.json says layer 2 is linear_attention",
             "config.json says partial_rotary_factor 0.25",
@@ -332,7 +332,7 @@ CASES = {
         (EMPTY,),
         network_edit=_silent_shared,
         folder_edit=_without_shared,
-        notes=("config.json names a shared expert, the tensors have none",),
+        notes=("config.json states a shared expert, but the tensors have none",),
     ),
     "hybrid without gates and without a shared expert, bf16": Case(
         hybrid,
@@ -342,7 +342,7 @@ CASES = {
         dtype=torch.bfloat16,
         network_edit=_all_three,
         folder_edit=_none_of_three,
-        notes=("config.json names a shared expert, the tensors have none",),
+        notes=("config.json states a shared expert, but the tensors have none",),
     ),
 }
 

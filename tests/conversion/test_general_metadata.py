@@ -193,7 +193,7 @@ def test_a_file_says_what_made_it(hybrid_folder: Path, copied: Copy, tmp_path: P
             "tinyq.target": "qwen3next",
             "tinyq.type": "f16",
             "tinyq.rewrites": ("zero shared-expert gate",),
-            "tinyq.notes": ("config.json says num_attention_heads 9, the tensors have 4",),
+            "tinyq.notes": ("config.json says num_attention_heads 9, but the tensors have 4",),
             "tinyq.source.path": "../tiny-hybrid",
             "tinyq.source.digest": open_checkpoint(folder).digest(),
         }.items()

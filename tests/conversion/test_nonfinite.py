@@ -195,4 +195,4 @@ def test_overflow_of_f16_is_counted(tmp_path: Path, tinyq: Tinyq) -> None:
     change_tensors(source, only_large)
     ran = tinyq("convert", source, out, "--type", "f16", "--force")
     assert ran.code == 2
-    assert f"tensor {GGUF_NAME} reaches 100000, too large for f16 (5 of the " in ran.err
+    assert f"tensor {GGUF_NAME} has a weight of magnitude 100000, too large for f16 (5 of the " in ran.err

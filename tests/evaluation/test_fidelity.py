@@ -205,8 +205,8 @@ def test_prompts_that_do_not_fit(dense: Path) -> None:
         assert report.metrics.n_prompts == 3
         assert report.greedy_mean_prefix == (10 + 1 + 3) / 3
         assert report.notes == (
-            "prompt 2 skipped: no token in it",
-            "2 prompts (0, 3) skipped: longer than the context of 40 tokens allows",
+            "prompt 2 skipped: it has no tokens",
+            "2 prompts (0, 3) skipped: too long for the context of 40 tokens",
             "2 prompts (1, 4) continued by fewer than 11 tokens: the context ends at 40",
         )
         assert "note: prompt 2 skipped" in format_report(report)
@@ -274,7 +274,7 @@ def test_report_edges(dense_runtime: Runtime) -> None:
     odd = replace(report, metrics=metrics)
     assert "<100% of positions" in format_report(odd)
     assert odd.as_dict()["nmse"] is None
-    assert check_thresholds(odd, {"max_nmse": 1.0}) == ["NMSE is inf, at most 1 wanted"]
+    assert check_thresholds(odd, {"max_nmse": 1.0}) == ["NMSE is inf; expected at most 1"]
     assert check_thresholds(report, {}) == []
     with pytest.raises(InputError, match="min_top5"):
         check_thresholds(report, {"min_top5": 1.0})

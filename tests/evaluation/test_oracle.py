@@ -107,7 +107,7 @@ def test_biases_that_the_file_lacks_are_zero(tmp_path: Path) -> None:
     found = check(made(tmp_path / "source", "qwen3-next", "gated"))
     assert isinstance(found, OracleCheck)
     assert found.agrees
-    assert "has 2 biases that the file lacks, which are zero there" in found.notes[0]
+    assert "has 2 biases that the file lacks; they are set to zero" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_biases_that_the_file_lacks_are_zero(tmp_path: Path) -> None:
         ("qwen3-next", "ungated", "transformers 5."),
         ("qwen3-next", "ungated-shared", "lacks model.layers.0.mlp.shared_expert_gate.weight and 3 more"),
         ("qwen3.5", "mlx", "it was saved by MLX"),
-        ("qwen-moe-simplified", "safetensors", "names no model_type"),
-        ("moe-model", "pt", "transformers reads folders with config.json"),
+        ("qwen-moe-simplified", "safetensors", "has no model_type"),
+        ("moe-model", "pt", "transformers reads only folders with config.json"),
     ],
 )
 def test_what_transformers_would_compute_otherwise_is_not_compared(
@@ -134,17 +134,17 @@ def test_other_reasons_not_to_ask_transformers(
     for changes, reason in (
         ({"model_type": "zebra"}, "has no decoder for model_type 'zebra'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "its weights are quantized"),
-        ({"num_hidden_layers": 10**9}, "config.json states 1000000000 layers, and there are 36 tensors"),
-        ({"intermediate_size": 10**9}, "they do not belong together"),
+        ({"num_hidden_layers": 10**9}, "config.json states 1000000000 layers, but there are only 36 tensors"),
+        ({"intermediate_size": 10**9}, "check config.json"),
     ):
         change_config(folder, changes)
         assert reason in refused(folder)
         (folder / "config.json").write_text(json.dumps(config))
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
-    assert "adapter_config.json lies beside the weights" in refused(folder)
+    assert "the folder has an adapter_config.json" in refused(folder)
     (folder / "adapter_config.json").unlink()
     monkeypatch.setattr(transformers_model, "available_memory", lambda: 1 << 20)
-    assert "do not fit the memory that is left" in refused(folder)
+    assert "do not fit into the available memory" in refused(folder)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert "transformers is not installed (pip install" in refused(folder)
 
@@ -155,7 +155,7 @@ def test_float32_where_float64_does_not_fit(work: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(transformers_model, "available_memory", lambda: memory)
     found = check(work / "source")
     assert isinstance(found, OracleCheck)
-    assert (found.arithmetic, found.bound) == ("float32, the reference float32", 1e-9)
+    assert (found.arithmetic, found.bound) == ("float32, the reference in float32", 1e-9)
     assert 1e-16 < found.nmse < 1e-11
 
 
@@ -168,7 +168,7 @@ def test_code_of_the_checkpoint_is_not_run(work: Path, copied: Callable[[Path], 
     found = check(folder)
     assert isinstance(found, OracleCheck)
     assert found.agrees
-    assert "code of its own, which config.json names (auto_map), was not run" in found.notes[0]
+    assert "config.json names the checkpoint's own code (auto_map), which is not run" in found.notes[0]
     change_config(folder, {"model_type": "evil"})
     assert "has no decoder for model_type 'evil'" in refused(folder)
     assert not trace.exists()
@@ -185,5 +185,5 @@ def test_parse() -> None:
     assert parse_oracle("c.safetensors") == OracleChoice("golden", "c.safetensors")
     assert parse_oracle("my.module:logits") == OracleChoice("function", "my.module:logits")
     for wrong in ("", "vllm", "module:", ":function", "a b:c", "../x:y", "a:b:c"):
-        with pytest.raises(InputError, match="is not known; transformers, MODULE:FUNCTION"):
+        with pytest.raises(InputError, match="is not known; expected transformers, MODULE:FUNCTION"):
             parse_oracle(wrong)

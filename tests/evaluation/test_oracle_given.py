@@ -82,13 +82,13 @@ def test_a_function(tinyq: Tinyq, work: Path, oracle_module: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("last", "gives an array of shape (1, 288) for 14 tokens; (14, vocabulary) expected"),
-        ("narrow", "gives logits of shape (14, 287), and the reference of (14, 288)"),
-        ("nan", "gives logits that are not finite"),
-        ("text", "gives a str, an array of logits expected"),
+        ("last", "gives an array of shape (1, 288) for 14 tokens; expected (14, vocabulary)"),
+        ("narrow", "gives logits of shape (14, 287), but the reference of (14, 288)"),
+        ("nan", "gives NaN or infinite logits"),
+        ("text", "gives a str; expected an array of logits"),
         ("fails", "failed on 14 tokens (KeyError: 'two\\nlines')"),
         ("leaves", "failed on 14 tokens (SystemExit: 5)"),
-        ("number", "is a int, a function of a list of tokens expected"),
+        ("number", "is a int; expected a function of a list of token ids"),
         ("missing", "cannot be imported (AttributeError: "),
     ],
 )
@@ -149,20 +149,20 @@ def test_golden_files_that_are_broken(tinyq: Tinyq, work: Path, tmp_path: Path) 
     nan = good["logits_0"].copy()
     nan[3, 3] = np.nan
     for arrays, said in (
-        ({"a": np.zeros(3)}, "holds no tokens_0 and logits_0"),
-        ({"tokens_0": good["tokens_0"]}, "lacks logits_0; tokens_0 and logits_0 belong together"),
+        ({"a": np.zeros(3)}, "has no arrays tokens_0 and logits_0"),
+        ({"tokens_0": good["tokens_0"]}, "has no array logits_0; expected both tokens_0 and logits_0"),
         (
             good | {"tokens_1": np.zeros(2)},
-            "tokens_1 is float64 of shape (2,); whole numbers in one dimension expected",
+            "tokens_1 is float64 of shape (2,); expected integers of shape (tokens,)",
         ),
         (
             good | {"logits_1": good["logits_0"]},
-            "logits_1 is float64 of shape (12, 288); numbers of shape (2, vocabulary)",
+            "logits_1 is float64 of shape (12, 288); expected shape (2, vocabulary)",
         ),
         (good | {"logits_1": np.array([[None]])}, "golden logits cannot be read (logits_1: "),
-        (good | {"logits_0": nan}, "logits_0 has values that are not finite"),
-        (good | {"tokens_1": np.array([1, 288])}, "has tokens beyond the model's vocabulary of 288"),
-        (good | {"logits_1": np.zeros((2, 9))}, "gives logits of shape (2, 9), and the reference of (2, 288)"),
+        (good | {"logits_0": nan}, "logits_0 has NaN or infinite values"),
+        (good | {"tokens_1": np.array([1, 288])}, "has token ids beyond the model's vocabulary of 288"),
+        (good | {"logits_1": np.zeros((2, 9))}, "gives logits of shape (2, 9), but the reference of (2, 288)"),
     ):
         np.savez(path, **arrays)
         ran = tinyq("eval", work / "out.gguf", "--oracle", path)

@@ -57,10 +57,10 @@ def test_json_file(tmp_path: Path) -> None:
         ("[" * 100000, "is not JSON"),
         ("[1]", "is a list"),
         ('{"text": "a"}', "key 'text' is not known"),
-        ("{}", "needs either"),
-        ('{"prompt": "a", "messages": []}', "and not both"),
-        ('{"prompt": ""}', "text is expected"),
-        ('{"prompt": 3}', "text is expected"),
+        ("{}", "expected one of them"),
+        ('{"prompt": "a", "messages": []}', "has both or neither"),
+        ('{"prompt": ""}', "expected non-empty text"),
+        ('{"prompt": 3}', "expected non-empty text"),
         ('{"messages": []}', "a list of objects"),
         ('{"messages": [{"role": "user"}]}', "message 0 is not"),
         ('{"messages": [{"role": "user", "content": "a"}, 3]}', "message 1 is not"),
@@ -83,7 +83,7 @@ def test_wrong_files(tmp_path: Path) -> None:
         load_prompts(tmp_path)
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
-    with pytest.raises(InputError, match="has no prompt"):
+    with pytest.raises(InputError, match="has no prompts"):
         load_prompts(empty)
     empty.write_bytes(b"ok\nab\xff\n")
     with pytest.raises(InputError, match=r":2: is not UTF-8 \(byte 3"):

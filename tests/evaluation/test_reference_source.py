@@ -57,7 +57,7 @@ def test_changed_source_is_not_used(work: Path) -> None:
     found = find_reference(work / "out.gguf")
     assert found.origin == "rebuilt"
     assert "no longer" in found.note
-    assert "only the engine" in found.note
+    assert "only llama.cpp's computation" in found.note
     assert found.tokenizer is None
     given = find_reference(work / "out.gguf", work / "source")
     assert given.origin == "given"

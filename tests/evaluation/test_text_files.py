@@ -61,10 +61,10 @@ def test_an_object_comes_back(row: dict[str, object]) -> None:
         ("{} {}", "f:1: is not JSON (Extra data)"),
         ("[" * 100_000, "f:1: is not JSON (RecursionError)"),
         ("1" * 5000, "f:1: is not JSON (ValueError)"),
-        ('["a"]', f"f:1: is a list; an object such as {EXAMPLE} is expected"),
+        ('["a"]', f"f:1: is a list; expected an object such as {EXAMPLE}"),
         ("7", "f:1: is a int; "),
-        ('{"a": 1, "d": 2, "c": 3}', "f:1: key 'c' is not known; a, b are"),
-        (r'{"a": ["\ud800"]}', "f:1: has an escape that is half a character"),
+        ('{"a": 1, "d": 2, "c": 3}', "f:1: key 'c' is not known; expected a, b"),
+        (r'{"a": ["\ud800"]}', "f:1: has an escaped lone surrogate"),
     ],
 )
 def test_what_is_no_object_is_named(line: str, expected: str) -> None:

@@ -53,8 +53,8 @@ def refusal(folder: Path, **options: Any) -> str:
 def test_a_type_of_the_same_mathematics_is_taken_with_a_note(tmp_path: Path) -> None:
     folder = written(tmp_path / "m", **MINISTRAL3)
     result = convert(folder, tmp_path / "out.gguf", type="f32")
-    (note,) = [note for note in result.as_dict()["notes"] if "computes the same" in note]
-    assert note.startswith("model_type 'ministral3' is computed as llama: transformers ")
+    (note,) = [note for note in result.as_dict()["notes"] if "gives the same logits" in note]
+    assert note.startswith("model_type 'ministral3' is converted as llama: transformers ")
     assert note in read_header(tmp_path / "out.gguf").get(keys.NOTES)
     assert (model := find_reference(tmp_path / "out.gguf", folder).model)
     assert model.family == "llama"
@@ -65,8 +65,8 @@ def test_a_type_of_the_same_mathematics_is_taken_with_a_note(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["helium", "ernie4_5", "gemma"])
 def test_a_type_of_other_mathematics_is_refused(tmp_path: Path, kind: str) -> None:
     text = refusal(written(tmp_path, model_type=kind, head_dim=16), check_type=check_model_type)
-    assert f"model_type '{kind}' is of a family that tinyq does not support" in text
-    assert "computes something else with them (NMSE" in text
+    assert f"model_type '{kind}' is not supported" in text
+    assert "gives other logits (NMSE" in text
 
 
 def test_a_window_that_a_short_sequence_does_not_show(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_a_window_that_a_short_sequence_does_not_show(tmp_path: Path) -> None:
 
 def test_without_other_code_a_type_is_refused_by_name(tmp_path: Path) -> None:
     folder = written(tmp_path, model_type="yi")
-    assert "model_type 'yi' is of a family that tinyq does not support" in refusal(folder)
+    assert "model_type 'yi' is not supported" in refusal(folder)
     assert "no decoder for model_type 'yi'" in refusal(folder, check_type=check_model_type)
-    assert "name that one with --as" in refusal(folder)
+    assert "name that family with --as" in refusal(folder)
 
 
 def test_a_family_that_the_user_names(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_family_that_is_not_supported_is_called_that(tmp_path: Path, kind: str
         auto: Any = transformers.AutoModelForCausalLM
         auto.from_config(made).save_pretrained(tmp_path)
     for options in ({}, {"check_type": check_model_type}):
-        assert f"model_type '{kind}' is of a family that tinyq does not support (" in refusal(tmp_path, **options)
+        assert f"model_type '{kind}' is not supported (" in refusal(tmp_path, **options)
 
 
 def test_a_known_type_is_not_asked_about(tmp_path: Path) -> None:

@@ -102,10 +102,10 @@ def test_partial_rotary_factor_is_ignored_where_the_class_ignores_it(tmp_path: P
     model = build_model(opened(tmp_path, variant, partial_rotary_factor=0.5))
     assert rope(model).dims == attention(model).head_dim
     assert model.notes == (
-        "config.json says partial_rotary_factor 0.5, but models of this kind turn whole heads: it is ignored",
+        "config.json says partial_rotary_factor 0.5, but this model rotates all dimensions of a head: it is ignored",
     )
     with pytest.raises(
-        UnsupportedError, match=r"partial_rotary_factor is 0\.5, but models of this kind turn whole heads"
+        UnsupportedError, match=r"partial_rotary_factor is 0\.5, but this model rotates all dimensions of a head"
     ):
         build_model(opened(tmp_path, variant, partial_rotary_factor=0.5, rope_scaling=YARN))
 
@@ -133,7 +133,7 @@ def test_a_missing_head_dim_follows_from_the_tensors(tmp_path: Path) -> None:
     ],
 )
 def test_heads_that_nothing_tells_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="do not fit the tensors, whose heads are 128 wide together"):
+    with pytest.raises(CheckpointError, match="do not fit the tensors, which have 128 query rows"):
         build_model(opened(tmp_path, LLAMA["wide-heads"], **changes))
 
 
@@ -195,4 +195,6 @@ def test_nothing_is_assumed_of_a_config_without_a_class(tmp_path: Path) -> None:
 def test_a_known_class_with_the_tensors_of_another(tmp_path: Path) -> None:
     model = build_model(opened(tmp_path, QWEN2["plain"], model_type="llama"))
     assert model.family == "qwen2"
-    assert model.notes == ("config.json calls the model 'llama'; it is computed as the family of its tensors is",)
+    assert model.notes == (
+        "config.json says model_type 'llama'; the model is converted as the family that its tensors match",
+    )

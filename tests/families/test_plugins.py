@@ -64,13 +64,13 @@ def test_families_of_tinyq_and_of_others_are_sorted_together(install: Install) -
         ("plugin-syntax", "def :", ":FAMILY", "SyntaxError: "),
         ("plugin-lines", "raise RuntimeError('one\\ntwo')", ":FAMILY", "RuntimeError: one two"),
         ("plugin-attribute", "", ":FAMILY", "AttributeError: "),
-        ("plugin-kind", "FAMILY = 'llama'", ":FAMILY", "is a str, a gguf_tools.families.Family expected"),
-        ("plugin-module", "", "", "is a module, a gguf_tools.families.Family expected"),
+        ("plugin-kind", "FAMILY = 'llama'", ":FAMILY", "is a str; expected a gguf_tools.families.Family"),
+        ("plugin-module", "", "", "is a module; expected a gguf_tools.families.Family"),
         (
             "plugin-clash",
             FAMILY.format(name="llama", matches="broken"),
             ":FAMILY",
-            "called 'llama', as one of tinyq is",
+            "tinyq already has a family named 'llama'",
         ),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_broken_distribution_is_named(
 def test_two_distributions_with_a_family_of_one_name(install: Install) -> None:
     for name in ("plugin-one", "plugin-two"):
         install(name, FAMILY.format(name="same", matches="lambda checkpoint: False"))
-    with pytest.raises(InputError, match=r"^distribution plugin-two, .* called 'same', as one of plugin-one is"):
+    with pytest.raises(InputError, match=r"^distribution plugin-two, .* plugin-one already has a family named 'same'"):
         all_families()
 
 

@@ -118,7 +118,7 @@ def test_a_feature_that_nobody_thought_of_is_refused_by_every_target(kind: type)
 @pytest.mark.parametrize("kind", PARTS, ids=lambda kind: kind.__name__)
 def test_it_is_refused_by_the_reference(kind: type) -> None:
     for model in odd_models(kind):
-        with pytest.raises(UnsupportedError, match=rf"does not compute .*{kind.__name__}\.surprise"):
+        with pytest.raises(UnsupportedError, match=rf"does not support .*{kind.__name__}\.surprise"):
             Reference(model)
 
 
@@ -148,7 +148,7 @@ def test_arithmetic_on_layers_that_have_it_is_refused(kind: type, recipe: str) -
         if recipe.startswith("drop") and not _in_feed_forward(kind, first):
             continue
         tried += 1
-        with pytest.raises(UnsupportedError, match=r"surprise.*(can only be moved whole|belongs to)"):
+        with pytest.raises(UnsupportedError, match=r"surprise.*(can only be moved as a whole|belongs to)"):
             operate_text(model, recipe)
     assert tried or kind is rope.LinearScaling or recipe.startswith("drop")
 

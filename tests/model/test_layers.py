@@ -40,7 +40,7 @@ def test_a_wrong_shape_is_named_with_its_layer() -> None:
     first, second = MODEL.layers
     wrong = replace(first, tensors={**first.tensors, "attn.q": Filled((3, HIDDEN))})
     with pytest.raises(
-        CheckpointError, match=r"layers\.0\.attn\.q has shape \(3, 24\), \(32, 24\) expected for layers\.0\.attn\.q"
+        CheckpointError, match=r"layers\.0\.attn\.q has shape \(3, 24\); expected \(32, 24\) for layers\.0\.attn\.q"
     ):
         MODEL.with_layers([wrong, second])
     with pytest.raises(CheckpointError, match=r"lacks a tensor for output, shape \(40, 24\)"):
@@ -53,7 +53,7 @@ def test_tensors_that_no_role_takes_are_all_named() -> None:
     with pytest.raises(CheckpointError) as caught:
         replace(MODEL, tensors={**MODEL.tensors, "position": Filled((VOCAB,))}, layer_tensors=layers)
     listed = ["position", *(f"layers.{n}.{role}" for n in (0, 1) for role in extra)]
-    assert str(caught.value).endswith("do not use: " + ", ".join(listed))
+    assert str(caught.value).endswith("does not use: " + ", ".join(listed))
 
 
 def test_as_many_tensors_as_layers() -> None:

@@ -121,8 +121,8 @@ def test_every_figure_is_one_that_was_measured(made: tuple[Path, dict[str, Any]]
         (float(row["score"]) for row in scores.values()), reverse=True
     )
     best, other = scores
-    assert f"Beside the best, {best}, on the same items" in text
-    assert re.search(rf"^\| {other} \| .* \| no difference shown \|$", text, re.MULTILINE)
+    assert f"Compared with the best, {best}, on the same items" in text
+    assert re.search(rf"^\| {other} \| .* \| no significant difference \|$", text, re.MULTILINE)
 
 
 def test_usage_is_what_the_files_are(made: tuple[Path, dict[str, Any]]) -> None:
@@ -213,7 +213,7 @@ def test_the_worst_names_stay_in_their_place(tinyq: Tinyq, tmp_path: Path) -> No
     ("arguments", "expected"),
     [
         (("--base-model", "no id"), "--base-model is 'no id', a hub id (owner/name) expected"),
-        (("--questions", "nowhere"), "nowhere: is neither a set of questions"),
+        (("--questions", "nowhere"), "nowhere: is neither a question set"),
         (("--context", "100000"), "the model's context has 256 tokens, but --context is 100000"),
         (("--context", "9" * 30), "the model's context has 256 tokens"),
         (("--base-model", "../.."), "--base-model is '../..', a hub id (owner/name) expected"),

@@ -129,7 +129,7 @@ def test_widening_is_exact_for_every_bit_pattern() -> None:
     as_f16 = bits.view(np.float16).astype(np.float32)
     np.testing.assert_array_equal(widen(bits, F16), as_f16)
     np.testing.assert_array_equal(np.signbit(widen(bits, F16)), np.signbit(as_f16))
-    with pytest.raises(ValueError, match="takes F16 or BF16, not q8_0"):
+    with pytest.raises(ValueError, match="dtype is q8_0; widen expects F16 or BF16"):
         widen(bits, Q8_0)
 
 
@@ -196,7 +196,8 @@ def test_weights_beyond_a_types_range_are_named(kind: TensorType, large: float) 
     rows = np.full((1, 256), large, np.float32)
     rows[0, ::2] = -1.0
     with pytest.raises(
-        InputError, match=rf"tensor w reaches 1e\+[13]0, too large for {kind.name}( \(128 of .*\))?; use bf16"
+        InputError,
+        match=rf"tensor w has a weight of magnitude 1e\+[13]0, too large for {kind.name}( \(128 of .*\))?; use bf16",
     ):
         encode_rows(rows, kind, name="w")
 
@@ -209,7 +210,7 @@ def test_large_weights_pass_through_the_types_that_hold_them() -> None:
 
 
 def test_weights_beyond_bf16_are_named() -> None:
-    with pytest.raises(InputError, match=r"reaches 3\.4e\+38, too large for bf16"):
+    with pytest.raises(InputError, match=r"has a weight of magnitude 3\.4e\+38, too large for bf16"):
         encode_rows(np.full((1, 32), 3.4e38, np.float32), BF16)
 
 
@@ -219,15 +220,15 @@ def test_what_does_not_fit_is_said() -> None:
         encode_rows(rows, Q4_K)
     with pytest.raises(InputError, match="importance matrix has 639 values for tensor w; expected 640"):
         encode_rows(rows, Q4_0, np.ones(639, np.float32), name="w")
-    with pytest.raises(InputError, match="importance matrix holds NaN or infinity for tensor w"):
+    with pytest.raises(InputError, match="importance matrix has NaN or infinity for tensor w"):
         encode_rows(rows, Q4_0, np.full(640, np.nan, np.float32), name="w")
     with pytest.raises(InputError, match="cannot be written as iq2_xs"):
         encode_rows(rows, tensor_type("iq2_xs"))
     with pytest.raises(
-        InputError, match=r"rows of 640 weights take 360 bytes as q4_0; found an array of shape \(2, 9\)"
+        InputError, match=r"array of q4_0 rows has shape \(2, 9\); expected \(rows, 360\) for 640 weights"
     ):
         decode_rows(np.zeros((2, 9), np.uint8), Q4_0, 640)
-    with pytest.raises(ValueError, match="float64 rows of shape"):
+    with pytest.raises(ValueError, match="rows are float64 of shape"):
         encode_rows(rows.astype(np.float64), Q4_0)
 
 
@@ -304,7 +305,7 @@ def test_a_missing_library_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
     ggml.library.cache_clear()
     try:
-        with pytest.raises(LlamaError, match="holds no libggml-base"):
+        with pytest.raises(LlamaError, match="has no libggml-base"):
             ggml.library()
         (tmp_path / "libggml-base.so").write_bytes(b"not a library")
         (tmp_path / "libggml-base.dylib").write_bytes(b"not a library")

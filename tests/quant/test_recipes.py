@@ -205,10 +205,10 @@ def test_the_last_override_wins_and_acts_on_16_bit_recipes() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ffn_down", "is not of the form REGEX=TYPE"),
-        ("=q4_k", "is not of the form REGEX=TYPE"),
+        ("ffn_down", "; expected REGEX=TYPE"),
+        ("=q4_k", "; expected REGEX=TYPE"),
         ("ffn_(=q4_k", "is not a regular expression"),
-        ("ffn=q4_x", "nearest: q4_"),
+        ("ffn=q4_x", "similar types are q4_"),
         ("ffn=iq2_xs", "can be read but not written"),
     ],
 )

@@ -34,11 +34,11 @@ def test_file_types_are_those_of_the_gguf_package() -> None:
 def test_lookup() -> None:
     assert tensor_type("Q4_k") is Q4_K is type_of_id(12)
     assert recipes.recipe("Q4_K_M").base is Q4_K
-    with pytest.raises(InputError, match=r"tensor type q4_x does not exist; nearest: q4_0, q4_1, q4_k"):
+    with pytest.raises(InputError, match=r"tensor type q4_x does not exist; similar types are q4_0, q4_1, q4_k"):
         tensor_type("q4_x")
-    with pytest.raises(InputError, match=r"type q4_x does not exist; nearest: q4_0, q4_1, q4_k_m, q4_k_s"):
+    with pytest.raises(InputError, match=r"type q4_x does not exist; similar types are q4_0, q4_1, q4_k_m, q4_k_s"):
         recipes.recipe("q4_x")
-    with pytest.raises(InputError, match=r"type zzz does not exist; nearest: .*q8_0"):
+    with pytest.raises(InputError, match=r"type zzz does not exist; similar types are .*q8_0"):
         recipes.recipe("zzz")
     with pytest.raises(InputError, match="number 4 is unknown"):
         type_of_id(4)

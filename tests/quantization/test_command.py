@@ -85,13 +85,13 @@ def test_provenance_is_kept(qwen3_folder: Path, tmp_path: Path, tinyq: Tinyq) ->
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["q4_x"], "type q4_x does not exist; nearest: q4_0, q4_1"),
+        (["q4_x"], "type q4_x does not exist; similar types are q4_0, q4_1"),
         (["iq2_xs"], "type iq2_xs exists in ggml but cannot be written by tinyq; choose one of f32"),
         (["q8_0", "--tensor-type", "ffn_dwn=q4_0"], "ffn_dwn=q4_0 matches none of the"),
         (["q8_0", "--tensor-type", "(=q4_0"], "is not a regular expression"),
         (["q8_0", "--output-type", "iq2_s"], "iq2_s can be read but not written"),
         (["q8_0", "--split-max-size", "many"], "--split-max-size 'many' is not a size"),
-        (["q8_0", "--split-max-size", "1K", "--keep-split"], "contradict each other"),
+        (["q8_0", "--split-max-size", "1K", "--keep-split"], "cannot be combined"),
         (["q8_0", "--imatrix", "none.gguf"], "none.gguf: no such file"),
     ],
 )
@@ -120,7 +120,7 @@ def test_bad_sources(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:
 def test_quantized_already(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:
     middle = tmp_path / "in" / "middle.gguf"
     assert tinyq("quantize", source, middle, "q8_0", "--threads", 1).code == 0
-    says = "is quantized already (q8_0), and would become q5_0; give the F32, F16 or BF16 file, or --allow-requantize"
+    says = "is already quantized (q8_0) and would be converted to q5_0; give the F32, F16 or BF16 file, or --allow-requantize"
     refused(tinyq("quantize", middle, tmp_path / "out.gguf", "q4_k_m"), says, tmp_path)
     assert tinyq("quantize", middle, tmp_path / "out.gguf", "q4_k_m", "--allow-requantize").code == 0
 

@@ -135,7 +135,7 @@ def test_merging() -> None:
     assert (both.chunks, both.datasets) == (14, ("a.txt", "b.txt"))
     one = ImportanceMatrix(entries={name: Statistics(np.ones((1, 8 * 256), np.float32), np.array([5]))})
     assert merge([a, one]).entries[name].counts.tolist() == (a.entries[name].counts + 5).tolist()
-    with pytest.raises(InputError, match=f"has 3 values for {name}, another matrix 2048"):
+    with pytest.raises(InputError, match=f"has 3 values for {name}, but another matrix has 2048"):
         merge([a, ImportanceMatrix(entries={name: Statistics(np.ones((1, 3), np.float32), np.array([5]))})])
 
 
@@ -152,7 +152,7 @@ def test_a_matrix_of_another_model() -> None:
     with pytest.raises(InputError, match=r"8 values for blk\.0\.ffn_up\.weight, whose shape \(4, 16\) needs 16"):
         matrix.importance([TensorFacts("blk.0.ffn_up.weight", (4, 16))])
     with pytest.raises(
-        InputError, match=r"has statistics of blk\.0\.ffn_up\.weight and others, none of which the model has"
+        InputError, match=r"has statistics of blk\.0\.ffn_up\.weight and other tensors, none of which the model has"
     ):
         matrix.importance([TensorFacts("blk.0.ffn_down.weight", (4, 16))])
 

@@ -104,7 +104,8 @@ def test_the_plan_tells_what_a_rewrite_costs(tmp_path: Path) -> None:
 def test_values_that_do_not_fill_a_key_are_refused(tmp_path: Path, key_dim: int) -> None:
     found = model(tmp_path, Shape(layers="DA", key_dim=key_dim, value_dim=32))
     with pytest.raises(
-        UnsupportedError, match=f"qwen3next lacks linear attention with keys of {key_dim} and values of 32"
+        UnsupportedError,
+        match=f"qwen3next does not support linear attention with key heads of {key_dim} and value heads of 32 dimensions",
     ):
         plan(found)
 

@@ -201,7 +201,7 @@ def test_a_token_added_without_a_row(tmp_path: Path, tinyq: Callable[..., Ran]) 
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     ran = tinyq("convert", folder, out, "--type", "f32")
     assert ran.code == 2
-    assert "'<|PAD|>' (267) lie beyond; leave them out with --drop-tokens" in ran.err
+    assert "none for '<|PAD|>' (267); leave these out with --drop-tokens" in ran.err
     assert not out.exists()
     ran = tinyq("convert", folder, out, "--type", "f32", "--drop-tokens")
     assert ran.code == 0, ran.err
@@ -273,14 +273,14 @@ def test_either_of_a_tied_pair_is_enough_unless_the_config_says_no(
         assert f"tensor {gone} is missing" in refused(folder)
     else:
         change_config(folder, {"tie_word_embeddings": said})  # null is as good as nothing
-        agrees(folder, tied, *(["does not say tie_word_embeddings"] if said is None else []))
+        agrees(folder, tied, *(["does not give tie_word_embeddings"] if said is None else []))
 
 
 def test_a_pair_that_differs_is_not_tied_whatever_the_config_says(untied: Trained, tmp_path: Path) -> None:
     folder = folder_of(untied, tmp_path)
     save_file(untied.state, folder / SINGLE, {"format": "pt"})
     change_config(folder, {"tie_word_embeddings": True})
-    agrees(folder, untied, "config.json says tie_word_embeddings True, by the tensors it is False")
+    agrees(folder, untied, "config.json says tie_word_embeddings True, but by the tensors it is False")
 
 
 @pytest.mark.parametrize(("outer", "inner"), [(True, False), (False, True), (True, None), (None, True)])

@@ -109,7 +109,7 @@ def test_shared_layers_at_the_end_may_go(tmp_path: Path) -> None:
     assert nmse(logits(got), logits(want)) == 0.0
 
 
-PLACE = "by its place whether a layer"
+PLACE = "by its index whether a layer"
 REFUSED: list[tuple[Callable[[], Tiny], str, str]] = [
     (lambda: tiny.gemma3(62, size=16), "delete(3)", r"gemma3 decides the attention scale by the number .*0\.1767.*0\.25"),
     (lambda: tiny.gemma3(61, size=16), "duplicate(3)", r"decides the attention scale"),
@@ -119,7 +119,7 @@ REFUSED: list[tuple[Callable[[], Tiny], str, str]] = [
     (lambda: tiny.exaone4(63), "duplicate(3)", "exaone4 decides the attention by the number of layers"),
     (lambda: tiny.exaone4(64), "delete(3)", "exaone4 decides the attention by the number of layers"),
     (lambda: tiny.baichuan(33), "delete(3)", "the position encoding by the number of layers: it is none .* would be RoPE"),
-    (lambda: tiny.smallthinker(6), "swap(0:1)", f"{PLACE} has no rope: the one that would become layer 0 does not, but would"),
+    (lambda: tiny.smallthinker(6), "swap(0:1)", f"{PLACE} has no rope: the layer that would become number 0 does not, but would"),
     (lambda: tiny.smallthinker(6), "delete(0)", f"{PLACE} has no rope"),
     (lambda: tiny.smallthinker(5), "delete(3)", f"{PLACE} has no rope"),
     (lambda: tiny.smollm3(6), "move(3:0)", f"{PLACE} has no rope"),
@@ -150,7 +150,7 @@ def test_what_would_be_another_model_is_refused(
 
 def test_in_place_does_not_move_slices(tmp_path: Path) -> None:
     base = tiny.gemma4().write(tmp_path / "base.gguf")
-    with pytest.raises(InputError, match=r"per_layer_token_embd\.weight holds a part for each layer.*; give OUT"):
+    with pytest.raises(InputError, match=r"per_layer_token_embd\.weight has a slice per layer.*; give OUT"):
         plan_in_place(plan_gguf(open_layered(base), parse_text("swap(0:2)")))
 
 

@@ -75,7 +75,9 @@ def test_a_layer_without_scores_is_refused(tmp_path: Path) -> None:
     whole = convert(source, tmp_path / "whole.gguf")
     with pytest.raises(InputError, match=r"linear attention .* has no attention scores to attenuate"):
         plan_checkpoint(source, parse_text("duplicate(0) + attenuate(all)"))
-    with pytest.raises(InputError, match="layer 0: it is not known that the attention scores of this qwen3next layer"):
+    with pytest.raises(
+        InputError, match="layer 0: it is not known which tensors scale the attention scores of this qwen3next layer"
+    ):
         operated(whole, tmp_path / "no.gguf", "duplicate(0) + attenuate(all)")
 
 

@@ -228,7 +228,7 @@ def test_a_state_dict_becomes_a_folder(qwen3_folder: Path, tmp_path: Path) -> No
     [
         ("swap(0:7)", "no layer 7; the model has 3 layers at this point, 0 to 2"),
         ("drop-experts(0:1)", "layer 0 has no experts"),
-        ("delete(0..2)", "all 3 layers would go"),
+        ("delete(0..2)", "all 3 layers would be deleted"),
     ],
 )
 def test_what_cannot_be_done_leaves_nothing(qwen3_folder: Path, tmp_path: Path, recipe: str, said: str) -> None:
@@ -240,7 +240,7 @@ def test_what_cannot_be_done_leaves_nothing(qwen3_folder: Path, tmp_path: Path, 
 def test_experts_must_be_as_many_in_every_layer(sharded_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="layer 1 would have 3 experts and layer 0 4"):
         operated(sharded_folder, tmp_path / "out", "drop-experts(1:0)")
-    with pytest.raises(InputError, match="1 of 4 experts would stay, but 2 are chosen"):
+    with pytest.raises(InputError, match="1 of 4 experts would remain, but 2 are selected"):
         operated(sharded_folder, tmp_path / "out", "drop-experts(0..2:0, 1, 2)")
     assert list(tmp_path.iterdir()) == []
 

@@ -219,8 +219,8 @@ def test_experts_move_as_bytes_and_the_router_with_them(experts: Path, tmp_path:
     ("recipe", "said"),
     [
         ("drop-experts(1:0)", "layer 1 would have 3 experts and layer 0 4"),
-        ("drop-experts(0..2:0, 1, 2)", "1 of 4 experts would stay, but 2 are chosen"),
-        ("drop-experts(0..2:0, 1, 2, 3)", "left without experts"),
+        ("drop-experts(0..2:0, 1, 2)", "1 of 4 experts would remain, but 2 are selected"),
+        ("drop-experts(0..2:0, 1, 2, 3)", "would have no experts left"),
         ("drop-experts(0:4)", "expert 4 does not exist in layer 0; its experts are 0 to 3"),
         ("swap-experts(0:1:7)", "expert 7 does not exist"),
     ],
@@ -279,7 +279,7 @@ def test_slerp_is_refused_where_only_linear_blends_pass(nine: Path, tmp_path: Pa
     names = array(ValueType.STRING, ["bias on the attention output"])
     file = with_metadata(nine, tmp_path / "biased.gguf", {"tinyq.rewrites": names})
     operated(file, tmp_path / "merged.gguf", "merge(0:1)")
-    with pytest.raises(InputError, match="which a slerp blend of layers does not pass through"):
+    with pytest.raises(InputError, match="after which a slerp blend of layers gives another result"):
         operated(file, tmp_path / "no.gguf", "merge(0:1, method=slerp)")
 
 
@@ -342,14 +342,14 @@ def test_copying_without_the_kernels_help_gives_the_same(
             "glm4moe",
             {"leading_dense_block_count": 1},
             [False, True],
-            "decides by its place whether a layer has a dense",
+            "decides by its index whether a layer has a dense",
         ),
         ("smollm3", {}, [False, False, False, True], {}),
         (
             "smollm3",
             {},
             [False, True, False, False],
-            "whether a layer has no rope: the one that would become layer 1 does",
+            "whether a layer has no rope: the layer that would become number 1 does",
         ),
         ("llama4", {"interleave_moe_layer_step": 2}, [True, False], "whether a layer has"),
         ("gemma3n", {}, [True], "shares keys and values"),
@@ -394,7 +394,7 @@ def test_a_table_of_leading_dense_layers_follows(nine: Path, tmp_path: Path) -> 
     assert read_header(operated(file, tmp_path / "a.gguf", "duplicate(0)")).get(key) == 3
     assert read_header(operated(file, tmp_path / "b.gguf", "delete(0..1)")).get(key) == 0
     assert read_header(operated(file, tmp_path / "c.gguf", "reverse(2..8)")).get(key) == 2
-    with pytest.raises(UnsupportedError, match="would become layer"):
+    with pytest.raises(UnsupportedError, match="would become number"):
         operated(file, tmp_path / "no.gguf", "move(0:8)")
     with pytest.raises(InputError, match="has a dense feed-forward"):
         operated(file, tmp_path / "no.gguf", "merge(1:2)")
@@ -410,7 +410,7 @@ def test_files_without_layers_are_refused(nine: Path, tmp_path: Path) -> None:
     for key, value in (("qwen3.block_count", None), ("qwen3.block_count", i32(-1)), ("general.architecture", None)):
         with pytest.raises(CheckpointError, match=r"block_count|architecture"):
             open_layered(with_metadata(nine, tmp_path / "bad.gguf", {key: value}))
-    with pytest.raises(CheckpointError, match="lies outside of the 3 blocks"):
+    with pytest.raises(CheckpointError, match="is beyond the 3 blocks"):
         open_layered(with_metadata(nine, tmp_path / "few.gguf", {"qwen3.block_count": u32(3)}))
 
 

@@ -166,7 +166,7 @@ def test_a_kill_at_any_moment_of_an_undo_leaves_one_or_the_other(twelve: Path, f
 
 def test_more_than_another_order_is_refused(file: Path) -> None:
     for recipe in ("bridge(0:1)", "scale(1@0.5)", "delete(3)", "swap(0:1, only=ffn)"):
-        named = rf"{re.escape(str(parse_text(recipe)))}: --in-place only puts whole layers in another order"
+        named = rf"{re.escape(str(parse_text(recipe)))}: --in-place can only reorder whole layers"
         for whole in (recipe, f"swap(1:2) + {recipe}", f"{recipe} + swap(0:1)"):
             with pytest.raises(InputError, match=named):
                 in_place(file, whole)
@@ -174,7 +174,7 @@ def test_more_than_another_order_is_refused(file: Path) -> None:
 
 def test_splits_are_refused(twelve: Path, tmp_path: Path) -> None:
     first = split(twelve, tmp_path / "part", 2)[0]
-    with pytest.raises(InputError, match="one of several splits"):
+    with pytest.raises(InputError, match="is part of a split file"):
         in_place(first, "swap(0:1)")
 
 

@@ -35,11 +35,11 @@ def test_a_file_may_lack_the_number_of_layers(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("steps = [", "not valid TOML"),
-        ("steps = []", "a list of steps is expected"),
-        ("steps = [3]", "a list of steps is expected"),
+        ("steps = []", "steps is missing or not a list of ops"),
+        ("steps = [3]", "steps is missing or not a list of ops"),
         ("layers = 0\nsteps = ['swap(0:1)']", "layers is 0"),
         ("step = 1\nsteps = ['swap(0:1)']", "step is not known"),
-        ("steps = ['swap(0:1']", "found where an op"),
+        ("steps = ['swap(0:1']", "expected an op"),
     ],
 )
 def test_a_broken_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -68,7 +68,7 @@ def test_options_apply_in_the_order_given(tmp_path: Path) -> None:
 
 def test_only_follows_what_it_narrows() -> None:
     for given in ([("only", "ffn")], [("bridge", "0:1"), ("only", "ffn")], [("recipe", "swap(0:1)"), ("only", "ffn")]):
-        with pytest.raises(InputError, match="follows no swap, blend or scale"):
+        with pytest.raises(InputError, match="does not follow a swap, blend or scale"):
             from_options(given)
 
 
@@ -86,14 +86,14 @@ def test_the_recipes_that_ship_make_what_their_sources_say() -> None:
 
 @pytest.mark.parametrize("name", ["solar-dus", "rys", "g023-v1", "g023-v2"])
 def test_a_recipe_that_ships_is_refused_on_another_number_of_layers(name: str) -> None:
-    with pytest.raises(InputError, match=f"for a model of {LAYERS[name]} layers; this one has 24"):
+    with pytest.raises(InputError, match=f"for a model of {LAYERS[name]} layers, but this one has 24"):
         load_recipe(name).apply(24)
 
 
 def test_a_recipe_after_other_ops_counts_the_layers_at_its_place() -> None:
     after = from_options([("delete", "0"), ("recipe", "g023-v1")])
     assert len(after.apply(29)) == 27
-    with pytest.raises(InputError, match="for a model of 28 layers; this one has 27 at this point"):
+    with pytest.raises(InputError, match="for a model of 28 layers, but this one has 27 at this point"):
         after.apply(28)
     again = from_options([("swap", "0:1"), ("recipe", "g023-v1"), ("duplicate", "0"), ("recipe", "g023-v2")])
     assert len(again.apply(28)) == 30

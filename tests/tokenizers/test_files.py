@@ -116,7 +116,7 @@ def test_bos_of_the_post_processor(folder: Path, kind: str) -> None:
 
 def test_adding_a_token_that_nobody_names(tmp_path: Path, backend_json: str) -> None:
     folder = write_folder(tmp_path, HFTokenizer.from_str(backend_json), (), tokenizer_config={})
-    with pytest.raises(TokenizerError, match="BOS shall be added"):
+    with pytest.raises(TokenizerError, match="BOS is to be added"):
         load_tokenizer(folder, SIZE, add_bos=True)
 
 
@@ -134,7 +134,7 @@ def test_chat_templates(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ 'D' }}", encoding="utf-8")
     last = load_tokenizer(folder, SIZE)
     assert last.chat_template == "{{ 'D' }}"
-    assert any("differs from the one in tokenizer_config.json" in note for note in last.notes)
+    assert any("differs from the template in tokenizer_config.json" in note for note in last.notes)
 
 
 def test_tokens_of_other_files_are_added(folder: Path) -> None:
@@ -151,7 +151,7 @@ def test_flags_that_a_gguf_cannot_say_are_noted(folder: Path) -> None:
     write_folder(folder, backend, ())
     tokenizer = load_tokenizer(folder, SIZE)
     notes = " ".join(tokenizer.notes)
-    assert "spaces beside '<left>' are swallowed" in notes
+    assert "spaces beside '<left>' are stripped" in notes
     assert "'<word>' must be whole words" in notes
     probe(tokenizer, llama_vocabulary(folder, tokenizer).encode)
 
@@ -201,17 +201,17 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"added_tokens": [{"id": 300, "content": ""}]}, "empty content"),
     ({"added_tokens": [{"id": 300, "content": "\ud800"}]}, "surrogate"),
     ({"added_tokens": [{"id": 300, "content": "x", "special": 1}]}, "special is 1; expected true or false"),
-    ({"added_tokens": [{"id": 350, "content": "<far>"}]}, "numbers it 300"),
+    ({"added_tokens": [{"id": 350, "content": "<far>"}]}, "gives it id 300"),
     ({"added_tokens": [{"id": 4, "content": "<x>"}]}, "id 4 belongs to two tokens"),
     ({"added_tokens": [{"id": 300, "content": "a"}]}, "'a' has two ids"),
     ({"normalizer": {"type": "Lowercase"}}, "normalizer 'Lowercase' changes text"),
     ({"normalizer": {"type": "NFKC"}}, "normalizer 'NFKC' changes text"),
     ({"normalizer": []}, "not an object with a type"),
     ({"pre_tokenizer": None}, "no ByteLevel step"),
-    ({"pre_tokenizer": {"type": "Whitespace"}}, "nothing like the pre-tokenizer step 'Whitespace'"),
+    ({"pre_tokenizer": {"type": "Whitespace"}}, "no equivalent of the pre-tokenizer step 'Whitespace'"),
     ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": 3}}, "pretokenizers is not a list"),
     ({"pre_tokenizer.add_prefix_space": True}, "add_prefix_space=true"),
-    ({"decoder": {"type": "Nonsense"}}, "the tokenizers library refuses it"),
+    ({"decoder": {"type": "Nonsense"}}, "the tokenizers library rejects the file"),
     ({"post_processor": 3}, "post_processor is 3; expected an object"),
 ]
 
@@ -236,7 +236,7 @@ def test_errors_name_file_and_key(folder: Path, change: dict[str, Any], message:
         ("tokenizer_config.json", b'{"eos_token": 3}', "eos_token is 3; expected a string"),
         ("tokenizer_config.json", b'{"add_bos_token": "no"}', "add_bos_token is 'no'"),
         ("tokenizer_config.json", b'{"chat_template": 5}', "chat_template is 5"),
-        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {}}}', "'x'.* is not a token id"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {}}}', "'x'.* is the key of an added token"),
         ("generation_config.json", b'{"eos_token_id": "2"}', "eos_token_id is '2'; expected a token id"),
         ("added_tokens.json", b'{"<new>": 1.5}', "is 1.5; expected a token id"),
         ("chat_template.jinja", b"\x80", "not UTF-8"),
@@ -263,7 +263,7 @@ def test_unknown_structure_shows_the_nearest_known(tmp_path: Path, backend_json:
     document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = regex
     change_json(folder, document)
     with pytest.raises(
-        TokenizerError, match=r"no pre-tokenizer that splits by .*\{1,2\}.*the nearest is '(qwen2|dbrx|llama-bpe)'"
+        TokenizerError, match=r"no pre-tokenizer that splits by .*\{1,2\}.*the most similar is '(qwen2|dbrx|llama-bpe)'"
     ):
         load_tokenizer(folder, SIZE)
 

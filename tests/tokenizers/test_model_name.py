@@ -68,8 +68,8 @@ def test_a_vocabulary_that_llama_cpp_refuses_for_its_name_gets_another(tmp_path:
     settled = settled_name(name, tokenizer)
     assert settled.name.replace(" ", "").lower() == name.replace("-3", "3").replace(" ", "").lower()
     assert settled.notes == (
-        f"general.name is {settled.name!r}, not {name!r}: llama.cpp takes the latter for Phi-3 and refuses the vocabulary, "
-        "which has no </s>, <unk>, <s>",
+        f"general.name is {settled.name!r}, not {name!r}: llama.cpp recognises the latter as Phi-3 and does not "
+        "load the vocabulary, which has no </s>, <unk>, <s>",
     )
     probe(settled.tokenizer, named(tmp_path, tokenizer, settled.name).encode)
 
@@ -86,7 +86,7 @@ def test_each_required_token_is_required(tmp_path: Path, backend: str, left_out:
 
 def test_the_name_stays_where_it_says_what_the_tokenizer_does(tmp_path: Path, backend: str) -> None:
     tokenizer = tokenizer_with(tmp_path, backend, PHI3_TOKENS)
-    assert any("swallowed by the tokenizer" in note for note in tokenizer.notes)
+    assert any("stripped by the tokenizer" in note for note in tokenizer.notes)
     settled = settled_name("Phi-3 mini", tokenizer)
     assert (settled.name, settled.notes) == ("Phi-3 mini", ())
     assert not any("swallowed" in note for note in settled.tokenizer.notes)
@@ -103,7 +103,7 @@ def test_the_name_goes_where_the_tokenizer_keeps_spaces(tmp_path: Path, backend:
         probe(tokenizer, named(tmp_path, tokenizer, "phi-3").encode)
     settled = settled_name("phi-3", tokenizer)
     assert settled.name == "phi 3"
-    assert "swallows spaces after special tokens otherwise than this tokenizer" in settled.notes[0]
+    assert "strips spaces after special tokens, unlike this tokenizer" in settled.notes[0]
     probe(settled.tokenizer, named(tmp_path, tokenizer, settled.name).encode)
 
 
@@ -170,7 +170,7 @@ def test_convert(tinyq: Tinyq, qwen3_folder: Path, copied: Callable[[Path], Path
     out = tmp_path / "phi3.gguf"
     ran = tinyq("convert", folder, out, "--type", "q8_0", "--json", tmp_path / "report.json")
     assert ran.code == 0, ran.err
-    note = "general.name is 'phi 3-mini', not 'phi-3-mini': llama.cpp takes the latter for Phi-3 and refuses the vocabulary"
+    note = "general.name is 'phi 3-mini', not 'phi-3-mini': llama.cpp recognises the latter as Phi-3 and does not load"
     assert f"note      {note}" in ran.out
     assert any(said.startswith(note) for said in json.loads((tmp_path / "report.json").read_text("utf-8"))["notes"])
     header = read_header(out)
@@ -189,7 +189,7 @@ def refused(qwen3_folder: Path, tmp_path: Path) -> Path:
 
 def test_a_load_that_fails_for_the_name_says_so(tinyq: Tinyq, refused: Path, qwen3_folder: Path) -> None:
     with (
-        pytest.raises(LlamaError, match=r"general\.name is 'My Phi-3', which llama\.cpp takes for Phi-3, but"),
+        pytest.raises(LlamaError, match=r"general\.name is 'My Phi-3', which llama\.cpp recognises as Phi-3, but"),
         Runtime(refused, RuntimeOptions(vocab_only=True)),
     ):
         pass

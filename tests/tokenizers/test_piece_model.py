@@ -85,7 +85,7 @@ def test_cuts_text_as_the_library(tmp_path: Path, options: dict[str, Any]) -> No
     assert said == bool(differing(tokenizer, theirs, around)) == ("add_dummy_prefix" not in options)
     assert all(any(limit.affects(text) for limit in tokenizer.limits) for text in differing(tokenizer, theirs, around))
     assert tokenizer.token_types[theirs.piece_to_id("<sep>")] == 4
-    assert any("put together from tokenizer.model" in note for note in tokenizer.notes)
+    assert any("built from tokenizer.model" in note for note in tokenizer.notes)
     assert any("remove_extra_whitespaces" in note for note in tokenizer.notes) == bool(
         options.get("remove_extra_whitespaces")
     )
@@ -125,7 +125,7 @@ def test_what_the_config_says_wins(tmp_path: Path) -> None:
     [
         ({"model_type": "unigram", "vocab_size": 305}, "model.type is 'Unigram'"),
         ({"model_type": "char"}, "is a character model"),
-        ({"normalization_rule_name": "nmt_nfkc"}, "the normalizer 'Precompiled' does what llama.cpp does not"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "no equivalent of the normalizer 'Precompiled'"),
         ({"byte_fallback": False, "vocab_size": 110}, "byte_fallback is off|has no token <0x00>"),
         ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix is true"),
     ],

@@ -116,7 +116,7 @@ def test_a_tokenizer_elsewhere_or_nowhere(sources: Sources, tmp_path: Path) -> N
     file = write_theirs(sources("llama"), "llama", tmp_path / "file.gguf")
     without = verify(file, source, threads=1)
     assert without.differing == ()
-    assert "the vocabulary was not verified" in without.notes[-1]
+    assert "the vocabulary is not verified" in without.notes[-1]
     assert next(e for e in without.metadata if e.key == "tokenizer.ggml.tokens").verdict == "unknown"
     found = verify(file, source, tokenizer=folder, threads=1)
     assert next(e for e in found.metadata if e.key == "tokenizer.ggml.tokens").verdict == "identical"

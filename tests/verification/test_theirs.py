@@ -66,7 +66,7 @@ def test_quantized_from_a_narrower_file(by_way_of: str, sources: Sources, tmp_pa
     assert complaints(found) == []
     ways = {tensor.way for tensor in found.tensors if tensor.type == "q4_K"}
     # Weights of BF16 within F16's range lose nothing there.
-    assert ways == ({"by way of q8_0"} if by_way_of == "q8_0" else {""})
+    assert ways == ({"via q8_0"} if by_way_of == "q8_0" else {""})
 
 
 @pytest.mark.parametrize(("kind", "type_name"), [("llama", "q4_k_m"), ("llama", "q5_0"), ("qwen2moe", "q3_k_m")])

@@ -21,9 +21,9 @@ from gguf_tools.evaluation.card.statistics import McNemar, Paired, bootstrap, wi
 Counted = Sequence[bool]
 
 _MISSING = {
-    "perplexity": "there was no text",
-    "completion": "there was no text to continue",
-    "facts": "there was no question",
+    "perplexity": "no text was given",
+    "completion": "no text to continue was given",
+    "facts": "no question was given",
     "repetition": "nothing was generated",
 }
 
@@ -156,10 +156,10 @@ def _why_missing(report: CardReport, name: str) -> str:
     if not report.modes.template:
         return "the model has no chat template"
     if report.modes.undecided:
-        return "the chat template leaves it to the model whether to think"
+        return "the chat template lets the model decide whether to think"
     if name == "thinking":
         return "the chat template has no thinking mode"
-    return "the chat template always thinks"
+    return "the chat template always asks for a thought"
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -36,11 +36,11 @@ class Difference:
             if test is not None and test.shown:
                 said.append(f"{'more' if test.difference > 0 else 'fewer'} {name} right")
         if self.bits is not None and self.bits.shown:
-            said.append(f"foretells the text {'worse' if self.bits.estimate > 0 else 'better'}")
+            said.append(f"predicts the text {'worse' if self.bits.estimate > 0 else 'better'}")
         if said:
             return ", ".join(said)
         compared = any(test is not None for test in (self.score, self.facts, self.bits, self.held_out))
-        return "no difference shown" if compared else "not compared: they were not asked the same"
+        return "no significant difference" if compared else "not compared: they were measured on different items"
 
 
 def score_interval(report: CardReport) -> Interval:

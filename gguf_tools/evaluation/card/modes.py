@@ -66,7 +66,7 @@ class ChatModes:
         return mode == "plain" or (mode == "direct" and not self.undecided)
 
     def render(self, runtime: RuntimeLike, question: Question, mode: Mode) -> str:
-        """The prompt's text; InputError if the template refuses it."""
+        """The prompt's text. Raises InputError if the template rejects it."""
         if mode == "plain":
             system = f"{question.system}\n\n" if question.system else ""
             return f"{system}Question: {question.question}\nAnswer:"
@@ -75,21 +75,21 @@ class ChatModes:
         try:
             return runtime.render_chat(messages, **self._options(mode))
         except InputError as error:
-            raise InputError(f"{error}; asked {shown(question.question)}") from error
+            raise InputError(f"{error}; the question is {shown(question.question)}") from error
 
     def _options(self, mode: Mode) -> dict[str, Any]:
         return _switched(mode == "thinking") if self.switch else {}
 
 
 def find_modes(runtime: RuntimeLike) -> ChatModes:
-    """The modes of the model's chat template; InputError if it is broken, refuses a user message or renders nothing."""
+    """The modes of the model's chat template. Raises InputError if it is broken, rejects a user message or renders nothing."""
     template = runtime.info.chat_template
     if template is None:
         return ChatModes(template=False)
     tags = find_tags(template)
     on, off = (runtime.render_chat(_PROBE, **_switched(value)) for value in (True, False))
     if not (on and off):
-        raise InputError("the chat template gives no text for a question; mend it, or take it out of the file")
+        raise InputError("the chat template gives no text for a question; correct it or remove it from the file")
     opened = tags is not None and on.rstrip().endswith(tags.open)
     return ChatModes(True, tags, on != off, opened)
 

@@ -16,12 +16,14 @@ def notes_of(report: CardReport) -> list[str]:
     """Sentences on items that count as failed or were shortened."""
     notes: list[str] = []
     if not report.modes.template:
-        notes.append("the model has no chat template: the questions were asked as plain text, and no mode was tried")
+        notes.append(
+            "the model has no chat template: the questions were asked as plain text, without testing thinking modes"
+        )
     cut = sum(passage.pieces > 1 for passage in report.passages)
     if cut:
         notes.append(
-            f"{cut} of {len(report.passages)} passages were cut into pieces that fit (at most {report.context} tokens and"
-            f" {TEXT_CHUNK}), which makes the perplexity worse"
+            f"{cut} of {len(report.passages)} passages were split into pieces of at most "
+            f"{min(report.context, TEXT_CHUNK)} tokens, which raises the perplexity"
         )
     for mode, asked in ASKED.items():
         held_out = report.held_out if mode == report.mode else ()
@@ -48,7 +50,7 @@ def _answer_fault(report: CardReport, item: Answered) -> str | None:
     if item.mode == "thinking" and not item.reply.thought:
         return "no thought"
     if item.mode == "direct" and item.reply.thought and not report.modes.undecided:
-        return "a thought that was not asked for"
+        return "a thought that was not requested"
     return None
 
 
@@ -60,7 +62,7 @@ def _fault(report: CardReport, generation: Generation) -> str | None:
 
 
 def _grouped(asked: str, faults: Sequence[tuple[str, str | None]]) -> list[str]:
-    """A note per kind of fault, with examples of the texts that have it."""
+    """One note per type of fault, with examples of the texts that have it."""
     by_fault: dict[str, list[str]] = {}
     for text, fault in faults:
         if fault:

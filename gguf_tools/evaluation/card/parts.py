@@ -55,15 +55,15 @@ class ScorePart:
 
 
 def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """The default weights with some replaced; InputError for an unknown part, or a weight out of range."""
+    """The default weights with some replaced. Raises InputError for an unknown part, or a weight out of range."""
     for name, weight in weights.items():
         if name not in DEFAULT_WEIGHTS:
-            raise InputError(f"there is no part {name!r} to weigh; parts are {', '.join(DEFAULT_WEIGHTS)}")
+            raise InputError(f"part {name!r} is not known; expected one of {', '.join(DEFAULT_WEIGHTS)}")
         if not 0 <= weight <= MOST_WEIGHT:
-            raise InputError(f"the weight of {name} is {weight}; a number from 0 to {MOST_WEIGHT:,} is expected")
+            raise InputError(f"the weight of {name} is {weight}; expected a number from 0 to {MOST_WEIGHT:,}")
     merged = {**DEFAULT_WEIGHTS, **weights}
     if not sum(merged.values()):
-        raise InputError("all parts weigh 0; at least one must count")
+        raise InputError("all weights are 0; expected at least one above 0")
     return merged
 
 
@@ -107,11 +107,11 @@ def means_of(samples: Mapping[str, Float]) -> Means:
 
 
 def score_of(report: CardReport) -> Callable[[Means], Float]:
-    """A function from means (…, columns) to overall scores (…), 0 to 100; InputError if no measured part has a weight."""
+    """A function from means (…, columns) to overall scores (…), 0 to 100. Raises InputError if no measured part has a weight."""
     used = [(report.weights[name], part.score_of) for name, part in parts_of(report).items()]
     whole = sum(weight for weight, _ in used)
     if not whole:
-        raise InputError("no part with a weight could be measured; give another part a weight")
+        raise InputError("no part with a weight above 0 could be measured; give another part a weight")
 
     def combine(means: Means) -> Float:
         total = sum(weight * score(means) for weight, score in used)

@@ -89,8 +89,8 @@ def choose(questions: str = "general", sets: int = 1, held_out: str | None = Non
     size = len(ordered) if sets == 1 and len(ordered) < SET_SIZE else sets * SET_SIZE
     if size > len(ordered):
         raise InputError(
-            f"{questions}: has {len(ordered)} questions, and {sets} sets of {SET_SIZE} need {size}; "
-            f"at most {max(len(ordered) // SET_SIZE, 1)} can be taken"
+            f"{questions}: has {len(ordered)} questions, but {sets} sets of {SET_SIZE} need {size}; "
+            f"give at most {max(len(ordered) // SET_SIZE, 1)}"
         )
     passages = whole.passages if text is None else split_passages(read_text(text), str(text))
     scored = CardSet(whole.name, ordered[:size], whole.completions[: COMPLETIONS * sets], passages)
@@ -111,7 +111,7 @@ def _held_out(
     found = tuple(question for question in others if question.question not in asked)
     if not found:
         where = questions if held_out == REST else held_out
-        raise InputError(f"{where}: no question is left to be held out; name another file, or take fewer sets")
+        raise InputError(f"{where}: no question is left to hold out; give another file or fewer sets")
     return found
 
 
@@ -122,7 +122,7 @@ def _load(name: str) -> CardSet:
         questions = Path(name)
         _, completions, text = SETS["general"]
         if not questions.exists():
-            raise InputError(f"{name}: is neither a set of questions ({', '.join(SETS)}) nor a file; check the path")
+            raise InputError(f"{name}: is neither a question set ({', '.join(SETS)}) nor a file; check the path")
     return CardSet(
         name, load_questions(questions), load_completions(completions), split_passages(read_text(text), str(text))
     )
@@ -135,7 +135,7 @@ def load_questions(path: Path) -> tuple[Question, ...]:
         row = json_object(line, origin, _QUESTION_KEYS, _QUESTION_EXAMPLE)
         for key in ("system", "topic"):
             if row.get(key) is not None and not isinstance(row[key], str):
-                raise InputError(f"{origin}: {key} is {shown(row[key])}; text is expected")
+                raise InputError(f"{origin}: {key} is {shown(row[key])}; expected text")
         question = Question(
             _required(row, "question", origin, _QUESTION_EXAMPLE),
             _accepted(row, origin, _QUESTION_EXAMPLE),
@@ -143,10 +143,10 @@ def load_questions(path: Path) -> tuple[Question, ...]:
             row.get("topic") or "",
         )
         if question.question in found:
-            raise InputError(f"{origin}: the question {shown(question.question)} stands there twice; remove one")
+            raise InputError(f"{origin}: the question {shown(question.question)} occurs twice; remove one")
         found[question.question] = question
     if not found:
-        raise InputError(f"{path}: has no question; write one a line, such as {_QUESTION_EXAMPLE}")
+        raise InputError(f"{path}: has no questions; expected one per line, such as {_QUESTION_EXAMPLE}")
     return tuple(found.values())
 
 
@@ -163,18 +163,18 @@ def load_completions(path: Path) -> tuple[Completion, ...]:
 def _required(row: dict[str, Any], key: str, origin: str, example: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{origin}: {key} is {shown(value)}; text is expected, as in {example}")
+        raise InputError(f"{origin}: {key} is {shown(value)}; expected text, as in {example}")
     return value
 
 
 def _accepted(row: dict[str, Any], origin: str, example: str) -> tuple[str, ...]:
     value = row.get("accept")
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise InputError(f"{origin}: accept is {shown(value)}; a list of accepted answers is expected, as in {example}")
+        raise InputError(f"{origin}: accept is {shown(value)}; expected a list of accepted answers, as in {example}")
     unusable = next((item for item in value if not normalise(item)), None)
     if unusable is not None:
         raise InputError(
-            f"{origin}: the accepted answer {shown(unusable)} has neither a letter nor a digit to look for"
+            f"{origin}: the accepted answer {shown(unusable)} has no letters or digits; expected at least one"
         )
     return tuple(value)
 
@@ -196,5 +196,5 @@ def split_passages(text: str, origin: str) -> tuple[str, ...]:
     passages = tuple(part.strip("\n") for part in "\n".join(map(str.rstrip, text.splitlines())).split("\n\n"))
     passages = tuple(part for part in passages if part.strip())
     if not passages:
-        raise InputError(f"{origin}: has no text")
+        raise InputError(f"{origin}: is empty; expected text")
     return passages

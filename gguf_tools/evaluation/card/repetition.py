@@ -39,7 +39,7 @@ def repeated_ngrams(tokens: Sequence[int], n: int = NGRAM) -> tuple[int, int]:
     Raises ValueError for an n below 1.
     """
     if n < 1:
-        raise ValueError(f"n-grams have at least 1 token, not {n}")
+        raise ValueError(f"n is {n}; expected at least 1 token per n-gram")
     total = max(len(tokens) - n + 1, 0)
     distinct = len({tuple(tokens[i : i + n]) for i in range(total)})
     return total - distinct, total
@@ -77,7 +77,7 @@ def ends_in_loop(tokens: Sequence[int], min_repeats: int = 3, min_length: int = 
 def _matches(tokens: Sequence[int], min_repeats: int) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
     """For each possible period in ascending order: (period, whether token i + period equals token i, for every i)."""
     if min_repeats < 2:
-        raise ValueError(f"a loop repeats at least 2 times, not {min_repeats}")
+        raise ValueError(f"min_repeats is {min_repeats}; expected at least 2")
     ids = np.asarray(tokens, dtype=np.int64)
     for period in range(1, len(ids) // min_repeats + 1):
         yield period, ids[period:] == ids[:-period]

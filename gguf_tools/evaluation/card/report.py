@@ -91,12 +91,12 @@ def _share_text(part: Mapping[str, Any], what: str) -> str:
 
 
 def _text_text(part: Mapping[str, Any]) -> str:
-    perplexity = f"{_number(part['perplexity'])} a token ({_within(part, _number)})"
-    return f"{perplexity}, {part['bits_per_byte']:.3f} bits a byte, {part['tokens']} tokens"
+    perplexity = f"{_number(part['perplexity'])} per token ({_within(part, _number)})"
+    return f"{perplexity}, {part['bits_per_byte']:.3f} bits per byte, {part['tokens']} tokens"
 
 
 def _repetition_text(part: Mapping[str, Any]) -> str:
-    share = f"{part['repeated_share']:.1%} of the {part['ngram']}-grams of {part['texts']} texts repeat"
+    share = f"{part['repeated_share']:.1%} of the {part['ngram']}-grams in {part['texts']} texts are repeated"
     loop = part["longest_loop"]
     within = _within(part, lambda value: f"{value:.1%}")
     return f"{share} ({within})" + (f", longest loop {loop['tokens']} tokens" if loop else "")
@@ -157,7 +157,7 @@ def beside_the_best(cards: Mapping[str, CardReport], names: Mapping[str, str]) -
     """A sentence, and a row for each report except the best: its name and the columns of DIFFERENCE_HEAD."""
     best, *others = cards
     about = (
-        f"beside the best, {names[best]}, on the same items (95% intervals and p of paired tests, each file by itself)"
+        f"compared with the best, {names[best]}, on the same items (95% intervals and p of paired tests, one per file)"
     )
     return about, [(names[other], *difference_row(difference(best, other, cards))) for other in others]
 

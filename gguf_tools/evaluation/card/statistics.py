@@ -84,7 +84,7 @@ def wilson(right: int, total: int, confidence: float = 0.95) -> Interval:
     """
     _check_confidence(confidence)
     if not 0 <= right <= total:
-        raise ValueError(f"{right} right of {total} is not a share")
+        raise ValueError(f"right is {right}; expected 0 to the total of {total}")
     if total == 0:
         return Interval(0.0, 1.0)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -103,7 +103,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     The p-value is 1 if there is no such item. Raises ValueError if the two differ in length.
     """
     if len(first) != len(second):
-        raise ValueError(f"the first has {len(first)} items and the second {len(second)}; they must be the same items")
+        raise ValueError(f"the first has {len(first)} items and the second {len(second)}; expected the same items")
     first_only = sum(1 for a, b in zip(first, second, strict=True) if a and not b)
     second_only = sum(1 for a, b in zip(first, second, strict=True) if b and not a)
     difference = (second_only - first_only) / len(first) if len(first) else 0.0
@@ -138,10 +138,10 @@ def bootstrap(
     """
     _check_confidence(confidence)
     if resamples < 1 or not samples:
-        raise ValueError(f"a bootstrap needs a resample and a stratum, not {resamples} and {len(samples)}")
+        raise ValueError(f"{resamples} resamples of {len(samples)} strata; expected at least one of each")
     for number, sample in enumerate(samples):
         if sample.ndim != 2 or not len(sample):
-            raise ValueError(f"stratum {number} has shape {sample.shape}; it must be (items, k) with items")
+            raise ValueError(f"stratum {number} has shape {sample.shape}; expected (items, k) with at least one item")
     rng = np.random.Generator(np.random.PCG64(seed))
     estimate = float(_combined(combine, [sample.mean(axis=0, keepdims=True) for sample in samples], 1)[0])
     drawn = _combined(combine, [_resampled_means(sample, resamples, rng) for sample in samples], resamples)
@@ -167,7 +167,7 @@ def paired_difference(
     Raises ValueError as `bootstrap`, and if the two models' strata differ in shape.
     """
     if [a.shape for a in first] != [b.shape for b in second]:
-        raise ValueError("the two models have strata of different shapes; they must be the same items")
+        raise ValueError("the two models have strata of different shapes; expected the same items")
     columns = [a.shape[-1] for a in first]
 
     def change(means: list[Float]) -> Float:
@@ -214,10 +214,10 @@ def _resampled_means(sample: Float, resamples: int, rng: np.random.Generator) ->
 def _combined(combine: Callable[[list[Float]], Float], means: list[Float], count: int) -> Float:
     result = combine(means)
     if result.shape != (count,):
-        raise ValueError(f"combine returned shape {result.shape} for {count} rows of means; it must be ({count},)")
+        raise ValueError(f"combine returned shape {result.shape} for {count} rows of means; expected ({count},)")
     return result
 
 
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
-        raise ValueError(f"a confidence lies between 0 and 1, not at {confidence}")
+        raise ValueError(f"confidence is {confidence}; expected a number between 0 and 1")

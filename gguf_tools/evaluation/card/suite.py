@@ -50,13 +50,15 @@ def run_card(runtime: RuntimeLike, options: CardOptions, progress: StageProgress
     scored = options.choice.scored
     modes = find_modes(runtime)
     if options.thinking and not modes.thinking:
-        raise InputError("thinking was asked for, but the model's chat template has no thinking mode; leave it out")
+        raise InputError(
+            "thinking was requested, but the model's chat template has no thinking mode; leave the option out"
+        )
     main = modes.main(options.thinking)
     other = modes.other(main)
     suite = _Suite(runtime, modes, options, progress)
     answers = suite.ask(scored.questions, main, "questions")
     if scored.questions and not any(answer.fits for answer in answers):
-        raise InputError(f"no question fits the context of {runtime.context_limit} tokens; give a longer context")
+        raise InputError(f"no question fits into the context of {runtime.context_limit} tokens; give a longer context")
     return CardReport(
         set_name=scored.name,
         mode=main,

@@ -1,1 +1,1 @@
-"""Families of models trained from scratch, in the layouts of their own scripts."""
+"""Families of models trained from scratch, in the layouts of their own training scripts."""

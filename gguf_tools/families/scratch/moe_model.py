@@ -1,8 +1,9 @@
 """`MoEModel` of AlexWortega's repositories: partial interleaved rope, per-head q/k norms with gains, a sigmoid router.
 
-Each head of q and k is normed with weights of its own, multiplied by a gain, and turned; values are multiplied by `smear`, a
-number a head. Experts are chosen by logit + bias, and weighted by sigmoid(logit) over the sum; the shared expert is added.
-Logits are multiplied by √(mup_base_d / d_model). At inference no token is dropped.
+Each head of q and k has its own norm weights and gain, applied before rope; values are multiplied by `smear`, one number per
+head. Experts are selected by logit + bias and weighted by sigmoid(logit), normalised to sum to 1; the shared expert's output
+is added. Logits are multiplied by √(mup_base_d / d_model). The capacity limit of training (dropped tokens) does not apply
+at inference.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Reshaped, stack
 
 DEFAULTS = {"rope_theta": 10000.0, "rms_eps": 1e-6, "mup_base_d": 512}
-"""The published dataclass's own, for fields that a config leaves out."""
+"""Defaults of the published dataclass, for fields that a config does not give."""
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """`embed`, and a q_norm with a gain."""
+    """An embedding named `embed`, and a q_norm with a gain."""
     return "embed.weight" in checkpoint.tensors and "blocks.0.attn.q_norm.gain" in checkpoint.tensors
 
 
@@ -89,16 +90,17 @@ def build(checkpoint: Checkpoint) -> Model:
 def _attention(
     inventory: Inventory, config: Config, prefix: str, hidden: int, norm: Norm
 ) -> tuple[Attention, LayerTensors]:
-    """Attention with a norm of its own for each head: q_norm (heads, head_dim), k_norm (kv_heads, head_dim)."""
+    """Attention with different norm weights for each head: q_norm (heads, head_dim), k_norm (kv_heads, head_dim)."""
     heads, dim = inventory.shape(f"{prefix}q_norm.weight")
     kv_heads = inventory.shape(f"{prefix}k_norm.weight")[0]
     if heads % kv_heads:
         raise CheckpointError(
-            f"{inventory.path}: {prefix}q_norm.weight has {heads} heads and k_norm {kv_heads}, which are not whole groups"
+            f"{inventory.path}: {prefix}q_norm.weight has {heads} heads and k_norm {kv_heads}, which do not divide into "
+            "equal groups"
         )
     rope_dims = config.integer("rope_partial")
     if rope_dims % 2 or rope_dims > dim:
-        raise config.wrong("rope_partial", rope_dims, f"an even number of the {dim} dimensions of a head")
+        raise config.wrong("rope_partial", rope_dims, f"an even number of at most head_dim {dim}")
     for key, actual in (("n_q_heads", heads), ("n_kv_heads", kv_heads), ("head_dim", dim)):
         config.expect(key, actual)
     rows = {"q": heads * dim, "k": kv_heads * dim, "v": kv_heads * dim}
@@ -130,7 +132,7 @@ def _attention(
 
 
 def _feed_forward(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[FeedForward, LayerTensors]:
-    """An MLP where the layer has no router; else its experts, with a router bias and a shared expert if present."""
+    """A dense MLP if the layer has no router; otherwise its experts, with a router bias and a shared expert if present."""
     if f"{prefix}router.w" not in inventory:
         part = _mlp(inventory, prefix, "ffn", hidden)
         return GatedMLP(part["ffn.gate"].shape[0]), part
@@ -164,7 +166,7 @@ def _mlp(inventory: Inventory, prefix: str, role: str, hidden: int) -> LayerTens
 
 
 def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> LayerTensors:
-    """Experts stacked in one tensor for each projection, or one by one."""
+    """The experts' projections (experts, rows, columns), from stacked tensors or from one tensor per expert."""
     if f"{prefix}gate" in inventory:
         width = inventory.shape(f"{prefix}gate", 3)[1]
         return {
@@ -176,14 +178,14 @@ def _experts(inventory: Inventory, prefix: str, experts: int, hidden: int) -> La
     for e, part in enumerate(each):
         if part["moe.gate"].shape != each[0]["moe.gate"].shape:
             raise CheckpointError(
-                f"{inventory.path}: {prefix}routed_experts.{e}.gate.weight has shape {part['moe.gate'].shape}, "
-                f"{each[0]['moe.gate'].shape} expected as of expert 0"
+                f"{inventory.path}: {prefix}routed_experts.{e}.gate.weight has shape {part['moe.gate'].shape}; "
+                f"expected {each[0]['moe.gate'].shape}, as in expert 0"
             )
     return {name: stack([part[name] for part in each]) for name in each[0]}
 
 
 BIASES = {"uniform bias": 0.75, "nonzero bias": None}
-"""Variants with a router bias: its value for all experts, or random ones; all others have zeros."""
+"""Variants with a router bias: one value for all experts, or random values; other variants have zeros."""
 
 _GAIN, _VALUES = "gain folded into the q/k norm", "value scale folded into the values"
 _LOGITS, _PAIRS = "logit scale folded into the final norm", "rope in pairs half a head apart"
@@ -204,7 +206,7 @@ VARIANTS = {
     "uniform bias": _STACKED,
     "nonzero bias": replace(
         _expected(_GAIN, _VALUES, _LOGITS, _PAIRS, _WIDE, _OUTPUT),
-        refused="step35 lacks a router bias added before the score function, for the selection alone",
+        refused="step35 does not support a router bias added before the score function, for the selection alone",
         nmse=0.1,
     ),
     "one expert": _expected(_GAIN, _VALUES, _LOGITS, "softmax router for one expert", _PAIRS, _WIDE, _OUTPUT),
@@ -215,7 +217,7 @@ VARIANTS = {
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
-    """A random small checkpoint: stacked, tied and with a router bias of zeros, but for what the variant says."""
+    """Write a small random checkpoint: experts stacked, embeddings tied, router bias zero, unless the variant differs."""
     wide = variant == "rope 32 of 64"
     heads, kv_heads, dim, hidden, width, vocab, layers, experts = 4, 2, 64 if wide else 16, 48, 40, 288, 3, 4
     config: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""The from-scratch Qwen3 for TinyStories (ideaweaver-ai/qwen3-from-scratch): a bare state dict without any config.
+"""The from-scratch Qwen3 for TinyStories (ideaweaver-ai/qwen3-from-scratch): a state dict without a config.
 
-Sizes follow from the shapes, the rest from the published code: rope on whole heads with theta 10000, half-split; epsilon
-1e-6; embeddings times √hidden.
+Sizes follow from the shapes, the rest from the published code: half-split (NeoX) rope on all dimensions with theta 10000;
+epsilon 1e-6; embeddings multiplied by √hidden.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROJECTIONS = {"q": "W_query", "k": "W_key", "v": "W_value", "o": "out_proj"}
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """`tok_emb` and `W_query` with q_norm."""
+    """Tensors named `tok_emb` and `W_query`, with q_norm."""
     names = checkpoint.tensors
     return (
         "tok_emb.weight" in names
@@ -36,7 +36,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model."""
     inventory, config = Inventory(checkpoint), Config(checkpoint)
-    config.assume("max_position_embeddings", CONTEXT, "as the published code does; --context-length gives another")
+    config.assume("max_position_embeddings", CONTEXT, "as the published code does; --context-length overrides it")
     embedding = inventory.take("tok_emb.weight", None, None)
     vocab, hidden = embedding.shape
     tensors = {
@@ -73,15 +73,18 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def _attention(inventory: Inventory, prefix: str, hidden: int) -> tuple[Attention, LayerTensors]:
-    """W_query, W_key and W_value, (heads * head_dim, hidden), with head_dim from the length of q_norm."""
+    """Attention from W_query (heads * head_dim, hidden), W_key and W_value (kv_heads * head_dim, hidden).
+
+    head_dim is the length of q_norm.
+    """
     q_norm = inventory.take(f"{prefix}q_norm.weight", None)
     dim = q_norm.shape[0]
     q_rows, k_rows = (inventory.shape(f"{prefix}{PROJECTIONS[name]}.weight")[0] for name in ("q", "k"))
     heads, kv_heads = q_rows // dim, k_rows // dim
     if q_rows % dim or k_rows % dim or heads % kv_heads or dim % 2:
         raise CheckpointError(
-            f"{inventory.path}: {prefix}W_query and W_key have {q_rows} and {k_rows} rows, which are not whole heads of "
-            f"{dim} (the length of q_norm) in whole groups"
+            f"{inventory.path}: {prefix}W_query and W_key have {q_rows} and {k_rows} rows, which do not divide into heads "
+            f"of {dim} (the length of q_norm) in equal groups"
         )
     rows = {"q": q_rows, "k": k_rows, "v": k_rows}
     part = {
@@ -97,7 +100,7 @@ def _attention(inventory: Inventory, prefix: str, hidden: int) -> tuple[Attentio
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
-    """A random small checkpoint, with a tokenizer's files beside it, which the published one does not have."""
+    """Write a small random checkpoint with tokenizer files, which the published one does not have."""
     hidden, heads, kv_heads, vocab, layers, width = 40, 4, 1, 288, 3, 56
     dim = hidden // heads
     shapes: dict[str, tuple[int, ...]] = {"tok_emb.weight": (vocab, hidden)}
@@ -117,7 +120,7 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
             f"{prefix}norm2.weight": (hidden,),
         }
     shapes |= {"final_norm.weight": (hidden,), "out_head.weight": (vocab, hidden)}
-    # Embeddings are small, as in a trained model, whose code multiplies them by √hidden.
+    # Embeddings are small, as in the trained model, because the model multiplies them by √hidden.
     tensors = random_tensors(shapes, seed, gain={"tok_emb": 0.8})
     write_state_dict(folder / "best_model_params.pt", tensors, dtype="BF16" if variant == "bf16" else "F32")
     write_tiny_tokenizer(folder, vocab)

@@ -1,8 +1,8 @@
-"""The simplified Qwen-MoE (bytegoose/arxiv.2505.09388): a state dict with its dataclass's fields as config.json.
+"""The simplified Qwen-MoE (bytegoose/arxiv.2505.09388): a state dict, with the fields of its dataclass in config.json.
 
-Llama's names with experts under `mlp.experts.E.ffn` and a router `mlp.gate.gate`; every `moe_layer_freq`-th layer has them,
-and a shared expert that is added without a gate. The published rope fails for more than one position; what it means is
-rope on whole heads, half-split.
+Llama's tensor names, with experts under `mlp.experts.E.ffn` and a router `mlp.gate.gate` in every `moe_layer_freq`-th layer,
+and a shared expert without a gate. The published rope code fails for more than one position; the intended computation is
+half-split (NeoX) rope on all dimensions of a head.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULTS = {"rope_theta": 10000.0, "rms_norm_eps": 1e-6, "max_position_embedding
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Experts' projections one module deeper than in any other layout."""
+    """Expert projections under `mlp.experts.E.ffn`, one module deeper than in any other layout."""
     return any(map(MARK.match, checkpoint.tensors))
 
 
@@ -38,7 +38,7 @@ def build(checkpoint: Checkpoint) -> Model:
     every = config.integer("moe_layer_freq", 1)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
-        """Attention, then experts or an MLP by the tensors; a note where moe_layer_freq says otherwise."""
+        """Attention, and experts or a dense MLP depending on the tensors; notes a contradicting moe_layer_freq."""
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, None)
         n = int(prefix.split(".")[-2])
         ffn: FeedForward
@@ -55,7 +55,10 @@ def build(checkpoint: Checkpoint) -> Model:
 
 
 def _moe(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:
-    """The router (experts, hidden) and its experts, and the shared expert if there is one."""
+    """The router (experts, hidden), the routed experts, and the shared expert if there is one.
+
+    Raises CheckpointError if num_experts_per_tok exceeds the number of experts.
+    """
     router = inventory.take(f"{prefix}gate.gate.weight", None, hidden)
     experts = router.shape[0]
     width = inventory.shape(f"{prefix}experts.0.ffn.gate_proj.weight")[0]
@@ -79,7 +82,7 @@ def _moe(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tupl
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
-    """A random small checkpoint: `every 2nd layer` is MoE, or all are; a state dict, or `safetensors`."""
+    """Write a small random checkpoint: a state dict with MoE in all layers, or in `every 2nd layer`, or as `safetensors`."""
     hidden, heads, kv_heads, vocab, layers, width, shared, experts = 48, 4, 2, 288, 3, 40, 24, 4
     every = 2 if variant == "every 2nd layer" else 1
     config = {

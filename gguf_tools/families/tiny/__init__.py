@@ -1,1 +1,1 @@
-"""Random small checkpoints in the published layouts, for the conformance tests."""
+"""Small random checkpoints in the published layouts, for the conformance tests."""

@@ -1,4 +1,4 @@
-"""Random small checkpoints of Llama, Mistral, Mixtral, Qwen2, Qwen2-MoE, Qwen3 and Qwen3-MoE in the published layouts."""
+"""Small random checkpoints of Llama, Mistral, Mixtral, Qwen2, Qwen2-MoE, Qwen3 and Qwen3-MoE in the published layouts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 GAIN = {"gate.weight": 2.0, "q_proj.weight": 1.0, "k_proj.weight": 1.0}
-"""Router logits are spread so that expert selection is robust to rounding; attention is kept soft, because llama.cpp's float32
-rope angles, whose error grows with the position, would otherwise dominate the error."""
+"""Router logits are spread so that expert selection is robust to rounding. Attention logits are kept small, because the error
+of llama.cpp's float32 rope angles, which grows with the position, would otherwise dominate."""
 
 Shapes = dict[str, tuple[int, ...]]
 Experts = Literal["separate", "fused", "w1"]
@@ -29,10 +29,10 @@ Experts = Literal["separate", "fused", "w1"]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What a tiny checkpoint has besides the plain case of its family.
+    """How a small checkpoint differs from the plain case of its family.
 
-    `config` are keys of config.json; `bias` the attention's projections with a bias; `experts` how experts are held: one
-    tensor each, fused as transformers holds them, or by Mixtral's names; `dense` are layers without experts.
+    `config` holds keys of config.json; `bias` the attention projections with a bias; `experts` the layout of the experts
+    (one tensor per expert, fused as in transformers, or under Mixtral's names); `dense` the layers without experts.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def _qwen2(**config: Any) -> Variant:
 
 
 def _routed(model_type: str, top_k: int, normalised: bool, dense: tuple[int, ...]) -> dict[str, Any]:
-    """The config of a Qwen MoE variant; the layers in `dense` have an MLP in place of experts."""
+    """The config of a Qwen MoE variant; the layers in `dense` have a dense MLP instead of experts."""
     return {
         "model_type": model_type,
         "num_experts": EXPERTS,
@@ -155,7 +155,7 @@ HYBRID_CLAIM: Mapping[str, Any] = {
     "rope_scaling": YARN,
     "tie_word_embeddings": True,
 }
-"""What a config may claim of a plain Qwen3-MoE; the tensors have neither linear attention nor a shared expert."""
+"""Wrong config keys for a plain Qwen3-MoE, whose tensors have neither linear attention nor a shared expert."""
 QWEN3_MOE: Mapping[str, Variant] = {
     "plain": _qwen3_moe(),
     "fused": _qwen3_moe("fused"),
@@ -220,7 +220,7 @@ def _experts(variant: Variant, prefix: str) -> Shapes:
 
 
 def write(folder: Path, variant: Variant, seed: int) -> None:
-    """A random checkpoint of a variant, with a tokenizer."""
+    """Write a random checkpoint of the variant, with a tokenizer."""
     tensors = random_tensors(shapes(variant), seed, gain=GAIN)
     write_checkpoint(folder, {**BASE, **variant.config}, tensors, variant.dtype, variant.shards)
     write_tiny_tokenizer(folder, VOCAB)

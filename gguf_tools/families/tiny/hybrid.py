@@ -1,4 +1,4 @@
-"""Random small checkpoints of Qwen3-Next and Qwen3.5, in the published layouts and as MLX saves them again."""
+"""Small random checkpoints of Qwen3-Next and Qwen3.5, in the published layouts and as MLX saves them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ MLX_NORMS = (
     "q_norm.weight",
     "k_norm.weight",
 )
-"""Ends of the names of norm weights to which MLX adds 1."""
+"""Suffixes of the norm weights to which MLX adds 1."""
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a tiny hybrid has; D and A in `layers` are linear and full attention, lower case with a dense feed-forward."""
+    """The architecture of a small hybrid model.
+
+    Each letter in `layers` is a layer: D for linear and A for full attention, with experts; d and a with a dense MLP.
+    """
 
     layers: str = "DADA"
     heads: int = 8
@@ -84,17 +87,17 @@ QWEN35_VARIANTS: Mapping[str, Shape] = {
 
 
 def write_next(folder: Path, variant: str, seed: int) -> None:
-    """A random Qwen3-Next checkpoint with its tokenizer."""
+    """Write a random Qwen3-Next checkpoint with a tokenizer."""
     write(folder, NEXT_VARIANTS[variant], seed)
 
 
 def write_qwen35(folder: Path, variant: str, seed: int) -> None:
-    """A random Qwen3.5 checkpoint with its tokenizer; `vision` has a tower and an MTP block beside the text model."""
+    """Write a random Qwen3.5 checkpoint with a tokenizer; the variant `vision` also has a vision tower and an MTP block."""
     write(folder, QWEN35_VARIANTS[variant], seed)
 
 
 def write(folder: Path, shape: Shape, seed: int) -> None:
-    """A random checkpoint of this shape with its tokenizer."""
+    """Write a random checkpoint of this architecture with a tokenizer."""
     gain = {"A_log": 1.5 * shape.value_heads**0.5, "dt_bias": 2.0, "mlp.gate.weight": 2.0, "in_proj_b": 1.5}
     tensors = random_tensors(shapes(shape), seed, norm_centre=0.3, gain=gain)
     config, metadata = config_of(shape), {"format": "pt"}
@@ -114,7 +117,7 @@ def write(folder: Path, shape: Shape, seed: int) -> None:
 
 
 def shapes(shape: Shape) -> Shapes:
-    """Every tensor's name and shape in the published layout, without a tower."""
+    """Names and shapes of the text model's tensors in the published layout."""
     out: Shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
     for n, letter in enumerate(shape.layers):
         mixer = _linear(shape) if letter in "Dd" else _attention(shape)
@@ -223,7 +226,7 @@ def config_of(shape: Shape) -> dict[str, Any]:
 
 
 def as_mlx(tensors: Arrays, shape: Shape) -> Arrays:
-    """The same weights as mlx-lm saves them: axes of the convolution exchanged, 1 added to norms, experts stacked."""
+    """The same weights as mlx-lm saves them: convolution axes swapped, 1 added to norm weights, experts stacked."""
     out: Arrays = {}
     for name, values in tensors.items():
         if name.endswith("conv1d.weight"):

@@ -1,7 +1,7 @@
-"""Random small checkpoints in published layouts, for `Family.tiny`: weights, a tokenizer and the files they lie in.
+"""Writes small random checkpoints in published layouts, for `Family.tiny`: weights, config and tokenizer files.
 
-Every weight is far from its initial value, norm weights and biases included, so that a term which a conversion forgets
-shows in the logits.
+All weights, including norm weights and biases, are far from their initial values, so that a term that a conversion omits
+changes the logits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Arrays = dict[str, NDArray[np.float32]]
 Dtype = Literal["F32", "F16", "BF16"]
 
 PYTORCH = {"format": "pt"}
-"""What transformers writes as a safetensors file's `__metadata__`."""
+"""The `__metadata__` that transformers writes into a safetensors file."""
 
 SPECIAL = ("<|bos|>", "<|eos|>")
 MERGES = (("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("e", "r"), ("Ġ", "a"), ("o", "n"), ("1", "2"))
@@ -32,11 +32,10 @@ SMALLEST_VOCABULARY = 256 + len(MERGES) + len(SPECIAL)
 
 
 def random_tensors(shapes: Shapes, seed: int, *, norm_centre: float = 1.2, gain: Mapping[str, float] = {}) -> Arrays:
-    """Random numbers for every name, the same for the same seed.
+    """Random values for every name; the same seed gives the same values.
 
-    Matrices (out, in) keep the size of what passes them, times 1.3; `gain` gives another factor for names that contain
-    its key. Norm weights lie around `norm_centre`, biases around 0. The types are wide enough that rounding to BF16 keeps them
-    apart.
+    A matrix (out, in) scales the size of its input by about 1.3; `gain` maps a substring of names to another factor. Norm
+    weights are spread around `norm_centre`, biases around 0, widely enough to stay distinct after rounding to BF16.
     """
     out: Arrays = {}
     for n, (name, shape) in enumerate(shapes.items()):
@@ -62,7 +61,7 @@ def write_checkpoint(
     shards: int = 1,
     metadata: Mapping[str, str] = PYTORCH,
 ) -> None:
-    """config.json and the weights in safetensors, with this `__metadata__`: one file, or `shards` of them with an index."""
+    """Write config.json and the weights as safetensors with this `__metadata__`: one file, or `shards` files and an index."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(config), indent=2), "utf-8")
     names = sorted(tensors)
@@ -101,9 +100,9 @@ def write_state_dict(
     config: Mapping[str, Any] | None = None,
     wrapped: Mapping[str, Any] | None = None,
 ) -> None:
-    """The weights as torch.save writes them, and `config` as config.json beside them.
+    """Write the weights with torch.save, and `config` as config.json in the same folder.
 
-    With `wrapped` they lie under `model` in a training checkpoint, which holds that too.
+    With `wrapped`, the file is a training checkpoint: the weights under `model`, beside the entries of `wrapped`.
     """
     import torch
 
@@ -116,12 +115,12 @@ def write_state_dict(
 
 
 def write_tiny_tokenizer(folder: Path, vocab_size: int) -> None:
-    """tokenizer.json and tokenizer_config.json of a byte-level BPE: all bytes, a few merges, BOS and EOS.
+    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE: all bytes, a few merges, BOS and EOS.
 
-    Raises ValueError where `vocab_size` has no room for them; rows beyond them are padding.
+    Embedding rows beyond these tokens are padding. Raises ValueError if `vocab_size` is smaller than their number.
     """
     if vocab_size < SMALLEST_VOCABULARY:
-        raise ValueError(f"a vocabulary of {vocab_size} is too small, at least {SMALLEST_VOCABULARY} expected")
+        raise ValueError(f"vocab_size is {vocab_size}; expected at least {SMALLEST_VOCABULARY}")
     folder.mkdir(parents=True, exist_ok=True)
     tokens = [*sorted(byte_characters()), *("".join(merge) for merge in MERGES)]
     added = [

@@ -58,20 +58,20 @@ def test_a_question_is_read_as_it_stands(tmp_path: Path) -> None:
 GOOD = {"question": "Q?", "accept": ["a"]}
 FAULTS: dict[str, tuple[Any, str]] = {
     "no JSON": ("Q? a", "is not JSON"),
-    "a list": ([GOOD], "is a list; an object such as"),
-    "another key": ({**GOOD, "answer": "a"}, "key 'answer' is not known; question, accept, system, topic are"),
-    "no question": ({"accept": ["a"]}, "question is None; text is expected, as in {"),
-    "a blank question": ({**GOOD, "question": " \n"}, "question is ' \\n'; text is expected"),
-    "a question of another kind": ({**GOOD, "question": 5}, "question is 5; text is expected"),
-    "no answers": ({"question": "Q?"}, "accept is None; a list of accepted answers is expected"),
-    "an empty list": ({**GOOD, "accept": []}, "accept is []; a list"),
-    "text for a list": ({**GOOD, "accept": "Paris"}, "accept is 'Paris'; a list"),
-    "an answer of another kind": ({**GOOD, "accept": ["4", 4]}, "accept is ['4', 4]; a list"),
-    "an answer without a word": ({**GOOD, "accept": ["a", "?!"]}, "the accepted answer '?!' has neither a letter"),
-    "a system prompt of another kind": ({**GOOD, "system": ["x"]}, "system is ['x']; text is expected"),
-    "a topic of another kind": ({**GOOD, "topic": 1}, "topic is 1; text is expected"),
-    "the same again": ({**GOOD, "question": "first?"}, "the question 'first?' stands there twice"),
-    "half a character": (r'{"question": "\udc00", "accept": ["a"]}', "has an escape that is half a character"),
+    "a list": ([GOOD], "is a list; expected an object such as"),
+    "another key": ({**GOOD, "answer": "a"}, "key 'answer' is not known; expected question, accept, system, topic"),
+    "no question": ({"accept": ["a"]}, "question is None; expected text, as in {"),
+    "a blank question": ({**GOOD, "question": " \n"}, "question is ' \\n'; expected text"),
+    "a question of another kind": ({**GOOD, "question": 5}, "question is 5; expected text"),
+    "no answers": ({"question": "Q?"}, "accept is None; expected a list of accepted answers"),
+    "an empty list": ({**GOOD, "accept": []}, "accept is []; expected a list"),
+    "text for a list": ({**GOOD, "accept": "Paris"}, "accept is 'Paris'; expected a list"),
+    "an answer of another kind": ({**GOOD, "accept": ["4", 4]}, "accept is ['4', 4]; expected a list"),
+    "an answer without a word": ({**GOOD, "accept": ["a", "?!"]}, "the accepted answer '?!' has no letters or digits"),
+    "a system prompt of another kind": ({**GOOD, "system": ["x"]}, "system is ['x']; expected text"),
+    "a topic of another kind": ({**GOOD, "topic": 1}, "topic is 1; expected text"),
+    "the same again": ({**GOOD, "question": "first?"}, "the question 'first?' occurs twice"),
+    "an escaped lone surrogate": (r'{"question": "\udc00", "accept": ["a"]}', "has an escaped lone surrogate"),
 }
 
 
@@ -102,9 +102,9 @@ def test_a_huge_fault_is_shown_in_part(tmp_path: Path, row: Any) -> None:
 
 
 def test_files_that_hold_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"own\.jsonl: has no question; write one a line, such as \{"):
+    with pytest.raises(InputError, match=r"own\.jsonl: has no questions; expected one per line, such as \{"):
         load_questions(written(tmp_path, ["", " "]))
-    with pytest.raises(InputError, match="gone: is neither a set of questions \\(general, bundled\\) nor a file"):
+    with pytest.raises(InputError, match="gone: is neither a question set \\(general, bundled\\) nor a file"):
         choose(str(tmp_path / "gone"))
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
         choose(str(tmp_path))
@@ -115,7 +115,7 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
     [
         ({"prompt": "One, two,"}, "accept is None"),
         ({"prompt": "", "accept": ["x"]}, "prompt is ''"),
-        ({"question": "Q?", "accept": ["x"]}, "key 'question' is not known; prompt, accept are"),
+        ({"question": "Q?", "accept": ["x"]}, "key 'question' is not known; expected prompt, accept"),
     ],
 )
 def test_a_fault_of_a_completion_names_file_and_line(tmp_path: Path, row: Any, expected: str) -> None:
@@ -169,12 +169,12 @@ def test_as_many_sets_as_there_are(tmp_path: Path) -> None:
     """A short file is one set; more sets must be whole."""
     short = str(written(tmp_path, asked(*"a" * 5), "short"))
     assert len(choose(short).scored.questions) == 5
-    with pytest.raises(InputError, match="short: has 5 questions, and 2 sets of 17 need 34; at most 1 can be taken"):
+    with pytest.raises(InputError, match="short: has 5 questions, but 2 sets of 17 need 34; give at most 1"):
         choose(short, 2)
     long = str(written(tmp_path, asked(*"a" * 40), "long"))
     assert len(choose(long).scored.questions) == 17
     assert len(choose(long, 2).scored.questions) == 34
-    with pytest.raises(InputError, match="long: has 40 questions, and 3 sets of 17 need 51; at most 2 can be taken"):
+    with pytest.raises(InputError, match="long: has 40 questions, but 3 sets of 17 need 51; give at most 2"):
         choose(long, 3)
 
 
@@ -196,7 +196,7 @@ def test_the_rest_is_what_the_score_leaves(sets: int) -> None:
 
 def test_no_rest_is_said(tmp_path: Path) -> None:
     path = written(tmp_path, asked(*"a" * 17))
-    with pytest.raises(InputError, match=r"own\.jsonl: no question is left to be held out"):
+    with pytest.raises(InputError, match=r"own\.jsonl: no question is left to hold out"):
         choose(str(path), held_out="rest")
 
 
@@ -211,9 +211,9 @@ def test_what_is_scored_is_not_held_out(tmp_path: Path) -> None:
     assert names(choose(own, held_out=shared).held_out) == "17 18"
     assert choose("general", held_out="general") == choose("general", held_out="rest")
     known = str(written(tmp_path, asked("a", start=16), "known.jsonl"))
-    with pytest.raises(InputError, match=r"known\.jsonl: no question is left to be held out"):
+    with pytest.raises(InputError, match=r"known\.jsonl: no question is left to hold out"):
         choose(own, held_out=known)
-    with pytest.raises(InputError, match="is neither a set"):
+    with pytest.raises(InputError, match="is neither a question set"):
         choose("general", held_out=str(tmp_path / "gone"))
 
 
@@ -236,7 +236,7 @@ def test_blank_lines_part_passages(text: str, expected: tuple[str, ...]) -> None
 def test_passages_keep_every_word(parts: list[str]) -> None:
     text = "\n\n".join(parts)
     if not text.strip():
-        with pytest.raises(InputError, match="t: has no text"):
+        with pytest.raises(InputError, match="t: is empty"):
             split_passages(text, "t")
         return
     found = split_passages(text, "t")
@@ -251,5 +251,5 @@ def test_a_text_of_ones_own(tmp_path: Path) -> None:
     assert found.passages == ("One.", "Two.")
     assert found.completions == choose("bundled").scored.completions
     path.write_text("\n \n", "utf-8")
-    with pytest.raises(InputError, match=r"text\.txt: has no text"):
+    with pytest.raises(InputError, match=r"text\.txt: is empty"):
         choose("bundled", text=path)

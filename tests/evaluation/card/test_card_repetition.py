@@ -128,9 +128,9 @@ def test_a_loop_that_ended_is_not_at_the_end() -> None:
 @pytest.mark.parametrize("function", [longest_loop, ends_in_loop])
 def test_nonsense_is_refused(function: object) -> None:
     assert callable(function)
-    with pytest.raises(ValueError, match="at least 2 times, not 1"):
+    with pytest.raises(ValueError, match="min_repeats is 1; expected at least 2"):
         function([1, 2], 1)
-    with pytest.raises(ValueError, match="at least 1 token, not 0"):
+    with pytest.raises(ValueError, match="n is 0; expected at least 1 token"):
         repeated_share([1], 0)
 
 

@@ -157,24 +157,24 @@ def test_why_a_part_is_missing() -> None:
 
     assert missing(PERFECT) == {}
     assert missing(report(template=PLAIN)) == {"thinking": "the chat template has no thinking mode"}
-    assert missing(report(template=OPENED)) == {"non_thinking": "the chat template always thinks"}
-    both = "the chat template leaves it to the model whether to think"
+    assert missing(report(template=OPENED)) == {"non_thinking": "the chat template always asks for a thought"}
+    both = "the chat template lets the model decide whether to think"
     assert missing(report(template=UNDECIDED)) == {"thinking": both, "non_thinking": both}
     runtime = Scripted(perfect, None)
     assert missing(scored(runtime, card_set(QUESTIONS, (), ["x"]))) == {
-        "completion": "there was no text to continue",
-        "perplexity": "there was no text",
+        "completion": "no text to continue was given",
+        "perplexity": "no text was given",
         "thinking": "the model has no chat template",
         "non_thinking": "the model has no chat template",
     }
     assert missing(scored(runtime, card_set((), ()))) | {"thinking": "", "non_thinking": ""} == {
-        "facts": "there was no question",
-        "completion": "there was no text to continue",
+        "facts": "no question was given",
+        "completion": "no text to continue was given",
         "repetition": "nothing was generated",
         "thinking": "",
         "non_thinking": "",
     }
-    with pytest.raises(InputError, match="no part with a weight could be measured"):
+    with pytest.raises(InputError, match="no part with a weight above 0 could be measured"):
         card_dict(scored(runtime, card_set((), (), ["x"])))
 
 
@@ -184,7 +184,7 @@ def test_a_part_without_weight_does_not_count() -> None:
     assert (
         overall(report(["France"], weights=checked_weights(dict.fromkeys(DEFAULT_WEIGHTS, 0.0) | {"facts": 2}))) == 80
     )
-    with pytest.raises(InputError, match="no part with a weight could be measured"):
+    with pytest.raises(InputError, match="no part with a weight above 0 could be measured"):
         overall(report(template=PLAIN, weights=dict.fromkeys(DEFAULT_WEIGHTS, 0.0) | {"thinking": 1.0}))
 
 
@@ -197,12 +197,12 @@ def test_weights_are_one_table() -> None:
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
-        ({"fact": 1.0}, "there is no part 'fact' to weigh; parts are facts, completion, perplexity"),
-        ({"facts": -1.0}, "the weight of facts is -1.0; a number from 0 to 1,000,000 is expected"),
-        ({"facts": 1e308}, "the weight of facts is 1e+308; a number from 0 to 1,000,000 is expected"),
+        ({"fact": 1.0}, "part 'fact' is not known; expected one of facts, completion, perplexity"),
+        ({"facts": -1.0}, "the weight of facts is -1.0; expected a number from 0 to 1,000,000"),
+        ({"facts": 1e308}, "the weight of facts is 1e+308; expected a number from 0 to 1,000,000"),
         ({"facts": math.nan}, "the weight of facts is nan"),
         ({"facts": math.inf}, "the weight of facts is inf"),
-        (dict.fromkeys(DEFAULT_WEIGHTS, 0.0), "all parts weigh 0; at least one must count"),
+        (dict.fromkeys(DEFAULT_WEIGHTS, 0.0), "all weights are 0; expected at least one above 0"),
     ],
 )
 def test_bad_weights_are_refused(weights: dict[str, float], expected: str) -> None:
@@ -283,7 +283,7 @@ def test_the_interval_contains_the_score(wrong: list[str], choices: int, templat
 def test_no_difference_from_itself(found: CardReport) -> None:
     held = replace(found, held_out=found.answers)
     result = difference("a", "b", {"a": held, "b": held})
-    assert result.verdict == "no difference shown"
+    assert result.verdict == "no significant difference"
     assert result.score is not None
     assert result.bits is not None
     for test in (result.score, result.bits):
@@ -292,7 +292,7 @@ def test_no_difference_from_itself(found: CardReport) -> None:
         assert counted is not None
         assert (counted.first_only, counted.second_only, counted.p_value) == (0, 0, 1)
     same = ("+0.00 (+0.00 to +0.00)", "+0 (p = 1)", "+0 (p = 1)", "+0.000 (+0.000 to +0.000)")
-    assert difference_row(result) == (*same, "no difference shown")
+    assert difference_row(result) == (*same, "no significant difference")
 
 
 def test_a_difference_is_second_minus_first() -> None:
@@ -300,8 +300,8 @@ def test_a_difference_is_second_minus_first() -> None:
     content = card_set(many, passages=["It rains."] * 10)
     found = {"good": report(content=content), "bad": report(list(CAPITALS), content=content, choices=3)}
     down, up = difference("good", "bad", found), difference("bad", "good", found)
-    assert down.verdict == "scores lower, fewer facts right, foretells the text worse"
-    assert up.verdict == "scores higher, more facts right, foretells the text better"
+    assert down.verdict == "scores lower, fewer facts right, predicts the text worse"
+    assert up.verdict == "scores higher, more facts right, predicts the text better"
     assert down.score is not None
     assert down.score.estimate == pytest.approx(overall(found["bad"]) - overall(found["good"]), abs=0.01)
     assert down.facts is not None
@@ -336,7 +336,7 @@ def test_an_answer_that_loses_in_several_parts_counts_once() -> None:
     result = difference("whole", "broken", {"whole": whole, "broken": broken})
     assert result.score is not None
     assert result.score.p_value == pytest.approx(2 / 2**5, abs=0.01)
-    assert result.verdict == "no difference shown"
+    assert result.verdict == "no significant difference"
 
 
 def test_the_same_number_wrong_is_no_difference_in_facts() -> None:
@@ -344,7 +344,7 @@ def test_the_same_number_wrong_is_no_difference_in_facts() -> None:
     result = difference("a", "b", found)
     assert result.facts is not None
     assert (result.facts.first_only, result.facts.second_only) == (2, 2)
-    assert result.verdict == "no difference shown"
+    assert result.verdict == "no significant difference"
 
 
 def test_held_out_facts_have_a_test_of_their_own() -> None:
@@ -357,7 +357,7 @@ def test_held_out_facts_have_a_test_of_their_own() -> None:
     result = difference("a", "b", found)
     assert result.held_out is not None
     assert (result.held_out.first_only, result.held_out.second_only) == (5, 0)
-    assert result.verdict == "no difference shown"
+    assert result.verdict == "no significant difference"
     assert difference("a", "c", found).verdict == "fewer held-out facts right"
 
 
@@ -365,14 +365,14 @@ def test_what_was_not_done_alike_is_not_compared() -> None:
     others = report(content=card_set(QUESTIONS[::-1], passages=PASSAGES[:2]))
     result = difference("a", "b", {"a": PERFECT, "b": others})
     assert (result.score, result.facts, result.bits, result.held_out) == (None, None, None, None)
-    assert result.verdict == "not compared: they were not asked the same"
+    assert result.verdict == "not compared: they were measured on different items"
     turned = [replace(PERFECT, answers=PERFECT.answers[i : i + 2][::step]) for i, step in ((1, 1), (1, -1))]
     assert difference("a", "b", dict(zip("ab", turned, strict=True))).facts is None, "in another order"
     plain = difference("a", "b", {"a": PERFECT, "b": report(template=PLAIN)})
     assert plain.score is None, "the parts are not the same"
     assert plain.facts is not None
     assert plain.bits is not None
-    assert plain.verdict == "no difference shown"
+    assert plain.verdict == "no significant difference"
 
 
 def test_numbers_that_round_to_0_have_no_minus() -> None:
@@ -427,7 +427,7 @@ def test_a_perplexity_beyond_any_float_is_said(passage: Passage) -> None:
     part = card_dict(found)["parts"]["perplexity"]
     assert (part["perplexity"], part["score"]) == (None, 0)
     assert card_row(found)[CARD_HEAD.index("perplexity")] == "∞"
-    assert "∞ a token (95% interval ∞–∞)" in format_card(found)
+    assert "∞ per token (95% interval ∞–∞)" in format_card(found)
 
 
 def test_the_card_says_what_was_measured() -> None:
@@ -437,14 +437,14 @@ def test_the_card_says_what_was_measured() -> None:
     assert rows == {
         "facts": ("40", "80.0", "4 of 5 right (80%, 95% interval 38%–96%)"),
         "completion": ("15", "100.0", "2 of 2 coherent (100%, 95% interval 34%–100%)"),
-        "perplexity": ("15", "50.0", "4.000 a token (95% interval 4.000–4.000), 2.000 bits a byte, 36 tokens"),
-        "repetition": ("10", "100.0", "0.0% of the 4-grams of 11 texts repeat (95% interval 0.0%–0.0%)"),
+        "perplexity": ("15", "50.0", "4.000 per token (95% interval 4.000–4.000), 2.000 bits per byte, 36 tokens"),
+        "repetition": ("10", "100.0", "0.0% of the 4-grams in 11 texts are repeated (95% interval 0.0%–0.0%)"),
         "thinking": ("10", "100.0", "4 of 4 with a closed thought and then an answer (100%, 95% interval 51%–100%)"),
         "non-thinking": ("10", "100.0", "5 of 5 with an answer and no thought (100%, 95% interval 57%–100%)"),
         "held": ("out", "–", "100.0  5 of 5 right (100%, 95% interval 57%–100%)"),
     }
     assert "5 questions of the set made up, asked without thinking" in format_card(found)
-    assert "not measured: the chat template always thinks" in format_card(report(template=OPENED))
+    assert "not measured: the chat template always asks for a thought" in format_card(report(template=OPENED))
 
 
 def test_csv_has_a_line_of_all_names() -> None:

@@ -102,7 +102,7 @@ def test_a_template_that_says_nothing_is_refused(template: str) -> None:
 @pytest.mark.parametrize("template", [None, PLAIN, UNDECIDED, UNTAGGED])
 def test_thinking_cannot_be_asked_of_a_model_without_it(template: str | None) -> None:
     runtime = Scripted(perfect, template)
-    with pytest.raises(InputError, match="the model's chat template has no thinking mode; leave it out"):
+    with pytest.raises(InputError, match="the model's chat template has no thinking mode; leave the option out"):
         scored(runtime, thinking=True)
     assert runtime.calls == []
 
@@ -203,7 +203,7 @@ def test_no_request_exceeds_the_context(context: int, template: str | None, bos:
     )
     options = CardOptions(choice=Choice(content), answer_tokens=limit, think_tokens=limit, completion_tokens=limit)
     if context <= len(tokens_of(rendered(template)[0])) + (bos is not None):
-        with pytest.raises(InputError, match=f"no question fits the context of {context} tokens; give a longer"):
+        with pytest.raises(InputError, match=f"no question fits into the context of {context} tokens; give a longer"):
             run_card(runtime, options)
         return
     report = run_card(runtime, options)
@@ -267,10 +267,10 @@ FAULTS: dict[str, tuple[str, bool, str]] = {
     "signs": ("?!…?!", False, "an empty answer"),
     "nothing after a thought": ("<think>Paris.</think>", True, "an empty answer"),
     "an open thought": ("<think>It is Paris", True, "a thought that is never closed"),
-    "an open thought that was not asked for": ("<think>It is Paris", False, "a thought that is never closed"),
+    "an open thought that was not requested": ("<think>It is Paris", False, "a thought that is never closed"),
     "no thought": ("Paris", True, "no thought"),
     "an empty thought": ("<think> </think>Paris", True, "no thought"),
-    "a thought too much": ("<think>Paris.</think>Paris", False, "a thought that was not asked for"),
+    "a thought too much": ("<think>Paris.</think>Paris", False, "a thought that was not requested"),
     "a loop": ("Paris. …", False, "an endless loop"),
     "a loop in a thought": ("<think>Paris. …", True, "an endless loop"),
 }
@@ -352,14 +352,14 @@ def test_a_text_that_is_cut_is_noted() -> None:
     report = scored(Scripted(perfect), card_set(passages=("short", long)))
     assert [passage.pieces for passage in report.passages] == [1, 2]
     (note,) = notes_of(report)
-    assert note.startswith("1 of 2 passages were cut into pieces that fit")
+    assert note.startswith("1 of 2 passages were split into pieces")
 
 
 def test_a_refused_system_prompt_names_the_question() -> None:
     template = "{% if messages[0].role == 'system' %}{{ 1 / 0 }}{% endif %}" + PLAIN
     runtime = Scripted(perfect, template.replace("{{ 1 / 0 }}", "{{ nothing.at.all }}"))
     question = Question("The capital of France?", ("Paris",), system="Be brief.")
-    with pytest.raises(InputError, match=r"refused the messages.*; asked 'The capital of France\?'$"):
+    with pytest.raises(InputError, match=r"refused the messages.*; the question is 'The capital of France\?'$"):
         scored(runtime, card_set((question,)))
 
 
@@ -377,7 +377,7 @@ def test_without_a_template_the_questions_are_plain_text() -> None:
     assert all(item.right for item in report.answers)
     assert report.modes == ChatModes(template=False)
     assert notes_of(report) == [
-        "the model has no chat template: the questions were asked as plain text, and no mode was tried"
+        "the model has no chat template: the questions were asked as plain text, without testing thinking modes"
     ]
     parts = card_dict(report)["parts"]
     assert parts["thinking"]["missing"] == parts["non_thinking"]["missing"] == "the model has no chat template"
@@ -420,7 +420,7 @@ def test_a_question_too_long_for_the_context_is_named() -> None:
 
 def test_no_question_fits() -> None:
     runtime = Scripted(perfect, context=len(THINKS))
-    with pytest.raises(InputError, match="no question fits the context of 39 tokens; give a longer context"):
+    with pytest.raises(InputError, match="no question fits into the context of 39 tokens; give a longer context"):
         scored(runtime)
     assert runtime.calls == [()]
 

@@ -43,15 +43,18 @@ def test_a_router_bias_is_refused_by_name(made: Made) -> None:
     message = refusal(made("moe-model", "nonzero bias"))
     assert "no llama.cpp architecture expresses this moe-model model exactly" in message
     # The nearest comes first; others follow.
-    assert sum(f"{target.name} lacks " in message for target in all_targets()) > 1
-    assert "exactly: step35 lacks a router bias added before the score function, for the selection alone" in message
+    assert sum(f"{target.name} does not support " in message for target in all_targets()) > 1
+    assert (
+        "exactly: step35 does not support a router bias added before the score function, for the selection alone"
+        in message
+    )
     assert "; --allow-approximate accepts step35 with a softmax router" in message
 
 
 def test_a_forced_target_says_what_it_lacks(made: Made) -> None:
     message = refusal(made("moe-model", "stacked"), target="qwen3")
     assert (
-        "qwen3 lacks rope on 8 of 16 dimensions, rope in interleaved pairs, q/k norm weights of each head's own"
+        "qwen3 does not support rope on 8 of 16 dimensions, rope in interleaved pairs, different q/k norm weights per head"
         in message
     )
     assert "step35" not in message
@@ -59,7 +62,7 @@ def test_a_forced_target_says_what_it_lacks(made: Made) -> None:
 
 
 def test_an_unknown_target(made: Made) -> None:
-    assert "target gpt5 is not known; targets are" in refusal(made("moe-model", "stacked"), target="gpt5")
+    assert "target gpt5 is not known; the known targets are" in refusal(made("moe-model", "stacked"), target="gpt5")
 
 
 def test_approximation(made: Made, tmp_path: Path) -> None:
@@ -213,7 +216,7 @@ def test_step35_lacks_by_name(made: Made) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "what"), [("tensors", "is missing"), ("heads", "not whole groups"), ("top_k", "top_k is 9")]
+    ("key", "what"), [("tensors", "is missing"), ("heads", "do not divide into equal groups"), ("top_k", "top_k is 9")]
 )
 def test_broken_checkpoints_name_what_is_wrong(made: Made, tmp_path: Path, key: str, what: str) -> None:
     import torch
@@ -235,7 +238,7 @@ def test_broken_checkpoints_name_what_is_wrong(made: Made, tmp_path: Path, key: 
 def test_lifting_refuses_what_step35_has_and_tinyq_does_not(made: Made, tmp_path: Path) -> None:
     source = open_gguf(convert(made("moe-model", "stacked"), tmp_path / "out.gguf"))
     for name, what in (
-        ("blk.0.attn_gate.weight", "one gate for a whole head"),
+        ("blk.0.attn_gate.weight", "one gate per head"),
         ("blk.1.exp_probs_b.bias", "after the score"),
     ):
         with pytest.raises(UnsupportedError, match=what):

@@ -35,7 +35,7 @@ def made(folder: Path, variant: str, config: dict[str, Any] | None) -> Path:
             CheckpointError,
             r"rope_freq\.low_freq_factor is missing",
         ),
-        ("llama3", {"n_heads": 4, "rope_base": 0}, CheckpointError, "rope_base is 0.0, a number above 0 expected"),
+        ("llama3", {"n_heads": 4, "rope_base": 0}, CheckpointError, "rope_base is 0.0; expected a number above 0"),
         ("qwen3 moe", None, CheckpointError, "num_experts_per_tok is missing"),
         ("qwen3 moe", {"num_experts_per_tok": 5}, CheckpointError, "num_experts_per_tok is 5, but the router has 4"),
     ],

@@ -60,7 +60,7 @@ def test_beside_plain_weights(folder: Path, name: str, what: str) -> None:
 )
 def test_what_may_be_learned_is_not_left_out(folder: Path, name: str, size: int) -> None:
     change_tensors(folder, lambda found: found | {LAYER + name: torch.full((size,), 0.5)})
-    with pytest.raises(CheckpointError, match=f"tensor {LAYER}{name} has no place"):
+    with pytest.raises(CheckpointError, match=f"tensor {LAYER}{name} is not part of the model"):
         load_model(folder)
 
 
