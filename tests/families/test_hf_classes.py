@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from gguf_tools.families.hf_classes import CLASSES
 from gguf_tools.families.registry import own_families
@@ -26,7 +26,9 @@ def fields(kind: str) -> dict[str, Any]:
 
 
 def test_every_declared_model_type_has_a_row_and_every_row_is_declared() -> None:
-    assert {kind for family in own_families() for kind in family.model_types} == set(CLASSES)
+    """Types of code that transformers does not have (MiniMind) have no row."""
+    declared = {kind for family in own_families() for kind in family.model_types}
+    assert declared & set(CONFIG_MAPPING) == set(CLASSES)
 
 
 @pytest.mark.parametrize("kind", CLASSES)

@@ -220,7 +220,44 @@ def book(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
     return rms(x, w[f"final_norm.{weight}"], eps) @ w["out_head.weight"].T
 
 
+def minimind(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
+    """Logits (length, vocabulary) of MiniMind 2 and 3, dense or with experts."""
+    heads, kv_heads, eps = config["num_attention_heads"], config["num_key_value_heads"], config["rms_norm_eps"]
+
+    def mlp(x: Tensor, prefix: str) -> Tensor:
+        gate, up, down = (w[f"{prefix}{name}_proj.weight"] for name in ("gate", "up", "down"))
+        return (silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    x = w["model.embed_tokens.weight"][tokens]
+    for n in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{n}."
+        y = rms(x, w[f"{prefix}input_layernorm.weight"], eps)
+        q, k, v = (
+            (y @ w[f"{prefix}self_attn.{name}_proj.weight"].T).view(len(tokens), count, -1)
+            for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
+        )
+        if f"{prefix}self_attn.q_norm.weight" in w:
+            q, k = (rms(part, w[f"{prefix}self_attn.{name}_norm.weight"], eps) for name, part in (("q", q), ("k", k)))
+        q, k = turned_halves(q, config["rope_theta"]), turned_halves(k, config["rope_theta"])
+        x = x + attend(q, k, v) @ w[f"{prefix}self_attn.o_proj.weight"].T
+        y = rms(x, w[f"{prefix}post_attention_layernorm.weight"], eps)
+        if f"{prefix}mlp.gate.weight" not in w:
+            x = x + mlp(y, f"{prefix}mlp.")
+            continue
+        scores, selected = (y @ w[f"{prefix}mlp.gate.weight"].T).softmax(-1).topk(config["num_experts_per_tok"])
+        scores = scores / (scores.sum(-1, keepdim=True) + 1e-20)
+        out = torch.zeros_like(x)
+        for row in range(len(tokens)):
+            for share, expert in zip(scores[row], selected[row].tolist(), strict=True):
+                out[row] += share * mlp(y[row], f"{prefix}mlp.experts.{expert}.")
+        for number in range(config.get("n_shared_experts", 0)):
+            out = out + mlp(y, f"{prefix}mlp.shared_experts.{number}.")
+        x = x + out
+    return rms(x, w["model.norm.weight"], eps) @ w["lm_head.weight"].T
+
+
 FORWARD = {
+    "minimind": minimind,
     "rasbt": book,
     "qwen-moe-simplified": simplified_qwen_moe,
     "qwen3-from-scratch": from_scratch_qwen3,
