@@ -1,6 +1,6 @@
-"""tinyq: trained decoders into llama.cpp, with proof that they arrived intact.
+"""tinyq: convert trained decoders to GGUF for llama.cpp, and verify the result against a torch reference.
 
-The functions and results in `__all__` are the public API (docs/api.md); each is loaded when it is first used.
+The functions and results in `__all__` are the public API (docs/api.md); each is imported on first use.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 
 TYPE_CHECKING = False
-"""As typing has it, whose import takes as long as all else here: until the command watches for signals, nothing else should."""
+"""As in `typing`, which is not imported here because it doubles the time until the command handles signals."""
 
 __version__ = "0.1.0"
 
@@ -64,7 +64,7 @@ _MODULES = {
     "operate": "api.operate",
     "quantize": "api.quantize",
 }
-"""Public name → the module that defines it. No sub-package may have such a name: importing it would hide the function."""
+"""Public name → the module that defines it. No subpackage may have such a name: importing it would hide the function."""
 
 
 def __getattr__(name: str) -> Any:

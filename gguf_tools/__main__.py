@@ -1,4 +1,4 @@
-"""`tinyq`, and `python -m gguf_tools`, begin here."""
+"""The entry point of `tinyq` and `python -m gguf_tools`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def main() -> NoReturn:
-    """Run the command line; a signal that arrives while its modules are loaded ends the process with one line."""
+    """Run the command line and exit. A signal while modules are imported ends the process with a one-line message."""
     signals.leave_at_once()
     from gguf_tools import cli
 

@@ -1,4 +1,4 @@
-"""The `tinyq` command: a table of names, each loaded when it is used, and one place that turns errors into a line."""
+"""The `tinyq` command: the table of commands, each imported when used, and the conversion of errors to one-line messages."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from gguf_tools.errors import TinyqError
 from gguf_tools.text import sentence, shortened
 
 COMMANDS = {
-    "convert": ("gguf_tools.commands.convert:convert", "Turn a checkpoint into a GGUF that stock llama.cpp runs."),
+    "convert": ("gguf_tools.commands.convert:convert", "Convert a checkpoint to a GGUF that stock llama.cpp runs."),
     "surgery": ("gguf_tools.commands.surgery:surgery", "Swap, blend, repeat or drop layers of a checkpoint or a GGUF."),
     "quantize": ("gguf_tools.commands.quantize:quantize", "Quantize a GGUF, byte for byte as llama.cpp does."),
-    "imatrix": ("gguf_tools.commands.imatrix:imatrix", "Count activations over a text, for convert and quantize."),
+    "imatrix": ("gguf_tools.commands.imatrix:imatrix", "Collect an importance matrix, for convert and quantize."),
     "eval": (
         "gguf_tools.commands.eval:evaluate",
-        "Score GGUF files by llama.cpp: against the torch reference, or by questions.",
+        "Evaluate GGUF files with llama.cpp: against the torch reference, or on questions.",
     ),
-    "verify": ("gguf_tools.commands.verify:verify", "Say whether a GGUF is what its source gives, byte for byte."),
+    "verify": ("gguf_tools.commands.verify:verify", "Check a GGUF against its source, byte for byte."),
     "card": ("gguf_tools.commands.card:card", "Write a model card, and an Ollama Modelfile, for quantized files."),
-    "inspect": ("gguf_tools.commands.inspect:inspect_command", "Show what a checkpoint or a GGUF is."),
-    "demo": ("gguf_tools.commands.demo:demo", "Convert, quantize and evaluate a bundled model, and show the table."),
+    "inspect": ("gguf_tools.commands.inspect:inspect_command", "Describe a checkpoint or a GGUF."),
+    "demo": ("gguf_tools.commands.demo:demo", "Convert, quantize and evaluate a bundled model."),
 }
-"""Command name → (module:function, what the list of commands says)."""
+"""Command name → (module:function, its line in the list of commands)."""
 
 FAULT = 70
-"""Exit code (sysexits.h's EX_SOFTWARE) for an error that nobody thought of."""
+"""Exit code (EX_SOFTWARE of sysexits.h) for an unexpected error."""
 DEBUG = "TINYQ_DEBUG"
 _ROOT = Path(__file__).resolve().parents[1]
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module only when that command is asked for."""
+    """A group that imports a command's module only when that command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -61,24 +61,25 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0] if args else ""
         if name and name not in COMMANDS and not name.startswith("-"):
-            ctx.fail(f"there is no command {name!r}; commands are {', '.join(COMMANDS)}")
+            ctx.fail(f"there is no command {name!r}, one of {', '.join(COMMANDS)} expected")
         return super().resolve_command(ctx, args)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tinyq")
 def tinyq() -> None:
-    """Trained decoders into llama.cpp, with proof that they arrived intact."""
+    """Convert trained decoders to GGUF for llama.cpp, and verify the result against a torch reference."""
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 good, 1 a threshold was missed, 2 bad usage or input, 3 llama.cpp failed.
+    """Run the command line and exit.
 
-    70 is a fault of tinyq's own, 130 and 143 are what a shell expects after SIGINT and SIGTERM.
+    Exit codes: 0 success, 1 a threshold was missed, 2 bad usage or input, 3 llama.cpp failed, 70 an internal error; 130 and
+    143, as is usual, after SIGINT and SIGTERM.
     """
     signals.raise_them()
     for stream in (sys.stdout, sys.stderr):
-        # Tables, tokens and file names hold characters that some terminals' encodings lack.
+        # Tables, tokens and file names contain characters that some terminal encodings lack.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -90,7 +91,7 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def run(args: list[str] | None = None) -> int:
-    """Run the command line and return the exit code; every error becomes one line on stderr."""
+    """Run the command line and return the exit code; every error is printed as one line on stderr."""
     try:
         result: Any = tinyq.main(args=args, prog_name="tinyq", standalone_mode=False)
     except (Exception, KeyboardInterrupt, signals.EndedError) as error:
@@ -99,10 +100,10 @@ def run(args: list[str] | None = None) -> int:
 
 
 def _explained(error: BaseException) -> int:
-    """Say in one line why the command ended, and return its exit code."""
+    """Print one line on why the command ended, and return its exit code."""
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exception(error)
-    # A signal that arrives while an extension module is loaded comes out of it as another error.
+    # The exception of a signal that arrives while an extension module is imported may turn into another error there.
     number = signals.received()
     if number or isinstance(error, KeyboardInterrupt | click.Abort):
         return _fail(signals.sentence(number or signal.SIGINT), signals.exit_code(number or signal.SIGINT))
@@ -120,7 +121,7 @@ def _explained(error: BaseException) -> int:
         case click.ClickException():
             return _fail(error.format_message(), error.exit_code)
         case BrokenPipeError():
-            # The reader of a pipe has gone; a traceback at exit would help nobody.
+            # The reader closed the pipe. With stderr closed, the interpreter prints no traceback at exit.
             sys.stderr.close()
             return 0
         case OSError():
@@ -128,18 +129,18 @@ def _explained(error: BaseException) -> int:
             return _fail(f"{where}{error.strerror or error}", TinyqError.exit_code)
         case MemoryError():
             return _fail(
-                "there is not enough memory for this; no output was left behind; free some, or take a smaller input",
+                "out of memory; no output was left behind; free memory, or use a smaller input",
                 TinyqError.exit_code,
             )
     return _fail(
-        f"a fault of tinyq's own, {_name_of(error)}; no output was left behind; please report it with this line, the command "
-        f"and, where you may, the input ({DEBUG}=1 shows the traceback)",
+        f"internal error of tinyq: {_name_of(error)}; no output was left behind; please report it with this line, the command "
+        f"and, if possible, the input ({DEBUG}=1 shows the traceback)",
         FAULT,
     )
 
 
 def _name_of(error: BaseException) -> str:
-    """An error's type, its text and the line of our own that it passed last."""
+    """An error's class, its message, and the innermost line of tinyq's code in its traceback."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(_ROOT)
     ]

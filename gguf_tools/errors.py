@@ -1,7 +1,7 @@
-"""The errors that tinyq raises on purpose.
+"""The exceptions that tinyq raises for expected failures.
 
-Each one is a single line that names the file, the tensor or the key, says what was found, what was expected and
-what to do. The command line prints it and exits with the error's code; nothing else may reach the user as a traceback.
+A message is a single line that names the file, tensor or key, what was found, what was expected, and what to do. The command
+line prints it and exits with the exception's `exit_code`. Any other exception that reaches the user is a bug.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ __all__ = [
 
 
 class CheckpointError(InputError):
-    """A checkpoint is broken or is not what its own files say: names the file and the tensor or key."""
+    """A checkpoint is broken, or its files contradict each other; names the file and the tensor or key (exit code 2)."""
 
 
 class UnsupportedError(InputError):
-    """A feature that no target supports, or that the requested target does not; the message names it."""
+    """A feature that no target, or not the requested one, supports; the message names it (exit code 2)."""
 
 
 class TokenizerError(InputError):
-    """A tokenizer that llama.cpp cannot reproduce; shows the first difference."""
+    """A tokenizer that llama.cpp cannot reproduce; shows the first difference (exit code 2)."""
 
 
 class OutputError(TinyqError):
-    """The output exists already, or could not be written (exit code 2)."""
+    """The output already exists, or could not be written (exit code 2)."""
 
 
 class ThresholdError(TinyqError):
-    """Everything was measured and fell short of a threshold that the user gave (exit code 1)."""
+    """A measured value misses a threshold given by the user, or a check found a difference (exit code 1)."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Facts of the machine that tinyq runs on."""
+"""Cores, threads and memory of the machine."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 
 
 def available_cores() -> int:
-    """Cores that this process may run on."""
+    """Number of logical cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 SMALL_MODEL = 64 << 20
-"""Bytes of weights below which a second thread costs more in waiting than it saves in work."""
+"""Bytes of weights below which synchronizing a second thread costs more time than it saves."""
 
 
 def useful_threads(weight_bytes: int) -> int:
-    """Threads that make running a model of this many bytes of weights fastest."""
+    """Number of threads that runs a model with this many bytes of weights fastest."""
     return 1 if weight_bytes < SMALL_MODEL else available_cores()
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may run on: its affinity, without the second threads of a core."""
+    """Number of physical cores that this process may run on: its CPU affinity, hyper-threads of a core counted once."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     allowed = os.sched_getaffinity(0)
@@ -35,9 +35,9 @@ def physical_cores() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that can still be allocated without swapping, or None where the system does not say.
+    """Bytes that can be allocated without swapping, or None if unknown.
 
-    Linux: MemAvailable of /proc/meminfo, and what is left of a limit on the control group (cgroup v2).
+    On Linux: MemAvailable of /proc/meminfo, or the rest of the control group's limit (cgroup v2) if that is smaller.
     """
     found = []
     try:

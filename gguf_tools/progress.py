@@ -1,4 +1,4 @@
-"""The three shapes of progress callback."""
+"""The three types of progress callback."""
 
 from __future__ import annotations
 

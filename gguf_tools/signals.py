@@ -1,7 +1,7 @@
-"""What SIGINT, SIGTERM and SIGHUP do to the `tinyq` command: one line, no traceback, and nothing left behind.
+"""Handling SIGINT, SIGTERM and SIGHUP in the `tinyq` command: a one-line message, no traceback, no temporary files left.
 
-While a command runs, a signal becomes an exception, so that temporary files are removed on the way out. While the interpreter
-still loads modules, and after the command has ended, there is nothing to remove: the process says so and is gone.
+While a command runs, a signal raises an exception, so that temporary files are removed. While modules are imported, and after
+the command has ended, there is nothing to remove, and the process exits immediately.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import os
 import signal
 import time
 
-TYPE_CHECKING = False  # as typing has it, whose import takes time in which a signal would not be handled yet
+TYPE_CHECKING = False  # as in `typing`, whose import takes time during which signals would not be handled yet
 if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 GRACE = 2.0
-"""Seconds in which the same process ignores further signals, because it is cleaning up after the first."""
+"""Seconds for which further signals are ignored, because the process is cleaning up after the first."""
 
 
 class EndedError(BaseException):
-    """SIGTERM or SIGHUP arrived. No Exception, so that nothing takes it for a failure that can be handled."""
+    """SIGTERM or SIGHUP arrived. Not an Exception, so that no `except Exception` handles it."""
 
 
 class _State:
@@ -31,31 +31,31 @@ class _State:
 
 
 def raise_them() -> None:
-    """From now on signals raise: KeyboardInterrupt for SIGINT, EndedError for the others."""
+    """Make signals raise exceptions: KeyboardInterrupt for SIGINT, EndedError for the others."""
     _State.number, _State.ran = 0, True
     _install(_raise)
 
 
 def leave_at_once() -> None:
-    """From now on a signal ends the process: nothing has been written yet, or all has been."""
+    """Make signals end the process immediately; for the time before any output is begun and after all is complete."""
     _install(_leave)
 
 
 def received() -> int:
-    """The number of the signal that arrived since `raise_them`, 0 where none did.
+    """The number of the signal that arrived since `raise_them`, or 0.
 
-    What an import or an extension module made of the exception meanwhile does not matter then.
+    It is recorded because imports and extension modules may turn the exception into another one.
     """
     return _State.number
 
 
 def exit_code(number: int) -> int:
-    """What a shell reports of a process that a signal ended."""
+    """The exit code that shells report for a process ended by this signal."""
     return 128 + number
 
 
 def sentence(number: int) -> str:
-    """What is said of a command that a signal ended."""
+    """The message for a command ended by this signal."""
     how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
     return f"{how}; no output was left behind"
 
@@ -76,6 +76,6 @@ def _raise(number: int, _frame: FrameType | None) -> None:
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
-    if not _State.ran:  # of a finished command's output the line would be wrong
+    if not _State.ran:  # after a finished command the message would be wrong: its output exists
         os.write(2, f"tinyq: {sentence(number)}\n".encode())
     os._exit(exit_code(number))

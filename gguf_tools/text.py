@@ -1,4 +1,4 @@
-"""Numbers and tables as people read them, on a terminal and in a notebook."""
+"""Formatting numbers, tables and untrusted text for terminals, Markdown and notebooks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 """Characters that move a terminal's cursor or change its state, reorder text, or cannot be encoded."""
 
 LONGEST_LINE = 2000
-"""Characters of a line on a terminal; a path alone may have more."""
+"""Most characters of a line on a terminal; a path alone may have more."""
 LONGEST_CELL = 400
-"""Characters of a table's cell."""
+"""Most characters of a table cell."""
 
 
 def human_bytes(count: float) -> str:
-    """Bytes in the largest unit that leaves a number above 1: 512 B, 4.4 MB, 1.2 GB."""
+    """A number of bytes in the largest decimal unit in which it is at least 1: 512 B, 4.4 MB, 1.2 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             break
@@ -28,7 +28,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_count(count: float) -> str:
-    """A number of weights: 950, 2.1 M, 1.7 B."""
+    """A number of parameters: 950, 2.1 M, 1.7 B."""
     for unit in ("", " K", " M", " B"):
         if count < 1000 or unit == " B":
             break
@@ -37,7 +37,10 @@ def human_count(count: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "<>") -> str:
-    """Aligned columns under a rule; `align` has < or > for each column, its last one standing for all that follow."""
+    """A table with aligned columns and a rule under its head.
+
+    `align` has < (left) or > (right) for each column; the last one applies to all further columns.
+    """
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     sides = align.ljust(len(head), align[-1])
 
@@ -56,23 +59,23 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], align: st
 
 
 def one_line(text: str) -> str:
-    """Text from a file's metadata in one line, without what would end a table, a heading or a code span."""
+    """Untrusted text as one line without backticks, for a Markdown heading, table or code span."""
     return " ".join(text.split()).replace("`", "'")
 
 
 def shortened(text: str, limit: int = 80) -> str:
-    """Text for an error or a table, `limit` characters at most, without the halves of characters that JSON can spell."""
+    """Text for an error or a table, cut to `limit` characters, with lone surrogates escaped."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def printable(text: str) -> str:
-    """Text from a file or a path with its control characters, line ends included, and lone surrogates as escapes."""
+    """Untrusted text with control characters (line breaks too) and lone surrogates escaped."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def sentence(text: str, limit: int = LONGEST_LINE) -> str:
-    """An error for a terminal: one line, escaped, and cut in the middle, since what to do stands at its end."""
+    """An error message for a terminal: one line, escaped; shortened in the middle, because its end says what to do."""
     line = printable(" ".join(text.split()))
     if len(line) <= limit:
         return line
@@ -81,18 +84,18 @@ def sentence(text: str, limit: int = LONGEST_LINE) -> str:
 
 
 def for_terminal(text: str, limit: int | None = LONGEST_LINE) -> str:
-    """A report for a terminal: its lines escaped and, with a limit, cut there; line ends are kept."""
+    """A report for a terminal: each line escaped and, unless `limit` is None, cut to it; line breaks are kept."""
     lines = (printable(line) for line in text.split("\n"))
     return "\n".join(line if limit is None or len(line) <= limit else line[: limit - 1] + "…" for line in lines)
 
 
 def json_escapes(text: str) -> str:
-    """JSON text in which characters that a terminal would obey are JSON's own escapes; line ends are kept."""
+    r"""JSON text with terminal control characters replaced by \u escapes; line breaks are kept."""
     return _CONTROL.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
 
 
 def as_json(value: Any) -> Any:
-    """A report as `json.loads` gives it back: tuples as lists, sets as sorted lists, keys as strings."""
+    """A report as `json.loads` would return it: tuples as lists, sets as sorted lists, keys as strings."""
     if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
@@ -101,11 +104,11 @@ def as_json(value: Any) -> Any:
 
 
 class Block(ABC):
-    """A part of a report, as text and as HTML; whatever comes from a file is escaped in both."""
+    """A section of a report, as text and as HTML; untrusted text is escaped in both."""
 
     @abstractmethod
     def text(self) -> str:
-        """The block for a terminal, without a final line end."""
+        """The block for a terminal, without a final line break."""
 
     @abstractmethod
     def html(self) -> str:
@@ -114,7 +117,7 @@ class Block(ABC):
 
 @dataclass(frozen=True)
 class Facts(Block):
-    """Labelled lines; labels are padded to `width`."""
+    """Lines with a label and a value; labels are padded to `width` characters."""
 
     rows: Sequence[tuple[str, str]]
     width: int = 9
@@ -147,7 +150,7 @@ class Grid(Block):
 
 @dataclass(frozen=True)
 class Lines(Block):
-    """Lines as they are, such as a sentence or a drawing."""
+    """Preformatted lines, such as a sentence or a drawing."""
 
     content: str = ""
 
@@ -168,7 +171,7 @@ def _cell(tag: str, text: str, side: str = "<") -> str:
 
 
 class Shown(ABC):
-    """A result that shows itself: `str` and `repr` give the text that the command prints, notebooks get HTML."""
+    """A result with a display form: `str` and `repr` give the text that the command prints, notebooks show HTML."""
 
     @abstractmethod
     def blocks(self) -> Sequence[Block]:

@@ -1,1 +1,1 @@
-"""The functions behind `from gguf_tools import …` and behind the commands, one module each; `results` has what they return."""
+"""The public functions, one module each, behind `from gguf_tools import …` and the commands; `results` has their results."""

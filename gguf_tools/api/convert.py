@@ -1,4 +1,4 @@
-"""A checkpoint into a GGUF."""
+"""The public function `convert`."""
 
 from __future__ import annotations
 
@@ -65,31 +65,32 @@ def convert(
     threads: int | None = None,
     progress: StageProgress | None = None,
 ) -> ConvertResult:
-    """Turn a checkpoint into a GGUF that stock llama.cpp runs: `tinyq convert`.
+    """Convert a checkpoint to a GGUF that stock llama.cpp runs: `tinyq convert`.
 
-    `source` is a folder in Hugging Face layout, or a torch state dict: a file, or the only one in its folder. `type` is
-    `auto` (the smallest that is exact) or one such as `f32`, `f16`, `q8_0`, `q4_k_m`; `target_bpw` (bits per weight) or
-    `target_size` (bytes, or a text such as `500M`) choose the types by measurement instead. `tensor_types` maps regular
-    expressions over tensor names to types (or lists texts REGEX=TYPE; the last that matches wins). `surgery`, a recipe as
-    `operate` takes it, is done on the way. `allow_nonfinite` keeps NaN and infinity, which are an
-    error otherwise, in F32, F16 and BF16. `drop_tokens` leaves out tokens that the embedding has no row for. `as_family` names
-    the family, or the model_type, whose mathematics is accepted for a model_type that tinyq does not know; without it
-    transformers has to compute the same. Before the file appears, llama.cpp and the source's tokenizer encode a probe text,
-    and must agree.
+    `source` is a folder in Hugging Face layout, or a torch state dict: a file, or a folder that contains one. `type` is `auto`
+    (the smallest exact type) or one such as `f32`, `f16`, `q8_0`, `q4_k_m`; with `target_bpw` (bits per weight) or
+    `target_size` (bytes, or a string such as `500M`) each tensor's type is selected by measured sensitivity instead.
+    `tensor_types` maps regular expressions on tensor names to types, or lists strings REGEX=TYPE; the last match wins.
+    `surgery` is a recipe as in `operate`, applied during conversion. `allow_nonfinite` keeps NaN and infinity in F32, F16 and
+    BF16, which otherwise raise an error. `drop_tokens` leaves out tokens without a row in the embedding. `as_family` names the
+    family or model_type to use for a model_type that tinyq does not know; without it, such a model is accepted only if
+    transformers computes the same logits. Before the file appears, llama.cpp and the source's tokenizer tokenize a probe text,
+    and the token ids must be equal.
 
-    With `prove`, the torch reference is first held against the source's own code (`oracle` as in `evaluate`; transformers by
-    default, where it knows the source), and before the file appears, llama.cpp's logits of a short prompt against the reference.
+    With `prove`, the torch reference is compared with the source's own code (`oracle` as in `evaluate`; by default
+    transformers, if it supports the source), and, before the file appears, llama.cpp's logits on a short prompt with the
+    reference's.
 
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
-    Raises InputError or a kind of it (CheckpointError, UnsupportedError, TokenizerError) for what cannot be converted,
-    OutputError where `out` exists without `force` or cannot be written, LlamaError where llama.cpp refuses the file.
+    Raises InputError or one of its subclasses (CheckpointError, UnsupportedError, TokenizerError) if the source cannot be
+    converted, OutputError if `out` exists without `force` or cannot be written, LlamaError if llama.cpp rejects the file.
     """
     out = Path(out)
     at_least("--context-length", context_length, 1, MAX_CONTEXT)
     at_least("--threads", threads)
     if oracle and not prove:
-        raise InputError("--oracle needs --prove")
+        raise InputError("--oracle needs --prove; add --prove")
     folders = [Path(source), *([Path(tokenizer)] if tokenizer else [])]
     beside = [Path(path) for path in (imatrix, calibration) if path]
     read = [*(file for folder in folders for file in source_files(folder)), *beside]
@@ -120,9 +121,9 @@ def convert(
     if size is None:
         conversion = _prepared(request, progress)
     elif request.type != AUTO:
-        raise InputError("--type and a size (--target-bpw, --target-size) contradict each other; give one of them")
+        raise InputError("--type and a size (--target-bpw, --target-size) exclude each other; give one of them")
     else:
-        check_outputs({"OUT": out}, read, force=force or dry_run)  # measuring needs room beside the output
+        check_outputs({"OUT": out}, read, force=force or dry_run)  # measuring needs space in the output's folder
         conversion, chosen = prepare_conversion(request, size, out, progress)
     if dry_run:
         return ConvertResult(conversion, chosen)

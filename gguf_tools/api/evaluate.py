@@ -1,4 +1,4 @@
-"""GGUF files scored by llama.cpp."""
+"""The public function `evaluate`."""
 
 from __future__ import annotations
 
@@ -54,20 +54,18 @@ def evaluate(
     threads: int | None = None,
     progress: StageProgress | None = None,
 ) -> EvaluateResult:
-    """Run each GGUF greedily by llama.cpp, in a process of its own, and score it: `tinyq eval`.
+    """Run each GGUF with llama.cpp, in a child process, and score it: `tinyq eval`.
 
-    Suite `fidelity` compares it with the torch reference: `reference` (a checkpoint or a GGUF), else the checkpoint
-    recorded in the file or lying beside it if it is unchanged, else one rebuilt from the file's own tensors. `oracle` names
-    other code that the reference is held against: `transformers`, MODULE:FUNCTION, a file of golden logits, `none`, or `auto`
-    (transformers on one short prompt, where it knows the source). Suite `card`
-    asks questions by the model's own chat template (`questions` to `think_tokens` are its options) and gives one score of
-    100; `all` does both. Several models come best first; what llama.cpp failed on is in `failed`. `require` of the result
-    checks thresholds.
+    Suite `fidelity` compares it with the torch reference, built from `reference` (a checkpoint or a GGUF), else from the
+    checkpoint recorded in the file or in its folder, if unchanged, else from the file's own tensors. `oracle` is independent
+    code to check the reference against: `transformers`, MODULE:FUNCTION, a file of golden logits, `none`, or `auto`
+    (transformers on one short prompt, if it supports the source). Suite `card` asks questions with the model's own chat template
+    (options `questions` to `think_tokens`) and gives a score from 0 to 100; `all` runs both. Several models are ordered best
+    first; files on which llama.cpp failed are in the result's `failed`. The result's `require` checks thresholds.
 
     `progress` is called with (stage, done, total).
 
-    Raises InputError or CheckpointError for a broken file or an option that does not fit, LlamaError where llama.cpp fails
-    on every file.
+    Raises InputError or CheckpointError for a broken file or an invalid option, LlamaError if llama.cpp fails on every file.
     """
     one_of("--suite", suite, SUITES)
     one_of("--kv-type", kv_type, get_args(KVType))
@@ -130,7 +128,7 @@ def evaluate(
 
 
 def _refuse(defaults: Mapping[str, object], given: Sequence[object], suite: str) -> None:
-    """InputError for an option, given otherwise than by default, on what is not measured without `suite`."""
+    """Raise InputError for an option of `suite` that differs from its default, because that suite is not run."""
     for (option, default), value in zip(defaults.items(), given, strict=True):
         if value != default:
             raise InputError(f"{option} needs --suite {suite} or all")

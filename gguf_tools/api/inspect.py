@@ -1,4 +1,4 @@
-"""What a checkpoint or a GGUF is."""
+"""The public function `inspect`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from gguf_tools.sources.checkpoint import Checkpoint
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Describe a checkpoint or a GGUF: layers, sizes, types, tokenizer, provenance, and how it would convert: `tinyq inspect`.
+    """Describe a checkpoint or a GGUF: layers, sizes, types, tokenizer, provenance, planned conversion: `tinyq inspect`.
 
-    No weights are read, unless config.json names a model_type that no family declares: then the installed transformers is
-    asked whether it computes the same. What cannot be understood of a readable source stands under `problems`; raises
-    CheckpointError only where nothing can be read.
+    No weights are read, unless config.json names a model_type that no family declares: then its logits are compared with those
+    of the installed transformers. Parts of a readable source that cannot be interpreted are listed in `problems`. Raises
+    CheckpointError only if nothing can be read.
     """
     return report.inspect(Path(path), _check_model_type)
 
 
 def _check_model_type(checkpoint: Checkpoint, model: Model) -> str:
-    # The evaluation's modules are not needed for any other checkpoint.
+    # Imported here because other checkpoints do not need the evaluation modules.
     from gguf_tools.evaluation.type_check import check_model_type
 
     return check_model_type(checkpoint, model)

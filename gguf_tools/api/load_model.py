@@ -1,4 +1,4 @@
-"""A checkpoint or a GGUF as a model."""
+"""The public function `load_model`."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def load_model(
     context_length: int | None = None,
     surgery: str | Path | Recipe | None = None,
 ) -> LoadedModel:
-    """Describe a checkpoint or a GGUF as a model: its spec, and its weights by role, which stay on disk until they are read.
+    """Load a checkpoint or a GGUF as a model: its spec, and its weights by role, read lazily.
 
-    `text_only`, `as_family`, `context_length` and `surgery` are those of `convert`; a GGUF takes `surgery` alone. The result's
-    `logits` runs the torch reference.
+    `text_only`, `as_family`, `context_length` and `surgery` are those of `convert`; for a GGUF only `surgery` is allowed. The
+    result's `logits` runs the torch reference.
 
-    Raises CheckpointError where the source is broken, UnsupportedError where no family or target knows it, InputError for
-    a recipe that does not fit.
+    Raises CheckpointError if the source is broken, UnsupportedError if no family or target supports it, InputError if the
+    recipe does not fit the model.
     """
     path = Path(source)
     at_least("--context-length", context_length)
     if path.is_file() and is_gguf(path):
         if text_only or context_length is not None or as_family is not None:
             raise InputError(
-                f"{path}: is a GGUF; text_only, as_family and context_length are for checkpoints, leave them out"
+                f"{path}: is a GGUF, but text_only, as_family and context_length apply to checkpoints only; omit them"
             )
         model = lift(open_gguf(path))
     else:

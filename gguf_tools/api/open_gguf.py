@@ -1,4 +1,4 @@
-"""A GGUF opened to be read."""
+"""The public function `open_gguf`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from gguf_tools.formats.gguf import source
 
 
 def open_gguf(path: str | Path) -> GGUFFile:
-    """Open a GGUF, with all its parts where it is split: its metadata, and its tensors, decoded when they are read.
+    """Open a GGUF, with all its shards if it is split: its metadata, and its tensors, decoded when they are read.
 
-    Raises CheckpointError, naming file and key or tensor, where it is no GGUF, cut short or broken.
+    Raises CheckpointError, naming file and key or tensor, if it is not a GGUF, truncated or broken.
     """
     return GGUFFile(source.open_gguf(Path(path)))

@@ -1,4 +1,4 @@
-"""Layer surgery on a checkpoint or a GGUF."""
+"""The public function `operate`: layer surgery."""
 
 from __future__ import annotations
 
@@ -38,28 +38,27 @@ def operate(
     threads: int | None = None,
     progress: StageProgress | None = None,
 ) -> OperateResult:
-    """Operate on the layers of a checkpoint (writes a folder) or of a GGUF (writes a GGUF): `tinyq surgery`.
+    """Apply layer surgery to a checkpoint (writes a folder) or a GGUF (writes a GGUF): `tinyq surgery`.
 
-    `recipe` is a text such as `swap(1:3) + delete(5)` or the name of a TOML file. Whole layers of a GGUF are copied as they
-    are, quantized or not; what is blended or scaled is encoded again to the type that it had. `in_place` changes a GGUF
-    itself, where the recipe only puts whole layers in another order; `undo` takes the last such change back.
-    Where one was interrupted, `in_place` completes it first, and without a recipe only completes it.
-    `save_recipe` writes the recipe to a TOML file. `allow_nonfinite` keeps NaN and infinity, which are an error otherwise in
-    whatever is written to `out`; a change in place reads no weights. `assume_independent_layers` accepts a GGUF of an
-    architecture that the table of architectures lacks: you have checked that nothing there depends on a layer's place, their
-    number or tensors outside.
+    `recipe` is text such as `swap(1:3) + delete(5)`, or the path of a TOML file. Whole layers of a GGUF are copied unchanged,
+    quantized or not; blended or scaled tensors are encoded again in their type. `in_place` changes a GGUF itself, for recipes
+    that only reorder whole layers; `undo` undoes the last such change. If one was interrupted, `in_place` completes it first;
+    without a recipe it does only that. `save_recipe` writes the recipe to a TOML file. `allow_nonfinite` keeps NaN and
+    infinity, which otherwise raise an error in anything written to `out`; an in-place change reads no weights.
+    `assume_independent_layers` accepts a GGUF of an architecture that is not in the table of architectures; you must have
+    checked that its computation does not depend on a layer's position, the number of layers, or tensors outside the layers.
 
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
-    Raises InputError or a kind of it for a recipe that does not fit the model, or that llama.cpp's architecture cannot express
-    (UnsupportedError, with the reason), OutputError where `out` exists without
+    Raises InputError or one of its subclasses if the recipe does not fit the model, or if the result cannot be expressed by the
+    llama.cpp architecture (UnsupportedError, with the reason), OutputError if `out` exists without
     `force`, is the source, or cannot be written.
     """
     source, out = Path(source), optional_path(out)
     at_least("--threads", threads)
     if undo:
         if out is not None or recipe:
-            raise InputError("--undo takes back the last change made in place; give it SOURCE alone")
+            raise InputError("--undo undoes the last in-place change and takes no OUT or ops; give SOURCE alone")
         return OperateResult(source=source, undone=journal.undo(source))
     _check_place(source, out, in_place, dry_run)
     read = source_files(source)
@@ -74,12 +73,12 @@ def operate(
     if completed and not parsed:
         return OperateResult(source=source, in_place=True, completed=completed)
     if not parsed:
-        raise InputError("no op was given; name one, such as --swap 1:3, or --recipe FILE")
+        raise InputError("there is no op; give one, such as --swap 1:3, or --recipe FILE")
     plan = _planned(source, parsed, assume_independent_layers)
     target = source if in_place else out
     if dry_run:
         if in_place and not isinstance(plan, CheckpointPlan):
-            plan_in_place(plan)  # raises what the change would raise
+            plan_in_place(plan)  # raises the errors that the change would raise
         return OperateResult(source=source, path=target, plan=plan, in_place=in_place)
     size = _written(plan, out, force, threads, progress, watch.check, allow_nonfinite)
     result = OperateResult(source=source, path=target, plan=plan, in_place=in_place, bytes=size)
@@ -90,15 +89,13 @@ def operate(
 
 def _check_place(source: Path, out: Path | None, in_place: bool, dry_run: bool) -> None:
     if out is not None and in_place:
-        raise InputError(f"{out}: --in-place changes {source} itself and takes no OUT; leave one of the two out")
+        raise InputError(f"{out}: --in-place changes {source} itself and takes no OUT; give only one of them")
     if out is None and not in_place and not dry_run:
-        raise InputError(
-            f"{source}: where should the result go? Give OUT, or --in-place for another order of a GGUF's layers"
-        )
+        raise InputError(f"{source}: the output is missing; give OUT, or --in-place to reorder whole layers of a GGUF")
 
 
 def _completed(source: Path) -> str | None:
-    """Complete a change in place of the file that was interrupted; what it was, None where there was none."""
+    """Complete an interrupted in-place change of the file; returns its description, or None if there was none."""
     record = journal.recover(source)
     return f"{'undoing ' if record.undoes else ''}{record.note}" if record else None
 
@@ -122,10 +119,10 @@ def _written(
     check: Check,
     lax: bool,
 ) -> int:
-    """Carry the plan out, in place without `out`; bytes written."""
+    """Execute the plan, in place if `out` is None; returns the number of bytes written."""
     if isinstance(plan, CheckpointPlan):
         if out is None:
-            raise InputError(f"{plan.checkpoint.path}: is not a GGUF file; --in-place is for those alone, give OUT")
+            raise InputError(f"{plan.checkpoint.path}: is not a GGUF, and --in-place changes only those; give OUT")
         return write_checkpoint(
             plan, out, force=force, progress=counted(progress, "writing", plan.size), check=check, allow_nonfinite=lax
         )

@@ -1,6 +1,6 @@
-"""Arguments of the public functions, checked and turned into what the rooms take.
+"""Checking the arguments of the public functions, and converting them to the types that the packages use.
 
-Errors call an argument by its option on the command line, where dashes stand for underscores.
+Errors name an argument by its command-line option.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ if TYPE_CHECKING:
     from surgery.recipe import Recipe
 
 TensorTypes = Mapping[str, str] | Iterable[str]
-"""Types by regular expression: a mapping, or texts REGEX=TYPE; the last that matches a tensor's name wins."""
+"""Types by regular expression: a mapping, or strings REGEX=TYPE; the last that matches a tensor's name wins."""
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) *(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
 
 
 def optional_path(path: str | Path | None) -> Path | None:
-    """The path, where one was given."""
+    """`path` as a Path, or None."""
     return None if path is None else Path(path)
 
 
 def at_least(option: str, value: int | None, least: int = 1, most: int | None = None) -> None:
-    """InputError where a number that was given is no whole number between `least` and `most`."""
+    """Raise InputError unless `value` is None or an integer from `least` to `most`."""
     if value is None:
         return
     if type(value) is not int or value < least or (most is not None and value > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise InputError(f"{option} is {value!r}; a whole number {bounds} is expected")
+        raise InputError(f"{option} is {value!r}, an integer {bounds} expected")
 
 
 def one_of(option: str, value: str, known: Sequence[str]) -> None:
-    """InputError where a value is none of those known."""
+    """Raise InputError unless `value` is one of `known`."""
     if value not in known:
-        raise InputError(f"{option} is {value!r}; {', '.join(known)} are known")
+        raise InputError(f"{option} is {value!r}, one of {', '.join(known)} expected")
 
 
 def type_options(
     tensor_types: TensorTypes, output_type: str | None, embedding_type: str | None, pure: bool
 ) -> TypeOptions:
-    """What the user changes about a recipe. Raises InputError for a bad regex or a type that cannot be written."""
+    """The user's changes to a type recipe. Raises InputError for an invalid regex or a type that cannot be written."""
     if isinstance(tensor_types, Mapping):
         texts = [f"{pattern}={name}" for pattern, name in tensor_types.items()]
     else:
@@ -68,34 +68,34 @@ def type_options(
 def size_target(
     target_bpw: float | None, target_size: str | int | None, calibration: str | Path | None
 ) -> SizeTarget | None:
-    """The size that was asked for, if any. Raises InputError where two were, or one is not above 0."""
+    """The requested size, or None. Raises InputError if both are given or the number is not positive and finite."""
     if target_bpw is None and target_size is None:
         return None
     if target_bpw is not None and target_size is not None:
-        raise InputError("--target-bpw and --target-size are two sizes; give one of them")
+        raise InputError("--target-bpw and --target-size exclude each other; give one of them")
     if target_bpw is not None and not 0 < target_bpw < math.inf:
-        raise InputError(f"--target-bpw is {target_bpw!r}; a number above 0 is expected")
+        raise InputError(f"--target-bpw is {target_bpw!r}, a number above 0 expected")
     size = None if target_size is None else byte_count(target_size, "--target-size")
     return SizeTarget(target_bpw, size, optional_path(calibration))
 
 
 def byte_count(size: str | int, option: str) -> int:
-    """Bytes from a number, or a text such as 500M, 1.5G or 2GiB (units of 1000; with an i of 1024). Raises InputError."""
+    """Bytes from a number or a string such as 500M, 1.5G or 2GiB (powers of 1000; with an i, of 1024). Raises InputError."""
     match = _SIZE.fullmatch(str(size).strip())
     if not match or (match["binary"] and not match["unit"]):
-        raise InputError(f"{option} {size!r} is not a size; expected such as 500M, 1.5G or 2GiB")
+        raise InputError(f"{option} is {size!r}, a size such as 500M, 1.5G or 2GiB expected")
     power = " KMGT".index(match["unit"].upper() or " ")
     exact = float(match["number"]) * (1024 if match["binary"] else 1000) ** power
     if exact >= 1 << 63:
-        raise InputError(f"{option} {shortened(str(size))!r} is more than any file can have")
+        raise InputError(f"{option} is {shortened(str(size))!r}, less than 2^63 bytes expected")
     count = int(exact)
     if count < 1:
-        raise InputError(f"{option} {size!r} is less than a byte")
+        raise InputError(f"{option} is {size!r}, at least one byte expected")
     return count
 
 
 def recipe_of(given: str | Path | Recipe) -> Recipe:
-    """Layer surgery from a recipe, its text such as `swap(1:3) + delete(5)`, or the name of a TOML file."""
+    """A surgery recipe from itself, from text such as `swap(1:3) + delete(5)`, or from the path of a TOML file."""
     from surgery.recipe import Recipe, load_recipe, read_file
 
     if isinstance(given, Recipe):
@@ -115,7 +115,7 @@ def card_options(
     text: str | Path | None = None,
     completion_tokens: int = 100,
 ) -> CardOptions:
-    """What the card suite asks. Raises InputError for a broken file or a part of the score that does not exist."""
+    """The options of the card suite. Raises InputError for a broken file or an unknown component of the score."""
     at_least("--repeat-set", repeat_set)
     at_least("--answer-tokens", answer_tokens)
     at_least("--think-tokens", think_tokens)
@@ -130,7 +130,7 @@ def card_options(
 
 
 def counted(progress: StageProgress | None, stage: str, total: int) -> ByteProgress:
-    """A callback for the bytes of one stage that tells `progress` how many are done in all; silent without a total."""
+    """A ByteProgress callback for one stage, which calls `progress` with the sum so far; without a total it does nothing."""
     if progress is None or not total:
         return lambda _: None
     tell, done = progress, 0

@@ -1,4 +1,4 @@
-"""A GGUF into a smaller type."""
+"""The public function `quantize`."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ def quantize(
     threads: int | None = None,
     progress: StageProgress | None = None,
 ) -> QuantizeResult:
-    """Quantize a GGUF (any part of it where it is split), byte for byte as llama.cpp does: `tinyq quantize`.
+    """Quantize a GGUF (any shard of a split one), byte for byte as llama.cpp does: `tinyq quantize`.
 
-    Give `type` (such as `q8_0` or `q4_k_m`), or a size by which the types are chosen by measurement: `target_bpw` (bits
-    per weight) or `target_size` (bytes, or a text such as `500M`). `tensor_types` is that of `convert`;
-    `split_max_size` bounds the tensor data of each part. `allow_nonfinite` keeps NaN and infinity, which are an error otherwise,
-    in F32, F16 and BF16.
+    Give `type` (such as `q8_0` or `q4_k_m`), or a size for which each tensor's type is selected by measured sensitivity:
+    `target_bpw` (bits per weight) or `target_size` (bytes, or a string such as `500M`). `tensor_types` is that of `convert`;
+    `keep_split` writes the same shards as the source, `split_max_size` limits the bytes of tensor data per shard.
+    `allow_nonfinite` keeps NaN and infinity in F32, F16 and BF16, which otherwise raise an error.
 
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
-    Raises InputError or CheckpointError for a source, type or importance matrix that does not fit, OutputError where `out`
+    Raises InputError or CheckpointError if source, type or importance matrix are broken or do not fit, OutputError if `out`
     exists without `force`, is the source, or cannot be written.
     """
     out = Path(out)
     at_least("--threads", threads)
     target = size_target(target_bpw, target_size, calibration)
     if (type is None) == (target is None):
-        raise InputError("give either TYPE or a size (--target-bpw, --target-size), and not both")
+        raise InputError("exactly one of TYPE, --target-bpw and --target-size is expected; give one of them")
     request = QuantizeRequest(
         source=Path(source),
         type=(type or "q8_0").lower(),
@@ -79,7 +79,7 @@ def quantize(
     if target is None:
         plan = prepare(request)
     else:
-        # Measuring takes a while, and room beside the output.
+        # Checked before measuring, which takes time, and space in the output's folder.
         check_outputs({"OUT": out}, read, force=force or dry_run)
         plan, chosen = prepare_quantization(request, target, out, threads=threads or 0, progress=progress)
     if dry_run:

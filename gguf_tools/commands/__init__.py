@@ -1,1 +1,1 @@
-"""One thin file for each command: parse, call the library, show."""
+"""One module per command: it parses the options, calls the public API, and prints the result."""

@@ -1,4 +1,4 @@
-"""`tinyq card`: a model card, and an Ollama Modelfile, for quantized files."""
+"""`tinyq card`: write a model card, and an Ollama Modelfile, for quantized files."""
 
 from __future__ import annotations
 
@@ -18,20 +18,27 @@ MODELFILE = "Modelfile"
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, required=True, metavar="FILES…", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help=f"The card; {CARD} beside the first file by default."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"The model card to write; by default {CARD} in the first file's folder.",
 )
-@click.option("--modelfile", is_flag=True, help=f"Write an Ollama {MODELFILE} for the first file beside the card.")
-@click.option("--base-model", metavar="OWNER/NAME", help="What the files were made from, on the hub.")
-@click.option("--quantized-by", metavar="NAME", help="Who made the files.")
+@click.option(
+    "--modelfile", is_flag=True, help=f"Also write an Ollama {MODELFILE} for the first file, in the card's folder."
+)
+@click.option("--base-model", metavar="OWNER/NAME", help="Hub id of the model that the files were converted from.")
+@click.option("--quantized-by", metavar="NAME", help="Author of the files.")
 @click.option(
     "--suite",
     type=click.Choice(["none", "fidelity", "card", "all"]),
     default="all",
     show_default=True,
-    help="What to measure; what is not measured is left out of the card.",
+    help="Which measurements to make; the others are left out of the card.",
 )
 @click.option(
-    "--context", type=click.IntRange(min=1), help="Tokens at which memory is stated; 4096 if there are as many."
+    "--context",
+    type=click.IntRange(min=1),
+    help="Context length, in tokens, for which memory is stated; by default 4096, or the model's if that is shorter.",
 )
 @click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
 @timeout_option
@@ -53,10 +60,10 @@ def card(
     quiet: bool,
     **asked: Any,
 ) -> None:
-    """Measure FILES, made from SOURCE, and write a model card that the hub accepts.
+    """Measure FILES, converted from SOURCE, and write a model card that the hub accepts.
 
-    It states each file's real bits per weight, size, distance from SOURCE, memory and score, the layer surgery and what
-    else its header records, and how to use it. Nothing is invented: what is not known or was not measured is left out.
+    It states each file's measured bits per weight, size, error against SOURCE, memory and score, the layer surgery and other
+    provenance from its header, and how to use it. Anything unknown or not measured is left out.
     """
     from gguf_tools.evaluation.run import FidelityRequest
     from gguf_tools.formats.output import atomic_outputs

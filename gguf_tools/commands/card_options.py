@@ -1,4 +1,4 @@
-"""The options that say what the card suite asks and how it weighs, shared by `tinyq eval` and `tinyq card`."""
+"""The options of the card suite (its questions and weights), shared by `tinyq eval` and `tinyq card`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OPTIONS = (
         metavar="SET",
         default="general",
         show_default=True,
-        help="Card suite: what to ask, general, bundled, or a JSON lines file.",
+        help="Card suite: the question set, general, bundled, or a JSON Lines file.",
     ),
     click.option(
         "--repeat-set",
@@ -26,43 +26,43 @@ _OPTIONS = (
         metavar="N",
         default=1,
         show_default=True,
-        help="Card suite: ask N times 17 questions, all different.",
+        help="Card suite: ask N×17 different questions.",
     ),
     click.option(
         "--held-out",
         metavar="SET",
-        help="Card suite: questions beside the score that confirm a choice: rest (of --questions), a set, or a file.",
+        help="Card suite: held-out questions, scored separately: rest (of --questions), a set, or a file.",
     ),
     click.option(
         "--weight",
         "weights",
         multiple=True,
         metavar="PART=N",
-        help="Card suite: weigh a part of the score otherwise, such as facts=50; repeatable.",
+        help="Card suite: weight of a component of the score, such as facts=50; repeatable.",
     ),
-    click.option("--thinking", is_flag=True, help="Card suite: ask the questions with thinking on."),
+    click.option("--thinking", is_flag=True, help="Card suite: ask with the model's thinking mode on."),
     click.option(
         "--answer-tokens",
         type=click.IntRange(min=1),
         default=128,
         show_default=True,
-        help="Card suite: most tokens of an answer.",
+        help="Card suite: most tokens per answer.",
     ),
     click.option(
         "--think-tokens",
         type=click.IntRange(min=1),
         default=1024,
         show_default=True,
-        help="Card suite: most tokens of a thought and its answer.",
+        help="Card suite: most tokens per answer including its thinking.",
     ),
 )
 
 CARD_OPTION_NAMES = ("questions", "repeat_set", "held_out", "weights", "thinking", "answer_tokens", "think_tokens")
-"""The arguments that a command with `card_options` gets."""
+"""The parameters that `card_options` adds to a command."""
 
 
 def card_options(command: F) -> F:
-    """Adds the options to a command, which gets CARD_OPTION_NAMES."""
+    """A decorator that adds the options of the card suite; the command receives the parameters `CARD_OPTION_NAMES`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -77,7 +77,7 @@ def parsed_card_options(
     answer_tokens: int,
     think_tokens: int,
 ) -> CardOptions:
-    """The options as the suite takes them. Raises InputError for a broken file or a part that is not there."""
+    """The options as CardOptions. Raises InputError for a broken file of questions or an unknown component of the score."""
     from gguf_tools.api import options
 
     return options.card_options(
@@ -92,7 +92,7 @@ def parsed_card_options(
 
 
 def parsed_weights(weights: tuple[str, ...]) -> dict[str, float] | None:
-    """Weights by part from texts PART=N; None without any. Raises InputError for what is no number."""
+    """The weights by component, from texts PART=N; None if there are none. Raises InputError if N is not a number."""
     return dict(map(_weight, weights)) or None
 
 
@@ -101,5 +101,5 @@ def _weight(text: str) -> tuple[str, float]:
     try:
         return name.strip().replace("-", "_"), float(number)
     except ValueError as error:
-        missing = "no number" if not found else repr(number)
-        raise InputError(f"--weight {text}: has {missing} for a weight; write such as facts=50") from error
+        given = "no weight" if not found else f"the weight {number!r}"
+        raise InputError(f"--weight {text}: has {given}, PART=NUMBER such as facts=50 expected") from error

@@ -1,4 +1,4 @@
-"""Options, progress bars and formats that the commands share."""
+"""Options, progress bars and output functions shared by the commands."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from gguf_tools.runtime.silence import DEFAULT_SECONDS, silence_limit
 from gguf_tools.text import for_terminal, human_bytes, json_escapes
 
 BYTE_STAGES = ("reading", "writing", "quantizing")
-"""Stages of the API that count bytes (or weights)."""
+"""Stages of the API whose progress counts bytes (or weights)."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option(
-    "--json", "json_path", metavar="FILE", help="Write the report as JSON to FILE, or to stdout with -."
+    "--json", "json_path", metavar="FILE", help="Write the report as JSON to FILE (- for stdout)."
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bars and no summary.")
-threads_option = click.option("--threads", type=click.IntRange(min=1), help="Threads to use; all cores by default.")
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="Number of threads; by default all cores.")
 timeout_option = click.option(
     "--timeout",
     type=click.FloatRange(min=0),
@@ -36,7 +36,7 @@ timeout_option = click.option(
     metavar="SECONDS",
     expose_value=False,
     callback=lambda context, _, seconds: context.with_resource(silence_limit(seconds or None)),
-    help="End llama.cpp's process after so long without a sign of work; 0 waits for ever.",
+    help="Kill llama.cpp's process after this long without progress; 0 never does.",
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite an output that exists.")
 
@@ -44,38 +44,38 @@ force_option = click.option("--force", is_flag=True, help="Overwrite an output t
 nonfinite_option = click.option(
     "--allow-nonfinite",
     is_flag=True,
-    help="Keep weights that are NaN or infinite, or too large for F16, as such where their type can hold them.",
+    help="Keep weights that are NaN, infinite or too large for F16, if the tensor's type can store them.",
 )
 
 
 def output_options(command: F) -> F:
-    """Adds what every command has that writes a file: force, threads, json_path and quiet."""
+    """A decorator that adds --force, --threads, --json and --quiet to a command that writes a file."""
     for option in (quiet_option, json_option, threads_option, force_option):
         command = option(command)
     return command
 
 
 def show(text: str, *, err: bool = False) -> None:
-    """Print a report or a sentence. What comes from a file may hold anything: it is escaped, and long lines are cut."""
+    """Print text to stdout, or stderr. Control characters, which names read from files may contain, are escaped."""
     click.echo(for_terminal(text), err=err)
 
 
 class Result(Protocol):
-    """What a function of the API returns."""
+    """The result of a function of the public API."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The report of --json."""
+        """The report that --json writes."""
 
 
 def write_report(result: Result, json_path: str | None, *, force: bool, shown: bool = True) -> None:
-    """The result as JSON where it is asked for, and as text if `shown`, unless the JSON takes stdout."""
+    """Write the result as JSON if `json_path` is given, and print it as text if `shown`, unless the JSON goes to stdout."""
     write_json(result.as_dict(), json_path, force=force)
     if shown and json_path != "-":
         show(str(result))
 
 
 def write_json(report: Mapping[str, Any], path: str | None, *, force: bool = False) -> None:
-    """The report as JSON to a file, or to stdout for "-"; nothing without a path."""
+    """Write the report as JSON to the file `path`, or to stdout for "-"; nothing if it is None. Raises OutputError."""
     if path is None:
         return
     text = json_escapes(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
@@ -83,7 +83,10 @@ def write_json(report: Mapping[str, Any], path: str | None, *, force: bool = Fal
 
 
 def write_text(text: str, path: str | None, option: str, *, force: bool = False) -> None:
-    """A report's text to a file, or to stdout for "-"; nothing without a path. `option` gave the path."""
+    """Write a report's text to the file `path`, or to stdout for "-"; nothing if it is None.
+
+    `option` is the option that gave the path. Raises OutputError, naming it, if the file cannot be written.
+    """
     if path is None:
         return
     if path in STDOUT:
@@ -91,7 +94,7 @@ def write_text(text: str, path: str | None, option: str, *, force: bool = False)
         return
     from gguf_tools.formats.output import atomic_output
 
-    # A file's name may hold bytes that are no UTF-8; so they become escapes that JSON knows.
+    # File names may contain bytes that are not UTF-8; they become escapes that are valid in JSON.
     data = text.encode("utf-8", errors="backslashreplace")
     target = Path(path)
     if _is_stream(target):
@@ -99,21 +102,19 @@ def write_text(text: str, path: str | None, option: str, *, force: bool = False)
             with target.open("ab", buffering=0) as stream:
                 stream.write(data)
         except OSError as error:
-            raise OutputError(
-                f"{path}: could not be written ({error.strerror}); give {option} a path that can be"
-            ) from error
+            raise OutputError(f"{path}: could not be written ({error.strerror}); give {option} another path") from error
         return
     with atomic_output(target, force=force) as stream:
         stream.write(data)
 
 
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-"""Opened anew by its name, a stdout that is a file would be written from its start."""
+"""Names of stdout. It is not opened by name: if stdout is redirected to a file, that would overwrite the file's start."""
 _STREAMS = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path is no file that a new one could replace: an open stream by its name, a pipe, a device."""
+    """Whether `path` is an open stream by its name, a pipe or a device, which is written to rather than replaced."""
     return bool(_STREAMS.fullmatch(str(path))) or (path.exists() and not path.is_file() and not path.is_dir())
 
 
@@ -124,10 +125,10 @@ def check_outputs(
     outputs: Mapping[str, Path | None] | None = None,
     folders: Collection[str] = (),
 ) -> None:
-    """Refuse, before any work, what the running command may not write (`formats.output.check_outputs`).
+    """Raise OutputError, before any work, if the running command may not write an output (`formats.output.check_outputs`).
 
-    `reports` may be streams (-, /dev/stdout, a pipe); `outputs` may not. Inputs are all other parameters that name something
-    that exists, with the files that they stand for.
+    `reports` may be streams (-, /dev/stdout, a pipe); `outputs` may not. All other parameters that are existing paths count as
+    inputs, with all files that opening them reads.
     """
     from gguf_tools.formats.gguf.split import is_part_name
     from gguf_tools.formats.output import check_outputs as check
@@ -141,29 +142,29 @@ def check_outputs(
     for option, path in files.items():
         for other in outputs.values():
             if other and is_part_name(path, other) and path.parent.resolve() == other.parent.resolve():
-                raise OutputError(f"{path}: is what a part of {other} may be called; give {option} another name")
+                raise OutputError(f"{path}: is the name of a shard of {other}; give {option} another path")
 
 
 WRITTEN = ("out", "save_recipe", "json_path", "csv_path", "markdown")
-"""The parameters, of all commands, that name what is written."""
+"""The parameters of all commands that name outputs."""
 
 
 def _given_paths() -> Iterator[Path]:
-    """Whatever exists of what the running command was given to read."""
+    """The existing paths among the running command's parameters, without its outputs."""
     from gguf_tools.commands.surgery_options import given_options
 
     context = click.get_current_context()
     values = [value for name, value in context.params.items() if name not in WRITTEN]
     for value in [*values, [text for _, text in given_options()]]:
         for one in value if isinstance(value, list | tuple) else [value]:
-            # A text that happens to be a file's name, too, is better spared.
+            # Also text parameters that happen to name a file: protecting it does no harm.
             if isinstance(one, str | Path) and os.path.exists(one):
                 yield Path(one)
 
 
 @contextlib.contextmanager
 def progress_bar(total: int, label: str, quiet: bool) -> Iterator[ByteProgress]:
-    """A bar on stderr that counts bytes and shows the time left, where stderr is a terminal."""
+    """A progress bar in bytes with the remaining time, on stderr; nothing is shown if `quiet` or stderr is not a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -184,7 +185,7 @@ def progress_bar(total: int, label: str, quiet: bool) -> Iterator[ByteProgress]:
 
 @contextlib.contextmanager
 def stage_bars(quiet: bool) -> Iterator[StageProgress | None]:
-    """What shows which stage is how far on stderr, where that is a terminal: a bar for bytes, a line for all else."""
+    """The progress of stages on stderr: a bar for bytes, a line for other counts; None if `quiet` or it is not a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -196,7 +197,7 @@ def stage_bars(quiet: bool) -> Iterator[StageProgress | None]:
 
 
 class _Bars:
-    """One stage after the other: BYTE_STAGES as a bar with the time left, others as a line."""
+    """Shows one stage at a time: `BYTE_STAGES` as a bar with the remaining time, others as a line."""
 
     def __init__(self) -> None:
         self.stage, self.done = "", 0
@@ -204,7 +205,7 @@ class _Bars:
         self.open = contextlib.ExitStack()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show `done` of `total` of a stage: a bar where they are bytes, else a count on one line."""
+        """Show `done` of `total` for a stage: as a bar if they are bytes, else as a count on one line."""
         if stage != self.stage:
             self.close()
             self.stage, self.done = stage, 0

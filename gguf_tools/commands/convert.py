@@ -1,4 +1,4 @@
-"""`tinyq convert`: a checkpoint into a GGUF."""
+"""`tinyq convert`: convert a checkpoint to GGUF."""
 
 from __future__ import annotations
 
@@ -27,52 +27,53 @@ from gguf_tools.commands.type_options import type_options
     default="auto",
     metavar="TYPE",
     show_default=True,
-    help="auto is the smallest that is exact; or f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m … in either case.",
+    help="auto (the smallest exact type), or f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m …, in either case.",
 )
 @type_options
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder of the tokenizer, where it does not lie in SOURCE.",
+    help="Folder of the tokenizer, if it is not SOURCE's.",
 )
-@click.option("--target", metavar="NAME", help="Force a llama.cpp architecture instead of the cheapest exact one.")
+@click.option("--target", metavar="NAME", help="llama.cpp architecture to use instead of the cheapest exact one.")
 @click.option("--add-bos/--no-add-bos", default=None, help="Override the tokenizer's add_bos setting.")
-@click.option("--drop-tokens", is_flag=True, help="Leave out tokens that the embedding has no row for.")
+@click.option("--drop-tokens", is_flag=True, help="Leave out tokens without a row in the embedding.")
 @click.option(
     "--context-length",
     type=click.IntRange(min=1, max=(1 << 31) - 1),
     metavar="N",
-    help="Longest context to record, where the checkpoint does not say or says otherwise.",
+    help="Context length to record, overriding the checkpoint's.",
 )
 @click.option(
     "--allow-approximate",
     is_flag=True,
-    help="Where no architecture is exact, take the nearest and say what was reached.",
+    help="If no architecture is exact, use the nearest approximation and report its error.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text to fit --allow-approximate to (by default a built-in one) and to measure --target-bpw on (what the model writes).",
+    help="Calibration text for --allow-approximate (default: a built-in one), --target-bpw and --target-size (default: generated "
+    "by the model).",
 )
-@click.option("--text-only", is_flag=True, help="Leave out a vision or audio tower beside the text model.")
+@click.option("--text-only", is_flag=True, help="Leave out the vision or audio tower of a multimodal model.")
 @click.option(
     "--prove",
     is_flag=True,
-    help="Before the file appears, compare its logits of a short prompt by llama.cpp with the torch reference, and that with the "
-    "source's own code.",
+    help="Before the file appears, compare llama.cpp's logits on a short prompt with the torch reference's, and the reference's "
+    "with the oracle's (--oracle).",
 )
 @click.option(
     "--oracle",
     metavar="WHAT",
-    help="What --prove takes for the source's own code, as in `tinyq eval`; transformers by default, where it knows the source.",
+    help="The source's own code for --prove, as in `tinyq eval`; by default transformers, if it supports the source.",
 )
 @click.option(
     "--as",
     "as_family",
     metavar="NAME",
-    help="Compute a model_type that tinyq does not know as this family (such as llama) or model_type does.",
+    help="Treat an unknown model_type as this family (such as llama) or known model_type.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @timeout_option
@@ -107,12 +108,12 @@ def convert(
     json_path: str | None,
     quiet: bool,
 ) -> None:
-    """Turn the checkpoint SOURCE into OUT, a GGUF that stock llama.cpp runs.
+    """Convert the checkpoint SOURCE to OUT, a GGUF that stock llama.cpp runs.
 
-    SOURCE is a folder in Hugging Face layout, or a torch state dict: a file, or the only one in its folder.
+    SOURCE is a folder in Hugging Face layout, or a torch state dict: a file, or a folder that contains one.
 
-    At the end a probe text is tokenized by both sides; the file appears only if they agree. Layer surgery is done on the
-    way, in the order of its options.
+    Finally llama.cpp and the source's tokenizer tokenize a probe text; the file appears only if the token ids are equal. Layer
+    surgery is applied during conversion, in the order of its options.
     """
     from gguf_tools import convert as run
 

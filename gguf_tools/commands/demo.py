@@ -1,4 +1,4 @@
-"""`tinyq demo`: the whole way on a bundled model, in one table."""
+"""`tinyq demo`: convert, quantize and evaluate a bundled model."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ COLUMN = 54
 
 
 @click.command()
-@click.option("--model", type=click.Choice(MODELS), default="hybrid", show_default=True, help="Which bundled model.")
+@click.option("--model", type=click.Choice(MODELS), default="hybrid", show_default=True, help="The bundled model.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Keep the files in DIR.")
 @timeout_option
 @force_option
 @json_option
 def demo(model: str, out: Path | None, force: bool, json_path: str | None) -> None:
-    """Convert a bundled checkpoint to five types, compare each with the torch reference, and score it as its card would."""
+    """Convert a bundled checkpoint to five types, compare each with the torch reference, and score it with its question set."""
     from gguf_tools import convert, evaluate
     from gguf_tools.evaluation.card.questions import choose
     from gguf_tools.families.registry import load_model
@@ -66,7 +66,7 @@ def demo(model: str, out: Path | None, force: bool, json_path: str | None) -> No
 
 
 def _tables(results: Mapping[str, FileScores], questions: int) -> str:
-    """Both suites' tables, a line a type, and what each is about."""
+    """The tables of both suites, one row per type, each with a line that describes it."""
     from gguf_tools.evaluation.card.report import CARD_HEAD, card_row
     from gguf_tools.evaluation.tables import FIDELITY_HEAD, fidelity_row
 
@@ -78,21 +78,21 @@ def _tables(results: Mapping[str, FileScores], questions: int) -> str:
     scored = [(name, *card_row(result.card)) for name, result in results.items() if result.card]
     report = next(iter(compared.values())).fidelity
     about = (
-        f"beside the torch reference: {report.metrics.n_tokens} positions of {report.metrics.n_prompts} prompts, "
+        f"compared with the torch reference: {report.metrics.n_tokens} positions of {report.metrics.n_prompts} prompts, "
         f"each continued by {report.n_generate} tokens"
     )
     return "\n\n".join(
         [
             about,
             table(("type", "size", "bits/weight", *FIDELITY_HEAD), rows),
-            f"as its card would score it: {questions} questions, its own chat template, greedily; the score is of 100",
+            f"scored on {questions} questions, with its own chat template, greedily; scores are out of 100",
             table(("type", *CARD_HEAD), scored),
         ]
     )
 
 
 def _stories(path: Path, reference: Any, options: Any) -> tuple[str, str]:
-    """The greedy story by llama.cpp and by torch, as text."""
+    """The greedy continuations of `STORY` by llama.cpp and by the torch reference, as text."""
     from gguf_tools.evaluation.fidelity import greedy_with_draft
     from gguf_tools.runtime.process import Runtime
 
@@ -104,7 +104,7 @@ def _stories(path: Path, reference: Any, options: Any) -> tuple[str, str]:
 
 
 def _side_by_side(left: str, right: str) -> str:
-    """Two texts wrapped into columns."""
+    """Two texts wrapped to two columns of `COLUMN` characters."""
     columns = [
         [line for part in text.splitlines() for line in textwrap.wrap(part, COLUMN) or [""]] for text in (left, right)
     ]

@@ -1,4 +1,4 @@
-"""`tinyq eval`: GGUF files by llama.cpp, against the torch reference and as their cards would score them."""
+"""`tinyq eval`: run GGUF files with llama.cpp; compare them with the torch reference, and score them on questions."""
 
 from __future__ import annotations
 
@@ -28,47 +28,57 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
 
 @click.command("eval")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…", type=click.Path(path_type=Path))
-@click.option("--reference", type=click.Path(path_type=Path), metavar="SOURCE", help="The checkpoint to compare with.")
+@click.option("--reference", type=click.Path(path_type=Path), metavar="SOURCE", help="Checkpoint to compare with.")
 @click.option(
     "--oracle",
     metavar="WHAT",
-    help="Other code to hold the reference against: transformers, MODULE:FUNCTION (token ids → logits), a file of golden logits "
-    "(.npz or .safetensors), or none. By default transformers on one short prompt, where it knows the source.",
+    help="Independent code to check the torch reference against: transformers, MODULE:FUNCTION (token ids → logits), a file of "
+    "golden logits (.npz or .safetensors), or none. By default transformers on one short prompt, if it supports the source.",
 )
 @click.option(
     "--suite",
     type=click.Choice(["fidelity", "card", "all"]),
     default="fidelity",
     show_default=True,
-    help="What to measure: against the reference, by questions, or both.",
+    help="What to measure: fidelity to the reference, answers to questions (card), or both.",
 )
-@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Prompts, one a line, or JSONL.")
-@click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="Another text for the perplexity.")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Prompts, one per line, or JSON Lines."
+)
+@click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="Text for the perplexity.")
 @click.option(
     "--tokens",
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="Tokens by which to continue a prompt or text.",
+    help="Number of tokens to generate after each prompt or text.",
 )
 @click.option(
-    "--kv-type", type=click.Choice(["f32", "f16", "q8_0"]), default="f32", show_default=True, help="llama.cpp's cache."
+    "--kv-type",
+    type=click.Choice(["f32", "f16", "q8_0"]),
+    default="f32",
+    show_default=True,
+    help="Type of llama.cpp's KV cache.",
 )
-@click.option("--flash-attn", is_flag=True, help="Use llama.cpp's fused attention.")
+@click.option("--flash-attn", is_flag=True, help="Use llama.cpp's flash attention.")
 @click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
-@click.option("--context", type=click.IntRange(min=1), help="Context length; as much as is needed by default.")
+@click.option("--context", type=click.IntRange(min=1), help="Context length in tokens; by default as long as needed.")
 @click.option(
-    "--dtype", type=click.Choice(["f32", "f64"]), default="f32", show_default=True, help="The reference's arithmetic."
+    "--dtype",
+    type=click.Choice(["f32", "f64"]),
+    default="f32",
+    show_default=True,
+    help="Precision of the torch reference.",
 )
-@click.option("--no-speed", is_flag=True, help="Do not measure the speed.")
+@click.option("--no-speed", is_flag=True, help="Do not measure speed.")
 @card_options
-@click.option("--min-top1", type=float, help="Exit with 1 if fewer positions agree on the likeliest token (0 to 1).")
-@click.option("--max-nmse", type=float, help="Exit with 1 if the logits' NMSE is larger.")
-@click.option("--max-kl", type=float, help="Exit with 1 if the mean KL divergence is larger, nats.")
-@click.option("--min-greedy", type=float, help="Exit with 1 if fewer greedy texts are equal (0 to 1).")
-@click.option("--min-score", type=float, help="Exit with 1 if the card's score is lower (0 to 100).")
-@click.option("--csv", "csv_path", metavar="FILE", help="Write one line a model as CSV to FILE, or to stdout with -.")
-@click.option("--markdown", metavar="FILE", help="Write the table as Markdown to FILE, or to stdout with -.")
+@click.option("--min-top1", type=float, help="Exit with 1 if the top-1 agreement is lower (0 to 1).")
+@click.option("--max-nmse", type=float, help="Exit with 1 if the NMSE of the logits is higher.")
+@click.option("--max-kl", type=float, help="Exit with 1 if the mean KL divergence (in nats) is higher.")
+@click.option("--min-greedy", type=float, help="Exit with 1 if the share of equal greedy texts is lower (0 to 1).")
+@click.option("--min-score", type=float, help="Exit with 1 if the card score is lower (0 to 100).")
+@click.option("--csv", "csv_path", metavar="FILE", help="Write CSV, one row per model, to FILE (- for stdout).")
+@click.option("--markdown", metavar="FILE", help="Write the table as Markdown to FILE (- for stdout).")
 @timeout_option
 @threads_option
 @force_option
@@ -101,17 +111,18 @@ def evaluate(
     quiet: bool,
     **card: Any,
 ) -> None:
-    """Run each MODEL greedily by llama.cpp, in a process of its own, and score it.
+    """Run each MODEL with llama.cpp, in a child process, and score it.
 
-    Suite fidelity compares it with the torch reference: the checkpoint given, else the one recorded in the file or lying
-    beside it if it is unchanged, else one rebuilt from the file's own tensors, and then only the engine is compared.
+    Suite fidelity compares it with the torch reference. The reference is built from the checkpoint given by --reference, else
+    from the one recorded in the file or in its folder, if unchanged, else from the file's own tensors; in the last case only the
+    engine is compared, not the conversion.
 
-    The source's own code, as transformers has it, is asked too whether the reference reads the checkpoint rightly: exit code 1
-    where it does not. It is the reference itself where tinyq does not know the family, for a file that others converted.
+    The reference itself is checked against the source's own code in transformers (see --oracle); the exit code is 1 if they
+    differ. For a file converted by others, of a family that tinyq does not know, transformers is the reference.
 
-    Suite card asks questions by the model's own chat template and gives one score of 100, its parts, and what the numbers
-    allow to say. Several models are shown side by side, best first; where llama.cpp fails on one, the others go on, and the exit
-    code is 3.
+    Suite card asks questions with the model's own chat template and reports a score from 0 to 100, its components, and whether
+    differences are significant. Several models are listed best first; if llama.cpp fails on one, the others are still
+    evaluated, and the exit code is 3.
     """
     from gguf_tools import evaluate as run
 
@@ -153,7 +164,7 @@ def evaluate(
 
 
 def _check_options(suite: str) -> None:
-    """Refuse an option, or a threshold, on what the suite does not measure."""
+    """Raise click.UsageError for an option or threshold of a suite that is not run."""
     context = click.get_current_context()
     for names, other in ((_FIDELITY_ONLY, "fidelity"), (_CARD_ONLY, "card")):
         for param in context.command.params if suite not in (other, "all") else ():

@@ -1,4 +1,4 @@
-"""`tinyq imatrix`: activation statistics for quantization."""
+"""`tinyq imatrix`: collect an importance matrix for quantization."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ SHOWN = 10
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="Count this matrix too (GGUF or old .dat); repeatable, and enough without MODEL and TEXT.",
+    help="Add this matrix (GGUF or old .dat); repeatable. Sufficient without MODEL and TEXT.",
 )
-@click.option("--chunk", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens read together.")
-@click.option("--chunks", type=click.IntRange(min=1), help="Read no more chunks than this.")
-@click.option("--process-output", is_flag=True, help="Count what enters output.weight too.")
-@click.option("--parse-special", is_flag=True, help='Read "<|…|>" in the text as one token.')
+@click.option("--chunk", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens per chunk of text.")
+@click.option("--chunks", type=click.IntRange(min=1), help="Most chunks to process.")
+@click.option("--process-output", is_flag=True, help="Collect statistics for output.weight too.")
+@click.option("--parse-special", is_flag=True, help='Parse special tokens ("<|…|>") in the text.')
 @click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
 @timeout_option
 @output_options
@@ -51,9 +51,9 @@ def imatrix(
     json_path: str | None,
     quiet: bool,
 ) -> None:
-    """Count how strongly TEXT drives each column of MODEL's weights, experts separately, for convert and quantize.
+    """Collect the mean squared activation of each weight column of MODEL over TEXT, per expert, for convert and quantize.
 
-    Writes llama.cpp's own GGUF format. Without MODEL and TEXT it merges, or only shows, the matrices given by --merge.
+    Writes llama.cpp's GGUF format. Without MODEL and TEXT it merges, or only shows, the matrices given by --merge.
     """
     from gguf_tools.evaluation.imatrix import CollectRequest, collect
     from gguf_tools.formats.gguf.imatrix import in_tokens, read_imatrix, write_imatrix
@@ -66,11 +66,11 @@ def imatrix(
     from quant.recipes import TensorFacts
 
     if model is not None and text is None:
-        raise InputError(f"{model}: a text is missing; give MODEL.gguf and TEXT, or only --merge FILE")
+        raise InputError(f"{model}: given without a TEXT; give MODEL.gguf and TEXT, or only --merge FILE")
     if model is None and not merge:
-        raise InputError("nothing to count; give MODEL.gguf and TEXT, or --merge FILE")
+        raise InputError("there is no model and no matrix; give MODEL.gguf and TEXT, or --merge FILE")
     if model is not None and out is None:
-        raise InputError("where to write the matrix is missing; give it with -o FILE")
+        raise InputError("the output file is missing; give it with -o FILE")
     check_outputs({"--json": json_path}, force=force, outputs={"--out": out})
     read = [*merge, *(source_files(model) if model else ()), *([text] if text else ())]
     watch = Watch.over(read)
@@ -103,7 +103,7 @@ def imatrix(
 def report_dict(
     matrix: ImportanceMatrix, found: tuple[Coverage, ...], out: Path | None, size: int | None
 ) -> dict[str, Any]:
-    """What was counted, as JSON; the least covered tensors first."""
+    """The JSON report: sizes, counts and the coverage of each tensor, the least covered first."""
     return {
         "path": str(out) if out else None,
         "size": size,
@@ -118,7 +118,7 @@ def report_dict(
 
 
 def report_text(matrix: ImportanceMatrix, found: tuple[Coverage, ...]) -> str:
-    """The least covered tensors and experts as a table, and a summary."""
+    """The text report: a table of the tensors and experts with the fewest tokens, and a summary."""
     rows = [
         (
             one.name,
@@ -128,13 +128,13 @@ def report_text(matrix: ImportanceMatrix, found: tuple[Coverage, ...]) -> str:
         )
         for one in found[:SHOWN]
     ]
-    listed = table(("least covered", "expert", "tokens", "experts unseen"), rows, "<<>>")
+    listed = table(("fewest tokens", "expert", "tokens", "unused experts"), rows, "<<>>")
     unseen = sum(one.unseen for one in found)
-    lines = [listed, "", f"counted   {len(found)} tensors, {matrix.chunks} chunks of {matrix.chunk_size} tokens"]
+    lines = [listed, "", f"matrix    {len(found)} tensors, {matrix.chunks} chunks of {matrix.chunk_size} tokens"]
     lines += [f"text      {', '.join(matrix.datasets)}"] if matrix.datasets else []
     if unseen:
         lines.append(
-            f"note      {unseen} matrices of experts saw no token: their columns will count alike; a longer or more varied "
-            "text helps"
+            f"note      {unseen} expert matrices got no token and are quantized as if without an importance matrix; use a "
+            "longer or more varied text"
         )
     return "\n".join(lines)

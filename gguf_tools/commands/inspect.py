@@ -1,4 +1,4 @@
-"""`tinyq inspect`: what a checkpoint or a GGUF is."""
+"""`tinyq inspect`: describe a checkpoint or a GGUF."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gguf_tools.commands.common import check_outputs, force_option, json_option,
 @force_option
 @json_option
 def inspect_command(path: Path, force: bool, json_path: str | None) -> None:
-    """Show what PATH is, a checkpoint or a GGUF: layers, sizes, types, tokenizer, provenance, and how it would convert.
+    """Describe PATH, a checkpoint or a GGUF: layers, sizes, types, tokenizer, provenance, and how it would be converted.
 
     No weights are read.
     """

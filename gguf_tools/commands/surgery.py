@@ -1,4 +1,4 @@
-"""`tinyq surgery`: ops on the layers of a checkpoint or of a GGUF file."""
+"""`tinyq surgery`: layer surgery on a checkpoint or a GGUF."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 @click.command(cls=WithSurgery)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path), required=False)
-@click.option("--in-place", is_flag=True, help="Change SOURCE, a GGUF, itself: only whole layers in another order.")
-@click.option("--undo", is_flag=True, help="Take back the last change that was made to SOURCE in place.")
+@click.option("--in-place", is_flag=True, help="Change SOURCE, a GGUF, itself; only for reordering whole layers.")
+@click.option("--undo", is_flag=True, help="Undo the last in-place change of SOURCE.")
 @click.option("--save-recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write the ops to a TOML file.")
-@click.option("--dry-run", is_flag=True, help="Draw the old and the new layers side by side and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show old and new layers side by side, and write nothing.")
 @click.option(
     "--assume-independent-layers",
     is_flag=True,
-    help="Operate on a GGUF of an architecture that tinyq does not know: you have checked that its layers' places mean nothing.",
+    help="Accept a GGUF of an architecture unknown to tinyq; you have checked that its layers do not depend on their positions.",
 )
 @nonfinite_option
 @output_options
@@ -38,10 +38,10 @@ def surgery(
     json_path: str | None,
     quiet: bool,
 ) -> None:
-    """Operate on the layers of SOURCE and write OUT: a folder from a checkpoint, a GGUF from a GGUF.
+    """Apply layer surgery to SOURCE and write OUT: a folder for a checkpoint, a GGUF for a GGUF.
 
-    Whole layers of a GGUF are copied as they are, quantized or not; what is blended or scaled is encoded again to the
-    type that it had. Where a change in place was interrupted, --in-place completes it first, and alone completes it only.
+    Whole layers of a GGUF are copied unchanged, quantized or not; blended or scaled tensors are encoded again in their type.
+    If an in-place change was interrupted, --in-place completes it first; without ops it does only that.
     """
     from gguf_tools import operate
 

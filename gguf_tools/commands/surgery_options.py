@@ -1,7 +1,7 @@
-"""The options of layer surgery, which several commands take: one for each op, in the order of the command line.
+"""The options of layer surgery, shared by several commands: one option per op, applied in command-line order.
 
-click groups the values of an option that is given twice, which loses the order among different options; so these are
-taken out of the arguments before click sees them. They are listed, and the ops imported, only when they are asked for.
+click groups the values of a repeated option, which loses the order among different options; so these options are removed from
+the arguments before click parses them. The ops are imported only when the options are used or listed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import click
 if TYPE_CHECKING:
     from surgery.recipe import Recipe
 
-SECTION = "Layer surgery (in the order given; layers count from 0, as the model then stands)"
+SECTION = "Layer surgery (in the order given; layers count from 0, after the preceding ops)"
 _KEY = "tinyq.surgery.options"
 
 
 class WithSurgery(click.Command):
-    """A command that takes the options of layer surgery too."""
+    """A command with the options of layer surgery."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given, rest = _collected(args, ctx)
@@ -32,7 +32,7 @@ class WithSurgery(click.Command):
 
 
 def given_recipe() -> Recipe | None:
-    """The recipe that the running command's options of surgery make, in their order; None without any."""
+    """The recipe given by the running command's surgery options, in their order; None if there are none."""
     options = given_options()
     if not options:
         return None
@@ -42,13 +42,13 @@ def given_recipe() -> Recipe | None:
 
 
 def given_options() -> list[tuple[str, str]]:
-    """The running command's options of surgery (name, value), in their order."""
+    """The running command's surgery options as (name, value), in their order."""
     options: list[tuple[str, str]] = click.get_current_context().meta.get(_KEY, [])
     return options
 
 
 def option_help() -> list[tuple[str, str]]:
-    """Each option with its value, and what it does."""
+    """Pairs (option with its value, help text)."""
     from surgery.ops import all_ops
     from surgery.recipe import read_file
     from surgery.shipped import shipped_recipes
@@ -57,16 +57,19 @@ def option_help() -> list[tuple[str, str]]:
     rows = [(f"--{op.name} {op.usage}", op.help) for op in all_ops().values()]
     return [
         *rows,
-        ("--only attention|ffn", "Narrow the swap, blend or scale before it to that half of the layers."),
+        ("--only attention|ffn", "Restrict the preceding op to the attention or the feed-forward of the layers."),
         (
             "--recipe FILE|TEXT|NAME",
-            f'The ops of a TOML file, of a text such as "swap(1:3) + delete(5)", or of a recipe that ships: {shipped}.',
+            f'Ops from a TOML file, from text such as "swap(1:3) + delete(5)", or from a bundled recipe: {shipped}.',
         ),
     ]
 
 
 def _collected(args: list[str], ctx: click.Context) -> tuple[list[tuple[str, str]], list[str]]:
-    """Surgery's options among the arguments, and the others."""
+    """The surgery options (name, value) among the arguments, and the other arguments.
+
+    Raises click.UsageError for an option without a value.
+    """
     from surgery.ops import all_ops
 
     names = {*all_ops(), "only", "recipe"}

@@ -1,4 +1,4 @@
-"""The options that change which type each tensor gets, shared by `tinyq convert` and `tinyq quantize`."""
+"""The options that determine each tensor's type, shared by `tinyq convert` and `tinyq quantize`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _OPTIONS = (
         "tensor_types",
         multiple=True,
         metavar="REGEX=TYPE",
-        help="Type of tensors in whose name REGEX is found; repeatable, the last that matches wins.",
+        help="Type of tensors whose name matches REGEX (anywhere in it); repeatable, the last match wins.",
     ),
     click.option("--output-type", metavar="TYPE", help="Type of output.weight."),
     click.option("--embedding-type", metavar="TYPE", help="Type of the token embedding."),
-    click.option("--pure", is_flag=True, help="The same type for all tensors that are quantized."),
+    click.option("--pure", is_flag=True, help="Use one type for all quantized tensors."),
     click.option(
         "--imatrix",
         type=click.Path(path_type=Path),
@@ -29,15 +29,17 @@ _OPTIONS = (
         "--target-bpw",
         type=click.FloatRange(min=0, min_open=True),
         metavar="BITS",
-        help="Instead of a type: choose types by measuring each tensor, for this many bits per weight.",
+        help="Select each tensor's type by measured sensitivity, for this many bits per weight; instead of a type.",
     ),
-    click.option("--target-size", metavar="SIZE", help="The same for a file of at most SIZE, such as 500M or 2GiB."),
+    click.option(
+        "--target-size", metavar="SIZE", help="Like --target-bpw, for a file of at most SIZE, such as 500M or 2GiB."
+    ),
 )
 
 
 def type_options(command: F) -> F:
-    """Adds the options to a command, which gets tensor_types, output_type, embedding_type, pure, imatrix, target_bpw and
-    target_size."""
+    """A decorator that adds the options; the command receives the parameters tensor_types, output_type, embedding_type, pure,
+    imatrix, target_bpw and target_size."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

@@ -1,4 +1,4 @@
-"""`tinyq verify`: is this file what its source gives?"""
+"""`tinyq verify`: check a GGUF against its source, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from gguf_tools.verification.run import Verification
 
 ROWS = 40
-"""Tensors that the table shows."""
+"""Most tensors in the table."""
 NAMED = 4
-"""Names in the closing line."""
+"""Most names in the final error line."""
 
 
 @click.command()
@@ -36,7 +36,7 @@ NAMED = 4
     required=True,
     type=click.Path(path_type=Path),
     metavar="SOURCE",
-    help="The checkpoint, or the GGUF, that FILE was made from.",
+    help="The checkpoint or GGUF that FILE was converted or quantized from.",
 )
 @click.option(
     "--imatrix",
@@ -48,7 +48,7 @@ NAMED = 4
     "--tokenizer",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="The tokenizer's folder, where it is not SOURCE's.",
+    help="Folder of the tokenizer, if it is not SOURCE's.",
 )
 @threads_option
 @force_option
@@ -64,11 +64,11 @@ def verify(
     json_path: str | None,
     quiet: bool,
 ) -> None:
-    """Compare every tensor and the metadata of FILE, whoever made it, with what SOURCE gives.
+    """Compare every tensor and the metadata of FILE, written by any tool, with what SOURCE gives.
 
-    A tensor is identical (byte for byte what encoding SOURCE's weights gives), consistent (what it gives with an
-    importance matrix that is not known: every weight lies at the level that the encoder would have chosen), different, or
-    unknown (SOURCE gives no such tensor, or its type is not encoded here). Exits with 1 if anything differs.
+    A tensor is identical (its bytes equal those from encoding SOURCE's weights), consistent (possible with an unknown
+    importance matrix: every weight has the quantization level that the encoder selects), different, or unknown (SOURCE has no
+    such tensor, or tinyq cannot encode its type). Exits with 1 if anything differs.
     """
     from gguf_tools.evaluation.type_check import check_model_type
     from gguf_tools.verification.run import file_bytes, verify
@@ -92,17 +92,17 @@ def verify(
     if found.differing:
         names = ", ".join(found.differing[:NAMED])
         more = f" and {len(found.differing) - NAMED} more" if len(found.differing) > NAMED else ""
-        raise ThresholdError(one_line(f"{file}: differs from what {source} gives in {names}{more}"))
+        raise ThresholdError(one_line(f"{file}: differs from its source {source} in {names}{more}"))
 
 
 def text_of(found: Verification) -> str:
-    """The verdicts as tables, worst first, and what they come to."""
+    """The verdicts on tensors and metadata as tables, worst first, and a summary."""
     parts = [_tensors(found), _metadata(found), _summary(found)]
     return "\n\n".join(part for part in parts if part)
 
 
 def _tensors(found: Verification) -> str:
-    """The table of the worst tensors that are not identical, ROWS at most; empty if there is none."""
+    """A table of the worst `ROWS` tensors that are not identical; empty if all are."""
     shown = [tensor for tensor in found.worst_first if tensor.verdict != "identical"]
     rows = [
         (
@@ -118,7 +118,7 @@ def _tensors(found: Verification) -> str:
     if not rows:
         return ""
     more = f"\n… and {len(shown) - ROWS} more (--json lists all)" if len(shown) > ROWS else ""
-    return table(("tensor", "type", "verdict", "error", "encoder's", "what was seen"), rows, "<<<>><") + more
+    return table(("tensor", "type", "verdict", "error", "encoder's", "reason"), rows, "<<<>><") + more
 
 
 def _metadata(found: Verification) -> str:
@@ -128,11 +128,11 @@ def _metadata(found: Verification) -> str:
         for entry in found.metadata
         if entry.verdict == verdict
     ]
-    return table(("metadata", "verdict", "the file says", "the source implies"), rows, "<") if rows else ""
+    return table(("metadata", "verdict", "found", "expected from source"), rows, "<") if rows else ""
 
 
 def _summary(found: Verification) -> str:
-    """The lines above the table: file, source, counts by verdict, notes, what made the file, and the verdict."""
+    """The summary lines: file, source, counts by verdict, notes, possible encoders, and the overall verdict."""
     counts = found.as_dict()
     words = counts["metadata"]
     lines = [
@@ -144,14 +144,14 @@ def _summary(found: Verification) -> str:
         *(f"note      {one_line(note)}" for note in found.notes),
     ]
     ways = sorted({tensor.way for tensor in found.tensors if tensor.way and tensor.verdict == "identical"})
-    lines += [f"made      {', or '.join(ways)}"] if ways else []
-    lines.append("verdict   " + ("it differs from its source" if found.differing else _good(found)))
+    lines += [f"encoding  {', or '.join(ways)}"] if ways else []
+    lines.append("verdict   " + ("differs from its source" if found.differing else _good(found)))
     return "\n".join(lines)
 
 
 def _good(found: Verification) -> str:
     if found.count("unknown"):
-        return "nothing differs, but not all could be compared"
+        return "nothing differs, but not everything could be compared"
     if found.count("consistent"):
-        return "it is what its source gives, up to what an importance matrix or float rounding explains"
-    return "it is what its source gives, byte for byte"
+        return "matches its source, up to differences that an importance matrix or float rounding explains"
+    return "matches its source, byte for byte"

@@ -169,9 +169,9 @@ def test_sizes_in_bytes(folder: Path, source: Path, text: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "give either TYPE or a size"),
-        (["q4_0", "--target-bpw", "4"], "give either TYPE or a size"),
-        (["--target-bpw", "4", "--target-size", "1M"], "are two sizes"),
+        ([], "exactly one of TYPE"),
+        (["q4_0", "--target-bpw", "4"], "exactly one of TYPE"),
+        (["--target-bpw", "4", "--target-size", "1M"], "exclude each other"),
         (["--target-bpw", "1"], "target 1 bpw is too small: with the smallest types the file is"),
         (["--target-size", "10K"], "target 10000 bytes is too small"),
         (["--target-bpw", "4", "--pure"], "cannot be combined with --pure"),

@@ -74,7 +74,7 @@ def test_an_interrupted_change_is_completed(tinyq: Tinyq, exact_file: Path, tmp_
             said = str(result)
         else:
             said = tinyq("surgery", file, "--in-place").out.rstrip()
-        assert said == f"completed swap(0:2) in {file}, which had been interrupted"
+        assert said == f"completed the interrupted change of {file}: swap(0:2)"
         assert (file.read_bytes(), journal_path(file).exists()) == (changed, False)
 
 
@@ -90,16 +90,16 @@ def test_a_dry_run_writes_nothing(tinyq: Tinyq, exact_file: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"recipe": "swap(0:1)"}, "where should the result go?"),
-        ({"out": "OUT"}, "no op was given"),
-        ({"out": "OUT", "recipe": Recipe()}, "no op was given"),
+        ({"recipe": "swap(0:1)"}, "the output is missing"),
+        ({"out": "OUT"}, "there is no op"),
+        ({"out": "OUT", "recipe": Recipe()}, "there is no op"),
         ({"out": "OUT", "recipe": "swap(0:7)"}, "there is no layer 7"),
         ({"out": "OUT", "recipe": "wobble(1)"}, "op 'wobble' is not known"),
         ({"out": "OUT", "recipe": "swap(0:1)", "in_place": True}, "takes no OUT"),
         ({"recipe": "duplicate(1)", "in_place": True}, "can only reorder whole layers"),
         ({"recipe": "duplicate(1)", "in_place": True, "dry_run": True}, "can only reorder whole layers"),
         ({"undo": True}, "nothing to undo"),
-        ({"undo": True, "recipe": "swap(0:1)"}, "give it SOURCE alone"),
+        ({"undo": True, "recipe": "swap(0:1)"}, "give SOURCE alone"),
         ({"out": "OUT", "recipe": "swap(0:1)", "threads": 0}, "--threads is 0"),
     ],
 )

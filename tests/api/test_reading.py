@@ -125,7 +125,7 @@ def test_a_context_length(qwen3_folder: Path, exact_file: Path) -> None:
     for length in (0, 2.5):
         with pytest.raises(InputError, match="--context-length is"):
             load_model(qwen3_folder, context_length=length)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="are for checkpoints"):
+    with pytest.raises(InputError, match="apply to checkpoints only"):
         load_model(exact_file, context_length=77)
 
 

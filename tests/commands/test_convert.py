@@ -53,7 +53,7 @@ def test_a_conversion_says_what_it_did(tinyq: Tinyq, qwen3_folder: Path, tmp_pat
     assert "bits per weight" in lines["tensors"]
     assert lines["note"] == "vocabulary padded from 267 to 288"
     assert lines["wrote"].startswith(f"{out} (")
-    assert lines["wrote"].endswith("both sides tokenize the probe text alike")
+    assert lines["wrote"].endswith("llama.cpp and the source tokenize the probe text alike")
     assert left(tmp_path) == ["out.gguf"]
     assert read_header(out).get("tinyq.type") == "f16"
 

@@ -375,8 +375,11 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
         "questions, but 4 sets of 17 need 68; give at most 3",
     ),
     "no set": ((*CARD, "--repeat-set", "0"), "0 is not in the range x>=1"),
-    "a weight without a number": ((*CARD, "--weight", "facts"), "--weight facts: has no number for a weight"),
-    "a weight that is none": ((*CARD, "--weight", "facts=a"), "--weight facts=a: has 'a' for a weight; write such as"),
+    "a weight without a number": ((*CARD, "--weight", "facts"), "--weight facts: has no weight"),
+    "a weight that is none": (
+        (*CARD, "--weight", "facts=a"),
+        "--weight facts=a: has the weight 'a', PART=NUMBER such as",
+    ),
     "a weight below 0": ((*CARD, "--weight", "facts=-1"), "the weight of facts is -1.0; expected a number from 0"),
     "a weight of nothing": ((*CARD, "--weight", "taste=1"), "part 'taste' is not known; expected one of facts, "),
     "a text that is not there": ((*CARD, "--text", "gone.txt"), "gone.txt: cannot be read (No such file or directory)"),

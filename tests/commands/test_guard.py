@@ -159,7 +159,7 @@ def test_a_report_is_no_part_of_a_split_output(tinyq: Tinyq, place: Place) -> No
     report = place.out / "a-00002-of-00003.gguf"
     ran = tinyq("quantize", place.file, place.out / "a.gguf", "q8_0", "--split-max-size", "20K", "--json", report)
     assert ran.code == 2
-    assert "is what a part of" in ran.err
+    assert "is the name of a shard of" in ran.err
     assert list(place.out.iterdir()) == []
 
 

@@ -229,7 +229,7 @@ def test_command(qwen3_folder: Path, tmp_path: Path, text: Path, tinyq: Callable
     found = json.loads(report.read_text())
     assert found["tokens"] == 2 * read_imatrix(out).entries["blk.0.attn_q.weight"].counts[0]
     assert found["coverage"][0]["tokens"] == found["tokens"]
-    assert "least covered" in tinyq("imatrix", "--merge", out, "--merge", tmp_path / "b.gguf").out
+    assert "fewest tokens" in tinyq("imatrix", "--merge", out, "--merge", tmp_path / "b.gguf").out
     for source, kind in ((path, "quantize"), (qwen3_folder, "convert")):
         typed = ("q4_0",) if kind == "quantize" else ("--type", "q4_0")
         ran = tinyq(kind, source, tmp_path / f"{kind}.gguf", *typed, "--imatrix", out, "--threads", 1)
@@ -241,9 +241,9 @@ def test_command(qwen3_folder: Path, tmp_path: Path, text: Path, tinyq: Callable
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "nothing to count"),
-        (["m.gguf"], "a text is missing"),
-        (["m.gguf", "t.txt"], "where to write the matrix is missing"),
+        ([], "there is no model and no matrix"),
+        (["m.gguf"], "given without a TEXT"),
+        (["m.gguf", "t.txt"], "the output file is missing"),
         (["m.gguf", "t.txt", "-o", "out.gguf"], "t.txt: cannot be read"),
         (["--merge", "none.gguf"], "none.gguf: no such file"),
     ],

@@ -97,15 +97,15 @@ def test_in_place_and_back(tinyq: Tinyq, file: Path) -> None:
     [
         (["OUT", "--swap", "0:9"], "there is no layer 9; the model has 4 layers at this point, 0 to 3"),
         (["OUT", "--only", "ffn"], "does not follow a swap, blend or scale"),
-        (["OUT"], "no op was given"),
+        (["OUT"], "there is no op"),
         (["OUT", "--wobble", "1"], "No such option"),
         (["OUT", "--swap"], "Option '--swap' requires an argument"),
         (["OUT", "--recipe", "wobble(1)"], "op 'wobble' is not known; the ops are attenuate"),
         (["OUT", "--in-place", "--swap", "0:1"], "takes no OUT"),
-        (["--swap", "0:1"], "where should the result go?"),
+        (["--swap", "0:1"], "the output is missing"),
         (["--in-place", "--duplicate", "1"], "can only reorder whole layers"),
         (["--undo"], "nothing to undo"),
-        (["--undo", "--swap", "0:1"], "give it SOURCE alone"),
+        (["--undo", "--swap", "0:1"], "give SOURCE alone"),
         (["SELF", "--swap", "0:1", "--force"], "is also an input of this command"),
     ],
 )

@@ -1,1 +1,1 @@
-"""What the functions of the API return: each has `as_dict()` (the command's JSON), a text and an HTML form."""
+"""The results of the public functions: each has `as_dict()` (the command's JSON), a text and an HTML form."""

@@ -1,4 +1,4 @@
-"""A conversion, planned or done."""
+"""The result of `convert`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class ConvertResult(Shown):
-    """What `convert` did, or would do.
+    """The result of `convert`.
 
-    `written` is None after a dry run, `chosen` unless types were chosen for a size, `proof` unless one was asked for.
+    `written` is None after a dry run, `chosen` unless types were selected for a size, `proof` unless requested.
     """
 
     conversion: Conversion
@@ -32,31 +32,31 @@ class ConvertResult(Shown):
 
     @property
     def path(self) -> Path | None:
-        """The file that was written."""
+        """The path of the written file, or None after a dry run."""
         return self.written.path if self.written else None
 
     @property
     def bytes(self) -> int:
-        """Size of the file."""
+        """The file's size in bytes, exact also after a dry run."""
         return self.written.bytes if self.written else self.conversion.size
 
     @property
     def target(self) -> str:
-        """llama.cpp's architecture."""
+        """The llama.cpp architecture."""
         return self.conversion.plan.target.name
 
     @property
     def type(self) -> str:
-        """The recipe of types, such as q4_k_m."""
+        """The type recipe, such as q4_k_m."""
         return self.conversion.decision.recipe
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences about the checkpoint and its tokenizer."""
+        """Notes on the checkpoint and its tokenizer, each a sentence."""
         return self.conversion.notes
 
     def as_dict(self) -> dict[str, Any]:
-        """What `tinyq convert --json` writes."""
+        """The report that `tinyq convert --json` writes."""
         report = _plan_dict(self.conversion)
         report |= {"allocation": self.chosen.as_dict()} if self.chosen else {}
         report |= {"proof": self.proof.as_dict()} if self.proof else {}
@@ -64,7 +64,7 @@ class ConvertResult(Shown):
         return dict(as_json(report))
 
     def blocks(self) -> Sequence[Block]:
-        """A dry run as a table of tensors and a summary, a finished one as the summary alone."""
+        """For a dry run a table of tensors and a summary, otherwise the summary alone."""
         head = [Lines(self.chosen.sentence)] if self.chosen else []
         head += [Lines(line) for line in self.proof.lines] if self.proof else []
         facts = _overview(self.conversion)
@@ -74,7 +74,7 @@ class ConvertResult(Shown):
 
 
 def _plan_dict(conversion: Conversion) -> dict[str, Any]:
-    """The part of `as_dict()` about the plan: target, rewrites, types, sizes in bytes and each tensor."""
+    """The entries of `as_dict()` for the plan: target, rewrites, types, sizes in bytes and each tensor."""
     made = conversion.plan
     return {
         "family": conversion.family,
@@ -112,7 +112,7 @@ def _recipe(conversion: Conversion) -> str | None:
 
 
 def _written_dict(written: Converted) -> dict[str, Any]:
-    """What the finished conversion adds: where the file is, and what narrowing did to a sample of the weights."""
+    """The entries for a finished conversion: path, size, and the error of narrowing on a sample of the weights."""
     narrowing = {
         name: {
             "weights": loss.weights,
@@ -133,18 +133,18 @@ def _written_dict(written: Converted) -> dict[str, Any]:
 
 
 def _tensors(conversion: Conversion) -> Grid:
-    """A line for each tensor."""
+    """A row per tensor."""
     rows = []
     for choice, tensor, entry in zip(conversion.choices, conversion.tensors, conversion.layout.entries, strict=True):
         names = tensor.sources
-        origin = "(made)" if not names else names[0] if len(names) == 1 else f"{names[0]} + {len(names) - 1}"
+        origin = "(computed)" if not names else names[0] if len(names) == 1 else f"{names[0]} + {len(names) - 1}"
         shape = "×".join(map(str, tensor.shape))
         rows.append((choice.name, shape, choice.type.name, human_bytes(entry.nbytes), origin))
     return Grid(("tensor", "shape", "type", "size", "source"), rows, "<<<><")
 
 
 def _outcome(written: Converted) -> list[tuple[str, str]]:
-    """What was written, and what narrowing did to the weights."""
+    """Labelled lines: the error of narrowing, and the written file."""
     rows = []
     for name, loss in written.losses.items():
         if loss.changed and name in ("f16", "bf16"):
@@ -155,11 +155,11 @@ def _outcome(written: Converted) -> list[tuple[str, str]]:
             rows.append(("rounded", f"to {name}: {error}"))
     size = human_bytes(written.bytes)
     rows += nonfinite_rows(written.nonfinite)
-    return [*rows, ("wrote", f"{written.path} ({size}); both sides tokenize the probe text alike")]
+    return [*rows, ("wrote", f"{written.path} ({size}); llama.cpp and the source tokenize the probe text alike")]
 
 
 def _overview(conversion: Conversion) -> list[tuple[str, str]]:
-    """Source, target, rewrites, types and notes, each under its label."""
+    """Labelled lines: source, target, rewrites, cost, types and notes."""
     made, report, model = conversion.plan, conversion.report, conversion.plan.model
     layers = f"layers {model.spec.pattern}, {human_count(model.parameters)} parameters"
     rows = [("source", f"{conversion.source} ({conversion.family}, {layers})"), ("target", made.target.name)]
@@ -170,7 +170,7 @@ def _overview(conversion: Conversion) -> list[tuple[str, str]]:
         rows += [
             (
                 f"layer {fit.layer}",
-                f"{fit.agreement:.2%} of the calibration tokens reach the same experts, whose weights differ "
+                f"{fit.agreement:.2%} of the calibration tokens select the same experts; the experts' weights differ "
                 f"by {fit.weight_error:.1e} (RMS); τ = {fit.slope:.3f}",
             )
             for fit in made.fits
@@ -178,10 +178,10 @@ def _overview(conversion: Conversion) -> list[tuple[str, str]]:
     rows += [("rewrite", f"{rewrite.name}: {rewrite.why}") for rewrite in made.rewrites]
     if made.extra_parameters:
         share = made.extra_parameters / (model.parameters - made.extra_parameters)
-        cost = f"{human_count(made.extra_parameters)} parameters more ({share:.1%})"
+        cost = f"{human_count(made.extra_parameters)} additional parameters ({share:.1%})"
         if made.extra_cache:
             before = model.spec.cache_width - made.extra_cache
-            cost += f", {model.spec.cache_width} numbers a token in the cache instead of {before}"
+            cost += f", {model.spec.cache_width} values per token in the cache instead of {before}"
         rows.append(("cost", cost))
     types = ", ".join(f"{share.tensors} {share.type}" for share in report.types)
     rows.append(("type", f"{conversion.decision.recipe}: {conversion.decision.reason}"))

@@ -1,4 +1,4 @@
-"""Scores of one GGUF, or of several side by side."""
+"""The result of `evaluate`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class EvaluateResult(Shown):
-    """What `evaluate` measured: `scores` has the facts, fidelity and card of each file, best first.
+    """The result of `evaluate`: `scores` has model information, fidelity and card of each file, best first.
 
-    `failed` are the files, of several, that llama.cpp failed on.
+    `failed` lists the files on which llama.cpp failed, if several were evaluated.
     """
 
     scores: tuple[FileScores, ...]
@@ -29,24 +29,24 @@ class EvaluateResult(Shown):
 
     @property
     def failures(self) -> str:
-        """What was seen of the files that llama.cpp failed on, in one line; empty where there are none."""
+        """The errors of the files on which llama.cpp failed, in one line; empty if there are none."""
         return "; ".join(failure.message for failure in self.failed)
 
     @property
     def fidelity(self) -> FidelityReport | None:
-        """The best file's distance from the reference; None under suite card."""
+        """The best file's fidelity to the reference; None for suite card."""
         evaluation = self.scores[0].evaluation
         return evaluation.fidelity if evaluation else None
 
     @property
     def speed(self) -> Speed | None:
-        """The best file's speed, where it was measured."""
+        """The best file's speed, or None if not measured."""
         evaluation = self.scores[0].evaluation
         return evaluation.speed if evaluation else None
 
     @property
     def card(self) -> CardReport | None:
-        """The best file's answers and score; None under suite fidelity."""
+        """The best file's answers and score; None for suite fidelity."""
         return self.scores[0].card
 
     def require(
@@ -58,37 +58,38 @@ class EvaluateResult(Shown):
         min_greedy: float | None = None,
         min_score: float | None = None,
     ) -> EvaluateResult:
-        """The result itself where every file meets every threshold given; they are those of `tinyq eval`.
+        """Check thresholds, those of `tinyq eval`, for every file; returns the result itself.
 
-        Raises LlamaError where llama.cpp failed on a file, ThresholdError that names each file and number that fell short,
-        InputError for a threshold on what was not measured.
+        `min_top1` and `min_greedy` are shares (0 to 1), `max_kl` is in nats, `min_score` from 0 to 100. Raises LlamaError if
+        llama.cpp failed on a file, ThresholdError naming each file and value that misses a threshold, InputError for a
+        threshold on something not measured.
         """
         if self.failed:
             raise LlamaError(self.failures)
         bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
         if self.fidelity is None and (asked := [name for name, bound in bounds.items() if bound is not None]):
-            raise InputError(f"{asked[0]} needs suite fidelity or all, and only the card was measured")
+            raise InputError(f"{asked[0]} needs suite fidelity or all, but only suite card was run")
         if self.card is None and min_score is not None:
-            raise InputError("min_score needs suite card or all, and only the fidelity was measured")
+            raise InputError("min_score needs suite card or all, but only suite fidelity was run")
         short = tables.shortcomings(self.scores, bounds, min_score)
         if short:
             raise ThresholdError("; ".join(short))
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """What `tinyq eval --json` writes."""
+        """The report that `tinyq eval --json` writes."""
         return dict(as_json(tables.json_of(self.scores, self.failed)))
 
     def as_csv(self) -> str:
-        """What `tinyq eval --csv` writes: a line a file."""
+        """The text that `tinyq eval --csv` writes: one row per file."""
         return tables.csv_of(self.scores)
 
     def as_markdown(self) -> str:
-        """What `tinyq eval --markdown` writes."""
+        """The table that `tinyq eval --markdown` writes."""
         return tables.markdown_of(self.scores)
 
     def blocks(self) -> Sequence[Block]:
-        """All that was measured."""
+        """All measurements, and the errors of failed files."""
         failed = [Lines(f"failed: {failure.message}") for failure in self.failed]
         return [Lines(tables.text_of(self.scores)), *([Lines(), *failed] if failed else [])]
 

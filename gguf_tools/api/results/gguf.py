@@ -1,4 +1,4 @@
-"""An open GGUF."""
+"""The result of `open_gguf`."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from gguf_tools.tensors.base import Tensor
 from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, shortened
 
 VALUE = 96
-"""Longest metadata value that is shown."""
+"""Most characters of a metadata value that are shown."""
 
 
 @dataclass(frozen=True, repr=False)
 class GGUFFile(Shown):
-    """A GGUF: its metadata, and its tensors, of which nothing is read before it is asked for."""
+    """An open GGUF: its metadata, and its tensors, read lazily."""
 
     source: GGUFSource
 
     @property
     def path(self) -> Path:
-        """The file, or the part of it that was named."""
+        """The file's path; the first shard's if it is split."""
         return self.source.path
 
     @property
     def architecture(self) -> str:
-        """`general.architecture`; CheckpointError where it is missing."""
+        """`general.architecture`. Raises CheckpointError if it is missing."""
         return self.source.architecture
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """The values by key, arrays as tuples."""
+        """The metadata values by key, arrays as tuples."""
         return {key: field.value for key, field in self.source.header.metadata.items()}
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The tensors by name; `array()` gives one as float32 in numpy's order of axes, quantized blocks decoded."""
+        """The tensors by name; a tensor's `array()` is its float32 values, dequantized, in numpy's order of axes."""
         return self.source.tensors
 
     def as_dict(self) -> dict[str, Any]:
-        """Path, metadata, and name, shape, type and bytes of each tensor."""
+        """Path, metadata, and each tensor's name, shape, type and size in bytes."""
         return {
             "path": str(self.path),
             "metadata": as_json(self.metadata),
@@ -53,7 +53,7 @@ class GGUFFile(Shown):
         }
 
     def blocks(self) -> Sequence[Block]:
-        """Metadata with long values cut short, and the tensors."""
+        """The metadata, long values shortened, and a table of tensors."""
         known = [(key, _short(value)) for key, value in self.metadata.items()]
         width = 1 + max((len(key) for key, _ in known), default=0)
         rows = [(entry.name, "×".join(map(str, entry.shape)), entry.type.name) for entry in self.source.header.tensors]

@@ -1,4 +1,4 @@
-"""A loaded model."""
+"""The result of `load_model`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class LoadedModel(Shown):
-    """A checkpoint or a GGUF as a model: what its layers are, and their weights, which are read when they are asked for."""
+    """A checkpoint or a GGUF as a model: the spec of its layers, and its weights, read lazily."""
 
     path: Path
     model: Model
 
     @property
     def family(self) -> str:
-        """The family that recognised the checkpoint, or the architecture of the GGUF."""
+        """The checkpoint's family, or the GGUF's architecture."""
         return self.model.family
 
     @property
@@ -48,7 +48,7 @@ class LoadedModel(Shown):
 
     @property
     def parameters(self) -> int:
-        """Number of weights, tied ones counted once."""
+        """Number of parameters, tied ones counted once."""
         return self.model.parameters
 
     @cached_property
@@ -59,12 +59,12 @@ class LoadedModel(Shown):
         return Reference(self.model)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.floating]:
-        """The reference's logits at every position of a sequence of token ids, shape (length, vocabulary)."""
+        """The torch reference's logits for a sequence of token ids, shape (length, vocabulary)."""
         (found,) = self.reference.logits([tokens])
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """Path, family, sizes, the spec of every layer, notes, and shape and stored type of each tensor."""
+        """Path, family, sizes, the spec of every layer, notes, and each tensor's role, shape, stored dtype and sources."""
         spec = self.spec
         return {
             "path": str(self.path),
@@ -81,7 +81,7 @@ class LoadedModel(Shown):
         }
 
     def blocks(self) -> Sequence[Block]:
-        """Sizes and notes, and the tensors."""
+        """Sizes, notes, and a table of tensors."""
         spec = self.spec
         facts = [
             ("path", str(self.path)),

@@ -1,4 +1,4 @@
-"""A quantization, planned or done."""
+"""The result of `quantize`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quant.encode import Narrowing
 
 @dataclass(frozen=True, repr=False)
 class QuantizeResult(Shown):
-    """What `quantize` did, or would do: `written` is None after a dry run, `chosen` unless types were chosen for a size."""
+    """The result of `quantize`: `written` is None after a dry run, `chosen` unless types were selected for a size."""
 
     plan: Quantization
     chosen: Chosen | None = None
@@ -25,31 +25,31 @@ class QuantizeResult(Shown):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files that were written, several where the output is split."""
+        """The paths of the written files, several if the output is split; empty after a dry run."""
         return self.written.paths if self.written else ()
 
     @property
     def path(self) -> Path | None:
-        """The first file that was written."""
+        """The path of the first written file, or None after a dry run."""
         return self.paths[0] if self.paths else None
 
     @property
     def bytes(self) -> int:
-        """Size of the output, all parts together."""
+        """The output's size in bytes, all shards together, exact also after a dry run."""
         return self.plan.size
 
     @property
     def type(self) -> str:
-        """The recipe of types, such as q4_k_m."""
+        """The type recipe, such as q4_k_m."""
         return self.plan.recipe.name
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences about what was changed beside the types."""
+        """Notes on changes other than of types, each a sentence."""
         return self.plan.notes
 
     def as_dict(self) -> dict[str, Any]:
-        """What `tinyq quantize --json` writes."""
+        """The report that `tinyq quantize --json` writes."""
         plan, losses = self.plan, self.written.losses if self.written else None
         report: dict[str, Any] = {
             "source": [str(header.path) for header in plan.sources],
@@ -79,7 +79,7 @@ class QuantizeResult(Shown):
         return dict(as_json(report))
 
     def blocks(self) -> Sequence[Block]:
-        """A dry run as a table of tensors, a finished one as a table of types with their errors; and the summary."""
+        """For a dry run a table of tensors, otherwise a table of types with their errors; and a summary."""
         facts = _overview(self.plan, self.chosen)
         if self.written is None:
             return [_tensors(self.plan), Lines(), Facts(facts), Lines("nothing was written (--dry-run)")]
@@ -98,7 +98,7 @@ def _loss_dict(loss: Narrowing | None) -> dict[str, Any]:
 
 
 def _tensors(plan: Quantization) -> Grid:
-    """A line for each tensor."""
+    """A row per tensor."""
     rows = [
         (
             choice.name,
@@ -113,7 +113,7 @@ def _tensors(plan: Quantization) -> Grid:
 
 
 def _types(plan: Quantization, written: Quantized) -> Grid:
-    """A line for each type with its error."""
+    """A row per type, with its relative RMS error."""
     losses: dict[str, Narrowing] = {}
     for choice in plan.choices:
         if choice.name in written.losses:
@@ -132,15 +132,15 @@ def _types(plan: Quantization, written: Quantized) -> Grid:
 
 
 def _overview(plan: Quantization, chosen: Chosen | None) -> list[tuple[str, str]]:
-    """Source, types and fall-backs, each under its label."""
+    """Labelled lines: source, types, importance matrix, fallbacks and notes."""
     report, parts = plan.report, len(plan.sources)
     nominal = "" if chosen else f"(nominally {report.nominal_bits_per_weight:.2f}) "
     rows = [
-        ("source", f"{plan.sources[0].path}" + (f" ({parts} parts)" if parts > 1 else "")),
+        ("source", f"{plan.sources[0].path}" + (f" ({parts} shards)" if parts > 1 else "")),
         (
             "type",
             f"{chosen.target.label if chosen else plan.recipe.name}: {report.bits_per_weight:.2f} bits per weight "
-            f"{nominal}in {plan.size:,} bytes" + (f", {len(plan.parts)} parts" if len(plan.parts) > 1 else ""),
+            f"{nominal}in {plan.size:,} bytes" + (f", {len(plan.parts)} shards" if len(plan.parts) > 1 else ""),
         ),
         (
             "tensors",
@@ -153,8 +153,8 @@ def _overview(plan: Quantization, chosen: Chosen | None) -> list[tuple[str, str]
         quantized = [choice.name for choice in plan.choices if not choice.type.plain]
         without = [name for name in quantized if name not in plan.importance]
         more = f" and {len(without) - 1} more" if len(without) > 1 else ""
-        what = f", not of {without[0]}{more}" if without else ""
-        rows.append(("imatrix", f"knows {len(quantized) - len(without)} of {len(quantized)} quantized tensors{what}"))
+        what = f", not {without[0]}{more}" if without else ""
+        rows.append(("imatrix", f"covers {len(quantized) - len(without)} of {len(quantized)} quantized tensors{what}"))
     rows += [
         ("fallback", f"{len(fall.tensors)} tensors wanted {fall.wanted}, got {fall.type}: {fall.reason}")
         for fall in report.fall_backs

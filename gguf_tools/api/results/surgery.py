@@ -1,4 +1,4 @@
-"""Layer surgery, planned, done or taken back."""
+"""The result of `operate`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SurgeryPlan = CheckpointPlan | GGUFPlan
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class OperateResult(Shown):
-    """What `operate` did, or would do.
+    """The result of `operate`.
 
-    `path` is the output, None where a dry run named none; `bytes` what was written, None after a dry run. After an undo
-    `undone` is the recipe that was taken back, `completed` the change in place that had been interrupted where nothing else
-    was asked for; there is no plan then.
+    `path` is the output, None for a dry run without one; `bytes` the number of bytes written, None after a dry run. `plan` is
+    None after an undo, when `undone` is the undone recipe, and after only completing an interrupted in-place change, when
+    `completed` describes that change.
     """
 
     source: Path
@@ -35,12 +35,12 @@ class OperateResult(Shown):
 
     @property
     def recipe(self) -> str:
-        """The ops in order, as text."""
+        """The ops in order, as recipe text."""
         return str(self.plan.recipe) if self.plan else self.undone or self.completed or ""
 
     @property
     def kinds(self) -> tuple[Sequence[str], Sequence[str]]:
-        """The kind of each layer before and after: A attention, D linear attention; lower case without experts."""
+        """The letter of each layer before and after: A attention, D linear attention; lower case without experts."""
         if self.plan is None:
             return (), ()
         if isinstance(self.plan, CheckpointPlan):
@@ -59,11 +59,11 @@ class OperateResult(Shown):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences about what else was changed in a GGUF."""
+        """Notes on further changes in a GGUF, each a sentence."""
         return () if self.plan is None or isinstance(self.plan, CheckpointPlan) or self.in_place else self.plan.notes
 
     def as_dict(self) -> dict[str, Any]:
-        """What `tinyq surgery --json` writes."""
+        """The report that `tinyq surgery --json` writes."""
         plan = self.plan
         if plan is None:
             done = {"undone": self.undone} if self.completed is None else {"completed": self.completed}
@@ -89,15 +89,15 @@ class OperateResult(Shown):
         return dict(as_json(report))
 
     def blocks(self) -> Sequence[Block]:
-        """The old and the new layers side by side, and what was written."""
+        """Old and new layers side by side, and the written output."""
         plan = self.plan
         if plan is None and self.completed is not None:
-            return [Facts([("completed", f"{self.completed} in {self.source}, which had been interrupted")])]
+            return [Facts([("completed", f"the interrupted change of {self.source}: {self.completed}")])]
         if plan is None:
             return [Facts([("undone", f"{self.undone} in {self.source}")])]
         old, new = map(list, self.kinds)
         count = len(plan.computed)
-        made = f"{count} tensors are computed, all others copied" if count else "all tensors are copied as they are"
+        made = f"{count} tensors are computed, all others copied" if count else "all tensors are copied unchanged"
         facts = [("recipe", self.recipe), ("layers", f"{len(old)} → {len(new)}; {made}")]
         drawing = [Lines(), Lines(draw(plan.stack, len(old), old, new)), Lines()]
         if self.bytes is None:

@@ -121,7 +121,7 @@ def test_command_line_approximates_on_request(made: Made, tmp_path: Path, tinyq:
     )
     assert ran.code == 0, ran.err
     assert "NOT EXACT softmax router for a sigmoid router with a selection bias" in ran.out
-    assert "of the calibration tokens reach the same experts" in ran.out
+    assert "of the calibration tokens select the same experts" in ran.out
     report = json.loads((tmp_path / "r.json").read_text("utf-8"))
     assert report["approximate"] == ["softmax router for a sigmoid router with a selection bias"]
     assert [fit["layer"] for fit in report["fits"]] == [1, 2]
