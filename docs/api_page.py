@@ -16,16 +16,17 @@ HEAD = """# Python API
 
 Generated from the signatures and docstrings by `make docs`.
 
-Each function is the command of its name (`operate` is `tinyq surgery`): the same checks, the same bytes, the same errors. Its
-keywords are the command's options, with underscores for dashes; errors speak of the options, so that `--force` means
-`force=True`. Importing `gguf_tools` loads nothing else; a function is loaded when it is first used.
+Each function corresponds to the command of its name (`operate` to `tinyq surgery`): the same checks, outputs and errors. Its
+keywords are the command's options, with underscores for dashes; errors name the options, so `--force` means `force=True`.
+Importing `gguf_tools` imports nothing else; a function's module is imported on first use.
 
-- **Errors** are those of `gguf_tools.errors`, one line each: `TinyqError`, below it `InputError` (below that `CheckpointError`,
-  `UnsupportedError`, `TokenizerError`), `OutputError`, `ThresholdError` and `LlamaError`. What fails leaves no output.
-- **Results** have `as_dict()`, which for a command is exactly what its `--json` writes. `print(result)` shows what the command
-  shows, and so does a notebook, as HTML. Names that come from files are escaped in both.
-- **Progress**: `progress` is called as `progress(stage, done, total)`, where stages such as "reading" and "writing" count
-  weights or bytes, and others tokens, prompts or tensors. An exception that it raises ends the work, and leaves no output.
+- **Errors** are the exceptions of `gguf_tools.errors`, with one-line messages: `TinyqError` and its subclasses `InputError` (with
+  subclasses `CheckpointError`, `UnsupportedError`, `TokenizerError`), `OutputError`, `ThresholdError` and `LlamaError`. After an
+  error no output is left.
+- **Results** have `as_dict()`, the report that the command writes with `--json`. `print(result)` prints the command's summary,
+  notebooks show it as HTML. Names read from files are escaped in both.
+- **Progress**: `progress` is called as `progress(stage, done, total)`; stages such as "reading" and "writing" count weights or
+  bytes, others tokens, prompts or tensors. An exception that it raises ends the work, and leaves no output.
 """
 
 

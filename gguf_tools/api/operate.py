@@ -122,7 +122,7 @@ def _written(
     """Execute the plan, in place if `out` is None; returns the number of bytes written."""
     if isinstance(plan, CheckpointPlan):
         if out is None:
-            raise InputError(f"{plan.checkpoint.path}: is not a GGUF, and --in-place changes only those; give OUT")
+            raise InputError(f"{plan.checkpoint.path}: is not a GGUF file, and --in-place changes only those; give OUT")
         return write_checkpoint(
             plan, out, force=force, progress=counted(progress, "writing", plan.size), check=check, allow_nonfinite=lax
         )

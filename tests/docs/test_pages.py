@@ -26,5 +26,5 @@ def test_the_change_that_a_page_shows_is_in_the_code(page: str, file: str) -> No
 
 def test_the_architecture_page_names_every_room_in_order() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    named = re.findall(r"`(\w+)/`", page.partition("## The rooms")[2].partition("`surgery/` has")[0])
+    named = re.findall(r"`(\w+)/`", page.partition("## The packages")[2].partition("`surgery/` has")[0])
     assert [room for room in named if room in ROOMS] == list(ROOMS)
