@@ -11,9 +11,12 @@ import os
 import stat
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gguf_tools.errors import CheckpointError, InputError
+
+PIECE = 1 << 16
+"""Bytes that are read at a time from a file that is longer than the system says."""
 
 
 class Kind(Enum):
@@ -62,7 +65,7 @@ def read_bytes(path: Path, kind: Kind, error: type[InputError] = CheckpointError
             raise error(f"{path}: cannot be read ({_what(state)}); put a file there")
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
             # The size may be wrong (as in /proc) or outdated, so one byte more than allowed is requested.
-            data = stream.read(kind.most + 1) if state.st_size <= kind.most else b""
+            data = _read(stream, state.st_size, kind.most + 1) if state.st_size <= kind.most else b""
         size = max(state.st_size, len(data))
     except OSError as problem:
         raise error(f"{path}: cannot be read ({_reason(problem)}); check the path") from problem
@@ -73,6 +76,16 @@ def read_bytes(path: Path, kind: Kind, error: type[InputError] = CheckpointError
             f"{path}: has {size:,} bytes or more, {kind.most:,} at most expected for {kind.label}; check the path"
         )
     return data
+
+
+def _read(stream: BinaryIO, size: int, most: int) -> bytes:
+    """The stream's bytes, `most` at most: `size` are expected, and more memory is not asked for before more are found."""
+    data = stream.read(min(size + 1, most))
+    parts = [data]
+    while data and (most := most - len(data)) > 0:
+        data = stream.read(min(PIECE, most))
+        parts.append(data)
+    return b"".join(parts)
 
 
 def read_text(path: Path, kind: Kind, error: type[InputError] = CheckpointError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ def test_a_link_is_followed_to_a_file(tmp_path: Path) -> None:
     (tmp_path / "blob").write_text("x")
     (tmp_path / "a").symlink_to("blob")
     assert read_bytes(tmp_path / "a", Kind.CONFIG) == b"x"
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    """However large files of its kind may be."""
+    (tmp_path / "a").write_bytes(b"x" * 1000)
+    for kind in Kind:
+        tracemalloc.start()
+        assert len(read_bytes(tmp_path / "a", kind)) == 1000
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("what", ["pipe", "device", "folder", "link to a device"])
