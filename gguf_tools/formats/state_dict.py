@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections import Counter
@@ -204,9 +205,9 @@ def _load(path: Path) -> tuple[Any, bool]:
     """
     import torch
 
-    # Files written before torch 1.6 are not zip archives: they cannot be memory-mapped and are read whole.
-    mapped = zipfile.is_zipfile(path)
     try:
+        # Files written before torch 1.6 are not zip archives: they cannot be memory-mapped and are read whole.
+        mapped = zipfile.is_zipfile(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
             # torch warns about the format of a broken file before it raises; the error is enough.
             warnings.simplefilter("ignore")
@@ -255,9 +256,15 @@ def _check_records(path: Path, tensors: Mapping[str, StateTensor]) -> None:
 
     A mapped storage has the length that the pickle claims; torch does not compare it with the length of the record.
     """
-    with zipfile.ZipFile(path) as archive:
-        stored = (info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED)
-        free = Counter(info.file_size for info in stored if "/data/" in info.filename)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stored = [info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
+        # torch's own reader of archives accepts some that Python's does not.
+        raise CheckpointError(
+            f"{path}: its list of records cannot be read ({_first_line(error)}); download or save it again"
+        ) from error
+    free = Counter(info.file_size for info in stored if "/data/" in info.filename)
     seen = set()
     for name, tensor in tensors.items():
         storage = tensor.values.untyped_storage()

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,25 @@ def test_truncated(tmp_path: Path, keep: int) -> None:
     path = saved(tmp_path / "w.pt", WEIGHTS)
     path.write_bytes(path.read_bytes()[:keep])
     refused(path)
+
+
+def test_an_archive_of_several_disks(tmp_path: Path) -> None:
+    """zipfile raises for it where it only asks whether a file is an archive."""
+    path = saved(tmp_path / "w.pt", WEIGHTS)
+    data = path.read_bytes()
+    for locator in (b"", b"PK\x06\x07" + struct.pack("<IQI", 0, 0, 2)):
+        path.write_bytes(data[:-22] + locator + data[-22:])
+        if locator:
+            assert "cannot be read as a torch state dict" in refused(path)
+
+
+def test_an_archive_that_only_torch_reads(tmp_path: Path) -> None:
+    """Python's zipfile wants the extraction version to be one that it knows."""
+    path = saved(tmp_path / "w.pt", WEIGHTS)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 99
+    path.write_bytes(data)
+    assert "its list of records cannot be read (zip file version 9.9)" in refused(path)
 
 
 def test_a_storage_shorter_than_its_tensor(tmp_path: Path) -> None:
