@@ -140,6 +140,10 @@ def _scaling(config: ClassConfig, stated: Mapping[str, Any], kind: str) -> Scali
     if attention is None and stated.get("mscale") and stated.get("mscale_all_dim"):
         mscale = YarnScaling(factor=factor, original_context=original, attention_factor=None).magnitude - 1
         attention = (mscale * number("mscale") + 1) / (mscale * number("mscale_all_dim") + 1)
+        if not is_number(attention):
+            raise config.wrong(
+                "rope_scaling.mscale", stated["mscale"], "a number that float32 can hold, over mscale_all_dim's"
+            )
     return YarnScaling(
         factor=factor,
         original_context=original,

@@ -11,7 +11,8 @@ from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.text import shortened
 
-MAX_FLOAT32 = float.fromhex("0x1.fffffep127")
+MIN_FLOAT32, MAX_FLOAT32 = float.fromhex("0x1p-126"), float.fromhex("0x1.fffffep127")
+"""The least and the largest size of a number that float32 holds with all its digits."""
 
 
 class Inventory:
@@ -71,8 +72,13 @@ class Inventory:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a JSON value is a number that GGUF's float32 can hold: not a boolean, not infinite, not NaN."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT32
+    """Whether a JSON value is a number that GGUF's float32 can hold: not a boolean, not infinite, not NaN.
+
+    Neither is one so small that float32 rounds it to 0 or to few digits.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value == 0 or MIN_FLOAT32 <= abs(value) <= MAX_FLOAT32
 
 
 class Config:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from gguf_tools.errors import InputError, TinyqError
+from gguf_tools.errors import CheckpointError, InputError, TinyqError
 from gguf_tools.evaluation.transformers_model import TransformersModel
 from gguf_tools.families.registry import family_named, load_model
 from gguf_tools.model.spec import Model
@@ -195,3 +195,26 @@ def test_what_transformers_computes_or_a_refusal(tmp_path: Path, source: str) ->
         assert error <= EXACT, f"{source} with {edit}: NMSE {error:.1e}"
         agreed += 1
     assert agreed >= 12
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"rope_theta": 1e39},
+        {"rope_theta": 1e-50},
+        {"rms_norm_eps": 1e-60},
+        {"rope_scaling": YARN | {"factor": 5e-324}},
+        {"rope_scaling": {"type": "linear", "factor": 1e-45}},
+        {"rope_scaling": YARN | {"mscale": 1e38, "mscale_all_dim": 1e-30, "factor": 1e30}},
+        {"rope_scaling": YARN | {"mscale": 1e-30, "mscale_all_dim": 3e38, "factor": 1e30}},
+    ],
+)
+def test_numbers_that_float32_cannot_hold(tmp_path: Path, edit: Mapping[str, Any]) -> None:
+    """Too large they could not be written, too small the file would say 0."""
+    write = family_named("llama").tiny
+    assert write is not None
+    write(tmp_path, "plain", 1)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **edit}), "utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json: .* expected"):
+        load_model(tmp_path)
