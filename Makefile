@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs bench fuzz clean
 
 demo: $(STAMP)
 	$(BIN)/tinyq demo
@@ -22,6 +22,11 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# Ten million inputs, which take hours; needs atheris, which is built for few versions of Python.
+fuzz: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[fuzz]'
+	$(BIN)/python -m fuzzing
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,51 @@
+"""`python -m fuzzing [TARGET…]`: the long campaign of all targets, or of those named; see --help."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fuzzing import inputs
+from fuzzing.campaign import findings, reached, run
+from fuzzing.page import PAGE, page
+from fuzzing.registry import all_targets, target_named
+from fuzzing.target import MEMORY, SECONDS
+
+
+def main() -> None:
+    """Run what is asked for, and write the page; exit code 1 where a finding is open."""
+    parser = argparse.ArgumentParser(prog="python -m fuzzing", description=__doc__)
+    parser.add_argument("targets", nargs="*", help="names of targets; all without")
+    parser.add_argument("--executions", type=int, help="of each target, in place of its own number")
+    parser.add_argument("--seconds", type=int, help="at most, for each target")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(".fuzzing"), help="where corpora, findings and figures are kept"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="renew fuzzing/corpus from the campaign's corpora, and run nothing"
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="write the page from the figures that are there, and run nothing"
+    )
+    options = parser.parse_args()
+    chosen = [target_named(name) for name in options.targets] or list(all_targets())
+    for target in [] if options.page else chosen:
+        if options.keep:
+            inputs.keep(target.name, reached(target, options.folder))
+            continue
+        print(f"{target.name} …", flush=True)
+        executions = target.executions if options.executions is None else options.executions
+        whole = run(target, options.folder, executions, options.seconds)
+        for found in findings(target.name, options.folder):
+            print(f"  open: {found}", flush=True)
+        if not whole:
+            print(f"  the process ended early: {options.folder / target.name / 'log'}", flush=True)
+        PAGE.write_text(page(all_targets(), options.folder, SECONDS, MEMORY), "utf-8")
+    if options.page:
+        PAGE.write_text(page(all_targets(), options.folder, SECONDS, MEMORY), "utf-8")
+    if any(findings(target.name, options.folder) for target in chosen):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

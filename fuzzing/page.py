@@ -1,0 +1,52 @@
+"""docs/fuzzing.md: what the campaign has done, target by target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fuzzing.campaign import findings, runs
+from fuzzing.target import Target
+
+PAGE = Path(__file__).parents[1] / "docs" / "fuzzing.md"
+HEAD = """# Fuzzing
+
+Every reader of files and of texts is given inputs that were changed at random and by what they reach in tinyq's code (atheris,
+libFuzzer). An input ends with a result or with one of tinyq's own errors, within {seconds:g} seconds of computing and
+{memory} MiB of memory; everything else is a finding. A finding is mended, and becomes a test beside the reader's; its input
+is kept in `fuzzing/cases` where it is small. `tests/fuzzing` replays what is kept and changes inputs without atheris.
+
+`make fuzz` runs the campaign and writes this page. "Accepted" inputs were read without an error; where a target goes deep they
+went on through the product: a config through the plan, the lowering and the header of the file; a GGUF through inspection and
+the plans of quantization and surgery; a tokenizer through the vocabulary and the encoding of texts. "CPU" are seconds of
+computing, "edges" branches of tinyq's own code that were reached.
+
+| target | reads | executions | accepted | CPU | edges | open |
+|---|---|--:|--:|--:|--:|--:|
+"""
+
+
+def page(targets: Sequence[Target], folder: Path, seconds: float, memory: int) -> str:
+    """The page, from the figures in the campaign's folder."""
+    lines, total, deep, spent, left = [], 0, 0, 0.0, 0
+    for target in targets:
+        done = runs(target.name, folder)
+        if not done:
+            continue
+        executions, accepted = sum(run.executions for run in done), sum(run.accepted for run in done)
+        cpu, unsolved = sum(run.seconds for run in done), len(findings(target.name, folder))
+        facts = (
+            f"{executions:,}",
+            f"{accepted:,}",
+            f"{cpu:,.0f}",
+            f"{max(run.edges for run in done):,}",
+            f"{unsolved}",
+        )
+        lines.append(f"| {target.name}{' (deep)' if target.deep else ''} | {target.title} | {' | '.join(facts)} |")
+        total, spent, left = total + executions, spent + cpu, left + unsolved
+        deep += executions if target.deep else 0
+    said = (
+        f"\nIn all {total:,} executions, of which {deep:,} in targets that go deep, in {spent:,.0f} seconds of computing; "
+        f"findings open: {left}.\n"
+    )
+    return HEAD.format(seconds=seconds, memory=memory >> 20) + "\n".join(lines) + "\n" + said

@@ -1,0 +1,110 @@
+"""The fuzzer itself: what counts as a finding, the changes of inputs, and the inputs that are kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from fuzzing import archive, inputs, target
+from fuzzing.mutate import json_mutator, mutate_bytes
+from fuzzing.target import Finding, attempt, limits
+from gguf_tools.errors import CheckpointError
+
+
+def test_what_is_accepted_and_what_is_refused() -> None:
+    def refuse(data: bytes) -> bool:
+        raise CheckpointError("model.gguf: truncated")
+
+    with limits():
+        assert attempt(lambda data: len(data), b"x") is True
+        assert attempt(lambda data: len(data), b"") is False
+        assert attempt(refuse, b"x") is False
+
+
+def raises(data: bytes) -> bool:
+    return bool(json.loads(data))
+
+
+def endless(data: bytes) -> bool:
+    while True:
+        time.perf_counter()
+
+
+def hides_errors(data: bytes) -> bool:
+    while True:
+        try:
+            endless(data)
+        except Exception:
+            return False
+
+
+def greedy(data: bytes) -> bool:
+    return bool(bytearray(1 << 40))
+
+
+@pytest.mark.parametrize(
+    ("read", "kind"),
+    [(raises, "JSONDecodeError"), (endless, "TooSlowError"), (hides_errors, "TooSlowError"), (greedy, "MemoryError")],
+)
+def test_what_is_a_finding(monkeypatch: pytest.MonkeyPatch, read: Callable[[bytes], bool], kind: str) -> None:
+    monkeypatch.setattr(target, "SECONDS", 0.2)
+    with limits():
+        outcome = attempt(read, b"x")
+    assert isinstance(outcome, Finding)
+    assert outcome.key.startswith(f"{kind} in ")
+    assert "Traceback" in outcome.text
+
+
+def test_a_finding_is_named_after_the_products_innermost_function() -> None:
+    def read(data: bytes) -> bool:
+        from gguf_tools.formats.gguf.values import align
+
+        return bool(align(1, len(data)))
+
+    with limits():
+        outcome = attempt(read, b"")
+    assert isinstance(outcome, Finding)
+    assert outcome.key == "ZeroDivisionError in gguf/values.py:align"
+
+
+def test_changes_are_the_same_for_the_same_seed_and_others_for_another() -> None:
+    document = json.dumps({"a": [1, 2.5, None], "b": {"c": "x"}}).encode()
+    for mutate in (json_mutator(["k"], ["v"]), mutate_bytes):
+        found = [mutate(document, Random(seed)) for seed in range(50)]
+        assert found == [mutate(document, Random(seed)) for seed in range(50)]
+        assert len(set(found)) > 40
+
+
+def test_changed_documents_are_documents() -> None:
+    mutate = json_mutator(["k"], ["v", {"w": []}])
+    data, rng = b'{"a": [1, {"b": "x"}]}', Random(1)
+    for _ in range(200):
+        data = mutate(data, rng)
+        json.loads(data)
+        data = data if 10 < len(data) < 2000 else b'{"a": [1, {"b": "x"}]}'
+
+
+def test_several_files_in_one_input(tmp_path: Path) -> None:
+    files = {"a.json": b"{}\n=== not a head", "b": b"", "c.bin": bytes(range(256))}
+    assert archive.unpack(archive.pack(files)) == files
+    assert archive.unpack(b"junk") == {}
+    archive.write(tmp_path, files, frozenset(files))
+    archive.write(tmp_path, {"b": b"x", "unknown": b""}, frozenset(files))
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_inputs_are_kept_as_they_are(tmp_path: Path) -> None:
+    data = [bytes(range(256)), b"", b"\xff\n"]
+    inputs.write(tmp_path / "x.jsonl", data)
+    assert inputs._read(tmp_path / "x.jsonl") == data
+
+
+def test_the_smallest_inputs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "FOLDER", tmp_path)
+    inputs.keep("x", [b"z" * inputs.MOST_BYTES, b"bb", b"a", b"a"])
+    assert inputs.kept("x") == [b"a", b"bb"]
