@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,76 @@ def _folder(folder: Path) -> Prepared:
     return Prepared([json.dumps(seed).encode() for seed in _seeds()], read)
 
 
+def _varint(value: int) -> bytes:
+    value %= 1 << 70
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _message(fields: Any) -> bytes:
+    """A protocol buffer of [number, value] in turn: whole numbers, floats, texts, or lists of further fields."""
+    out = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            out += _varint(number << 3) + _varint(value)
+        elif isinstance(value, float):
+            out += _varint(number << 3 | 5) + struct.pack("<f", value)
+        else:
+            data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else _message(value)
+            out += _varint(number << 3 | 2) + _varint(len(data)) + data
+    return out
+
+
+def _pieces() -> list[Any]:
+    """Every byte, some characters, and pieces put together from them."""
+    texts = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((token, 6) for token in BYTE_TOKENS)]
+    texts += [(text, 1) for text in (f"{SPACE}a", "th", "the", SPACE, *"abceht")]
+    return [[1, [[1, text], [2, -float(rank)], [3, kind]]] for rank, (text, kind) in enumerate(texts)]
+
+
+def _piece_model(folder: Path) -> Prepared:
+    """SentencePiece's tokenizer.model: the input is what comes after a vocabulary that is long."""
+    path, head = folder / "tokenizer.model", _message(_pieces())
+    trainer = [[3, 2], [35, 1], [40, 0], [41, 1], [42, 2]]
+    seeds = [
+        [[2, trainer]],
+        [[2, trainer], [3, [[3, 1], [4, 0], [5, 1]]]],
+        [[2, trainer], [3, [[2, "x"]]], [1, [[1, "ab"], [3, 4]]]],
+    ]
+
+    def read(data: bytes) -> bool:
+        try:
+            path.write_bytes(head + _message(json.loads(data)))
+        except (ValueError, RecursionError, TypeError, OverflowError):
+            return False
+        return _loads(folder)
+
+    return Prepared([json.dumps(seed).encode() for seed in seeds], read)
+
+
+def _loads(folder: Path) -> bool:
+    tokenizer = load_tokenizer(folder, 600, drop_tokens=True)
+    pack_header(tokenizer.metadata(), (), 32)
+    tokenizer.decode(tokenizer.encode("the cab"))
+    return True
+
+
+def _rank_model(folder: Path) -> Prepared:
+    """Llama 3's tokenizer.model, or any other file of that name."""
+    path = folder / "tokenizer.model"
+    tokens = [*(bytes([byte]) for byte in range(256)), b"th", b"the"]
+    lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+
+    def read(data: bytes) -> bool:
+        path.write_bytes(data)
+        return _loads(folder)
+
+    return Prepared([lines, lines + b"Y2F0 258\n", _message([*_pieces(), [2, [[3, 2], [35, 1]]]])], read)
+
+
 KEYS = (
     *FILES,
     *("type", "model", "vocab", "merges", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder"),
@@ -294,5 +366,25 @@ TARGETS = (
         executions=150_000,
         short=60,
         deep=True,
+    ),
+    Target(
+        name="tokenizer-model",
+        title="tokenizer.model of SentencePiece",
+        prepare=_piece_model,
+        mutate=json_mutator(
+            (), (*range(1, 6), 24, 35, 40, 41, 42, 43, 261, 268, 1 << 40, -1, -2.5, [3, 1], [2, "x"], [1, [[1, "ab"]]])
+        ),
+        longest=1000,
+        executions=50_000,
+        short=60,
+    ),
+    Target(
+        name="tokenizer-ranks",
+        title="tokenizer.model of Llama 3",
+        prepare=_rank_model,
+        words=[b"YQ==", b" ", b"\n", b" 9999999999", b"YWI= 258\n", b"=", b" 0"],
+        longest=9000,
+        executions=50_000,
+        short=60,
     ),
 )

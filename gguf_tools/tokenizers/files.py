@@ -196,9 +196,17 @@ def without_beyond(files: TokenizerFiles, rows: int) -> TokenizerFiles:
 def _vocab(model: Mapping[str, Any], where: str) -> dict[str, int]:
     vocab = as_object(model.get("vocab"), where, "model.vocab")
     return {
-        as_text(token, where, "a token of model.vocab"): as_id(number, where, f"model.vocab[{shown(token)}]")
+        _token(token, where, "a token of model.vocab"): as_id(number, where, f"model.vocab[{shown(token)}]")
         for token, number in vocab.items()
     }
+
+
+def _token(value: object, where: str, key: str) -> str:
+    """`value` if it is a text of at most LONGEST characters."""
+    text = as_text(value, where, key)
+    if len(text) > piece_model.LONGEST:
+        raise CheckpointError(f"{where}: {key} has {len(text):,} characters; expected {piece_model.LONGEST:,} at most")
+    return text
 
 
 def _merges(model: Mapping[str, Any], vocab: Mapping[str, int], where: str) -> tuple[tuple[str, str], ...]:
@@ -227,7 +235,7 @@ def _added(value: object, where: str, key: str, number: object = None) -> AddedT
     def flag(name: str) -> bool:
         return as_flag(entry.get(name, False), where, f"{key}.{name}")
 
-    content = as_text(entry.get("content"), where, f"{key}.content")
+    content = _token(entry.get("content"), where, f"{key}.content")
     if not content:
         raise CheckpointError(f"{where}: {key} has empty content; expected the token's text")
     return AddedToken(

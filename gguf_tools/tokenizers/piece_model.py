@@ -7,6 +7,7 @@ only the fields that decide how text is cut are read.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ MODELS = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 OUTER_SPACES = {"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""}
 SEVERAL_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 """SentencePiece's remove_extra_whitespaces as normalizers of the tokenizers library."""
+LONGEST = 1024
+"""Characters of a token, of which known vocabularies have 512 at most: ways to join one take the square of its length."""
 ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
 ROLES = {"unk_token": (40, 0), "bos_token": (41, 1), "eos_token": (42, 2), "pad_token": (43, -1)}
 """Role → (field of the trainer's specification, the id that holds where the field is absent)."""
@@ -66,22 +69,31 @@ def parse_piece_model(data: bytes, path: Path) -> PieceModel:
                 trainer = dict(_fields(value))
             elif number == 3:
                 normalizer = dict(_fields(value))
+        return _model(tuple(pieces), trainer, normalizer)
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise CheckpointError(f"{path}: is no SentencePiece model ({error}); download it again") from error
+
+
+def _model(pieces: tuple[Piece, ...], trainer: Mapping[int, Any], normalizer: Mapping[int, Any]) -> PieceModel:
+    """The model of its pieces and the fields of its two specifications; ValueError where one is of another wire type."""
     if not pieces:
-        raise CheckpointError(f"{path}: is no SentencePiece model (it has no pieces); download it again")
-    kind = trainer.get(3, 1)
-    roles = {role: _signed(trainer.get(field, default)) for role, (field, default) in ROLES.items()}
+        raise ValueError("it has no pieces")
+
+    def whole(fields: Mapping[int, Any], number: int, default: int) -> int:
+        return _signed(fields.get(number, default))
+
+    kind = whole(trainer, 3, 1)
+    roles = {role: whole(trainer, field, default) for role, (field, default) in ROLES.items()}
     return PieceModel(
-        pieces=tuple(pieces),
+        pieces=pieces,
         model=MODELS.get(kind, str(kind)),
-        byte_fallback=bool(trainer.get(35, 0)),
+        byte_fallback=bool(whole(trainer, 35, 0)),
         roles={role: number if number < len(pieces) else -1 for role, number in roles.items()},
-        charsmap=bytes(normalizer.get(2, b"")),
-        add_dummy_prefix=bool(normalizer.get(3, 1)),
-        remove_extra_whitespaces=bool(normalizer.get(4, 1)),
-        escape_whitespaces=bool(normalizer.get(5, 1)),
-        whitespace_as_suffix=bool(trainer.get(24, 0)),
+        charsmap=_bytes(normalizer.get(2, b"")),
+        add_dummy_prefix=bool(whole(normalizer, 3, 1)),
+        remove_extra_whitespaces=bool(whole(normalizer, 4, 1)),
+        escape_whitespaces=bool(whole(normalizer, 5, 1)),
+        whitespace_as_suffix=bool(whole(trainer, 24, 0)),
     )
 
 
@@ -181,12 +193,25 @@ def _unigram(model: PieceModel) -> dict[str, Any]:
 def _piece(data: bytes) -> Piece:
     fields = dict(_fields(data))
     score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
-    return Piece(bytes(fields[1]).decode("utf-8"), score, int(fields.get(3, NORMAL)))
+    if not math.isfinite(score):
+        raise ValueError(f"a piece has the score {score}")
+    text = _bytes(fields[1]).decode("utf-8")
+    if len(text) > LONGEST:
+        raise ValueError(f"a piece has {len(text):,} characters, {LONGEST:,} at most expected")
+    return Piece(text, score, _signed(fields.get(3, NORMAL)))
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise ValueError("a number stands in place of a text")
+    return value
 
 
 def _signed(value: Any) -> int:
     """A varint as the int32 that it is."""
-    number = int(value) & 0xFFFFFFFFFFFFFFFF
+    if not isinstance(value, int):
+        raise ValueError("a text stands in place of a number")
+    number = value & 0xFFFFFFFFFFFFFFFF
     return number - (1 << 64) if number >> 63 else number
 
 

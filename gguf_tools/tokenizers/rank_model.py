@@ -18,7 +18,7 @@ from gguf_tools.errors import CheckpointError
 from gguf_tools.text import shortened
 from gguf_tools.tokenizers.byte_level import byte_characters
 
-LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+")
+LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d{1,9}")
 PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPECIAL = (
     "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",

@@ -200,6 +200,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"added_tokens": [5]}, r"added_tokens\[0\] is 5; expected an object"),
     ({"added_tokens": [{"id": 300, "content": ""}]}, "empty content"),
     ({"added_tokens": [{"id": 300, "content": "\ud800"}]}, "surrogate"),
+    ({"added_tokens": [{"id": 300, "content": "x" * 1025}]}, "has 1,025 characters; expected 1,024 at most"),
     ({"added_tokens": [{"id": 300, "content": "x", "special": 1}]}, "special is 1; expected true or false"),
     ({"added_tokens": [{"id": 350, "content": "<far>"}]}, "gives it id 300"),
     ({"added_tokens": [{"id": 4, "content": "<x>"}]}, "id 4 belongs to two tokens"),

@@ -154,3 +154,23 @@ def test_damaged_models_are_refused_or_read(data: st.DataObject) -> None:
 def test_other_files(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.model: is no SentencePiece model"):
         load_tokenizer(written(tmp_path, data), SIZE)
+
+
+PIECE = b"\x0a\x05\x0a\x01a\x18\x01"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (PIECE + b"\x1a\x07\x10\xff\xff\xff\xff\xff\x3f", "a number stands in place of a text"),
+        (PIECE + b"\x12\x04\xc2\x02\x01x", "a text stands in place of a number"),
+        (b"\x0a\x06\x08\xff\xff\xff\xff\x7f", "a number stands in place of a text"),
+        (b"\x0a\x05\x0a\x01a\x1a\x00", "a text stands in place of a number"),
+        (b"\x0a\x0a\x0a\x01a\x15\x00\x00\xc0\x7f\x18\x01", "a piece has the score nan"),
+        (b"\x0a\x87\x10\x0a\x84\x10" + b"a" * 2052, "a piece has 2,052 characters, 1,024 at most expected"),
+    ],
+)
+def test_fields_of_another_type_or_size(data: bytes, message: str) -> None:
+    """Such a number would be a count of zeros to allocate; the ways to cut a long piece take the square of its length."""
+    with pytest.raises(CheckpointError, match=message):
+        parse_piece_model(data, Path(NAME))
