@@ -15,6 +15,7 @@ from typing import Any
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.formats.llama2c import is_llama2c, read_llama2c
+from gguf_tools.formats.plain_yaml import read_plain_yaml
 from gguf_tools.formats.safetensors import read_safetensors
 from gguf_tools.formats.state_dict import SUFFIXES, read_state_dict, state_dict_files
 from gguf_tools.formats.text_file import Kind, parse_json, read_text
@@ -33,6 +34,8 @@ PLACES = (SINGLE, INDEX, TORCH_SINGLE, TORCH_INDEX)
 CONFIG = "config.json"
 PARAMS = "params.json"
 """Meta's name for the config."""
+LIT, LIT_CONFIG = "lit_model.pth", "model_config.yaml"
+"""litgpt's names for weights and config; the config.json in such a folder is of the model that it was made from."""
 TIED = ("lm_head.weight", "embed_tokens.weight")
 """How the names of the output projection and the token embedding end, which may be one tensor."""
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
@@ -59,13 +62,11 @@ class Checkpoint:
 
     @property
     def config_file(self) -> Path:
-        """The file with the config: config.json, else params.json, else the file of weights that contains it."""
-        if not (self.folder / CONFIG).exists():
-            if (self.folder / PARAMS).exists():
-                return self.folder / PARAMS
-            if self.config and len(self.weight_files) == 1:
-                return self.weight_files[0]
-        return self.folder / CONFIG
+        """The file with the config: config.json, params.json or litgpt's, else the file of weights that contains it."""
+        stated = _config_path(self.folder, self.weight_files)
+        if stated is None and self.config and len(self.weight_files) == 1:
+            return self.weight_files[0]
+        return stated or self.folder / CONFIG
 
     @property
     def folder(self) -> Path:
@@ -179,13 +180,23 @@ def _open_consolidated(path: Path, shards: Sequence[Path]) -> Checkpoint:
     refuse_links_out(path, shards)
     opened = [read_state_dict(shard) for shard in shards]
     tensors = join_shards(shards, [each.tensors for each in opened])
-    return Checkpoint(path=path, config=_config_beside(path), tensors=tensors, weight_files=tuple(shards), metadata={})
+    return Checkpoint(
+        path=path, config=_config_beside(path, shards), tensors=tensors, weight_files=tuple(shards), metadata={}
+    )
 
 
-def _config_beside(folder: Path) -> dict[str, Any]:
-    """The content of config.json, else of params.json; empty if neither exists."""
-    stated = next((folder / name for name in (CONFIG, PARAMS) if (folder / name).exists()), None)
-    return read_json(stated) if stated else {}
+def _config_path(folder: Path, weights: Sequence[Path]) -> Path | None:
+    """The file with the config of these weights, or None if there is none."""
+    names = (LIT_CONFIG, CONFIG, PARAMS) if any(path.name == LIT for path in weights) else (CONFIG, PARAMS)
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def _config_beside(folder: Path, weights: Sequence[Path]) -> dict[str, Any]:
+    """The config of these weights, from its own file; empty if there is none."""
+    stated = _config_path(folder, weights)
+    if stated is None:
+        return {}
+    return read_plain_yaml(stated) if stated.name == LIT_CONFIG else read_json(stated)
 
 
 def _with_plain_names(checkpoint: Checkpoint) -> Checkpoint:
@@ -207,7 +218,7 @@ def _open_file(path: Path) -> Checkpoint:
 
     Raises CheckpointError for files of other formats.
     """
-    config = _config_beside(path.parent)
+    config = _config_beside(path.parent, [path])
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         return Checkpoint(path=path, config=config, tensors=tensors, weight_files=(path,), metadata=metadata)

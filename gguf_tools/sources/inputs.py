@@ -10,8 +10,9 @@ from gguf_tools.formats.gguf.split import sibling_parts
 
 WEIGHTS = re.compile(r".+\.(safetensors|bin|pt|pth|ckpt)")
 BESIDE = re.compile(
-    r"(config|params|generation_config|tokenizer|special_tokens|added_tokens|chat_template|vocab|merges|README|tinyq-recipe|.+\.index)"
-    r".*\.(json|jinja|txt|model|md|toml)"
+    r"(config|params|model_config|generation_config|tokenizer|special_tokens|added_tokens|chat_template"
+    r"|vocab|merges|README|tinyq-recipe|.+\.index)"
+    r".*\.(json|jinja|txt|model|md|toml|yaml)"
 )
 """Names of files that describe the weights in their folder: config, tokenizer, README, index, surgery recipe."""
 TEMPLATES = "additional_chat_templates"
