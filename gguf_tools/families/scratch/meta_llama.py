@@ -206,7 +206,7 @@ NOTES: Mapping[str, tuple[str, ...]] = {
     "mixtral": (_THETA, _CONTEXT),
     **dict.fromkeys(("llama2.c bin 0", "llama2.c bin 0, untied"), ("2 buffers",)),
     "llama2.c pt": (
-        "are taken off",
+        "wrapper prefixes",
         "also holds config",
         "norm_eps",
         "rope_theta",

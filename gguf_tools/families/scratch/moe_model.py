@@ -202,7 +202,7 @@ VARIANTS = {
     "per expert": _STACKED,
     "untied": _expected(_BIAS, _GAIN, _VALUES, _LOGITS, _PAIRS, _WIDE),
     "pt": replace(_STACKED, notes=("final.pt also holds step",)),
-    "orig_mod prefix": replace(_STACKED, notes=("wrappers in the tensors' names (_orig_mod) are taken off",)),
+    "orig_mod prefix": replace(_STACKED, notes=("wrapper prefixes in tensor names (_orig_mod) are removed",)),
     "uniform bias": _STACKED,
     "nonzero bias": replace(
         _expected(_GAIN, _VALUES, _LOGITS, _PAIRS, _WIDE, _OUTPUT),
