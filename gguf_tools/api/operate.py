@@ -18,9 +18,13 @@ from gguf_tools.sources.inputs import source_files
 from surgery.checkpoint.rewrite import CheckpointPlan, plan_checkpoint, write_checkpoint
 from surgery.gguf.in_place import apply_in_place, plan_in_place
 from surgery.gguf.layers import open_layered
+from surgery.gguf.proof import SurgeryProof
 from surgery.gguf.rewrite import plan_gguf, write_plan
 from surgery.recipe import Recipe
 from surgery.recipe import save_recipe as save
+
+PROVED_BYTES = 10**9
+"""A GGUF of fewer bytes is run in llama.cpp before and after surgery, unless that is declined."""
 
 
 def operate(
@@ -34,6 +38,7 @@ def operate(
     dry_run: bool = False,
     allow_nonfinite: bool = False,
     assume_independent_layers: bool = False,
+    prove: bool | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: StageProgress | None = None,
@@ -47,6 +52,10 @@ def operate(
     infinity, which otherwise raise an error in anything written to `out`; an in-place change reads no weights.
     `assume_independent_layers` accepts a GGUF of an architecture that is not in the table of architectures; you must have
     checked that its computation does not depend on a layer's position, the number of layers, or tensors outside the layers.
+
+    `prove` runs a GGUF and its result in llama.cpp before the result appears: each copied layer must compute what it did in the
+    source (`surgery.gguf.proof`), and what is computed must agree with the torch reference, where there is one. By default
+    this is done with files below 1 GB, and what cannot be proved is said; with True that is an error.
 
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
@@ -80,8 +89,10 @@ def operate(
         if in_place and not isinstance(plan, CheckpointPlan):
             plan_in_place(plan)  # raises the errors that the change would raise
         return OperateResult(source=source, path=target, plan=plan, in_place=in_place)
-    size = _written(plan, out, force, threads, progress, watch.check, allow_nonfinite)
-    result = OperateResult(source=source, path=target, plan=plan, in_place=in_place, bytes=size)
+    proof = _proof(plan, prove)
+    size = _written(plan, out, force, threads, progress, watch.check, allow_nonfinite, proof)
+    proved = proof.proved if proof else None
+    result = OperateResult(source=source, path=target, plan=plan, in_place=in_place, bytes=size, proof=proved)
     if save_recipe is not None:
         save(parsed, Path(save_recipe), result.layers_before, force=force)
     return result
@@ -110,6 +121,20 @@ def _planned(source: Path, recipe: Recipe, assume: bool) -> SurgeryPlan:
     return plan_checkpoint(source, recipe)
 
 
+def _proof(plan: SurgeryPlan, prove: bool | None) -> SurgeryProof | None:
+    """The proof to be made of a plan; of itself for a GGUF that is not large."""
+    if isinstance(plan, CheckpointPlan):
+        if prove:
+            raise InputError(
+                f"{plan.checkpoint.path}: --prove is for a GGUF; tinyq convert --prove proves a checkpoint's file"
+            )
+        return None
+    held = sum(file.stat().st_size for file in plan.sources)
+    if prove is False or (prove is None and held >= PROVED_BYTES):
+        return None
+    return SurgeryProof(plan, demanded=bool(prove))
+
+
 def _written(
     plan: SurgeryPlan,
     out: Path | None,
@@ -118,6 +143,7 @@ def _written(
     progress: StageProgress | None,
     check: Check,
     lax: bool,
+    proof: SurgeryProof | None,
 ) -> int:
     """Execute the plan, in place if `out` is None; returns the number of bytes written."""
     if isinstance(plan, CheckpointPlan):
@@ -129,8 +155,21 @@ def _written(
     if out is None:
         planned = plan_in_place(plan)
         apply_in_place(planned)
+        if proof and planned.patches:
+            try:
+                proof(plan.file.header.path)
+            except BaseException:
+                journal.undo(plan.file.header.path)
+                raise
         return sum(len(patch.new) for patch in planned.patches)
     advance = counted(progress, "writing", plan.entries[1])
     return write_plan(
-        plan, out, force=force, threads=threads or available_cores(), progress=advance, check=check, allow_nonfinite=lax
+        plan,
+        out,
+        force=force,
+        threads=threads or available_cores(),
+        progress=advance,
+        check=check,
+        prove=proof,
+        allow_nonfinite=lax,
     )

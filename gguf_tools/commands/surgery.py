@@ -22,6 +22,12 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
     is_flag=True,
     help="Accept a GGUF of an architecture unknown to tinyq; you have checked that its layers do not depend on their positions.",
 )
+@click.option(
+    "--prove/--no-prove",
+    default=None,
+    help="Run a GGUF and its result in llama.cpp before that appears: every layer must compute what was asked for. "
+    "By default below 1 GB.",
+)
 @nonfinite_option
 @output_options
 def surgery(
@@ -32,6 +38,7 @@ def surgery(
     save_recipe: Path | None,
     dry_run: bool,
     assume_independent_layers: bool,
+    prove: bool | None,
     allow_nonfinite: bool,
     force: bool,
     threads: int | None,
@@ -58,6 +65,7 @@ def surgery(
             dry_run=dry_run,
             allow_nonfinite=allow_nonfinite,
             assume_independent_layers=assume_independent_layers,
+            prove=prove,
             force=force,
             threads=threads,
             progress=progress,

@@ -86,6 +86,7 @@ class Engine:
             "description": _text(description.value),
             "n_vocab": self.n_vocab,
             "n_layer": self._hyperparameter("block_count", 0),
+            "batch": self._n_batch,
             "n_params": int(lib.llama_model_n_params(model)),
             "bytes": int(lib.llama_model_size(model)),
             "context_train": self._hyperparameter("context_length", 0),
@@ -256,15 +257,47 @@ class Engine:
         of squares of all tensors, concatenated. Raises LlamaError for activations that are not finite.
         """
         from gguf_tools.runtime.activations import Collector
-        from gguf_tools.runtime.graph import GraphTensor
 
         collector = Collector(process_output)
+        self._observed(collector, tokens, lengths, progress)
+        found = [
+            {"name": name, "counts": collector.counts[name].tolist(), "size": sums.size}
+            for name, sums in collector.sums.items()
+        ]
+        flat = [sums.astype(np.float32).reshape(-1) for sums in collector.sums.values()]
+        return found, np.concatenate([np.zeros(0, np.float32), *flat])
+
+    def nodes(self, tokens: Tokens) -> list[dict[str, Any]]:
+        """The nodes of the graph in which one batch of tokens is read, as `streams.Lister` notes them."""
+        from gguf_tools.runtime.streams import Lister
+
+        lister = Lister()
+        self._observed(lister, tokens, [len(tokens)], lambda *_: None)
+        return lister.nodes
+
+    def exchange(
+        self, tokens: Tokens, read: Sequence[int], write: Mapping[int, Logits]
+    ) -> tuple[dict[int, Logits], Logits]:
+        """Read one batch of tokens, replacing the nodes at the places in `write`; the nodes in `read`, and all logits."""
+        from gguf_tools.runtime.streams import Exchange
+
+        exchange = Exchange(read, write)
+        logits = self._observed(exchange, tokens, [len(tokens)], lambda *_: None)
+        return exchange.found, logits
+
+    def _observed(self, observer: Any, tokens: Tokens, lengths: Sequence[int], progress: CountProgress) -> Logits:
+        """Read chunks of tokens while `observer` is shown the graph; the logits of the last batch.
+
+        LlamaError with the observer's error, if it noted one.
+        """
+        from gguf_tools.runtime.graph import GraphTensor
 
         def observe(address: int, ask: bool, _: Any) -> bool:
-            return collector.observe(GraphTensor.from_address(address), ask)
+            return bool(observer.observe(GraphTensor.from_address(address), ask))
 
         self.close_context()
         self._observer = lib.ggml_backend_sched_eval_callback(observe)
+        outputs: Logits = np.zeros((0, self.n_vocab), np.float32)
         try:
             done = 0
             for length in lengths:
@@ -274,19 +307,15 @@ class Engine:
                     positions = np.arange(start, start + len(part), dtype=np.int32)
                     # Logits are requested at every position: the last layer skips positions without.
                     self._decode(part, positions, np.zeros_like(part), np.ones(len(part), dtype=np.int8))
-                    if collector.error:
-                        raise LlamaError(str(collector.error)) from collector.error
+                    if observer.error:
+                        raise LlamaError(str(observer.error)) from observer.error
                     done += len(part)
                     progress(done, len(tokens))
+            outputs = self._outputs(len(part)).copy()
         finally:
             self.close_context()
             self._observer = None
-        found = [
-            {"name": name, "counts": collector.counts[name].tolist(), "size": sums.size}
-            for name, sums in collector.sums.items()
-        ]
-        flat = [sums.astype(np.float32).reshape(-1) for sums in collector.sums.values()]
-        return found, np.concatenate([np.zeros(0, np.float32), *flat])
+        return outputs
 
     # -- the context ---------------------------------------------------------------------------------------------
 

@@ -18,7 +18,8 @@ class ModelInfo:
 
     `bytes` and `n_params` count tensor data and parameters (0 with vocab_only); `context_train` is the training context in
     tokens; `file_type` is llama.cpp's name for the type recipe; token ids are None if the vocabulary has no such token; `eog`
-    are all end-of-generation tokens; `metadata` has every key except arrays, values as strings.
+    are all end-of-generation tokens; `metadata` has every key except arrays, values as strings; `batch` is
+    the number of tokens that are computed at once.
     """
 
     arch: str
@@ -36,11 +37,23 @@ class ModelInfo:
     add_bos: bool
     eog: frozenset[int]
     metadata: Mapping[str, str]
+    batch: int = 512
 
     @property
     def bits_per_weight(self) -> float:
         """Bits of tensor data per parameter; 0 if the weights were not loaded."""
         return 8 * self.bytes / self.n_params if self.n_params else 0.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A tensor of llama.cpp's graph: its name, shape (numpy order), whether it is float32, and the places of what it is
+    computed from in the order of computation (weights and inputs left out)."""
+
+    name: str
+    shape: tuple[int, ...]
+    floating: bool
+    sources: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from io import RawIOBase
 from pathlib import Path
@@ -28,7 +28,7 @@ from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.machine import physical_cores
 from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
-from gguf_tools.runtime.interface import GreedyResult, Memory, Message, ModelInfo, Speed
+from gguf_tools.runtime.interface import GreedyResult, Memory, Message, ModelInfo, Node, Speed
 from gguf_tools.runtime.log import buffer_sizes, decisive_lines, last_lines
 from gguf_tools.runtime.silence import Silence, current_limit
 from gguf_tools.tokenizers.model_name import refused_name
@@ -306,6 +306,37 @@ class Runtime:
             found[tensor["name"]] = Statistics(sums[at : at + tensor["size"]].reshape(len(counts), -1), counts)
             at += tensor["size"]
         return found
+
+    def nodes(self, tokens: Sequence[int]) -> list[Node]:
+        """The nodes of the graph in which these tokens, at most `info.batch`, are read at once, in order of computation."""
+        answer = self._call("nodes", {}, self._one_batch(tokens, "nodes")).header["nodes"]
+        return [Node(n["name"], tuple(n["shape"]), bool(n["float"]), tuple(n["sources"])) for n in answer]
+
+    def exchange(
+        self, tokens: Sequence[int], read: Sequence[int], write: Mapping[int, npt.NDArray[np.float32]]
+    ) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+        """Read tokens (at most `info.batch`) while nodes of the graph, by their place in `nodes`, are read and replaced.
+
+        A node in both is read first. Returns the nodes in `read`, flat, and the logits of all positions, (T, n_vocab). The same
+        nodes must be replaced by as many float32 numbers as they hold.
+        """
+        ids = self._one_batch(tokens, "exchange")
+        parts = [np.ascontiguousarray(part, np.float32).reshape(-1) for part in write.values()]
+        header = {
+            "tokens": len(ids),
+            "read": list(read),
+            "write": list(write),
+            "sizes": [part.size for part in parts],
+        }
+        answer = self._call("exchange", header, np.concatenate([ids.astype(np.float32), *parts]))
+        *found, logits = np.split(_array(answer), np.cumsum(answer.header["sizes"]))
+        return found, logits.reshape(len(ids), -1)
+
+    def _one_batch(self, tokens: Sequence[int], what: str) -> npt.NDArray[np.int32]:
+        self._check_lengths([tokens], 0)
+        if len(tokens) > self.info.batch:
+            raise InputError(f"{what}: {len(tokens)} tokens given, at most {self.info.batch} are computed at once")
+        return self._ids([tokens], what)
 
     # -- requests ------------------------------------------------------------------------------------------------
 

@@ -114,6 +114,8 @@ class _Service:
             "speed": self._speed,
             "reserve": self._reserve,
             "activations": self._activations,
+            "nodes": self._nodes,
+            "exchange": self._exchange,
         }
         return handlers[frame.header["op"]](frame.header, frame.array)
 
@@ -172,6 +174,19 @@ class _Service:
     def _activations(self, header: dict[str, Any], array: Any) -> Answer:
         tensors, sums = self._engine.activations(array, header["lengths"], header["process_output"], self._progress)
         return {"kind": "activations", "tensors": tensors}, sums
+
+    def _nodes(self, _: dict[str, Any], array: Any) -> Answer:
+        return {"kind": "nodes", "nodes": self._engine.nodes(array)}, None
+
+    def _exchange(self, header: dict[str, Any], array: Any) -> Answer:
+        """Answers with the nodes that were read and the logits; asked with the tokens (as floats) and the new values."""
+        count = header["tokens"]
+        tokens = array[:count].astype(np.int32)
+        places, sizes = header["write"], header["sizes"]
+        parts = np.split(array[count:], np.cumsum(sizes)[:-1]) if places else []
+        found, logits = self._engine.exchange(tokens, header["read"], dict(zip(places, parts, strict=True)))
+        kept = [found[place].reshape(-1) for place in header["read"]]
+        return {"kind": "values", "sizes": [part.size for part in kept]}, np.concatenate([*kept, logits.reshape(-1)])
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ class Architecture:
     `tensors` maps each tensor of a layer (a name without `blk.N.` and without endings such as `.weight`) to its role.
     `closed` is the reason why no surgery is done at all. `kinds` names what tells a hybrid's recurrent layers from others
     ("array": `attention.recurrent_layers`; "heads": no key/value heads), of which llama.cpp wants both kinds; `sliding` says
-    that one layer at least must have a sliding window. `source` is the file in `src/models`.
+    that one layer at least must have a sliding window. `beyond_stream` is the reason why a layer's output does not follow from
+    its input alone, so that layers cannot be compared one by one. `source` is the file in `src/models`.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Architecture:
     kinds: Literal["", "array", "heads"] = ""
     sliding: bool = False
     closed: str = ""
+    beyond_stream: str = ""
     notes: tuple[str, ...] = field(default=())
 
     def role(self, suffix: str) -> Role | None:

@@ -6,7 +6,7 @@ Whole layers are copied byte by byte (`surgery.gguf.copy`); computed tensors are
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +67,13 @@ class GGUFPlan:
             if match and int(match[1]) < len(made):
                 made[int(match[1])].add(match[2])
         return [_letter(layer) for layer in self.file.layers], [_letter(layer) for layer in made]
+
+    @property
+    def sources(self) -> set[Path]:
+        """The files that the output is read from."""
+        ranges = [part for _, piece in self.outputs for part in piece.ranges or ()]
+        ranges += [piece.columns.whole for _, piece in self.outputs if piece.columns]
+        return {part.file.path for part in ranges} | {self.file.header.path}
 
     @property
     def entries(self) -> tuple[tuple[TensorEntry, ...], int]:
@@ -231,14 +238,16 @@ def write_plan(
     threads: int = 1,
     progress: ByteProgress = lambda _: None,
     check: Check | None = None,
+    prove: Callable[[Path], None] | None = None,
     allow_nonfinite: bool = False,
 ) -> int:
     """Write the new file atomically; returns its size in bytes.
 
-    `check` is called before it appears; if it raises, nothing is left. Raises InputError for a NaN or infinite weight, unless
-    `allow_nonfinite`; computed weights must still be finite if their type cannot hold NaN and infinity.
+    `prove` is called with the finished temporary file, `check` before it appears; if one raises, nothing is left. Raises
+    InputError for a NaN or infinite weight, unless `allow_nonfinite`; computed weights must still be finite if their type
+    cannot hold NaN and infinity.
     """
-    check_outputs({"OUT": out}, _sources(plan), force=force)
+    check_outputs({"OUT": out}, plan.sources, force=force)
     entries, data_bytes = plan.entries
     header = plan.file.header.rewritten(plan.changes | _paths(plan.file, out), entries)
     size = len(header) + data_bytes
@@ -257,6 +266,9 @@ def write_plan(
             else:
                 copy_piece(piece, stream, progress, checkers)
             stream.write(b"\0" * (-entry.nbytes % plan.file.header.alignment))
+        if prove:
+            stream.flush()
+            prove(Path(os.fsdecode(stream.name)))
     return size
 
 
@@ -292,12 +304,6 @@ def _allocate(stream: BinaryIO, size: int) -> None:
         except OSError as error:
             if error.errno not in NOT_SUPPORTED:
                 raise
-
-
-def _sources(plan: GGUFPlan) -> set[Path]:
-    ranges = [part for _, piece in plan.outputs for part in piece.ranges or ()]
-    ranges += [piece.columns.whole for _, piece in plan.outputs if piece.columns]
-    return {part.file.path for part in ranges} | {plan.file.header.path}
 
 
 def _blocks(entry: TensorEntry, tensor: Tensor, lax: bool) -> Iterator[Block]:

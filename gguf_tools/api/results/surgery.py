@@ -11,6 +11,7 @@ from gguf_tools.text import Block, Facts, Lines, Shown, as_json, human_bytes
 from surgery.algebra import describe
 from surgery.checkpoint.rewrite import CheckpointPlan
 from surgery.draw import changes, draw, removed
+from surgery.gguf.proof import Proved
 from surgery.gguf.rewrite import GGUFPlan
 
 SurgeryPlan = CheckpointPlan | GGUFPlan
@@ -22,7 +23,7 @@ class OperateResult(Shown):
 
     `path` is the output, None for a dry run without one; `bytes` the number of bytes written, None after a dry run. `plan` is
     None after an undo, when `undone` is the undone recipe, and after only completing an interrupted in-place change, when
-    `completed` describes that change.
+    `completed` describes that change. `proof` is what running source and result in llama.cpp showed, None if that was not done.
     """
 
     source: Path
@@ -32,6 +33,7 @@ class OperateResult(Shown):
     bytes: int | None = None
     undone: str | None = None
     completed: str | None = None
+    proof: Proved | None = None
 
     @property
     def recipe(self) -> str:
@@ -86,6 +88,7 @@ class OperateResult(Shown):
             "notes": list(self.notes),
         }
         report |= {} if self.bytes is None else {"bytes": self.bytes}
+        report |= {} if self.proof is None else {"proof": self.proof.as_dict()}
         return dict(as_json(report))
 
     def blocks(self) -> Sequence[Block]:
@@ -104,4 +107,5 @@ class OperateResult(Shown):
             return [Facts(facts), *drawing, Lines("nothing was written (--dry-run)")]
         where = " in the header" if self.in_place else ""
         done = ("wrote", f"{self.path} ({human_bytes(self.bytes)}{where})")
-        return [Facts(facts), *drawing, Facts([*(("note", note) for note in self.notes), done])]
+        proved = [("proof", line) for line in self.proof.lines] if self.proof else []
+        return [Facts(facts), *drawing, Facts([*(("note", note) for note in self.notes), *proved, done])]

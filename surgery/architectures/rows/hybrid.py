@@ -120,6 +120,7 @@ ROWS: tuple[Architecture, ...] = (
         BANKS,
         changed=KIMI_K3,
         kinds="heads",
+        beyond_stream="its layers mix what earlier ones banked",
     ),
     arch(
         "glm5-next",
