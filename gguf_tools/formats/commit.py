@@ -102,7 +102,7 @@ def _read(journal: Path) -> list[tuple[str, str]]:
                 raise ValueError("not a regular file")
             data = load_json(stream.read(MAX_JOURNAL))
         moves = [(a, b) for a, b in data]
-        if not all(isinstance(name, str) and name == Path(name).name for move in moves for name in move):
+        if not all(isinstance(name, str) and name and name == Path(name).name for move in moves for name in move):
             raise ValueError("an entry is not a plain file name")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise OutputError(f"{journal}: is not a journal written by tinyq ({error}); remove it") from error
