@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from fuzzing import archive
 from fuzzing.mutate import json_mutator
 from fuzzing.target import Prepared, Target
+from gguf_tools.evaluation.golden_logits import read_golden
 from gguf_tools.formats.gguf.header import (
     Metadata,
     ValueType,
@@ -183,6 +186,34 @@ def _imatrix(folder: Path) -> Prepared:
     return Prepared([old_imatrix(), new], read)
 
 
+def _golden(folder: Path) -> Prepared:
+    path = folder / "golden.npz"
+    out = io.BytesIO()
+    np.savez(out, tokens_0=np.arange(2), logits_0=np.zeros((2, 3), np.float32))
+
+    def read(data: bytes) -> bool:
+        path.write_bytes(data)
+        return bool(read_golden(path))
+
+    return Prepared([out.getvalue()], read)
+
+
+def _golden_array(folder: Path) -> Prepared:
+    """The input is an array of numpy's format in a file of golden logits."""
+    path = folder / "golden.npz"
+    out, tokens = io.BytesIO(), io.BytesIO()
+    np.save(out, np.zeros((2, 3), np.float32))
+    np.save(tokens, np.arange(2))
+
+    def read(data: bytes) -> bool:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("tokens_0.npy", tokens.getvalue())
+            archive.writestr("logits_0.npy", data)
+        return bool(read_golden(path))
+
+    return Prepared([out.getvalue()], read)
+
+
 GGUF_WORDS = [
     b"GGUF",
     *(struct.pack("<I", kind) for kind in ValueType),
@@ -210,5 +241,22 @@ TARGETS = (
         title="importance matrices, both formats",
         prepare=_imatrix,
         words=[*GGUF_WORDS, b".in_sum2", b".counts"],
+    ),
+    Target(name="golden", title="golden logits (.npz)", prepare=_golden, executions=100_000),
+    Target(
+        name="golden-array",
+        title="golden logits, an array",
+        prepare=_golden_array,
+        words=[
+            b"'descr': '<f4'",
+            b"'|O'",
+            b"(2, 3)",
+            b"(99999999999, )",
+            b"True",
+            b"\x93NUMPY\x03\x00",
+            b"((" * 99,
+            b"'<M8'",
+        ],
+        executions=100_000,
     ),
 )

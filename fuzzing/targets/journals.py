@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 from fuzzing.mutate import json_mutator
 from fuzzing.target import Prepared, Target
 from gguf_tools.errors import CheckpointError, InputError
+from gguf_tools.formats.commit import commit_path, settle
 from gguf_tools.formats.journal import Patch, Record, journal_path, recover, refuse_interrupted, undo, undo_paths
+from gguf_tools.formats.temporary import create_file
 
 CONTENT = bytes(range(64))
 
@@ -63,6 +66,29 @@ def _undo(folder: Path) -> Prepared:
     return Prepared(seeds, read)
 
 
+def _commit(folder: Path) -> Prepared:
+    """A set of outputs, one of which has its temporary name still, and a file that is none of them."""
+    paths = tuple(folder / f"out-0000{n}-of-00002.gguf" for n in (1, 2))
+    with create_file(paths[1]) as stream:
+        temporary = Path(os.fsdecode(stream.name))
+    other = folder / "other.gguf"
+
+    def read(data: bytes) -> bool:
+        paths[0].write_bytes(b"1")
+        paths[1].unlink(missing_ok=True)
+        temporary.write_bytes(b"2")
+        other.write_bytes(b"3")
+        commit_path(paths[0]).write_bytes(data)
+        try:
+            settle(paths)
+        finally:
+            assert (paths[0].read_bytes(), other.read_bytes()) == (b"1", b"3"), "a planted journal changed a file"
+        return paths[1].exists()
+
+    both = [["gone", paths[0].name], [temporary.name, paths[1].name]]
+    return Prepared([json.dumps(both).encode(), json.dumps(both[1:]).encode()], read)
+
+
 MUTATE = json_mutator(["size", "note", "undoes", "patches"], [64, "00", "0304", [[3, "0304", "6162"]], json.dumps("x")])
 TARGETS = (
     Target(
@@ -72,6 +98,14 @@ TARGETS = (
         mutate=MUTATE,
         longest=1000,
         executions=200_000,
+    ),
+    Target(
+        name="commit",
+        title="journal of several outputs",
+        prepare=_commit,
+        mutate=json_mutator((), ("other.gguf", "..", "a/b")),
+        longest=1000,
+        executions=100_000,
     ),
     Target(name="undo-record", title="undo record", prepare=_undo, mutate=MUTATE, longest=1000, executions=200_000),
 )

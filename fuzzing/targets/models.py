@@ -13,16 +13,19 @@ from typing import Any
 from fuzzing.mutate import VALUES, mutate_bytes, mutate_json
 from fuzzing.target import Prepared, Target
 from gguf_tools.errors import InputError, OutputError
+from gguf_tools.evaluation.reference_source import find_reference
 from gguf_tools.families.registry import load_model, own_families
-from gguf_tools.formats.gguf.header import Field, Metadata, ValueType, pack_header, place
+from gguf_tools.formats.gguf.header import Field, Metadata, ValueType, pack_header, place, read_header
 from gguf_tools.inspection.report import inspect
 from gguf_tools.quantization.plan import QuantizeRequest, prepare
 from gguf_tools.targets.planner import plan
+from gguf_tools.verification.metadata import compare_metadata
 from quant.errors import InputError as QuantInputError
 from quant.types import TensorType, tensor_type
 from surgery.gguf.in_place import plan_in_place
 from surgery.gguf.layers import open_layered
 from surgery.gguf.rewrite import plan_gguf
+from surgery.model import operate_text
 from surgery.recipe import parse_text
 
 VARIANTS = (
@@ -210,12 +213,17 @@ def _typed(value: Any, kind: ValueType | None) -> list[Any]:
     return [kind.name if kind else "UINT32", value]
 
 
+def _metadata(document: dict[str, Any]) -> Metadata:
+    return {
+        str(key): Field(ValueType[kind], tuple(value) if element else value, ValueType[element[0]] if element else None)
+        for key, (kind, value, *element) in document["metadata"].items()
+    }
+
+
 def _file(document: Any) -> tuple[bytes, int] | None:
     """The header of a document and the bytes of its data; None where no GGUF could say that."""
     try:
-        metadata: Metadata = {}
-        for key, (kind, value, *element) in document["metadata"].items():
-            metadata[str(key)] = Field(ValueType[kind], value, ValueType[element[0]] if element else None)
+        metadata = _metadata(document)
         tensors: list[tuple[str, tuple[int, ...], TensorType]] = []
         for name, shape, kind in document["tensors"]:
             tensors.append((str(name), tuple(map(int, shape)), tensor_type(kind)))
@@ -238,6 +246,10 @@ def _file(document: Any) -> tuple[bytes, int] | None:
 def _model(folder: Path) -> Prepared:
     path = folder / "model.gguf"
     recipes = [parse_text(text) for text in RECIPES]
+    seeds = [
+        json.dumps(_document(family, variant, folder / f"{n}")).encode() for n, (family, variant) in enumerate(VARIANTS)
+    ]
+    expected = _metadata(json.loads(seeds[0]))
 
     def read(data: bytes) -> bool:
         try:
@@ -252,6 +264,10 @@ def _model(folder: Path) -> Prepared:
             stream.write(header)
             os.truncate(stream.fileno(), len(header) + count)
         found = inspect(path)
+        opened = read_header(path)
+        compare_metadata(opened, expected, dict(opened.metadata))
+        with contextlib.suppress(InputError):
+            find_reference(path, operate=operate_text)
         with contextlib.suppress(InputError):
             prepare(QuantizeRequest(source=path, type="q4_k_m", allow_requantize=True))
         file = open_layered(path)
@@ -262,9 +278,6 @@ def _model(folder: Path) -> Prepared:
                 plan_in_place(planned)
         return not found.problems
 
-    seeds = [
-        json.dumps(_document(family, variant, folder / f"{n}")).encode() for n, (family, variant) in enumerate(VARIANTS)
-    ]
     return Prepared(seeds, read)
 
 
