@@ -109,7 +109,7 @@ def test_exchanged_experts(
     change_tensor(file, name, swap)
     found = checked(file, sources("qwen2moe"))
     assert found.differing == (name,)
-    assert "experts exchanged: 1 holds 3, 3 holds 1" in details(found)[name]
+    assert "experts swapped: 1 holds 3, 3 holds 1" in details(found)[name]
     wrong = next(tensor for tensor in found.tensors if tensor.name == name)
     if not with_importance:
         assert wrong.matrices == (1, 3)
