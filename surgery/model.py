@@ -146,16 +146,17 @@ class ModelHalf:
 
 
 class ModelSpace(Space[ModelHalf]):
-    """The layers of a Model."""
+    """The layers of a Model, and of donors by name."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, donors: Mapping[str, Model] | None = None) -> None:
+        self.models = {"": model, **(donors or {})}
 
     def half(self, origin: Original, half: Half) -> ModelHalf:
-        layer = self.model.layers[origin.index]
+        model = self.models[origin.source]
+        layer = model.layers[origin.index]
         values = {f.name: getattr(layer.spec, f.name) for f in fields(LayerSpec) if belongs(f.name, half)}
         tensors = {role: t for role, t in layer.tensors.items() if half_of_role(role) == half}
-        found = layer_features(layer.spec, self.model.spec)
+        found = layer_features(layer.spec, model.spec)
         own = tuple(feature for feature in found if belongs(feature.field, half))
         return ModelHalf(values, tensors, own)
 
@@ -219,26 +220,27 @@ def fewer_experts(moe: MoE, order: Sequence[int]) -> MoE:
     return replace(moe, experts=len(order))
 
 
-def operate(model: Model, recipe: Recipe) -> Model:
-    """The model after the recipe; tensors stay lazy.
+def operate(model: Model, recipe: Recipe, donors: Mapping[str, Model] | None = None) -> Model:
+    """The model after the recipe; tensors stay lazy. `donors` are the models that the recipe names.
 
     Raises InputError if an index or an expert does not exist, or for a blend of different kinds.
     """
-    return rebuilt(model, recipe.apply(len(model.layers)))
+    counts = {name: len(donor.layers) for name, donor in (donors or {}).items()}
+    return rebuilt(model, recipe.apply(len(model.layers), counts), donors)
 
 
 def operate_text(model: Model, text: str) -> Model:
-    """`operate` with a recipe in text form, as recorded in GGUF files."""
+    """`operate` with a recipe in text form."""
     return operate(model, parse_text(text))
 
 
-def rebuilt(model: Model, stack: Stack) -> Model:
+def rebuilt(model: Model, stack: Stack, donors: Mapping[str, Model] | None = None) -> Model:
     """The model with the layers of the stack."""
-    space = ModelSpace(model)
+    space = ModelSpace(model, donors)
     layers = []
     for layer in stack:
         if isinstance(layer, Original):
-            layers.append(model.layers[layer.index])
+            layers.append(space.models[layer.source].layers[layer.index])
             continue
         attention, ffn = evaluate(layer, "attention", space), evaluate(layer, "ffn", space)
         for name in OF_BOTH_HALVES:

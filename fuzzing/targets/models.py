@@ -22,10 +22,10 @@ from gguf_tools.targets.planner import plan
 from gguf_tools.verification.metadata import compare_metadata
 from quant.errors import InputError as QuantInputError
 from quant.types import TensorType, tensor_type
+from surgery.donors import operate_recorded
 from surgery.gguf.in_place import plan_in_place
 from surgery.gguf.layers import open_layered
 from surgery.gguf.rewrite import plan_gguf
-from surgery.model import operate_text
 from surgery.recipe import parse_text
 
 VARIANTS = (
@@ -267,7 +267,7 @@ def _model(folder: Path) -> Prepared:
         opened = read_header(path)
         compare_metadata(opened, expected, dict(opened.metadata))
         with contextlib.suppress(InputError):
-            find_reference(path, operate=operate_text)
+            find_reference(path, operate=operate_recorded)
         with contextlib.suppress(InputError):
             prepare(QuantizeRequest(source=path, type="q4_k_m", allow_requantize=True))
         file = open_layered(path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gguf_tools.allocation.prepare import prepare_conversion
 from gguf_tools.api.options import (
+    Donors,
     TensorTypes,
     at_least,
     counted,
@@ -17,7 +18,7 @@ from gguf_tools.api.options import (
 )
 from gguf_tools.api.results.conversion import ConvertResult
 from gguf_tools.conversion.plan import Conversion, open_source, prepare
-from gguf_tools.conversion.request import AUTO, Operation, Request
+from gguf_tools.conversion.request import AUTO, Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.type_check import check_model_type
@@ -26,7 +27,7 @@ from gguf_tools.formats.output import check_outputs
 from gguf_tools.formats.watch import Watch
 from gguf_tools.progress import StageProgress
 from gguf_tools.sources.inputs import source_files
-from surgery.model import operate
+from surgery.conversion import operation_of
 from surgery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def convert(
     text_only: bool = False,
     as_family: str | None = None,
     surgery: str | Path | Recipe | None = None,
+    donors: Donors | None = None,
     dry_run: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -67,15 +69,15 @@ def convert(
 ) -> ConvertResult:
     """Convert a checkpoint to a GGUF that stock llama.cpp runs: `tinyq convert`.
 
-    `source` is a folder in Hugging Face layout, or a torch state dict: a file, or a folder that contains one. `type` is `auto`
-    (the smallest exact type) or one such as `f32`, `f16`, `q8_0`, `q4_k_m`; with `target_bpw` (bits per weight) or
+    `source` is a folder in Hugging Face layout, or a torch state dict: a file, or a folder that contains one. `type` is
+    `auto` (the smallest exact type) or one such as `f32`, `f16`, `q8_0`, `q4_k_m`; with `target_bpw` (bits per weight) or
     `target_size` (bytes, or a string such as `500M`) each tensor's type is selected by measured sensitivity instead.
     `tensor_types` maps regular expressions on tensor names to types, or lists strings REGEX=TYPE; the last match wins.
-    `surgery` is a recipe as in `operate`, applied during conversion. `allow_nonfinite` keeps NaN and infinity in F32, F16 and
-    BF16, which otherwise raise an error. `drop_tokens` leaves out tokens without a row in the embedding. `as_family` names the
-    family or model_type to use for a model_type that tinyq does not know; without it, such a model is accepted only if
-    transformers computes the same logits. Before the file appears, llama.cpp and the source's tokenizer tokenize a probe text,
-    and the token ids must be equal.
+    `surgery` is a recipe as in `operate`, with its `donors`, applied during conversion. `allow_nonfinite` keeps NaN and
+    infinity in F32, F16 and BF16, which otherwise raise an error. `drop_tokens` leaves out tokens without a row in the
+    embedding. `as_family` names the family or model_type to use for a model_type that tinyq does not know; without it, such a
+    model is accepted only if transformers computes the same logits. Before the file appears, llama.cpp and the source's
+    tokenizer tokenize a probe text, and the token ids must be equal.
 
     With `prove`, the torch reference is compared with the source's own code (`oracle` as in `evaluate`; by default
     transformers, if it supports the source), and, before the file appears, llama.cpp's logits on a short prompt with the
@@ -91,7 +93,9 @@ def convert(
     at_least("--threads", threads)
     if oracle and not prove:
         raise InputError("--oracle needs --prove; add --prove")
-    folders = [Path(source), *([Path(tokenizer)] if tokenizer else [])]
+    recipe = None if surgery is None else recipe_of(surgery, donors)
+    others = [donor.path for donor in recipe.donors] if recipe else []
+    folders = [Path(source), *([Path(tokenizer)] if tokenizer else []), *others]
     beside = [Path(path) for path in (imatrix, calibration) if path]
     read = [*(file for folder in folders for file in source_files(folder)), *beside]
     if not dry_run:
@@ -108,7 +112,7 @@ def convert(
         text_only=text_only,
         as_family=as_family,
         check_type=check_model_type,
-        operation=None if surgery is None else _operation(recipe_of(surgery)),
+        operation=operation_of(recipe, Path(source), optional_path(tokenizer), digests=not dry_run) if recipe else None,
         context_length=context_length,
         allow_approximate=allow_approximate,
         allow_nonfinite=allow_nonfinite,
@@ -140,10 +144,6 @@ def convert(
         allow_nonfinite=allow_nonfinite,
     )
     return ConvertResult(conversion, chosen, written, proof)
-
-
-def _operation(recipe: Recipe) -> Operation | None:
-    return Operation(str(recipe), lambda model: operate(model, recipe)) if recipe else None
 
 
 def _proof(request: Request, conversion: Conversion, oracle: str | None) -> Proof:

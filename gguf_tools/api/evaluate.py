@@ -86,13 +86,13 @@ def evaluate(
         raise InputError(f"{twice}: is given twice; give each file once")
     # torch, which the reference runs on, takes seconds to load.
     from gguf_tools.evaluation.run import FidelityRequest, FileFailure, measure_files
-    from surgery.model import operate_text
+    from surgery.donors import operate_recorded
 
     fidelity = asked = None
     if suite != "card":
         fidelity = FidelityRequest(
             reference=optional_path(reference),
-            operate=operate_text,
+            operate=operate_recorded,
             dtype=dtype,
             prompts=load_prompts(Path(prompts)) if prompts else None,
             text=read_text(Path(text)) if text else None,

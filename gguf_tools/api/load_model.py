@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gguf_tools.api.options import at_least, recipe_of
+from gguf_tools.api.options import Donors, at_least, recipe_of
 from gguf_tools.api.results.model import LoadedModel
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.type_check import check_model_type
@@ -14,7 +14,7 @@ from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.sources.checkpoint import open_checkpoint
 from gguf_tools.sources.restore import restore
 from gguf_tools.targets.registry import lift
-from surgery.model import operate
+from surgery.donors import operate_with_donors
 from surgery.recipe import Recipe
 
 
@@ -25,11 +25,12 @@ def load_model(
     as_family: str | None = None,
     context_length: int | None = None,
     surgery: str | Path | Recipe | None = None,
+    donors: Donors | None = None,
 ) -> LoadedModel:
     """Load a checkpoint or a GGUF as a model: its spec, and its weights by role, read lazily.
 
-    `text_only`, `as_family`, `context_length` and `surgery` are those of `convert`; for a GGUF only `surgery` is allowed. The
-    result's `logits` runs the torch reference.
+    `text_only`, `as_family`, `context_length`, `surgery` and `donors` are those of `convert`; for a GGUF only the last two are
+    allowed. The result's `logits` runs the torch reference.
 
     Raises CheckpointError if the source is broken, UnsupportedError if no family or target supports it, InputError if the
     recipe does not fit the model.
@@ -47,4 +48,4 @@ def load_model(
         if context_length is not None:
             checkpoint = checkpoint.with_context_length(context_length)
         model = build_published(checkpoint, as_family=as_family, check_type=check_model_type)
-    return LoadedModel(path, model if surgery is None else operate(model, recipe_of(surgery)))
+    return LoadedModel(path, model if surgery is None else operate_with_donors(model, recipe_of(surgery, donors)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from gguf_tools.api.options import at_least, counted, optional_path, recipe_of
+from gguf_tools.api.options import Donors, at_least, counted, optional_path, recipe_of
 from gguf_tools.api.results.surgery import OperateResult, SurgeryPlan
 from gguf_tools.errors import InputError
 from gguf_tools.formats import journal
@@ -32,6 +33,7 @@ def operate(
     out: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
     *,
+    donors: Donors | None = None,
     in_place: bool = False,
     undo: bool = False,
     save_recipe: str | Path | None = None,
@@ -45,11 +47,12 @@ def operate(
 ) -> OperateResult:
     """Apply layer surgery to a checkpoint (writes a folder) or a GGUF (writes a GGUF): `tinyq surgery`.
 
-    `recipe` is text such as `swap(1:3) + delete(5)`, or the path of a TOML file. Whole layers of a GGUF are copied unchanged,
-    quantized or not; blended or scaled tensors are encoded again in their type. `in_place` changes a GGUF itself, for recipes
-    that only reorder whole layers; `undo` undoes the last such change. If one was interrupted, `in_place` completes it first;
-    without a recipe it does only that. `save_recipe` writes the recipe to a TOML file. `allow_nonfinite` keeps NaN and
-    infinity, which otherwise raise an error in anything written to `out`; an in-place change reads no weights.
+    `recipe` is text such as `swap(1:3) + delete(5)`, the name of a bundled recipe, or the path of a TOML file. `donors` maps
+    the names that it uses for other models to their paths, as in `graft(B:3..5@4)`. Whole layers of a GGUF are copied
+    unchanged, quantized or not; blended or scaled tensors are encoded again in their type. `in_place` changes a GGUF itself,
+    for recipes that only reorder whole layers; `undo` undoes the last such change. If one was interrupted, `in_place`
+    completes it first; without a recipe it does only that. `save_recipe` writes the recipe to a TOML file. `allow_nonfinite`
+    keeps NaN and infinity, which otherwise raise an error in anything written to `out`; an in-place change reads no weights.
     `assume_independent_layers` accepts a GGUF of an architecture that is not in the table of architectures; you must have
     checked that its computation does not depend on a layer's position, the number of layers, or tensors outside the layers.
 
@@ -70,14 +73,14 @@ def operate(
             raise InputError("--undo undoes the last in-place change and takes no OUT or ops; give SOURCE alone")
         return OperateResult(source=source, undone=journal.undo(source))
     _check_place(source, out, in_place, dry_run)
-    read = source_files(source)
+    parsed = Recipe() if recipe is None else recipe_of(recipe, donors)
+    read = [file for path in (source, *(donor.path for donor in parsed.donors)) for file in source_files(path)]
     outputs = {"OUT": out, "--save-recipe": optional_path(save_recipe)}
     recipe_file = [Path(recipe)] if isinstance(recipe, str | Path) and os.path.isfile(recipe) else []
     if not dry_run:
         folders = ["OUT"] if not _is_gguf(source) else []
         check_outputs(outputs, [*read, *recipe_file], force=force, folders=folders)
     watch = Watch.over(read)
-    parsed = Recipe() if recipe is None else recipe_of(recipe)
     completed = _completed(source) if in_place and not dry_run else None
     if completed and not parsed:
         return OperateResult(source=source, in_place=True, completed=completed)
@@ -89,12 +92,13 @@ def operate(
         if in_place and not isinstance(plan, CheckpointPlan):
             plan_in_place(plan)  # raises the errors that the change would raise
         return OperateResult(source=source, path=target, plan=plan, in_place=in_place)
+    plan = _with_digests(plan)
     proof = _proof(plan, prove)
     size = _written(plan, out, force, threads, progress, watch.check, allow_nonfinite, proof)
     proved = proof.proved if proof else None
     result = OperateResult(source=source, path=target, plan=plan, in_place=in_place, bytes=size, proof=proved)
     if save_recipe is not None:
-        save(parsed, Path(save_recipe), result.layers_before, force=force)
+        save(plan.recipe, Path(save_recipe), result.layers_before, force=force)
     return result
 
 
@@ -133,6 +137,12 @@ def _proof(plan: SurgeryPlan, prove: bool | None) -> SurgeryProof | None:
     if prove is False or (prove is None and held >= PROVED_BYTES):
         return None
     return SurgeryProof(plan, demanded=bool(prove))
+
+
+def _with_digests(plan: SurgeryPlan) -> SurgeryPlan:
+    """The plan with the digests of the recipe's donors; InputError where one is not what a recipe's file says."""
+    recipe = replace(plan.recipe, donors=tuple(donor.checked() for donor in plan.recipe.donors))
+    return replace(plan, recipe=recipe)
 
 
 def _written(

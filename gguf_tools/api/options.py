@@ -94,13 +94,21 @@ def byte_count(size: str | int, option: str) -> int:
     return count
 
 
-def recipe_of(given: str | Path | Recipe) -> Recipe:
-    """A surgery recipe from itself, from text such as `swap(1:3) + delete(5)`, or from the path of a TOML file."""
-    from surgery.recipe import Recipe, load_recipe, read_file
+Donors = Mapping[str, "str | Path"]
+"""Other models that a recipe takes layers from: name in the recipe → path."""
 
-    if isinstance(given, Recipe):
-        return given
-    return read_file(given) if isinstance(given, Path) else load_recipe(given)
+
+def recipe_of(given: str | Path | Recipe, donors: Donors | None = None) -> Recipe:
+    """A surgery recipe from itself, from text such as `swap(1:3) + delete(5)`, or from a bundled recipe's name or a TOML file.
+
+    Raises InputError for a donor that the recipe does not use, and for one that it uses but that is not given.
+    """
+    from surgery.recipe import Recipe, load_recipe, read_file
+    from surgery.sources import Donor
+
+    if not isinstance(given, Recipe):
+        given = read_file(given) if isinstance(given, Path) else load_recipe(given)
+    return given.with_donors(Donor(name, Path(path)) for name, path in (donors or {}).items())
 
 
 def card_options(

@@ -71,7 +71,7 @@ def card(
     from gguf_tools.publishing.model_card import card_page, gather
     from gguf_tools.runtime.process import RuntimeOptions
     from gguf_tools.sources.inputs import source_files
-    from surgery.model import operate_text
+    from surgery.donors import operate_recorded
 
     page = out or files[0].parent / CARD
     second = page.parent / MODELFILE if modelfile else None
@@ -84,7 +84,7 @@ def card(
             files,
             page.parent,
             RuntimeOptions(gpu_layers=gpu_layers, threads=threads),
-            fidelity=FidelityRequest(reference=source, operate=operate_text, speed=False)
+            fidelity=FidelityRequest(reference=source, operate=operate_recorded, speed=False)
             if suite in ("fidelity", "all")
             else None,
             card=parsed_card_options(**asked) if suite in ("card", "all") else None,

@@ -57,6 +57,12 @@ def option_help() -> list[tuple[str, str]]:
     rows = [(f"--{op.name} {op.usage}", op.help) for op in all_ops().values()]
     return [
         *rows,
+        (
+            "--with [NAME=]PATH",
+            "Name another model (B by default), whose layers ops refer to as B:N: a checkpoint for a checkpoint, a GGUF for a "
+            "GGUF, with the same shapes, hyperparameters and tokenizer. Text before the first = is the name if it is a letter "
+            r"followed by letters, digits or _ (C:\b.gguf is a path; write a path such as x=y.gguf as B=x=y.gguf).",
+        ),
         ("--only attention|ffn", "Restrict the preceding op to the attention or the feed-forward of the layers."),
         (
             "--recipe FILE|TEXT|NAME",
@@ -72,7 +78,7 @@ def _collected(args: list[str], ctx: click.Context) -> tuple[list[tuple[str, str
     """
     from surgery.ops import all_ops
 
-    names = {*all_ops(), "only", "recipe"}
+    names = {*all_ops(), "only", "recipe", "with"}
     given: list[tuple[str, str]] = []
     rest: list[str] = []
     left = list(args)

@@ -72,7 +72,7 @@ def verify(
     """
     from gguf_tools.evaluation.type_check import check_model_type
     from gguf_tools.verification.run import file_bytes, verify
-    from surgery.model import operate_text
+    from surgery.donors import operate_recorded
 
     check_outputs({"--json": json_path}, force=force)
     with progress_bar(file_bytes(file), "verifying", quiet) as advance:
@@ -81,7 +81,7 @@ def verify(
             source,
             imatrix=imatrix,
             tokenizer=tokenizer,
-            operate=operate_text,
+            operate=operate_recorded,
             check_type=check_model_type,
             threads=threads or 0,
             progress=advance,

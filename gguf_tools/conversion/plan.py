@@ -20,6 +20,7 @@ from gguf_tools.formats.gguf.header import (
     u32,
 )
 from gguf_tools.formats.gguf.imatrix import read_imatrix, recorded
+from gguf_tools.formats.gguf.surgery import RecordedSource
 from gguf_tools.formats.gguf.writer import Layout, layout
 from gguf_tools.model.spec import Model
 from gguf_tools.progress import ByteProgress
@@ -40,7 +41,8 @@ from quant.types import F16, QUANTIZATION_VERSION
 class Conversion:
     """The complete plan of a conversion; nothing has been written yet.
 
-    `importance` has an array of shape (matrices, columns) for each tensor that the importance matrix covers.
+    `importance` has an array of shape (matrices, columns) for each tensor that the importance matrix covers. `layer_sources`
+    are the other models that layers were taken from.
     """
 
     checkpoint: Checkpoint
@@ -56,6 +58,7 @@ class Conversion:
     tokenizer_folder: Path | None = None
     importance: Mapping[str, FloatArray] = field(default_factory=dict)
     other_notes: tuple[str, ...] = ()
+    layer_sources: tuple[RecordedSource, ...] = ()
 
     @property
     def source(self) -> Path:
@@ -174,6 +177,7 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
             (choice.name, tensor.shape, choice.type) for choice, tensor in zip(choices, opened.tensors, strict=True)
         ),
         report=summarize(chosen, opened.facts(), choices),
+        layer_sources=request.operation.sources if request.operation else (),
         tokenizer_folder=request.tokenizer,
         importance=importance,
         other_notes=(*named.notes, *(matrix.unused(opened.facts()) if matrix else ())),

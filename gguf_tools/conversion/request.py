@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gguf_tools.families.base import CheckType
+from gguf_tools.formats.gguf.surgery import RecordedSource
 from gguf_tools.machine import available_cores
 from gguf_tools.model.spec import Model
 from quant.recipes import TypeOptions
@@ -16,10 +17,14 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Operation:
-    """A change of the Model before it is lowered to the target, such as surgery; `text` describes it in the metadata."""
+    """A change of the Model before it is lowered to the target, such as surgery; `text` describes it in the metadata.
+
+    `sources` are the other models that it takes weights from.
+    """
 
     text: str
     apply: Callable[[Model], Model]
+    sources: tuple[RecordedSource, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

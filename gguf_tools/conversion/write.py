@@ -16,6 +16,7 @@ from gguf_tools.formats.gguf.header import (
     pack_header,
     string,
 )
+from gguf_tools.formats.gguf.surgery import sources_metadata
 from gguf_tools.formats.gguf.writer import write_gguf
 from gguf_tools.formats.output import Check, atomic_output, check_outputs
 from gguf_tools.progress import ByteProgress
@@ -91,7 +92,7 @@ def placed_metadata(conversion: Conversion, out: Path) -> Metadata:
     }
     if conversion.tokenizer_folder:
         metadata[keys.TOKENIZER_PATH] = _relative(conversion.tokenizer_folder, out)
-    return metadata
+    return metadata | sources_metadata(conversion.layer_sources, out.parent)
 
 
 def _relative(path: Path, out: Path) -> Field:

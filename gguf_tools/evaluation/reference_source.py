@@ -14,7 +14,8 @@ from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf, read_header
-from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.formats.gguf.source import gguf_digest, open_gguf
+from gguf_tools.formats.gguf.surgery import RecordedSurgery, recorded_surgery
 from gguf_tools.formats.state_dict import state_dict_files
 from gguf_tools.model.spec import Model
 from gguf_tools.sources.checkpoint import CONFIG, Checkpoint, open_checkpoint
@@ -25,8 +26,8 @@ Origin = Literal["given", "recorded", "beside", "rebuilt"]
 
 Encode = Callable[[str, bool], Sequence[int]]
 
-Operate = Callable[[Model, str], Model]
-"""(model, recipe of layer surgery as text) → the model after the surgery."""
+Operate = Callable[[Model, RecordedSurgery], Model]
+"""(model, layer surgery as the file records it) → the model after the surgery."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +92,10 @@ def find_reference(
     """The reference for the GGUF at `path`.
 
     In order of preference: the checkpoint (or GGUF) `given`; the source recorded in the file, or a checkpoint in the file's
-    folder, if its digest matches the recorded one; else the file's own tensors, which tests only llama.cpp's computation. If the
-    file records layer surgery, `operate` applies it to the recorded source, and to a given source with the same digest.
-    `checkpoints` lets files that share a source read it once.
+    folder, if its digest matches the recorded one; the GGUF recorded in a file made by surgery with other models; else the
+    file's own tensors, which tests only llama.cpp's computation. If the file records layer surgery, `operate` applies it to
+    the recorded source, and to a given source with the same digest. `checkpoints` lets files that share a source read it
+    once.
 
     Raises CheckpointError if the given source or the GGUF is broken; UnsupportedError if no family supports it.
     """
@@ -105,6 +107,10 @@ def find_reference(
     reason = "the file records no source"
     if isinstance(digest, str):
         found, reason = _recorded(header, digest, operate, checkpoints)
+        if found:
+            return found
+    elif operate is not None and (surgery := recorded_surgery(header)) and surgery.base:
+        found, reason = _from_recorded_gguf(surgery, operate)
         if found:
             return found
     note = (
@@ -225,6 +231,30 @@ def _recorded(
     return None, reason
 
 
+def _from_recorded_gguf(surgery: RecordedSurgery, operate: Operate) -> tuple[ReferenceSource | None, str]:
+    """The reference from the GGUF that surgery was done on, where the file records no checkpoint; else the reason for none."""
+    base = surgery.base
+    if base is None or not base.path.is_file():
+        return None, "the file that it was made from is not where it was"
+    try:
+        if gguf_digest(base.path) != base.digest:
+            return None, f"{base.path} is not, or no longer, what it was made from"
+        unchanged = lift(open_gguf(base.path))
+        model = operate(unchanged, surgery)
+    except InputError as error:
+        return None, f"the surgery that it records cannot be done again ({error})"
+    return ReferenceSource(
+        model=model,
+        origin="recorded",
+        path=base.path,
+        tokenizer=None,
+        note=f"compared with the weights of the file that it was made from{_after(surgery.text)}",
+        recipe=surgery.text,
+        is_source=True,
+        unchanged=unchanged,
+    ), ""
+
+
 def _built(header: GGUFHeader, checkpoint: Checkpoint) -> Model:
     """The source's model, built with the family that the file records as requested by the user, if any."""
     accepted = header.get(keys.AS_FAMILY)
@@ -241,10 +271,10 @@ def _may_be_checkpoint(place: Path) -> bool:
 
 def _operated(header: GGUFHeader, model: Model, operate: Operate | None) -> tuple[Model, str]:
     """The model after the surgery that the file records, and its recipe ("" if there is none)."""
-    recipe = header.get(keys.SURGERY)
-    if not isinstance(recipe, str) or operate is None:
+    surgery = recorded_surgery(header)
+    if surgery is None or operate is None:
         return model, ""
-    return operate(model, recipe), recipe
+    return operate(model, surgery), surgery.text
 
 
 def _after(recipe: str) -> str:

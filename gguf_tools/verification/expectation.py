@@ -12,6 +12,7 @@ from gguf_tools.families.registry import build_model
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, Metadata, is_gguf, string
 from gguf_tools.formats.gguf.source import GGUFSource, open_gguf
+from gguf_tools.formats.gguf.surgery import RecordedSurgery, recorded_surgery
 from gguf_tools.model.spec import Model
 from gguf_tools.sources.checkpoint import open_checkpoint
 from gguf_tools.targets.base import Lowered
@@ -22,8 +23,8 @@ from gguf_tools.tokenizers.vocabulary import load_tokenizer
 
 ARCHITECTURE = "general.architecture"
 OUTPUT = "output.weight"
-Operate = Callable[[Model, str], Model]
-"""(model, recipe of layer surgery as text) → the model after the surgery."""
+Operate = Callable[[Model, RecordedSurgery], Model]
+"""(model, layer surgery as the file records it) → the model after the surgery."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +97,10 @@ def _copies(embedding: Tensor | None) -> dict[str, Tensor]:
 
 
 def _operated(header: GGUFHeader, model: Model, operate: Operate | None) -> tuple[Model, str]:
-    recipe = header.get(keys.SURGERY)
-    if not isinstance(recipe, str) or operate is None:
+    surgery = recorded_surgery(header)
+    if surgery is None or operate is None:
         return model, ""
-    return operate(model, recipe), recipe
+    return operate(model, surgery), surgery.text
 
 
 def _lowered(header: GGUFHeader, model: Model) -> Expectation:

@@ -6,7 +6,7 @@ Keys are those of transformers 5 (`configuration_*.py` of the supported families
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from gguf_tools.errors import InputError, UnsupportedError
@@ -24,14 +24,22 @@ NOT_PER_LAYER = re.compile(
 OF_FFN = re.compile(r".*(mlp|moe|ffn|intermediate|expert|feed_forward).*")
 
 
-def followed(config: Mapping[str, Any], old: ModelSpec, new: ModelSpec, stack: Stack) -> dict[str, Any]:
-    """The config of the model after surgery.
+def followed(
+    config: Mapping[str, Any],
+    old: ModelSpec,
+    new: ModelSpec,
+    stack: Stack,
+    donors: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The config of the model after surgery; `donors` has the configs of the models that layers are taken from.
 
     Raises InputError if layers have different numbers of experts, UnsupportedError if the config can only express leading
     dense layers and others are dense.
     """
     changed = {
-        key: _moved(key, value, stack) if _per_layer(key, value, len(old.layers)) else value
+        key: _moved(key, {"": config, **(donors or {})}, stack, new)
+        if _per_layer(key, value, len(old.layers))
+        else value
         for key, value in config.items()
     }
     for key in COUNT_KEYS:
@@ -57,7 +65,9 @@ def followed(config: Mapping[str, Any], old: ModelSpec, new: ModelSpec, stack: S
     changed |= _expert_counts(config, old, new)
     inner = config.get(INNER)
     if isinstance(inner, dict):
-        changed[INNER] = followed(inner, old, new, stack)
+        changed[INNER] = followed(
+            inner, old, new, stack, {name: other.get(INNER) or {} for name, other in (donors or {}).items()}
+        )
     return changed
 
 
@@ -76,9 +86,22 @@ def _per_layer(key: str, value: object, count: int) -> bool:
     )
 
 
-def _moved(key: str, value: Sequence[Any], stack: Stack) -> list[Any]:
+def _moved(key: str, configs: Mapping[str, Mapping[str, Any]], stack: Stack, new: ModelSpec) -> list[Any]:
+    """The list under `key` for the layers of the stack; UnsupportedError where a layer's source has no such list."""
     half: Half = "ffn" if OF_FFN.fullmatch(key) else "attention"
-    return [value[origins(layer, half)[0].index] for layer in stack]
+    values: list[Any] = []
+    for layer, spec in zip(stack, new.layers, strict=True):
+        origin = origins(layer, half)[0]
+        stated = configs[origin.source].get(key)
+        if isinstance(stated, list) and origin.index < len(stated):
+            values.append(stated[origin.index])
+        elif key == "layer_types":
+            values.append(_kind(spec))
+        else:
+            raise UnsupportedError(
+                f"config.json of {origin.source} has no list {key} with a value for layer {origin.index}, as the model's has"
+            )
+    return values
 
 
 def _kind(layer: LayerSpec) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,7 +20,6 @@ import numpy as np
 
 from gguf_tools.conversion.provenance import RECIPE_FILE
 from gguf_tools.errors import CheckpointError, InputError, OutputError, UnsupportedError
-from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.float8 import FLOAT8
 from gguf_tools.formats.links import refuse_links_out
@@ -31,17 +30,17 @@ from gguf_tools.model.spec import Model
 from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.checkpoint import CONFIG, INDEX, PARAMS, SINGLE, TORCH_INDEX, Checkpoint, open_checkpoint
 from gguf_tools.tensors.base import Tensor
-from gguf_tools.tensors.views import take
 from quant.encode import ByteArray, FloatArray, narrow
 from quant.finite import first_nonfinite
 from quant.types import tensor_type
-from surgery.algebra import HALVES, Half, Method, Original, Space, Stack, evaluate
-from surgery.arithmetic import mixed, times
+from surgery.algebra import HALVES, Stack, evaluate, origins
 from surgery.checkpoint.config import followed
-from surgery.model import EXPERT_PREFIX, OUTPUT_ROLES, ModelHalf, ModelSpace, half_of_role, rebuilt, score_roles
+from surgery.checkpoint.donors import differences
+from surgery.checkpoint.layers import FLOATS, CheckpointSpace, open_layers
+from surgery.model import rebuilt
 from surgery.recipe import Recipe, file_text, read_file
+from surgery.sources import Donor
 
-FLOATS = ("F64", "F32", "F16", "BF16")
 PIECE = 1 << 20
 """Number of elements that are read, computed and written per piece."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz")
@@ -49,168 +48,6 @@ BESIDE = re.compile(
     r"(tokenizer|generation|special_tokens|added_tokens|chat_template|vocab|merges|README).*\.(json|jinja|txt|model|md)"
 )
 """Files copied from the folder of a single-file checkpoint, which may contain unrelated files."""
-NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
-
-
-@dataclass(frozen=True)
-class CheckpointHalf:
-    """Half a layer: its tensors by name without the layer's prefix, and the same half of the Model."""
-
-    kind: ModelHalf
-    tensors: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Names:
-    """A checkpoint's tensor names by layer.
-
-    Tensors of layer N are named `prefix`N.…; `layers` has them by the rest of the name, `roles` their roles, and `beyond` those
-    with a number after the last layer (MTP blocks), which stay after it.
-    """
-
-    prefix: str
-    layers: tuple[Mapping[str, str], ...]
-    roles: Mapping[str, frozenset[str]]
-    beyond: Mapping[str, tuple[int, str]]
-    others: tuple[str, ...]
-
-
-def read_names(checkpoint: Checkpoint, model: Model) -> Names:
-    """Assign tensor names to layers by the roles that the family gave to the tensors.
-
-    Raises UnsupportedError if the names do not contain the layer's number.
-    """
-    key_of = {source: key for key, tensor in checkpoint.tensors.items() for source in tensor.sources}
-    count = len(model.layers)
-    prefixes: set[str] = set()
-    roles: dict[str, set[str]] = {}
-    for n, layer in enumerate(model.layers):
-        for role, tensor in layer.tensors.items():
-            for source in tensor.sources:
-                key = key_of.get(source, source)
-                match = NUMBER.search(key)
-                if match is None or int(match[1]) != n:
-                    raise UnsupportedError(
-                        f"{checkpoint.path}: tensor {key} of layer {n} does not have that number in its name"
-                    )
-                prefixes.add(key[: match.start(1)])
-                roles.setdefault(key, set()).add(role)
-    if len(prefixes) != 1:
-        raise UnsupportedError(
-            f"{checkpoint.path}: the names of layer tensors have several prefixes ({', '.join(sorted(prefixes))}); expected one"
-        )
-    prefix = prefixes.pop()
-    layers: list[dict[str, str]] = [{} for _ in range(count)]
-    beyond: dict[str, tuple[int, str]] = {}
-    others = []
-    for key in checkpoint.tensors:
-        match = re.fullmatch(re.escape(prefix) + r"(\d+)\.(.+)", key)
-        if match is None:
-            others.append(key)
-        elif int(match[1]) < count:
-            layers[int(match[1])][match[2]] = key
-        else:
-            beyond[key] = (int(match[1]), match[2])
-    found = {key: frozenset(value) for key, value in roles.items()}
-    return Names(prefix=prefix, layers=tuple(layers), roles=found, beyond=beyond, others=tuple(others))
-
-
-class CheckpointSpace(Space[CheckpointHalf]):
-    """The layers of a checkpoint, with tensors in their stored form."""
-
-    def __init__(self, checkpoint: Checkpoint, model: Model, names: Names) -> None:
-        self.tensors = checkpoint.tensors
-        self.names = names
-        self.model = ModelSpace(model)
-
-    def half(self, origin: Original, half: Half) -> CheckpointHalf:
-        """Half of an original layer, with the tensors whose roles belong to it."""
-        tensors = {}
-        for rest, key in self.names.layers[origin.index].items():
-            halves = {half_of_role(role) for role in self.names.roles.get(key, ())}
-            if len(halves) > 1:
-                raise UnsupportedError(
-                    f"tensor {key} belongs to both halves of its layer, which surgery cannot separate"
-                )
-            # Tensors without a role (RoPE frequencies, a mask) belong to the attention half.
-            if (halves or {"attention"}) == {half}:
-                tensors[rest] = self.tensors[key]
-        return CheckpointHalf(self.model.half(origin, half), tensors)
-
-    def roles(self, rest: str) -> frozenset[str]:
-        """The roles of the tensor with this name (without the layer's prefix)."""
-        keys = (layer[rest] for layer in self.names.layers if rest in layer)
-        return frozenset(role for key in keys for role in self.names.roles.get(key, ()))
-
-    def mismatch(self, a: CheckpointHalf, b: CheckpointHalf) -> tuple[str, str] | None:
-        kinds = self.model.mismatch(a.kind, b.kind)
-        if kinds:
-            return kinds
-        for rest in sorted(a.tensors.keys() | b.tensors.keys()):
-            shapes = [half.tensors[rest].shape if rest in half.tensors else None for half in (a, b)]
-            if self.roles(rest) and shapes[0] != shapes[1]:
-                return f"{rest} {shapes[0] or 'missing'}", f"{rest} {shapes[1] or 'missing'}"
-        return None
-
-    def blend(self, parts: Sequence[tuple[CheckpointHalf, float]], method: Method) -> CheckpointHalf:
-        first = parts[0][0]
-        first.kind.require_arithmetic()
-        tensors = {}
-        for rest, tensor in first.tensors.items():
-            tensors[rest] = tensor
-            if self.roles(rest):
-                tensors[rest] = mixed([(_number(part.tensors[rest]), weight) for part, weight in parts], method)
-        return CheckpointHalf(first.kind, tensors)
-
-    def scaled(self, part: CheckpointHalf, factor: float) -> CheckpointHalf:
-        part.kind.require_arithmetic()
-        return self._multiplied(part, OUTPUT_ROLES, factor, "an output projection")
-
-    def attenuated(self, part: CheckpointHalf, factor: float) -> CheckpointHalf:
-        part.kind.require_arithmetic()
-        roles, offset = score_roles(part.kind)
-        return self._multiplied(part, roles, factor, "queries and keys", offset)
-
-    def _multiplied(
-        self, part: CheckpointHalf, chosen: frozenset[str], factor: float, what: str, offset: float = 0.0
-    ) -> CheckpointHalf:
-        """The half with w + `offset` multiplied by `factor` for each weight w of the `chosen` roles (`what` in errors)."""
-        tensors = {}
-        for rest, tensor in part.tensors.items():
-            roles = self.roles(rest)
-            if roles & chosen and not roles <= chosen:
-                raise UnsupportedError(f"tensor {rest} holds more than {what}, so it cannot be scaled")
-            tensors[rest] = times(_number(tensor), factor, offset) if roles & chosen else tensor
-        return CheckpointHalf(part.kind, tensors)
-
-    def expert_count(self, part: CheckpointHalf) -> int:
-        return self.model.expert_count(part.kind)
-
-    def experts(self, part: CheckpointHalf, order: tuple[int, ...]) -> CheckpointHalf:
-        """As `Space.experts`: stacked tensors are indexed along the first axis, tensors per expert are renumbered."""
-        kind = self.model.experts(part.kind, order)
-        places = {expert: place for place, expert in reversed(list(enumerate(order)))}
-        tensors: dict[str, Tensor] = {}
-        for rest, tensor in part.tensors.items():
-            if not any(role.startswith(EXPERT_PREFIX) for role in self.roles(rest)):
-                tensors[rest] = tensor
-                continue
-            number = NUMBER.search(rest)
-            if number is None:
-                # One tensor for all experts: its first axis is the expert.
-                tensors[rest] = take(tensor, order)
-            elif int(number[1]) in places:
-                renamed = f"{rest[: number.start(1)]}{places[int(number[1])]}{rest[number.end(1) :]}"
-                tensors[renamed] = tensor
-        return CheckpointHalf(kind, tensors)
-
-
-def _number(tensor: Tensor) -> Tensor:
-    if tensor.dtype not in FLOATS:
-        raise InputError(
-            f"tensor {', '.join(tensor.sources[:1])} is stored as {tensor.dtype}; blends and scales need {', '.join(FLOATS)}"
-        )
-    return tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +62,7 @@ class CheckpointPlan:
     stack: Stack
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def computed(self) -> list[str]:
@@ -238,16 +76,23 @@ class CheckpointPlan:
 
 
 def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
-    """Plan the surgery from headers and config alone.
+    """Plan the surgery from the headers and configs of the checkpoint and of the recipe's donors alone.
 
-    Raises InputError or a subclass for an invalid index, a blend of different kinds, or a checkpoint without a family.
+    Raises InputError or a subclass for an invalid index, a blend of different kinds, a checkpoint without a family, or a donor
+    whose layers cannot stand in the checkpoint.
     """
-    checkpoint = open_checkpoint(path)
-    model = build_model(checkpoint, check_type=check_model_type)
-    stack = recipe.apply(len(model.layers))
-    meant = rebuilt(model, stack)
-    names = read_names(checkpoint, model)
-    space = CheckpointSpace(checkpoint, model, names)
+    source = open_layers(path)
+    checkpoint, model, names = source.checkpoint, source.model, source.names
+    donors = {donor.name: open_layers(donor.path) for donor in recipe.donors}
+    stack = recipe.apply(len(model.layers), {name: len(donor.model.layers) for name, donor in donors.items()})
+    notes: tuple[str, ...] = ()
+    for donor in recipe.donors:
+        used = {origin.index for layer in stack for origin in origins(layer) if origin.source == donor.name}
+        found = differences(source, donors[donor.name], used, donor.name)
+        found.refuse(donor.name, donor.path)
+        notes += found.notes
+    meant = rebuilt(model, stack, {name: donor.model for name, donor in donors.items()})
+    space = CheckpointSpace(source, donors)
     tensors: dict[str, Tensor] = {}
     for n, layer in enumerate(stack):
         for half in HALVES:
@@ -257,7 +102,13 @@ def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
     for key, (n, rest) in names.beyond.items():
         tensors[f"{names.prefix}{n + shift}.{rest}"] = checkpoint.tensors[key]
     tensors |= {key: checkpoint.tensors[key] for key in names.others}
-    config = followed(checkpoint.config, model.spec, meant.spec, stack)
+    config = followed(
+        checkpoint.config,
+        model.spec,
+        meant.spec,
+        stack,
+        {name: donor.checkpoint.config for name, donor in donors.items()},
+    )
     history = checkpoint.folder / RECIPE_FILE
     before = read_file(history) if checkpoint.path.is_dir() and history.exists() else Recipe()
     return CheckpointPlan(
@@ -269,6 +120,7 @@ def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
         stack=stack,
         tensors=tensors,
         config=config,
+        notes=notes,
     )
 
 
@@ -295,8 +147,7 @@ def write_checkpoint(
         for file in files:
             shutil.copyfile(file, folder / file.name)
         (folder / CONFIG).write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        layers = plan.before.layers or len(plan.source_model.layers)
-        (folder / RECIPE_FILE).write_text(file_text(plan.before.then(plan.recipe), layers), "utf-8")
+        (folder / RECIPE_FILE).write_text(_history(plan, out), "utf-8")
         _write_weights(plan, folder, progress, allow_nonfinite)
         made = build_model(open_checkpoint(folder), check_type=lambda *_: "")  # the source has been checked
         if made.spec != plan.model.spec:
@@ -305,6 +156,15 @@ def write_checkpoint(
                 f"({plan.model.spec.pattern} intended, {made.spec.pattern} read back); use tinyq convert with these options"
             )
     return plan.size
+
+
+def _history(plan: CheckpointPlan, out: Path) -> str:
+    """The recipe of all surgery so far, with the digests of the donors, and of the checkpoint itself where there are some."""
+    layers = plan.before.layers or len(plan.source_model.layers)
+    recipe = plan.recipe.with_digests()
+    path = plan.checkpoint.path
+    base = Donor("", path, plan.checkpoint.digest()) if recipe.donors and not plan.before else None
+    return file_text(plan.before.then(recipe), layers, out, base)
 
 
 def _files_beside(checkpoint: Checkpoint) -> list[Path]:

@@ -47,7 +47,10 @@ def plan_in_place(plan: GGUFPlan) -> InPlace:
     count = len(plan.file.layers)
     if not is_permutation(plan.stack, count):
         ops = plan.recipe.ops
-        made = next(op for n, op in enumerate(ops, 1) if not is_permutation(Recipe(ops[:n]).apply(count), count))
+        donors = {name: len(donor.layers) for name, donor in plan.donors.items()}
+        made = next(
+            op for n, op in enumerate(ops, 1) if not is_permutation(Recipe(ops[:n]).apply(count, donors), count)
+        )
         raise InputError(f"{made}: --in-place can only reorder whole layers (swap, reverse, cycle, move); give OUT")
     if COUNT in header.metadata:
         raise InputError(f"{path}: is part of a split file, which cannot be changed in place; give OUT")
@@ -62,7 +65,7 @@ def plan_in_place(plan: GGUFPlan) -> InPlace:
         plan = replace(plan, changes=changes, notes=())
     entries = _renamed(plan)
     new, recorded = _fitted(plan, plan.changes, entries), True
-    if new is None and keys.SOURCE_DIGEST not in header.metadata:
+    if new is None and not {keys.SOURCE_DIGEST, keys.SURGERY_SOURCES} & header.metadata.keys():
         # The recipe is only needed in files that record their source.
         changes = {key: value for key, value in plan.changes.items() if key != keys.SURGERY}
         new, recorded = _fitted(plan, changes, entries), False

@@ -25,7 +25,7 @@ from gguf_tools.rewrites.registry import blend_passes
 from gguf_tools.tensors.base import InMemory, Tensor
 from gguf_tools.tensors.views import take
 from quant.types import F32, TensorType, tensor_type
-from surgery.algebra import Half, Method, Original, Space
+from surgery.algebra import Half, Method, Original, Space, describe
 from surgery.architectures.base import Architecture, Layers, Property, Role, stem
 from surgery.architectures.registry import architectures, assumed
 from surgery.arithmetic import mixed, mixed_logs, times
@@ -216,48 +216,50 @@ def _stored(entry: TensorEntry, data_offset: int, file: DataFile) -> Piece:
 
 
 class GGUFSpace(Space[GGUFHalf]):
-    """The layers of a GGUF file."""
+    """The layers of a GGUF file, and of donors by name, whose per-layer metadata have the file's keys."""
 
-    def __init__(self, file: LayeredFile) -> None:
+    def __init__(self, file: LayeredFile, donors: Mapping[str, LayeredFile] | None = None) -> None:
         self.file = file
+        self.files = {"": file, **(donors or {})}
 
     def half(self, origin: Original, half: Half) -> GGUFHalf:
-        index = origin.index
-        layer, roles = self.file.layers[index], self.roles(index)
+        index, file = origin.index, self.files[origin.source]
+        layer, roles = file.layers[index], self.roles(origin)
         # Tensors of other branches are kept with the attention; ops that separate halves call `check_halves` first.
         pieces = {name: piece for name, piece in layer.items() if gguf_names.half_of(roles[name]) == half}
-        values = {key: v[index] for key, v in self.file.arrays.items() if half_of_key(key) == half}
-        placed = {p: v[index] for p, v in self.file.properties.items() if p.half in (None, half)}
+        values = {key: v[index] for key, v in file.arrays.items() if half_of_key(key) == half}
+        placed = {p: v[index] for p, v in file.properties.items() if p.half in (None, half)}
         gain = layer.get(gguf_names.LAYER_SCALE)
         role = roles.get(gguf_names.LAYER_SCALE)
-        return GGUFHalf(half, str(index), pieces, values, placed, gain if role and role.part == "stream" else None)
+        stream = gain if role and role.part == "stream" else None
+        return GGUFHalf(half, describe(origin), pieces, values, placed, stream)
 
-    def roles(self, index: int) -> dict[str, Role | None]:
+    def roles(self, origin: Original) -> dict[str, Role | None]:
         """The role of each tensor of a layer, None where the architecture has none of that name."""
-        return gguf_names.roles_in(self.file.architecture, self.file.layers[index])
+        return gguf_names.roles_in(self.file.architecture, self.files[origin.source].layers[origin.index])
 
     def check_known(self, origin: Original) -> None:
         """Raise UnsupportedError if a layer has a tensor that the architecture is not known to have."""
-        unknown = next((name for name, role in self.roles(origin.index).items() if role is None), None)
+        unknown = next((name for name, role in self.roles(origin).items() if role is None), None)
         if unknown:
             raise UnsupportedError(
-                f"layer {origin.index} has {unknown}, which no layer of llama.cpp's {self.file.arch} is known to have; such "
+                f"layer {describe(origin)} has {unknown}, which no layer of llama.cpp's {self.file.arch} is known to have; such "
                 "layers can only be moved whole"
             )
 
     def check_halves(self, origin: Original) -> None:
         """Raise UnsupportedError unless a layer can be split into halves, each with all of its tensors and its norm."""
         self.check_known(origin)
-        roles = self.roles(origin.index)
+        roles = self.roles(origin)
         other = next((name for name, role in roles.items() if role and role.half is None), None)
         if other:
             raise UnsupportedError(
-                f"layer {origin.index} has {other}, which belongs to neither half of a {self.file.arch} layer, so they "
+                f"layer {describe(origin)} has {other}, which belongs to neither half of a {self.file.arch} layer, so they "
                 "cannot be separated"
             )
         if gguf_names.shared_norm(roles):
             raise UnsupportedError(
-                f"layer {origin.index}: the halves of this {self.file.arch} layer share a norm, so they cannot be separated"
+                f"layer {describe(origin)}: the halves of this {self.file.arch} layer share a norm, so they cannot be separated"
             )
 
     def mismatch(self, a: GGUFHalf, b: GGUFHalf) -> tuple[str, str] | None:

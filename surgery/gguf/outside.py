@@ -30,9 +30,12 @@ def check_sliced(file: LayeredFile, stack: Stack) -> None:
 
 def follow(file: LayeredFile, stack: Stack) -> dict[str, Piece]:
     """The tensors with the parts of the stack's layers, in their order."""
+    found = sliced(file)
+    if not found:
+        return {}
     order = [_index(file, origins(layer)[0]) for layer in stack]
     held = {**file.before, **file.after}
-    return {name: _parts(file, name, held[name], part, order) for name, part in sliced(file).items()}
+    return {name: _parts(file, name, held[name], part, order) for name, part in found.items()}
 
 
 def _index(file: LayeredFile, origin: Original) -> int:

@@ -45,8 +45,8 @@ def check_permitted(space: GGUFSpace, stack: Stack) -> None:
         if reason:
             raise UnsupportedError(f"{file.header.path}: refused for {file.arch}: {reason}")
     for aspect in ("scale", "experts"):
-        for origin in sorted(asked.get(aspect, ()), key=lambda layer: layer.index):
+        for origin in sorted(asked.get(aspect, ()), key=lambda layer: (layer.source, layer.index)):
             space.check_known(origin)
-    for origin in sorted(asked.get("halves", ()), key=lambda layer: layer.index):
+    for origin in sorted(asked.get("halves", ()), key=lambda layer: (layer.source, layer.index)):
         space.check_halves(origin)
     check_sliced(file, stack)

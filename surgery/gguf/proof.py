@@ -5,8 +5,9 @@ each of the source's layers on a text of random tokens; the same is put into the
 output must be the same, as must the logits after the last. So a fault shows at the layer that has it, whatever the others are,
 and needs no reference: only that llama.cpp runs the source.
 
-Layers that are computed (blended, scaled, halves, fewer experts) have no counterpart in the source. For those the whole result
-is held against the torch reference, which operates on the source's own weights, where tinyq has the architecture as a target.
+Layers that are computed (blended, scaled, halves, fewer experts) or of another file have no counterpart in the source. For
+those the whole result is held against the torch reference, which operates on the source's own weights, where tinyq has the
+architecture as a target.
 """
 
 from __future__ import annotations
@@ -132,7 +133,9 @@ class SurgeryProof:
             if why:
                 one = len(computed) == 1
                 named = ", ".join(map(str, computed[:8])) + (", …" if len(computed) > 8 else "")
-                unproved.append(f"layer{'' if one else 's'} {named}, which {'is' if one else 'are'} computed: {why}")
+                grafted = any(isinstance(self._plan.stack[n], Original) for n in computed)
+                made = "computed or grafted" if grafted else "computed"
+                unproved.append(f"layer{'' if one else 's'} {named}, which {'is' if one else 'are'} {made}: {why}")
         self.proved = Proved(
             layers=layers,
             worst=worst,

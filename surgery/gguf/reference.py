@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.targets.registry import lift
+from surgery.donors import operate_with_donors
 from surgery.gguf.rewrite import GGUFPlan
-from surgery.model import operate
 
 
 def logits_after(plan: GGUFPlan, tokens: Sequence[int]) -> tuple[NDArray[np.float32] | None, str]:
     """The logits of every position after the plan's recipe, (T, n_vocab), or None with the reason."""
     try:
-        model = operate(lift(open_gguf(plan.file.header.path)), plan.recipe)
+        model = operate_with_donors(lift(open_gguf(plan.file.header.path)), plan.recipe)
     except InputError as error:
         return None, f"there is no torch reference of this file ({error})"
     # torch, which the reference runs on, takes seconds to load.

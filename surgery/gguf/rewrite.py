@@ -6,18 +6,19 @@ Whole layers are copied byte by byte (`surgery.gguf.copy`); computed tensors are
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.formats.gguf import keys
-from gguf_tools.formats.gguf.header import MAX_NAME, Field, TensorEntry, ValueType, array, place, string, u32
+from gguf_tools.formats.gguf.header import MAX_NAME, Field, TensorEntry, ValueType, array, is_gguf, place, string, u32
 from gguf_tools.formats.gguf.split import KEYS
+from gguf_tools.formats.gguf.surgery import RecordedSource, recorded_surgery, sources_metadata
 from gguf_tools.formats.output import Check, atomic_output, check_outputs
 from gguf_tools.progress import ByteProgress
 from gguf_tools.tensors.base import Tensor
@@ -25,13 +26,16 @@ from gguf_tools.tokenizers.model_name import NAME, repaired_name
 from quant.encode import Block, Encoder, FloatArray, RowRange, row_ranges
 from surgery.algebra import HALVES, Half, Stack, evaluate, identity, origins
 from surgery.architectures.base import Layers, Property
+from surgery.donors import Differences
 from surgery.gguf import names as gguf_names
 from surgery.gguf import outside, positions
 from surgery.gguf.arrays import half_of_key
 from surgery.gguf.copy import NOT_SUPPORTED, copy_piece
-from surgery.gguf.layers import LAYER, GGUFHalf, GGUFSpace, LayeredFile, Piece
+from surgery.gguf.donors import aligned, differences
+from surgery.gguf.layers import LAYER, GGUFHalf, GGUFSpace, LayeredFile, Piece, open_layered
 from surgery.gguf.permitted import check_permitted
 from surgery.recipe import Recipe, parse_text
+from surgery.sources import Donor, source_digest
 
 PATH_KEYS = (keys.SOURCE_PATH, keys.TOKENIZER_PATH)
 """Keys of paths relative to the file's folder."""
@@ -43,10 +47,12 @@ LLAMA_MAX_LAYERS = 512
 class GGUFPlan:
     """The output of surgery on a GGUF file: changed metadata (None for removed keys) and all tensors in order.
 
-    `notes` are sentences for the user.
+    `notes` are sentences for the user. `donors` are the other files that layers are taken from, by the recipe's name; each layer
+    of `stack` says which file it is of.
     """
 
     file: LayeredFile
+    donors: Mapping[str, LayeredFile] = field(default_factory=dict)
     recipe: Recipe
     stack: Stack
     changes: dict[str, Field | None]
@@ -73,7 +79,7 @@ class GGUFPlan:
         """The files that the output is read from."""
         ranges = [part for _, piece in self.outputs for part in piece.ranges or ()]
         ranges += [piece.columns.whole for _, piece in self.outputs if piece.columns]
-        return {part.file.path for part in ranges} | {self.file.header.path}
+        return {part.file.path for part in ranges} | {file.header.path for file in (self.file, *self.donors.values())}
 
     @property
     def entries(self) -> tuple[tuple[TensorEntry, ...], int]:
@@ -88,18 +94,25 @@ def _letter(names: Collection[str]) -> str:
 
 
 def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
-    """Plan the surgery from the header alone.
+    """Plan the surgery from the headers of the file and of the recipe's donors alone.
 
-    Raises InputError for an invalid index or a blend of different kinds, UnsupportedError if the architecture cannot express
-    the new layers.
+    Raises InputError for an invalid index, a blend of different kinds, or a donor whose layers cannot stand in the file;
+    UnsupportedError if the architecture cannot express the new layers.
     """
-    stack = recipe.apply(len(file.layers))
+    donors = {donor.name: open_donor(file, donor) for donor in recipe.donors}
+    stack = recipe.apply(len(file.layers), {name: len(donor.layers) for name, donor in donors.items()})
+    apart = Differences()
+    for donor in recipe.donors:
+        used = {origin.index for layer in stack for origin in origins(layer) if origin.source == donor.name}
+        apart += differences(file, donors[donor.name], used, donor.name)
+        apart.refuse(donor.name, donor.path)
+    donors = {name: aligned(file, donor) for name, donor in donors.items()}
     loops = file.get("num_loops") if file.arch == "nanbeige" else 1
     if (len(stack) + len(file.trailing)) * (loops if type(loops) is int else 1) > LLAMA_MAX_LAYERS:
         raise InputError(
             f"{len(stack)} layers would result; llama.cpp holds at most {LLAMA_MAX_LAYERS} (runs over them counted)"
         )
-    space = GGUFSpace(file)
+    space = GGUFSpace(file, donors)
     check_permitted(space, stack)
     new = [{half: evaluate(layer, half, space) for half in HALVES} for layer in stack]
     followed = outside.follow(file, stack)
@@ -107,7 +120,8 @@ def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
     for n, layer in enumerate(stack):
         pieces = {**new[n]["attention"].pieces, **new[n]["ffn"].pieces}
         # In the order of the original layer, so that a whole layer is read sequentially.
-        order = [name for name in file.layers[origins(layer)[0].index] if name in pieces]
+        first = origins(layer)[0]
+        order = [name for name in space.files[first.source].layers[first.index] if name in pieces]
         outputs += [(f"blk.{n}.{name}", pieces.pop(name)) for name in order]
         outputs += [(f"blk.{n}.{name}", piece) for name, piece in pieces.items()]
     for n, trailing in enumerate(file.trailing, len(stack)):
@@ -118,7 +132,24 @@ def plan_gguf(file: LayeredFile, recipe: Recipe) -> GGUFPlan:
         raise InputError(f"tensor name {too_long} would be longer than ggml's {MAX_NAME} bytes")
     changes = _metadata(file, stack, new, recipe)
     noted, notes = _noted(file, stack)
-    return GGUFPlan(file=file, recipe=recipe, stack=stack, changes=changes | noted, outputs=tuple(outputs), notes=notes)
+    return GGUFPlan(
+        file=file,
+        donors=donors,
+        recipe=recipe,
+        stack=stack,
+        changes=changes | noted,
+        outputs=tuple(outputs),
+        notes=(*apart.notes, *notes),
+    )
+
+
+def open_donor(file: LayeredFile, donor: Donor) -> LayeredFile:
+    """A donor for a GGUF file; InputError where it is none itself."""
+    if not (donor.path.is_file() and is_gguf(donor.path)):
+        raise InputError(
+            f"{donor.path}: is no GGUF file, but {file.header.path} is; convert {donor.name} first, or operate on two checkpoints"
+        )
+    return open_layered(donor.path, assume_independent=file.assumed)
 
 
 def _noted(file: LayeredFile, stack: Stack) -> tuple[dict[str, Field | None], tuple[str, ...]]:
@@ -194,9 +225,27 @@ def _value(file: LayeredFile, p: Property, layer: dict[Half, GGUFHalf], place: i
 
 
 def recorded(file: LayeredFile) -> Recipe:
-    """The recipe of surgery that the file records."""
-    text = file.header.get(keys.SURGERY)
-    return parse_text(text) if isinstance(text, str) and text else Recipe()
+    """The recipe of surgery that the file records, with the donors that it names."""
+    surgery = recorded_surgery(file.header)
+    if surgery is None:
+        return Recipe()
+    donors = tuple(Donor(source.name, source.path, source.digest) for source in surgery.donors)
+    return Recipe(parse_text(surgery.text).ops, donors=donors)
+
+
+def _recorded_sources(plan: GGUFPlan) -> list[RecordedSource]:
+    """The models that the new file's recipe names, for which new donors are read once for their digests.
+
+    The file itself is among them if it records no checkpoint that the surgery can be done on again.
+    """
+    header = plan.file.header
+    before = recorded_surgery(header)
+    found = {source.name: source for source in (before.sources if before else ())}
+    if plan.recipe.donors and keys.SOURCE_DIGEST not in header.metadata and before is None:
+        found[""] = RecordedSource("", header.path, source_digest(header.path))
+    for donor in plan.recipe.with_digests().donors:
+        found[donor.name] = RecordedSource(donor.name, donor.path, donor.digest or "")
+    return list(found.values())
 
 
 def _like(file: LayeredFile, key: str, value: object) -> Field:
@@ -249,7 +298,8 @@ def write_plan(
     """
     check_outputs({"OUT": out}, plan.sources, force=force)
     entries, data_bytes = plan.entries
-    header = plan.file.header.rewritten(plan.changes | _paths(plan.file, out), entries)
+    sources = sources_metadata(_recorded_sources(plan), out.parent)
+    header = plan.file.header.rewritten(plan.changes | _paths(plan.file, out) | sources, entries)
     size = len(header) + data_bytes
     with (
         atomic_output(out, force=force, size=size, check=check) as stream,

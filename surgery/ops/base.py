@@ -10,10 +10,14 @@ from math import isfinite
 from typing import ClassVar
 
 from gguf_tools.errors import InputError
-from surgery.algebra import HALVES, METHODS, Half, Method, Stack
+from surgery.algebra import HALVES, METHODS, Half, Layer, Method, Original, Stack
 
 Span = tuple[int, int]
 """First and last index, both included."""
+Operand = int | Original
+"""A layer of the stack by its index, or a donor's."""
+DONOR = r"[A-Za-z][A-Za-z0-9_]*"
+"""The name of a donor, as in `B:3`."""
 
 
 class Op(ABC):
@@ -35,6 +39,11 @@ class Op(ABC):
     @abstractmethod
     def apply(self, stack: Stack) -> Stack:
         """The new stack; InputError, with the valid range, if an index is not in the stack."""
+
+    @property
+    def donors(self) -> tuple[Original, ...]:
+        """The layers of other models that the op names."""
+        return ()
 
     @property
     @abstractmethod
@@ -97,6 +106,18 @@ class Arguments:
             raise self.wrong(f"{text!r} is not a pair A:B")
         return self.index(first), self.index(second)
 
+    def operands(self, text: str) -> tuple[Operand, Operand]:
+        """Two layers A:B, each of which may be a donor's, as in 3:B:4."""
+        match = re.fullmatch(rf"(?:({DONOR}):)?([^:]*):(?:({DONOR}):)?([^:]*)", text.strip())
+        if match is None:
+            raise self.wrong(f"{text!r} is not a pair")
+        source, first, other, second = match.groups()
+        return self._operand(source, first), self._operand(other, second)
+
+    def _operand(self, source: str | None, text: str) -> Operand:
+        index = self.index(text)
+        return Original(index, source) if source else index
+
     def span(self, text: str) -> Span:
         """I..J, or one number."""
         first, dots, last = text.partition("..")
@@ -143,6 +164,26 @@ def keyword_texts(method: Method = "linear", only: Half | None = None) -> tuple[
 def span_text(span: Span) -> str:
     """I..J, or the one number."""
     return str(span[0]) if span[0] == span[1] else f"{span[0]}..{span[1]}"
+
+
+def operand_text(operand: Operand) -> str:
+    """N, or B:N for a donor's layer."""
+    return f"{operand.source}:{operand.index}" if isinstance(operand, Original) else str(operand)
+
+
+def layer_at(stack: Stack, operand: Operand) -> Layer:
+    """The layer that an operand names, whose index is known to be in the stack."""
+    return operand if isinstance(operand, Original) else stack[operand]
+
+
+def donors_of(*operands: Operand) -> tuple[Original, ...]:
+    """The operands that are layers of donors."""
+    return tuple(operand for operand in operands if isinstance(operand, Original))
+
+
+def own(*operands: Operand | None) -> tuple[int, ...]:
+    """The operands that are indices of the stack."""
+    return tuple(operand for operand in operands if isinstance(operand, int))
 
 
 def expand(spans: Sequence[Span]) -> list[int]:

@@ -6,27 +6,45 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from surgery.algebra import METHODS, Half, Method, Stack, blend, scaled, with_half
-from surgery.ops.base import Arguments, Op, Span, check, check_once, expand, keyword_texts, span_text
+from surgery.algebra import METHODS, Half, Method, Original, Stack, blend, scaled, with_half
+from surgery.ops.base import (
+    Arguments,
+    Op,
+    Operand,
+    Span,
+    check,
+    check_once,
+    donors_of,
+    expand,
+    keyword_texts,
+    layer_at,
+    operand_text,
+    own,
+    span_text,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolate(Op):
     """Inserts (1 - alpha) · first + alpha · second after `first`, or replaces layer `replace` by it.
 
+    Without `replace`, `first` is a layer of the stack; `second`, and `first` with `replace`, may be a donor's.
+
     With `only` the other half of the new layer is that of `first`, or that of the replaced layer.
     """
 
-    first: int
-    second: int
+    first: Operand
+    second: Operand
     alpha: float
     replace: int | None = None
     method: Method = "linear"
     only: Half | None = None
 
     name: ClassVar[str] = "interpolate"
-    usage: ClassVar[str] = "A:B@ALPHA[=N][,slerp]"
-    help: ClassVar[str] = "Insert (1 - ALPHA)·A + ALPHA·B after layer A, or put it in the place of layer N."
+    usage: ClassVar[str] = "L:M@ALPHA[=N][,slerp]"
+    help: ClassVar[str] = (
+        "Insert (1 - ALPHA)·L + ALPHA·M after layer L, or put it in the place of layer N. L or M may be a layer B:N of --with."
+    )
     takes_only: ClassVar[bool] = True
 
     @classmethod
@@ -44,7 +62,11 @@ class Interpolate(Op):
         if not 0.0 <= value <= 1.0:
             raise args.wrong(f"ALPHA is {value:g}; expected a number from 0 to 1")
         place = args.keywords.get("replace", place)
-        first, second = args.pair(pair)
+        first, second = args.operands(pair)
+        if place is None and isinstance(first, Original):
+            raise args.wrong(
+                f"{operand_text(first)} is no layer of the model, and =N does not say which one is replaced"
+            )
         return cls(
             first=first,
             second=second,
@@ -55,35 +77,41 @@ class Interpolate(Op):
         )
 
     def apply(self, stack: Stack) -> Stack:
-        check(self, stack, self.first, self.second, *(() if self.replace is None else (self.replace,)))
-        mixed = blend(((stack[self.first], 1.0 - self.alpha), (stack[self.second], self.alpha)), self.method)
-        if self.replace is not None:
-            made = with_half(stack[self.replace], mixed, self.only)
-            return (*stack[: self.replace], made, *stack[self.replace + 1 :])
-        made = with_half(stack[self.first], mixed, self.only)
-        return (*stack[: self.first + 1], made, *stack[self.first + 1 :])
+        check(self, stack, *own(self.first, self.second, self.replace))
+        layers = [layer_at(stack, operand) for operand in (self.first, self.second)]
+        mixed = blend(list(zip(layers, (1.0 - self.alpha, self.alpha), strict=True)), self.method)
+        (place,) = own(self.first) if self.replace is None else (self.replace,)
+        made = with_half(stack[place], mixed, self.only)
+        return (*stack[: place if self.replace is not None else place + 1], made, *stack[place + 1 :])
+
+    @property
+    def donors(self) -> tuple[Original, ...]:
+        return donors_of(self.first, self.second)
 
     @property
     def arguments(self) -> tuple[str, ...]:
         place = () if self.replace is None else (f"replace={self.replace}",)
-        return (f"{self.first}:{self.second}", f"{self.alpha!r}", *place, *keyword_texts(self.method, self.only))
+        pair = f"{operand_text(self.first)}:{operand_text(self.second)}"
+        return (pair, f"{self.alpha!r}", *place, *keyword_texts(self.method, self.only))
 
 
 @dataclass(frozen=True)
 class Merge(Op):
-    """Replaces the first of two layers by their mean and removes the second.
+    """Replaces the first of two layers by their mean and removes the second, unless that is a donor's.
 
     With `only` the other half is that of the first.
     """
 
     first: int
-    second: int
+    second: Operand
     method: Method = "linear"
     only: Half | None = None
 
     name: ClassVar[str] = "merge"
-    usage: ClassVar[str] = "A:B[,slerp]"
-    help: ClassVar[str] = "Put the mean of layers A and B in the place of A, and leave B out."
+    usage: ClassVar[str] = "L:M[,slerp]"
+    help: ClassVar[str] = (
+        "Put the mean of layers L and M in the place of L, and leave M out. M may be a layer B:N of --with."
+    )
     takes_only: ClassVar[bool] = True
 
     @classmethod
@@ -91,20 +119,28 @@ class Merge(Op):
         args.refuse("replace")
         if any(part not in METHODS for part in args.parts[1:]):
             raise args.wrong(f"unexpected argument {args.parts[1]!r}")
-        return cls(*args.pair(args.parts[0]), args.method, args.only)
+        first, second = args.operands(args.parts[0])
+        if isinstance(first, Original):
+            raise args.wrong(f"{operand_text(first)} is not a layer of the model; name the model's own layer first")
+        return cls(first, second, args.method, args.only)
 
     def apply(self, stack: Stack) -> Stack:
-        check(self, stack, self.first, self.second)
-        check_once(self, (self.first, self.second))
-        mean = blend(((stack[self.first], 0.5), (stack[self.second], 0.5)), self.method)
+        check(self, stack, *own(self.first, self.second))
+        check_once(self, own(self.first, self.second))
+        mean = blend(((stack[self.first], 0.5), (layer_at(stack, self.second), 0.5)), self.method)
         out = list(stack)
         out[self.first] = with_half(stack[self.first], mean, self.only)
-        del out[self.second]
+        for index in own(self.second):
+            del out[index]
         return tuple(out)
 
     @property
+    def donors(self) -> tuple[Original, ...]:
+        return donors_of(self.second)
+
+    @property
     def arguments(self) -> tuple[str, ...]:
-        return (f"{self.first}:{self.second}", *keyword_texts(self.method, self.only))
+        return (f"{self.first}:{operand_text(self.second)}", *keyword_texts(self.method, self.only))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Ops that copy layers: bridge, duplicate, triple, repeat; and attenuate, which weakens copies."""
+"""Ops that copy layers: bridge, graft, duplicate, triple, repeat; and attenuate, which weakens copies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from math import sqrt
 from typing import ClassVar
 
 from gguf_tools.errors import InputError
-from surgery.algebra import Stack, scaled
-from surgery.ops.base import Arguments, Op, Span, check, span_text
+from surgery.algebra import Original, Stack, scaled
+from surgery.ops.base import DONOR, Arguments, Op, Span, check, expand, span_text
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,45 @@ class Bridge(Op):
     @property
     def arguments(self) -> tuple[str, ...]:
         return (f"{self.source}:{self.after}",)
+
+
+@dataclass(frozen=True)
+class Graft(Op):
+    """Copies of the layers `span` of the donor `source`, of which the first becomes layer `to`."""
+
+    source: str
+    span: Span
+    to: int
+
+    name: ClassVar[str] = "graft"
+    usage: ClassVar[str] = "B:I..J@K"
+    help: ClassVar[str] = (
+        "Insert layers I to J of another model, which --with names B, before layer K, so that the first becomes layer K "
+        "(K = number of layers: behind the last)."
+    )
+
+    @classmethod
+    def parse(cls, args: Arguments) -> Graft:
+        """Parse `B:I..J@K`; errors as `Op.parse`."""
+        args.refuse("only", "method", "replace")
+        match = re.fullmatch(rf"({DONOR}):([^@:]*)@([^@:]*)", args.one())
+        if match is None:
+            raise args.wrong(f"{args.one()!r} is not of this form")
+        source, block, place = match.groups()
+        return cls(source, args.span(block.strip()), args.index(place))
+
+    def apply(self, stack: Stack) -> Stack:
+        if self.to > len(stack):
+            raise InputError(f"{self}: there is no place {self.to}; at this point the places are 0 to {len(stack)}")
+        return (*stack[: self.to], *self.donors, *stack[self.to :])
+
+    @property
+    def donors(self) -> tuple[Original, ...]:
+        return tuple(Original(index, self.source) for index in expand((self.span,)))
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (f"{self.source}:{span_text(self.span)}@{self.to}",)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from gguf_tools.evaluation.reference_source import Checkpoints, find_reference
 from gguf_tools.families.registry import family_named, load_model
 from gguf_tools.formats.gguf.header import string
 from gguf_tools.sources.checkpoint import Checkpoint
+from surgery.donors import operate_recorded
 from surgery.model import operate_text
 
 
@@ -100,7 +101,7 @@ def test_recorded_surgery_is_done_to_the_source(work: Path, given: bool) -> None
     conversion = prepare(request)
     assert conversion.metadata["tinyq.surgery"] == string(recipe)
     execute(conversion, work / "swapped.gguf")
-    found = find_reference(work / "swapped.gguf", work / "source" if given else None, operate_text)
+    found = find_reference(work / "swapped.gguf", work / "source" if given else None, operate_recorded)
     assert found.note.endswith(f"after {recipe}")
     plain = load_model(work / "source")
     assert found.model is not None

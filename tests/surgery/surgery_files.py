@@ -14,13 +14,19 @@ from gguf_tools.formats.gguf.header import Field, pack_header, place, read_heade
 from surgery.gguf.layers import open_layered
 from surgery.gguf.rewrite import plan_gguf, write_plan
 from surgery.model import operate
-from surgery.recipe import parse_text
+from surgery.recipe import Recipe, parse_text
+from surgery.sources import Donor
 
 
-def operated(source: Path, out: Path, recipe: str) -> Path:
+def operated(source: Path, out: Path, recipe: str, donors: Mapping[str, Path] | None = None) -> Path:
     """The GGUF after the recipe."""
-    write_plan(plan_gguf(open_layered(source), parse_text(recipe)), out)
+    write_plan(plan_gguf(open_layered(source), with_donors(recipe, donors or {})), out)
     return out
+
+
+def with_donors(recipe: str, donors: Mapping[str, Path]) -> Recipe:
+    """A recipe with the models that it names."""
+    return parse_text(recipe).with_donors(Donor(name, path) for name, path in donors.items())
 
 
 def operation(recipe: str) -> Operation:

@@ -36,7 +36,7 @@ halves_or_none = st.sampled_from(["", ",only=attention", ",only=ffn"])
 
 
 def applied(text: str, count: int = COUNT) -> Stack:
-    return parse_text(text).apply(count)
+    return parse_text(text).apply(count, {"B": count, "other_1": 2})
 
 
 def order(text: str, count: int = COUNT) -> list[str]:
@@ -57,6 +57,10 @@ def any_op(draw: st.DrawFn) -> str:
                 f"interpolate({a}:{b}@{draw(st.floats(0, 1))}{method}{only})",
                 f"interpolate({a}:{b}@{draw(st.floats(0, 1))}={i}{method}{only})",
                 f"bridge({a}:{b})",
+                f"graft(B:{i}..{j}@{a})",
+                f"interpolate({a}:B:{b}@{draw(st.floats(0, 1))}{method}{only})",
+                f"interpolate(B:{a}:{b}@{draw(st.floats(0, 1))}={i}{method}{only})",
+                f"merge({a}:other_1:1{method}{only})",
                 f"duplicate({a})",
                 f"triple({a})",
                 f"repeat({i}..{j}x{draw(st.integers(1, 3))})",
@@ -124,7 +128,7 @@ def test_a_move_and_back_is_nothing(pair: tuple[int, int]) -> None:
 @given(recipes)
 def test_any_op_without_arithmetic_equals_its_path(text: str) -> None:
     stack = applied(text)
-    if all(isinstance(layer, Original) for layer in stack):
+    if all(isinstance(layer, Original) and not layer.source for layer in stack):
         path = ",".join(str(origins(layer)[0].index) for layer in stack)
         assert applied(f"path({path})") == stack
 
@@ -138,10 +142,10 @@ def test_a_recipe_reads_back_from_its_own_text(text: str) -> None:
 @given(recipes, recipes)
 def test_recipes_compose(first: str, second: str) -> None:
     both = parse_text(first).then(parse_text(second))
-    stack = parse_text(first).apply(COUNT)
+    stack = applied(first)
     for op in parse_text(second).ops:
         stack = op.apply(stack)
-    assert both.apply(COUNT) == stack
+    assert both.apply(COUNT, {"B": COUNT, "other_1": 2}) == stack
 
 
 @given(recipes)
@@ -151,7 +155,7 @@ def test_the_drawing_shows_every_layer_once_and_in_order(text: str) -> None:
     assert [old for old, _ in lines if old is not None] == list(range(COUNT))
     assert [new for _, new in lines if new is not None] == list(range(len(stack)))
     assert len(changes(stack)) == len(stack)
-    used = {origin.index for layer in stack for origin in origins(layer)}
+    used = {origin.index for layer in stack for origin in origins(layer) if not origin.source}
     assert set(removed(stack, COUNT)) == set(range(COUNT)) - used
 
 
@@ -172,6 +176,12 @@ def test_each_op_by_example() -> None:
     assert order("interpolate(1:3@0.25,only=ffn)", 5)[2] == "attention of 1, ffn of (0.75·1 + 0.25·3)"
     assert order("bridge(0:3)", 5) == ["0", "1", "2", "3", "0", "4"]
     assert order("bridge(4:0)", 5) == ["0", "4", "1", "2", "3", "4"]
+    assert order("graft(B:1..2@1)", 3) == ["0", "B:1", "B:2", "1", "2"]
+    assert order("graft(other_1:0@3)", 3) == ["0", "1", "2", "other_1:0"]
+    assert order("graft(B:0@0) + move(0:3) + graft(B:0@4)", 3) == ["0", "1", "2", "B:0", "B:0"]
+    assert order("interpolate(1:B:0@0.25)", 3) == ["0", "1", "0.75·1 + 0.25·B:0", "2"]
+    assert order("interpolate(B:1:B:0@0.25=2)", 3) == ["0", "1", "0.75·B:1 + 0.25·B:0"]
+    assert order("merge(1:B:0, method=slerp)", 3) == ["0", "slerp of 1 and B:0 at 0.5", "2"]
     assert order("delete(1, 3..4)", 5) == ["0", "2"]
     assert order("duplicate(2)", 4) == ["0", "1", "2", "2", "3"]
     assert order("triple(0)", 2) == ["0", "0", "0", "1"]
@@ -272,6 +282,17 @@ def test_only_an_order_is_a_permutation() -> None:
         ("repeat(0..8x1000)", "at most 4096"),
         ("duplicate(4) + attenuate(5..6)", "no layer from 5 to 6 runs more than once"),
         ("duplicate(0) + attenuate(all) + attenuate(all)", "runs more than once"),
+        ("graft(B:8..9@0)", "graft(B:8..9@0): there is no layer 9 in B, which has 9 layers, 0 to 8"),
+        ("graft(C:0@0)", "say with --with C=PATH which model C is"),
+        ("graft(B:0@10)", "there is no place 10; at this point the places are 0 to 9"),
+        ("graft(0..1@2)", "'0..1@2' is not of this form; write graft as B:I..J@K"),
+        ("graft(B:1)", "is not of this form"),
+        ("graft(B:2..1@0)", "2..1 is descending; expected 1..2"),
+        ("interpolate(B:1:2@0.5)", "B:1 is no layer of the model, and =N does not say which one is replaced"),
+        ("interpolate(1:2:3@0.5)", "'1:2:3' is not a pair"),
+        ("interpolate(1:B:9@0.5)", "there is no layer 9 in B"),
+        ("merge(B:1:2)", "name the model's own layer first"),
+        ("swap(B:1:2)", "'B' is not a layer or expert number"),
         ("attenuate(0..9)", "no layer 9"),
         ("attenuate(none)", "'none' is not a layer or expert number; write attenuate as all|I..J"),
     ],
@@ -284,7 +305,7 @@ def test_what_is_wrong_is_said_in_one_line(text: str, said: str) -> None:
 
 
 def test_every_op_says_how_to_write_it() -> None:
-    assert len(all_ops()) == 16
+    assert len(all_ops()) == 17
     for name, op in all_ops().items():
         assert name == op.name
         assert op.usage

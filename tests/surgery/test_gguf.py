@@ -21,7 +21,7 @@ from surgery.gguf.positions import derived, placed
 from surgery.gguf.rewrite import plan_gguf, write_plan
 from surgery.recipe import parse_text
 from tests.oracle import convert, llama
-from tests.surgery.surgery_files import as_architecture, operated, raw_tensors, split, with_metadata
+from tests.surgery.surgery_files import as_architecture, operated, raw_tensors, split, with_donors, with_metadata
 from tests.surgery.test_algebra import any_op
 from tests.tiny_models import checkpoint, dense, hybrid, moe
 
@@ -153,7 +153,9 @@ def test_per_layer_metadata_always_has_the_new_length(nine: Path, tmp_path: Path
         "qwen3.feed_forward_length": array(ValueType.UINT32, [32] * LAYERS),
     }
     file = with_metadata(nine, tmp_path / "arrays.gguf", arrays)
-    plan = plan_gguf(open_layered(file), parse_text(recipe))
+    # Donors have one number for all layers where the file has an array.
+    donors = {name: nine for name in ("B", "other_1") if f"{name}:" in recipe}
+    plan = plan_gguf(open_layered(file), with_donors(recipe, donors))
     count = len(plan.stack)
     header = plan.file.header
     for key in arrays:

@@ -20,11 +20,12 @@ from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.targets.registry import lift
 from surgery.checkpoint.rewrite import plan_checkpoint, write_checkpoint
+from surgery.conversion import operation_of
 from surgery.model import operate
 from surgery.ops import all_ops
 from surgery.recipe import parse_text
 from tests.oracle import Logits, convert, nmse, reference
-from tests.surgery.surgery_files import operated, operation, raw_tensors
+from tests.surgery.surgery_files import operated, raw_tensors, with_donors
 from tests.tiny_models import checkpoint, dense, hybrid, logits, moe
 
 LIMIT = 1e-9
@@ -45,7 +46,9 @@ CASES = [
     ("dense", "scale(1@0.7)"),
     ("dense", "merge(0:1, method=slerp)"),
     ("dense", "duplicate(1) + attenuate(all)"),
+    ("dense", "graft(B:1..2@2)"),
     ("moe", "interpolate(0:2, 0.3, method=slerp)"),
+    ("moe", "graft(B:0@3) + merge(0:B:2) + interpolate(B:1:2@0.3=1,slerp)"),
     ("moe", "scale(0..1@1.5)"),
     ("moe", "drop-experts(0..2:1)"),
     ("moe", "swap-experts(1:0:3)"),
@@ -57,18 +60,19 @@ CASES = [
     ("hybrid", "scale(0..2@0.5)"),
     ("hybrid", "interpolate(0:1, 0.4, only=ffn)"),
     ("hybrid", "triple(1) + attenuate(0..3)"),
+    ("hybrid", "graft(B:0..1@1) + interpolate(4:B:2@0.6)"),
     ("hybrid", "bridge(1:0) + swap-experts(0:1:2) + scale(2@0.9, only=attention) + drop-experts(0..3:0)"),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
-    """A checkpoint in float32 and its conversion, by name."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
+    """A checkpoint in float32 and its conversion, by name and seed."""
 
     @cache
-    def make(name: str) -> tuple[Path, Path]:
+    def make(name: str, seed: int = 0) -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp(name)
-        source = checkpoint(folder / "hf", CONFIGS[name]())
+        source = checkpoint(folder / "hf", CONFIGS[name](), seed=seed)
         return source, convert(source, folder / "whole.gguf")
 
     return make
@@ -84,15 +88,19 @@ def test_every_op_is_among_the_cases() -> None:
 
 
 @pytest.mark.parametrize(("name", "recipe"), CASES)
-def test_three_ways_agree(made: Callable[[str], tuple[Path, Path]], name: str, recipe: str, tmp_path: Path) -> None:
+def test_three_ways_agree(made: Callable[..., tuple[Path, Path]], name: str, recipe: str, tmp_path: Path) -> None:
     source, whole = made(name)
-    want = reference(operate(load_model(source), parse_text(recipe)), PROMPTS)
+    # B is another checkpoint of the same config, and its conversion.
+    donors = [{"B": path} if "B:" in recipe else {} for path in made(name, 1)]
+    models = {name: load_model(path) for name, path in donors[0].items()}
+    want = reference(operate(load_model(source), parse_text(recipe), models), PROMPTS)
 
     folder = tmp_path / "operated"
-    write_checkpoint(plan_checkpoint(source, parse_text(recipe)), folder)
+    write_checkpoint(plan_checkpoint(source, with_donors(recipe, donors[0])), folder)
     first = convert(folder, tmp_path / "first.gguf")
-    second = convert(source, tmp_path / "second.gguf", operation=operation(recipe))
-    third = operated(whole, tmp_path / "third.gguf", recipe)
+    operation = operation_of(with_donors(recipe, donors[0]), source, None, digests=True)
+    second = convert(source, tmp_path / "second.gguf", operation=operation)
+    third = operated(whole, tmp_path / "third.gguf", recipe, donors[1])
 
     # The same bytes need not run twice.
     assert raw_tensors(first) == raw_tensors(second)
@@ -103,7 +111,7 @@ def test_three_ways_agree(made: Callable[[str], tuple[Path, Path]], name: str, r
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_transformers_loads_the_operated_folder(
-    made: Callable[[str], tuple[Path, Path]], name: str, tmp_path: Path
+    made: Callable[..., tuple[Path, Path]], name: str, tmp_path: Path
 ) -> None:
     source, _ = made(name)
     recipe = parse_text("interpolate(0:2, 0.3) + bridge(1:0) + scale(1@0.5) + swap(0:3)")
@@ -114,7 +122,7 @@ def test_transformers_loads_the_operated_folder(
     assert nmse([part.numpy() for part in logits(network, PROMPTS)], want) <= LIMIT
 
 
-def test_two_kinds_are_not_blended(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+def test_two_kinds_are_not_blended(made: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
     source, whole = made("hybrid")
     recipe = parse_text("interpolate(0:1, 0.5)")
     with pytest.raises(InputError, match=r"0 has linear attention .* 1 has full attention"):

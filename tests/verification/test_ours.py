@@ -16,6 +16,7 @@ from gguf_tools.families.registry import all_families
 from gguf_tools.quantization import plan as quantization
 from gguf_tools.quantization.write import execute as write_quantized
 from gguf_tools.verification.run import verify
+from surgery.donors import operate_recorded
 from surgery.model import operate_text
 from tests.verification.changing import change_tensor
 from tests.verification.theirs import write_source, write_theirs
@@ -53,7 +54,7 @@ def test_surgery_that_the_file_records(sources: Sources, tmp_path: Path) -> None
     """It is done to the source first; without it the layers are another's."""
     operation = Operation(RECIPE, lambda model: operate_text(model, RECIPE))
     file = convert(sources("llama"), tmp_path / "file.gguf", "q8_0", operation=operation)
-    found = verify(file, sources("llama"), operate=operate_text, threads=1)
+    found = verify(file, sources("llama"), operate=operate_recorded, threads=1)
     assert found.differing == ()
     assert found.recipe == RECIPE
     unchanged = verify(file, sources("llama"), threads=1)
@@ -81,7 +82,7 @@ def test_surgery_on_a_gguf_as_the_source(sources: Sources, tmp_path: Path) -> No
     plain = write_theirs(sources("llama"), "llama", tmp_path / "plain.gguf")
     file = tmp_path / "file.gguf"
     write_plan(plan_gguf(open_layered(plain), parse_text("swap(0:1)")), file, force=False, threads=1)
-    found = verify(file, plain, operate=operate_text, threads=1)
+    found = verify(file, plain, operate=operate_recorded, threads=1)
     assert found.differing == ()
     assert found.count("identical") == len(found.tensors)
 

@@ -61,8 +61,8 @@ class OperateResult(Shown):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on further changes in a GGUF, each a sentence."""
-        return () if self.plan is None or isinstance(self.plan, CheckpointPlan) or self.in_place else self.plan.notes
+        """Notes on further changes in a GGUF and on differences of donors, each a sentence."""
+        return () if self.plan is None or self.in_place else self.plan.notes
 
     def as_dict(self) -> dict[str, Any]:
         """The report that `tinyq surgery --json` writes."""
@@ -87,6 +87,10 @@ class OperateResult(Shown):
             "computed_tensors": plan.computed,
             "notes": list(self.notes),
         }
+        if plan.recipe.donors:
+            report["donors"] = {
+                donor.name: {"path": str(donor.path), "digest": donor.digest} for donor in plan.recipe.donors
+            }
         report |= {} if self.bytes is None else {"bytes": self.bytes}
         report |= {} if self.proof is None else {"proof": self.proof.as_dict()}
         return dict(as_json(report))
@@ -101,11 +105,18 @@ class OperateResult(Shown):
         old, new = map(list, self.kinds)
         count = len(plan.computed)
         made = f"{count} tensors are computed, all others copied" if count else "all tensors are copied unchanged"
-        facts = [("recipe", self.recipe), ("layers", f"{len(old)} → {len(new)}; {made}")]
+        donors = [(donor.name, str(donor.path)) for donor in plan.recipe.donors]
+        facts = [("recipe", self.recipe), *donors, ("layers", f"{len(old)} → {len(new)}; {made}")]
         drawing = [Lines(), Lines(draw(plan.stack, len(old), old, new)), Lines()]
+        notes = [("note", note) for note in self.notes]
         if self.bytes is None:
-            return [Facts(facts), *drawing, Lines("nothing was written (--dry-run)")]
+            return [
+                Facts(facts),
+                *drawing,
+                *([Facts(notes)] if notes else []),
+                Lines("nothing was written (--dry-run)"),
+            ]
         where = " in the header" if self.in_place else ""
         done = ("wrote", f"{self.path} ({human_bytes(self.bytes)}{where})")
         proved = [("proof", line) for line in self.proof.lines] if self.proof else []
-        return [Facts(facts), *drawing, Facts([*(("note", note) for note in self.notes), *proved, done])]
+        return [Facts(facts), *drawing, Facts([*notes, *proved, done])]

@@ -41,6 +41,12 @@ TOKENIZER_PATH = "tinyq.tokenizer.path"
 
 SURGERY = "tinyq.surgery"
 """The layer surgery applied to this file, as recipe text."""
+SURGERY_SOURCES = "tinyq.surgery.sources"
+"""Array of the names that the recipe calls other models by, and "" for the model itself where no checkpoint is recorded."""
+SURGERY_PATHS = "tinyq.surgery.sources.paths"
+"""The path of each of them, relative to the file's folder."""
+SURGERY_DIGESTS = "tinyq.surgery.sources.digests"
+"""SHA-256 of each: of a checkpoint's config and weights, or of a GGUF's parts."""
 RESERVE = "tinyq.reserve"
 """Spaces reserved so that in-place surgery can record what it did."""
 

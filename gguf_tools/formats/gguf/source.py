@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -120,6 +121,19 @@ def open_gguf(path: Path) -> GGUFSource:
     parts = read_parts(path)
     tensors = {tensor.entry.name: tensor for part in parts for tensor in gguf_tensors(part)}
     return GGUFSource(joined_header(parts), tensors)
+
+
+def gguf_digest(path: Path) -> str:
+    """SHA-256 over a GGUF file's bytes, or over those of all its parts in order, in hexadecimal."""
+    total = hashlib.sha256()
+    for part in read_parts(path):
+        try:
+            with part.path.open("rb") as stream:
+                while piece := stream.read(1 << 20):
+                    total.update(piece)
+        except OSError as error:
+            raise CheckpointError(f"{part.path}: cannot be read any more ({error.strerror}); begin again") from error
+    return total.hexdigest()
 
 
 def gguf_tensors(header: GGUFHeader) -> list[GGUFTensor]:
