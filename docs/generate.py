@@ -40,7 +40,8 @@ VARIANTS_HEAD = """
 Every family of checkpoints in every variant that the tests generate: a small model with random weights, far from their initial
 values, in the published layout; converted to F32; run by stock llama.cpp; and compared with the torch reference in float64, which
 computes from the checkpoint's unmodified weights. "NMSE" bounds the error of the logits over all positions of three prompts: the
-conformance test (`tests/conformance`) fails if a file exceeds it, or if a single position exceeds 1e-9. "Oracle": the
+conformance test (`tests/conformance`) fails if a file exceeds it, or if a single position exceeds a hundred times that. Bounds
+above 1e-11 are llama.cpp's own: it computes GELU by its tanh approximation, on a CPU from a table of F16 numbers. "Oracle": the
 reference is also compared with transformers' class, which loads the same folder. "Extra" is what the rewrites add to the
 number of parameters.
 
@@ -74,7 +75,14 @@ def conformance_row(case: Case) -> str:
     rewrites = ", ".join(rewrite.name for rewrite in plan.rewrites) or "none"
     extra = f"{plan.extra_parameters / parameters:.0%}" if plan.extra_parameters else "0"
     accepted = f" (--allow-approximate: {plan.approximation.name})" if plan.approximation else ""
-    facts = (case.variant + accepted, plan.target.name, rewrites, extra, f"≤ {expected.nmse:.0e}", oracle)
+    facts = (
+        case.variant + accepted,
+        plan.target.name,
+        rewrites,
+        extra,
+        f"≤ {max(expected.nmse, plan.target.nmse):.0e}",
+        oracle,
+    )
     return f"| {family} | {' | '.join(facts)} |"
 
 

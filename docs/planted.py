@@ -150,6 +150,7 @@ def norms(offset: float) -> Callable[[ModelSpec], ModelSpec]:
         mixer = layer.mixer
         if isinstance(mixer, Attention) and mixer.qk_norm:
             mixer = replace(mixer, qk_norm=replace(mixer.qk_norm, offset=offset))
+        assert layer.mixer_norm
         norm = replace(layer.mixer_norm, offset=offset)
         return replace(layer, mixer=mixer, mixer_norm=norm, ffn_norm=norm)
 

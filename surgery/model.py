@@ -27,18 +27,20 @@ HALF_OF_FIELD: Mapping[str, Half] = {
     "mixer_norm": "attention",
     "feed_forward": "ffn",
     "ffn_norm": "ffn",
+    "mixer_post_norm": "attention",
+    "ffn_post_norm": "ffn",
 }
 """Field of LayerSpec → the half of a layer that it belongs to."""
-OF_BOTH_HALVES = frozenset({"residual_scale"})
+OF_BOTH_HALVES = frozenset({"residual_scale", "parallel"})
 """Fields of LayerSpec that concern both halves of a layer, which can be joined only if they agree on them."""
 HALF_OF_STEM: Mapping[str, Half] = {
     "attn": "attention",
     "delta": "attention",
-    "mixer_norm": "attention",
+    **dict.fromkeys(("mixer_norm", "mixer_norm_bias", "mixer_post_norm", "mixer_post_norm_bias"), "attention"),
+    **dict.fromkeys(("ffn_norm", "ffn_norm_bias", "ffn_post_norm", "ffn_post_norm_bias"), "ffn"),
     "ffn": "ffn",
     "moe": "ffn",
     "shared": "ffn",
-    "ffn_norm": "ffn",
 }
 """Part of a role before its first dot → the half of a layer that it belongs to."""
 EXPRESSES = frozenset(
@@ -51,7 +53,15 @@ EXPRESSES = frozenset(
         "LayerSpec.mixer_norm=Norm",
         "LayerSpec.ffn_norm=Norm",
         "LayerSpec.residual_scale",
+        "LayerSpec.mixer_norm=None",
+        "LayerSpec.ffn_norm=None",
+        "LayerSpec.mixer_post_norm=Norm",
+        "LayerSpec.ffn_post_norm=Norm",
+        "LayerSpec.parallel",
         "Norm.offset",
+        "Norm.centred",
+        "Norm.weighted",
+        "Norm.bias",
         "Attention.rope=Rope",
         "Attention.rope=None",
         "Attention.scale",
@@ -62,11 +72,16 @@ EXPRESSES = frozenset(
         "Attention.qk_norm=Norm",
         "Attention.gated",
         "Attention.norm_per_head",
+        "Attention.norm_whole",
+        "Attention.norm_after_rope",
+        "Attention.softcap",
+        "Attention.clip",
         "Attention.norm_gain",
         "Attention.value_scale",
         "Attention.window",
         "Attention.value_dim",
         "Rope.dims",
+        "Rope.backwards",
         "Rope.pairs=half",
         "Rope.pairs=interleaved",
         "Rope.scaling=LinearScaling",
@@ -103,6 +118,7 @@ EXPRESSES = frozenset(
         "Router.score=sigmoid",
         "Router.scale",
         "Router.selection_bias",
+        "Router.score_bias",
         "SharedExpert.gated=true",
         "SharedExpert.gated=false",
     }
@@ -173,7 +189,8 @@ class ModelSpace(Space[ModelHalf]):
 
     def scaled(self, part: ModelHalf, factor: float) -> ModelHalf:
         part.require_arithmetic()
-        tensors = {role: times(t, factor) if role in OUTPUT_ROLES else t for role, t in part.tensors.items()}
+        roles = output_roles(part)
+        tensors = {role: times(t, factor, roles[role]) if role in roles else t for role, t in part.tensors.items()}
         return replace(part, tensors=tensors)
 
     def attenuated(self, part: ModelHalf, factor: float) -> ModelHalf:
@@ -193,6 +210,23 @@ class ModelSpace(Space[ModelHalf]):
         return replace(part, fields={**part.fields, "feed_forward": moe}, tensors=tensors)
 
 
+def output_roles(part: ModelHalf) -> dict[str, float]:
+    """The roles in which what the half adds is linear, and what is added to the weights of each.
+
+    A norm after the mixer or the feed-forward takes the size of its output out, so that the norm's weights and bias set it.
+    UnsupportedError for such a norm without weights.
+    """
+    for name in ("mixer_post_norm", "ffn_post_norm"):
+        norm = part.fields.get(name)
+        if norm is not None and not norm.weighted:
+            raise UnsupportedError(
+                f"the output of a layer with a norm after it ({name}) that has no weights cannot be scaled"
+            )
+        if norm is not None:
+            return {name: norm.offset, f"{name}_bias": 0.0}
+    return dict.fromkeys(OUTPUT_ROLES, 0.0)
+
+
 def score_roles(part: ModelHalf) -> tuple[frozenset[str], float]:
     """The roles to which the queries and keys in the attention scores are proportional, and the offset of these weights.
 
@@ -204,9 +238,15 @@ def score_roles(part: ModelHalf) -> tuple[frozenset[str], float]:
         raise InputError(
             f"a layer with {describe_part(mixer)} has no attention scores to attenuate; give layers with full attention"
         )
+    norm = None if mixer.norm_gain else mixer.qk_norm
+    if mixer.softcap or mixer.clip or (norm and (not norm.weighted or (norm.bias and norm.offset))):
+        raise UnsupportedError(
+            "attention scores with a cap, clipped queries, or a q/k norm without weights do not follow their projections, so "
+            "they cannot be attenuated"
+        )
     ending = "_gain" if mixer.norm_gain else "_norm" if mixer.qk_norm else ""
     offset = mixer.qk_norm.offset if mixer.qk_norm and ending == "_norm" else 0.0
-    bias = () if ending else ("attn.q_bias", "attn.k_bias")
+    bias = (f"attn.q{ending}_bias", f"attn.k{ending}_bias") if ending != "_gain" else ()
     return frozenset({f"attn.q{ending}", f"attn.k{ending}", *bias}), offset
 
 

@@ -33,7 +33,7 @@ from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.sources.checkpoint import open_checkpoint
 from gguf_tools.sources.restore import restore
 from gguf_tools.targets.planner import Plan
-from gguf_tools.targets.registry import lift
+from gguf_tools.targets.registry import lift, target_named
 
 WORST = 1e-9
 """Bound on the NMSE of any single position's logits, for an F32 file."""
@@ -137,11 +137,14 @@ def measure(request: Request, out: Path) -> Outcome:
 
 
 def hold_exact(outcome: Outcome, bound: float = EXACT) -> None:
-    """Assert that an F32 file is exact: NMSE at most `bound`, and the other bounds of this module; the error has all figures."""
+    """Assert that an F32 file is exact: NMSE at most `bound`, and the other bounds of this module; the error has all figures.
+
+    Where llama.cpp's arithmetic needs a wider bound, that on a single position widens with it.
+    """
     rounded = ROUNDED_STATE if "D" in outcome.pattern.upper() else ROUNDED
     assert outcome.nmse <= bound, outcome
-    assert outcome.worst <= WORST, outcome
-    assert outcome.rounded <= rounded, outcome
+    assert outcome.worst <= WORST * max(1.0, bound / EXACT), outcome
+    assert outcome.rounded <= max(rounded, bound if bound > EXACT else 0.0), outcome
     assert outcome.greedy, outcome
 
 
@@ -274,7 +277,7 @@ class FamilyTests(_VariantTests):
             assert outcome.nmse <= case.expected.nmse, outcome
             assert outcome.typical <= EXACT, outcome
         else:
-            hold_exact(outcome, case.expected.nmse)
+            hold_exact(outcome, max(case.expected.nmse, target_named(case.expected.target).nmse))
 
 
 class OracleTests(_VariantTests):

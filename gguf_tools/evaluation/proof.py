@@ -40,11 +40,12 @@ class Proof:
 
     The constructor compares the reference with the oracle (named as for `parse_oracle`); UnsupportedError if they disagree.
     A call raises TokenizerError if the tokenizers differ, and UnsupportedError if an F32 file without approximations differs
-    from the reference by more than float32 rounding (NMSE 1e-9).
+    from the reference by more than float32 rounding (NMSE 1e-9), or more than the target's own bound.
     """
 
     def __init__(self, request: Request, conversion: Conversion, oracle: str = "auto") -> None:
         """Build the reference and compare it with the oracle on a short prompt; UnsupportedError if they disagree."""
+        self.bound = max(FLOAT32, conversion.plan.target.nmse)
         self.exact = conversion.decision.recipe == "f32" and conversion.plan.approximation is None
         checkpoint = open_checkpoint(request.source)
         unchanged = build_published(restore(checkpoint, text_only=request.text_only))
@@ -64,7 +65,7 @@ class Proof:
         if isinstance(self.oracle, OracleCheck) and not self.oracle.agrees:
             raise UnsupportedError(
                 f"{request.source}: {self.oracle.sentence}; tinyq reads this checkpoint differently from the model's own code, "
-                "so nothing is written; please report this checkpoint"
+                "so nothing is written; please report this"
             )
 
     def __call__(self, path: Path, tokenizer: Tokenizer) -> None:
@@ -75,10 +76,10 @@ class Proof:
         with Runtime(path, RuntimeOptions(threads=useful_threads(path.stat().st_size))) as runtime:
             (found,) = runtime.logits([self.tokens])
         nmse = float(np.square(found - wanted).sum() / np.square(wanted).sum())
-        if self.exact and not nmse <= FLOAT32:
+        if self.exact and not nmse <= self.bound:
             raise UnsupportedError(
                 f"{self.model.family} checkpoint: llama.cpp's logits for the converted file differ from the torch reference's "
-                f"(NMSE {magnitude(nmse)}; expected at most {FLOAT32:.0e}), so nothing is written; please report this checkpoint"
+                f"(NMSE {magnitude(nmse)}; expected at most {self.bound:.0e}), so nothing is written; please report this"
             )
         self.proved = Proved(nmse, len(self.tokens))
 

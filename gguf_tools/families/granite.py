@@ -56,7 +56,7 @@ def scaled_model(checkpoint: Checkpoint, config: ClassConfig, family: str) -> Mo
         return Layer(spec, part | ffn_part)
 
     scales = {"embedding_scale": found["embedding_multiplier"], "logit_scale": 1.0 / found["logits_scaling"]}
-    return assemble(checkpoint, inventory, config, family, layer, scales=scales)
+    return assemble(checkpoint, inventory, config, family, layer, fields=scales)
 
 
 def _experts(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:

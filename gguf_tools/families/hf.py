@@ -96,6 +96,16 @@ def attention(
     return spec, part
 
 
+def norm(inventory: Inventory, name: str, spec: Norm | None, role: str, size: int) -> LayerTensors:
+    """The weight and the bias that a norm of `size` entries has, under `name`; nothing where there is no norm."""
+    part: LayerTensors = {}
+    if spec and spec.weighted:
+        part[role] = inventory.take(f"{name}.weight", size)
+    if spec and spec.bias:
+        part[f"{role}_bias"] = inventory.take(f"{name}.bias", size)
+    return part
+
+
 def expect_kind(config: Config, prefix: str, actual: str) -> None:
     """Add a note if layer_types in the config differs from the actual type of the layer whose tensors have `prefix`."""
     kinds, n = config.values.get("layer_types"), layer_number(prefix)
@@ -229,10 +239,10 @@ def fused_experts(inventory: Inventory, gate_up: str, down: str, experts: int, h
 
 
 def embeddings(inventory: Inventory, config: Config) -> tuple[dict[str, Tensor], bool]:
-    """Token embedding, final norm and output projection by role, and whether embedding and output are tied."""
+    """Token embedding and output projection by role, and whether embedding and output are tied."""
     embedding, output = embedding_and_output(inventory, config, EMBEDDING, OUTPUT)
     vocab, hidden = embedding.shape
-    part = {"embedding": embedding, "output_norm": inventory.take("model.norm.weight", hidden)}
+    part = {"embedding": embedding}
     if output is not None:
         part["output"] = output
     tied = output is None

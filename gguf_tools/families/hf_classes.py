@@ -90,6 +90,28 @@ def _every_fourth(layer: int, _: int) -> bool:
     return layer % 4 == 3
 
 
+def _not_every_fourth(layer: int, _: int) -> bool:
+    return layer % 4 != 3
+
+
+def _layer_norm_row(
+    context: int,
+    epsilon_key: str | None,
+    *,
+    context_key: str = "max_position_embeddings",
+    activation: str = "silu",
+    defaults: Mapping[str, Any] | None = None,
+    **rules: Any,
+) -> ClassRules:
+    """Of a class with layer norms, whose epsilon is 1e-5 by default under `epsilon_key`, or always without one."""
+    common = {
+        context_key: context,
+        ("activation_function" if context_key == "n_positions" else "hidden_act"): activation,
+    }
+    common |= {epsilon_key: 1e-5} if epsilon_key else {}
+    return ClassRules(defaults={**common, **(defaults or {})}, **rules)
+
+
 _MULTIPLIERS = {
     "embedding_multiplier": 1.0,
     "logits_scaling": 1.0,
@@ -160,13 +182,49 @@ CLASSES: Mapping[str, ClassRules] = {
         defaults={**_SWITCHED, "sliding_window": None, "no_rope_layers": None, "no_rope_layer_interval": 4},
         windows=Windows(switch=True, listed=True, limited=_every_fourth),
     ),
+    "gpt2": _layer_norm_row(1024, "layer_norm_epsilon", context_key="n_positions", activation="gelu_new"),
+    "starcoder2": _layer_norm_row(
+        4096, "norm_epsilon", activation="gelu_pytorch_tanh", defaults={"sliding_window": None}, windows=Windows()
+    ),
+    "gpt_neox": _layer_norm_row(
+        2048,
+        "layer_norm_eps",
+        activation="gelu",
+        defaults={"use_parallel_residual": True},
+        partial=True,
+        partial_default=0.25,
+    ),
+    "stablelm": _layer_norm_row(
+        4096, "layer_norm_eps", defaults={"use_parallel_residual": False}, partial=True, partial_default=0.25
+    ),
+    "cohere": _layer_norm_row(
+        8192, "layer_norm_eps", theta=5e5, defaults={"logit_scale": 0.0625, "use_qk_norm": False}
+    ),
+    "cohere2": _layer_norm_row(
+        8192,
+        "layer_norm_eps",
+        defaults={"logit_scale": 0.0625, "sliding_window": 4096, "layer_types": None},
+        windows=Windows(listed=True, limited=_not_every_fourth),
+    ),
+    "olmo": _layer_norm_row(2048, None, defaults={"clip_qkv": None}),
     "phi3": _row(
         4096, epsilon=1e-5, defaults={"sliding_window": None}, windows=Windows(), partial=True, partial_default=1.0
     ),
 }
 """The rules by model_type. The outer type of a multimodal model has the rules of its text model."""
 
-QUIET = frozenset({"hidden_act", "use_sliding_window", "max_window_layers", "head_dim", "no_rope_layer_interval"})
+QUIET = frozenset(
+    {
+        "use_qk_norm",
+        "hidden_act",
+        "activation_function",
+        "use_parallel_residual",
+        "use_sliding_window",
+        "max_window_layers",
+        "head_dim",
+        "no_rope_layer_interval",
+    }
+)
 """Keys whose defaults are used without a note: the common case, or a value that the tensors alone decide."""
 
 

@@ -31,6 +31,8 @@ class Attention:
     causal mask alone (NoPE). `bias` names the projections that have one (of q, k, v, o).
     `qk_norm` is applied to each head of q and k before RoPE; with `norm_per_head` each head has its own norm weights, and
     `norm_gain` adds a learned scalar gain per head after the norm. `value_scale` is a learned scalar per value head.
+    With `norm_whole` the norm is over all heads together and not over each, and with `norm_after_rope` it follows RoPE.
+    `softcap` bounds the scores s smoothly, softcap · tanh(s / softcap), and `clip` limits q, k and v to ± its value.
     `gated` multiplies the heads' output elementwise by sigmoid(gate · x), before the output projection.
     With `window` a position attends to itself and the window - 1 positions before it (Mistral; Beltagy et al. 2020), else
     to all positions up to its own. Value heads have `value_dim` dimensions, or `head_dim` where that is None.
@@ -44,6 +46,8 @@ class Attention:
     qk_norm: Norm | None = option("q/k norm")
     gated: bool = option("an attention gate", False)
     norm_per_head: bool = option("different q/k norm weights per head", False)
+    norm_whole: bool = option("one q/k norm over all heads together", False)
+    norm_after_rope: bool = option("a q/k norm after rope", False)
     norm_gain: bool = option("a gain after the q/k norm", False)
     value_scale: bool = option("a scale per value head", False)
     window: int | None = option(
@@ -52,6 +56,9 @@ class Attention:
     value_dim: int | None = option(_value_dim, neutral=lambda _, place: place.owner.value_size == place.owner.head_dim)
 
     scale: float | None = option(_scale, neutral=lambda _, place: place.owner.score_scale == place.owner.head_dim**-0.5)
+
+    softcap: float | None = option(lambda cap, _: f"attention scores capped at {cap:g}")
+    clip: float | None = option(lambda clip, _: f"queries, keys and values clipped at {clip:g}")
 
     @property
     def score_scale(self) -> float:
@@ -77,7 +84,9 @@ class Attention:
             roles[f"attn.{name}_bias"] = roles[f"attn.{name}"][:1]
         for name, heads in (("q", self.heads), ("k", self.kv_heads)):
             if self.qk_norm:
-                roles[f"attn.{name}_norm"] = (heads, self.head_dim) if self.norm_per_head else (self.head_dim,)
+                shape = (heads, self.head_dim) if self.norm_per_head else (self.head_dim,)
+                shape = (heads * self.head_dim,) if self.norm_whole else shape
+                roles |= self.qk_norm.roles(f"attn.{name}_norm", *shape)
             if self.norm_gain:
                 roles[f"attn.{name}_gain"] = (heads,)
         if self.value_scale:

@@ -73,8 +73,9 @@ class Router:
     """How experts are selected and weighted.
 
     `score` turns the logits into weights: a softmax over all experts, or a sigmoid per expert. The `top_k` experts with the
-    largest logits are selected; with `selection_bias`, those with the largest logit + bias, where the bias affects the
-    selection only and not the weights. The weights of the selected experts are divided by their sum if `normalised`, and
+    largest logits are selected; with `selection_bias`, those with the largest logit + bias, and with `score_bias` those with
+    the largest weight + bias, where the bias affects the selection only and not the weights. The weights of the selected
+    experts are divided by their sum if `normalised`, and
     multiplied by `scale`.
     """
 
@@ -83,6 +84,7 @@ class Router:
     scale: float = option("scaled router weights", 1.0)
     score: Literal["softmax", "sigmoid"] = choice(lambda score, _: f"a {score} router", "softmax")
     selection_bias: bool = option("a router bias added before the score function, for the selection alone", False)
+    score_bias: bool = option("a router bias added after the score function, for the selection alone", False)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class MoE:
             "moe.up": (self.experts, self.width, hidden),
             "moe.down": (self.experts, hidden, self.width),
         }
-        if self.router.selection_bias:
+        if self.router.selection_bias or self.router.score_bias:
             roles["moe.router_bias"] = (self.experts,)
         if self.shared:
             width = self.shared.width

@@ -46,6 +46,6 @@ class DeltaNet:
             "delta.conv": (self.channels, self.kernel),
             "delta.decay": (self.value_heads,),
             "delta.dt_bias": (self.value_heads,),
-            "delta.norm": (self.value_dim,),
+            **self.norm.roles("delta.norm", self.value_dim),
             "delta.o": (hidden, value),
         }

@@ -82,12 +82,14 @@ class Rope:
     """Rotary embedding of the first `dims` dimensions of each head.
 
     `pairs` says which dimensions are rotated together: "half" is (i, i + dims/2), NeoX; "interleaved" is (2i, 2i + 1), GPT-J.
+    The pair (a, b) becomes (a cos - b sin, b cos + a sin), and (a cos + b sin, b cos - a sin) if it is rotated `backwards`.
     """
 
     theta: float = size()
     dims: int = option(_partial, MISSING, neutral=lambda dims, place: dims == place.parent.head_dim)
     pairs: Literal["half", "interleaved"] = choice(lambda pairs, _: PAIRS[pairs], "half")
     scaling: Scaling | None = option(lambda scaling, _: SCALINGS[type(scaling).__name__])
+    backwards: bool = option("rope that rotates backwards", False)
 
 
 def default_magnitude(factor: float) -> float:

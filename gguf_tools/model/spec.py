@@ -4,8 +4,8 @@ A `Model` is a `ModelSpec` with the weights of the source, unchanged, as lazy te
 are to be interpreted (`Norm.offset`, `DeltaNet.decay`, `Rope.pairs` …); the reference implements that interpretation, and a
 target converts the weights into the form that llama.cpp expects.
 
-Roles: `embedding`, `output_norm` and `output` outside the layers; within a layer those that `LayerSpec.roles` gives, such as
-`attn.q`. Messages prefix the latter with the layer's number, as in `layers.3.attn.q`.
+Roles: `embedding`, `output_norm`, `output` and a few more outside the layers; within a layer those that `LayerSpec.roles` gives,
+such as `attn.q`. Messages prefix the latter with the layer's number, as in `layers.3.attn.q`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.model.attention import Attention
-from gguf_tools.model.features import choice, option, part, size
+from gguf_tools.model.features import Words, choice, option, part, size
 from gguf_tools.model.feed_forward import MLP, Activation, GatedMLP, MoE, Router, SharedExpert
 from gguf_tools.model.norms import Norm, Shape
 from gguf_tools.model.recurrent import DeltaNet
@@ -60,24 +60,49 @@ Mixer = Attention | DeltaNet
 FeedForward = GatedMLP | MLP | MoE
 
 
+def _norm(place: str) -> Words:
+    return lambda norm, _: f"a norm {place}" if norm else f"layers without a norm {place}"
+
+
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer: x + s · mixer(norm(x)), then x + s · feed_forward(norm(x)), where s is `residual_scale`."""
+    """One layer: x + s · mixer(norm(x)), then x + s · feed_forward(norm(x)), where s is `residual_scale`.
+
+    Each norm may be absent, and what the mixer or the feed-forward gives may be normed too, before it is added
+    (`mixer_post_norm`, `ffn_post_norm`). In a `parallel` layer the feed-forward reads the x that the mixer reads, and both
+    are added: x + s · (mixer(norm(x)) + feed_forward(norm(x))). Without a norm of its own it reads what the mixer reads.
+    """
 
     mixer: Mixer = part(lambda mixer, _: f"{_KINDS.get(type(mixer).__name__, type(mixer).__name__)} layers")
     feed_forward: FeedForward = part(lambda ffn, _: _KINDS.get(type(ffn).__name__, type(ffn).__name__))
-    mixer_norm: Norm = part("a norm before the mixer")
-    ffn_norm: Norm = part("a norm before the feed-forward")
+    mixer_norm: Norm | None = part(_norm("before the mixer"))
+    ffn_norm: Norm | None = part(_norm("before the feed-forward"))
+    mixer_post_norm: Norm | None = option("a norm after the mixer")
+    ffn_post_norm: Norm | None = option("a norm after the feed-forward")
+    parallel: bool = option("mixer and feed-forward in parallel", False)
     residual_scale: float = option(lambda scale, _: f"what a layer adds multiplied by {scale:g}", 1.0)
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""
-        return {
-            "mixer_norm": (hidden,),
-            **self.mixer.roles(hidden),
-            "ffn_norm": (hidden,),
-            **self.feed_forward.roles(hidden),
-        }
+        roles = self.norm_roles("mixer_norm", hidden) | self.mixer.roles(hidden)
+        roles |= self.norm_roles("mixer_post_norm", hidden) | self.norm_roles("ffn_norm", hidden)
+        return roles | self.feed_forward.roles(hidden) | self.norm_roles("ffn_post_norm", hidden)
+
+    def norm_roles(self, field: str, hidden: int) -> dict[str, Shape]:
+        """The roles and shapes of the norm in the field of this name, which is the role of its weights too."""
+        norm = getattr(self, field)
+        return norm.roles(field, hidden) if norm else {}
+
+    @property
+    def norms(self) -> dict[str, Norm]:
+        """The norms of the layer, those within its mixer included, by the role of their weights."""
+        fields = ("mixer_norm", "mixer_post_norm", "ffn_norm", "ffn_post_norm")
+        found = {field: getattr(self, field) for field in fields}
+        if isinstance(self.mixer, Attention):
+            found |= dict.fromkeys(("attn.q_norm", "attn.k_norm"), self.mixer.qk_norm)
+        else:
+            found["delta.norm"] = self.mixer.norm
+        return {role: norm for role, norm in found.items() if norm}
 
     @property
     def letter(self) -> str:
@@ -90,8 +115,10 @@ class LayerSpec:
 class ModelSpec:
     """A decoder: token embedding, layers, final norm, output projection (`tied` to the embedding or not).
 
-    The embeddings fed to the first layer are multiplied by `embedding_scale`, but not a tied output projection; logits are
-    multiplied by `logit_scale`.
+    The first layer reads the token's embedding times `embedding_scale` (which does not hold for a tied output projection),
+    normed by `embedding_norm`, plus the row of its position in a learned table of `positions` rows. The logits are the output
+    projection of the normed hidden state, plus a bias if there is one, times `logit_scale`; with `logit_softcap` c they become
+    c · tanh(logits / c).
     """
 
     vocab_size: int = size()
@@ -102,10 +129,18 @@ class ModelSpec:
     tied: bool = choice(lambda tied, _: f"an output projection {'' if tied else 'not '}tied to the embedding")
     embedding_scale: float = option(lambda scale, _: f"embeddings multiplied by {scale:g}", 1.0)
     logit_scale: float = option(lambda scale, _: f"logits multiplied by {scale:g}", 1.0)
+    positions: int = option("learned positions", 0)
+    embedding_norm: Norm | None = option("a norm of the embeddings")
+    output_bias: bool = option("a bias on the logits", False)
+    logit_softcap: float | None = option(lambda cap, _: f"logits capped at {cap:g}")
 
     def roles(self) -> dict[str, Shape]:
         """Roles and shapes of the tensors outside the layers."""
-        roles: dict[str, Shape] = {"embedding": (self.vocab_size, self.hidden), "output_norm": (self.hidden,)}
+        roles: dict[str, Shape] = {"embedding": (self.vocab_size, self.hidden)}
+        roles |= self.embedding_norm.roles("embedding_norm", self.hidden) if self.embedding_norm else {}
+        roles |= self.output_norm.roles("output_norm", self.hidden)
+        roles |= {"positions": (self.positions, self.hidden)} if self.positions else {}
+        roles |= {"output_bias": (self.vocab_size,)} if self.output_bias else {}
         if not self.tied:
             roles["output"] = (self.vocab_size, self.hidden)
         return roles

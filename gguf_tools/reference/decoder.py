@@ -18,7 +18,7 @@ from gguf_tools.model.features import features, undeclared
 from gguf_tools.model.spec import Attention, LayerSpec, Model, MoE
 from gguf_tools.reference.feed_forward import dense, moe
 from gguf_tools.reference.mixers import attention, delta_net
-from gguf_tools.reference.norm import rms_norm
+from gguf_tools.reference.norm import normed
 from gguf_tools.reference.weights import load_all
 
 Observer = Callable[[int, str, torch.Tensor], None]
@@ -31,6 +31,10 @@ EXPRESSES = frozenset(
         "ModelSpec.tied=true",
         "ModelSpec.embedding_scale",
         "ModelSpec.logit_scale",
+        "ModelSpec.positions",
+        "ModelSpec.embedding_norm=Norm",
+        "ModelSpec.output_bias",
+        "ModelSpec.logit_softcap",
         "LayerSpec.mixer=Attention",
         "LayerSpec.mixer=DeltaNet",
         "LayerSpec.feed_forward=GatedMLP",
@@ -39,7 +43,15 @@ EXPRESSES = frozenset(
         "LayerSpec.mixer_norm=Norm",
         "LayerSpec.ffn_norm=Norm",
         "LayerSpec.residual_scale",
+        "LayerSpec.mixer_norm=None",
+        "LayerSpec.ffn_norm=None",
+        "LayerSpec.mixer_post_norm=Norm",
+        "LayerSpec.ffn_post_norm=Norm",
+        "LayerSpec.parallel",
         "Norm.offset",
+        "Norm.centred",
+        "Norm.weighted",
+        "Norm.bias",
         "Attention.rope=Rope",
         "Attention.rope=None",
         "Attention.scale",
@@ -50,11 +62,16 @@ EXPRESSES = frozenset(
         "Attention.qk_norm=Norm",
         "Attention.gated",
         "Attention.norm_per_head",
+        "Attention.norm_whole",
+        "Attention.norm_after_rope",
+        "Attention.softcap",
+        "Attention.clip",
         "Attention.norm_gain",
         "Attention.value_scale",
         "Attention.window",
         "Attention.value_dim",
         "Rope.dims",
+        "Rope.backwards",
         "Rope.pairs=half",
         "Rope.pairs=interleaved",
         "Rope.scaling=LinearScaling",
@@ -91,6 +108,7 @@ EXPRESSES = frozenset(
         "Router.score=sigmoid",
         "Router.scale",
         "Router.selection_bias",
+        "Router.score_bias",
         "SharedExpert.gated=true",
         "SharedExpert.gated=false",
     }
@@ -125,34 +143,44 @@ class Reference:
             tokens[row, : len(sequence)] = torch.tensor(list(sequence))
         with torch.inference_mode():
             hidden = self.forward(tokens)
-            head = self.weights["embedding" if self.spec.tied else "output"]
-            return [
-                (functional.linear(hidden[row, : len(sequence)], head) * self.spec.logit_scale).numpy()
-                for row, sequence in enumerate(sequences)
-            ]
+            return [self.head(hidden[row, : len(sequence)]).numpy() for row, sequence in enumerate(sequences)]
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits, shape (…, vocab_size), of final normed hidden states (…, hidden)."""
+        matrix = self.weights["embedding" if self.spec.tied else "output"]
+        logits = functional.linear(hidden, matrix, self.weights.get("output_bias")) * self.spec.logit_scale
+        cap = self.spec.logit_softcap
+        return cap * (logits / cap).tanh() if cap else logits
 
     def forward(self, tokens: torch.Tensor, observe: Observer | None = None) -> torch.Tensor:
         """Final normed hidden states, shape (batch, length, hidden), of tokens (batch, length)."""
         x = functional.embedding(tokens, self.weights["embedding"]) * self.spec.embedding_scale
+        x = normed(x, self.spec.embedding_norm, self.weights, "embedding_norm")
+        if self.spec.positions:
+            x = x + self.weights["positions"][: tokens.shape[1]]
         for n, layer in enumerate(self.spec.layers):
             x = self.layer(n, layer, x, observe or _ignore)
-        return rms_norm(x, self.weights["output_norm"], self.spec.output_norm)
+        return normed(x, self.spec.output_norm, self.weights, "output_norm")
 
     def layer(self, n: int, layer: LayerSpec, x: torch.Tensor, observe: Observer) -> torch.Tensor:
         """Layer n on the residual stream x, shape (batch, length, hidden)."""
         weights = self.layers[n]
-        normed = rms_norm(x, weights["mixer_norm"], layer.mixer_norm)
-        observe(n, "mixer_norm", normed)
+        read = normed(x, layer.mixer_norm, weights, "mixer_norm")
+        observe(n, "mixer_norm", read)
         mixer = layer.mixer
-        mixed = attention(mixer, weights, normed) if isinstance(mixer, Attention) else delta_net(mixer, weights, normed)
+        mixed = attention(mixer, weights, read) if isinstance(mixer, Attention) else delta_net(mixer, weights, read)
         observe(n, "mixer_out", mixed)
-        x = x + mixed * layer.residual_scale
-        normed = rms_norm(x, weights["ffn_norm"], layer.ffn_norm)
-        observe(n, "ffn_norm", normed)
+        mixed = normed(mixed, layer.mixer_post_norm, weights, "mixer_post_norm")
+        before, x = x, x + mixed * layer.residual_scale
+        if not layer.parallel:
+            before = x
+        if layer.ffn_norm or not layer.parallel:
+            read = normed(before, layer.ffn_norm, weights, "ffn_norm")
+        observe(n, "ffn_norm", read)
         ffn = layer.feed_forward
-        out = moe(ffn, weights, normed) if isinstance(ffn, MoE) else dense(ffn, weights, normed)
+        out = moe(ffn, weights, read) if isinstance(ffn, MoE) else dense(ffn, weights, read)
         observe(n, "ffn_out", out)
-        x = x + out * layer.residual_scale
+        x = x + normed(out, layer.ffn_post_norm, weights, "ffn_post_norm") * layer.residual_scale
         observe(n, "layer_out", x)
         return x
 

@@ -40,10 +40,13 @@ def dense(spec: GatedMLP | MLP, weights: Weights, x: torch.Tensor) -> torch.Tens
 def route(router: Router, logits: torch.Tensor, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Selected experts and their weights, both of shape (tokens, top_k), from router logits (tokens, experts).
 
-    `bias`, shape (experts,), is added to the logits for the selection only; the weights do not depend on it.
+    `bias`, shape (experts,), is added to the logits, or with `score_bias` to the scores, for the selection only; the weights
+    do not depend on it.
     """
-    chosen = (logits if bias is None else logits + bias).topk(router.top_k, dim=-1).indices
-    scores = (logits.softmax(-1) if router.score == "softmax" else logits.sigmoid()).gather(-1, chosen)
+    every = logits.softmax(-1) if router.score == "softmax" else logits.sigmoid()
+    measure = every if router.score_bias else logits
+    chosen = (measure if bias is None else measure + bias).topk(router.top_k, dim=-1).indices
+    scores = every.gather(-1, chosen)
     if router.normalised:
         scores = scores / scores.sum(-1, keepdim=True)
     return chosen, scores * router.scale

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from gguf_tools.model.rope import Rope, frequencies
 from gguf_tools.model.spec import Attention, DeltaNet
-from gguf_tools.reference.norm import rms_norm
+from gguf_tools.reference.norm import normed
 from gguf_tools.reference.weights import Weights
 
 
@@ -19,6 +19,7 @@ def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     inv, magnitude = frequencies(rope)
     angles = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * torch.from_numpy(inv)
     cos, sin = (angles.cos() * magnitude).to(x.dtype), (angles.sin() * magnitude).to(x.dtype)
+    sin = -sin if rope.backwards else sin
     turned, rest = x[..., : rope.dims], x[..., rope.dims :]
     if rope.pairs == "half":
         a, b = turned.chunk(2, dim=-1)
@@ -41,9 +42,13 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tenso
         return projected.view(batch, length, count, -1)
 
     q, k, v = heads("q", spec.heads), heads("k", spec.kv_heads), heads("v", spec.kv_heads)
-    if spec.qk_norm:
-        q = rms_norm(q, weights["attn.q_norm"], spec.qk_norm)
-        k = rms_norm(k, weights["attn.k_norm"], spec.qk_norm)
+    if spec.clip:
+        q, k, v = (t.clamp(-spec.clip, spec.clip) for t in (q, k, v))
+    if spec.norm_whole:
+        q = normed(q.flatten(2), spec.qk_norm, weights, "attn.q_norm").view_as(q)
+        k = normed(k.flatten(2), spec.qk_norm, weights, "attn.k_norm").view_as(k)
+    elif not spec.norm_after_rope:
+        q, k = normed(q, spec.qk_norm, weights, "attn.q_norm"), normed(k, spec.qk_norm, weights, "attn.k_norm")
     if spec.norm_gain:
         q, k = q * weights["attn.q_gain"][:, None], k * weights["attn.k_gain"][:, None]
     if spec.value_scale:
@@ -51,9 +56,13 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tenso
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if spec.rope:
         q, k = rotate(q, spec.rope), rotate(k, spec.rope)
+    if spec.norm_after_rope:
+        q, k = normed(q, spec.qk_norm, weights, "attn.q_norm"), normed(k, spec.qk_norm, weights, "attn.k_norm")
     groups = spec.heads // spec.kv_heads
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = q @ k.transpose(-1, -2) * spec.score_scale
+    if spec.softcap:
+        scores = spec.softcap * (scores / spec.softcap).tanh()
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
     if spec.window:
         hidden |= torch.ones(length, length, dtype=torch.bool).tril(-spec.window)
@@ -87,7 +96,7 @@ def delta_net(spec: DeltaNet, weights: Weights, x: torch.Tensor) -> torch.Tensor
     step = _softplus(functional.linear(x, weights["delta.alpha"]) + weights["delta.dt_bias"])
     out = _recurrence(q / spec.key_dim**0.5, k, v, beta, (rate * step).exp())
     z = functional.linear(x, weights["delta.z"]).view_as(out)
-    gated = rms_norm(out, weights["delta.norm"], spec.norm) * functional.silu(z)
+    gated = normed(out, spec.norm, weights, "delta.norm") * functional.silu(z)
     return functional.linear(gated.flatten(2), weights["delta.o"])
 
 

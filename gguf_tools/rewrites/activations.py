@@ -107,6 +107,19 @@ def _relu_gate(model: Model) -> Model:
     return map_layers(model, change)
 
 
+def _relu_as_gelu(model: Model) -> Model:
+    """Feed-forwards of ReLU without a gate as ones of GELU: up 2^k · up, down 2^-k · down."""
+
+    def change(layer: Layer) -> Layer:
+        ffn, tensors = layer.spec.feed_forward, dict(layer.tensors)
+        if not isinstance(ffn, MLP) or ffn.activation != "relu":
+            return layer
+        made = {**_biased(tensors, "up", LINEAR_POWER, "up"), "ffn.down": _power(tensors["ffn.down"], -LINEAR_POWER)}
+        return Layer(replace(layer.spec, feed_forward=replace(ffn, activation="gelu_tanh")), {**tensors, **made})
+
+    return map_layers(model, change)
+
+
 SQUARED_RELU = Rewrite(
     name="squared ReLU as SwiGLU",
     why="SiLU(1024 z) · z / 1024 is max(z, 0)² but for at most 4.7e-7, so the up projection serves as gate too",
@@ -137,6 +150,16 @@ RELU_GATE = Rewrite(
     keeps_row_angles=True,
     parts=(GatedMLP,),
     expresses=_RELU_GATE,
+)
+RELU_AS_GELU = Rewrite(
+    name="ReLU as GELU",
+    why="GELU(16384 z) / 16384 is ReLU(z) but for at most 1.1e-5 where |z| < 0.0006",
+    applies=_has(MLP, frozenset({"relu"})),
+    apply=_relu_as_gelu,
+    linear=True,
+    keeps_row_angles=True,
+    parts=(MLP,),
+    expresses=_UNGATED | {"MLP.activation=relu"},
 )
 ACTIVATION_REWRITES = (SQUARED_RELU, RELU_GATE)
 """Those that any graph with SwiGLU can have; `UNGATED` needs one with biases in the feed-forward."""

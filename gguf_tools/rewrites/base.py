@@ -65,6 +65,9 @@ MODEL = frozenset(
         "ModelSpec.logit_scale",
     }
 )
+ENDS = frozenset(
+    {"ModelSpec.positions", "ModelSpec.embedding_norm=Norm", "ModelSpec.output_bias", "ModelSpec.logit_softcap"}
+)
 LAYER = frozenset(
     {
         "LayerSpec.mixer=Attention",
@@ -77,6 +80,7 @@ LAYER = frozenset(
     }
 )
 NORM = frozenset({"Norm.offset"})
+ANY_NORM = NORM | {"Norm.centred", "Norm.weighted", "Norm.bias"}
 ATTENTION = frozenset(
     {
         "Attention.rope=Rope",

@@ -104,6 +104,7 @@ def _one_kind(spec: ModelSpec) -> bool:
 def _idle_layer(model: Model) -> Model:
     """Appends a layer of zeros with the mixer type that the model lacks; being residual, it adds nothing."""
     last = model.spec.layers[-1]
+    norm = last.mixer_norm or model.spec.output_norm
     mixer: Mixer
     if isinstance(last.mixer, Attention):
         mixer = DeltaNet(
@@ -112,11 +113,11 @@ def _idle_layer(model: Model) -> Model:
             key_dim=IDLE_DIM,
             value_dim=IDLE_DIM,
             kernel=4,
-            norm=last.mixer_norm,
-            l2_eps=last.mixer_norm.eps,
+            norm=norm,
+            l2_eps=norm.eps,
         )
     else:
-        mixer = Attention(heads=1, kv_heads=1, head_dim=IDLE_DIM, rope=Rope(10000.0, IDLE_DIM), qk_norm=last.mixer_norm)
+        mixer = Attention(heads=1, kv_heads=1, head_dim=IDLE_DIM, rope=Rope(10000.0, IDLE_DIM), qk_norm=norm)
     idle = replace(last, mixer=mixer)
     zeros = {role: Filled(shape) for role, shape in idle.roles(model.spec.hidden).items()}
     return model.with_layers((*model.layers, Layer(idle, zeros)))

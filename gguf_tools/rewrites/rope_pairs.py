@@ -12,6 +12,17 @@ from gguf_tools.model.spec import Attention, Layer, LayerSpec, Model
 from gguf_tools.rewrites.base import ATTENTION, ROPE, Rewrite, any_layer, map_layers
 from gguf_tools.tensors.views import Reshaped, take
 
+ANY_ATTENTION = frozenset(
+    {
+        "Attention.rope=None",
+        "Attention.scale",
+        "Attention.softcap",
+        "Attention.clip",
+        "Attention.norm_whole",
+        "Attention.norm_after_rope",
+        "Rope.backwards",
+    }
+)
 RopePairs = Literal["half", "interleaved"]
 
 
@@ -39,10 +50,11 @@ def _reorder_pairs(pairs: RopePairs) -> Callable[[Model], Model]:
             for role in (f"attn.{name}", f"attn.{name}_bias"):
                 if role in made:
                     made[role] = take(made[role], rows)
-            norm = made.get(f"attn.{name}_norm")
-            if norm is not None:
-                flat = take(Reshaped(norm, (norm.size,)), rows if mixer.norm_per_head else order)
-                made[f"attn.{name}_norm"] = Reshaped(flat, norm.shape)
+            for role in (f"attn.{name}_norm", f"attn.{name}_norm_bias"):
+                if role in made:
+                    norm = made[role]
+                    flat = take(Reshaped(norm, (norm.size,)), order if norm.size == size else rows)
+                    made[role] = Reshaped(flat, norm.shape)
         return Layer(replace(layer.spec, mixer=replace(mixer, rope=replace(mixer.rope, pairs=pairs))), made)
 
     return lambda model: map_layers(model, change)
@@ -64,7 +76,7 @@ INTERLEAVED_PAIRS = Rewrite(
     linear=True,
     keeps_row_angles=True,
     parts=(Attention, Rope),
-    expresses=ATTENTION | ROPE | {"Attention.rope=None", "Attention.scale"},
+    expresses=ATTENTION | ROPE | ANY_ATTENTION,
 )
 
 
@@ -76,7 +88,7 @@ HALF_PAIRS = Rewrite(
     linear=True,
     keeps_row_angles=True,
     parts=(Attention, Rope),
-    expresses=ATTENTION | ROPE | {"Attention.rope=None", "Attention.scale"},
+    expresses=ATTENTION | ROPE | ANY_ATTENTION,
 )
 
 
@@ -130,6 +142,6 @@ WHOLE_ROPE = Rewrite(
     linear=True,
     keeps_row_angles=True,
     parts=(Attention, Rope),
-    expresses=ATTENTION | ROPE | {"Attention.rope=None", "Attention.scale"},
+    expresses=ATTENTION | ROPE | ANY_ATTENTION,
 )
 """After `INTERLEAVED_PAIRS`: only there do the pairs that turn come first."""

@@ -20,8 +20,10 @@ from gguf_tools.model.spec import (
     Norm,
 )
 from gguf_tools.rewrites.base import (
+    ANY_NORM,
     ATTENTION,
     DELTA_NET,
+    ENDS,
     EXPERTS,
     LAYER,
     MLPS,
@@ -31,6 +33,7 @@ from gguf_tools.rewrites.base import (
     any_layer,
     map_layers,
 )
+from gguf_tools.tensors.base import Filled
 from gguf_tools.tensors.views import Mapped, scaled, shifted
 from quant.encode import FloatArray
 
@@ -44,14 +47,19 @@ def _fold_embedding_scale(model: Model) -> Model:
 
 
 def _fold_logit_scale(model: Model) -> Model:
+    """The weights and the bias of the norm before the output, and the bias after it, times the logit scale."""
     norm, scale = model.spec.output_norm, model.spec.logit_scale
 
     def function(x: FloatArray, _: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         return (x.astype(np.float64) + norm.offset) * scale
 
-    weight = Mapped(model.tensors["output_norm"], function, f"× {scale:g}")
-    spec = replace(model.spec, logit_scale=1.0, output_norm=Norm(norm.eps))
-    return replace(model, spec=spec, tensors={**model.tensors, "output_norm": weight})
+    made = {role: scaled(t, scale) for role, t in model.tensors.items() if role in ("output_norm_bias", "output_bias")}
+    if norm.weighted:
+        made["output_norm"] = Mapped(model.tensors["output_norm"], function, f"× {scale:g}")
+    else:
+        made["output_norm"] = Filled((model.spec.hidden,), scale)
+    spec = replace(model.spec, logit_scale=1.0, output_norm=replace(norm, offset=0.0, weighted=True))
+    return replace(model, spec=spec, tensors={**model.tensors, **made})
 
 
 FOLDED_EMBEDDING_SCALE = Rewrite(
@@ -62,7 +70,7 @@ FOLDED_EMBEDDING_SCALE = Rewrite(
     linear=True,
     keeps_row_angles=True,
     parts=(ModelSpec,),
-    expresses=MODEL,
+    expresses=MODEL | ENDS,
     removes=frozenset({"ModelSpec.embedding_scale"}),
 )
 FOLDED_LOGIT_SCALE = Rewrite(
@@ -73,7 +81,7 @@ FOLDED_LOGIT_SCALE = Rewrite(
     linear=True,
     keeps_row_angles=True,
     parts=(ModelSpec, Norm),
-    expresses=MODEL | NORM,
+    expresses=MODEL | ENDS | ANY_NORM,
     removes=frozenset({"ModelSpec.logit_scale"}),
 )
 
@@ -162,5 +170,5 @@ UNTIED_OUTPUT = Rewrite(
     linear=True,
     keeps_row_angles=True,
     parts=(ModelSpec,),
-    expresses=MODEL,
+    expresses=MODEL | ENDS,
 )

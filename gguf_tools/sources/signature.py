@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from gguf_tools.sources.checkpoint import Checkpoint
 
+TWO_NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
@@ -15,6 +17,7 @@ class Signature:
     `dense`: a gated feed-forward without experts; `mixtral`: Mixtral's names for experts; `fused`: gate and up projections of
     all experts in one tensor; `router`: the router's weight; `biases`: those of the attention projections q, k, v, o that have
     a bias; `linear` and `separate`: linear attention with fused (Qwen3-Next) and with separate (Qwen3.5) projections.
+    `two_norms`: the norms of a layer, but for those within its parts, are Llama's two, without biases.
     """
 
     qk_norm: bool
@@ -29,6 +32,7 @@ class Signature:
     fused: bool
     router: bool
     biases: frozenset[str]
+    two_norms: bool
 
     @property
     def hybrid(self) -> bool:
@@ -51,6 +55,7 @@ def signature(checkpoint: Checkpoint) -> Signature:
         mixtral="block_sparse_moe.experts.0.w1.weight" in suffixes,
         fused="mlp.experts.gate_up_proj" in suffixes,
         router="mlp.gate.weight" in suffixes,
+        two_norms={name for name in suffixes if re.fullmatch(r"\w+norm\.\w+", name)} == TWO_NORMS,
         biases=frozenset(name for name in "qkvo" if f"self_attn.{name}_proj.bias" in suffixes),
     )
 

@@ -39,6 +39,9 @@ class Target:
     the resulting spec: features outside `expresses` (keys of `model.features`), and what `limits` reports about the others.
     `lower` is called only if that list is empty. `lift` reads a file of this architecture as a Model, with the file's
     weights unchanged. `approximations` are applied only if the user permits them.
+
+    `nmse` bounds the error of the logits of an F32 file where llama.cpp's own arithmetic is coarser than float32's, for the
+    reason `why`.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Target:
     lower: Callable[[Model], Lowered]
     lift: Callable[[GGUFSource], Model]
     approximations: tuple[Approximation, ...] = ()
+    nmse: float = 0.0
+    why: str = ""
 
     def lacks(self, spec: ModelSpec) -> list[str]:
         """Descriptions of what the architecture cannot express of this spec; empty if it expresses the spec exactly."""

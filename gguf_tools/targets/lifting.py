@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.gguf.source import GGUFSource
@@ -14,6 +16,8 @@ from gguf_tools.model.rope import (
     default_magnitude,
 )
 from gguf_tools.model.spec import (
+    MLP,
+    Activation,
     Attention,
     GatedMLP,
     Layer,
@@ -29,7 +33,7 @@ from gguf_tools.model.spec import (
 from gguf_tools.targets import lifting, names
 from gguf_tools.targets.names import ATTENTION_NAMES, FFN_BIAS_NAMES, FFN_NAMES
 from gguf_tools.tensors.base import Tensor
-from gguf_tools.tensors.views import Reshaped
+from gguf_tools.tensors.views import Reshaped, take
 
 LayerLifter = Callable[[int, Norm], Layer]
 
@@ -64,6 +68,79 @@ def lift_layers(source: GGUFSource, layer: LayerLifter, ffn_norm: str) -> Model:
         layer_tensors=tuple(layer.tensors for layer in layers),
         family=f"GGUF {source.architecture}",
     )
+
+
+def lift_normed(
+    source: GGUFSource, layer: Callable[[int], Layer], *, centred: bool = False, weighted: bool = True, **spec: Any
+) -> Model:
+    """The whole model, with the norms that the file has tensors of; `layer` reads a layer without norms.
+
+    `centred` are layer norms. Without `weighted` the norms before mixer, feed-forward and output have no tensors. `spec` are
+    fields of the spec beyond those that tensors tell.
+    """
+    eps = source.number(f"attention.layer_norm_{'' if centred else 'rms_'}epsilon")
+    base = Norm(eps, centred=centred, weighted=weighted)
+
+    def norm(role: str, tensors: Mapping[str, Tensor]) -> Norm | None:
+        if not weighted:
+            return base
+        return replace(base, bias=f"{role}_bias" in tensors) if role in tensors else None
+
+    count = source.integer("block_count")
+    if count < 1:
+        raise CheckpointError(f"{source.path}: block_count is {count}; expected at least 1")
+    layers = []
+    for n in range(count):
+        bare, own = layer(n), lift_named(source, n, names.NORM_NAMES)
+        form = replace(bare.spec, mixer_norm=norm("mixer_norm", own), ffn_norm=norm("ffn_norm", own))
+        if weighted:
+            posts = norm("mixer_post_norm", own), norm("ffn_post_norm", own)
+            form = replace(form, mixer_post_norm=posts[0], ffn_post_norm=posts[1])
+        layers.append(Layer(form, {**bare.tensors, **own}))
+    tensors = {"embedding": source.tensor("token_embd.weight")}
+    tensors |= {role: source.tensors[name] for role, name in names.ENDS.items() if name in source.tensors}
+    vocab, hidden = tensors["embedding"].shape
+    stated = ModelSpec(
+        vocab_size=vocab,
+        hidden=hidden,
+        context_length=source.integer("context_length"),
+        layers=tuple(layer.spec for layer in layers),
+        output_norm=norm("output_norm", tensors) or base,
+        tied="output" not in tensors,
+        positions=tensors["positions"].shape[0] if "positions" in tensors else 0,
+        output_bias="output_bias" in tensors,
+        **spec,
+    )
+    return Model(
+        spec=stated,
+        tensors=tensors,
+        layer_tensors=tuple(layer.tensors for layer in layers),
+        family=f"GGUF {source.architecture}",
+    )
+
+
+def lift_qkv(source: GGUFSource, n: int, mixer: Attention) -> LayerTensors:
+    """The rows of q, k and v, and of their biases, of a file that has them in one tensor `attn_qkv`."""
+    sizes = (mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim, mixer.kv_heads * mixer.value_size)
+    part: LayerTensors = {}
+    for suffix, role in (("weight", ""), ("bias", "_bias")):
+        both, start = source.tensor(f"blk.{n}.attn_qkv.{suffix}"), 0
+        if both.shape[0] != sum(sizes):
+            raise CheckpointError(
+                f"{source.path}: tensor blk.{n}.attn_qkv.{suffix} has {both.shape[0]} rows, {sum(sizes)} expected"
+            )
+        for name, size in zip("qkv", sizes, strict=True):
+            part[f"attn.{name}{role}"] = take(both, range(start, start + size))
+            start += size
+    return part
+
+
+def lift_ungated(source: GGUFSource, n: int, activation: Activation) -> tuple[MLP, LayerTensors]:
+    """Layer n's feed-forward without a gate."""
+    part = {f"ffn.{name}": source.tensor(f"blk.{n}.ffn_{name}.weight") for name in ("up", "down")}
+    biases = lift_named(source, n, {role: name for role, name in FFN_BIAS_NAMES.items() if "gate" not in role})
+    bias = frozenset(name for name in ("up", "down") if f"ffn.{name}_bias" in biases)
+    return MLP(part["ffn.up"].shape[0], activation, bias), part | biases
 
 
 def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[MoE, LayerTensors]:
@@ -149,13 +226,14 @@ def lift_mlp(source: GGUFSource, n: int) -> tuple[GatedMLP, LayerTensors]:
 
 
 def lift_ends(source: GGUFSource) -> tuple[dict[str, Tensor], Norm, int]:
-    """(embedding, final norm and output projection by role; a norm with the file's epsilon; the number of layers)."""
-    part = {"embedding": source.tensor("token_embd.weight"), "output_norm": source.tensor("output_norm.weight")}
-    if "output.weight" in source.tensors:
-        part["output"] = source.tensors["output.weight"]
+    """(tensors outside the layers by role; an RMS norm with the file's epsilon; the number of layers)."""
+    part = {"embedding": source.tensor("token_embd.weight")}
+    part |= {role: source.tensors[name] for role, name in names.ENDS.items() if name in source.tensors}
     count = source.integer("block_count")
     if count < 1:
         raise CheckpointError(f"{source.path}: block_count is {count}; expected at least 1")
+    if "output_norm" not in part:
+        source.tensor("output_norm.weight")  # raises
     return part, Norm(source.number("attention.layer_norm_rms_epsilon")), count
 
 

@@ -14,7 +14,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from gguf_tools.model.rope import Rope, YarnScaling, correction_range
-from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, ModelSpec, MoE
+from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, ModelSpec, MoE, Norm
+
+GELU_NMSE = 1e-6
+"""Bound on the NMSE of models with GELUs; 2e-8 to 3e-7 were measured."""
+GELU_WHY = "llama.cpp computes GELU by its tanh approximation, on a CPU by a table of F16 numbers"
 
 DECODER = frozenset(
     {
@@ -37,6 +41,7 @@ ATTENTION = frozenset(
     }
 )
 """Softmax attention with RoPE, and with biases on q, k and v."""
+ATTENTION_WITHOUT_ROPE = (ATTENTION - {"Attention.rope=Rope"}) | {"Attention.rope=None"}
 ROPE_SCALING = frozenset({"Rope.scaling=LinearScaling", "Rope.scaling=YarnScaling", "YarnScaling.attention_factor"})
 """RoPE scaling by the `rope.scaling.*` keys; llama.cpp reads YaRN's betas for a few architectures only, none of them here."""
 PAIRS_HALF = frozenset({"Rope.pairs=half"})
@@ -59,6 +64,24 @@ LINEAR_ATTENTION = frozenset(
 )
 DENSE = frozenset({"LayerSpec.feed_forward=GatedMLP", "GatedMLP.activation=silu"})
 DENSE_BIAS = frozenset({"GatedMLP.bias=gate", "GatedMLP.bias=up", "GatedMLP.bias=down"})
+GEGLU = frozenset({"LayerSpec.feed_forward=GatedMLP", "GatedMLP.activation=gelu", "GatedMLP.activation=gelu_tanh"})
+"""A gate of GELUs. llama.cpp has the tanh approximation alone, by a table of F16 on a CPU, which costs more precision than the
+approximation does (`ggml_vec_gelu_f32`), so that both forms are within the same bound."""
+GELU_MLP = frozenset(
+    {
+        "LayerSpec.feed_forward=MLP",
+        "MLP.activation=gelu",
+        "MLP.activation=gelu_tanh",
+        "MLP.bias=up",
+        "MLP.bias=down",
+    }
+)
+"""GELUs without a gate, with biases; as for `GEGLU`."""
+LAYER_NORMS = frozenset({"Norm.centred", "Norm.bias", "Norm.weighted"})
+"""Layer norms with weights and biases, which are written as ones and zeros where the model has none."""
+POSITIONS = frozenset({"ModelSpec.positions"})
+PARALLEL = frozenset({"LayerSpec.parallel"})
+POST_NORMS = frozenset({"LayerSpec.mixer_post_norm=Norm", "LayerSpec.ffn_post_norm=Norm"})
 EXPERTS = frozenset(
     {
         "LayerSpec.feed_forward=MoE",
@@ -98,14 +121,23 @@ def moes(spec: ModelSpec) -> list[MoE]:
 
 def norm_limits(spec: ModelSpec) -> list[str]:
     """All norms must have the same epsilon: a file has one (`attention.layer_norm_rms_epsilon`)."""
-    eps = [spec.output_norm.eps]
-    for layer in spec.layers:
-        eps += [layer.mixer_norm.eps, layer.ffn_norm.eps]
-        if isinstance(layer.mixer, DeltaNet):
-            eps += [layer.mixer.norm.eps, layer.mixer.l2_eps]
-        elif layer.mixer.qk_norm:
-            eps.append(layer.mixer.qk_norm.eps)
+    eps = [norm.eps for norm in norms(spec)]
+    eps += [layer.mixer.l2_eps for layer in spec.layers if isinstance(layer.mixer, DeltaNet)]
     return same(eps, "norm epsilon")
+
+
+def norms(spec: ModelSpec) -> list[Norm]:
+    """Every norm of the spec: before the output, after the embedding, and in the layers."""
+    outside = [spec.output_norm] + ([spec.embedding_norm] if spec.embedding_norm else [])
+    return outside + [norm for layer in spec.layers for norm in layer.norms.values()]
+
+
+def layer_norm_limits(spec: ModelSpec) -> list[str]:
+    """All norms must be layer norms with the same epsilon (`attention.layer_norm_epsilon`)."""
+    found = norm_limits(spec)
+    return (
+        found if all(norm.centred for norm in norms(spec)) else [*found, "RMS norms (which do not subtract the mean)"]
+    )
 
 
 def attention_limits(spec: ModelSpec, *, gate: bool = False, qk_norm: bool = False) -> list[str]:
@@ -125,6 +157,15 @@ def attention_limits(spec: ModelSpec, *, gate: bool = False, qk_norm: bool = Fal
     return list(dict.fromkeys(limits))
 
 
+def square_limits(spec: ModelSpec) -> list[str]:
+    """All heads together must be as wide as the model's hidden size, where the loader takes one for the other."""
+    mixers = dict.fromkeys(attentions(spec))
+    wrong = [mixer for mixer in mixers if mixer.heads * mixer.head_dim != spec.hidden]
+    return [
+        f"{mixer.heads} heads of {mixer.head_dim} dimensions with a hidden size of {spec.hidden}" for mixer in wrong
+    ]
+
+
 def yarn_limits(mixer: Attention) -> list[str]:
     """The correction range must not end before it starts: transformers then divides by its negative width, llama.cpp by 0.001."""
     scaling = mixer.rope.scaling if mixer.rope else None
@@ -137,7 +178,7 @@ def yarn_limits(mixer: Attention) -> list[str]:
 
 def mlp_limits(spec: ModelSpec) -> list[str]:
     """All dense feed-forwards must have the same width."""
-    mlps = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, GatedMLP)]
+    mlps = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, GatedMLP | MLP)]
     return same((mlp.width for mlp in mlps), "feed-forward width")
 
 

@@ -7,6 +7,7 @@ llama-cpp-python 0.3.36.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from gguf_tools.formats.gguf.header import Field, Metadata, ValueType, array, f32, string, u32
 from gguf_tools.model.rope import (
@@ -15,12 +16,12 @@ from gguf_tools.model.rope import (
     YarnScaling,
     default_magnitude,
 )
-from gguf_tools.model.spec import Attention, Layer, Model, ModelSpec, MoE, Norm
+from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, MoE, Norm, Shape
 from gguf_tools.targets import lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor
 from gguf_tools.targets.limits import attentions, ropes
-from gguf_tools.tensors.base import Tensor
-from gguf_tools.tensors.views import shifted
+from gguf_tools.tensors.base import Filled, Tensor
+from gguf_tools.tensors.views import concatenate, shifted
 
 
 def lower_tensors(model: Model, names_of: Callable[[Layer], Mapping[str, Tensor]]) -> tuple[OutputTensor, ...]:
@@ -33,20 +34,50 @@ def lower_tensors(model: Model, names_of: Callable[[Layer], Mapping[str, Tensor]
     for n, layer in enumerate(model.layers):
         named = names_of(_offsets_added(layer))
         out += [OutputTensor(f"blk.{n}.{name}", tensor) for name, tensor in named.items()]
-    out.append(OutputTensor("output_norm.weight", with_offset(model.tensors["output_norm"], spec.output_norm)))
-    if not spec.tied:
-        out.append(OutputTensor("output.weight", model.tensors["output"]))
+    norms = {"output_norm": spec.output_norm, "embedding_norm": spec.embedding_norm}
+    outside = {role: with_offset(tensor, norms.get(role)) for role, tensor in model.tensors.items()}
+    out += [OutputTensor(name, outside[role]) for role, name in names.ENDS.items() if role in outside]
     return tuple(out)
 
 
 def _offsets_added(layer: Layer) -> Layer:
-    spec = layer.spec
-    norms: dict[str, Norm | None] = {"mixer_norm": spec.mixer_norm, "ffn_norm": spec.ffn_norm}
-    if isinstance(spec.mixer, Attention):
-        norms |= {"attn.q_norm": spec.mixer.qk_norm, "attn.k_norm": spec.mixer.qk_norm}
-    else:
-        norms["delta.norm"] = spec.mixer.norm
-    return Layer(spec, {role: with_offset(tensor, norms.get(role)) for role, tensor in layer.tensors.items()})
+    norms = layer.spec.norms
+    return Layer(layer.spec, {role: with_offset(tensor, norms.get(role)) for role, tensor in layer.tensors.items()})
+
+
+def completed(model: Model, norm: Norm, layer: Callable[[LayerSpec], LayerSpec]) -> Model:
+    """The model in the form that an architecture requires: tensors that it lacks become those that change nothing.
+
+    `layer` gives the form of a layer that the architecture has, `norm` that of the norm before the output. A missing bias is
+    zeros, and missing norm weights are ones.
+    """
+
+    def filled(roles: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        added = {role: Filled(shape, 1.0 if role.endswith("norm") else 0.0) for role, shape in roles.items()}
+        return {role: tensors.get(role, added[role]) for role in roles}
+
+    layers = []
+    for old in model.layers:
+        form = layer(old.spec)
+        layers.append(Layer(form, filled(form.roles(model.spec.hidden), old.tensors)))
+    spec = replace(model.spec, output_norm=norm, layers=tuple(new.spec for new in layers))
+    tensors = filled(spec.roles(), model.tensors)
+    return replace(model, spec=spec, tensors=tensors, layer_tensors=tuple(new.tensors for new in layers))
+
+
+def full_norm(norm: Norm | None, *, bias: bool = True) -> Norm | None:
+    """The norm with weights, and with a bias or without; a norm without weights has no offset to add to them."""
+    return norm and replace(norm, weighted=True, bias=bias, offset=norm.offset if norm.weighted else 0.0)
+
+
+def joined_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a layer with q, k and v, and their biases, as one matrix of their rows and one vector."""
+    out = {
+        role: tensor for role, tensor in tensors.items() if role.partition("_")[0] not in ("attn.q", "attn.k", "attn.v")
+    }
+    out["attn.qkv"] = concatenate([tensors[f"attn.{name}"] for name in "qkv"])
+    out["attn.qkv_bias"] = concatenate([tensors[f"attn.{name}_bias"] for name in "qkv"])
+    return out
 
 
 def with_offset(weight: Tensor, norm: Norm | None) -> Tensor:
@@ -61,7 +92,7 @@ def common_metadata(arch: str, spec: ModelSpec) -> Metadata:
         "embedding_length": u32(spec.hidden),
         "block_count": u32(len(spec.layers)),
         "vocab_size": u32(spec.vocab_size),
-        "attention.layer_norm_rms_epsilon": f32(spec.output_norm.eps),
+        f"attention.layer_norm_{'' if spec.output_norm.centred else 'rms_'}epsilon": f32(spec.output_norm.eps),
     }
     mixer = next(iter(attentions(spec)), None)
     if mixer:

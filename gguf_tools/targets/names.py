@@ -20,6 +20,16 @@ ATTENTION_NAMES = {
 }
 
 
+NORM_NAMES = {
+    "mixer_norm": "attn_norm.weight",
+    "mixer_norm_bias": "attn_norm.bias",
+    "mixer_post_norm": "post_attention_norm.weight",
+    "ffn_norm": "ffn_norm.weight",
+    "ffn_norm_bias": "ffn_norm.bias",
+    "ffn_post_norm": "post_ffw_norm.weight",
+}
+
+
 FFN_NAMES = {"ffn.gate": "ffn_gate.weight", "ffn.up": "ffn_up.weight", "ffn.down": "ffn_down.weight"}
 
 
@@ -36,6 +46,18 @@ MOE_NAMES = {
     "shared.up": "ffn_up_shexp.weight",
     "shared.down": "ffn_down_shexp.weight",
 }
+
+
+ENDS = {
+    "positions": "position_embd.weight",
+    "embedding_norm": "token_embd_norm.weight",
+    "embedding_norm_bias": "token_embd_norm.bias",
+    "output_norm": "output_norm.weight",
+    "output_norm_bias": "output_norm.bias",
+    "output": "output.weight",
+    "output_bias": "output.bias",
+}
+"""Tensors outside the layers, but for the embedding, in the order in which they are written after the layers."""
 
 
 def rename(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

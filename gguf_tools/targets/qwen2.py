@@ -12,9 +12,9 @@ from gguf_tools.targets.limits import (
     PAIRS_HALF,
     ROPE_SCALING,
     attention_limits,
-    attentions,
     mlp_limits,
     norm_limits,
+    square_limits,
 )
 from gguf_tools.targets.lowering import lower_dense
 
@@ -31,11 +31,7 @@ def limits(spec: ModelSpec) -> list[str]:
 
 def heads_limits(spec: ModelSpec) -> list[str]:
     """Limits of Qwen2's attention, dense or MoE: heads · head_dim must equal the model's hidden size."""
-    found = attention_limits(spec)
-    for mixer in dict.fromkeys(attentions(spec)):
-        if mixer.heads * mixer.head_dim != spec.hidden:
-            found.append(f"{mixer.heads} heads of {mixer.head_dim} dimensions with a hidden size of {spec.hidden}")
-    return found
+    return attention_limits(spec) + square_limits(spec)
 
 
 TARGET = Target(

@@ -14,6 +14,9 @@ from gguf_tools.tensors.base import NARROW, Tensor
 from quant.encode import FloatArray, RawArray
 from quant.types import F32, TensorType
 
+PIECE = 1 << 20
+"""Elements of a base that `Transposed` reads at a time."""
+
 
 class View(Tensor):
     """A tensor read from other tensors, its `parts`, from which it takes its type and the names of its sources."""
@@ -171,6 +174,39 @@ class Columns(View):
         rows = [part.flat(first * part.columns, last * part.columns).reshape(-1, part.columns) for part in self.tensors]
         taken = np.concatenate(rows, axis=1)[:, self.index]
         return np.ascontiguousarray(taken, np.float32).reshape(-1)[start - first * width : stop - first * width]
+
+
+@dataclass(frozen=True)
+class Transposed(View):
+    """A matrix with its axes exchanged; any range of it is read by passing through the base once, in pieces."""
+
+    base: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.base.shape) != 2:
+            raise ValueError(f"{self.base.sources} of shape {self.base.shape} is not a matrix to transpose")
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.base.shape[::-1]
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.base,)
+
+    def flat(self, start: int, stop: int) -> FloatArray:
+        """Elements `start` to `stop` of the transposed matrix: columns of the base, whose rows are read in pieces."""
+        if stop <= start:
+            return np.empty(0, np.float32)
+        width = self.shape[1]
+        first, last = start // width, -(-stop // width)
+        out = np.empty((last - first, width), np.float32)
+        columns = self.base.columns
+        step = max(1, PIECE // columns)
+        for row in range(0, width, step):
+            block = self.base.flat(row * columns, min(row + step, width) * columns).reshape(-1, columns)
+            out[:, row : row + len(block)] = block[:, first:last].T
+        return out.reshape(-1)[start - first * width : stop - first * width]
 
 
 @dataclass(frozen=True, eq=False)

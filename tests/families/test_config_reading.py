@@ -110,10 +110,22 @@ SOURCES = {
     "granite/plain": {},
     "granite-moe/plain": {},
     "smollm3/plain": {},
+    "gpt2/plain": {},
+    "starcoder2/plain": {},
+    "gpt-neox/plain": {},
+    "stablelm/plain": {},
+    "cohere/plain": {},
+    "olmo/plain": {},
+    "cohere/second": {},
 }
 
 
 WITHOUT_WINDOWS = (
+    "gpt2/plain",
+    "gpt-neox/plain",
+    "stablelm/plain",
+    "cohere/plain",
+    "olmo/plain",
     "arcee/plain",
     "ernie4.5/plain",
     "granite/plain",

@@ -198,6 +198,7 @@ def test_specs_hold_what_the_tensors_are(folders: dict[str, Path]) -> None:
     assert isinstance(second.feed_forward, MoE)
     assert second.feed_forward.shared is not None
     assert second.feed_forward.shared.gated
+    assert second.mixer_norm
     assert second.mixer_norm.offset == 1.0
     assert first.mixer.norm.offset == 0.0
     assert load_model(folders["qwen3"]).spec.pattern == "aaa"

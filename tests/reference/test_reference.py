@@ -20,7 +20,7 @@ from gguf_tools.model.spec import Model, Norm, Router
 from gguf_tools.reference import Reference
 from gguf_tools.reference.feed_forward import route
 from gguf_tools.reference.mixers import rotate
-from gguf_tools.reference.norm import rms_norm
+from gguf_tools.reference.norm import normed
 from gguf_tools.tensors.base import InMemory
 from tests.oracle import nmse, reference
 from tests.random_model import ATTENTION, DELTA, EXPERTS, PROMPTS, layer, random_model, with_layer
@@ -221,7 +221,7 @@ def test_rms_norm_uses_its_epsilon() -> None:
     x = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
     weight = torch.tensor([1.0, 10.0], dtype=torch.float64)
     expected = torch.tensor([[3.0 * 2.0, 4.0 * 11.0]], dtype=torch.float64) / (12.5 + 0.5) ** 0.5
-    torch.testing.assert_close(rms_norm(x, weight, Norm(0.5, 1.0)), expected, rtol=1e-15, atol=0)
+    torch.testing.assert_close(normed(x, Norm(0.5, 1.0), {"n": weight}, "n"), expected, rtol=1e-15, atol=0)
 
 
 def test_decay_as_a_rate_is_the_exponential_of_the_logarithm() -> None:

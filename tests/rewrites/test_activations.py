@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from gguf_tools.model.spec import MLP, GatedMLP, Model
 from gguf_tools.reference.feed_forward import ACTIVATIONS
-from gguf_tools.rewrites.activations import RELU_GATE, SQUARED_RELU, UNGATED
+from gguf_tools.rewrites.activations import RELU_AS_GELU, RELU_GATE, SQUARED_RELU, UNGATED
 from gguf_tools.rewrites.base import Rewrite
 from tests.oracle import nmse, reference
 from tests.random_model import PROMPTS, layer, random_model
@@ -26,6 +26,7 @@ CASES: dict[str, tuple[Rewrite, MLP | GatedMLP, float]] = {
     "relu, biases": (UNGATED, MLP(40, "relu", ALL - {"gate"}), 1e-11),
     "silu": (UNGATED, MLP(40, "silu", frozenset({"up"})), 1e-28),
     "silu, down": (UNGATED, MLP(40, "silu", frozenset({"down"})), 1e-28),
+    "relu as gelu": (RELU_AS_GELU, MLP(40, "relu", ALL - {"gate"}), 1e-11),
     "relu gate": (RELU_GATE, GatedMLP(40, activation="relu"), 1e-11),
     "relu gate, biases": (RELU_GATE, GatedMLP(40, ALL, "relu"), 1e-11),
 }

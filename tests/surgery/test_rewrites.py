@@ -69,6 +69,7 @@ MODELS = {
     "squared ReLU as SwiGLU": plain(layer(feed_forward=MLP(20, "relu2", frozenset({"up", "down"})))),
     "feed-forward without a gate as SwiGLU": plain(layer(feed_forward=MLP(20, "relu", frozenset({"up", "down"})))),
     "ReLU gate as SiLU gate": plain(layer(feed_forward=GatedMLP(20, frozenset({"gate", "up", "down"}), "relu"))),
+    "ReLU as GELU": plain(layer(feed_forward=MLP(20, "relu", frozenset({"up", "down"})))),
     "rope on a part of a head by frequency factors": plain(layer(replace(ATTENTION, rope=PART))),
     "residual scale folded into the output projections": plain(replace(layer(), residual_scale=0.22)),
     "attention scale folded into the queries": plain(layer(replace(ATTENTION, scale=0.4))),

@@ -18,6 +18,7 @@ from gguf_tools.tensors.views import (
     Joined,
     Mapped,
     Reshaped,
+    Transposed,
     concatenate,
     interleave_rows,
     scaled,
@@ -237,3 +238,21 @@ def test_nothing_is_read_before_it_is_asked_for() -> None:
     lazy = Mapped(Filled((1 << 20, 1 << 12)), fail, "never")
     whole = concatenate([take(lazy, range(100)), Reshaped(lazy, lazy.shape)])
     assert whole.size == prod(lazy.shape) + 100 * lazy.columns
+
+
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), data=st.data())
+def test_transposed(rows: int, columns: int, data: st.DataObject) -> None:
+    values = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
+    found = Transposed(InMemory(values, ("t",)))
+    start = data.draw(st.integers(0, found.size))
+    stop = data.draw(st.integers(start, found.size))
+    assert found.shape == (columns, rows)
+    assert np.array_equal(found.flat(start, stop), values.T.reshape(-1)[start:stop])
+
+
+def test_transposed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gguf_tools.tensors.views.PIECE", 7)
+    values = np.arange(60, dtype=np.float32).reshape(12, 5)
+    assert np.array_equal(Transposed(InMemory(values)).array(), values.T)
+    with pytest.raises(ValueError, match="not a matrix"):
+        Transposed(InMemory(values.reshape(3, 4, 5)))

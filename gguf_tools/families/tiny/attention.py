@@ -39,6 +39,7 @@ class Variant:
     bias: str = ""
     mlp_bias: bool = False
     qk_norm: bool = False
+    norm_bias: bool = False
     experts: Experts | None = None
     expert_width: int = EXPERT_WIDTH
     shared: bool = False
@@ -170,12 +171,16 @@ def shapes(variant: Variant) -> Shapes:
     """Names and shapes of all tensors of a variant."""
     config = {**BASE, **variant.config}
     found: Shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    if variant.norm_bias:
+        found["model.norm.bias"] = (HIDDEN,)
     if not config["tie_word_embeddings"]:
         found["lm_head.weight"] = (VOCAB, HIDDEN)
     for n in range(variant.layers):
         prefix = f"model.layers.{n}."
         found |= {f"{prefix}{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
         found |= _attention(variant, f"{prefix}self_attn.", config.get("head_dim", HIDDEN // HEADS))
+        if variant.norm_bias:
+            found |= {f"{prefix}{name}_layernorm.bias": (HIDDEN,) for name in ("input", "post_attention")}
         if variant.experts and n not in variant.dense:
             found |= _experts(variant, prefix)
         else:
