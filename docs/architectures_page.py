@@ -22,11 +22,12 @@ Refused everywhere: experts into other groups (`expert_group_count`) than they w
 where a layer has a tensor that its architecture does not; the last sliding-window layer, or the last layer of either kind of a
 hybrid, left out, since llama.cpp stops at such files. `--in-place` is refused where a tensor outside holds a part for each layer.
 
-The table is held against llama.cpp itself: `--prove`, by default below 1 GB, runs source and result. What enters and leaves
-each layer of the source, on random tokens, is read through llama.cpp's evaluation callback; the same is put into the layer
-that took its place in the result, and its output, and the logits behind the last layer, must be the same. That needs no
-reference and names the layer that is wrong. Layers that are computed (blends, scaled ones, halves, fewer experts) are held
-as a whole against the torch reference where tinyq has the architecture as a target. `--json` has the result under `proof`:
+The table is held against llama.cpp itself: `--prove`, by default below 1 GB, runs source and result. What enters and
+leaves each layer of the source, on random tokens, is read through llama.cpp's evaluation callback; the same is put into
+the layer that took its place in the result, and its output, and the logits behind the last layer, must be the same. That
+needs no reference and names the layer that is wrong. Layers that are scaled, or whose halves come from two layers, are
+held half by half in the same way, times their factors. Other layers that are computed (blends, fewer experts) are held as
+a whole against the torch reference where tinyq has the architecture as a target. `--json` has the result under `proof`:
 `method` ("layers", "reference", both, "none"), `layers`, `worst_layer_nmse`, `logits_nmse`, `reference_nmse`, `n_tokens`,
 `unproved` (sentences).
 

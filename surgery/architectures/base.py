@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from gguf_tools.formats.gguf.header import Field
@@ -111,6 +111,14 @@ class Refusal:
     key: str = ""
 
 
+@dataclass(frozen=True)
+class Note:
+    """A sentence for the user, in files whose metadata have `key` (not 0, not false)."""
+
+    key: str
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """One architecture of llama.cpp.
@@ -119,7 +127,8 @@ class Architecture:
     `closed` is the reason why no surgery is done at all. `kinds` names what tells a hybrid's recurrent layers from others
     ("array": `attention.recurrent_layers`; "heads": no key/value heads), of which llama.cpp wants both kinds; `sliding` says
     that one layer at least must have a sliding window. `beyond_stream` is the reason why a layer's output does not follow from
-    its input alone, so that layers cannot be compared one by one. `source` is the file in `src/models`.
+    its input alone, so that layers cannot be compared one by one; `ffn_reads_input` says that the feed-forward reads what enters
+    the layer, besides what the attention made of it. `source` is the file in `src/models`.
     """
 
     name: str
@@ -132,7 +141,8 @@ class Architecture:
     sliding: bool = False
     closed: str = ""
     beyond_stream: str = ""
-    notes: tuple[str, ...] = field(default=())
+    ffn_reads_input: bool = False
+    notes: tuple[Note, ...] = ()
 
     def role(self, suffix: str) -> Role | None:
         """The role of a tensor by its name without `blk.N.`; None if the architecture has no such tensor."""

@@ -223,12 +223,17 @@ class GGUFSpace(Space[GGUFHalf]):
         self.files = {"": file, **(donors or {})}
 
     def half(self, origin: Original, half: Half) -> GGUFHalf:
+        """As `Space.half`: tensors, values of the per-layer metadata, and properties by place."""
         index, file = origin.index, self.files[origin.source]
         layer, roles = file.layers[index], self.roles(origin)
         # Tensors of other branches are kept with the attention; ops that separate halves call `check_halves` first.
         pieces = {name: piece for name, piece in layer.items() if gguf_names.half_of(roles[name]) == half}
         values = {key: v[index] for key, v in file.arrays.items() if half_of_key(key) == half}
-        placed = {p: v[index] for p, v in file.properties.items() if p.half in (None, half)}
+        placed = {
+            p: positions.of_source(v[index], origin.source)
+            for p, v in file.properties.items()
+            if p.half in (None, half)
+        }
         gain = layer.get(gguf_names.LAYER_SCALE)
         role = roles.get(gguf_names.LAYER_SCALE)
         stream = gain if role and role.part == "stream" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.gguf.header import Field
@@ -21,6 +22,11 @@ def origin(layer: Layer, place: int) -> Hashable:
     if isinstance(layer, Blend):
         return ("computed", place)
     return origin(layer.attention if isinstance(layer, Halves) else layer.layer, place)
+
+
+def of_source(value: Hashable, source: str) -> Hashable:
+    """A property's value of a layer of `source`; one that names a layer says that it is that file's."""
+    return replace(value, source=source) if source and isinstance(value, Original) else value
 
 
 def derived(architecture: Architecture, layers: Layers) -> dict[Property, tuple[Hashable, ...]]:

@@ -5,43 +5,42 @@ each of the source's layers on a text of random tokens; the same is put into the
 output must be the same, as must the logits after the last. So a fault shows at the layer that has it, whatever the others are,
 and needs no reference: only that llama.cpp runs the source.
 
-Layers that are computed (blended, scaled, halves, fewer experts) or of another file have no counterpart in the source. For
-those the whole result is held against the torch reference, which operates on the source's own weights, where tinyq has the
-architecture as a target.
+Layers whose halves come from two layers, or are scaled, are held against the source half by half: the stream between the halves
+is read and replaced likewise, and what a half adds must be its factor times what it added in the source.
+
+Other layers that are computed (blends, fewer experts) or of another file have no counterpart in the source. For those the whole
+result is held against the torch reference, which operates on the source's own weights, where tinyq has the architecture as a
+target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gguf_tools.errors import InputError, LlamaError, UnsupportedError
-from gguf_tools.machine import useful_threads
-from gguf_tools.runtime.interface import Node
-from gguf_tools.runtime.process import Runtime, RuntimeOptions
-from surgery.algebra import Blend, Edited, Halves, Layer, Original, SwapExperts
+from surgery.algebra import HALVES, Edited, Half, Halves, Layer, Original, Scaled, SwapExperts
+from surgery.gguf.layers import GGUFSpace
 from surgery.gguf.reference import logits_after
 from surgery.gguf.rewrite import GGUFPlan
+from surgery.gguf.streams import FEW, SEED, NoStreamError, SourceRun, Stream, Values, exact_runtime, keys_of
 
-FEW, MANY = 24, 512
-"""Tokens of the text: enough to pass the window where there is one, within these bounds."""
 LIMIT = 1e-6
 """Largest NMSE of what a layer adds to the residual stream, and of the logits; the same layer gives the same bits."""
+SCALED_LIMITS = {"f32": 1e-8, "f16": 1e-6, "bf16": 1e-4}
+"""Largest NMSE of what a scaled half adds, by the type that its factor was rounded to; `COARSE` for all others."""
+COARSE = 1e-2
 TYPE_LIMITS = {"f32": 1e-9, "f16": 1e-4, "bf16": 1e-2}
 """Largest NMSE of the logits against the torch reference, by the coarsest type of the layers' matrices."""
-SEED = 13
-
-Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proved:
-    """What was found: the layers held against their source, the worst NMSE of what one adds, that of the logits, tokens read.
+    """What was found: the layers held against their source (whole, or half by half), the worst NMSE of what
+    one adds, that of the logits, and the number of tokens read.
 
     `reference` is the NMSE of the logits against the torch reference, None where it was not asked; `unproved` says in
     sentences what could not be held against anything.
@@ -82,8 +81,8 @@ class Proved:
         found = []
         if self.layers:
             found.append(
-                f"llama.cpp: {self.layers} layers compute what they did in the source, on {self.n_tokens} tokens (worst NMSE of "
-                f"what one adds {self.worst:.0e})"
+                f"llama.cpp: {self.layers} layers compute what they did in the source, times their factors, on {self.n_tokens} "
+                f"tokens (worst NMSE of what one adds {self.worst:.0e})"
             )
         if self.reference is not None:
             found.append(
@@ -104,21 +103,23 @@ class SurgeryProof:
         self._plan, self._demanded = plan, demanded
         self._source = plan.file.header.path
         self._why = plan.file.architecture.beyond_stream
-        self._base: _Base | None = None
+        self._base: SourceRun | None = None
+        self._halved: set[int] = set()
         self.proved: Proved | None = None
         if not self._why:
             try:
-                self._base = _Base.of(plan)
+                self._base = SourceRun.of(plan)
             except (LlamaError, InputError) as error:
                 self._why = f"llama.cpp does not run the source as a language model ({error})"
-            except _NoStreamError as error:
+            except NoStreamError as error:
                 self._why = str(error)
         if demanded and self._base is None and not self._computed:
             raise UnsupportedError(f"{self._source}: cannot be proved: {self._why}; --no-prove writes it without")
 
     @property
     def _computed(self) -> list[int]:
-        return [n for n, layer in enumerate(self._plan.stack) if copied(layer) is None]
+        """The layers that no layer of the source can be held against, as far as is known before the result is run."""
+        return [n for n, layer in enumerate(self._plan.stack) if copied(layer) is None and n not in self._halved]
 
     def __call__(self, path: Path) -> None:
         """Run the result at `path` and compare; sets `proved`."""
@@ -153,35 +154,110 @@ class SurgeryProof:
         """Put what entered each source layer into the one that took its place; layers compared, worst, logits, tokens."""
         base, stack = self._base, self._plan.stack
         assert base is not None
-        with _runtime(path) as runtime:
-            stream = _Stream.of(runtime.nodes(base.tokens), len(stack))
-            origins = [copied(layer) for layer in stack]
-            write = {
-                stream.outputs[n - 1]: base.entering(origin)
-                for n, origin in enumerate(origins)
-                if n and origin is not None
-            }
+        with exact_runtime(path) as runtime:
+            stream = Stream.of(runtime.nodes(base.tokens), len(stack))
+            starts = [keys_of(layer) for layer in stack]
+            write = {stream.outputs[n - 1]: base.entering(o) for n, o in enumerate(starts) if n and o is not None}
             write[stream.outputs[-1]] = base.leaving[-1]
-            found, logits = runtime.exchange(base.tokens, stream.outputs, write)
-        worst = 0.0
-        for n, origin in enumerate(origins):
-            if origin is None:
-                continue
-            entered, expected = base.expected(n, origin)
-            error = _nmse(found[n] - entered, expected - entered)
-            worst = max(worst, error)
-            if not error <= LIMIT:
-                raise UnsupportedError(
-                    f"{self._source}: in layer {n} of the result llama.cpp computes something else than in the source's layer "
-                    f"{origin}, its origin (NMSE of what it adds {error:.1e}), so nothing was written: please report it"
+            halved = self._in_halves(base, stream)
+            write |= {stream.middles[n]: base.middle[h.ffn] for n, h in halved.items()}
+            read = [*stream.outputs, *(stream.middles[n] for n in halved)]
+            found, logits = runtime.exchange(base.tokens, read, write)
+        middles = dict(zip(halved, found[len(stack) :], strict=True))
+        worst, count = 0.0, 0
+        for n, layer in enumerate(stack):
+            origin = copied(layer)
+            if origin is not None:
+                entered, _, expected = base.expected(n, origin)
+                worst = max(worst, self._held(found[n], entered, expected, 1.0, LIMIT, f"layer {n}", origin))
+            elif n in halved:
+                h = halved[n]
+                entered, middle, _ = base.expected(n, h.attention)
+                limits = (h.limit if h.attention_factor != 1.0 else LIMIT, h.limit if h.ffn_factor != 1.0 else LIMIT)
+                name = f"the attention of layer {n}", f"the feed-forward of layer {n}"
+                worst = max(
+                    worst,
+                    self._held(middles[n], entered, middle, h.attention_factor, limits[0], name[0], h.attention),
+                    self._held(
+                        found[n], base.middle[h.ffn], base.leaving[h.ffn], h.ffn_factor, limits[1], name[1], h.ffn
+                    ),
                 )
+            count += origin is not None or n in halved
+        self._halved = set(halved)
         error = _nmse(logits, base.logits)
         if not error <= LIMIT:
             raise UnsupportedError(
                 f"{self._source}: behind the last layer llama.cpp computes something else in the result (NMSE of the logits "
                 f"{error:.1e}), so nothing was written: please report it"
             )
-        return sum(origin is not None for origin in origins), worst, error, len(base.tokens)
+        return count, worst, error, len(base.tokens)
+
+    def _held(
+        self, found: Values, entered: Values, expected: Values, factor: float, limit: float, what: str, origin: int
+    ) -> float:
+        """The NMSE of what a layer, or half of one, adds; UnsupportedError if it is above the limit."""
+        error = _nmse(found - entered, np.float32(factor) * (expected - entered))
+        if not error <= limit:
+            raise UnsupportedError(
+                f"{self._source}: in {what} of the result llama.cpp computes something else than in the source's layer {origin}, "
+                f"its origin (NMSE of what it adds {error:.1e}), so nothing was written: please report it"
+            )
+        return error
+
+    def _in_halves(self, base: SourceRun, stream: Stream) -> dict[int, Halved]:
+        """The computed layers that can be held against the source half by half."""
+        found = {}
+        for n, layer in enumerate(self._plan.stack):
+            parts = halved(self._plan, n) if copied(layer) is None else None
+            if parts is None or n not in stream.middles:
+                continue
+            if {parts.attention, parts.ffn} <= set(base.middle) and (n or base.begins in (None, parts.attention)):
+                found[n] = parts
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halved:
+    """A layer of two halves of the source's layers, each times a factor; `limit` is what rounding the scaled weights explains."""
+
+    attention: int
+    attention_factor: float
+    ffn: int
+    ffn_factor: float
+    limit: float
+
+
+def halved(plan: GGUFPlan, place: int) -> Halved | None:
+    """A computed layer as two scaled halves, or None where it is not, or a wrong factor could not be told from rounding."""
+    attention, ffn = (_term(plan.stack[place], half) for half in HALVES)
+    if attention is None or ffn is None:
+        return None
+    if attention[0] != ffn[0] and plan.file.architecture.ffn_reads_input:
+        return None
+    space = GGUFSpace(plan.file)
+    roles = [role for index in (attention[0], ffn[0]) for role in space.roles(Original(index)).values()]
+    if any(role is None or role.half is None for role in roles):
+        return None
+    types = {
+        piece.type.name for name, piece in plan.outputs if piece.ranges is None and name.startswith(f"blk.{place}.")
+    }
+    limit = max((SCALED_LIMITS.get(name, COARSE) for name in types), default=LIMIT)
+    factors = [factor for _, factor in (attention, ffn) if factor not in (0.0, 1.0)]
+    if any(limit > 0.1 * (1.0 - 1.0 / factor) ** 2 for factor in factors):
+        return None
+    return Halved(attention=attention[0], attention_factor=attention[1], ffn=ffn[0], ffn_factor=ffn[1], limit=limit)
+
+
+def _term(layer: Layer, half: Half) -> tuple[int, float] | None:
+    """The source layer and the factor that half a layer is; None if it is something else."""
+    if isinstance(layer, Original):
+        return None if layer.source else (layer.index, 1.0)
+    if isinstance(layer, Halves):
+        return _term(layer.attention if half == "attention" else layer.ffn, half)
+    if isinstance(layer, Scaled) and layer.query_key == 1.0:
+        inner = _term(layer.layer, half)
+        return inner and (inner[0], inner[1] * (layer.attention if half == "attention" else layer.ffn))
+    return _term(layer.layer, half) if isinstance(layer, Edited) and isinstance(layer.edit, SwapExperts) else None
 
 
 def copied(layer: Layer) -> int | None:
@@ -189,94 +265,6 @@ def copied(layer: Layer) -> int | None:
     if isinstance(layer, Original):
         return None if layer.source else layer.index
     return copied(layer.layer) if isinstance(layer, Edited) and isinstance(layer.edit, SwapExperts) else None
-
-
-def _start(layer: Layer) -> int | None:
-    """The source layer whose keys and values a layer computes from what enters it, so that others may read them there."""
-    if isinstance(layer, Original):
-        return None if layer.source else layer.index
-    if isinstance(layer, Blend):
-        return None
-    return _start(layer.attention if isinstance(layer, Halves) else layer.layer)
-
-
-class _NoStreamError(Exception):
-    """The graph does not show what enters and leaves each layer."""
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """The places, in the order of computation, of what enters the first layer and of what leaves each layer."""
-
-    entrance: int
-    outputs: list[int]
-
-    @classmethod
-    def of(cls, nodes: Sequence[Node], count: int) -> _Stream:
-        """Find them by the names that llama.cpp gives them; `_NoStreamError` if it gives none."""
-        places: dict[str, int] = {node.name: n for n, node in enumerate(nodes)}
-        outputs = [places.get(f"l_out-{n}", -1) for n in range(count)]
-        if -1 in outputs and f"attn_norm_in-{count - 1}" in places:  # step35 names what enters a layer
-            outputs = [places.get(f"attn_norm_in-{n}", -1) for n in range(1, count)] + [places.get("h_nextn", -1)]
-        first = next((n for n, node in enumerate(nodes) if node.name.endswith("-0")), None)
-        if -1 in outputs or f"l_out-{count}" in places or first is None:
-            raise _NoStreamError("its graph in llama.cpp does not name what leaves each layer")
-        shape = nodes[outputs[0]].shape
-        sources = [n for n in nodes[first].sources if nodes[n].shape == shape]
-        before = [n for n in range(first) if nodes[n].shape == shape and nodes[n].floating]
-        if not (sources or before) or any(nodes[n].shape != shape or not nodes[n].floating for n in outputs):
-            raise _NoStreamError("its graph in llama.cpp does not show what enters its first layer")
-        return cls((sources or before)[-1], outputs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Base:
-    """The source's run: tokens, what enters the first layer, what leaves each, the logits, and notes.
-
-    `first` is what the layer that comes first in the result makes of what enters the source's first.
-    """
-
-    tokens: tuple[int, ...]
-    entrance: Values
-    leaving: list[Values]
-    logits: Values
-    first: Values | None
-    notes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, plan: GGUFPlan) -> _Base:
-        """Run the source, and once more with its entrance put into the layer that the result begins with."""
-        with _runtime(plan.file.header.path) as runtime:
-            window = plan.file.get("attention.sliding_window")
-            window = window if type(window) is int else 0
-            count = min(max(FEW, min(window + 8, MANY)), runtime.info.batch, runtime.context_limit)
-            drawn = np.random.default_rng(SEED).integers(0, runtime.info.n_vocab, count)
-            tokens = tuple(int(token) for token in drawn)
-            stream = _Stream.of(runtime.nodes(tokens), len(plan.file.layers))
-            (entrance, *leaving), logits = runtime.exchange(tokens, [stream.entrance, *stream.outputs], {})
-            if not np.isfinite(logits).all():
-                raise LlamaError(f"the logits of {runtime.path} are not finite")
-            begins = copied(plan.stack[0])
-            first = None
-            if begins:
-                place = stream.outputs[begins]
-                (first,), _ = runtime.exchange(tokens, [place], {stream.outputs[begins - 1]: entrance})
-        notes = (f"what a window of {window} hides, since {count} tokens were read",) if window >= count else ()
-        return cls(tokens=tokens, entrance=entrance, leaving=leaving, logits=logits, first=first, notes=notes)
-
-    def entering(self, layer: int) -> Values:
-        """What enters a layer of the source."""
-        return self.leaving[layer - 1] if layer else self.entrance
-
-    def expected(self, place: int, origin: int) -> tuple[Values, Values]:
-        """What enters the result's layer at `place`, which is the source's `origin`, and what must leave it."""
-        if place == 0 and origin and self.first is not None:
-            return self.entrance, self.first
-        return self.entering(origin), self.leaving[origin]
-
-
-def _runtime(path: Path) -> Runtime:
-    return Runtime(path, RuntimeOptions(threads=useful_threads(path.stat().st_size)))
 
 
 def _nmse(found: Values, expected: Values) -> float:
@@ -299,7 +287,7 @@ def _by_reference(plan: GGUFPlan, path: Path) -> tuple[float | None, str]:
     wanted, why = logits_after(plan, tokens)
     if wanted is None:
         return None, why
-    with _runtime(path) as runtime:
+    with exact_runtime(path) as runtime:
         (found,) = runtime.logits([tokens])
     error = _nmse(found, wanted)
     if not error <= limit:

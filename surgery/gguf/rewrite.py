@@ -165,9 +165,10 @@ def _noted(file: LayeredFile, stack: Stack) -> tuple[dict[str, Field | None], tu
             f"the layers of {file.arch}, an architecture that tinyq does not know, are assumed to be independent of their place, "
             "as the user said (--assume-independent-layers)"
         )
-    if not notes and (not file.architecture.notes or stack == identity(len(file.layers))):
+    if stack != identity(len(file.layers)):
+        notes += [note.text for note in file.architecture.notes if file.get(note.key)]
+    if not notes:
         return {}, ()
-    notes += file.architecture.notes
     told = file.header.get(keys.NOTES)
     recorded_notes = dict.fromkeys((*(told if isinstance(told, tuple) else ()), *notes))
     changes[keys.NOTES] = array(ValueType.STRING, tuple(recorded_notes))

@@ -298,6 +298,17 @@ def test_an_indexer_is_used_from_the_same_layer(tmp_path: Path) -> None:
             plan_gguf(open_layered(base), parse_text(recipe))
 
 
+def test_a_grafted_layer_uses_the_indexer_of_its_own_model(tmp_path: Path) -> None:
+    """The donor's third layer uses what its second chose; the same file's second layer is not that."""
+    types = {"glm-dsa.attention.indexer.types": array(ValueType.UINT32, [1, 1, 0, 0, 1, 0])}
+    files = [with_metadata(renamed("glm-dsa", tmp_path), tmp_path / f"{name}.gguf", types) for name in "ab"]
+    operated(files[0], tmp_path / "yes.gguf", "graft(B:0..5@6)", {"B": files[1]})
+    with pytest.raises(
+        UnsupportedError, match=r"the layer whose indexer is used .* it is layer B:1 .* would be layer 1"
+    ):
+        operated(files[0], tmp_path / "no.gguf", "graft(B:3@3)", {"B": files[1]})
+
+
 def test_n_gram_embeddings_follow_their_layer(tmp_path: Path) -> None:
     base = with_metadata(
         renamed("qwen4exp", tmp_path), tmp_path / "ple.gguf", {"qwen4exp.ple.layers": array(ValueType.UINT32, [1])}

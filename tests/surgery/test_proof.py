@@ -107,6 +107,54 @@ def test_computed_layers_are_held_against_the_reference(tmp_path: Path) -> None:
         write_plan(other, tmp_path / "no.gguf", prove=SurgeryProof(plan))
 
 
+@pytest.mark.parametrize(
+    ("model", "recipe"),
+    [
+        (tiny.llama, "scale(1@0.7) + swap(0:2, only=ffn)"),
+        (lambda: tiny.gemma3(7), "scale(0..1@0.7) + swap(1:3, only=attention)"),
+        (lambda: tiny.smallthinker(6), "scale(0@0.5, only=ffn)"),
+        (lambda: tiny.qwen3moe(3), "scale(0@0) + swap(0:2, only=ffn)"),
+        (tiny.qwen3next, "scale(0..3@0.5)"),
+        (lambda: tiny.exaone4(6), "scale(2@-1.3, only=ffn) + duplicate(2)"),
+    ],
+)
+def test_scaled_and_exchanged_halves_need_no_reference(model: Callable[[], Tiny], recipe: str, tmp_path: Path) -> None:
+    base = model().write(tmp_path / "base.gguf")
+    found = proved(open_layered(base), tmp_path / "out.gguf", recipe)
+    assert found.method == "layers"
+    assert found.layers == len(plan_gguf(open_layered(base), parse_text(recipe)).stack)
+    assert found.worst <= 1e-12
+    assert not found.unproved
+
+
+@pytest.mark.parametrize(
+    ("asked", "made", "said"),
+    [
+        ("scale(1@0.5)", "scale(1@0.6)", "in the attention of layer 1 of the result"),
+        ("scale(1@0.5)", "scale(1@0.5, only=attention)", "in the feed-forward of layer 1 of the result"),
+        ("swap(0:2, only=ffn)", "swap(0:3, only=ffn)", "in the feed-forward of layer 0 of the result .* layer 2"),
+        ("swap(0:2)", "swap(0:2, only=ffn)", "in layer 0 of the result .* layer 2"),
+        ("scale(0@0)", "scale(0@0.001)", "in the attention of layer 0"),
+    ],
+)
+def test_another_factor_or_half_is_found(asked: str, made: str, said: str, tmp_path: Path) -> None:
+    base = tiny.llama().write(tmp_path / "base.gguf")
+    proof = SurgeryProof(plan_gguf(open_layered(base), parse_text(asked)))
+    with pytest.raises(UnsupportedError, match=said):
+        write_plan(plan_gguf(open_layered(base), parse_text(made)), tmp_path / "no.gguf", prove=proof)
+    assert not (tmp_path / "no.gguf").exists()
+
+
+def test_a_feed_forward_that_reads_what_enters_the_layer_is_not_parted_from_it(tmp_path: Path) -> None:
+    base = tiny.smallthinker(6).write(tmp_path / "base.gguf")
+    plan = plan_gguf(open_layered(base), parse_text("swap(1:2, only=ffn)"))
+    proof = SurgeryProof(plan)
+    write_plan(plan, tmp_path / "out.gguf", prove=proof)
+    assert proof.proved is not None
+    assert proof.proved.layers == 4
+    assert proof.proved.unproved[0].startswith("layers 1, 2, which are computed")
+
+
 def test_what_cannot_be_proved_is_said_or_refused(tmp_path: Path) -> None:
     base = tiny.gemma4().write(tmp_path / "base.gguf")
     result = operate(base, tmp_path / "out.gguf", "scale(0..5@0.5)", threads=1)

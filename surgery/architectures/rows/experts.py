@@ -66,7 +66,7 @@ ROWS: tuple[Architecture, ...] = (
     arch("cohere2moe", "QKV FUSED_EXPERTS GATED SHARED attn_norm MTP", window(4, full_first=True), DENSE_FIRST),
     arch("dbrx", "EXPERTS attn_norm attn_output attn_output_norm attn_qkv", changed=DBRX),
     arch("olmoe", "NORMS QKV QK_NORM EXPERTS"),
-    arch("arctic", "NORMS QKV EXPERTS GATED ffn_norm_exps"),
+    arch("arctic", "NORMS QKV EXPERTS GATED ffn_norm_exps", ffn_reads_input=True),
     arch("deepseek", "NORMS QKV EXPERTS GATED SHARED", DENSE_FIRST),
     arch(
         "deepseek2",
@@ -149,7 +149,13 @@ ROWS: tuple[Architecture, ...] = (
         source="openai-moe.cpp",
         changed=FFN_NORM,
     ),
-    arch("smallthinker", "NORMS QKV EXPERTS", window(4, full_first=True, stated=True), no_rope(4, 0, windows="stated")),
+    arch(
+        "smallthinker",
+        "NORMS QKV EXPERTS",
+        window(4, full_first=True, stated=True),
+        no_rope(4, 0, windows="stated"),
+        ffn_reads_input=True,
+    ),
     arch("llada-moe", "NORMS QKV QK_NORM EXPERTS"),
     arch("grovemoe", "NORMS QKV QK_NORM EXPERTS CHUNK_EXPERTS", refusals=(GROVE,)),
     arch("minimax-m2", "NORMS QKV QK_NORM EXPERTS exp_probs_b"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
-from surgery.architectures.base import Architecture, Property, Refusal, Role, Rule, Slice
+from surgery.architectures.base import Architecture, Note, Property, Refusal, Role, Rule, Slice
 from surgery.architectures.rules import (
     PATTERN,
     Array,
@@ -159,6 +159,7 @@ GROVE = Refusal(
     "experts", "expert i shares the adjugate expert i // experts_per_group, and the group's id gives its weight"
 )
 SWIN = Refusal("scale", "with swin_norm its norms come after the attention and the feed-forward", "swin_norm")
-IMAGE_FEATURES = (
-    "image features (deepstack) are still added after the first layers, whichever these are now; text is not affected"
+IMAGE_FEATURES = Note(
+    "n_deepstack_layers",
+    "image features (deepstack) are still added after the first layers, whichever these are now; text is not affected",
 )
