@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
@@ -78,6 +79,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     143, as is usual, after SIGINT and SIGTERM.
     """
     signals.raise_them()
+    signals.forget()
     for stream in (sys.stdout, sys.stderr):
         # Tables, tokens and file names contain characters that some terminal encodings lack.
         if isinstance(stream, io.TextIOWrapper):
@@ -87,7 +89,19 @@ def main(args: list[str] | None = None) -> NoReturn:
         signals.leave_at_once()
     except (KeyboardInterrupt, signals.EndedError) as error:  # between two lines of `run`
         code = _explained(error)
-    sys.exit(code)
+    sys.exit(_drained(code))
+
+
+def _drained(code: int) -> int:
+    """Write out what stdout still holds, which Python would do at its end with a traceback where that fails."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        code = code or _explained(error)
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
 
 
 def run(args: list[str] | None = None) -> int:
@@ -101,6 +115,8 @@ def run(args: list[str] | None = None) -> int:
 
 def _explained(error: BaseException) -> int:
     """Print one line on why the command ended, and return its exit code."""
+    if isinstance(error, click.Abort) and isinstance(error.__cause__, EOFError):
+        error = error.__cause__  # click aborts on both Ctrl-C and any EOFError
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exception(error)
     # The exception of a signal that arrives while an extension module is imported may turn into another error there.
@@ -121,19 +137,17 @@ def _explained(error: BaseException) -> int:
         case click.ClickException():
             return _fail(error.format_message(), error.exit_code)
         case BrokenPipeError():
-            # The reader closed the pipe. With stderr closed, the interpreter prints no traceback at exit.
-            sys.stderr.close()
-            return 0
+            return 0  # the reader closed the pipe
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             return _fail(f"{where}{error.strerror or error}", TinyqError.exit_code)
         case MemoryError():
             return _fail(
-                "out of memory; no output was left behind; free memory, or use a smaller input",
+                f"out of memory; {signals.left()}; free memory, or use a smaller input",
                 TinyqError.exit_code,
             )
     return _fail(
-        f"internal error of tinyq: {_name_of(error)}; no output was left behind; please report it with this line, the command "
+        f"internal error of tinyq: {_name_of(error)}; {signals.left()}; please report it with this line, the command "
         f"and, if possible, the input ({DEBUG}=1 shows the traceback)",
         FAULT,
     )
@@ -150,5 +164,6 @@ def _name_of(error: BaseException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"tinyq: {sentence(message)}", err=True)
+    with contextlib.suppress(OSError):  # where stderr cannot be written, the exit code alone tells
+        click.echo(f"tinyq: {sentence(message)}", err=True)
     return code

@@ -1,18 +1,20 @@
 """Handling SIGINT, SIGTERM and SIGHUP in the `tinyq` command: a one-line message, no traceback, no temporary files left.
 
-While a command runs, a signal raises an exception, so that temporary files are removed. While modules are imported, and after
+While a command runs, a signal raises an exception, so that temporary files are removed. In a `held` block, such as between the
+creation of a file and the recording of its name, it is deferred to the end of the block. While modules are imported, and after
 the command has ended, there is nothing to remove, and the process exits immediately.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import time
 
 TYPE_CHECKING = False  # as in `typing`, whose import takes time during which signals would not be handled yet
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import FrameType, TracebackType
     from typing import NoReturn
 
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -28,11 +30,54 @@ class _State:
     number = 0
     when = 0.0
     ran = False
+    thread = 0
+    """The thread in which Python handles signals."""
+    held = 0
+    waiting = 0
+    written: dict[str, None] = {}  # noqa: RUF012
+
+
+class held:  # noqa: N801
+    """A block in which a signal waits until its end; it must be short. Only the main thread is concerned."""
+
+    def __enter__(self) -> None:
+        if _thread.get_ident() == _State.thread:
+            _State.held += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if _thread.get_ident() != _State.thread:
+            return
+        _State.held -= 1
+        if _State.waiting and not _State.held:
+            number, _State.waiting = _State.waiting, 0
+            _raise(number, None)
+
+
+def wrote(path: str | os.PathLike[str]) -> None:
+    """Note that an output has its name, so that a command which ends before its end does not say that nothing was left."""
+    _State.written[os.fspath(path)] = None
+
+
+def forget() -> None:
+    """A command begins: nothing has been written."""
+    _State.written.clear()
+
+
+def left() -> str:
+    """What is said of the outputs of a command that did not come to its end."""
+    there = [path for path in _State.written if os.path.lexists(path)]
+    if not there:
+        return "no output was left behind"
+    more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+    return f"{there[0]}{more} had been written before, complete"
 
 
 def raise_them() -> None:
     """Make signals raise exceptions: KeyboardInterrupt for SIGINT, EndedError for the others."""
-    _State.number, _State.ran = 0, True
+    _State.number, _State.ran, _State.thread = 0, True, _thread.get_ident()
+    _State.held = _State.waiting = 0
     _install(_raise)
 
 
@@ -57,7 +102,7 @@ def exit_code(number: int) -> int:
 def sentence(number: int) -> str:
     """The message for a command ended by this signal."""
     how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
-    return f"{how}; no output was left behind"
+    return f"{how}; {left()}"
 
 
 def _install(handler: signal._HANDLER) -> None:
@@ -69,6 +114,9 @@ def _install(handler: signal._HANDLER) -> None:
 
 def _raise(number: int, _frame: FrameType | None) -> None:
     now = time.monotonic()
+    if _State.held:
+        _State.waiting = _State.waiting or number
+        return
     if _State.number and now - _State.when < GRACE:
         return
     _State.number, _State.when = number, now

@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gguf_tools import signals
 from gguf_tools.bundled import MODELS, bundled_model
-from gguf_tools.commands.common import check_outputs, force_option, json_option, show, timeout_option, write_json
+from gguf_tools.commands.common import (
+    check_outputs,
+    force_option,
+    json_option,
+    show,
+    takes_stdout,
+    timeout_option,
+    write_json,
+)
 from gguf_tools.errors import LlamaError
 from gguf_tools.text import human_bytes, table
 
@@ -56,7 +65,7 @@ def demo(model: str, out: Path | None, force: bool, json_path: str | None) -> No
         results = {name: scores[str(path)] for name, path in files.items()}
         original = load_model(source)
         stories = _stories(files["f32"], Reference(original), RuntimeOptions())
-    if json_path != "-":
+    if not takes_stdout(json_path):
         show(f"{model}: {original.family}, layers {original.spec.pattern}, {original.parameters:,} parameters\n")
         show(_tables(results, len(choose(QUESTIONS).scored.questions)))
         show("\n" + _side_by_side(*stories))
@@ -116,9 +125,15 @@ def _side_by_side(left: str, right: str) -> str:
 
 @contextlib.contextmanager
 def _folder(out: Path | None) -> Iterator[Path]:
+    """Where the files go: the folder given, made where it is missing, or a temporary one, removed at the end."""
     if out:
         out.mkdir(parents=True, exist_ok=True)
         yield out
         return
-    with tempfile.TemporaryDirectory(prefix="tinyq-demo-") as folder:
-        yield Path(folder)
+    with signals.held():
+        made = tempfile.TemporaryDirectory(prefix="tinyq-demo-")
+    try:
+        yield Path(made.name)
+    finally:
+        with signals.held():
+            made.cleanup()

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf_tools import signals
 from gguf_tools.errors import CheckpointError, InputError, OutputError
 from gguf_tools.formats.commit import sync
 from gguf_tools.formats.text_file import Kind, load_json, read_bytes
@@ -76,7 +77,7 @@ def refuse_interrupted(path: Path) -> None:
 
 def change(path: Path, patches: tuple[Patch, ...], note: str) -> None:
     """Change the file, after completing an interrupted change. Raises InputError if it has not the bytes `old` of a patch."""
-    with _locked(path) as file:
+    with _locked(path) as file, signals.held():
         _finish(path, file)
         _begin(path, file, Record(os.fstat(file).st_size, patches, note))
 
@@ -88,7 +89,7 @@ def recover(path: Path) -> Record | None:
     """
     if not path.name or not os.path.lexists(journal_path(path)):
         return None
-    with _locked(path) as file:
+    with _locked(path) as file, signals.held():
         return _finish(path, file)
 
 
@@ -97,7 +98,7 @@ def undo(path: Path) -> str:
 
     Raises InputError if no change is recorded, or the record does not fit the file.
     """
-    with _locked(path) as file:
+    with _locked(path) as file, signals.held():
         interrupted = _finish(path, file)
         if interrupted and interrupted.undoes:
             return interrupted.note
@@ -180,6 +181,7 @@ def _finish(path: Path, file: int) -> Record | None:
             count = os.pwrite(file, data, at)
             data, at = data[count:], at + count
     os.fsync(file)
+    signals.wrote(path)
     records = undo_paths(path)
     if not record.undoes:
         number = int(records[-1].name.rpartition("-")[2]) + 1 if records else 1

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import BinaryIO
 
+from gguf_tools import signals
 from gguf_tools.errors import OutputError
 from gguf_tools.formats import commit
 from gguf_tools.formats.temporary import (
@@ -123,9 +124,10 @@ def atomic_outputs(
             settle(paths)
             for path in paths:
                 check_output(path, force)
-            for path in paths:
-                streams.append(opened.enter_context(create_file(path)))
-                moves.append((Path(os.fsdecode(streams[-1].name)), path))
+            with signals.held():
+                for path in paths:
+                    streams.append(opened.enter_context(create_file(path)))
+                    moves.append((Path(os.fsdecode(streams[-1].name)), path))
         require_room(paths[0], sum(size for _, size in outputs))
         with _reported(paths[0]):
             yield tuple(streams)
@@ -140,26 +142,36 @@ def atomic_outputs(
                 check_output(path, force)
                 if not is_ours(temporary, stream.fileno()):
                     raise OutputError(f"{path}: its temporary file {temporary.name} was removed; run the command again")
-            if len(moves) > 1:
-                commit.begin(moves)
-                begun = True
-                _finish(moves)
-            else:
-                os.replace(*moves[0])
+            with signals.held():
+                if len(moves) > 1:
+                    commit.begin(moves)
+                    begun = True
+                    _finish(moves)
+                else:
+                    os.replace(*moves[0])
+                for path in paths:
+                    signals.wrote(path)
+            if len(moves) == 1:
                 with contextlib.suppress(OSError):  # not every file system lets a folder be synced
                     commit.sync(paths[0].parent)
     finally:
-        if begun:
-            # Ctrl-C between two renames; if this fails, the journal stays for the next run.
-            with contextlib.suppress(OSError):
-                commit.finish(moves)
-        else:
-            for stream, (temporary, _) in zip(streams, moves, strict=False):
-                with contextlib.suppress(OSError):
-                    if is_ours(temporary, stream.fileno()):
-                        temporary.unlink()
-        with contextlib.suppress(OSError):  # flushing what is still buffered fails again on a full disk
-            opened.close()
+        with signals.held():
+            _clear(moves, streams, begun)
+            with contextlib.suppress(OSError):  # flushing what is still buffered fails again on a full disk
+                opened.close()
+
+
+def _clear(moves: Sequence[tuple[Path, Path]], streams: Sequence[BinaryIO], begun: bool) -> None:
+    """Remove the temporary files that are left, or complete the set that is `begun`."""
+    if begun:
+        # If this fails, the journal stays for the next run.
+        with contextlib.suppress(OSError):
+            commit.finish(moves)
+        return
+    for stream, (temporary, _) in zip(streams, moves, strict=False):
+        with contextlib.suppress(OSError):
+            if is_ours(temporary, stream.fileno()):
+                temporary.unlink()
 
 
 def _finish(moves: Sequence[tuple[Path, Path]]) -> None:
@@ -218,8 +230,9 @@ def atomic_folder(path: Path, *, force: bool = False, size: int = 0, check: Chec
         with _reported(path), folder_lock(target.parent):
             settle([target])
             check_folder(path, force)
-            temporary, lock = create_folder(target)
-            locks.append(lock)
+            with signals.held():
+                temporary, lock = create_folder(target)
+                locks.append(lock)
         require_room(target, size)
         with _reported(path):
             yield temporary
@@ -230,21 +243,25 @@ def atomic_folder(path: Path, *, force: bool = False, size: int = 0, check: Chec
             check()
         with _reported(path), folder_lock(target.parent):
             check_folder(path, force)
-            if target.exists():
-                locks.append(lock_folder(target))
-                old = temporary.with_suffix(".old")
-                target.rename(old)
-            temporary.rename(target)
-            commit.sync(target.parent)
+            with signals.held():
+                if target.exists():
+                    locks.append(lock_folder(target))
+                    old = temporary.with_suffix(".old")
+                    target.rename(old)
+                temporary.rename(target)
+                signals.wrote(path)
+            with contextlib.suppress(OSError):
+                commit.sync(target.parent)
     finally:
-        if temporary:
-            shutil.rmtree(temporary, ignore_errors=True)
-        if old and os.path.lexists(old):
-            if not os.path.lexists(target):
-                old.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-        for lock in locks:
-            os.close(lock)
+        with signals.held():
+            if temporary:
+                shutil.rmtree(temporary, ignore_errors=True)
+            if old and os.path.lexists(old):
+                if not os.path.lexists(target):
+                    old.rename(target)
+                shutil.rmtree(old, ignore_errors=True)
+            for lock in locks:
+                os.close(lock)
 
 
 def check_folder(path: Path, force: bool) -> None:

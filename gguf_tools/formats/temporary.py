@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from gguf_tools import signals
 from gguf_tools.errors import OutputError
 
 MAX_NAME = 255
@@ -132,9 +133,9 @@ def scratch_folder(path: Path) -> Iterator[Path]:
             with folder_lock(path.parent):
                 refuse_second(path)
                 remove_leftovers(path)
-                folder, lock = create_folder(path)
-            made.callback(os.close, lock)
-            made.callback(shutil.rmtree, folder, ignore_errors=True)
+                with signals.held():
+                    folder, lock = create_folder(path)
+                    made.callback(_remove_folder, folder, lock)
             inside = folder / "files"
             inside.mkdir()
         except OSError as error:
@@ -142,6 +143,12 @@ def scratch_folder(path: Path) -> Iterator[Path]:
                 f"{path}: cannot create a temporary folder in {path.parent} ({error.strerror}); choose another path"
             ) from error
         yield inside
+
+
+def _remove_folder(folder: Path, lock: int) -> None:
+    with signals.held():
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def refuse_second(path: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from gguf_tools import signals
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.machine import physical_cores
@@ -33,9 +34,12 @@ from gguf_tools.runtime.log import buffer_sizes, decisive_lines, last_lines
 from gguf_tools.runtime.silence import Silence, current_limit
 from gguf_tools.tokenizers.model_name import refused_name
 from quant.imatrix import Statistics
+from quant.installed import require_llama_cpp
 
 KVType = Literal["f32", "f16", "q8_0"]
 
+PURPOSE = "run GGUF files"
+"""What llama-cpp-python is needed for here, as its absence is explained."""
 _ROOT = Path(__file__).resolve().parents[2]
 _LOG_TAIL = 1 << 20
 _DYING_SECONDS = 5.0
@@ -99,24 +103,36 @@ class Runtime:
 
     def __enter__(self) -> Runtime:
         """Start the worker process and load the model. If that fails, the process is ended and LlamaError raised."""
-        # A file rather than a pipe: nothing has to read it meanwhile, and it is complete after the process has died.
-        self._log = tempfile.TemporaryFile()
-        starter = "main" if threading.current_thread() is threading.main_thread() else "thread"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "gguf_tools.runtime.worker", str(os.getpid()), starter],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            bufsize=0,
-            cwd=_ROOT,  # where `-m` finds this package, and no user's file shadows a module
-            env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONSAFEPATH": ""},
-        )
         try:
+            self._start()
             self.reload()
         except BaseException:
             self.close()
             raise
         return self
+
+    def _start(self) -> None:
+        """Start the process; LlamaError where llama-cpp-python is missing or too old, or no log can be made."""
+        require_llama_cpp(PURPOSE)
+        starter = "main" if threading.current_thread() is threading.main_thread() else "thread"
+        with signals.held():
+            try:
+                # A file rather than a pipe: nothing has to read it meanwhile, and it is complete after the process has died.
+                self._log = tempfile.TemporaryFile()  # noqa: SIM115
+            except OSError as error:
+                raise LlamaError(
+                    f"{self.path}: llama.cpp cannot be started: cannot create a file for its log ({error.strerror}); set "
+                    "TMPDIR to a folder with room"
+                ) from error
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gguf_tools.runtime.worker", str(os.getpid()), starter],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                bufsize=0,
+                cwd=_ROOT,  # where `-m` finds this package, and no user's file shadows a module
+                env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONSAFEPATH": ""},
+            )
 
     def reload(self) -> None:
         """Load the file again after it has changed. Raises LlamaError."""

@@ -103,6 +103,53 @@ def test_a_signal_to_the_whole_group_while_llama_cpp_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+AT_CREATION = """
+import os, signal, sys
+import gguf_tools.formats.output as output
+from gguf_tools.cli import main
+made = output.create_file
+def create(path):
+    stream = made(path)
+    os.kill(os.getpid(), int(sys.argv[1]))
+    return stream
+output.create_file = create
+main(sys.argv[2:])
+"""
+AT_RENAME = """
+import os, signal, sys
+from gguf_tools.cli import main
+replace = os.replace
+def rename(a, b):
+    replace(a, b)
+    os.kill(os.getpid(), int(sys.argv[1]))
+os.replace = rename
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_the_creation_of_a_file(qwen3_folder: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Before its name is noted, so that nothing would remove it."""
+    command = [sys.executable, "-c", AT_CREATION, str(int(number)), "inspect", str(qwen3_folder)]
+    command += ["--json", str(tmp_path / "a.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (ENDS[number][0], "", ENDS[number][1])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_when_the_output_is_there_is_said_so(
+    qwen3_folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "a.json"
+    command = [sys.executable, "-c", AT_RENAME, str(int(number)), "inspect", str(qwen3_folder), "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    how = ENDS[number][1].partition(";")[0]
+    expected = f"{how}; {out} had been written before, complete"
+    assert (done.returncode, done.stderr.strip()) == (ENDS[number][0], expected)
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_signals_that_are_ignored_stay_ignored(qwen3_folder: Path, tmp_path: Path) -> None:
     """As under nohup."""
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + SLOW
