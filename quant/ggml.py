@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.errors import LlamaError
+from quant.installed import require_llama_cpp
 from quant.types import TensorType
 
 _NAMES = {
@@ -41,13 +42,14 @@ class _TypeTraits(ctypes.Structure):
 
 
 def library_folder() -> Path:
-    """The folder of llama-cpp-python's libraries (`LLAMA_CPP_LIB_PATH` if set). Raises LlamaError if it is missing."""
+    """The folder of llama-cpp-python's libraries (`LLAMA_CPP_LIB_PATH` if set). Raises LlamaError if it is missing or too old."""
     told = os.environ.get("LLAMA_CPP_LIB_PATH")
     if told:
         return Path(told)
+    require_llama_cpp("encode and decode quantized weights")
     spec = find_spec("llama_cpp")
     if spec is None or spec.origin is None:
-        raise LlamaError("llama-cpp-python is not installed; install it with `pip install llama-cpp-python`")
+        raise LlamaError("llama_cpp is a folder without a module; reinstall llama-cpp-python")
     return Path(spec.origin).parent / "lib"
 
 

@@ -26,7 +26,9 @@ from gguf_tools.evaluation.vocabulary import prove_vocabulary
 from gguf_tools.formats.output import check_outputs
 from gguf_tools.formats.watch import Watch
 from gguf_tools.progress import StageProgress
+from gguf_tools.runtime.process import PURPOSE
 from gguf_tools.sources.inputs import source_files
+from quant.installed import require_llama_cpp
 from surgery.conversion import operation_of
 from surgery.recipe import Recipe
 
@@ -131,6 +133,7 @@ def convert(
         conversion, chosen = prepare_conversion(request, size, out, progress)
     if dry_run:
         return ConvertResult(conversion, chosen)
+    require_llama_cpp(PURPOSE)  # the proof at the end would fail after the work
     proof = _proof(request, conversion, oracle) if prove else None
     advance = counted(progress, "writing", conversion.layout.data_bytes)
     written = execute(
