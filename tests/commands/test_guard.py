@@ -229,6 +229,26 @@ def test_a_gguf_that_changes_while_it_is_read(place: Place) -> None:
     assert list(place.out.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_source_that_changes_while_it_is_inspected(
+    tinyq: Tinyq, place: Place, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from gguf_tools.inspection import report
+
+    described = report.inspect
+
+    def touched(*args: Any) -> Any:
+        found = described(*args)
+        os.utime(place.source / name, ns=(1, 1))
+        return found
+
+    monkeypatch.setattr(report, "inspect", touched)
+    ran = tinyq("inspect", place.source, "--json", place.out / "a.json")
+    assert (ran.code, ran.out) == (2, "")
+    assert f"{name}: changed while it was read" in ran.err
+    assert list(place.out.iterdir()) == []
+
+
 def test_inputs_of_cards_and_matrices_that_change(tinyq: Tinyq, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     import gguf_tools.publishing.model_card as model_card
     import quant.imatrix as matrices
