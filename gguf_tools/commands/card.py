@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from gguf_tools.commands.card_options import card_options, parsed_card_options
-from gguf_tools.commands.common import check_outputs, output_options, show, stage_bars, timeout_option, write_json
+from gguf_tools.commands.common import (
+    check_outputs,
+    output_options,
+    show,
+    stage_bars,
+    takes_stdout,
+    timeout_option,
+    write_json,
+)
 
 CARD = "README.md"
 MODELFILE = "Modelfile"
@@ -107,7 +115,7 @@ def card(
         json_path,
         force=force,
     )
-    if not quiet and json_path != "-":
+    if not quiet and not takes_stdout(json_path):
         for path in outputs:
             show(f"wrote {path}")
         if second and facts.modelfile.reason:

@@ -16,6 +16,7 @@ import click
 from gguf_tools.errors import OutputError
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.runtime.silence import DEFAULT_SECONDS, silence_limit
+from gguf_tools.signals import left
 from gguf_tools.text import for_terminal, human_bytes, json_escapes
 
 BYTE_STAGES = ("reading", "writing", "quantizing")
@@ -57,7 +58,17 @@ def output_options(command: F) -> F:
 
 def show(text: str, *, err: bool = False) -> None:
     """Print text to stdout, or stderr. Control characters, which names read from files may contain, are escaped."""
-    click.echo(for_terminal(text), err=err)
+    _echo(for_terminal(text), err=err)
+
+
+def _echo(text: str, *, nl: bool = True, err: bool = False) -> None:
+    try:
+        click.echo(text, nl=nl, err=err)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        stream = "stderr" if err else "stdout"
+        raise OutputError(f"{stream}: could not be written ({error.strerror}); {left()}") from error
 
 
 class Result(Protocol):
@@ -70,7 +81,7 @@ class Result(Protocol):
 def write_report(result: Result, json_path: str | None, *, force: bool, shown: bool = True) -> None:
     """Write the result as JSON if `json_path` is given, and print it as text if `shown`, unless the JSON goes to stdout."""
     write_json(result.as_dict(), json_path, force=force)
-    if shown and json_path != "-":
+    if shown and not takes_stdout(json_path):
         show(str(result))
 
 
@@ -90,7 +101,7 @@ def write_text(text: str, path: str | None, option: str, *, force: bool = False)
     if path is None:
         return
     if path in STDOUT:
-        click.echo(text if option == "--json" else for_terminal(text, None), nl=False)
+        _echo(text if option == "--json" else for_terminal(text, None), nl=False)
         return
     from gguf_tools.formats.output import atomic_output
 
@@ -110,6 +121,13 @@ def write_text(text: str, path: str | None, option: str, *, force: bool = False)
 
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 """Names of stdout. It is not opened by name: if stdout is redirected to a file, that would overwrite the file's start."""
+
+
+def takes_stdout(*paths: str | None) -> bool:
+    """Whether one of these reports goes to stdout, which then holds nothing else."""
+    return any(path in STDOUT for path in paths)
+
+
 _STREAMS = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
 
 

@@ -16,6 +16,7 @@ from gguf_tools.commands.common import (
     quiet_option,
     show,
     stage_bars,
+    takes_stdout,
     threads_option,
     timeout_option,
     write_json,
@@ -127,7 +128,7 @@ def evaluate(
     from gguf_tools import evaluate as run
 
     _check_options(suite)
-    if [json_path, csv_path, markdown].count("-") > 1:
+    if sum(map(takes_stdout, (json_path, csv_path, markdown))) > 1:
         raise click.UsageError("only one of --json, --csv and --markdown can go to stdout")
     check_outputs({"--json": json_path, "--csv": csv_path, "--markdown": markdown}, force=force)
     weights = parsed_weights(card.pop("weights"))
@@ -157,7 +158,7 @@ def evaluate(
         write_text(result.as_csv(), csv_path, "--csv", force=force)
     if markdown is not None:
         write_text(result.as_markdown(), markdown, "--markdown", force=force)
-    if not quiet and "-" not in (json_path, csv_path, markdown):
+    if not quiet and not takes_stdout(json_path, csv_path, markdown):
         show(str(result))
     bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
     result.require(**bounds, min_score=min_score)

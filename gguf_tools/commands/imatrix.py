@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_tools.commands.common import check_outputs, output_options, show, stage_bars, timeout_option, write_json
+from gguf_tools.commands.common import (
+    check_outputs,
+    output_options,
+    show,
+    stage_bars,
+    takes_stdout,
+    timeout_option,
+    write_json,
+)
 from gguf_tools.errors import InputError
 from gguf_tools.text import human_bytes, table
 
@@ -94,7 +102,7 @@ def imatrix(
     found = coverage(matrix)
     size = write_imatrix(matrix, out, force=force, check=watch.check) if out is not None else None
     write_json(report_dict(matrix, found, out, size), json_path, force=force)
-    if not quiet and json_path != "-":
+    if not quiet and not takes_stdout(json_path):
         show(report_text(matrix, found))
         if out is not None and size is not None:
             show(f"wrote     {out} ({human_bytes(size)})")

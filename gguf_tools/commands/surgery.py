@@ -70,4 +70,4 @@ def surgery(
             threads=threads,
             progress=progress,
         )
-    write_report(result, json_path, force=force, shown=not quiet)
+    write_report(result, json_path, force=force, shown=dry_run or not quiet)

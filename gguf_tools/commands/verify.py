@@ -14,6 +14,7 @@ from gguf_tools.commands.common import (
     progress_bar,
     quiet_option,
     show,
+    takes_stdout,
     threads_option,
     write_json,
 )
@@ -87,7 +88,7 @@ def verify(
             progress=advance,
         )
     write_json(found.as_dict(), json_path, force=force)
-    if not quiet and json_path != "-":
+    if not quiet and not takes_stdout(json_path):
         show(text_of(found))
     if found.differing:
         names = ", ".join(found.differing[:NAMED])

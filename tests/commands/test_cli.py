@@ -138,6 +138,18 @@ def test_a_fault_of_ours_is_a_line_that_says_so(tinyq: Tinyq, monkeypatch: pytes
     assert "test_cli.py" in ran.err
 
 
+def test_the_end_of_a_file_is_no_interrupt(tinyq: Tinyq, monkeypatch: pytest.MonkeyPatch) -> None:
+    """click takes an EOFError for the end of what is typed."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise EOFError("EOF read where object expected")
+
+    monkeypatch.setattr("gguf_tools.inspect", fail)
+    ran = tinyq("inspect", "a")
+    assert ran.code == cli.FAULT
+    assert "a fault of tinyq's own, EOFError" in ran.err
+
+
 def test_too_little_memory_is_no_fault_of_ours(tinyq: Tinyq, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: Any) -> None:
         raise MemoryError
@@ -253,7 +265,40 @@ def test_a_report_goes_to_a_stream_by_its_name(qwen3_folder: Path, tmp_path: Pat
     with target.open("wb") as stream:
         subprocess.run(command, stdout=stream, check=True)
         assert os.path.samestat(os.fstat(stream.fileno()), target.stat())
-    assert '"kind": "checkpoint"' in target.read_text("utf-8")
+    assert json.loads(target.read_text("utf-8"))["kind"] == "checkpoint"  # and nothing else
+
+
+@pytest.mark.parametrize("command", ["convert", "quantize", "surgery"])
+def test_a_quiet_dry_run_shows_the_plan(tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path, command: str) -> None:
+    """It is all that a dry run is for."""
+    out = tmp_path / "a.gguf"
+    args: list[object] = [qwen3_folder, out]
+    if command == "quantize":
+        assert tinyq("convert", qwen3_folder, out, "--type", "f32", "--quiet").out == ""
+        args = [out, tmp_path / "b.gguf", "q8_0"]
+    ran = tinyq(command, *args, *(["--swap", "0:1"] if command == "surgery" else []), "--dry-run", "--quiet")
+    assert ran.code == 0
+    assert "nothing was written" in ran.out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("more", [[], ["--json", "-"], ["--json", "/dev/stdout"]])
+def test_a_full_stdout_is_one_line(qwen3_folder: Path, more: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "gguf_tools", "inspect", str(qwen3_folder), *more]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    line = "tinyq: stdout: could not be written (No space left on device); no output was left behind\n"
+    assert (done.returncode, done.stderr) == (2, line)
+
+
+def test_what_was_written_before_an_error_is_said(qwen3_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.gguf"
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "gguf_tools", "convert", str(qwen3_folder), str(out)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert out.exists()
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"(No space left on device); {out} had been written before, complete" in done.stderr
 
 
 def test_a_report_replaces_a_link_and_never_follows_it(tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path) -> None:
