@@ -79,7 +79,6 @@ def main(args: list[str] | None = None) -> NoReturn:
     143, as is usual, after SIGINT and SIGTERM.
     """
     signals.raise_them()
-    signals.forget()
     for stream in (sys.stdout, sys.stderr):
         # Tables, tokens and file names contain characters that some terminal encodings lack.
         if isinstance(stream, io.TextIOWrapper):
@@ -106,6 +105,7 @@ def _drained(code: int) -> int:
 
 def run(args: list[str] | None = None) -> int:
     """Run the command line and return the exit code; every error is printed as one line on stderr."""
+    signals.forget()
     try:
         result: Any = tinyq.main(args=args, prog_name="tinyq", standalone_mode=False)
     except (Exception, KeyboardInterrupt, signals.EndedError) as error:

@@ -28,11 +28,16 @@ class DataFile:
         self.size = state.st_size
 
     def read(self, offset: int, count: int) -> bytearray:
-        """`count` bytes from byte `offset`. Raises CheckpointError if the file ends before."""
+        """`count` bytes from byte `offset`. Raises CheckpointError if the file ends before, or cannot be read there."""
         data = bytearray(count)
         view, done = memoryview(data), 0
         while done < count:
-            got = os.preadv(self.descriptor, [view[done:]], offset + done)
+            try:
+                got = os.preadv(self.descriptor, [view[done:]], offset + done)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.path}: cannot be read at byte {offset + done} ({error.strerror}); check the disk"
+                ) from error
             if not got:
                 raise CheckpointError(
                     f"{self.path}: ends at byte {offset + done}, {offset + count} expected; it is truncated, download it again"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -21,6 +20,7 @@ import numpy as np
 from gguf_tools.conversion.provenance import RECIPE_FILE
 from gguf_tools.errors import CheckpointError, InputError, OutputError, UnsupportedError
 from gguf_tools.families.registry import build_model
+from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.float8 import FLOAT8
 from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.formats.output import Check, atomic_folder
@@ -42,7 +42,7 @@ from surgery.recipe import Recipe, file_text, read_file
 from surgery.sources import Donor
 
 PIECE = 1 << 20
-"""Number of elements that are read, computed and written per piece."""
+"""Number of elements, or of bytes that are only copied, per piece."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz")
 BESIDE = re.compile(
     r"(tokenizer|generation|special_tokens|added_tokens|chat_template|vocab|merges|README).*\.(json|jinja|txt|model|md)"
@@ -145,7 +145,7 @@ def write_checkpoint(
     refuse_links_out(plan.checkpoint.folder, files)
     with atomic_folder(out, force=force, size=plan.size, check=check) as folder:
         for file in files:
-            shutil.copyfile(file, folder / file.name)
+            _copy(file, folder / file.name)
         (folder / CONFIG).write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", "utf-8")
         (folder / RECIPE_FILE).write_text(_history(plan, out), "utf-8")
         _write_weights(plan, folder, progress, allow_nonfinite)
@@ -165,6 +165,14 @@ def _history(plan: CheckpointPlan, out: Path) -> str:
     path = plan.checkpoint.path
     base = Donor("", path, plan.checkpoint.digest()) if recipe.donors and not plan.before else None
     return file_text(plan.before.then(recipe), layers, out, base)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file of the checkpoint; CheckpointError where it cannot be read, OSError where the copy cannot be written."""
+    file = DataFile(source)
+    with target.open("wb") as stream:
+        for start in range(0, file.size, PIECE):
+            stream.write(file.read(start, min(PIECE, file.size - start)))
 
 
 def _files_beside(checkpoint: Checkpoint) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -213,6 +214,19 @@ def test_a_folder_or_a_pipe_is_no_file(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"gone\.safetensors: cannot be read \(No such file"):
         DataFile(tmp_path / "gone.safetensors")
+
+
+def test_a_disk_that_fails_is_said_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(bytes(100))
+    file = DataFile(path)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot be read at byte 40 \(Input/output error\)"):
+        file.read(40, 8)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_noticed(written: Callable[[bytes], Path]) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from gguf_tools.errors import CheckpointError, InputError, OutputError, UnsupportedError
 from gguf_tools.families.registry import load_model
+from gguf_tools.formats.data_file import DataFile
 from gguf_tools.model.spec import GatedMLP, MoE
 from gguf_tools.sources.checkpoint import open_checkpoint
 from surgery.arithmetic import rounded_to
@@ -55,6 +56,23 @@ def agrees(folder: Path, source: Path, recipe: str) -> bool:
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     want = reference(operate(load_model(source), parse_text(recipe)), PROMPTS)
     return nmse([part.numpy() for part in logits(network, PROMPTS)], want) <= 1e-9
+
+
+def test_a_file_beside_that_cannot_be_read_is_named(
+    qwen3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the output, which could have been written."""
+    read = DataFile.read
+
+    def fail(file: DataFile, offset: int, count: int) -> bytearray:
+        if file.path.name == "tokenizer_config.json":
+            raise CheckpointError(f"{file.path}: cannot be read at byte {offset} (Input/output error); check the disk")
+        return read(file, offset, count)
+
+    monkeypatch.setattr(DataFile, "read", fail)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: cannot be read"):
+        operated(qwen3_folder, tmp_path / "out", "swap(0:1)")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_shards_index_and_other_files_follow(sharded_folder: Path, tmp_path: Path) -> None:
