@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import gguf_tools
+from gguf_tools.cli import tinyq
+from tests.faults.declared import undeclared
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("quant", "gguf_tools", "surgery")
@@ -140,3 +142,7 @@ def test_long_functions_have_docstrings(package: str) -> None:
         and not ast.get_docstring(node)
     ]
     assert not bare
+
+
+def test_every_command_is_in_the_matrix_of_faults() -> None:
+    assert undeclared(tinyq) == []

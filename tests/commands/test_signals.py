@@ -222,4 +222,5 @@ def test_ctrl_c_at_a_random_moment(qwen3_folder: Path, seed: int) -> None:
 
 
 def test_exit_codes_are_those_of_a_shell() -> None:
+    signals.forget()  # what other tests have written
     assert {number: (signals.exit_code(number), f"tinyq: {signals.sentence(number)}") for number in ENDS} == ENDS

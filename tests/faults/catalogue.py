@@ -1,0 +1,18 @@
+"""All faults, in the order of the table; and the pairs of a fault and a scenario."""
+
+from __future__ import annotations
+
+from tests.faults import at_moments, at_steps, environment, on_paths
+from tests.faults.fault import Fault
+
+FAULTS: tuple[Fault, ...] = (
+    *environment.faults(),
+    *at_steps.faults(),
+    *at_moments.faults(),
+    *on_paths.faults(),
+)
+
+
+def fault_named(name: str) -> Fault:
+    """The fault; KeyError where there is none."""
+    return {fault.name: fault for fault in FAULTS}[name]

@@ -1,0 +1,193 @@
+"""Running a command as a user does, in a process of its own, with whatever disturbs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from tests.faults.place import Place
+from tests.faults.shim import Shim, ShimState
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 180.0
+"""Seconds after which a command counts as hung."""
+GRACE = 3.0
+"""Seconds in which processes that a command started must be gone after its end."""
+_LIMITED = """
+import os, resource, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is different about a run."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    wrapper: tuple[str, ...] = ()
+    """A command that runs the rest of its arguments."""
+    file_limit: int | None = None
+    """The longest file that the process may write, in bytes (RLIMIT_FSIZE)."""
+    shim: Shim | None = None
+    number: int = 0
+    """A signal that is sent after `seconds` from when the command can handle it."""
+    seconds: float = 0.0
+    stdout: str = ""
+    """Where stdout goes: a path, or "closed"; to a pipe by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What a run left outside of its files."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    """From when the command could handle signals."""
+    hung: bool = False
+    survivors: int = 0
+    """Processes that it started and that are still there."""
+    reached: bool = True
+    """Whether the fault came to pass."""
+    where: str = ""
+    """The file operation at which it did."""
+    steps: Sequence[tuple[int, str]] = ()
+    """Kind and path of every file operation, where the shim only counted."""
+
+
+class Running:
+    """A command that runs."""
+
+    def __init__(self, place: Place, arguments: list[str], setting: Setting, number: int = 0) -> None:
+        """Start it; `number` tells several in one place apart."""
+        self.setting, self.place = setting, place
+        command = [*place.program, *arguments]
+        if setting.file_limit is not None:
+            command = [sys.executable, "-c", _LIMITED, str(setting.file_limit), *command]
+        environment = {
+            "PATH": os.environ.get("PATH", ""),
+            "LANG": "C.UTF-8",
+            "HOME": str(place.folder / "home"),
+            "TMPDIR": str(place.folder / "tmp"),
+            "PYTHONPATH": str(ROOT),
+            # A limit on files would leave truncated modules in the caches of everything installed.
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HF_HUB_OFFLINE": "1",
+            **setting.environment,
+        }
+        self.state: ShimState | None = None
+        if setting.shim:
+            self.state = ShimState(beside(place, f"shim-{number}"))
+            environment |= setting.shim.environment(self.state)
+        stdout: int | BinaryIO = subprocess.PIPE
+        if setting.stdout not in ("", "closed"):
+            stdout = open(setting.stdout, "wb")  # noqa: SIM115
+        wrapper = ("sh", "-c", 'exec "$@" >&-', "sh") if setting.stdout == "closed" else ()
+        self.process = subprocess.Popen(
+            [*setting.wrapper, *wrapper, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            cwd=place.folder / "home",
+            env=environment,
+            start_new_session=True,
+        )
+        if not isinstance(stdout, int):
+            stdout.close()
+
+    def finish(self) -> Ended:
+        """Disturb it as the setting says, wait for its end, and look what it left."""
+        hung = False
+        wait_until(self._handles_signals)
+        begun = time.monotonic()
+        if self.setting.number:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(self.setting.seconds)
+            reached = self.process.poll() is None
+            if reached:
+                self.process.send_signal(self.setting.number)
+        else:
+            reached = True
+        try:
+            out, err = self.process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            hung = True
+            os.killpg(self.process.pid, signal.SIGKILL)
+            out, err = self.process.communicate()
+        seconds = time.monotonic() - begun
+        wait_until(lambda: not self.survivors(), GRACE)
+        survivors = self.survivors()
+        if survivors:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        where, steps = "", []
+        if self.state:
+            reached, where = self.state.read()
+            steps = self.state.steps()
+        return Ended(
+            code=self.process.returncode,
+            out=(out or b"").decode("utf-8", "replace"),
+            err=(err or b"").decode("utf-8", "replace"),
+            seconds=seconds,
+            hung=hung,
+            survivors=survivors,
+            reached=reached,
+            where=where.replace(f"{self.place.folder}/", ""),
+            steps=[(kind, path.removeprefix(f"{self.place.folder}/")) for kind, path in steps],
+        )
+
+    def survivors(self) -> int:
+        """How many processes of its session there are, itself left aside."""
+        found = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                state, _, _, session = stat.read_text("utf-8", "replace").rpartition(")")[2].split()[:4]
+                pid = int(stat.parent.name)
+                found += int(session) == self.process.pid and pid != self.process.pid and state not in "ZX"
+        return found
+
+    def stopped(self) -> bool:
+        """Whether it was stopped (SIGSTOP), or has ended."""
+        try:
+            text = Path(f"/proc/{self.process.pid}/stat").read_text("utf-8", "replace")
+        except OSError:
+            return True
+        return text.rpartition(")")[2].split()[0] in "TtZX"
+
+    def _handles_signals(self) -> bool:
+        """Whether tinyq's own handler of SIGTERM is there, or the process has ended."""
+        if self.process.poll() is not None:
+            return True
+        try:
+            text = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return True
+        caught = next(int(line.split()[1], 16) for line in text.splitlines() if line.startswith("SigCgt"))
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def beside(place: Place, name: str) -> Path:
+    """A file of the engine's own, outside of the place so that it is no step of the command's."""
+    return place.folder.with_name(f"{place.folder.name}.{name}")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait for a condition, `seconds` at most."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def run(place: Place, arguments: list[str], setting: Setting | None = None) -> Ended:
+    """Run a command to its end."""
+    return Running(place, arguments, setting or Setting()).finish()

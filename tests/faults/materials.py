@@ -1,0 +1,90 @@
+"""The inputs of the scenarios: tiny, made once a run by the library, and copied for each try."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from gguf_tools import convert, operate, quantize
+from gguf_tools.families.registry import family_named
+from gguf_tools.formats.gguf.imatrix import write_imatrix
+from quant.imatrix import ImportanceMatrix, Statistics
+
+PROMPTS = "The cat and the other\nin the end\n"
+TEXT = "Then the cat went on and on, and the end was near. " * 12
+HIDDEN = 64
+
+
+class Materials:
+    """Inputs by name, each made when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Inputs are kept in `folder`, which must be empty or of an earlier call."""
+        self.folder = folder
+        self._lock = threading.RLock()
+
+    def path(self, name: str) -> Path:
+        """The input called `name`, a file or a folder, which must not be changed; KeyError where none is called so."""
+        with self._lock:
+            path = self.folder / name
+            if not path.exists():
+                MAKERS[name](self, path)
+            return path
+
+
+def _checkpoint(seed: int) -> Callable[[Materials, Path], None]:
+    def make(_: Materials, path: Path) -> None:
+        write = family_named("qwen3").tiny
+        if write is None:
+            raise ValueError("qwen3 makes no tiny checkpoint")
+        write(path, "plain", seed)
+
+    return make
+
+
+def _f32(made: Materials, path: Path) -> None:
+    convert(made.path("checkpoint"), path, type="f32")
+
+
+def _small(made: Materials, path: Path) -> None:
+    quantize(made.path("f32.gguf"), path, "q8_0")
+
+
+def _changed(made: Materials, path: Path) -> None:
+    """A GGUF that was changed in place, with the record that takes it back beside it."""
+    path.write_bytes(made.path("f32.gguf").read_bytes())
+    operate(path, None, "swap(0:1)", in_place=True)
+
+
+def _matrix(_: Materials, path: Path) -> None:
+    entry = Statistics(np.ones((1, HIDDEN), np.float32), np.ones(1, np.float32))
+    entries = {f"blk.{n}.attn_q.weight": entry for n in range(3)}
+    write_imatrix(ImportanceMatrix(entries=entries, datasets=(), chunks=1, chunk_size=1, name="m"), path)
+
+
+def _written(text: str) -> Callable[[Materials, Path], None]:
+    def make(_: Materials, path: Path) -> None:
+        path.write_text(text, "utf-8")
+
+    return make
+
+
+MAKERS: dict[str, Callable[[Materials, Path], None]] = {
+    "checkpoint": _checkpoint(1),
+    "f32.gguf": _f32,
+    "small.gguf": _small,
+    "changed.gguf": _changed,
+    "matrix.gguf": _matrix,
+    "recipe.toml": _written('steps = ["swap(0:1)", "scale(2@0.5)"]\n'),
+    "text.txt": _written(TEXT),
+    "prompts.txt": _written(PROMPTS),
+}
+"""Name → what makes the input at a path."""
+
+
+def companions(path: Path) -> list[Path]:
+    """What lies beside an input and belongs to it: the undo records of a file."""
+    return sorted(path.parent.glob(f".{path.name}.*"))

@@ -1,0 +1,115 @@
+"""The folder that a command runs in, and what is found in it before and after."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import stat
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.faults.materials import Materials, companions
+from tests.faults.scenario import Scenario
+
+TINYQ = (sys.executable, "-m", "gguf_tools")
+Entry = tuple[str, ...]
+"""What lies under a name: its kind, and the digest, target or number that tells it from another; with files below it, theirs."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """`in` holds inputs, `out` outputs, `tmp` is TMPDIR, `home` is HOME and where the command starts."""
+
+    folder: Path
+    program: tuple[str, ...] = TINYQ
+
+    @classmethod
+    def made(cls, folder: Path, scenario: Scenario, materials: Materials, program: tuple[str, ...] = TINYQ) -> Place:
+        """A place with the scenario's inputs."""
+        for name in ("in", "out", "tmp", "home"):
+            (folder / name).mkdir(parents=True)
+        for name in scenario.inputs:
+            source = materials.path(name)
+            for path in (source, *companions(source)):
+                copy(path, folder / "in" / path.name)
+        return cls(folder, program)
+
+    @property
+    def inputs(self) -> Path:
+        """Where inputs lie."""
+        return self.folder / "in"
+
+    @property
+    def outputs(self) -> Path:
+        """Where outputs go."""
+        return self.folder / "out"
+
+    def arguments(self, line: str, instead: Mapping[str, Path] = {}, *, force: bool = False) -> list[str]:
+        """The arguments of a scenario's line; `instead` gives other paths for outputs by name."""
+        for name, path in instead.items():
+            line = line.replace(f"{{out}}/{name}", shlex.quote(str(path)))
+        line = line.replace("{in}", str(self.inputs)).replace("{out}", str(self.outputs))
+        return [*shlex.split(line), *(["--force"] if force else [])]
+
+    def remove(self) -> None:
+        """Remove all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.folder.parent.glob(f"{self.folder.name}.*"):
+            path.unlink()
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or a folder."""
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The entries of a place by their path in it (`out/model.gguf`), folders below `in` and `out` as one entry each."""
+
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, place: Place, scenario: Scenario) -> Snapshot:
+        """What is there now. Of files that vary only the form counts; the place's own path in a file does not."""
+        paths = [path for top in ("in", "out", "tmp", "home") for path in sorted((place.folder / top).iterdir())]
+        containers = [path for path in paths if path.parent == place.outputs and path.name in scenario.containers]
+        for container in [path for path in containers if path.is_dir() and not path.is_symlink()]:
+            paths.remove(container)
+            paths += sorted(container.iterdir())
+        own = str(place.folder).encode()
+        return cls({str(path.relative_to(place.folder)): _entry(path, own, scenario.varies) for path in paths})
+
+
+def _entry(path: Path, own: bytes, varies: Collection[str]) -> Entry:
+    """Kind and contents of a file, a link, a device or a folder with all below it."""
+    state = os.lstat(path)
+    if stat.S_ISLNK(state.st_mode):
+        return ("link", os.readlink(path))
+    if stat.S_ISDIR(state.st_mode):
+        below = (f"{other.name}={_entry(other, own, varies)}" for other in sorted(path.iterdir()))
+        return ("folder", *below)
+    if not stat.S_ISREG(state.st_mode):
+        return ("device", str(state.st_rdev), str(stat.S_IFMT(state.st_mode)))
+    data = path.read_bytes().replace(own, b"{work}")
+    if path.name in varies:
+        with contextlib.suppress(ValueError):
+            return ("file", str(_form(json.loads(data))))
+    return ("file", str(len(data)), hashlib.sha256(data).hexdigest())
+
+
+def _form(value: Any) -> Any:
+    """A JSON value with every number and text replaced by its type."""
+    if isinstance(value, dict):
+        return {key: _form(item) for key, item in value.items()}
+    return [_form(item) for item in value] if isinstance(value, list) else type(value).__name__

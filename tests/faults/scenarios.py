@@ -1,0 +1,88 @@
+"""The command lines that the matrix runs. A new command has a line here before its tests pass."""
+
+from __future__ import annotations
+
+from tests.faults.scenario import Scenario
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Scenario(
+        command="convert",
+        line="convert {in}/checkpoint {out}/model.gguf --type q8_0 --json {out}/report.json",
+        llama="run",
+    ),
+    Scenario(
+        command="surgery",
+        variant="GGUF",
+        line="surgery {in}/f32.gguf {out}/model.gguf --recipe {in}/recipe.toml --save-recipe {out}/saved.toml "
+        "--json {out}/report.json",
+    ),
+    Scenario(
+        command="surgery",
+        variant="folder",
+        line="surgery {in}/checkpoint {out}/folder --swap 0:1 --save-recipe {out}/saved.toml --json {out}/report.json",
+    ),
+    Scenario(
+        command="surgery",
+        variant="in place",
+        line="surgery {in}/f32.gguf --in-place --swap 0:2 --json {out}/report.json",
+        changes=("f32.gguf",),
+        recovery="surgery {in}/f32.gguf --in-place",
+    ),
+    Scenario(
+        command="surgery",
+        variant="undo",
+        line="surgery {in}/changed.gguf --undo --json {out}/report.json",
+        changes=("changed.gguf",),
+        recovery="surgery {in}/changed.gguf --in-place",
+    ),
+    Scenario(
+        command="quantize",
+        line="quantize {in}/f32.gguf {out}/model.gguf q4_k_m --imatrix {in}/matrix.gguf --json {out}/report.json",
+        llama="encode",
+    ),
+    Scenario(
+        command="quantize",
+        variant="split",
+        line="quantize {in}/f32.gguf {out}/model.gguf q8_0 --split-max-size 60K --json {out}/report.json",
+        llama="encode",
+    ),
+    Scenario(
+        command="imatrix",
+        line="imatrix {in}/f32.gguf {in}/text.txt -o {out}/matrix.gguf --json {out}/report.json",
+        llama="run",
+    ),
+    Scenario(
+        command="imatrix",
+        variant="merge",
+        line="imatrix --merge {in}/matrix.gguf -o {out}/matrix.gguf --json {out}/report.json",
+    ),
+    Scenario(
+        command="eval",
+        line="eval {in}/small.gguf --reference {in}/checkpoint --oracle none --no-speed --prompts {in}/prompts.txt --tokens 2 "
+        "--json {out}/report.json --csv {out}/table.csv --markdown {out}/table.md",
+        llama="run",
+        cost="slow",
+    ),
+    Scenario(
+        command="verify",
+        line="verify {in}/small.gguf --source {in}/checkpoint --json {out}/report.json",
+        llama="encode",
+    ),
+    Scenario(
+        command="card",
+        line="card {in}/checkpoint {in}/small.gguf --suite none --out {out}/README.md --modelfile --json {out}/report.json",
+        llama="run",
+        cost="slow",
+    ),
+    Scenario(command="inspect", variant="folder", line="inspect {in}/checkpoint --json {out}/report.json"),
+    Scenario(command="inspect", variant="GGUF", line="inspect {in}/f32.gguf --json {out}/report.json"),
+    Scenario(
+        command="demo",
+        line="demo --out {out}/files --json {out}/report.json",
+        llama="run",
+        containers=("files",),
+        progress=("converting ", "evaluating"),
+        varies=("report.json", "stdout"),
+        cost="long",
+    ),
+)
