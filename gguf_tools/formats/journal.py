@@ -20,6 +20,7 @@ from pathlib import Path
 from gguf_tools import signals
 from gguf_tools.errors import CheckpointError, InputError, OutputError
 from gguf_tools.formats.commit import sync
+from gguf_tools.formats.temporary import create_file, remove_leftovers, temporaries
 from gguf_tools.formats.text_file import Kind, load_json, read_bytes
 
 
@@ -87,7 +88,9 @@ def recover(path: Path) -> Record | None:
 
     Raises InputError if the journal is damaged or belongs to another file, or the file is a symbolic link.
     """
-    if not path.name or not os.path.lexists(journal_path(path)):
+    if not path.name or not path.parent.is_dir():
+        return None
+    if not os.path.lexists(journal_path(path)) and not temporaries(journal_path(path)):
         return None
     with _locked(path) as file, signals.held():
         return _finish(path, file)
@@ -141,20 +144,18 @@ def _begin(path: Path, file: int, record: Record) -> None:
     for patch in record.patches:
         if os.pread(file, len(patch.old), patch.offset) != patch.old:
             raise InputError(f"{path}: has changed since it was read; run the command again")
-    temporary = journal_path(path).with_suffix(".tmp")
-    target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        data = memoryview(record.packed())
-        while data:
-            data = data[os.write(target, data) :]
-        os.fsync(target)
-        os.replace(temporary, journal_path(path))
-    except BaseException:
-        # Such as a full disk; the file itself is still unchanged.
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(target)
+    with create_file(journal_path(path)) as stream:
+        temporary = Path(os.fsdecode(stream.name))
+        try:
+            data = memoryview(record.packed())
+            while data:
+                data = data[os.write(stream.fileno(), data) :]
+            os.fsync(stream.fileno())
+            os.replace(temporary, journal_path(path))
+        except BaseException:
+            # Such as a full disk: nothing has begun.
+            temporary.unlink(missing_ok=True)
+            raise
     sync(path.parent)
     _finish(path, file)
 
@@ -165,7 +166,7 @@ def _finish(path: Path, file: int) -> Record | None:
     Raises InputError if the journal does not fit the file.
     """
     journal = journal_path(path)
-    journal.with_suffix(".tmp").unlink(missing_ok=True)
+    remove_leftovers(journal)
     if not os.path.lexists(journal):
         return None
     record = _read(journal)

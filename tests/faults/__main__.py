@@ -8,9 +8,9 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from gguf_tools.cli import COMMANDS
 from tests.faults.bench import Bench
 from tests.faults.catalogue import FAULTS
 from tests.faults.matrix import MOST, Cell, run_all
@@ -24,10 +24,20 @@ def arguments() -> argparse.Namespace:
     names = ", ".join(fault.name for fault in FAULTS)
     parser.add_argument("--fault", action="append", metavar="NAME", help=f"only this fault; repeatable: {names}")
     parser.add_argument("--scenario", action="append", metavar="NAME", help="only this command, or one way to run it")
+    parser.add_argument(
+        "--without", action="append", metavar="NAME", help="not this command, or not this way to run it"
+    )
     parser.add_argument("--most", type=int, default=MOST, help="tries of a kind for each pair (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="tries at a time (default: all cores)")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}; what was not run keeps its counts")
     return parser.parse_args()
+
+
+def write_page(cells: Sequence[Cell]) -> None:
+    """Write the page; what was not run keeps the counts that it had there."""
+    old = parsed(PAGE.read_text("utf-8")) if PAGE.exists() else {}
+    commands = list(dict.fromkeys(one.command for one in SCENARIOS))
+    PAGE.write_text(page({**old, **counted(cells)}, commands), "utf-8")
 
 
 def main() -> int:
@@ -36,7 +46,12 @@ def main() -> int:
     # A shell may start its background jobs with SIGINT ignored, which the commands would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faults = [fault for fault in FAULTS if not options.fault or fault.name in options.fault]
-    scenarios = [one for one in SCENARIOS if not options.scenario or {one.name, one.command} & set(options.scenario)]
+    scenarios = [
+        one
+        for one in SCENARIOS
+        if (not options.scenario or {one.name, one.command} & set(options.scenario))
+        and not {one.name, one.command} & set(options.without or ())
+    ]
     if not faults or not scenarios:
         raise SystemExit("no such fault or scenario; see --help and tests/faults/scenarios.py")
     for fault in faults:
@@ -44,17 +59,16 @@ def main() -> int:
             print(f"{fault.name}: cannot be tried here: {fault.why_not()}", flush=True)
     begun = time.monotonic()
     cells: list[Cell] = []
-    with tempfile.TemporaryDirectory(prefix="tinyq-faults-") as folder:
-        for cell in run_all(Bench(Path(folder)), faults, scenarios, options.most, options.jobs):
-            cells.append(cell)
-            print(f"{time.monotonic() - begun:6.0f} s  {cell}", flush=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tinyq-faults-") as folder:
+            for cell in run_all(Bench(Path(folder)), faults, scenarios, options.most, options.jobs):
+                cells.append(cell)
+                print(f"{time.monotonic() - begun:6.0f} s  {cell}", flush=True)
+    finally:
+        if options.write:
+            write_page(cells)
     lost = sum(len(cell.lost) for cell in cells)
     print(f"{sum(cell.tried for cell in cells)} tries in {time.monotonic() - begun:.0f} s, {lost} lost")
-    if options.write:
-        old = parsed(PAGE.read_text("utf-8")) if PAGE.exists() else {}
-        counts = {**old, **counted(cells)}
-        order = [name for name in dict.fromkeys(one.command for one in SCENARIOS) if name.split()[0] in COMMANDS]
-        PAGE.write_text(page(counts, order), "utf-8")
     return 1 if lost else 0
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from tests.faults import shim
 from tests.faults.at_steps import shimmed
-from tests.faults.bench import Bench, Try
+from tests.faults.bench import NEITHER, Bench, Try
 from tests.faults.child import Ended, Running, Setting, wait_until
 from tests.faults.fault import Fault, some
 from tests.faults.place import Place
@@ -20,9 +20,6 @@ from tests.faults.shim import CHANGE, ROOM
 
 LONGEST = 15.0
 """Seconds after which a process that was stopped goes on in any case."""
-
-NEITHER = -1000
-"""Stands for an exit code where none of two runs ended well."""
 
 
 class AtMoment(Fault):

@@ -17,7 +17,7 @@ from tests.faults.place import Place
 from tests.faults.shim import Shim, ShimState
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 180.0
+LIMIT = 600.0
 """Seconds after which a command counts as hung."""
 GRACE = 3.0
 """Seconds in which processes that a command started must be gone after its end."""

@@ -27,8 +27,8 @@ class Scenario:
     """What needs llama.cpp in it, in a word that the error names; empty where the command works without llama-cpp-python."""
     changes: tuple[str, ...] = ()
     """Inputs that it may change, such as a file that is changed in place."""
-    recovery: str = ""
-    """The command line that completes or undoes what a kill interrupted; by default the same again with --force."""
+    recovery: tuple[str, ...] = ()
+    """The lines that complete or undo what a kill interrupted, and then use it; by default the same again with --force."""
     containers: tuple[str, ...] = ()
     """Outputs that are folders of several outputs, each of which is complete by itself; the folder may be there already."""
     progress: tuple[str, ...] = ()

@@ -26,14 +26,14 @@ SCENARIOS: tuple[Scenario, ...] = (
         variant="in place",
         line="surgery {in}/f32.gguf --in-place --swap 0:2 --json {out}/report.json",
         changes=("f32.gguf",),
-        recovery="surgery {in}/f32.gguf --in-place",
+        recovery=("surgery {in}/f32.gguf --in-place", "inspect {in}/f32.gguf --json {out}/report.json --force"),
     ),
     Scenario(
         command="surgery",
         variant="undo",
         line="surgery {in}/changed.gguf --undo --json {out}/report.json",
         changes=("changed.gguf",),
-        recovery="surgery {in}/changed.gguf --in-place",
+        recovery=("surgery {in}/changed.gguf --in-place", "inspect {in}/changed.gguf --json {out}/report.json --force"),
     ),
     Scenario(
         command="quantize",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from gguf_tools.formats.gguf.header import ValueType, array, read_header, string
 from gguf_tools.formats.gguf.keys import RESERVE
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.formats.journal import journal_path, recover, undo, undo_paths
+from gguf_tools.formats.temporary import random_path
 from surgery.gguf.in_place import apply_in_place, plan_in_place
 from surgery.gguf.layers import open_layered
 from surgery.gguf.rewrite import plan_gguf
@@ -272,18 +275,32 @@ def test_in_place_goes_on_from_an_interrupted_change(twelve: Path, torn: Path, t
     assert raw_tensors(torn) == raw_tensors(operated(twelve, tmp_path / "other.gguf", "reverse(0..11) + swap(0:1)"))
 
 
-def test_an_interrupted_undo_is_completed_and_no_more_is_undone(file: Path) -> None:
+def test_an_interrupted_undo_is_completed_and_no_more_is_undone(file: Path, tmp_path: Path) -> None:
     in_place(file, "swap(2:3)")
     between = file.read_bytes()
     in_place(file, "swap(1:10)")
-    new = file.read_bytes()
+    new, origin = file.read_bytes(), file.parent
     for moment in range(1, 200):
-        assert _killed_at(lambda: undo(file), moment)
+        file = shutil.copytree(origin, tmp_path.with_name(f"{tmp_path.name}-{moment}")) / file.name
+        assert _killed_at(partial(undo, file), moment)
         if journal_path(file).exists() and file.read_bytes() != new:
             break
     assert run(["surgery", str(file), "--undo", "-q"]) == 0
     assert file.read_bytes() == between
     assert len(undo_paths(file)) == 1
+
+
+def test_what_a_kill_leaves_of_a_journal_is_removed_by_in_place_alone(file: Path, twelve: Path) -> None:
+    left = random_path(journal_path(file))
+    left.write_bytes(b"half a journal")
+    stranger = file.with_name(f".{file.name}.tmp")
+    stranger.write_bytes(b"of another program")
+    assert recover(file) is None
+    assert not left.exists()
+    in_place(file, "swap(1:10)")
+    undo(file)
+    assert stranger.read_bytes() == b"of another program"
+    assert file.read_bytes() == twelve.read_bytes()
 
 
 def test_only_a_regular_file_under_its_own_name_is_changed(file: Path, torn: Path, tmp_path: Path) -> None:
