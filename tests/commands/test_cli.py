@@ -147,7 +147,7 @@ def test_the_end_of_a_file_is_no_interrupt(tinyq: Tinyq, monkeypatch: pytest.Mon
     monkeypatch.setattr("gguf_tools.inspect", fail)
     ran = tinyq("inspect", "a")
     assert ran.code == cli.FAULT
-    assert "a fault of tinyq's own, EOFError" in ran.err
+    assert "internal error of tinyq: EOFError" in ran.err
 
 
 def test_too_little_memory_is_no_fault_of_ours(tinyq: Tinyq, monkeypatch: pytest.MonkeyPatch) -> None:
