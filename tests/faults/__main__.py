@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -68,7 +69,9 @@ def main() -> int:
         if options.write:
             write_page(cells)
     lost = sum(len(cell.lost) for cell in cells)
-    print(f"{sum(cell.tried for cell in cells)} tries in {time.monotonic() - begun:.0f} s, {lost} lost")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times = f"{time.monotonic() - begun:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of processor time"
+    print(f"{sum(cell.tried for cell in cells)} tries in {times}; {lost} lost")
     return 1 if lost else 0
 
 

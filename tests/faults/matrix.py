@@ -10,7 +10,7 @@ from tests.faults.bench import Bench, Verdict
 from tests.faults.fault import Fault
 from tests.faults.scenario import Scenario
 
-MOST = 12
+MOST = 6
 """Tries of a kind in each pair, in the whole run."""
 
 
