@@ -56,8 +56,13 @@ class held:  # noqa: N801
 
 
 def wrote(path: str | os.PathLike[str]) -> None:
-    """Note that an output has its name, so that a command which ends before its end does not say that nothing was left."""
+    """Record that an output has its name, so that a command that is interrupted later does not say that there is none."""
     _State.written[os.fspath(path)] = None
+
+
+def withdrew(path: str | os.PathLike[str]) -> None:
+    """Record that an output is gone again, or as it was before."""
+    _State.written.pop(os.fspath(path), None)
 
 
 def forget() -> None:

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from gguf_tools import signals
 from gguf_tools.api.options import Donors, at_least, counted, optional_path, recipe_of
 from gguf_tools.api.results.surgery import OperateResult, SurgeryPlan
 from gguf_tools.errors import InputError
@@ -80,8 +81,8 @@ def operate(
     if not dry_run:
         folders = ["OUT"] if not _is_gguf(source) else []
         check_outputs(outputs, [*read, *recipe_file], force=force, folders=folders)
-    watch = Watch.over(read)
     completed = _completed(source) if in_place and not dry_run else None
+    watch = Watch.over(read)
     if completed and not parsed:
         return OperateResult(source=source, in_place=True, completed=completed)
     if not parsed:
@@ -164,12 +165,15 @@ def _written(
         )
     if out is None:
         planned = plan_in_place(plan)
+        check()
         apply_in_place(planned)
         if proof and planned.patches:
             try:
                 proof(plan.file.header.path)
             except BaseException:
-                journal.undo(plan.file.header.path)
+                with signals.held():
+                    journal.undo(plan.file.header.path)
+                    signals.withdrew(plan.file.header.path)
                 raise
         return sum(len(patch.new) for patch in planned.patches)
     advance = counted(progress, "writing", plan.entries[1])

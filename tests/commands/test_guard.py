@@ -21,6 +21,7 @@ from gguf_tools.errors import CheckpointError, OutputError
 from gguf_tools.formats.gguf.imatrix import write_imatrix
 from gguf_tools.verification.run import verify
 from quant.imatrix import ImportanceMatrix, Statistics
+from surgery.gguf.in_place import plan_in_place
 from tests.conftest import Ran
 
 Tinyq = Callable[..., Ran]
@@ -227,6 +228,19 @@ def test_a_gguf_that_changes_while_it_is_read(place: Place) -> None:
     with pytest.raises(CheckpointError, match="changed while it was read"):
         verify(place.file, place.source, progress=Touching(place.file))
     assert list(place.out.iterdir()) == []
+
+
+def test_a_gguf_that_changes_before_it_is_changed_in_place(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def touched(*args: Any) -> Any:
+        Touching(place.file)()
+        return plan_in_place(*args)
+
+    before = place.file.read_bytes()
+    monkeypatch.setattr("gguf_tools.api.operate.plan_in_place", touched)
+    with pytest.raises(CheckpointError, match=r"in\.gguf: changed while it was read"):
+        operate(place.file, recipe="swap(0:1)", in_place=True, prove=False)
+    assert place.file.read_bytes() == before
+    assert list(place.folder.glob(".in.gguf*")) == []
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

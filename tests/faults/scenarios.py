@@ -14,7 +14,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         command="surgery",
         variant="GGUF",
         line="surgery {in}/f32.gguf {out}/model.gguf --recipe {in}/recipe.toml --save-recipe {out}/saved.toml "
-        "--json {out}/report.json",
+        "--no-prove --json {out}/report.json",
     ),
     Scenario(
         command="surgery",
@@ -24,7 +24,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         command="surgery",
         variant="in place",
-        line="surgery {in}/f32.gguf --in-place --swap 0:2 --json {out}/report.json",
+        line="surgery {in}/f32.gguf --in-place --swap 0:2 --prove --json {out}/report.json",
+        llama="run",
         changes=("f32.gguf",),
         recovery=("surgery {in}/f32.gguf --in-place", "inspect {in}/f32.gguf --json {out}/report.json --force"),
     ),

@@ -23,6 +23,7 @@ from gguf_tools.formats.journal import journal_path, recover, undo, undo_paths
 from gguf_tools.formats.temporary import random_path
 from surgery.gguf.in_place import apply_in_place, plan_in_place
 from surgery.gguf.layers import open_layered
+from surgery.gguf.proof import SurgeryProof
 from surgery.gguf.rewrite import plan_gguf
 from surgery.recipe import parse_text
 from tests.oracle import convert, llama, nmse
@@ -288,6 +289,20 @@ def test_an_interrupted_undo_is_completed_and_no_more_is_undone(file: Path, tmp_
     assert run(["surgery", str(file), "--undo", "-q"]) == 0
     assert file.read_bytes() == between
     assert len(undo_paths(file)) == 1
+
+
+def test_an_interrupted_proof_undoes_the_change_and_says_so(
+    file: Path, twelve: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        assert file.read_bytes() != twelve.read_bytes()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SurgeryProof, "__call__", interrupted)
+    assert run(["surgery", str(file), "--in-place", "--swap", "1:10"]) == 130
+    assert capsys.readouterr().err.strip() == "tinyq: interrupted; no output was left behind"
+    assert file.read_bytes() == twelve.read_bytes()
+    assert undo_paths(file) == []
 
 
 def test_what_a_kill_leaves_of_a_journal_is_removed_by_in_place_alone(file: Path, twelve: Path) -> None:
