@@ -84,6 +84,17 @@ def test_an_implied_pattern_follows(tmp_path: Path) -> None:
     assert nmse(logits(got), logits(want)) == 0.0
 
 
+def test_a_pattern_shorter_than_the_layers_is_written_out(tmp_path: Path) -> None:
+    """llama.cpp takes the entries that lack for layers without a window."""
+    made = tiny.gemma3(4, pattern=[True, True, False, False])
+    key = "gemma3.attention.sliding_window_pattern"
+    short = {key: array(ValueType.BOOL, [True, True, False])}
+    base = with_metadata(made.write(tmp_path / "whole.gguf"), tmp_path / "base.gguf", short)
+    got = operated(base, tmp_path / "got.gguf", "swap(0:3)")
+    assert read_header(got).get(key) == (False, True, False, True)
+    assert nmse(logits(got), logits(made.write(tmp_path / "want.gguf", swapped(4, 0, 3)))) == 0.0
+
+
 def test_windows_take_rope_with_them(tmp_path: Path) -> None:
     """Cohere 2 rotates in the layers with a window only, so that the array of windows says both."""
     made = tiny.cohere2(6)
