@@ -14,6 +14,7 @@ from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.text_file import Kind, read_text
 
 _PLAIN = frozenset(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "map", "seq"))
+LARGE = 1 << 64
 MOST_CHARACTERS = 1 << 20
 """The YAML parser takes about a second for 100,000 characters; configs have a few thousand."""
 
@@ -26,17 +27,18 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path, Kind.CONFIG)
     if len(text) > MOST_CHARACTERS:
         raise CheckpointError(f"{path}: has {len(text):,} characters, {MOST_CHARACTERS:,} at most expected in a config")
-    loader = yaml.SafeLoader(text)
     try:
-        root = loader.get_single_node()
-        value = _value(loader, root, path, set()) if root else None
+        loader = yaml.SafeLoader(text)
+        try:
+            root = loader.get_single_node()
+            value = _value(loader, root, path, set()) if root else None
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(getattr(error, "problem", None) or error).split())[:120]
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         raise CheckpointError(f"{path}: not valid YAML ({where}{reason}); mend or download it again") from error
-    finally:
-        loader.dispose()
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a YAML {type(value).__name__}, a mapping expected")
     return value
@@ -52,4 +54,9 @@ def _value(loader: yaml.SafeLoader, node: Any, path: Path, seen: set[int]) -> An
         return {str(_value(loader, key, path, seen)): _value(loader, value, path, seen) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, path, seen) for item in node.value]
-    return loader.construct_object(node)
+    value = loader.construct_object(node)
+    if isinstance(value, int) and abs(value) >= LARGE:
+        raise CheckpointError(
+            f"{path}: line {node.start_mark.line + 1} has a number of more than 64 bits; no setting has that"
+        )
+    return value

@@ -46,6 +46,8 @@ CONFIG_KEYS = ("model_args", "cfg", "config", "model_config")
 """Keys of the config, in order of precedence; `model_args` first, because nanoGPT and llama2.c keep training settings in
 `config`."""
 MOST_DEPTH = 4
+MOST_VALUES, DEEPEST, LARGE = 100_000, 8, 1 << 64
+"""Of a pickled config: the number of values, the levels of lists and dicts, and the integers that are larger than any setting."""
 EXTRA_STATE = "_extra_state"
 """Last component of the name of what `nn.Module.get_extra_state` returns (TransformerEngine): module settings, not weights."""
 ADVICE = "save the weights alone (torch.save(model.state_dict(), …)), or as safetensors"
@@ -135,7 +137,7 @@ def read_state_dict(path: Path) -> StateDict:
         weights = weights[key]
     if len(weights) > MOST_TENSORS:
         raise CheckpointError(f"{path}: holds {len(weights):,} tensors, {MOST_TENSORS:,} at most expected; {ADVICE}")
-    named = {str(name): value for name, value in weights.items()}
+    named = {_name(path, name): value for name, value in weights.items()}
     longest = max(named, key=len, default="")
     if len(longest) > MOST_NAME:
         raise CheckpointError(
@@ -152,9 +154,40 @@ def read_state_dict(path: Path) -> StateDict:
     if not keys:
         return StateDict(tensors, {}, ())
     stated = next((key for key in CONFIG_KEYS if isinstance(loaded.get(key), Mapping)), None)
-    config = {str(key): value for key, value in loaded[stated].items()} if stated else {}
-    left_out = tuple(str(key) for key in loaded if key not in (keys[0], stated))
+    config = plain_config(path, loaded[stated]) if stated else {}
+    left_out = tuple(_name(path, key) for key in loaded if key not in (keys[0], stated))
     return StateDict(tensors, config, left_out)
+
+
+def _name(path: Path, key: object) -> str:
+    """A key as text. Raises CheckpointError for one that is neither text nor a number of an ordinary size."""
+    if not isinstance(key, str | int) or (isinstance(key, int) and abs(key) >= LARGE):
+        raise CheckpointError(f"{path}: has a {type(key).__name__} as a name, text expected; {ADVICE}")
+    return str(key)
+
+
+def plain_config(path: Path, stated: Mapping[Any, Any]) -> dict[str, Any]:
+    """A pickled config's texts, numbers and truth values, and lists and dicts of these; of any other value its type's name.
+
+    A tensor would fail wherever it is compared with a number; a list may contain itself.
+    Raises CheckpointError if there are more than MOST_VALUES.
+    """
+    left = MOST_VALUES
+
+    def plain(value: object, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise CheckpointError(f"{path}: its config has more than {MOST_VALUES:,} values; {ADVICE}")
+        if value is None or isinstance(value, bool | float | str) or (isinstance(value, int) and abs(value) < LARGE):
+            return value
+        if isinstance(value, list | tuple) and depth < DEEPEST:
+            return [plain(item, depth + 1) for item in value]
+        if isinstance(value, Mapping) and depth < DEEPEST:
+            return {_name(path, key): plain(item, depth + 1) for key, item in value.items()}
+        return f"<{type(value).__name__}>"
+
+    return {_name(path, key): plain(value, 0) for key, value in stated.items()}
 
 
 def _keys_to_weights(path: Path, loaded: Mapping[Any, Any]) -> tuple[Any, ...]:
@@ -169,7 +202,7 @@ def _keys_to_weights(path: Path, loaded: Mapping[Any, Any]) -> tuple[Any, ...]:
         known = [key for key in WEIGHTS_KEYS if isinstance(inner.get(key), Mapping)]
         found = known[:1] or [key for key, value in inner.items() if _only_tensors(value)]
         if len(found) > 1:
-            names = ", ".join(str(key) for key in found[:4])
+            names = ", ".join(_name(path, key) for key in found[:4])
             raise CheckpointError(
                 f"{path}: holds {len(found)} state dicts ({names}), one expected; save the one to convert in a file of its own"
             )

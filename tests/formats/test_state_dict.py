@@ -278,3 +278,46 @@ def test_tied_weights_share_a_record(tmp_path: Path) -> None:
     one = torch.randn(4, 3)
     found = read_state_dict(saved(tmp_path / "w.pt", {"a": one, "b": one, "c": one[1:], "empty": torch.zeros(0)}))
     assert np.array_equal(found.tensors["c"].array(), one[1:].numpy())
+
+
+def test_a_config_of_other_than_plain_values(tmp_path: Path) -> None:
+    """They would fail where a family compares or shows them."""
+    itself: list[Any] = [1]
+    itself.append(itself)
+    config = {
+        "a": torch.ones(3),
+        "b": 1 << 1900,
+        "c": (1, "x", None, 2.5, True),
+        "d": {"e": [torch.bfloat16]},
+        "f": itself,
+        7: b"bytes",
+    }
+    found = read_state_dict(saved(tmp_path / "w.pt", {"model": WEIGHTS, "cfg": config})).config
+    assert {**found, "f": None} == {
+        "a": "<Tensor>",
+        "b": "<int>",
+        "c": [1, "x", None, 2.5, True],
+        "d": {"e": ["<dtype>"]},
+        "f": None,
+        "7": "<bytes>",
+    }
+    assert repr(found["f"]).count("[") == 9
+
+
+def test_a_config_without_end(tmp_path: Path) -> None:
+    """A few references stand for any number of values."""
+    value: list[Any] = [0] * 10
+    for _ in range(7):
+        value = [value] * 10
+    message = refused(saved(tmp_path / "w.pt", {"model": WEIGHTS, "cfg": {"a": value}}))
+    assert "its config has more than 100,000 values" in message
+
+
+@pytest.mark.parametrize("key", [1 << 1900, (1, 2), 2.5])
+def test_names_that_are_not_text(tmp_path: Path, key: object) -> None:
+    for value in (
+        {"a": torch.ones(2), key: torch.ones(2)},
+        {"model": WEIGHTS, "cfg": {key: 1}},
+        {"model": WEIGHTS, key: 1},
+    ):
+        assert f"has a {type(key).__name__} as a name, text expected" in refused(saved(tmp_path / "w.pt", value))

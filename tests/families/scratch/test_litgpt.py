@@ -144,6 +144,8 @@ def test_the_config_of_the_model_before_conversion_is_not_read(made: Made, tmp_p
         ("a: !!python/object:os.system {}\n", "line 1 has the tag"),
         ("a: 2024-01-01\n", "line 1 has the tag tag:yaml.org,2002:timestamp"),
         ("<<: {a: 1}\n", "line 1 has the tag tag:yaml.org,2002:merge"),
+        pytest.param("a: 0x1" + 5000 * "0" + "\n", "line 1 has a number of more than 64 bits", id="long"),
+        ("a: x\x7fy\n", r"not valid YAML \(unacceptable character #x007f"),
         ("- 1\n", "holds a YAML list, a mapping expected"),
         ("", "holds a YAML NoneType"),
         ("a: b\n--- \nc: d\n", "not valid YAML"),
