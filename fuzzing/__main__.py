@@ -31,7 +31,7 @@ def main() -> None:
     chosen = [target_named(name) for name in options.targets] or list(all_targets())
     for target in [] if options.page else chosen:
         if options.keep:
-            inputs.keep(target.name, reached(target, options.folder))
+            inputs.keep(target.name, reached(target.name, options.folder))
             continue
         print(f"{target.name} …", flush=True)
         executions = target.executions if options.executions is None else options.executions

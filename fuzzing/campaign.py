@@ -89,13 +89,9 @@ def findings(name: str, folder: Path) -> list[str]:
     return [*told, *(path.name for path in sorted(place.iterdir()) if path.suffix not in (".txt", ".input"))]
 
 
-def reached(target: Target, folder: Path) -> list[bytes]:
-    """A part of the target's corpus that reaches as much as the whole (libFuzzer's merge)."""
-    place = folder / target.name
-    subprocess.run(
-        [sys.executable, "-m", "fuzzing.worker", module_of(target), target.name, "merge", "1", str(place)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=True,
+def reached(name: str, folder: Path) -> list[bytes]:
+    """The inputs of a target that reached what none did before."""
+    corpus = folder / name / "corpus"
+    return (
+        [path.read_bytes() for path in corpus.iterdir() if not path.name.startswith("seed-")] if corpus.is_dir() else []
     )
-    return [path.read_bytes() for path in (place / "merged").iterdir()]

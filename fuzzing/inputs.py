@@ -36,11 +36,12 @@ def write(path: Path, inputs: Iterable[bytes]) -> None:
 
 
 def keep(name: str, reached: Iterable[bytes]) -> None:
-    """Keep the smallest inputs of a set, of MOST_BYTES in all, as the corpus of a target."""
+    """Keep the smallest inputs of a set, of MOST_BYTES in all, as the corpus of a target; an empty set changes nothing."""
     chosen, left = [], MOST_BYTES
     for data in sorted(set(reached), key=lambda data: (len(data), data)):
         left -= len(data)
         if left < 0:
             break
         chosen.append(data)
-    write(corpus_file(name), chosen)
+    if chosen:
+        write(corpus_file(name), chosen)

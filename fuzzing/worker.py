@@ -2,7 +2,6 @@
 
 atheris mutates, and keeps inputs that reach what none did before. Findings are written to FOLDER/findings and do not end the run,
 a crash of the process does; FOLDER/corpus keeps the inputs, and FOLDER/accepted the number of inputs that were accepted.
-With `merge` in place of RUNS, FOLDER/merged gets a part of the corpus that reaches as much as the whole.
 """
 
 from __future__ import annotations
@@ -82,20 +81,17 @@ def main(module: str, name: str, runs: str, seed: str, folder: Path, seconds: st
     """Run the target."""
     with atheris.instrument_imports(include=list(PACKAGES), enable_loader_override=False):
         target = next(one for one in importlib.import_module(module).TARGETS if one.name == name)
-    corpus, findings, merged = folder / "corpus", folder / "findings", folder / "merged"
-    for place in (corpus, findings, merged):
+    corpus, findings = folder / "corpus", folder / "findings"
+    for place in (corpus, findings):
         place.mkdir(parents=True, exist_ok=True)
     with prepared(target) as ready:
         for number, data in enumerate((*ready.seeds, *inputs.kept(name))):
             (corpus / f"seed-{number:04d}").write_bytes(data)
         reading = Reading(ready, folder)
         most = max(target.longest, *map(len, ready.seeds))
-        options = [f"-seed={seed}", f"-max_len={most}", "-timeout=300", "-rss_limit_mb=0", "-print_final_stats=1"]
-        options += ["-len_control=0", "-reload=0", f"-artifact_prefix={findings}/"]
-        if runs == "merge":
-            options += ["-merge=1", str(merged)]
-        else:
-            options += [f"-runs={runs}", *([f"-max_total_time={seconds}"] if seconds else [])]
+        options = [f"-runs={runs}", f"-seed={seed}", f"-max_len={most}", "-timeout=300", "-rss_limit_mb=0"]
+        options += ["-print_final_stats=1", "-len_control=0", "-reload=0", f"-artifact_prefix={findings}/"]
+        options += [f"-max_total_time={seconds}"] if seconds else []
         with limits():
             reading.replay()
             atheris.Setup([sys.argv[0], *options, str(corpus)], reading.one, custom_mutator=changer(target, ready))

@@ -14,6 +14,7 @@ from gguf_tools.api.options import byte_count, type_options
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 from gguf_tools.evaluation.card.questions import choose, load_completions, load_questions
 from gguf_tools.evaluation.prompts import load_prompts
+from gguf_tools.formats.plain_yaml import read_plain_yaml
 from gguf_tools.sources.beside import front_matter
 from quant.recipes import recipe
 from surgery.algebra import Stack, describe, origins, parted
@@ -175,6 +176,30 @@ def _chosen(path: Path) -> object:
     return choose(str(path), held_out="rest", text=path)
 
 
+YAML = b"""name: Llama-3
+block_size: 8192
+norm_eps: 1.0e-05
+rope_adjustments: null
+bias: false
+rope_indices: [1, 2.5, x]
+hf_config: {name: a, "org": 'b'}
+"""
+YAML_WORDS = [
+    b": ",
+    b"- ",
+    b"!!python/object:os.system",
+    b"&a ",
+    b"*a",
+    b"<<: ",
+    b"{",
+    b"[",
+    b"|\n",
+    b"? ",
+    b"0x",
+    b"0b",
+    b".nan",
+    b"1:2",
+]
 TARGETS = (
     Target(
         name="recipe",
@@ -267,5 +292,13 @@ TARGETS = (
         prepare=_file("c.jsonl", load_completions, COMPLETIONS),
         mutate=ROW,
         executions=300_000,
+    ),
+    Target(
+        name="yaml-config",
+        title="model_config.yaml",
+        prepare=_file("model_config.yaml", lambda path: repr(read_plain_yaml(path)), YAML),
+        words=YAML_WORDS,
+        executions=200_000,
+        longest=1500,
     ),
 )
