@@ -97,7 +97,7 @@ class Arguments:
         """A layer's or an expert's number."""
         if not re.fullmatch(r"\d{1,9}", text.strip()):
             raise self.wrong(f"{text.strip()!r} is not a layer or expert number")
-        return int(text)
+        return int(text.strip())  # int alone takes fewer characters for white space than strip
 
     def pair(self, text: str) -> tuple[int, int]:
         """A:B."""

@@ -145,7 +145,7 @@ class Repeat(Op):
         block, _, times = args.one().partition("x")
         if times and not re.fullmatch(r"\d{1,9}", times.strip()):
             raise args.wrong(f"K is {times.strip()!r}; expected a whole number")
-        count = int(times) if times else 2
+        count = int(times.strip()) if times else 2
         if not 1 <= count <= MAX_TIMES:
             raise args.wrong(f"K is {count}; expected a number from 1 to {MAX_TIMES}")
         return cls(args.span(block.strip()), count)

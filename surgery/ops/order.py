@@ -111,7 +111,7 @@ class Cycle(Op):
         block, at, by = args.one().partition("@")
         if at and not re.fullmatch(r"[+-]?\d{1,9}", by.strip()):
             raise args.wrong(f"K is {by.strip()!r}; expected a whole number")
-        return cls(args.span(block.strip()), int(by) if at else 1)
+        return cls(args.span(block.strip()), int(by.strip()) if at else 1)
 
     def apply(self, stack: Stack) -> Stack:
         check(self, stack, *self.span)

@@ -301,7 +301,7 @@ def test_a_config_of_other_than_plain_values(tmp_path: Path) -> None:
         "f": None,
         "7": "<bytes>",
     }
-    assert repr(found["f"]).count("[") == 9
+    assert repr(found["f"]).count("[") == 8
 
 
 def test_a_config_without_end(tmp_path: Path) -> None:

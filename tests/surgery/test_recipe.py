@@ -102,3 +102,8 @@ def test_a_recipe_after_other_ops_counts_the_layers_at_its_place() -> None:
 def test_an_unknown_name_is_refused_with_those_that_ship() -> None:
     with pytest.raises(InputError, match="one of g023-v1, g023-v2, rys, solar-dus"):
         load_recipe("solar")
+
+
+@pytest.mark.parametrize("text", ["path(0\x1e..1)", "repeat(0..1x\x1f2)", "cycle(0..2@\x1c1)", "swap(\x1d0:\x1e1)"])
+def test_white_space_that_int_does_not_take(text: str) -> None:
+    assert parse_text(str(parse_text(text))) == parse_text(text)
