@@ -19,13 +19,19 @@ def corpus_file(name: str) -> Path:
     return FOLDER / "corpus" / f"{name}.jsonl"
 
 
+def cases(name: str) -> list[bytes]:
+    """The inputs on which a target fell once."""
+    return _read(FOLDER / "cases" / f"{name}.jsonl")
+
+
 def kept(name: str) -> list[bytes]:
     """The corpus of a target and its cases."""
-    places = (corpus_file(name), FOLDER / "cases" / f"{name}.jsonl")
-    return [data for place in places if place.exists() for data in _read(place)]
+    return [*_read(corpus_file(name)), *cases(name)]
 
 
 def _read(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
     return [str(json.loads(line)).encode("latin-1") for line in path.read_text("ascii").splitlines()]
 
 

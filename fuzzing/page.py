@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fuzzing import inputs
 from fuzzing.campaign import findings, runs
 from fuzzing.target import Target
 
@@ -19,10 +20,10 @@ is kept in `fuzzing/cases` where it is small. `tests/fuzzing` replays what is ke
 `make fuzz` runs the campaign and writes this page. "Accepted" inputs were read without an error; where a target goes deep they
 went on through the product: a config through the plan, the lowering and the header of the file; a GGUF through inspection and
 the plans of quantization and surgery; a tokenizer through the vocabulary and the encoding of texts. "CPU" are seconds of
-computing, "edges" branches of tinyq's own code that were reached.
+computing, "edges" branches of tinyq's own code that were reached, "fell once" inputs that were findings and are replayed.
 
-| target | reads | executions | accepted | CPU | edges | open |
-|---|---|--:|--:|--:|--:|--:|
+| target | reads | executions | accepted | CPU | edges | fell once | open |
+|---|---|--:|--:|--:|--:|--:|--:|
 """
 
 
@@ -30,19 +31,12 @@ def page(targets: Sequence[Target], folder: Path, seconds: float, memory: int) -
     """The page, from the figures in the campaign's folder."""
     lines, total, deep, spent, left = [], 0, 0, 0.0, 0
     for target in targets:
-        done = runs(target.name, folder)
-        if not done:
-            continue
-        executions, accepted = sum(run.executions for run in done), sum(run.accepted for run in done)
-        cpu, unsolved = sum(run.seconds for run in done), len(findings(target.name, folder))
-        facts = (
-            f"{executions:,}",
-            f"{accepted:,}",
-            f"{cpu:,.0f}",
-            f"{max(run.edges for run in done):,}",
-            f"{unsolved}",
-        )
-        lines.append(f"| {target.name}{' (deep)' if target.deep else ''} | {target.title} | {' | '.join(facts)} |")
+        done, unsolved = runs(target.name, folder), len(findings(target.name, folder))
+        executions, cpu = sum(run.executions for run in done), sum(run.seconds for run in done)
+        edges, fell = max((run.edges for run in done), default=0), len(inputs.cases(target.name))
+        facts = (executions, sum(run.accepted for run in done), round(cpu), edges, fell, unsolved)
+        name = f"{target.name} (deep)" if target.deep else target.name
+        lines.append(f"| {name} | {target.title} | {' | '.join(f'{fact:,}' for fact in facts)} |")
         total, spent, left = total + executions, spent + cpu, left + unsolved
         deep += executions if target.deep else 0
     said = (

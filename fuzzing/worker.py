@@ -90,7 +90,13 @@ def main(module: str, name: str, runs: str, seed: str, folder: Path, seconds: st
         reading = Reading(ready, folder)
         most = max(target.longest, *map(len, ready.seeds))
         options = [f"-runs={runs}", f"-seed={seed}", f"-max_len={most}", "-timeout=300", "-rss_limit_mb=0"]
-        options += ["-print_final_stats=1", "-len_control=0", "-reload=0", f"-artifact_prefix={findings}/"]
+        options += [
+            "-print_final_stats=1",
+            "-report_slow_units=100000",
+            "-len_control=0",
+            "-reload=0",
+            f"-artifact_prefix={findings}/",
+        ]
         options += [f"-max_total_time={seconds}"] if seconds else []
         with limits():
             reading.replay()
