@@ -175,6 +175,7 @@ def plain_config(path: Path, stated: Mapping[Any, Any]) -> dict[str, Any]:
     left = MOST_VALUES
 
     def plain(value: object, depth: int) -> Any:
+        """The value at a depth of lists and dicts, made plain."""
         nonlocal left
         left -= 1
         if left < 0:
