@@ -26,7 +26,7 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     assert len(files) == 1
     loaded: Any = load_file(files[0]) if files[0].suffix == ".safetensors" else torch.load(files[0], weights_only=True)
     if "model" in loaded:
-        config, loaded = loaded["cfg"], loaded["model"]
+        config, loaded = loaded.get("model_args") or loaded["cfg"], loaded["model"]
     return {name.removeprefix("_orig_mod."): tensor.double() for name, tensor in loaded.items()}, config
 
 
@@ -256,7 +256,59 @@ def minimind(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
     return rms(x, w["model.norm.weight"], eps) @ w["lm_head.weight"].T
 
 
+def nanogpt(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
+    """Logits (length, vocabulary) of nanoGPT and minGPT."""
+    hidden, length = config["n_embd"], len(tokens)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return torch.nn.functional.layer_norm(x, (hidden,), w[f"{name}.weight"], w.get(f"{name}.bias"), 1e-5)
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return torch.nn.functional.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    def gelu(x: Tensor) -> Tensor:
+        if config.get("activation_function") != "gelu_new":
+            return x * (1 + torch.erf(x / 2**0.5)) / 2
+        return x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2
+
+    x = w["transformer.wte.weight"][tokens] + w["transformer.wpe.weight"][:length]
+    for n in range(config["n_layer"]):
+        prefix = f"transformer.h.{n}."
+        qkv = linear(norm(x, f"{prefix}ln_1"), f"{prefix}attn.c_attn")
+        q, k, v = (part.view(length, config["n_head"], -1) for part in torch.split(qkv, hidden, -1))
+        x = x + linear(attend(q, k, v), f"{prefix}attn.c_proj")
+        x = x + linear(gelu(linear(norm(x, f"{prefix}ln_2"), f"{prefix}mlp.c_fc")), f"{prefix}mlp.c_proj")
+    return norm(x, "transformer.ln_f") @ w["lm_head.weight"].T
+
+
+def book_gpt(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
+    """Logits (length, vocabulary) of rasbt's GPTModel."""
+    length = len(tokens)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+        return w[f"{name}.scale"] * (x - mean) / torch.sqrt(var + 1e-5) + w[f"{name}.shift"]
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return torch.nn.functional.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    x = w["tok_emb.weight"][tokens] + w["pos_emb.weight"][:length]
+    for n in range(sum(name.endswith("norm1.scale") for name in w)):
+        prefix = f"trf_blocks.{n}."
+        y = norm(x, f"{prefix}norm1")
+        heads = (
+            linear(y, f"{prefix}att.W_{name}").view(length, config["n_heads"], -1) for name in ("query", "key", "value")
+        )
+        x = x + linear(attend(*heads), f"{prefix}att.out_proj")
+        y = linear(norm(x, f"{prefix}norm2"), f"{prefix}ff.layers.0")
+        y = 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3)))
+        x = x + linear(y, f"{prefix}ff.layers.2")
+    return norm(x, "final_norm") @ w["out_head.weight"].T
+
+
 FORWARD = {
+    "rasbt-gpt": book_gpt,
+    "nanogpt": nanogpt,
     "minimind": minimind,
     "rasbt": book,
     "qwen-moe-simplified": simplified_qwen_moe,

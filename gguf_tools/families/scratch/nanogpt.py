@@ -1,0 +1,175 @@
+"""nanoGPT (karpathy/nanoGPT) and its forks: `ckpt.pt` with `model_args`.
+
+GPT-2's modules with nn.Linear's layout, (out, in): `attn.c_attn` holds the rows of q, then k, then v. With bias=False neither
+the projections nor the layer norms have biases. The GELU is the exact one (nn.GELU()); minGPT and build-nanogpt have the
+approximation by tanh, which a config.json beside the weights says with activation_function "gelu_new".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.families import hf
+from gguf_tools.families.assemble import finished
+from gguf_tools.families.base import Expected, Family
+from gguf_tools.families.hf_config import ClassConfig
+from gguf_tools.families.reading import Inventory, layer_count
+from gguf_tools.families.tiny.writing import random_tensors, write_state_dict, write_tiny_tokenizer
+from gguf_tools.families.tying import embedding_and_output
+from gguf_tools.model.spec import MLP, Attention, Layer, LayerSpec, LayerTensors, Model, ModelSpec, Norm
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.sources.tying import TIE
+from gguf_tools.tensors.base import same_values
+from gguf_tools.tensors.views import take
+
+KEYS = {
+    "n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout", "activation_function", "layer_norm_epsilon",
+    "max_position_embeddings", "max_seq_len", TIE,
+}  # fmt: skip
+"""nanoGPT's `GPTConfig`, what a config.json may state besides, and the context length that the user may give."""
+EPSILON = 1e-5
+"""Of torch's layer norm, which nanoGPT does not change."""
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """Learned positions, and q, k and v in one matrix with three times as many rows as columns."""
+    names = checkpoint.tensors
+    qkv = names.get("transformer.h.0.attn.c_attn.weight")
+    return "transformer.wpe.weight" in names and qkv is not None and qkv.shape[:1] == (3 * qkv.shape[-1],)
+
+
+def build(checkpoint: Checkpoint) -> Model:
+    """The checkpoint as a Model; UnsupportedError for a key that nanoGPT's `GPTConfig` does not have."""
+    inventory, config = Inventory(checkpoint), ClassConfig(checkpoint)
+    unknown = next(
+        (key for key, value in config.values.items() if key not in KEYS and value not in (None, False)), None
+    )
+    if unknown is not None:
+        raise UnsupportedError(
+            f"{config.path}: {unknown} is a key that nanoGPT's GPTConfig does not have, so that the model may compute something "
+            "else; leave it out if it does not"
+        )
+    config.assume("layer_norm_epsilon", EPSILON, "as torch's layer norm does")
+    config.assume("activation_function", "gelu", 'as nanoGPT does; "gelu_new" is the one of minGPT and build-nanogpt')
+    if TIE not in config.values and {"lm_head.weight", "transformer.wte.weight"} <= inventory.tensors.keys():
+        tied = same_values(inventory.tensors["transformer.wte.weight"], inventory.tensors["lm_head.weight"])
+        config.values = {**config.values, TIE: tied}
+    embedding, output = embedding_and_output(inventory, config, "transformer.wte.weight", "lm_head.weight")
+    vocab, hidden = embedding.shape
+    positions = inventory.take("transformer.wpe.weight", None, hidden)
+    heads = config.integer("n_head")
+    if hidden % heads:
+        raise CheckpointError(f"{config.path}: n_head is {heads}, which does not divide the hidden size {hidden}")
+    norm = Norm(config.number("layer_norm_epsilon"), centred=True, bias="transformer.ln_f.bias" in inventory)
+    activation = hf.activation(config, "activation_function")
+    count = layer_count(inventory, "transformer.h.")
+    layers = []
+    for n in range(count):
+        prefix = f"transformer.h.{n}."
+        qkv, biases = _projection(inventory, f"{prefix}attn.c_attn", "qkv", hidden, 3 * hidden)
+        part: LayerTensors = {}
+        for row, name in enumerate("qkv"):
+            rows = range(row * hidden, (row + 1) * hidden)
+            part |= {f"attn.{name}{end}": take(qkv[f"qkv{end}"], rows) for end in (("", "_bias") if biases else ("",))}
+        back, back_bias = _projection(inventory, f"{prefix}attn.c_proj", "attn.o", hidden, hidden)
+        width = inventory.shape(f"{prefix}mlp.c_fc.weight")[0]
+        up, up_bias = _projection(inventory, f"{prefix}mlp.c_fc", "ffn.up", hidden, width)
+        down, down_bias = _projection(inventory, f"{prefix}mlp.c_proj", "ffn.down", width, hidden)
+        part |= back | up | down
+        for role, name in (("mixer_norm", "ln_1"), ("ffn_norm", "ln_2")):
+            part |= hf.norm(inventory, f"{prefix}{name}", norm, role, hidden)
+        mixer = Attention(
+            heads=heads,
+            kv_heads=heads,
+            head_dim=hidden // heads,
+            rope=None,
+            bias=frozenset(("qkv" if biases else "") + ("o" if back_bias else "")),
+        )
+        ffn_bias = frozenset(name for name, there in (("up", up_bias), ("down", down_bias)) if there)
+        layers.append(Layer(LayerSpec(mixer, MLP(width, activation, ffn_bias), norm, norm), part))
+    tensors = {"embedding": embedding, "positions": positions}
+    tensors |= hf.norm(inventory, "transformer.ln_f", norm, "output_norm", hidden)
+    tensors |= {"output": output} if output is not None else {}
+    inventory.finish()
+    for key, actual in (
+        ("n_layer", count),
+        ("n_embd", hidden),
+        ("vocab_size", vocab),
+        ("block_size", positions.shape[0]),
+    ):
+        config.expect(key, actual)
+    spec = ModelSpec(
+        vocab_size=vocab,
+        hidden=hidden,
+        context_length=positions.shape[0],
+        layers=tuple(layer.spec for layer in layers),
+        output_norm=norm,
+        tied=output is None,
+        positions=positions.shape[0],
+    )
+    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
+
+
+def _projection(inventory: Inventory, name: str, role: str, inputs: int, outputs: int) -> tuple[LayerTensors, bool]:
+    """A projection, (outputs, inputs), with its bias if it has one, and whether it has."""
+    part: LayerTensors = {role: inventory.take(f"{name}.weight", outputs, inputs)}
+    biased = f"{name}.bias" in inventory
+    return part | ({f"{role}_bias": inventory.take(f"{name}.bias", outputs)} if biased else {}), biased
+
+
+HIDDEN, HEADS, LAYERS, VOCAB, CONTEXT = 64, 4, 3, 288, 96
+_NOTES = ("wrapper prefixes", "also holds config", "layer_norm_epsilon", "activation_function", "repeats the embedding")
+_NANOGPT = Expected(target="gpt2", notes=_NOTES, oracle=False)
+VARIANTS: Mapping[str, Expected] = {
+    "plain": _NANOGPT,
+    "no bias": _NANOGPT,
+    "minGPT": Expected(target="gpt2", notes=("layer_norm_epsilon", "3 buffers"), oracle=False),
+}
+
+
+def tiny(folder: Path, variant: str, seed: int) -> None:
+    """A random small checkpoint as nanoGPT's train.py saves it, or minGPT's bare state dict with a config.json."""
+    mingpt, bias = variant == "minGPT", variant != "no bias"
+    args = {"n_layer": LAYERS, "n_head": HEADS, "n_embd": HIDDEN, "block_size": CONTEXT, "vocab_size": VOCAB}
+    shapes: dict[str, tuple[int, ...]] = {
+        "transformer.wte.weight": (VOCAB, HIDDEN), "transformer.wpe.weight": (CONTEXT, HIDDEN)
+    }  # fmt: skip
+    linear = {"attn.c_attn": (3 * HIDDEN, HIDDEN), "attn.c_proj": (HIDDEN, HIDDEN)}
+    linear |= {"mlp.c_fc": (4 * HIDDEN, HIDDEN), "mlp.c_proj": (HIDDEN, 4 * HIDDEN)}
+    norms = [f"transformer.h.{n}.{name}" for n in range(LAYERS) for name in ("norm_1", "norm_2")]
+    for name in (*norms, "transformer.norm_f"):
+        shapes |= {f"{name}.weight": (HIDDEN,)} | ({f"{name}.bias": (HIDDEN,)} if bias else {})
+    for n in range(LAYERS):
+        for name, shape in linear.items():
+            shapes[f"transformer.h.{n}.{name}.weight"] = shape
+            shapes |= {f"transformer.h.{n}.{name}.bias": shape[:1]} if bias else {}
+    if mingpt:
+        shapes["lm_head.weight"] = (VOCAB, HIDDEN)
+    drawn = random_tensors(shapes, seed, gain={"wpe": 4.0, "wte": 1.0})
+    tensors = {name.replace("norm_", "ln_"): values for name, values in drawn.items()}
+    if mingpt:
+        mask = np.tril(np.ones((1, 1, CONTEXT, CONTEXT), np.float32))
+        tensors |= {f"transformer.h.{n}.attn.bias": mask for n in range(LAYERS)}
+        config = {**args, "activation_function": "gelu_new"}
+        write_state_dict(folder / "model.pt", tensors, config=config)
+    else:
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
+        wrapped = {"model_args": {**args, "bias": bias, "dropout": 0.0}, "config": {"learning_rate": 6e-4}}
+        names = {f"_orig_mod.{name}": values for name, values in tensors.items()}
+        write_state_dict(folder / "ckpt.pt", names, wrapped=wrapped)
+    write_tiny_tokenizer(folder, VOCAB)
+
+
+FAMILY = Family(
+    name="nanogpt",
+    title="nanoGPT, minGPT",
+    matches=matches,
+    build=build,
+    preferred_targets=("gpt2",),
+    variants=VARIANTS,
+    tiny=tiny,
+)
