@@ -25,12 +25,14 @@ from gguf_tools.sources.checkpoint import Checkpoint
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Feed-forwards with a gate, and one norm in each layer, before the attention."""
+    """Feed-forwards with a gate, and in every layer one norm alone, before the attention."""
     names = checkpoint.tensors
     layer = "model.layers.0."
-    norms = {name for name in names if name.startswith(layer) and "norm" in name and "self_attn" not in name}
+    inside = {name.split(".", 3)[3] for name in names if name.startswith("model.layers.") and name.count(".") > 2}
     gated = f"{layer}mlp.gate_proj.weight" in names and f"{layer}self_attn.o_proj.weight" in names
-    return gated and norms == {f"{layer}input_layernorm.weight"}
+    # Of every layer: another model that lacks one norm of one layer is incomplete, and not this one.
+    norms = {name for name in inside if "norm" in name and "self_attn" not in name}
+    return gated and norms == {"input_layernorm.weight"}
 
 
 def build(checkpoint: Checkpoint) -> Model:
