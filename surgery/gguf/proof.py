@@ -287,6 +287,8 @@ def _by_reference(plan: GGUFPlan, path: Path) -> tuple[float | None, str]:
     wanted, why = logits_after(plan, tokens)
     if wanted is None:
         return None, why
+    if not np.isfinite(wanted).all():
+        return None, "the torch reference's own logits are not finite, as the weights are not"
     with exact_runtime(path) as runtime:
         (found,) = runtime.logits([tokens])
     error = _nmse(found, wanted)
