@@ -218,7 +218,7 @@ def output_roles(part: ModelHalf) -> dict[str, float]:
     """
     for name in ("mixer_post_norm", "ffn_post_norm"):
         norm = part.fields.get(name)
-        if norm is not None and not norm.weighted:
+        if norm is not None and (not norm.weighted or (norm.bias and norm.offset)):
             raise UnsupportedError(
                 f"the output of a layer with a norm after it ({name}) that has no weights cannot be scaled"
             )

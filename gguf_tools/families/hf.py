@@ -6,13 +6,14 @@ the tensors' shapes. The config is read only for what shapes cannot tell; where 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.families.hf_config import ClassConfig
 from gguf_tools.families.hf_rope import rope
 from gguf_tools.families.reading import Config, Inventory, layer_number
 from gguf_tools.families.tying import embedding_and_output
+from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import (
     MLP,
     Activation,
@@ -38,6 +39,8 @@ def attention(
     window: int | None = None,
     *,
     whole_rope: bool = False,
+    whole_norm: bool = False,
+    rope_of: Callable[[int], Rope] | None = None,
 ) -> tuple[Attention, LayerTensors]:
     """`self_attn` with separate projections: q (heads * head_dim, hidden), k and v (kv_heads * head_dim, hidden).
 
@@ -49,8 +52,12 @@ def attention(
     normed = f"{prefix}q_norm.weight" in inventory
     heads_stated = config.integer("num_attention_heads")
     k_rows = inventory.shape(f"{prefix}k_proj.weight")[0]
-    head_dim = inventory.shape(f"{prefix}q_norm.weight", 1)[0] if normed else config.head_dim(wide, k_rows, hidden)
-    if normed and head_dim == wide and heads_stated > 1:
+    head_dim = (
+        inventory.shape(f"{prefix}q_norm.weight", 1)[0]
+        if normed and not whole_norm
+        else config.head_dim(wide, k_rows, hidden)
+    )
+    if normed and not whole_norm and head_dim == wide and heads_stated > 1:
         raise UnsupportedError(
             f"{inventory.path}: {prefix}q_norm.weight has {wide} entries, one norm across all {heads_stated} heads "
             "(as in OLMo), which is not supported; only per-head norms are"
@@ -81,15 +88,16 @@ def attention(
             part[f"attn.{name}"] = take_rows(both, heads, 0, head_dim)
             part[f"attn.{name.replace('q', 'gate')}"] = take_rows(both, heads, head_dim, head_dim)
     if normed:
-        part["attn.q_norm"] = inventory.take(f"{prefix}q_norm.weight", head_dim)
-        part["attn.k_norm"] = inventory.take(f"{prefix}k_norm.weight", head_dim)
+        part["attn.q_norm"] = inventory.take(f"{prefix}q_norm.weight", wide if whole_norm else head_dim)
+        part["attn.k_norm"] = inventory.take(f"{prefix}k_norm.weight", k_rows if whole_norm else head_dim)
     spec = Attention(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        rope=rope(config, head_dim, whole=whole_rope),
+        rope=rope_of(head_dim) if rope_of else rope(config, head_dim, whole=whole_rope),
         bias=frozenset(bias),
         qk_norm=qk_norm if normed else None,
+        norm_whole=normed and whole_norm,
         gated=gated,
         window=window,
     )
@@ -113,7 +121,9 @@ def expect_kind(config: Config, prefix: str, actual: str) -> None:
         config.note(f"config.json says layer {n} is {kinds[n]}, but its tensors are {actual}")
 
 
-def gated_mlp(inventory: Inventory, prefix: str, hidden: int, role: str = "ffn") -> tuple[GatedMLP, LayerTensors]:
+def gated_mlp(
+    inventory: Inventory, prefix: str, hidden: int, role: str = "ffn", activation: Activation = "silu"
+) -> tuple[GatedMLP, LayerTensors]:
     """`gate_proj` and `up_proj`, (width, hidden), and `down_proj`, (hidden, width), under `prefix`."""
     gate = inventory.take(f"{prefix}gate_proj.weight", None, hidden)
     width = gate.shape[0]
@@ -125,7 +135,7 @@ def gated_mlp(inventory: Inventory, prefix: str, hidden: int, role: str = "ffn")
     bias = frozenset(name for name in ("gate", "up", "down") if f"{prefix}{name}_proj.bias" in inventory)
     for name in bias:
         part[f"{role}.{name}_bias"] = inventory.take(f"{prefix}{name}_proj.bias", part[f"{role}.{name}"].shape[0])
-    return GatedMLP(width, bias), part
+    return GatedMLP(width, bias, activation), part
 
 
 def ungated_mlp(

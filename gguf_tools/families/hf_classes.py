@@ -112,6 +112,19 @@ def _layer_norm_row(
     return ClassRules(defaults={**common, **(defaults or {})}, **rules)
 
 
+_GEMMA = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+}
+
+
+def _gemma_row(context: int, **rules: Any) -> ClassRules:
+    """Of a class that calls its activation hidden_activation."""
+    row = _row(context, **rules)
+    return replace(row, defaults={key: value for key, value in row.defaults.items() if key != "hidden_act"})
+
+
 _MULTIPLIERS = {
     "embedding_multiplier": 1.0,
     "logits_scaling": 1.0,
@@ -182,6 +195,46 @@ CLASSES: Mapping[str, ClassRules] = {
         defaults={**_SWITCHED, "sliding_window": None, "no_rope_layers": None, "no_rope_layer_interval": 4},
         windows=Windows(switch=True, listed=True, limited=_every_fourth),
     ),
+    "gemma": _row(8192, defaults={"hidden_act": "gelu_pytorch_tanh", "head_dim": 256}),
+    "gemma2": _gemma_row(
+        8192,
+        defaults={
+            **_GEMMA,
+            "sliding_window": 4096,
+            "layer_types": None,
+            "final_logit_softcapping": 30.0,
+            "attn_logit_softcapping": 50.0,
+        },
+        windows=Windows(listed=True, limited=lambda layer, _: layer % 2 == 0),
+    ),
+    "gemma3_text": _gemma_row(
+        131072,
+        theta=1e6,
+        defaults={
+            **_GEMMA,
+            "sliding_window": 4096,
+            "layer_types": None,
+            "final_logit_softcapping": None,
+            "attn_logit_softcapping": None,
+        },
+        windows=Windows(listed=True, limited=lambda layer, _: layer % 6 != 5),
+    ),
+    "olmo2": _row(2048, epsilon=1e-5),
+    "olmo3": _row(
+        2048,
+        epsilon=1e-5,
+        theta=5e5,
+        defaults={"sliding_window": 4096, "layer_types": None},
+        windows=Windows(listed=True, limited=_not_every_fourth),
+    ),
+    "olmoe": _row(4096, epsilon=1e-5, defaults={"num_experts_per_tok": 8, "norm_topk_prob": False, "clip_qkv": None}),
+    "glm4": _row(
+        131072,
+        epsilon=1.5625e-7,
+        defaults={"head_dim": 128, "attention_bias": True},
+        partial=True,
+        partial_default=0.5,
+    ),
     "gpt2": _layer_norm_row(1024, "layer_norm_epsilon", context_key="n_positions", activation="gelu_new"),
     "starcoder2": _layer_norm_row(
         4096, "norm_epsilon", activation="gelu_pytorch_tanh", defaults={"sliding_window": None}, windows=Windows()
@@ -216,6 +269,9 @@ CLASSES: Mapping[str, ClassRules] = {
 QUIET = frozenset(
     {
         "use_qk_norm",
+        "hidden_activation",
+        "layer_types",
+        "attention_bias",
         "hidden_act",
         "activation_function",
         "use_parallel_residual",

@@ -5,6 +5,7 @@ Source: transformers 5, `modeling_rope_utils.py` (convert_rope_params_to_dict, s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,30 @@ def rope(config: ClassConfig, head_dim: int, *, whole: bool = False) -> Rope:
     if isinstance(scaling, YarnScaling) and theta <= 1:
         raise config.wrong("rope_theta", theta, "a number above 1 for YaRN")
     return Rope(theta, dims, "half", scaling)
+
+
+def rope_of_kind(config: ClassConfig, head_dim: int, *, local: bool, local_key: str | None, local_theta: float) -> Rope:
+    """The rope of the layers with a sliding window (`local`) or of those without, in classes with one for each type.
+
+    rope_parameters has an object for each type. Without one, the base of layers with a window is `local_key`'s value, or else
+    `local_theta`. rope_scaling is for layers without a window. UnsupportedError if rope_parameters has no types.
+    """
+    stated = config.mapping("rope_parameters")
+    if stated and not any(isinstance(stated.get(kind), dict) for kind in ("sliding_attention", "full_attention")):
+        raise UnsupportedError(f"{config.path}: rope_parameters does not have a value for each type of layer")
+    own = copy.copy(config)
+    found = stated.get("sliding_attention" if local else "full_attention") or {}
+    scaling = {} if local else config.mapping("rope_scaling")
+    theta = config.number("rope_theta", config.rules.theta)
+    if local:
+        theta = config.number(local_key, local_theta) if local_key else local_theta
+    changes = {
+        "rope_parameters": {"rope_type": "default", **found, **scaling},
+        "rope_scaling": None,
+        "rope_theta": theta,
+    }
+    own.values = {**config.values, **changes}
+    return rope(own, head_dim)
 
 
 def _theta(config: ClassConfig, stated: Mapping[str, Any]) -> float:

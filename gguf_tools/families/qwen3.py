@@ -19,7 +19,7 @@ from gguf_tools.sources.signature import signature
 def matches(checkpoint: Checkpoint) -> bool:
     """Full attention with q_norm and k_norm in every layer, and no experts."""
     seen = signature(checkpoint)
-    return seen.qk_norm and not seen.experts and not seen.hybrid
+    return seen.qk_norm and seen.two_norms and not seen.experts and not seen.hybrid
 
 
 def build(checkpoint: Checkpoint) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -103,15 +104,18 @@ def _odd_scale(mixer: Mixer) -> bool:
     return isinstance(mixer, Attention) and mixer.score_scale != mixer.head_dim**-0.5
 
 
-def _fold_attention_scale(model: Model) -> Model:
-    """Queries times scale · √head_dim: their norm's weights where they are normed, else their rows."""
+def with_score_scale(model: Model, wanted: Callable[[Attention], float]) -> Model:
+    """The model with the attention scale `wanted` in every layer.
+
+    Queries are multiplied by what their layer's scale exceeds it: their norm's weights where they are normed, else their rows.
+    """
 
     def change(layer: Layer) -> Layer:
-        """The layer with its attention scale folded, if it has one of its own."""
+        """The layer with that attention scale, if it has another."""
         mixer, tensors = layer.spec.mixer, dict(layer.tensors)
-        if not isinstance(mixer, Attention) or not _odd_scale(mixer):
+        if not isinstance(mixer, Attention) or mixer.score_scale == wanted(mixer):
             return layer
-        factor = mixer.score_scale * mixer.head_dim**0.5
+        factor = mixer.score_scale / wanted(mixer)
         if mixer.norm_gain:
             tensors["attn.q_gain"] = scaled(tensors["attn.q_gain"], factor)
         elif mixer.qk_norm:
@@ -122,7 +126,8 @@ def _fold_attention_scale(model: Model) -> Model:
             mixer = replace(mixer, qk_norm=norm)
         else:
             tensors |= {role: scaled(tensors[role], factor) for role in ("attn.q", "attn.q_bias") if role in tensors}
-        return Layer(replace(layer.spec, mixer=replace(mixer, scale=None)), tensors)
+        scale = None if wanted(mixer) == mixer.head_dim**-0.5 else wanted(mixer)
+        return Layer(replace(layer.spec, mixer=replace(mixer, scale=scale)), tensors)
 
     return map_layers(model, change)
 
@@ -147,11 +152,11 @@ FOLDED_ATTENTION_SCALE = Rewrite(
     name="attention scale folded into the queries",
     why="what multiplies the scores in place of 1/√head_dim multiplies the queries",
     applies=any_layer(lambda layer: _odd_scale(layer.mixer)),
-    apply=_fold_attention_scale,
+    apply=lambda model: with_score_scale(model, lambda mixer: mixer.head_dim**-0.5),
     linear=True,
     keeps_row_angles=True,
     parts=(Attention, Norm),
-    expresses=ATTENTION | NORM | {"Attention.scale", "Attention.rope=None"},
+    expresses=ATTENTION | NORM | {"Attention.scale", "Attention.rope=None", "Attention.softcap"},
     removes=frozenset({"Attention.scale"}),
 )
 SCALE_REWRITES = (FOLDED_EMBEDDING_SCALE, FOLDED_LOGIT_SCALE, FOLDED_RESIDUAL_SCALE, FOLDED_ATTENTION_SCALE)

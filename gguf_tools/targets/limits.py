@@ -81,6 +81,9 @@ LAYER_NORMS = frozenset({"Norm.centred", "Norm.bias", "Norm.weighted"})
 """Layer norms with weights and biases, which are written as ones and zeros where the model has none."""
 POSITIONS = frozenset({"ModelSpec.positions"})
 PARALLEL = frozenset({"LayerSpec.parallel"})
+EMBEDDING_SCALE = frozenset({"ModelSpec.embedding_scale"})
+SOFTCAP, LOGIT_SOFTCAP = frozenset({"Attention.softcap"}), frozenset({"ModelSpec.logit_softcap"})
+WHOLE_NORM = frozenset({"Attention.norm_whole"})
 POST_NORMS = frozenset({"LayerSpec.mixer_post_norm=Norm", "LayerSpec.ffn_post_norm=Norm"})
 EXPERTS = frozenset(
     {
@@ -101,7 +104,15 @@ NO_SHARED_GATE = frozenset({"SharedExpert.gated=false"})
 def same(values: Iterable[Any], what: str) -> list[str]:
     """A description if the values of the layers are not all equal, else an empty list; `what` names them."""
     found = list(dict.fromkeys(values))
-    return [f"layers that differ in {what} ({', '.join(map(str, found))})"] if len(found) > 1 else []
+    return [f"layers that differ in {what} ({', '.join(map(_described, found))})"] if len(found) > 1 else []
+
+
+def _described(value: object) -> str:
+    """A value in an error message; ropes by what usually differs."""
+    if isinstance(value, Rope):
+        scaling = "" if value.scaling is None else f", {type(value.scaling).__name__}"
+        return f"base {value.theta:g}, {value.dims} dimensions{scaling}"
+    return str(value)
 
 
 def attentions(spec: ModelSpec) -> list[Attention]:

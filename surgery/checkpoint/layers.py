@@ -20,7 +20,7 @@ from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
 from surgery.algebra import Half, Method, Original, Space
 from surgery.arithmetic import mixed, times
-from surgery.model import EXPERT_PREFIX, OUTPUT_ROLES, ModelHalf, ModelSpace, half_of_role, score_roles
+from surgery.model import EXPERT_PREFIX, ModelHalf, ModelSpace, half_of_role, output_roles, score_roles
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
@@ -148,7 +148,8 @@ class CheckpointSpace(Space[CheckpointHalf]):
 
     def scaled(self, part: CheckpointHalf, factor: float) -> CheckpointHalf:
         part.kind.require_arithmetic()
-        return self._multiplied(part, OUTPUT_ROLES, factor, "an output projection")
+        roles = output_roles(part.kind)
+        return self._multiplied(part, frozenset(roles), factor, "an output projection", max(roles.values()))
 
     def attenuated(self, part: CheckpointHalf, factor: float) -> CheckpointHalf:
         part.kind.require_arithmetic()

@@ -117,10 +117,21 @@ SOURCES = {
     "cohere/plain": {},
     "olmo/plain": {},
     "cohere/second": {},
+    "gemma/plain": {},
+    "gemma2/second": {},
+    "gemma2/third-untied": {},
+    "olmo2/plain": {},
+    "olmo2/third": {},
+    "olmoe/plain": {},
+    "glm4/plain": {},
 }
 
 
 WITHOUT_WINDOWS = (
+    "gemma/plain",
+    "olmo2/plain",
+    "olmoe/plain",
+    "glm4/plain",
     "gpt2/plain",
     "gpt-neox/plain",
     "stablelm/plain",

@@ -45,6 +45,7 @@ def test_rope(kind: str) -> None:
     rules, rope = CLASSES[kind], getattr(text_config(kind), "rope_parameters", None)
     if rope is None:
         return  # a class without rope
+    rope = rope.get("full_attention", rope)  # some have one for each type of layer
     assert rope["rope_theta"] == rules.theta
     assert rope.get("partial_rotary_factor") == rules.partial_default
     assert rope["rope_type"] == rules.rope.get("rope_type", "default")

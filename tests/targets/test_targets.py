@@ -164,11 +164,11 @@ def test_a_file_of_another_architecture_cannot_be_lifted(qwen3_folder: Path, tmp
     path = convert(qwen3_folder, tmp_path / "out.gguf")
     data = (
         path.read_bytes()
-        .replace(b"qwen3\x15", b"gemma\x15")
-        .replace(b"\x05\0\0\0\0\0\0\0qwen3", b"\x05\0\0\0\0\0\0\0gemma", 1)
+        .replace(b"qwen3\x15", b"bloom\x15")
+        .replace(b"\x05\0\0\0\0\0\0\0qwen3", b"\x05\0\0\0\0\0\0\0bloom", 1)
     )
     path.write_bytes(data)
-    with pytest.raises(UnsupportedError, match="target gemma is not known"):
+    with pytest.raises(UnsupportedError, match="target bloom is not known"):
         lift(open_gguf(path))
 
 
