@@ -8,10 +8,10 @@ that fits into the processor's cache; a tile is widened, checked, encoded and me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from quant.types import BF16, F16, F32, TensorType, row_bytes
 
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
+T = TypeVar("T")
 RawArray = NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.uint8]
 
 # Weights in a tile: 512 KiB as float32, which together with its encoded form fits into a core's L2 cache (1 MiB and up).
@@ -279,6 +280,10 @@ class Encoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
+        """Run `function` in one of the pool's threads, beside the encoding; dropped on exit if it has not begun."""
+        return self._pool.submit(function, *arguments)
 
     def encode(self, blocks: Iterable[Block]) -> Iterator[Encoded]:
         """The encoded blocks, in order. `blocks` is iterated in the caller's thread, a bounded number of blocks ahead.

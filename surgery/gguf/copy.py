@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor
 from typing import BinaryIO
 
 import numpy as np
 
 from gguf_tools.errors import InputError
 from gguf_tools.progress import ByteProgress
+from quant.encode import Encoder
 from quant.finite import first_nonfinite
 from surgery.gguf.layers import ByteRange, Columns, Piece
 
@@ -24,14 +24,14 @@ CHECK_BYTES = 1 << 20
 NOT_SUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
 
-def copy_piece(piece: Piece, stream: BinaryIO, progress: ByteProgress, checkers: Executor | None) -> None:
+def copy_piece(piece: Piece, stream: BinaryIO, progress: ByteProgress, checker: Encoder | None) -> None:
     """Append the bytes of a tensor that is copied to the stream.
 
-    The threads of `checkers`, if given, read the same bytes beside the kernel's copy, as a rule from the page cache, and look at
+    The threads of `checker`, if given, read the same bytes beside the kernel's copy, as a rule from the page cache, and look at
     them: InputError for a weight that is NaN or infinite.
     """
     copied = (piece.columns.whole,) if piece.columns else piece.ranges or ()
-    checks = [checkers.submit(_require_finite, piece, part) for part in _parts(piece, copied)] if checkers else []
+    checks = [checker.submit(_require_finite, piece, part) for part in _parts(piece, copied)] if checker else []
     if piece.columns:
         copy_columns(piece.columns, stream, progress)
     else:

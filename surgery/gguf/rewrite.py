@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -305,7 +303,6 @@ def write_plan(
     with (
         atomic_output(out, force=force, size=size, check=check) as stream,
         Encoder(threads) as encoder,
-        _checkers(threads, allow_nonfinite) as checkers,
     ):
         _allocate(stream, size)
         stream.write(header)
@@ -315,25 +312,12 @@ def write_plan(
                     stream.write(encoded.raw.data)
                     progress(encoded.raw.nbytes)
             else:
-                copy_piece(piece, stream, progress, checkers)
+                copy_piece(piece, stream, progress, None if allow_nonfinite else encoder)
             stream.write(b"\0" * (-entry.nbytes % plan.file.header.alignment))
         if prove:
             stream.flush()
             prove(Path(os.fsdecode(stream.name)))
     return size
-
-
-@contextmanager
-def _checkers(threads: int, lax: bool) -> Iterator[Executor | None]:
-    """Threads that look for weights that are not finite; None where such are allowed. On an error they drop what is left."""
-    if lax:
-        yield None
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="tinyq-check")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _paths(file: LayeredFile, out: Path) -> dict[str, Field | None]:
