@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The newest Python; the oldest, 3.10, is mypy's setting in pyproject.toml and vermin's target.
+NEWEST := 3.14
 
 .PHONY: demo test lint docs bench fuzz clean
 
@@ -16,6 +18,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version $(NEWEST) -p gguf_tools -p quant -p surgery
+	$(BIN)/vermin --target=3.10- --violations --no-tips --quiet gguf_tools quant surgery
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

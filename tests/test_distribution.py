@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from gguf_tools import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
+UNSHARE = shutil.which("unshare")
 PACKAGES = ("gguf_tools", "quant", "surgery")
 OLDEST_SETUPTOOLS = 77
 """As pyproject.toml asks for; the build runs without a network, so it has to be here."""
@@ -69,20 +72,49 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) ->
     assert found == expected
 
 
-def test_the_command_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
-    made = tmp_path / "venv"
-    run(sys.executable, "-m", "venv", "--without-pip", made, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment that holds the wheel, and the libraries of this one without its own tinyq."""
+    made = tmp_path_factory.mktemp("installed") / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", made, cwd=made.parent)
     python = made / "bin" / "python"
     # The libraries of this environment, pip among them, without its own tinyq: .pth files that lie there are not read.
-    here = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
+    here = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=made.parent).strip())
     (here / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
-    run(python, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--ignore-installed", wheel, cwd=tmp_path)
-    tinyq = made / "bin" / "tinyq"
+    run(python, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--ignore-installed", wheel, cwd=made.parent)
+    return made
+
+
+def test_the_command_works_from_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
+    python, tinyq = installed / "bin" / "python", installed / "bin" / "tinyq"
     assert run(tinyq, "--version", cwd=tmp_path).strip() == f"tinyq, version {__version__}"
     models = Path(
         run(python, "-c", "import gguf_tools.bundled as b; print(b.bundled_model('dense'))", cwd=tmp_path).strip()
     )
-    assert models.is_relative_to(here)
+    assert models.is_relative_to(installed)
     assert "qwen3" in run(tinyq, "inspect", models, cwd=tmp_path)
     name = "from importlib.metadata import metadata; print(metadata('tinyq-gguf')['Name'])"
     assert run(python, "-c", name, cwd=tmp_path).strip() == "tinyq-gguf"
+
+
+def test_the_demo_works_in_a_read_only_folder_without_a_network(installed: Path, tmp_path: Path) -> None:
+    """Neither the folder it is run in nor the one it is installed in can be written to; only a temporary one can."""
+    here, scratch = tmp_path / "here", tmp_path / "scratch"
+    here.mkdir()
+    scratch.mkdir()
+    command = f"{installed / 'bin' / 'tinyq'} demo --model dense --json {scratch / 'demo.json'}"
+    line = ["sh", "-c", command]
+    # A network and mounts of its own, where the system lets a user have those.
+    if UNSHARE and subprocess.run([UNSHARE, "-rnm", "true"], capture_output=True, check=False).returncode == 0:
+        mounts = f"for f in {here} {installed}; do mount --bind $f $f && mount -o remount,bind,ro $f || exit 99; done"
+        line = [UNSHARE, "-rnm", "sh", "-c", f"{mounts}; cd {here} && ! touch x 2>/dev/null && exec {command}"]
+    env = {"PATH": os.environ["PATH"], "TMPDIR": str(scratch), "HOME": str(here), "http_proxy": "http://127.0.0.1:9"}
+    here.chmod(0o555)
+    done = subprocess.run(line, cwd=here, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((scratch / "demo.json").read_text())
+    assert {"f32", "q8_0", "q4_k_m"} <= found.keys()
+    assert found["f32"]["fidelity"]["nmse"] < 1e-9
+    assert list(here.iterdir()) == []
+    left = [path.name for path in scratch.iterdir() if not path.name.startswith("torchinductor")]  # which torch makes
+    assert left == ["demo.json"]

@@ -110,28 +110,50 @@ def test_any_model_gets_the_types_that_llama_cpp_gives(
             )
             options = more if _matches(wanted, model, tensors, more) else options
     choices = assign(wanted, model, tensors, options)
-    answer = llama().ask(
-        op="types",
-        ftype=wanted.file_type,
-        model={
-            "architecture": model.arch,
-            **{"n_layer": model.n_layer, "n_head": model.n_head, "n_head_kv": model.n_head_kv},
-            **{
-                "n_expert": model.n_expert,
-                "n_embd": 256,
-                "n_ff": 256,
-                "n_embd_head_k": 32,
-                "n_embd_head_v": 32,
-            },
-        },
-        tensors=[(tensor.name, tensor.shape) for tensor in tensors],
+    theirs = _theirs(
+        model,
+        tensors,
+        wanted,
         pure=pure,
         output_tensor_type=output_type and output_type.ggml_id,
         token_embedding_type=embedding_type and embedding_type.ggml_id,
         overrides=[(o.pattern.pattern, o.type.ggml_id) for o in reversed(options.overrides)],
     )
-    theirs = {tensor.name: kind for tensor, kind in zip(tensors, answer["types"], strict=True)}
     assert {choice.name: choice.type.ggml_id for choice in choices} == theirs
+
+
+def _theirs(
+    model: ModelFacts, tensors: list[TensorFacts], wanted: recipes.TypeRecipe, **options: object
+) -> dict[str, int]:
+    """The number of the type that llama.cpp gives to each tensor."""
+    sizes = {"n_layer": model.n_layer, "n_head": model.n_head, "n_head_kv": model.n_head_kv, "n_expert": model.n_expert}
+    more = {"n_embd": 256, "n_ff": 256, "n_embd_head_k": 32, "n_embd_head_v": 32}
+    answer = llama().ask(
+        op="types",
+        ftype=wanted.file_type,
+        model={"architecture": model.arch, **sizes, **more},
+        tensors=[(tensor.name, tensor.shape) for tensor in tensors],
+        **options,
+    )
+    return {tensor.name: kind for tensor, kind in zip(tensors, answer["types"], strict=True)}
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "falcon", "qwen3moe"])
+@pytest.mark.parametrize("depth", [1, 2, 7, 8, 9, 15, 16, 17, 24, 31, 40, 65, 127])
+def test_every_layer_of_a_model_of_any_depth(arch: str, depth: int) -> None:
+    """The rules that count in eighths, in halves or from the first layer differ in a few layers of deep models alone."""
+    experts = 8 if arch == "qwen3moe" else 0
+    model = ModelFacts(arch=arch, n_layer=depth, n_head=16, n_head_kv=4, n_expert=experts)
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
+    names = [f"blk.{n}.{part}.weight" for n in range(depth) for part in parts]
+    if experts:
+        names = [name.replace(".ffn_up.", ".ffn_up_exps.").replace(".ffn_down.", ".ffn_down_exps.") for name in names]
+    tensors = [TensorFacts(name, (8, 2, 768) if "_exps" in name else (2, 768)) for name in names]
+    tensors += [TensorFacts(f"{name}.weight", (2, 768)) for name in ("token_embd", "output")]
+    for wanted in RECIPES.values():
+        choices = assign(wanted, model, tensors, TypeOptions(file_order=True))
+        theirs = _theirs(model, tensors, wanted, pure=False, overrides=[])
+        assert {choice.name: choice.type.ggml_id for choice in choices} == theirs, wanted.name
 
 
 def _matches(wanted: recipes.TypeRecipe, model: ModelFacts, tensors: list[TensorFacts], options: TypeOptions) -> bool:

@@ -144,6 +144,25 @@ def test_incomplete_merges_with_a_space_before_are_refused() -> None:
         load_tokenizer(folder, SIZE)
 
 
+@pytest.mark.parametrize(("name", "model"), [("gemma", "gpt2"), ("llama-2", None)])
+def test_a_single_join_that_is_no_merge_is_seen(name: str, model: str | None) -> None:
+    """Of the three ways to cut a token of four characters, the one in the middle is missing; all other joins are merges."""
+    folder = folder_of(name)
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = document["model"]["vocab"]
+    for token in (*"¶§¤¦", "¶§", "¤¦", "§¤¦", "¶§¤¦"):  # (characters that the training text lacks)
+        vocab.setdefault(token, len(vocab))
+    pairs = [["¶", "§"], ["¤", "¦"], ["§", "¤¦"], ["¶", "§¤¦"]]
+    change_json(folder, {"model.vocab": vocab, "model.merges": [*document["model"]["merges"], *pairs]})
+    if model is None:
+        with pytest.raises(TokenizerError, match=r"could also be merged from \('¶§', '¤¦'\)"):
+            load_tokenizer(folder, SIZE)
+        return
+    tokenizer = load_tokenizer(folder, SIZE)
+    assert tokenizer.model == model
+    assert llama_vocabulary(folder, tokenizer).encode("a¶§¤¦b") == tokenizer.encode("a¶§¤¦b")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
