@@ -59,7 +59,7 @@ def operate(
 
     `prove` runs a GGUF and its result in llama.cpp before the result appears: each copied layer must compute what it did in the
     source (`surgery.gguf.proof`), and what is computed must agree with the torch reference, where there is one. By default
-    this is done with files below 1 GB, and what cannot be proved is said; with True that is an error.
+    this is done with files below 1 GB, unless `allow_nonfinite`, and what cannot be proved is said; with True that is an error.
 
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
@@ -94,7 +94,8 @@ def operate(
             plan_in_place(plan)  # raises the errors that the change would raise
         return OperateResult(source=source, path=target, plan=plan, in_place=in_place)
     plan = _with_digests(plan)
-    proof = _proof(plan, prove)
+    # Logits that are NaN agree with nothing.
+    proof = None if allow_nonfinite and prove is None else _proof(plan, prove)
     size = _written(plan, out, force, threads, progress, watch.check, allow_nonfinite, proof)
     proved = proof.proved if proof else None
     result = OperateResult(source=source, path=target, plan=plan, in_place=in_place, bytes=size, proof=proved)
