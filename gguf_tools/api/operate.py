@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from gguf_tools import signals
@@ -17,6 +18,7 @@ from gguf_tools.formats.watch import Watch
 from gguf_tools.machine import available_cores
 from gguf_tools.progress import StageProgress
 from gguf_tools.sources.inputs import source_files
+from surgery.auto import is_auto, resolve
 from surgery.checkpoint.rewrite import CheckpointPlan, plan_checkpoint, write_checkpoint
 from surgery.gguf.in_place import apply_in_place, plan_in_place
 from surgery.gguf.layers import open_layered
@@ -38,6 +40,7 @@ def operate(
     in_place: bool = False,
     undo: bool = False,
     save_recipe: str | Path | None = None,
+    text: str | Path | None = None,
     dry_run: bool = False,
     allow_nonfinite: bool = False,
     assume_independent_layers: bool = False,
@@ -56,6 +59,9 @@ def operate(
     keeps NaN and infinity, which otherwise raise an error in anything written to `out`; an in-place change reads no weights.
     `assume_independent_layers` accepts a GGUF of an architecture that is not in the table of architectures; you must have
     checked that its computation does not depend on a layer's position, the number of layers, or tensors outside the layers.
+
+    If the first op measures, such as `delete(auto:2)`, the model reads the file `text` (by default a built-in text); the
+    result's recipe, and what is recorded, has the indices that were found.
 
     `prove` runs a GGUF and its result in llama.cpp before the result appears: each copied layer must compute what it did in the
     source (`surgery.gguf.proof`), and what is computed must agree with the torch reference, where there is one. By default
@@ -77,28 +83,37 @@ def operate(
     parsed = Recipe() if recipe is None else recipe_of(recipe, donors)
     read = [file for path in (source, *(donor.path for donor in parsed.donors)) for file in source_files(path)]
     outputs = {"OUT": out, "--save-recipe": optional_path(save_recipe)}
+    measured_on = [] if text is None else [Path(text)]
     recipe_file = [Path(recipe)] if isinstance(recipe, str | Path) and os.path.isfile(recipe) else []
     if not dry_run:
         folders = ["OUT"] if not _is_gguf(source) else []
-        check_outputs(outputs, [*read, *recipe_file], force=force, folders=folders)
+        check_outputs(outputs, [*read, *recipe_file, *measured_on], force=force, folders=folders)
     completed = _completed(source) if in_place and not dry_run else None
     watch = Watch.over(read)
     if completed and not parsed:
         return OperateResult(source=source, in_place=True, completed=completed)
     if not parsed:
         raise InputError("there is no op; give one, such as --swap 1:3, or --recipe FILE")
+    choice = None
+    if is_auto(parsed):
+        tell = None if progress is None else partial(progress, "measuring")
+        parsed, choice = resolve(parsed, source, optional_path(text), out or source, threads, tell)
+    elif text is not None:
+        raise InputError("--text: no op measures; give one such as --delete auto:2")
     plan = _planned(source, parsed, assume_independent_layers)
     target = source if in_place else out
     if dry_run:
         if in_place and not isinstance(plan, CheckpointPlan):
             plan_in_place(plan)  # raises the errors that the change would raise
-        return OperateResult(source=source, path=target, plan=plan, in_place=in_place)
+        return OperateResult(source=source, path=target, plan=plan, in_place=in_place, choice=choice)
     plan = _with_digests(plan)
     # Logits that are NaN agree with nothing.
     proof = None if allow_nonfinite and prove is None else _proof(plan, prove)
     size = _written(plan, out, force, threads, progress, watch.check, allow_nonfinite, proof)
     proved = proof.proved if proof else None
-    result = OperateResult(source=source, path=target, plan=plan, in_place=in_place, bytes=size, proof=proved)
+    result = OperateResult(
+        source=source, path=target, plan=plan, in_place=in_place, bytes=size, proof=proved, choice=choice
+    )
     if save_recipe is not None:
         save(plan.recipe, Path(save_recipe), result.layers_before, force=force)
     return result

@@ -16,6 +16,12 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 @click.option("--in-place", is_flag=True, help="Change SOURCE, a GGUF, itself; only for reordering whole layers.")
 @click.option("--undo", is_flag=True, help="Undo the last in-place change of SOURCE.")
 @click.option("--save-recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write the ops to a TOML file.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text for ops that measure (--delete auto:N, --drop-experts auto:N%); by default a built-in one.",
+)
 @click.option("--dry-run", is_flag=True, help="Show old and new layers side by side, and write nothing.")
 @click.option(
     "--assume-independent-layers",
@@ -36,6 +42,7 @@ def surgery(
     in_place: bool,
     undo: bool,
     save_recipe: Path | None,
+    text: Path | None,
     dry_run: bool,
     assume_independent_layers: bool,
     prove: bool | None,
@@ -62,6 +69,7 @@ def surgery(
             in_place=in_place,
             undo=undo,
             save_recipe=save_recipe,
+            text=text,
             dry_run=dry_run,
             allow_nonfinite=allow_nonfinite,
             assume_independent_layers=assume_independent_layers,

@@ -285,8 +285,23 @@ class Engine:
         logits = self._observed(exchange, tokens, [len(tokens)], lambda *_: None)
         return exchange.found, logits
 
-    def _observed(self, observer: Any, tokens: Tokens, lengths: Sequence[int], progress: CountProgress) -> Logits:
-        """Read chunks of tokens while `observer` is shown the graph; the logits of the last batch.
+    def layer_changes(self, tokens: Tokens, lengths: Sequence[int], progress: CountProgress) -> dict[str, Any]:
+        """What each layer and expert does while the chunks in `tokens`, `lengths` long, are read (`LayerChanges.answer`)."""
+        from gguf_tools.runtime.layer_changes import LayerChanges
+
+        collector = LayerChanges()
+        self._observed(collector, tokens, lengths, progress, collector.begin)
+        return collector.answer()
+
+    def _observed(
+        self,
+        observer: Any,
+        tokens: Tokens,
+        lengths: Sequence[int],
+        progress: CountProgress,
+        begin: Callable[[], None] = lambda: None,
+    ) -> Logits:
+        """Read chunks of tokens while `observer` is shown the graph, `begin` called before each batch; the last one's logits.
 
         LlamaError with the observer's error, if it noted one.
         """
@@ -305,6 +320,7 @@ class Engine:
                 for start in range(0, length, self._n_batch):
                     part = tokens[done : done + min(self._n_batch, length - start)]
                     positions = np.arange(start, start + len(part), dtype=np.int32)
+                    begin()
                     # Logits are requested at every position: the last layer skips positions without.
                     self._decode(part, positions, np.zeros_like(part), np.ones(len(part), dtype=np.int8))
                     if observer.error:

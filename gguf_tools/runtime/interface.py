@@ -92,6 +92,21 @@ class Memory:
         return self.weights + self.cache + self.compute
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerStatistics:
+    """What each layer, and each expert, does to the residual stream, as means over the tokens of a text.
+
+    `update_norm` is ‖out - in‖ / ‖in‖ and `influence` 1 minus the cosine of in and out (block influence, Men et al. 2024),
+    a value a layer. `saliency` is ‖router weight · output‖ by layer and expert, over the `routed` tokens that were sent to it
+    (REAP, Lasby et al. 2025), 0 for an expert that got none.
+    """
+
+    update_norm: tuple[float, ...]
+    influence: tuple[float, ...]
+    saliency: Mapping[int, tuple[float, ...]]
+    routed: Mapping[int, tuple[int, ...]]
+
+
 Message = Mapping[str, Any]
 
 

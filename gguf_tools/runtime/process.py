@@ -29,7 +29,7 @@ from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.machine import physical_cores
 from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
-from gguf_tools.runtime.interface import GreedyResult, Memory, Message, ModelInfo, Node, Speed
+from gguf_tools.runtime.interface import GreedyResult, LayerStatistics, Memory, Message, ModelInfo, Node, Speed
 from gguf_tools.runtime.log import buffer_sizes, decisive_lines, last_lines
 from gguf_tools.runtime.silence import Silence, current_limit
 from gguf_tools.tokenizers.model_name import refused_name
@@ -353,6 +353,24 @@ class Runtime:
         if len(tokens) > self.info.batch:
             raise InputError(f"{what}: {len(tokens)} tokens given, at most {self.info.batch} are computed at once")
         return self._ids([tokens], what)
+
+    def layer_changes(self, chunks: Sequence[Sequence[int]], progress: CountProgress | None = None) -> LayerStatistics:
+        """What each layer and expert does to the residual stream while each chunk is read by itself.
+
+        Raises LlamaError for an architecture whose graph does not name its layers' outputs.
+        """
+        self._check_lengths(chunks, 0)
+        header = {"lengths": [len(chunk) for chunk in chunks]}
+        found = self._call("layer_changes", header, self._ids(chunks, "layers"), progress).header
+        if found["layers"] != list(range(len(found["layers"]))) or not found["layers"]:
+            raise LlamaError(f"{self.path}: the graph of {self.info.arch} does not name the output of every layer")
+        saliency, routed = ({int(n): tuple(row) for n, row in found[key].items()} for key in ("saliency", "routed"))
+        return LayerStatistics(
+            update_norm=tuple(found["update_norm"]),
+            influence=tuple(found["influence"]),
+            saliency=saliency,
+            routed=routed,
+        )
 
     # -- requests ------------------------------------------------------------------------------------------------
 

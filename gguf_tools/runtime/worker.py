@@ -114,6 +114,7 @@ class _Service:
             "speed": self._speed,
             "reserve": self._reserve,
             "activations": self._activations,
+            "layer_changes": self._layer_changes,
             "nodes": self._nodes,
             "exchange": self._exchange,
         }
@@ -174,6 +175,9 @@ class _Service:
     def _activations(self, header: dict[str, Any], array: Any) -> Answer:
         tensors, sums = self._engine.activations(array, header["lengths"], header["process_output"], self._progress)
         return {"kind": "activations", "tensors": tensors}, sums
+
+    def _layer_changes(self, header: dict[str, Any], array: Any) -> Answer:
+        return {"kind": "layers", **self._engine.layer_changes(array, header["lengths"], self._progress)}, None
 
     def _nodes(self, _: dict[str, Any], array: Any) -> Answer:
         return {"kind": "nodes", "nodes": self._engine.nodes(array)}, None

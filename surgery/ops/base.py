@@ -16,6 +16,8 @@ Span = tuple[int, int]
 """First and last index, both included."""
 Operand = int | Original
 """A layer of the stack by its index, or a donor's."""
+AUTO = "auto:"
+"""How an op's value begins that is to be resolved by measuring."""
 DONOR = r"[A-Za-z][A-Za-z0-9_]*"
 """The name of a donor, as in `B:3`."""
 
@@ -23,13 +25,15 @@ DONOR = r"[A-Za-z][A-Za-z0-9_]*"
 class Op(ABC):
     """One step of a recipe: a frozen description that maps a stack of layers to a stack of layers.
 
-    `usage` is the form of its option's value; `parse` reads that value, or the text in parentheses in a recipe.
+    `usage` is the form of its option's value; `keywords` are those of its own, beside `only`, `method` and `replace`; `parse`
+    reads that value, or the text in parentheses in a recipe.
     """
 
     name: ClassVar[str]
     usage: ClassVar[str]
     help: ClassVar[str]
     takes_only: ClassVar[bool] = False
+    keywords: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     @abstractmethod
@@ -39,6 +43,11 @@ class Op(ABC):
     @abstractmethod
     def apply(self, stack: Stack) -> Stack:
         """The new stack; InputError, with the valid range, if an index is not in the stack."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether the op is to be resolved by measuring (`surgery.auto`) before it can be applied."""
+        return False
 
     @property
     def donors(self) -> tuple[Original, ...]:
@@ -69,7 +78,7 @@ class Arguments:
         pieces = [piece.strip() for piece in text.split(",")]
         named = [piece for piece in pieces if re.match(r"[a-z]+\s*=", piece)]
         keywords = {key.strip(): value.strip() for key, _, value in (piece.partition("=") for piece in named)}
-        known = {"only", "method", "replace"}
+        known = {"only", "method", "replace", *op.keywords}
         args = cls(op, text, tuple(piece for piece in pieces if piece not in named), keywords)
         if set(keywords) - known:
             raise args.wrong(f"{min(set(keywords) - known)!r} is not an argument")
@@ -189,6 +198,13 @@ def own(*operands: Operand | None) -> tuple[int, ...]:
 def expand(spans: Sequence[Span]) -> list[int]:
     """Every index of the spans, in order."""
     return [index for first, last in spans for index in range(first, last + 1)]
+
+
+def unresolved(op: Op) -> InputError:
+    """The error for an op that is applied without having been resolved by measuring."""
+    return InputError(
+        f"{op}: the indices have to be measured first, which tinyq surgery does (--dry-run shows them, --save-recipe writes them)"
+    )
 
 
 def check(op: Op, stack: Stack, *indices: int) -> None:

@@ -6,29 +6,52 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from surgery.algebra import DropExperts, Stack, SwapExperts, edited
-from surgery.ops.base import Arguments, Op, Span, check, check_once, expand, span_text
+from surgery.ops.base import AUTO, Arguments, Op, Span, check, check_once, expand, span_text, unresolved
+
+MAX_EXPERTS = 1 << 16
 
 
 @dataclass(frozen=True)
 class DropExpertsOp(Op):
-    """Removes experts from these layers, with their rows of the router (and of its bias)."""
+    """Removes experts from these layers, with their rows of the router (and of its bias).
+
+    With `auto` (a number) or `share` (of all) these are that many of each layer, those of the smallest saliency on a text.
+    """
 
     span: Span
     experts: tuple[int, ...]
+    auto: int = 0
+    share: float = 0.0
 
     name: ClassVar[str] = "drop-experts"
-    usage: ClassVar[str] = "L:E[,E…] or I..J:E[,E…]"
-    help: ClassVar[str] = "Leave experts E out of layer L (or I to J), the router following."
+    usage: ClassVar[str] = "L:E[,E…], I..J:E[,E…] or auto:N[%]"
+    help: ClassVar[str] = (
+        "Leave experts E out of layer L (or I to J), the router following; or the N (N %) of each layer that give least on a "
+        "text (REAP: router weight times norm of the output, over the tokens routed to an expert). auto has to be the first op."
+    )
 
     @classmethod
     def parse(cls, args: Arguments) -> DropExpertsOp:
+        """Parse `L:E[,E…]`, `I..J:E[,E…]`, `auto:N` or `auto:N%`; errors as `Op.parse`."""
         args.refuse("only", "method", "replace")
+        if args.parts[0].startswith(AUTO):
+            text = args.one().removeprefix(AUTO)
+            count = args.number(text.removesuffix("%")) if text.endswith("%") else args.index(text)
+            if not 0 < count < (100 if text.endswith("%") else MAX_EXPERTS):
+                raise args.wrong(f"{text} is no number of experts, nor a share between 0 and 100 %")
+            return cls((0, 0), (), share=count / 100) if text.endswith("%") else cls((0, 0), (), auto=int(count))
         layers, colon, first = args.parts[0].partition(":")
         if not colon:
             raise args.wrong("the experts are missing")
         return cls(args.span(layers.strip()), tuple(args.index(part) for part in (first, *args.parts[1:])))
 
+    @property
+    def measures(self) -> bool:
+        return self.auto > 0 or self.share > 0
+
     def apply(self, stack: Stack) -> Stack:
+        if self.measures:
+            raise unresolved(self)
         check(self, stack, *self.span)
         check_once(self, self.experts, "expert")
         inside = set(expand((self.span,)))
@@ -37,6 +60,8 @@ class DropExpertsOp(Op):
 
     @property
     def arguments(self) -> tuple[str, ...]:
+        if self.measures:
+            return (f"{AUTO}{self.auto}" if self.auto else f"{AUTO}{self.share * 100:g}%",)
         first, *rest = map(str, self.experts)
         return (f"{span_text(self.span)}:{first}", *rest)
 

@@ -8,7 +8,21 @@ from typing import ClassVar
 
 from gguf_tools.errors import InputError
 from surgery.algebra import Half, Stack, with_half
-from surgery.ops.base import Arguments, Op, Span, check, check_once, expand, keyword_texts, span_text
+from surgery.ops.base import (
+    AUTO,
+    Arguments,
+    Op,
+    Span,
+    check,
+    check_once,
+    expand,
+    keyword_texts,
+    span_text,
+    unresolved,
+)
+
+MEASURES = ("norm", "influence")
+"""What a layer does to the residual stream: ‖out - in‖ / ‖in‖, or 1 - cos(in, out), as means over tokens."""
 
 
 @dataclass(frozen=True)
@@ -127,20 +141,42 @@ class Cycle(Op):
 
 @dataclass(frozen=True)
 class Delete(Op):
-    """Removes all of these layers at once; at least one layer must remain."""
+    """Removes all of these layers at once; at least one layer must remain.
+
+    With `auto` these are that many layers, which change the residual stream least `by` one of MEASURES on a text.
+    """
 
     spans: tuple[Span, ...]
+    auto: int = 0
+    by: str = MEASURES[0]
 
+    keywords: ClassVar[frozenset[str]] = frozenset({"by"})
     name: ClassVar[str] = "delete"
-    usage: ClassVar[str] = "N|I..J[,…]"
-    help: ClassVar[str] = "Leave out layer N, or I to J."
+    usage: ClassVar[str] = "N|I..J[,…] or auto:N[,by=influence]"
+    help: ClassVar[str] = (
+        "Leave out layer N, or I to J; or the N layers that change the residual stream least on a text: by ‖out - in‖ / ‖in‖, or "
+        "by block influence, 1 - cos(in, out). auto has to be the first op."
+    )
 
     @classmethod
     def parse(cls, args: Arguments) -> Delete:
         args.refuse("only", "method", "replace")
+        if args.parts[0].startswith(AUTO):
+            count, by = args.index(args.one().removeprefix(AUTO)), args.keywords.get("by", MEASURES[0])
+            if by not in MEASURES or not count:
+                raise args.wrong(f"by={by} is not known, {' or '.join(MEASURES)} expected" if count else "N is 0")
+            return cls((), count, by)
+        if "by" in args.keywords:
+            raise args.wrong("by says how auto:N is measured, and layers are named")
         return cls(tuple(args.span(part) for part in args.parts))
 
+    @property
+    def measures(self) -> bool:
+        return self.auto > 0
+
     def apply(self, stack: Stack) -> Stack:
+        if self.measures:
+            raise unresolved(self)
         check(self, stack, *(end for span in self.spans for end in span))
         gone = expand(self.spans)
         check_once(self, gone)
@@ -150,6 +186,8 @@ class Delete(Op):
 
     @property
     def arguments(self) -> tuple[str, ...]:
+        if self.measures:
+            return (f"{AUTO}{self.auto}", *([f"by={self.by}"] if self.by != MEASURES[0] else []))
         return tuple(map(span_text, self.spans))
 
 

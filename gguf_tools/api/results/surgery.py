@@ -9,6 +9,7 @@ from typing import Any
 
 from gguf_tools.text import Block, Facts, Lines, Shown, as_json, human_bytes
 from surgery.algebra import describe
+from surgery.auto import Choice
 from surgery.checkpoint.rewrite import CheckpointPlan
 from surgery.draw import changes, draw, removed
 from surgery.gguf.proof import Proved
@@ -24,6 +25,7 @@ class OperateResult(Shown):
     `path` is the output, None for a dry run without one; `bytes` the number of bytes written, None after a dry run. `plan` is
     None after an undo, when `undone` is the undone recipe, and after only completing an interrupted in-place change, when
     `completed` describes that change. `proof` is what running source and result in llama.cpp showed, None if that was not done.
+    `choice` is what was measured, if the first op measures.
     """
 
     source: Path
@@ -34,6 +36,7 @@ class OperateResult(Shown):
     undone: str | None = None
     completed: str | None = None
     proof: Proved | None = None
+    choice: Choice | None = None
 
     @property
     def recipe(self) -> str:
@@ -87,6 +90,15 @@ class OperateResult(Shown):
             "computed_tensors": plan.computed,
             "notes": list(self.notes),
         }
+        if self.choice:
+            found = self.choice.statistics
+            report["measured"] = {
+                "op": str(self.choice.op),
+                "text": self.choice.text,
+                "update_norm": list(found.update_norm),
+                "influence": list(found.influence),
+                "saliency": {str(layer): list(scores) for layer, scores in found.saliency.items()},
+            }
         if plan.recipe.donors:
             report["donors"] = {
                 donor.name: {"path": str(donor.path), "digest": donor.digest} for donor in plan.recipe.donors
@@ -106,7 +118,8 @@ class OperateResult(Shown):
         count = len(plan.computed)
         made = f"{count} tensors are computed, all others copied" if count else "all tensors are copied unchanged"
         donors = [(donor.name, str(donor.path)) for donor in plan.recipe.donors]
-        facts = [("recipe", self.recipe), *donors, ("layers", f"{len(old)} → {len(new)}; {made}")]
+        told = [("measured", f"{self.choice.op} on {self.choice.text}")] if self.choice else []
+        facts = [*told, ("recipe", self.recipe), *donors, ("layers", f"{len(old)} → {len(new)}; {made}")]
         drawing = [Lines(), Lines(draw(plan.stack, len(old), old, new)), Lines()]
         notes = [("note", note) for note in self.notes]
         if self.bytes is None:
