@@ -29,7 +29,7 @@ bench: $(STAMP)
 
 # Ten million inputs, which take hours; needs atheris, which is built for few versions of Python.
 fuzz: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[fuzz]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m fuzzing
 
 $(STAMP): pyproject.toml constraints.txt

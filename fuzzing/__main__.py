@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fuzzing import inputs
-from fuzzing.campaign import findings, reached, run
+from fuzzing.campaign import findings, reached, replay, run
 from fuzzing.page import PAGE, page
 from fuzzing.registry import all_targets, target_named
 from fuzzing.target import MEMORY, SECONDS
@@ -24,9 +24,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", action="store_true", help="renew fuzzing/corpus from the campaign's corpora, and run nothing"
     )
-    parser.add_argument(
-        "--page", action="store_true", help="write the page from the figures that are there, and run nothing"
-    )
+    parser.add_argument("--page", action="store_true", help="write the page anew, with the findings that still fall")
     options = parser.parse_args()
     chosen = [target_named(name) for name in options.targets] or list(all_targets())
     for target in [] if options.page else chosen:
@@ -42,6 +40,8 @@ def main() -> None:
             print(f"  the process ended early: {options.folder / target.name / 'log'}", flush=True)
         PAGE.write_text(page(all_targets(), options.folder, SECONDS, MEMORY), "utf-8")
     if options.page:
+        for target in chosen:
+            replay(target, options.folder)
         PAGE.write_text(page(all_targets(), options.folder, SECONDS, MEMORY), "utf-8")
     if any(findings(target.name, options.folder) for target in chosen):
         raise SystemExit(1)

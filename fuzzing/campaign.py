@@ -12,7 +12,7 @@ from pathlib import Path
 from random import SystemRandom
 
 from fuzzing.registry import module_of
-from fuzzing.target import Target
+from fuzzing.target import Finding, Target, attempt, limits, prepared
 
 MOST_RESTARTS = 5
 """After crashes of the process, which are findings."""
@@ -87,6 +87,18 @@ def findings(name: str, folder: Path) -> list[str]:
         return []
     told = [path.read_text("utf-8").partition("\n")[0] for path in sorted(place.glob("*.txt"))]
     return [*told, *(path.name for path in sorted(place.iterdir()) if path.suffix not in (".txt", ".input"))]
+
+
+def replay(target: Target, folder: Path) -> None:
+    """Try the findings again, in this process; those that were mended are removed."""
+    found = list((folder / target.name / "findings").glob("*.input"))
+    if not found:
+        return
+    with prepared(target) as ready, limits():
+        for path in found:
+            if not isinstance(attempt(ready.read, path.read_bytes()), Finding):
+                path.unlink()
+                path.with_suffix(".txt").unlink(missing_ok=True)
 
 
 def reached(name: str, folder: Path) -> list[bytes]:

@@ -21,6 +21,7 @@ is kept in `fuzzing/cases` where it is small. `tests/fuzzing` replays what is ke
 went on through the product: a config through the plan, the lowering and the header of the file; a GGUF through inspection and
 the plans of quantization and surgery; a tokenizer through the vocabulary and the encoding of texts. "CPU" are seconds of
 computing, "edges" branches of tinyq's own code that were reached, "fell once" inputs that were findings and are replayed.
+A target without executions has been run by the tests alone.
 
 | target | reads | executions | accepted | CPU | edges | fell once | open |
 |---|---|--:|--:|--:|--:|--:|--:|

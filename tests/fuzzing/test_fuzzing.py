@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from fuzzing import archive, inputs, target
+from fuzzing import archive, campaign, inputs, target
 from fuzzing.mutate import json_mutator, mutate_bytes
-from fuzzing.target import Finding, attempt, limits
+from fuzzing.page import page
+from fuzzing.target import Finding, Prepared, Target, attempt, limits
 from gguf_tools.errors import CheckpointError
 
 
@@ -108,3 +110,25 @@ def test_the_smallest_inputs_are_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(inputs, "FOLDER", tmp_path)
     inputs.keep("x", [b"z" * inputs.MOST_BYTES, b"bb", b"a", b"a"])
     assert inputs.kept("x") == [b"a", b"bb"]
+
+
+def test_findings_that_were_mended_are_removed(tmp_path: Path) -> None:
+    place = tmp_path / "x" / "findings"
+    place.mkdir(parents=True)
+    for name, data in (("mended", b"1"), ("open", b"{")):
+        (place / f"{name}.input").write_bytes(data)
+        (place / f"{name}.txt").write_text(f"{name} in a.py:f\n\nTraceback")
+    one = Target(name="x", title="", prepare=lambda folder: Prepared([], raises))
+    campaign.replay(one, tmp_path)
+    assert campaign.findings("x", tmp_path) == ["open in a.py:f"]
+    assert sorted(path.name for path in place.iterdir()) == ["open.input", "open.txt"]
+
+
+def test_the_page_adds_up_the_runs(tmp_path: Path) -> None:
+    one = Target(name="x", title="what it reads", prepare=lambda folder: Prepared([], raises), deep=True)
+    (tmp_path / "x").mkdir()
+    runs = [campaign.Run(executions=n, accepted=1, seconds=0.5, edges=7 * n) for n in (1000, 500)]
+    (tmp_path / "x" / "runs.jsonl").write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
+    text = page([one], tmp_path, 5.0, 1 << 30)
+    assert "| x (deep) | what it reads | 1,500 | 2 | 1 | 7,000 | 0 | 0 |" in text
+    assert "In all 1,500 executions, of which 1,500 in targets that go deep, in 1 seconds" in text
