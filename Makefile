@@ -32,6 +32,9 @@ fuzz: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m fuzzing
 
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutation
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch llama-cpp-python

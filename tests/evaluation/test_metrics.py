@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluation import metrics
-from gguf_tools.evaluation.metrics import NO_TARGET, FidelityAccumulator, kl_divergence, log_softmax
+from gguf_tools.evaluation.metrics import NO_TARGET, FidelityAccumulator, kl_divergence, log_softmax, next_token_nll
 
 Array = npt.NDArray[np.float32]
 
@@ -133,3 +134,23 @@ def test_extremes() -> None:
     zeros = FidelityAccumulator()
     zeros.add(np.zeros((1, 2)), np.zeros((1, 2)))
     assert zeros.result().nmse == 0
+
+
+@pytest.mark.parametrize("block", [1, 3 * 8 * 11, 1 << 20])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 10])
+def test_next_token_nll_is_torchs_cross_entropy(block: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the blocks: those of a row, of three rows that do not divide the length, or one of all."""
+    monkeypatch.setattr(metrics, "_BLOCK_BYTES", block)
+    rng = np.random.default_rng(length)
+    made, tokens = rng.standard_normal((length, 11)).astype(np.float32) * 4, rng.integers(0, 11, length)
+    expected = torch.nn.functional.cross_entropy(
+        torch.from_numpy(made[:-1].astype(np.float64)), torch.from_numpy(tokens[1:]), reduction="none"
+    )
+    np.testing.assert_allclose(next_token_nll(made, tokens), expected.numpy(), rtol=1e-12)
+    if length > 1:
+        made[length - 2, 4] = np.nan
+        with pytest.raises(LlamaError, match=rf"it: the model's logit of token 4 at position {length - 2} is nan"):
+            next_token_nll(made, tokens, "it")
+    made[: length - 1] = 0.0
+    made[length - 1] = np.nan  # what follows the last token is not asked for
+    np.testing.assert_allclose(next_token_nll(made, tokens), np.full(length - 1, math.log(11)), rtol=1e-12)
