@@ -177,7 +177,7 @@ def test_every_other_list_of_the_layers_follows(qwen3_folder: Path) -> None:
         "num_hidden_layers": 3,
         "layer_types": ["a", "b", "c"],
         "mlp_layer_types": ["dense", "sparse", "other"],
-        "layer_scales": [1, 1, 1],
+        "no_rope_layers": [1, 1, 1],
         "num_attention_heads": 4,
         "eos_token_id": [5, 6, 7],
         "architectures": ["x", "y", "z"],
@@ -190,7 +190,7 @@ def test_every_other_list_of_the_layers_follows(qwen3_folder: Path) -> None:
         "num_hidden_layers": 4,
         "layer_types": ["c", "b", "a", "b"],
         "mlp_layer_types": ["other", "sparse", "dense", "sparse"],
-        "layer_scales": [1, 1, 1, 1],
+        "no_rope_layers": [1, 1, 1, 1],
         "text_config": {"n_layer": 4, "windows": [9, 8, 7, 8], "two": [1, 2]},
     }
 
