@@ -19,6 +19,7 @@ from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.evaluation import transformers_model
 from gguf_tools.evaluation.conformance import SEED
+from gguf_tools.families import registry
 from gguf_tools.families.registry import family_named
 from gguf_tools.runtime.process import Runtime
 from gguf_tools.sources.checkpoint import open_checkpoint
@@ -178,10 +179,19 @@ def test_convert_proves_the_file_too(tinyq: Tinyq, work: Path, tmp_path: Path, m
 
 # Families that tinyq does not know
 
+
+@pytest.fixture
+def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides the families of the foreign files, so that they stand for what tinyq does not know."""
+    left = tuple(family for family in registry.own_families() if family.name not in ("gemma2", "olmo2"))
+    monkeypatch.setattr(registry, "own_families", lambda: left)
+
+
 FLOAT32, GELU = 1e-11, 1e-7
 """What llama.cpp's float32 makes, and its GELU, which reads a table in F16."""
 
 
+@pytest.mark.usefixtures("unknown")
 @pytest.mark.parametrize(("kind", "most"), [("olmo2", FLOAT32), ("gemma2", GELU)])
 def test_a_family_that_tinyq_does_not_know(tinyq: Tinyq, work: Path, tmp_path: Path, kind: str, most: float) -> None:
     out = write_foreign(tmp_path, kind)
@@ -199,6 +209,7 @@ def test_a_family_that_tinyq_does_not_know(tinyq: Tinyq, work: Path, tmp_path: P
     assert found["oracle"]["nmse_model"] == found["nmse"]
 
 
+@pytest.mark.usefixtures("unknown")
 def test_a_foreign_file_with_a_wrong_weight(tinyq: Tinyq, work: Path, tmp_path: Path) -> None:
     out = write_foreign(tmp_path, "olmo2")
     offset = next(tensor for tensor in GGUFReader(out).tensors if tensor.name == "output_norm.weight").data_offset
@@ -211,6 +222,7 @@ def test_a_foreign_file_with_a_wrong_weight(tinyq: Tinyq, work: Path, tmp_path: 
     assert "NMSE is 0.0" in ran.err
 
 
+@pytest.mark.usefixtures("unknown")
 def test_a_foreign_tokenizer(tinyq: Tinyq, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = write_foreign(tmp_path, "olmo2")
     args = ("eval", out, "--reference", tmp_path / "source", "--prompts", work / "prompts.txt", *QUICK)
@@ -226,6 +238,7 @@ def test_a_foreign_tokenizer(tinyq: Tinyq, work: Path, tmp_path: Path, monkeypat
     assert f"; tokens are not compared ({tmp_path / 'source'}: has no tokenizer files)" in ran.out
 
 
+@pytest.mark.usefixtures("unknown")
 def test_a_foreign_file_held_against_golden_logits(tinyq: Tinyq, work: Path, tmp_path: Path) -> None:
     out = write_foreign(tmp_path, "olmo2")
     tokens = (5, 70, 33, 101)
@@ -237,6 +250,7 @@ def test_a_foreign_file_held_against_golden_logits(tinyq: Tinyq, work: Path, tmp
     assert ran.out.startswith("g.npz agrees: NMSE 0 (4 tokens, stored as float64); llama.cpp ")
 
 
+@pytest.mark.usefixtures("unknown")
 def test_a_family_that_nobody_knows(tinyq: Tinyq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = write_foreign(tmp_path, "olmo2")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)

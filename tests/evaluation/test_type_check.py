@@ -62,7 +62,7 @@ def test_a_type_of_the_same_mathematics_is_taken_with_a_note(tmp_path: Path) -> 
     assert not inspect(folder).problems
 
 
-@pytest.mark.parametrize("kind", ["helium", "gemma"])
+@pytest.mark.parametrize("kind", ["helium"])
 def test_a_type_of_other_mathematics_is_refused(tmp_path: Path, kind: str) -> None:
     text = refusal(written(tmp_path, model_type=kind, head_dim=16), check_type=check_model_type)
     assert f"model_type '{kind}' is not supported" in text
