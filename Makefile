@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The newest Python; the oldest, 3.10, is mypy's setting in pyproject.toml and vermin's target.
 NEWEST := 3.14
 
-.PHONY: demo test lint docs bench fuzz clean
+.PHONY: demo test lint docs bench fuzz mutants clean
 
 demo: $(STAMP)
 	$(BIN)/tinyq demo
