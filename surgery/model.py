@@ -11,7 +11,7 @@ from typing import Any
 
 from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.model.features import Feature, layer_features, undeclared
-from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Layer, LayerSpec, Model, MoE
+from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Layer, LayerSpec, Model, MoE, ShortConv
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
 from surgery.algebra import Half, Method, Original, Space, Stack, evaluate
@@ -19,7 +19,9 @@ from surgery.arithmetic import mixed, times
 from surgery.recipe import Recipe, parse_text
 
 OUTPUT_ROLES = frozenset(
-    f"{role}{bias}" for role in ("attn.o", "delta.o", "ffn.down", "moe.down", "shared.down") for bias in ("", "_bias")
+    f"{role}{bias}"
+    for role in ("attn.o", "delta.o", "conv.o", "ffn.down", "moe.down", "shared.down")
+    for bias in ("", "_bias")
 )
 """Roles of the output projections: a layer's contribution to the residual stream is linear in them."""
 HALF_OF_FIELD: Mapping[str, Half] = {
@@ -36,6 +38,7 @@ OF_BOTH_HALVES = frozenset({"residual_scale", "parallel"})
 HALF_OF_STEM: Mapping[str, Half] = {
     "attn": "attention",
     "delta": "attention",
+    "conv": "attention",
     **dict.fromkeys(("mixer_norm", "mixer_norm_bias", "mixer_post_norm", "mixer_post_norm_bias"), "attention"),
     **dict.fromkeys(("ffn_norm", "ffn_norm_bias", "ffn_post_norm", "ffn_post_norm_bias"), "ffn"),
     "ffn": "ffn",
@@ -47,6 +50,7 @@ EXPRESSES = frozenset(
     {
         "LayerSpec.mixer=Attention",
         "LayerSpec.mixer=DeltaNet",
+        "LayerSpec.mixer=ShortConv",
         "LayerSpec.feed_forward=GatedMLP",
         "LayerSpec.feed_forward=MLP",
         "LayerSpec.feed_forward=MoE",
@@ -95,6 +99,7 @@ EXPRESSES = frozenset(
         "DeltaNet.norm=Norm",
         "DeltaNet.decay=log",
         "DeltaNet.decay=rate",
+        "ShortConv.bias",
         "GatedMLP.activation=silu",
         "GatedMLP.activation=gelu",
         "GatedMLP.activation=gelu_tanh",
@@ -313,6 +318,8 @@ def describe_part(part: Any) -> str:
             f"linear attention (DeltaNet, {part.key_heads} key heads of {part.key_dim}, "
             f"{part.value_heads} value heads of {part.value_dim})"
         )
+    if isinstance(part, ShortConv):
+        return f"a short convolution over {part.kernel} tokens"
     if isinstance(part, GatedMLP | MLP):
         manner = "" if isinstance(part, GatedMLP) else " without a gate"
         return f"a dense feed-forward of width {part.width}{manner}"

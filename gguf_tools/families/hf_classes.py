@@ -260,6 +260,7 @@ CLASSES: Mapping[str, ClassRules] = {
         windows=Windows(listed=True, limited=_not_every_fourth),
     ),
     "olmo": _layer_norm_row(2048, None, defaults={"clip_qkv": None}),
+    "lfm2": ClassRules(defaults={"max_position_embeddings": 128000, "norm_eps": 1e-5}, theta=1e6),
     "phi3": _row(
         4096, epsilon=1e-5, defaults={"sliding_window": None}, windows=Windows(), partial=True, partial_default=1.0
     ),

@@ -17,7 +17,7 @@ from gguf_tools.formats.safetensors import WIDTHS
 from gguf_tools.inspection.result import Inspection, StoredShare, Vocabulary
 from gguf_tools.model.feed_forward import ACTIVATIONS
 from gguf_tools.model.rope import Rope
-from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Model, ModelSpec, MoE
+from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Model, ModelSpec, MoE, ShortConv
 from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
 from gguf_tools.targets.planner import plan
 from gguf_tools.targets.registry import lift
@@ -183,6 +183,8 @@ def _details(spec: ModelSpec) -> dict[str, str]:
             found.setdefault("attention", _attention_line(mixer))
             if mixer.rope:
                 found.setdefault("rope", _rope_line(mixer.rope, mixer.head_dim))
+        elif isinstance(mixer, ShortConv):
+            found.setdefault("convolution", f"gated short convolution, kernel {mixer.kernel}")
         else:
             found.setdefault("linear", _delta_line(mixer))
         if isinstance(ffn, MoE):

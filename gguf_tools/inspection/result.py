@@ -109,7 +109,7 @@ class Inspection(Shown):
 def _pattern(pattern: str | None) -> str:
     if not pattern:
         return ""
-    kinds = {"a": "A attention", "d": "D Gated DeltaNet"}
+    kinds = {"a": "A attention", "d": "D Gated DeltaNet", "c": "C short convolution"}
     said = [text for letter, text in kinds.items() if letter in pattern.lower()]
     if pattern != pattern.upper():
         said.append("lower case dense" if pattern != pattern.lower() else "all dense")

@@ -22,6 +22,7 @@ from gguf_tools.model.features import Words, choice, option, part, size
 from gguf_tools.model.feed_forward import MLP, Activation, GatedMLP, MoE, Router, SharedExpert
 from gguf_tools.model.norms import Norm, Shape
 from gguf_tools.model.recurrent import DeltaNet
+from gguf_tools.model.state_space import ShortConv
 from gguf_tools.tensors.base import Tensor
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Router",
     "Shape",
     "SharedExpert",
+    "ShortConv",
 ]
 LayerTensors = dict[str, Tensor]
 """Tensors of a layer, or of a part of one, by role relative to the layer."""
@@ -54,9 +56,12 @@ _KINDS = {
     "GatedMLP": "layers without experts",
     "MLP": "feed-forwards without a gate",
     "MoE": "experts",
+    "ShortConv": "short convolution",
 }
 
-Mixer = Attention | DeltaNet
+_LETTERS = {"Attention": "A", "DeltaNet": "D", "ShortConv": "C"}
+
+Mixer = Attention | DeltaNet | ShortConv
 FeedForward = GatedMLP | MLP | MoE
 
 
@@ -100,14 +105,14 @@ class LayerSpec:
         found = {field: getattr(self, field) for field in fields}
         if isinstance(self.mixer, Attention):
             found |= dict.fromkeys(("attn.q_norm", "attn.k_norm"), self.mixer.qk_norm)
-        else:
+        elif isinstance(self.mixer, DeltaNet):
             found["delta.norm"] = self.mixer.norm
         return {role: norm for role, norm in found.items() if norm}
 
     @property
     def letter(self) -> str:
-        """One letter for the layer's type: A attention, D DeltaNet; lower case if the feed-forward is dense."""
-        letter = "A" if isinstance(self.mixer, Attention) else "D"
+        """One letter for the mixer: A attention, C short convolution, D DeltaNet; lower case if the feed-forward is dense."""
+        letter = _LETTERS[type(self.mixer).__name__]
         return letter if isinstance(self.feed_forward, MoE) else letter.lower()
 
 

@@ -15,11 +15,12 @@ from torch.nn import functional
 
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.model.features import features, undeclared
-from gguf_tools.model.spec import Attention, LayerSpec, Model, MoE
+from gguf_tools.model.spec import Attention, LayerSpec, Mixer, Model, MoE, ShortConv
 from gguf_tools.reference.feed_forward import dense, moe
 from gguf_tools.reference.mixers import attention, delta_net
 from gguf_tools.reference.norm import normed
-from gguf_tools.reference.weights import load_all
+from gguf_tools.reference.state_space import short_conv
+from gguf_tools.reference.weights import Weights, load_all
 
 Observer = Callable[[int, str, torch.Tensor], None]
 """Called with (layer number, name of the point, activations) at points that llama.cpp's graph also names."""
@@ -37,6 +38,7 @@ EXPRESSES = frozenset(
         "ModelSpec.logit_softcap",
         "LayerSpec.mixer=Attention",
         "LayerSpec.mixer=DeltaNet",
+        "LayerSpec.mixer=ShortConv",
         "LayerSpec.feed_forward=GatedMLP",
         "LayerSpec.feed_forward=MLP",
         "LayerSpec.feed_forward=MoE",
@@ -85,6 +87,7 @@ EXPRESSES = frozenset(
         "DeltaNet.norm=Norm",
         "DeltaNet.decay=log",
         "DeltaNet.decay=rate",
+        "ShortConv.bias",
         "GatedMLP.activation=silu",
         "GatedMLP.activation=gelu",
         "GatedMLP.activation=gelu_tanh",
@@ -167,8 +170,7 @@ class Reference:
         weights = self.layers[n]
         read = normed(x, layer.mixer_norm, weights, "mixer_norm")
         observe(n, "mixer_norm", read)
-        mixer = layer.mixer
-        mixed = attention(mixer, weights, read) if isinstance(mixer, Attention) else delta_net(mixer, weights, read)
+        mixed = mix(layer.mixer, weights, read)
         observe(n, "mixer_out", mixed)
         mixed = normed(mixed, layer.mixer_post_norm, weights, "mixer_post_norm")
         before, x = x, x + mixed * layer.residual_scale
@@ -183,6 +185,13 @@ class Reference:
         x = x + normed(out, layer.ffn_post_norm, weights, "ffn_post_norm") * layer.residual_scale
         observe(n, "layer_out", x)
         return x
+
+
+def mix(mixer: Mixer, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+    """What the mixer makes of the normed activations x; both have shape (batch, length, hidden)."""
+    if isinstance(mixer, Attention):
+        return attention(mixer, weights, x)
+    return short_conv(mixer, weights, x) if isinstance(mixer, ShortConv) else delta_net(mixer, weights, x)
 
 
 def _ignore(_layer: int, _point: str, _values: torch.Tensor) -> None:

@@ -188,10 +188,14 @@ def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rop
 
 
 def lift_attention(
-    source: GGUFSource, n: int, norm: Norm, rope_dims: int | None = None
+    source: GGUFSource, n: int, norm: Norm, rope_dims: int | None = None, kv_heads: int | None = None
 ) -> tuple[Attention, LayerTensors]:
-    """Layer n's attention without a gate, with the biases and norms that the file has; `rope_dims` is `lift_rope`'s `dims`."""
-    heads, kv_heads = source.integer("attention.head_count"), source.integer("attention.head_count_kv")
+    """Layer n's attention without a gate, with the biases and norms that the file has; `rope_dims` is `lift_rope`'s `dims`.
+
+    `kv_heads` is the layer's number of key/value heads, if the file does not have one number for all layers.
+    """
+    heads = source.integer("attention.head_count")
+    kv_heads = source.integer("attention.head_count_kv") if kv_heads is None else kv_heads
     head_dim = source.integer("attention.key_length", source.integer("embedding_length") // max(heads, 1))
     part = lift_named(source, n, ATTENTION_NAMES)
     bias = frozenset(name for name in "qkvo" if f"attn.{name}_bias" in part)

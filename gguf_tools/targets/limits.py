@@ -62,6 +62,7 @@ VALUE_SIZES = frozenset({"Attention.value_dim"})
 LINEAR_ATTENTION = frozenset(
     {"LayerSpec.mixer=DeltaNet", "DeltaNet.norm=Norm", "DeltaNet.decay=log", "DeltaNet.decay=rate"}
 )
+SHORT_CONVOLUTION = frozenset({"LayerSpec.mixer=ShortConv"})
 DENSE = frozenset({"LayerSpec.feed_forward=GatedMLP", "GatedMLP.activation=silu"})
 DENSE_BIAS = frozenset({"GatedMLP.bias=gate", "GatedMLP.bias=up", "GatedMLP.bias=down"})
 GEGLU = frozenset({"LayerSpec.feed_forward=GatedMLP", "GatedMLP.activation=gelu", "GatedMLP.activation=gelu_tanh"})

@@ -69,6 +69,7 @@ def lower_layers(model: Model, table: Mapping[str, str]) -> tuple[OutputTensor, 
         mixer, tensors = layer.spec.mixer, layer.tensors
         if isinstance(mixer, Attention):
             return names.rename(hybrid.join_gate(mixer, tensors), table)
+        assert isinstance(mixer, DeltaNet)
         return names.rename(hybrid.join_delta(mixer, reorder_values(mixer, tensors, _tiled(mixer))), table)
 
     return lowering.lower_tensors(model, named)

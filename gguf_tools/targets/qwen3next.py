@@ -59,8 +59,10 @@ def lower(model: Model) -> Lowered:
 
     def named(layer: Layer) -> dict[str, Tensor]:
         mixer, tensors = layer.spec.mixer, layer.tensors
-        joined = hybrid.join_gate(mixer, tensors) if isinstance(mixer, Attention) else _join_delta(mixer, tensors)
-        return names.rename(joined, NAMES)
+        if isinstance(mixer, Attention):
+            return names.rename(hybrid.join_gate(mixer, tensors), NAMES)
+        assert isinstance(mixer, DeltaNet)
+        return names.rename(_join_delta(mixer, tensors), NAMES)
 
     return Lowered(NAME, metadata, lowering.lower_tensors(model, named))
 

@@ -124,6 +124,7 @@ SOURCES = {
     "olmo2/third": {},
     "olmoe/plain": {},
     "glm4/plain": {},
+    "lfm2/plain": {},
 }
 
 

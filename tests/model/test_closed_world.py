@@ -29,6 +29,7 @@ PARTS = (
     spec.Norm,
     spec.Attention,
     spec.DeltaNet,
+    spec.ShortConv,
     spec.GatedMLP,
     spec.MLP,
     spec.Router,
