@@ -23,8 +23,8 @@ from gguf_tools.errors import InputError
 
 Half = Literal["attention", "ffn"]
 HALVES: tuple[Half, ...] = ("attention", "ffn")
-Method = Literal["linear", "slerp"]
-METHODS: tuple[Method, ...] = ("linear", "slerp")
+Method = Literal["linear", "slerp", "slerp-tensor"]
+METHODS: tuple[Method, ...] = ("linear", "slerp", "slerp-tensor")
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,9 @@ def describe(layer: Layer) -> str:
     """A short description of the layer, such as `20`, `B:3` or `0.5·20 + 0.5·22`."""
     if isinstance(layer, Original):
         return f"{layer.source}:{layer.index}" if layer.source else str(layer.index)
-    if isinstance(layer, Blend) and layer.method == "slerp":
+    if isinstance(layer, Blend) and layer.method != "linear":
         (a, _), (b, t) = layer.parts
-        return f"slerp of {describe(a)} and {describe(b)} at {t:g}"
+        return f"{layer.method} of {describe(a)} and {describe(b)} at {t:g}"
     if isinstance(layer, Blend):
         return " + ".join(f"{weight:g}·{_grouped(part)}" for part, weight in layer.parts)
     if isinstance(layer, Scaled):

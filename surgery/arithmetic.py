@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -27,6 +28,8 @@ from surgery.algebra import Method
 
 Doubles = NDArray[np.float64]
 
+PIECE = 1 << 20
+"""Elements that are read at once."""
 SMALLEST_SINE = 1e-6
 """If the sine of the angle between two rows is smaller, slerp and the linear blend differ by less than 1e-12 (relative)."""
 
@@ -121,6 +124,52 @@ class Arc(Rounded):
 
 
 @dataclass(frozen=True, eq=False)
+class TensorArc(Rounded):
+    """Slerp from `first` (t = 0) to `second` (t = 1) with one angle for the whole tensor, or for each matrix of a stack.
+
+    This is what mergekit's method of that name computes for a tensor that holds one matrix. The angle takes a pass over both.
+    """
+
+    first: Tensor
+    second: Tensor
+    t: float
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.first, self.second)
+
+    @cached_property
+    def _weights(self) -> dict[int, tuple[float, float]]:
+        return {}
+
+    def _factors(self, matrix: int, size: int) -> tuple[float, float]:
+        """The weights of both tensors' matrix number `matrix`, of `size` elements, by the angle between them."""
+        if matrix not in self._weights:
+            sums = np.zeros(3)
+            for start in range(matrix * size, (matrix + 1) * size, PIECE):
+                stop = min(start + PIECE, (matrix + 1) * size)
+                a, b = exact(self.first, start, stop), exact(self.second, start, stop)
+                sums += a @ b, a @ a, b @ b
+            scale = float(np.sqrt(sums[1] * sums[2]))
+            angle = float(np.arccos(np.clip(sums[0] / scale, -1.0, 1.0))) if scale > 0 else 0.0
+            sine = float(np.sin(angle))
+            arc = np.sin((1.0 - self.t) * angle) / sine, np.sin(self.t * angle) / sine
+            self._weights[matrix] = arc if sine > SMALLEST_SINE else (1.0 - self.t, self.t)
+        return self._weights[matrix]
+
+    def values(self, start: int, stop: int) -> Doubles:
+        size = prod(self.shape[-2:]) if len(self.shape) > 2 else self.size
+        out = np.empty(stop - start, np.float64)
+        for matrix in range(start // size, -(-stop // size)):
+            begin, end = max(start, matrix * size), min(stop, (matrix + 1) * size)
+            left, right = self._factors(matrix, size)
+            out[begin - start : end - start] = left * exact(self.first, begin, end) + right * exact(
+                self.second, begin, end
+            )
+        return out
+
+
+@dataclass(frozen=True, eq=False)
 class Through(Rounded):
     """Each element mapped by a function of float64 arrays."""
 
@@ -145,6 +194,9 @@ def mixed(parts: Sequence[tuple[Tensor, float]], method: Method, dtype: str | No
     """The blend of tensors of the same shape with weights that sum to 1, rounded to `dtype` (by default their own)."""
     tensors = [tensor for tensor, _ in parts]
     dtype = dtype or common_dtype(tensors)
+    if method == "slerp-tensor":
+        (first, _), (second, t) = parts
+        return TensorArc(first, second, t, dtype=dtype)
     if method == "slerp" and prod(tensors[0].shape[:-1]) > 1:
         (first, _), (second, t) = parts
         return Arc(first, second, t, dtype=dtype)

@@ -137,11 +137,16 @@ class CheckpointSpace(Space[CheckpointHalf]):
         return None
 
     def blend(self, parts: Sequence[tuple[CheckpointHalf, float]], method: Method) -> CheckpointHalf:
+        """As `Space.blend`; tensors without a role are those of the first half."""
         first = parts[0][0]
         first.kind.require_arithmetic()
         tensors = {}
         for rest, tensor in first.tensors.items():
             tensors[rest] = tensor
+            if len(self.roles(rest)) > 1 and method == "slerp-tensor":
+                raise UnsupportedError(
+                    f"tensor {rest} holds several matrices, between which slerp-tensor would have one angle; use slerp"
+                )
             if self.roles(rest):
                 tensors[rest] = mixed([(_number(part.tensors[rest]), weight) for part, weight in parts], method)
         return CheckpointHalf(first.kind, tensors)

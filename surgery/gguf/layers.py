@@ -284,13 +284,19 @@ class GGUFSpace(Space[GGUFHalf]):
 
     def blend(self, parts: Sequence[tuple[GGUFHalf, float]], method: Method) -> GGUFHalf:
         """As `Space.blend`; InputError if a rewrite of the conversion does not let blends through."""
-        hindering = [name for name in self.file.rewrites if not blend_passes(name, angles=method == "slerp")]
+        hindering = [name for name in self.file.rewrites if not _passes(name, method)]
         if hindering:
             raise InputError(
                 f"the file was converted with the rewrite {hindering[0]!r}, after which a {method} blend of layers gives another "
                 "result; operate on the checkpoint, or give these options to tinyq convert"
             )
         first = parts[0][0]
+        fused = next((name for name in first.pieces if "qkv" in name), None)
+        if method == "slerp-tensor" and (self.file.arch not in gguf_names.ONE_MATRIX_A_TENSOR or fused):
+            raise UnsupportedError(
+                f"slerp-tensor has one angle for each tensor of a checkpoint, which those of this {self.file.arch} file are not "
+                "known to be; use slerp, or operate on the checkpoint"
+            )
         pieces = {name: self._blended(name, [(p.pieces[name], w) for p, w in parts], method) for name in first.pieces}
         gains = [(p.gain, w) for p, w in parts if p.gain]
         gain = self._blended(gguf_names.LAYER_SCALE, gains, method) if len(gains) == len(parts) else None
@@ -371,6 +377,11 @@ def _check_groups(file: LayeredFile, count: int, order: tuple[int, ...], label: 
             f"layer {label}: its {count} experts are {groups} groups of {old}, from which the router chooses, and these would "
             "not be whole groups of the same experts; drop as many of each group in one op, or exchange two of one group"
         )
+
+
+def _passes(rewrite: str, method: Method) -> bool:
+    """Whether a blend of what a rewrite made is what it makes of a blend."""
+    return method != "slerp-tensor" and blend_passes(rewrite, angles=method == "slerp")
 
 
 def _multiplied(part: GGUFHalf, names: Sequence[str], factor: float) -> GGUFHalf:

@@ -24,6 +24,8 @@ SCORES_FOLLOW = frozenset({
     "smollm3", "starcoder2", "step35",
 })  # fmt: skip
 """Architectures in which only biases, norms with weights and RoPE are applied between these projections and the scores."""
+ONE_MATRIX_A_TENSOR = frozenset({"llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"})
+"""Architectures whose tensors hold what one tensor of a checkpoint does, with the same numbers, or stacks of those of experts."""
 CLAMP = "attention.clamp_kqv"
 """Key of the bound to which queries, keys and values are clamped."""
 

@@ -41,7 +41,7 @@ class Interpolate(Op):
     only: Half | None = None
 
     name: ClassVar[str] = "interpolate"
-    usage: ClassVar[str] = "L:M@ALPHA[=N][,slerp]"
+    usage: ClassVar[str] = "L:M@ALPHA[=N][,slerp|slerp-tensor]"
     help: ClassVar[str] = (
         "Insert (1 - ALPHA)·L + ALPHA·M after layer L, or put it in the place of layer N. L or M may be a layer B:N of --with."
     )
@@ -108,7 +108,7 @@ class Merge(Op):
     only: Half | None = None
 
     name: ClassVar[str] = "merge"
-    usage: ClassVar[str] = "L:M[,slerp]"
+    usage: ClassVar[str] = "L:M[,slerp|slerp-tensor]"
     help: ClassVar[str] = (
         "Put the mean of layers L and M in the place of L, and leave M out. M may be a layer B:N of --with."
     )
