@@ -45,11 +45,15 @@ def followed(
     for key in COUNT_KEYS:
         if key in config:
             changed[key] = len(new.layers)
+    # Keys of transformers, which configs of other code do not have.
+    published = "model_type" in config or "num_hidden_layers" in config
     stated = config.get("layer_types")
     kinds = [_kind(layer) for layer in new.layers]
-    if not (isinstance(stated, list) and len(stated) == len(old.layers)) and (stated or len(set(kinds)) > 1):
+    if not (isinstance(stated, list) and len(stated) == len(old.layers)) and (
+        stated or (published and len(set(kinds)) > 1)
+    ):
         changed["layer_types"] = kinds
-    if "no_rope_layers" in config or "no_rope_layer_interval" in config or _no_rope(old):
+    if "no_rope_layers" in config or "no_rope_layer_interval" in config or (published and _no_rope(old)):
         # no_rope_layer_interval depends on a layer's index, so the layers must be listed.
         changed["no_rope_layers"] = [int(n not in _no_rope(new)) for n in range(len(new.layers))]
     dense = [n for n, layer in enumerate(new.layers) if not isinstance(layer.feed_forward, MoE)]

@@ -28,7 +28,16 @@ from gguf_tools.formats.safetensors import WIDTHS, Stored, StoredTensor, write_s
 from gguf_tools.formats.state_dict import StateTensor
 from gguf_tools.model.spec import Model
 from gguf_tools.progress import ByteProgress
-from gguf_tools.sources.checkpoint import CONFIG, INDEX, PARAMS, SINGLE, TORCH_INDEX, Checkpoint, open_checkpoint
+from gguf_tools.sources.checkpoint import (
+    CONFIG,
+    INDEX,
+    LIT_CONFIG,
+    PARAMS,
+    SINGLE,
+    TORCH_INDEX,
+    Checkpoint,
+    open_checkpoint,
+)
 from gguf_tools.tensors.base import Tensor
 from quant.encode import ByteArray, FloatArray, narrow
 from quant.finite import first_nonfinite
@@ -180,7 +189,7 @@ def _files_beside(checkpoint: Checkpoint) -> list[Path]:
     files = [
         path
         for path in checkpoint.folder.iterdir()
-        if path.is_file() and path.name not in (INDEX, TORCH_INDEX, CONFIG, PARAMS)
+        if path.is_file() and path.name not in (INDEX, TORCH_INDEX, CONFIG, PARAMS, LIT_CONFIG)
     ]
     if not checkpoint.path.is_dir():
         return [path for path in files if BESIDE.fullmatch(path.name)]
