@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from gguf_tools.errors import InputError
+from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.formats.gguf.source import GGUFTensor
 from gguf_tools.progress import ByteProgress
 from gguf_tools.tensors.base import NARROW, InMemory, Tensor
@@ -237,6 +237,8 @@ def _compared(given: GGUFTensor, source: Tensor, importance: FloatArray | None, 
         if way.importance and importance is not None:
             row = importance[part.matrix if len(importance) > 1 else 0]
         expected = encode_block(replace(block, imatrix=row)).raw
+    except CheckpointError:
+        raise  # the source cannot be read
     except InputError:
         # Weights too large for the type or not finite rule out this way.
         return _impossible(given, source, part)

@@ -18,6 +18,7 @@ from gguf_tools.cli import COMMANDS
 from gguf_tools.cli import tinyq as group
 from gguf_tools.commands.common import WRITTEN
 from gguf_tools.errors import CheckpointError, OutputError
+from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.gguf.imatrix import write_imatrix
 from gguf_tools.verification.run import verify
 from quant.imatrix import ImportanceMatrix, Statistics
@@ -241,6 +242,24 @@ def test_a_gguf_that_changes_before_it_is_changed_in_place(place: Place, monkeyp
         operate(place.file, recipe="swap(0:1)", in_place=True, prove=False)
     assert place.file.read_bytes() == before
     assert list(place.folder.glob(".in.gguf*")) == []
+
+
+def test_weights_that_cannot_be_read_are_no_difference(
+    tinyq: Tinyq, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, count = DataFile.read, 0
+
+    def fail(file: DataFile, offset: int, size: int) -> bytearray:
+        nonlocal count
+        count += file.path.suffix == ".safetensors"
+        if count == 20:
+            raise CheckpointError(f"{file.path}: cannot be read at byte {offset} (Input/output error); check the disk")
+        return read(file, offset, size)
+
+    monkeypatch.setattr(DataFile, "read", fail)
+    ran = tinyq("verify", place.file, "--source", place.source, "--threads", "1")
+    assert (ran.code, ran.out) == (2, "")
+    assert "model.safetensors: cannot be read at byte" in ran.err
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

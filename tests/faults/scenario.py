@@ -29,6 +29,8 @@ class Scenario:
     """Inputs that it may change, such as a file that is changed in place."""
     recovery: tuple[str, ...] = ()
     """The lines that complete or undo what a kill interrupted, and then use it; by default the same again with --force."""
+    tells: bool = False
+    """Says what is wrong with an input in its report, and ends well."""
     containers: tuple[str, ...] = ()
     """Outputs that are folders of several outputs, each of which is complete by itself; the folder may be there already."""
     progress: tuple[str, ...] = ()

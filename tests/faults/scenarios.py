@@ -75,8 +75,8 @@ SCENARIOS: tuple[Scenario, ...] = (
         llama="run",
         cost="slow",
     ),
-    Scenario(command="inspect", variant="folder", line="inspect {in}/checkpoint --json {out}/report.json"),
-    Scenario(command="inspect", variant="GGUF", line="inspect {in}/f32.gguf --json {out}/report.json"),
+    Scenario(command="inspect", variant="folder", line="inspect {in}/checkpoint --json {out}/report.json", tells=True),
+    Scenario(command="inspect", variant="GGUF", line="inspect {in}/f32.gguf --json {out}/report.json", tells=True),
     Scenario(
         command="demo",
         line="demo --out {out}/files --json {out}/report.json",

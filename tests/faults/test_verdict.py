@@ -77,6 +77,13 @@ def test_each_loss_is_found(ended: Ended, after: Mapping[str, Entry], complaint:
     assert complaint in made
 
 
+def test_a_report_may_say_what_is_wrong() -> None:
+    telling = replace(GOOD, out="tokenizer  a.gguf: cannot be read\n")
+    assert complaints(found(telling, {"out/a.gguf": OTHER}), [COMPLETE], replace(EXPECTED, tells=True)) == []
+    silent = replace(GOOD, out="tokenizer  none\n")
+    assert complaints(found(silent, {"out/a.gguf": OTHER}), [COMPLETE], replace(EXPECTED, tells=True))
+
+
 def test_an_input_that_is_gone_and_an_old_output_that_is_lost() -> None:
     before = {**INPUTS, "out/a.gguf": OLD}
     gone = Found(before=Snapshot(before), after=Snapshot({}), ended=FAILED)
