@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The newest Python; the oldest, 3.10, is mypy's setting in pyproject.toml and vermin's target.
 NEWEST := 3.14
 
-.PHONY: demo test lint docs bench fuzz mutants clean
+.PHONY: demo test lint docs bench fuzz mutants faults clean
 
 demo: $(STAMP)
 	$(BIN)/tinyq demo
@@ -34,6 +34,10 @@ fuzz: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutation
+
+# Every fault on every command; writes docs/faults.md.
+faults: $(STAMP)
+	$(BIN)/python -m tests.faults --write
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -15,7 +15,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 HEAD = """# Faults
 
 Every command under every fault: a cell of the table says how often the fault was tried on the command, how often the command
-survived, and how often something was lost (tried/survived/lost). {total} `make faults` runs all and writes this page;
+survived, and how often something was lost (tried/survived/lost); a dash is a fault that cannot happen to the command, or has not
+been tried on it yet. {total} `make faults` runs all and writes this page;
 `make test` runs a sample.
 
 Each try runs `tinyq` as a user does, in a process and a folder of its own. Where a moment has to be chosen (which write fails,
