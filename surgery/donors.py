@@ -88,7 +88,9 @@ def recorded_model(donor: RecordedSource) -> Model:
 
     path = donor.path
     if not path.exists():
-        raise CheckpointError(f"{path}: {donor.name} of the recipe is not where it was")
+        raise CheckpointError(
+            f"{path}: the source {donor.name} of the recipe is no longer there; give its place with --with {donor.name}=PATH"
+        )
     if path.is_file() and is_gguf(path):
         if gguf_digest(path) != donor.digest:
             raise CheckpointError(f"{path}: is not, or no longer, what the recipe calls {donor.name}")

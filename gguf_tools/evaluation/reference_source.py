@@ -235,7 +235,7 @@ def _from_recorded_gguf(surgery: RecordedSurgery, operate: Operate) -> tuple[Ref
     """The reference from the GGUF that surgery was done on, where the file records no checkpoint; else the reason for none."""
     base = surgery.base
     if base is None or not base.path.is_file():
-        return None, "the file that it was made from is not where it was"
+        return None, "the file that it was made from is no longer there"
     try:
         if gguf_digest(base.path) != base.digest:
             return None, f"{base.path} is not, or no longer, what it was made from"

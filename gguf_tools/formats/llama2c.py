@@ -89,7 +89,7 @@ def read_llama2c(path: Path) -> BinFile:
     head = bytes(file.read(0, min(HEADER_1, file.size)))
     layout = _version_1(path, head) if int.from_bytes(head[:4], "little") == MAGIC else _version_0(head)
     if layout is None:
-        raise CheckpointError(f"{path}: is no file of llama2.c's; its header has sizes that do not fit each other")
+        raise CheckpointError(f"{path}: is not a llama2.c file: the sizes in its header do not fit each other")
     if _end(layout) != file.size:
         raise CheckpointError(
             f"{path}: has {file.size} bytes, {_end(layout)} expected from its header ({_described(layout.sizes)}); "

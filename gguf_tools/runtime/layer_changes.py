@@ -91,7 +91,7 @@ class LayerChanges:
         """Add a layer's change, from the stream before it to `after`, both (tokens, hidden)."""
         before, self._stream = self._stream, after
         if before is None or before.shape != after.shape:
-            raise LlamaError(f"what enters layer {layer} cannot be told in the graph of this architecture")
+            raise LlamaError(f"the graph of this architecture does not name the input of layer {layer}")
         sizes = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
         if not (np.isfinite(sizes).all() and (sizes[0] > 0).all()):
             raise LlamaError(f"the activations around layer {layer} are not finite, or zero")
@@ -108,7 +108,7 @@ class LayerChanges:
         count, ids = self._chosen.pop(layer)
         sizes = np.linalg.norm(values(tensor, np.float32)[0].astype(np.float64), axis=-1)
         if sizes.shape != ids.shape:
-            raise LlamaError(f"the experts of layer {layer} gave {sizes.shape} outputs, {ids.shape} were chosen")
+            raise LlamaError(f"the experts of layer {layer} gave {sizes.shape} outputs, {ids.shape} were selected")
         sums = np.bincount(ids.reshape(-1), weights=sizes.reshape(-1), minlength=count)
         self.saliency[layer] = self.saliency.get(layer, np.zeros(count)) + sums
         self.routed[layer] = self.routed.get(layer, np.zeros(count, np.int64)) + np.bincount(

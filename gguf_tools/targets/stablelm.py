@@ -82,7 +82,7 @@ def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model; UnsupportedError for norms of q and k."""
     if "blk.0.attn_q_norm.weight" in source.tensors:
         raise UnsupportedError(
-            f"{source.path}: has norms of q and k for each head, which tinyq does not read of {NAME}"
+            f"{source.path}: has q/k norms with weights per head, which tinyq does not support for {NAME}"
         )
 
     def layer(n: int) -> Layer:

@@ -23,7 +23,7 @@ def check_sliced(file: LayeredFile, stack: Stack) -> None:
     mixed = next((n for n, layer in enumerate(stack) if len(origins(layer)) != 1), None)
     if names and mixed is not None:
         raise UnsupportedError(
-            f"{names[0]} holds a part for each layer, and layer {mixed} would come from several; such layers of "
+            f"{names[0]} holds a slice for each layer, and layer {mixed} would come from several; such layers of "
             f"{file.arch} can only be moved, copied, left out or scaled"
         )
 
@@ -41,7 +41,8 @@ def follow(file: LayeredFile, stack: Stack) -> dict[str, Piece]:
 def _index(file: LayeredFile, origin: Original) -> int:
     if origin.source:
         raise UnsupportedError(
-            f"layers of another file cannot be put into {file.header.path}, which has parts for its own"
+            f"layers of another file cannot be put into {file.header.path}, which has tensors with a slice "
+            "for each of its own layers"
         )
     return origin.index
 
@@ -53,7 +54,7 @@ def _parts(file: LayeredFile, name: str, piece: Piece, part: Slice, order: Seque
     length = rows if part.axis == 0 else columns
     if length < count or length % count or piece.ranges is None:
         raise CheckpointError(
-            f"{file.header.path}: {name} has shape {piece.shape}, a part for each of {count} layers expected"
+            f"{file.header.path}: {name} has shape {piece.shape}, a slice for each of {count} layers expected"
         )
     width = length // count
     (whole,) = piece.ranges

@@ -187,7 +187,7 @@ class SurgeryProof:
         error = _nmse(logits, base.logits)
         if not error <= LIMIT:
             raise UnsupportedError(
-                f"{self._source}: behind the last layer llama.cpp computes something else in the result (NMSE of the logits "
+                f"{self._source}: the result's logits in llama.cpp differ from the source's for the same last layer (NMSE "
                 f"{error:.1e}), so nothing was written: please report it"
             )
         return count, worst, error, len(base.tokens)
@@ -199,7 +199,7 @@ class SurgeryProof:
         error = _nmse(found - entered, np.float32(factor) * (expected - entered))
         if not error <= limit:
             raise UnsupportedError(
-                f"{self._source}: in {what} of the result llama.cpp computes something else than in the source's layer {origin}, "
+                f"{self._source}: {what} of the result differs in llama.cpp from the source's layer {origin}, "
                 f"its origin (NMSE of what it adds {error:.1e}), so nothing was written: please report it"
             )
         return error
@@ -294,7 +294,7 @@ def _by_reference(plan: GGUFPlan, path: Path) -> tuple[float | None, str]:
     error = _nmse(found, wanted)
     if not error <= limit:
         raise UnsupportedError(
-            f"{plan.file.header.path}: llama.cpp computes something else of the result than the torch reference after the same "
-            f"ops (NMSE of the logits {error:.1e}, at most {limit:.0e} expected), so nothing was written: please report it"
+            f"{plan.file.header.path}: the result's logits in llama.cpp differ from the torch reference's after the same ops "
+            f"(NMSE {error:.1e}, at most {limit:.0e} expected); nothing was written; please report it"
         )
     return error, ""

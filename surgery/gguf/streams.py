@@ -59,12 +59,12 @@ class Stream:
             outputs = [places.get(f"attn_norm_in-{n}", -1) for n in range(1, count)] + [places.get("h_nextn", -1)]
         first = next((n for n, node in enumerate(nodes) if node.name.endswith("-0")), None)
         if -1 in outputs or f"l_out-{count}" in places or first is None:
-            raise NoStreamError("its graph in llama.cpp does not name what leaves each layer")
+            raise NoStreamError("its graph in llama.cpp does not name the output of each layer")
         shape = nodes[outputs[0]].shape
         sources = [n for n in nodes[first].sources if nodes[n].shape == shape]
         before = [n for n in range(first) if nodes[n].shape == shape and nodes[n].floating]
         if not (sources or before) or any(nodes[n].shape != shape or not nodes[n].floating for n in outputs):
-            raise NoStreamError("its graph in llama.cpp does not show what enters its first layer")
+            raise NoStreamError("its graph in llama.cpp does not name the input of its first layer")
         enters = [(sources or before)[-1], *outputs]
 
         def uses(node: int, other: int) -> bool:

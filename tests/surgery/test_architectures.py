@@ -140,7 +140,7 @@ REFUSED: list[tuple[Callable[[], Tiny], str, str]] = [
     (lambda: tiny.gemma4(6, shared=2), "swap(2:3)", r"the layer whose keys and values are read"),
     (lambda: tiny.gemma4(6, shared=2), "swap(1:5)", f"{PLACE} shares keys and values"),
     (tiny.gemma4, "delete(0..1) + delete(1..2) + delete(0)", "does not run a model without layers with a sliding window"),
-    (tiny.gemma4, "merge(0:1)", "per_layer_token_embd.weight holds a part for each layer, and layer 0 would come from several"),
+    (tiny.gemma4, "merge(0:1)", "per_layer_token_embd.weight holds a slice for each layer, and layer 0 would come from several"),
     (tiny.gemma4, "swap(0:1, only=ffn)", "layer 0 has inp_gate.weight, which belongs to neither half"),
     (tiny.gemma3n, "scale(3@0.5)", "layer 3 has altup_correct_scale.weight, with which .* more than add"),
     (lambda: tiny.cohere2(6), "swap(0:1, only=ffn)", "the halves of this cohere2 layer share a norm"),

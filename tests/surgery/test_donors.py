@@ -270,7 +270,7 @@ def test_a_donor_that_is_another_by_now_is_no_reference(folders: Pair, tmp_path:
     assert found.origin == "rebuilt"
     assert "b.gguf: is not, or no longer, what the recipe calls B" in found.note
     b.unlink()
-    assert "B of the recipe is not where it was" in find_reference(made, operate=operate_recorded).note
+    assert "the source B of the recipe is no longer there" in find_reference(made, operate=operate_recorded).note
 
 
 def test_sources_are_found_from_wherever_the_file_lies(files: Pair, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_what_the_table_refuses_would_be_found(
 ) -> None:
     """With the table's knowledge taken away, the wrong file is made, and the proof names the first layer that is wrong."""
     base = model().write(tmp_path / "base.gguf")
-    with pytest.raises(UnsupportedError, match=f"in {layer}"):
+    with pytest.raises(UnsupportedError, match=f"{layer}"):
         proved(unaware(base), tmp_path / "out.gguf", recipe)
     assert not (tmp_path / "out.gguf").exists()
 
@@ -103,7 +103,7 @@ def test_computed_layers_are_held_against_the_reference(tmp_path: Path) -> None:
     assert found.reference <= 1e-9
     plan = plan_gguf(open_layered(base), parse_text("interpolate(0:2, 0.3)"))
     other = plan_gguf(open_layered(base), parse_text("interpolate(0:2, 0.4)"))
-    with pytest.raises(UnsupportedError, match="something else of the result than the torch reference"):
+    with pytest.raises(UnsupportedError, match="differ from the torch reference's after the same"):
         write_plan(other, tmp_path / "no.gguf", prove=SurgeryProof(plan))
 
 
@@ -130,11 +130,11 @@ def test_scaled_and_exchanged_halves_need_no_reference(model: Callable[[], Tiny]
 @pytest.mark.parametrize(
     ("asked", "made", "said"),
     [
-        ("scale(1@0.5)", "scale(1@0.6)", "in the attention of layer 1 of the result"),
-        ("scale(1@0.5)", "scale(1@0.5, only=attention)", "in the feed-forward of layer 1 of the result"),
-        ("swap(0:2, only=ffn)", "swap(0:3, only=ffn)", "in the feed-forward of layer 0 of the result .* layer 2"),
-        ("swap(0:2)", "swap(0:2, only=ffn)", "in layer 0 of the result .* layer 2"),
-        ("scale(0@0)", "scale(0@0.001)", "in the attention of layer 0"),
+        ("scale(1@0.5)", "scale(1@0.6)", "the attention of layer 1 of the result"),
+        ("scale(1@0.5)", "scale(1@0.5, only=attention)", "the feed-forward of layer 1 of the result"),
+        ("swap(0:2, only=ffn)", "swap(0:3, only=ffn)", "the feed-forward of layer 0 of the result .* layer 2"),
+        ("swap(0:2)", "swap(0:2, only=ffn)", "layer 0 of the result .* layer 2"),
+        ("scale(0@0)", "scale(0@0.001)", "the attention of layer 0"),
     ],
 )
 def test_another_factor_or_half_is_found(asked: str, made: str, said: str, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_in_place_is_taken_back_where_the_proof_fails(tmp_path: Path, monkeypatc
     assert operate(base, None, "swap(0:1)", in_place=True, threads=1).proof is not None
     before = base.read_bytes()
     monkeypatch.setattr("gguf_tools.api.operate.open_layered", lambda path, **_: unaware(path))
-    with pytest.raises(UnsupportedError, match=r"in layer 2 of the result"):
+    with pytest.raises(UnsupportedError, match=r"layer 2 of the result"):
         operate(base, None, "swap(2:3)", in_place=True, threads=1)
     assert base.read_bytes() == before
 
@@ -195,7 +195,7 @@ def test_an_assumption_of_the_user_is_checked(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UnsupportedError, match="smollm3 is not in the table"):
         operate(base, tmp_path / "out.gguf", "swap(0:1)")
     operate(base, tmp_path / "out.gguf", "swap(0:1)", assume_independent_layers=True)
-    with pytest.raises(UnsupportedError, match="computes something else"):
+    with pytest.raises(UnsupportedError, match=r"differs? (in|from)"):
         operate(base, tmp_path / "no.gguf", "swap(2:3)", assume_independent_layers=True)
 
 
