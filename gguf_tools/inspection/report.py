@@ -20,7 +20,7 @@ from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Model, ModelSpec, MoE, ShortConv
 from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
 from gguf_tools.targets.planner import plan
-from gguf_tools.targets.registry import lift
+from gguf_tools.targets.registry import NoTargetError, lift
 from gguf_tools.tokenizers.vocabulary import load_tokenizer
 
 
@@ -105,6 +105,9 @@ def _inspect_gguf(path: Path) -> Inspection:
     if architecture:
         try:
             facts |= _facts(lift(source))
+        except NoTargetError as error:
+            # Nothing is wrong with the file: llama.cpp may run it.
+            facts["notes"] = (str(error),)
         except InputError as error:
             facts["problems"] += (str(error),)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:

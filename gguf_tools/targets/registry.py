@@ -31,9 +31,22 @@ def target_named(name: str) -> Target:
     raise UnsupportedError(f"target {name} is not known; the known targets are {known}")
 
 
+class NoTargetError(UnsupportedError):
+    """A GGUF of an architecture that tinyq has no target for, so that it cannot be read as a Model."""
+
+    def __init__(self, source: GGUFSource) -> None:
+        """Name the file, its architecture, and what can be done with it nevertheless."""
+        super().__init__(
+            f"{source.path}: tinyq has no torch reference for the architecture {source.architecture}; `tinyq eval FILE --suite "
+            "card` scores the file as llama.cpp runs it, and --reference FOLDER compares it with transformers' own code"
+        )
+
+
 def lift(source: GGUFSource) -> Model:
-    """A GGUF file as a Model. Raises UnsupportedError for an architecture without a target."""
-    target = target_named(source.architecture)
+    """A GGUF file as a Model. Raises NoTargetError for an architecture without a target."""
+    target = next((target for target in all_targets() if target.name == source.architecture), None)
+    if target is None:
+        raise NoTargetError(source)
     try:
         return target.lift(source)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from gguf_tools import inspect
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.errors import UnsupportedError
@@ -22,10 +23,13 @@ from gguf_tools.model.spec import LayerSpec, Norm, SharedExpert
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.targets.planner import plan
 from gguf_tools.targets.registry import all_targets, lift, target_named
+from tests.conftest import Ran
 from tests.oracle import PROMPTS, convert, nmse, reference, source_reference
 from tests.random_model import ATTENTION, DELTA, EXPERTS, MLP, layer, random_model
+from tests.surgery import tiny_architectures
 from tests.tiny_models import CONTEXT, VOCAB, checkpoint, dense, hybrid, moe
 
+Tinyq = Callable[..., Ran]
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24, "rope_theta": 1e6}
 
 
@@ -168,7 +172,7 @@ def test_a_file_of_another_architecture_cannot_be_lifted(qwen3_folder: Path, tmp
         .replace(b"\x05\0\0\0\0\0\0\0qwen3", b"\x05\0\0\0\0\0\0\0bloom", 1)
     )
     path.write_bytes(data)
-    with pytest.raises(UnsupportedError, match="target bloom is not known"):
+    with pytest.raises(UnsupportedError, match="no torch reference for the architecture bloom"):
         lift(open_gguf(path))
 
 
@@ -363,3 +367,16 @@ def test_rows_that_fit_no_block_fall_back_and_are_reported(wide: dict[str, Path]
     assert entries["blk.0.ffn_gate_inp.weight"] == "f32"
     bits = 8 * sum(entry.nbytes for entry in conversion.layout.entries) / sum(t.size for t in conversion.tensors)
     assert conversion.report.bits_per_weight == pytest.approx(bits)
+
+
+def test_an_architecture_without_a_target_is_no_problem(tinyq: Tinyq, tmp_path: Path) -> None:
+    """llama.cpp runs the file: inspect describes it, and eval says what can be done without a torch reference."""
+    path = tiny_architectures.gemma4().write(tmp_path / "gemma4.gguf")
+    found = inspect(path)
+    assert (found.architecture, found.layers, found.problems) == ("gemma4", 6, ())
+    assert any("no torch reference for the architecture gemma4" in note for note in found.notes)
+    ran = tinyq("eval", path, "--tokens", "2", "--no-speed")
+    assert ran.code == 2
+    assert "--suite card" in ran.err
+    assert "--reference FOLDER" in ran.err
+    assert ran.err.count("\n") == 1
