@@ -207,8 +207,11 @@ def _placed(
         return Layers(get=get, names=names, origins=sources, vocabulary=file.vocabulary)
 
     wanted = {p: [_value(file, p, layer, n) for n, layer in enumerate(new)] for p in file.properties}
-    found = positions.placed(file.architecture, wanted, layers, len(file.trailing))
-    positions.check_both_kinds(file.architecture, file.view, layers(found))
+    try:
+        found = positions.placed(file.architecture, wanted, layers, len(file.trailing))
+        positions.check_both_kinds(file.architecture, file.view, layers(found))
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{file.header.path}: {error}") from None
     return {file.key(name): value for name, value in found.items()}
 
 
