@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeGuard
 
-from gguf_tools.errors import CheckpointError
+from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.text import shortened
@@ -140,6 +140,15 @@ class Config:
         stated = self.values.get(key)
         if stated is not None and stated != actual:
             self.note(f"{self.path.name} says {key} {stated}, but {where} {actual}")
+
+    def refuse_unknown(self, known: Collection[str], whose: str) -> None:
+        """Raise UnsupportedError for a key beyond `known`, those of the code that `whose` names, unless it is null or false."""
+        for key, value in self.values.items():
+            if key not in known and value not in (None, False):
+                raise UnsupportedError(
+                    f"{self.path}: {key} is a key that {whose} does not have, so that the model may compute something else; "
+                    "leave it out if it does not"
+                )
 
     def note(self, text: str) -> None:
         """Add a note for the user, unless it is there already."""

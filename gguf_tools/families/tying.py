@@ -13,12 +13,13 @@ from gguf_tools.tensors.base import Tensor, same_values
 
 
 def embedding_and_output(
-    inventory: Inventory, config: Config, embedding: str, output: str, key: str = TIE
+    inventory: Inventory, config: Config, embedding: str, output: str, key: str = TIE, *, by_values: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """The embedding, shape (vocabulary, hidden), and the output projection of the same shape, or None if they are tied.
 
-    `embedding` and `output` are the tensors' names, `key` is the config key. Raises CheckpointError if one is missing and
-    the config says that they are not tied.
+    `embedding` and `output` are the tensors' names, `key` is the config key. With `by_values`, for programs whose config
+    does not mention tying and that save a tied matrix under both names, equal matrices are tied where the config does not
+    say. Raises CheckpointError if one is missing and the config says that they are not tied.
     """
     unsaid = config.values.get(key) is None
     tied = not unsaid and config.flag(key, False)
@@ -37,7 +38,7 @@ def embedding_and_output(
             config.note(f"{output} is missing and {config.path.name} does not give {key}: {embedding} is used for both")
         return first, None
     second = inventory.take(output, *first.shape)
-    if second is first or (tied and same_values(first, second)):
+    if second is first or ((tied or (by_values and unsaid)) and same_values(first, second)):
         config.note(f"{output} repeats the embedding; it is stored once")
         return first, None
     return first, second

@@ -37,7 +37,7 @@ from gguf_tools.model.spec import (
 )
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tying import TIE
-from gguf_tools.tensors.base import Tensor, same_values
+from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import stack, take
 
 DEFAULTS: Mapping[str, Any] = {
@@ -84,10 +84,9 @@ def build(checkpoint: Checkpoint) -> Model:
     config.values = {**DEFAULTS, **config.values}
     _refuse_others(config)
     context = "block_size" if config.values.get("max_position_embeddings") is None else "max_position_embeddings"
-    if TIE not in config.values and {"lm_head.weight", "transformer.wte.weight"} <= inventory.tensors.keys():
-        tied = same_values(inventory.tensors["transformer.wte.weight"], inventory.tensors["lm_head.weight"])
-        config.values = {**config.values, TIE: tied}
-    embedding, output = embedding_and_output(inventory, config, "transformer.wte.weight", "lm_head.weight")
+    embedding, output = embedding_and_output(
+        inventory, config, "transformer.wte.weight", "lm_head.weight", by_values=True
+    )
     vocab, hidden = embedding.shape
     tensors: dict[str, Tensor] = {
         "embedding": embedding, "output_norm": inventory.take("transformer.ln_f.weight", hidden)

@@ -37,7 +37,7 @@ from gguf_tools.model.spec import (
 )
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tying import TIE
-from gguf_tools.tensors.base import Tensor, same_values
+from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import stack
 
 READ = {
@@ -68,11 +68,7 @@ def build(checkpoint: Checkpoint) -> Model:
     for key, value in (("norm_eps", 1e-5), ("rope_theta", 10000.0), (context, _context(config))):
         config.assume(key, value, "as the published code does")
     head = "lm_head.weight" if "lm_head.weight" in inventory else "output.weight"
-    if TIE not in config.values and head in inventory and "tok_embeddings.weight" in inventory:
-        # llama2.c saves a tied matrix under both names; no field says so.
-        tied = same_values(inventory.tensors["tok_embeddings.weight"], inventory.tensors[head])
-        config.values = {**config.values, TIE: tied}
-    embedding, output = embedding_and_output(inventory, config, "tok_embeddings.weight", head)
+    embedding, output = embedding_and_output(inventory, config, "tok_embeddings.weight", head, by_values=True)
     vocab, hidden = embedding.shape
     tensors: dict[str, Tensor] = {"embedding": embedding, "output_norm": inventory.take("norm.weight", hidden)}
     if output is not None:

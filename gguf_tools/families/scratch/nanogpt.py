@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.errors import CheckpointError
 from gguf_tools.families import hf
 from gguf_tools.families.assemble import finished
 from gguf_tools.families.base import Expected, Family
@@ -23,7 +23,6 @@ from gguf_tools.families.tying import embedding_and_output
 from gguf_tools.model.spec import MLP, Attention, Layer, LayerSpec, LayerTensors, Model, ModelSpec, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tying import TIE
-from gguf_tools.tensors.base import same_values
 from gguf_tools.tensors.views import take
 
 KEYS = {
@@ -45,20 +44,12 @@ def matches(checkpoint: Checkpoint) -> bool:
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model; UnsupportedError for a key that nanoGPT's `GPTConfig` does not have."""
     inventory, config = Inventory(checkpoint), ClassConfig(checkpoint)
-    unknown = next(
-        (key for key, value in config.values.items() if key not in KEYS and value not in (None, False)), None
-    )
-    if unknown is not None:
-        raise UnsupportedError(
-            f"{config.path}: {unknown} is a key that nanoGPT's GPTConfig does not have, so that the model may compute something "
-            "else; leave it out if it does not"
-        )
+    config.refuse_unknown(KEYS, "nanoGPT's GPTConfig")
     config.assume("layer_norm_epsilon", EPSILON, "as torch's layer norm does")
     config.assume("activation_function", "gelu", 'as nanoGPT does; "gelu_new" is the one of minGPT and build-nanogpt')
-    if TIE not in config.values and {"lm_head.weight", "transformer.wte.weight"} <= inventory.tensors.keys():
-        tied = same_values(inventory.tensors["transformer.wte.weight"], inventory.tensors["lm_head.weight"])
-        config.values = {**config.values, TIE: tied}
-    embedding, output = embedding_and_output(inventory, config, "transformer.wte.weight", "lm_head.weight")
+    embedding, output = embedding_and_output(
+        inventory, config, "transformer.wte.weight", "lm_head.weight", by_values=True
+    )
     vocab, hidden = embedding.shape
     positions = inventory.take("transformer.wpe.weight", None, hidden)
     heads = config.integer("n_head")

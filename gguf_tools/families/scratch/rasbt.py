@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.errors import CheckpointError
 from gguf_tools.families.assemble import finished
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, is_number, layer_count
@@ -33,7 +33,7 @@ from gguf_tools.model.spec import (
 )
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tying import TIE
-from gguf_tools.tensors.base import Tensor, same_values
+from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import stack
 
 KEYS = {
@@ -57,24 +57,14 @@ def matches(checkpoint: Checkpoint) -> bool:
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model; UnsupportedError for a key that the book's `cfg` does not have."""
     inventory, config = Inventory(checkpoint), Config(checkpoint)
-    unknown = next(
-        (key for key, value in config.values.items() if key not in KEYS and value not in (None, False)), None
-    )
-    if unknown is not None:
-        raise UnsupportedError(
-            f"{config.path}: {unknown} is a key that the book's cfg of Qwen3 and Llama 3 does not have, so that the model may "
-            "compute something else; leave it out if it does not"
-        )
+    config.refuse_unknown(KEYS, "the book's cfg of Qwen3 and Llama 3")
     # torch.nn.RMSNorm, which Llama3Model uses, calls its weights `weight`.
     weight = "scale" if "final_norm.scale" in inventory else "weight"
     llama = weight == "weight"
     config.assume("rope_base", 500000.0 if llama else 1e6, HELD)
     context = "context_length" if config.values.get("max_position_embeddings") is None else "max_position_embeddings"
     config.assume(context, 131072 if llama else 40960, HELD)
-    if TIE not in config.values and {"out_head.weight", "tok_emb.weight"} <= inventory.tensors.keys():
-        tied = same_values(inventory.tensors["tok_emb.weight"], inventory.tensors["out_head.weight"])
-        config.values = {**config.values, TIE: tied}
-    embedding, output = embedding_and_output(inventory, config, "tok_emb.weight", "out_head.weight")
+    embedding, output = embedding_and_output(inventory, config, "tok_emb.weight", "out_head.weight", by_values=True)
     vocab, hidden = embedding.shape
     tensors: dict[str, Tensor] = {"embedding": embedding, "output_norm": inventory.take(f"final_norm.{weight}", hidden)}
     if output is not None:

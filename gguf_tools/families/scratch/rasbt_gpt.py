@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.errors import CheckpointError
 from gguf_tools.families.assemble import finished
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, layer_count
@@ -21,7 +21,7 @@ from gguf_tools.families.tying import embedding_and_output
 from gguf_tools.model.spec import MLP, Attention, Layer, LayerSpec, LayerTensors, Model, ModelSpec, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tying import TIE
-from gguf_tools.tensors.base import Tensor, same_values
+from gguf_tools.tensors.base import Tensor
 
 KEYS = {
     "vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate", "qkv_bias", "max_position_embeddings",
@@ -42,18 +42,8 @@ def matches(checkpoint: Checkpoint) -> bool:
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model; UnsupportedError for a key that the book's `cfg` does not have."""
     inventory, config = Inventory(checkpoint), Config(checkpoint)
-    unknown = next(
-        (key for key, value in config.values.items() if key not in KEYS and value not in (None, False)), None
-    )
-    if unknown is not None:
-        raise UnsupportedError(
-            f"{config.path}: {unknown} is a key that the book's cfg of GPTModel does not have, so that the model may compute "
-            "something else; leave it out if it does not"
-        )
-    if TIE not in config.values and {"out_head.weight", "tok_emb.weight"} <= inventory.tensors.keys():
-        tied = same_values(inventory.tensors["tok_emb.weight"], inventory.tensors["out_head.weight"])
-        config.values = {**config.values, TIE: tied}
-    embedding, output = embedding_and_output(inventory, config, "tok_emb.weight", "out_head.weight")
+    config.refuse_unknown(KEYS, "the book's cfg of GPTModel")
+    embedding, output = embedding_and_output(inventory, config, "tok_emb.weight", "out_head.weight", by_values=True)
     vocab, hidden = embedding.shape
     positions = inventory.take("pos_emb.weight", None, hidden)
     heads = _heads(config, hidden)
