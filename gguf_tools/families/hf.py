@@ -121,20 +121,29 @@ def expect_kind(config: Config, prefix: str, actual: str) -> None:
         config.note(f"config.json says layer {n} is {kinds[n]}, but its tensors are {actual}")
 
 
+GATED: Mapping[str, str] = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+"""Role → the name of the projection in a gated feed-forward."""
+
+
 def gated_mlp(
-    inventory: Inventory, prefix: str, hidden: int, role: str = "ffn", activation: Activation = "silu"
+    inventory: Inventory,
+    prefix: str,
+    hidden: int,
+    role: str = "ffn",
+    activation: Activation = "silu",
+    names: Mapping[str, str] = GATED,
 ) -> tuple[GatedMLP, LayerTensors]:
-    """`gate_proj` and `up_proj`, (width, hidden), and `down_proj`, (hidden, width), under `prefix`."""
-    gate = inventory.take(f"{prefix}gate_proj.weight", None, hidden)
+    """Gate and up, (width, hidden), and down, (hidden, width), under `prefix`, with the biases that are there."""
+    gate = inventory.take(f"{prefix}{names['gate']}.weight", None, hidden)
     width = gate.shape[0]
     part = {
         f"{role}.gate": gate,
-        f"{role}.up": inventory.take(f"{prefix}up_proj.weight", width, hidden),
-        f"{role}.down": inventory.take(f"{prefix}down_proj.weight", hidden, width),
+        f"{role}.up": inventory.take(f"{prefix}{names['up']}.weight", width, hidden),
+        f"{role}.down": inventory.take(f"{prefix}{names['down']}.weight", hidden, width),
     }
-    bias = frozenset(name for name in ("gate", "up", "down") if f"{prefix}{name}_proj.bias" in inventory)
+    bias = frozenset(name for name, module in names.items() if f"{prefix}{module}.bias" in inventory)
     for name in bias:
-        part[f"{role}.{name}_bias"] = inventory.take(f"{prefix}{name}_proj.bias", part[f"{role}.{name}"].shape[0])
+        part[f"{role}.{name}_bias"] = inventory.take(f"{prefix}{names[name]}.bias", part[f"{role}.{name}"].shape[0])
     return GatedMLP(width, bias, activation), part
 
 

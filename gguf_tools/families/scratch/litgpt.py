@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.families import hf
 from gguf_tools.families.assemble import finished
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, is_number, layer_count
@@ -235,13 +236,13 @@ def _rope(config: Config, dim: int) -> Rope:
 def _feed_forward(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[FeedForward, LayerTensors]:
     """An MLP, or experts whose softmax runs over the selected ones."""
     if config.values["mlp_class_name"] == "LLaMAMLP":
-        return _mlp(inventory, config, prefix, hidden)
+        return _mlp(inventory, prefix, hidden)
     router = inventory.take(f"{prefix}gate.weight", None, hidden)
     count, top_k = router.shape[0], config.integer("n_expert_per_token")
     if top_k > count:
         raise CheckpointError(f"{config.path}: n_expert_per_token is {top_k}, but the router has {count} experts")
     config.expect("n_expert", count)
-    each = [_mlp(inventory, config, f"{prefix}experts.{e}.", hidden) for e in range(count)]
+    each = [_mlp(inventory, f"{prefix}experts.{e}.", hidden) for e in range(count)]
     if any(mlp.bias or mlp.width != each[0][0].width for mlp, _ in each):
         raise UnsupportedError(
             f"{inventory.path}: the experts under {prefix} have biases or several widths; neither converts"
@@ -252,19 +253,12 @@ def _feed_forward(inventory: Inventory, config: Config, prefix: str, hidden: int
     return MoE(count, each[0][0].width, Router(top_k=top_k)), part
 
 
-def _mlp(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[GatedMLP, LayerTensors]:
-    """gate and up, (width, hidden), and down, (hidden, width), by litgpt's names or TinyLlama's."""
+def _mlp(inventory: Inventory, prefix: str, hidden: int) -> tuple[GatedMLP, LayerTensors]:
+    """A gated feed-forward by litgpt's names or TinyLlama's."""
     names = {"gate": "fc_1", "up": "fc_2", "down": "proj"}
     if f"{prefix}swiglu.w1.weight" in inventory:
         names = {"gate": "swiglu.w1", "up": "swiglu.w2", "down": "swiglu.w3"}
-    width = inventory.shape(f"{prefix}{names['gate']}.weight")[0]
-    shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
-    part: LayerTensors = {
-        f"ffn.{role}": inventory.take(f"{prefix}{names[role]}.weight", *shapes[role]) for role in names
-    }
-    bias = frozenset(role for role, name in names.items() if f"{prefix}{name}.bias" in inventory)
-    part |= {f"ffn.{role}_bias": inventory.take(f"{prefix}{names[role]}.bias", shapes[role][0]) for role in bias}
-    return GatedMLP(width, bias), part
+    return hf.gated_mlp(inventory, prefix, hidden, names=names)
 
 
 HIDDEN, HEADS, KV_HEADS, WIDTH, VOCAB, LAYERS, EXPERTS = 64, 4, 2, 96, 288, 3, 4
