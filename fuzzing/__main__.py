@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from fuzzing import inputs
-from fuzzing.campaign import findings, reached, replay, run
+from fuzzing.campaign import findings, reached, replay, run_all, runs
 from fuzzing.page import PAGE, page
 from fuzzing.registry import all_targets, target_named
-from fuzzing.target import MEMORY, SECONDS
+from fuzzing.target import MEMORY, SECONDS, Target
 
 
 def main() -> None:
@@ -18,6 +20,10 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", help="names of targets; all without")
     parser.add_argument("--executions", type=int, help="of each target, in place of its own number")
     parser.add_argument("--seconds", type=int, help="at most, for each target")
+    parser.add_argument("--minutes", type=float, help="at most, for all targets together; they share them")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="targets at a time; one for each core without"
+    )
     parser.add_argument(
         "--folder", type=Path, default=Path(".fuzzing"), help="where corpora, findings and figures are kept"
     )
@@ -27,24 +33,38 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write the page anew, with the findings that still fall")
     options = parser.parse_args()
     chosen = [target_named(name) for name in options.targets] or list(all_targets())
-    for target in [] if options.page else chosen:
-        if options.keep:
+    if options.keep:
+        for target in chosen:
             inputs.keep(target.name, reached(target.name, options.folder))
-            continue
-        print(f"{target.name} …", flush=True)
-        executions = target.executions if options.executions is None else options.executions
-        whole = run(target, options.folder, executions, options.seconds)
+        return
+    if options.page:
+        for target in chosen:
+            replay(target, options.folder)
+        PAGE.write_text(page(all_targets(), options.folder, SECONDS, MEMORY), "utf-8")
+    else:
+        campaign(chosen, options)
+    if any(findings(target.name, options.folder) for target in chosen):
+        raise SystemExit(1)
+
+
+def campaign(chosen: Sequence[Target], options: argparse.Namespace) -> None:
+    """Run the chosen targets, and say what each found when it is done."""
+    done = run_all(
+        chosen,
+        options.folder,
+        jobs=options.jobs,
+        executions=options.executions,
+        seconds=options.seconds,
+        total=None if options.minutes is None else 60 * options.minutes,
+    )
+    for target, whole in done:
+        executions = sum(run.executions for run in runs(target.name, options.folder))
+        print(f"{target.name}: {executions:,} executions in all", flush=True)
         for found in findings(target.name, options.folder):
             print(f"  open: {found}", flush=True)
         if not whole:
             print(f"  the process ended early: {options.folder / target.name / 'log'}", flush=True)
         PAGE.write_text(page(all_targets(), options.folder, SECONDS, MEMORY), "utf-8")
-    if options.page:
-        for target in chosen:
-            replay(target, options.folder)
-        PAGE.write_text(page(all_targets(), options.folder, SECONDS, MEMORY), "utf-8")
-    if any(findings(target.name, options.folder) for target in chosen):
-        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -132,3 +133,54 @@ def test_the_page_adds_up_the_runs(tmp_path: Path) -> None:
     text = page([one], tmp_path, 5.0, 1 << 30)
     assert "| x (deep) | what it reads | 1,500 | 2 | 1 | 7,000 | 0 | 0 |" in text
     assert "In all 1,500 executions, of which 1,500 in targets that go deep, in 1 seconds" in text
+
+
+def test_the_time_of_a_campaign_is_shared_among_its_targets() -> None:
+    clock = [0.0]
+    shares = campaign.Shares(4, 2, 100.0, lambda: clock[0])
+    with ThreadPoolExecutor(1) as other:
+        with shares.take() as first:
+            entered = shares.take()
+            second = other.submit(entered.__enter__).result()
+            clock[0] = 10.0
+        with shares.take() as third:  # the first ended after 10 of its 50 seconds; the second is busy until 50
+            clock[0] = 50.0
+            other.submit(entered.__exit__, None, None, None).result()
+        clock[0] = 80.0
+        with shares.take() as fourth:
+            assert (first, second, third, fourth) == (50.0, 50.0, (90.0 + 50.0) / 2, 20.0)
+
+
+def test_jobs_run_all_targets_and_none_is_started_without_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = [
+        Target(name=f"t{n}", title="", prepare=lambda folder: Prepared([], raises), deep=n == 3) for n in range(4)
+    ]
+    started: list[tuple[str, int, int | None]] = []
+
+    def process(target: Target, place: Path, executions: int, seconds: int | None) -> tuple[campaign.Run, bool]:
+        started.append((target.name, executions, seconds))
+        return campaign.Run(executions=executions, accepted=0, seconds=0.0, edges=0), target.name != "t1"
+
+    monkeypatch.setattr(campaign, "_process", process)
+    ran = campaign.run_all(targets, tmp_path, jobs=1, executions=7, seconds=None, total=None)
+    assert {target.name: whole for target, whole in ran} == {"t0": True, "t1": False, "t2": True, "t3": True}
+    assert started == [("t3", 7, None), ("t0", 7, None), ("t1", 7, None), ("t2", 7, None)]
+    started.clear()
+    assert all(whole for _, whole in campaign.run_all(targets, tmp_path, jobs=2, executions=None, seconds=9, total=0.0))
+    assert started == []
+
+
+def test_a_process_that_crashed_is_started_again_for_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Target(name="x", title="", prepare=lambda folder: Prepared([], raises))
+    wanted: list[int] = []
+
+    def process(target: Target, place: Path, executions: int, seconds: int | None) -> tuple[campaign.Run, bool]:
+        wanted.append(executions)
+        return campaign.Run(executions=4, accepted=0, seconds=0.0, edges=0), len(wanted) == 3
+
+    monkeypatch.setattr(campaign, "_process", process)
+    assert campaign.run(one, tmp_path, 20)
+    assert wanted == [20, 16, 12]
+    assert sum(run.executions for run in campaign.runs("x", tmp_path)) == 12
