@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
 from fuzzing.mutate import json_mutator
@@ -12,7 +11,6 @@ from fuzzing.target import Prepared, Target
 from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.formats.commit import commit_path, settle
 from gguf_tools.formats.journal import Patch, Record, journal_path, recover, refuse_interrupted, undo, undo_paths
-from gguf_tools.formats.temporary import create_file
 
 CONTENT = bytes(range(64))
 
@@ -69,8 +67,8 @@ def _undo(folder: Path) -> Prepared:
 def _commit(folder: Path) -> Prepared:
     """A set of outputs, one of which has its temporary name still, and a file that is none of them."""
     paths = tuple(folder / f"out-0000{n}-of-00002.gguf" for n in (1, 2))
-    with create_file(paths[1]) as stream:
-        temporary = Path(os.fsdecode(stream.name))
+    # Names that a run could have drawn, the same in every process, so that inputs that were kept refer to them.
+    renamed, temporary = (path.with_name(f".{path.name}.{'0' * 16}.tmp") for path in paths)
     other = folder / "other.gguf"
 
     def read(data: bytes) -> bool:
@@ -85,7 +83,7 @@ def _commit(folder: Path) -> Prepared:
             assert (paths[0].read_bytes(), other.read_bytes()) == (b"1", b"3"), "a planted journal changed a file"
         return paths[1].exists()
 
-    both = [["gone", paths[0].name], [temporary.name, paths[1].name]]
+    both = [[renamed.name, paths[0].name], [temporary.name, paths[1].name]]
     return Prepared([json.dumps(both).encode(), json.dumps(both[1:]).encode()], read)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gguf_tools.errors import OutputError
-from gguf_tools.formats.temporary import create_file, stem, temporaries
+from gguf_tools.formats.temporary import create_file, is_temporary, stem
 from gguf_tools.formats.text_file import load_json
 
 MAX_JOURNAL = 1 << 26
@@ -74,13 +74,12 @@ def settle(paths: Sequence[Path]) -> bool:
     journal = commit_path(paths[0])
     if not os.path.lexists(journal):
         return False
-    allowed = {path.name: {other.name for other, _ in temporaries(path)} for path in paths}
+    outputs = {path.name for path in paths}
     moves = [(journal.with_name(a), journal.with_name(b)) for a, b in _read(journal)]
     for temporary, path in moves:
-        # A planted journal must not rename any other file.
-        there = os.path.lexists(temporary)
-        planted = there and (temporary.name not in allowed.get(path.name, ()) or not _regular(temporary))
-        if planted or path.name not in allowed or path.is_dir():
+        # A planted journal must not rename any other file, nor one output to another.
+        planted = path.name not in outputs or path.is_dir() or not is_temporary(temporary.name, path)
+        if planted or (os.path.lexists(temporary) and not _regular(temporary)):
             raise OutputError(f"{journal}: names files that are not outputs of this command; remove it")
     if moves:
         finish(moves)

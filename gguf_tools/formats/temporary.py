@@ -48,9 +48,18 @@ def random_path(path: Path, suffix: str = "tmp") -> Path:
 
 def temporaries(path: Path) -> list[tuple[Path, str]]:
     """The paths with a temporary name of this output, each with its suffix (tmp, old), of running and of killed runs."""
-    pattern = re.compile(re.escape(f".{stem(path.name)}.") + rf"[0-9a-f]{{{2 * _RANDOM}}}\.(tmp|old)")
+    pattern = _pattern(path)
     found = ((other, pattern.fullmatch(other.name)) for other in sorted(path.parent.iterdir()))
     return [(other, match[1]) for other, match in found if match]
+
+
+def is_temporary(name: str, path: Path) -> bool:
+    """Whether a temporary file of the output `path` may have this name, whether it exists or not."""
+    return _pattern(path).fullmatch(name) is not None
+
+
+def _pattern(path: Path) -> re.Pattern[str]:
+    return re.compile(re.escape(f".{stem(path.name)}.") + rf"[0-9a-f]{{{2 * _RANDOM}}}\.(tmp|old)")
 
 
 @contextlib.contextmanager

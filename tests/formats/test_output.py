@@ -361,6 +361,19 @@ def test_a_planted_journal_moves_nothing(three: list[Path], tmp_path: Path, move
     assert (tmp_path / "victim").read_bytes() == b"precious"
 
 
+def test_a_planted_journal_does_not_rename_one_output_to_another(three: list[Path]) -> None:
+    """The last move is made first: what it puts in place is not yet there when the names are checked."""
+    three[0].write_bytes(b"precious")
+    left = three[1].with_name(f".part-1.{MARK}.tmp")
+    left.write_bytes(b"left")
+    moves = [[three[1].name, three[0].name], [left.name, three[1].name]]
+    commit.commit_path(three[0]).write_text(json.dumps(moves))
+    with pytest.raises(OutputError, match=r"\.tinyq-commit: .*remove it"):
+        write_set(three, b"new")
+    assert three[0].read_bytes() == b"precious"
+    assert not three[1].exists()
+
+
 # Sources that change
 
 
