@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from gguf_tools.text import shortened
@@ -135,11 +136,13 @@ def _of(place: Place, within: tuple[str, ...] = ()) -> Iterator[Feature]:
     `within` holds the keys of the parts that contain it. Sizes and options with a neutral value yield nothing.
     """
     owner = place.owner
-    for entry in fields(owner):
-        value, meaning = getattr(owner, entry.name), _meaning(entry)
-        if meaning.kind == "size" or (meaning.kind == "option" and _is_neutral(entry, meaning, value, place)):
+    kind: Any = type(owner)
+    for entry, meaning, name in _entries(kind):
+        if meaning.kind == "size":
             continue
-        name = f"{_defining(type(owner), entry.name).__name__}.{entry.name}"
+        value = getattr(owner, entry.name)
+        if meaning.kind == "option" and _is_neutral(entry, meaning, value, place):
+            continue
         inner = is_dataclass(value)
         for item in sorted(value) if isinstance(value, frozenset) else [value]:
             key = name
@@ -148,9 +151,17 @@ def _of(place: Place, within: tuple[str, ...] = ()) -> Iterator[Feature]:
             elif meaning.kind != "option" or isinstance(value, frozenset):
                 key = f"{name}={str(item).lower() if isinstance(item, bool) else shortened(str(item), 40)}"
             words = meaning.words(item, place) if meaning.words else f"{key} of {shortened(repr(value), 40)}"
-            yield Feature(key, words, type(owner), within)
+            yield Feature(key, words, kind, within)
         if inner:
             yield from _of(Place(place.spec, (*place.parts, value)), (*within, key))
+
+
+@cache
+def _entries(owner: type[Any]) -> tuple[tuple[Field[Any], Meaning, str], ...]:
+    """Each field of a part of the spec, with its meaning and its name in keys (`Attention.gate`)."""
+    return tuple(
+        (entry, _meaning(entry), f"{_defining(owner, entry.name).__name__}.{entry.name}") for entry in fields(owner)
+    )
 
 
 def _is_neutral(entry: Field[Any], meaning: Meaning, value: Any, place: Place) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.model.attention import Attention
-from gguf_tools.model.features import Words, choice, option, part, size
+from gguf_tools.model.features import Feature, Words, choice, features, option, part, size
 from gguf_tools.model.feed_forward import MLP, Activation, GatedMLP, MoE, Router, SharedExpert
 from gguf_tools.model.norms import Norm, Shape
 from gguf_tools.model.recurrent import DeltaNet
@@ -156,6 +156,11 @@ class ModelSpec:
         mixers = [layer.mixer for layer in self.layers]
         return sum(m.kv_heads * (m.head_dim + m.value_size) for m in mixers if isinstance(m, Attention))
 
+    @cached_property
+    def features(self) -> tuple[Feature, ...]:
+        """Every feature (`features`); computed once, since the planner asks each target and rewrite."""
+        return features(self)
+
     @property
     def pattern(self) -> str:
         """The layers' letters in order, such as DADADA."""
@@ -233,7 +238,7 @@ class Model:
         spec = replace(self.spec, layers=tuple(layer.spec for layer in layers))
         return replace(self, spec=spec, layer_tensors=tuple(layer.tensors for layer in layers))
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Number of weights, tied ones counted once."""
         return sum(tensor.size for tensors in (self.tensors, *self.layer_tensors) for tensor in tensors.values())

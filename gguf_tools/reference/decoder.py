@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from gguf_tools.errors import UnsupportedError
-from gguf_tools.model.features import features, undeclared
+from gguf_tools.model.features import undeclared
 from gguf_tools.model.spec import Attention, LayerSpec, Mixer, Model, MoE, ShortConv
 from gguf_tools.reference.feed_forward import dense, moe
 from gguf_tools.reference.mixers import attention, delta_net
@@ -128,7 +128,7 @@ class Reference:
 
     def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:
         """Read all weights. Raises UnsupportedError for a model with a feature that the forward pass does not support."""
-        lacking = undeclared(features(model.spec), EXPRESSES)
+        lacking = undeclared(model.spec.features, EXPRESSES)
         if lacking:
             raise UnsupportedError(
                 f"the torch reference does not support {', '.join(lacking)}, which this {model.family} model has"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gguf_tools.model.features import features
 from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec
 
 
@@ -40,7 +39,7 @@ class Rewrite:
     def suits(self, spec: ModelSpec) -> bool:
         """Whether all features of the parts that it relies on are among those for which it is tested."""
         return not any(
-            issubclass(feature.owner, self.parts) and feature.key not in self.expresses for feature in features(spec)
+            issubclass(feature.owner, self.parts) and feature.key not in self.expresses for feature in spec.features
         )
 
 

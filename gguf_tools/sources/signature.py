@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gguf_tools.sources.checkpoint import Checkpoint
 
@@ -42,7 +43,7 @@ class Signature:
 
 def signature(checkpoint: Checkpoint) -> Signature:
     """The signature of a checkpoint in Hugging Face layout."""
-    suffixes = {re.sub(r"^model\.layers\.\d+\.", "", name) for name in checkpoint.tensors}
+    suffixes = set(map(_suffix, checkpoint.tensors))
     return Signature(
         qk_norm="self_attn.q_norm.weight" in suffixes,
         linear="linear_attn.in_proj_qkvz.weight" in suffixes,
@@ -55,9 +56,15 @@ def signature(checkpoint: Checkpoint) -> Signature:
         mixtral="block_sparse_moe.experts.0.w1.weight" in suffixes,
         fused="mlp.experts.gate_up_proj" in suffixes,
         router="mlp.gate.weight" in suffixes,
-        two_norms={name for name in suffixes if re.fullmatch(r"\w+norm\.\w+", name)} == TWO_NORMS,
+        two_norms={name for name in suffixes if "norm." in name and re.fullmatch(r"\w+norm\.\w+", name)} == TWO_NORMS,
         biases=frozenset(name for name in "qkvo" if f"self_attn.{name}_proj.bias" in suffixes),
     )
+
+
+@lru_cache(maxsize=1 << 16)
+def _suffix(name: str) -> str:
+    """A tensor's name without the layer. Cached, since every family asks for the signature."""
+    return re.sub(r"^model\.layers\.\d+\.", "", name)
 
 
 def gated_queries(checkpoint: Checkpoint) -> dict[str, bool]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gguf_tools.formats.gguf.header import Metadata
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.features import features, undeclared
+from gguf_tools.model.features import undeclared
 from gguf_tools.model.spec import Model, ModelSpec
 from gguf_tools.rewrites.approximations import Approximation
 from gguf_tools.rewrites.base import Rewrite
@@ -56,4 +56,4 @@ class Target:
 
     def lacks(self, spec: ModelSpec) -> list[str]:
         """Descriptions of what the architecture cannot express of this spec; empty if it expresses the spec exactly."""
-        return list(dict.fromkeys([*undeclared(features(spec), self.expresses), *self.limits(spec)]))
+        return list(dict.fromkeys([*undeclared(spec.features, self.expresses), *self.limits(spec)]))

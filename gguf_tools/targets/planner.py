@@ -49,9 +49,9 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
     with what each target does not support if no target expresses the model.
     """
     candidates = [target_named(target)] if target else list(all_targets())
-    plans, refusals = [], []
+    plans, refusals, steps = [], [], _Steps()
     for candidate in candidates:
-        made = _exact(candidate, model)
+        made = _exact(candidate, model, steps)
         lacks = candidate.lacks(made.model.spec)
         if lacks:
             refusals.append((len(lacks), f"{candidate.name} does not support {', '.join(lacks)}"))
@@ -61,12 +61,15 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
         order = {name: n for n, name in enumerate(model.preferred_targets)}
         return min(plans, key=lambda p: (p.extra_parameters, order.get(p.target.name, len(order)), len(p.rewrites)))
     offers = [
-        (candidate, way) for candidate in candidates for way in candidate.approximations if _fits(candidate, way, model)
+        (candidate, way)
+        for candidate in candidates
+        for way in candidate.approximations
+        if _fits(candidate, way, model, steps)
     ]
     if offers and calibration:
         candidate, way = offers[0]
         approximated, fits = way.apply(model, calibration())
-        made = _exact(candidate, approximated)
+        made = _exact(candidate, approximated, steps)
         return replace(made, approximation=way, fits=fits)
     hints = "".join(f"; --allow-approximate accepts {candidate.name} with a {way.name}" for candidate, way in offers)
     raise UnsupportedError(
@@ -79,13 +82,30 @@ def _listed(refusals: list[tuple[int, str]]) -> str:
     return "; ".join(text for _, text in sorted(refusals))
 
 
-def _exact(target: Target, model: Model) -> Plan:
+class _Steps:
+    """What single rewrites make of models, kept while one model is planned: most targets apply the same rewrites first."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[Model, Rewrite, Model | None]] = {}
+
+    def after(self, model: Model, rewrite: Rewrite) -> Model | None:
+        """The rewritten model; None where the rewrite does not apply."""
+        key = (id(model), id(rewrite))
+        if key not in self._known:
+            applies = rewrite.applies(model.spec) and rewrite.suits(model.spec) and rewrite.holds(model)
+            # The objects are kept with the result, so that no other gets their identity.
+            self._known[key] = (model, rewrite, rewrite.apply(model) if applies else None)
+        return self._known[key][2]
+
+
+def _exact(target: Target, model: Model, steps: _Steps) -> Plan:
     """The plan with the common rewrites and the target's own; its model may still have features that the target lacks."""
     rewritten, applied = model, []
     for rewrite in (*COMMON_REWRITES, *target.rewrites):
         needed = not rewrite.removes or not rewrite.removes <= target.expresses
-        if needed and rewrite.applies(rewritten.spec) and rewrite.suits(rewritten.spec) and rewrite.holds(rewritten):
-            rewritten = rewrite.apply(rewritten)
+        changed = steps.after(rewritten, rewrite) if needed else None
+        if changed is not None:
+            rewritten = changed
             applied.append(rewrite)
     # Rewrites that fold weights away can remove more than the others add.
     extra = max(0, rewritten.parameters - model.parameters)
@@ -98,12 +118,12 @@ def _exact(target: Target, model: Model) -> Plan:
     )
 
 
-def _fits(target: Target, way: Approximation, model: Model) -> bool:
+def _fits(target: Target, way: Approximation, model: Model, steps: _Steps) -> bool:
     """Whether the approximation applies and the target expresses the approximated model."""
-    return way.applies(model.spec) and not target.lacks(_exact(target, way.apply(model, None)[0]).model.spec)
+    return way.applies(model.spec) and not target.lacks(_exact(target, way.apply(model, None)[0], steps).model.spec)
 
 
 def plan_for(model: Model, target: str) -> tuple[Plan, tuple[str, ...]]:
     """The plan for one target and what that target does not support, for files that other tools converted nevertheless."""
-    made = _exact(target_named(target), model)
+    made = _exact(target_named(target), model, _Steps())
     return made, tuple(made.target.lacks(made.model.spec))
