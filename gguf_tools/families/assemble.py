@@ -1,4 +1,4 @@
-"""Builds a Model from its layers: `assemble` for the Hugging Face layout, `finished` for any layout."""
+"""Builds a Model from its layers: `assemble` for the Hugging Face layout, `decoder` for any layout."""
 
 from __future__ import annotations
 
@@ -38,34 +38,69 @@ def assemble(
     hidden_act itself. Raises CheckpointError for missing, leftover or misshapen tensors and for config values that cannot be
     used.
     """
-    tensors, tied = hf.embeddings(inventory, config)
-    vocab, hidden = tensors["embedding"].shape
+    tensors, _ = hf.embeddings(inventory, config)
+    hidden = tensors["embedding"].shape[1]
     norm = Norm(config.number("rms_norm_eps"), offset) if norm is None else norm
     tensors |= hf.norm(inventory, "model.norm", norm, "output_norm", hidden)
-    count = layer_count(inventory, "model.layers.")
-    config.expect("num_hidden_layers", count)
     layers = []
-    for n in range(count):
+    for n in range(layer_count(inventory, "model.layers.")):
         prefix = f"model.layers.{n}."
         bare = layer(prefix, hidden, norm)
         own: LayerTensors = {}
         for role, name in names.items():
             own |= hf.norm(inventory, f"{prefix}{name}", getattr(bare.spec, role), role, hidden)
         layers.append(Layer(bare.spec, {**bare.tensors, **own}))
-    inventory.finish()
     activation = config.values.get("hidden_act", "silu")
     if swiglu and activation not in ("silu", "swish"):
         raise config.wrong("hidden_act", activation, "silu")
+    return decoder(
+        checkpoint,
+        inventory,
+        config,
+        family,
+        tensors,
+        layers,
+        norm=norm,
+        context=config.integer("max_position_embeddings"),
+        keys=("vocab_size", "hidden_size", "num_hidden_layers"),
+        fields=fields,
+    )
+
+
+def decoder(
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    config: Config,
+    family: str,
+    tensors: Mapping[str, Tensor | None],
+    layers: Sequence[Layer],
+    *,
+    norm: Norm,
+    context: int,
+    keys: tuple[str, str, str],
+    fields: Mapping[str, Any] = {},
+) -> Model:
+    """A Model from its layers and the `tensors` outside them, by role; where `output` is absent or None, the two ends are tied.
+
+    `norm` is the one before the output, `context` the context length in tokens. `keys` are the config's names for the number
+    of tokens, the hidden size and the number of layers: a note says where they contradict the tensors. `fields` are further
+    fields of the spec. Raises CheckpointError for tensors that were not taken.
+    """
+    inventory.finish()
+    present = {role: tensor for role, tensor in tensors.items() if tensor is not None}
+    vocab, hidden = present["embedding"].shape
+    for key, actual in zip(keys, (vocab, hidden, len(layers)), strict=True):
+        config.expect(key, actual)
     spec = ModelSpec(
         vocab_size=vocab,
         hidden=hidden,
-        context_length=config.integer("max_position_embeddings"),
+        context_length=context,
         layers=tuple(layer.spec for layer in layers),
         output_norm=norm,
-        tied=tied,
+        tied="output" not in present,
         **fields,
     )
-    return finished(checkpoint, config, family, spec, tensors, layers)
+    return finished(checkpoint, config, family, spec, present, layers)
 
 
 def finished(

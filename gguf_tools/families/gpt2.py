@@ -12,14 +12,14 @@ from typing import Any
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.families import hf
-from gguf_tools.families.assemble import finished
+from gguf_tools.families.assemble import decoder
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.hf_classes import bare
 from gguf_tools.families.hf_config import ClassConfig
 from gguf_tools.families.reading import Inventory, layer_count
 from gguf_tools.families.tiny.writing import Shapes, random_tensors, write_checkpoint, write_tiny_tokenizer
 from gguf_tools.families.tying import embedding_and_output
-from gguf_tools.model.spec import MLP, Attention, Layer, LayerSpec, LayerTensors, Model, ModelSpec, Norm
+from gguf_tools.model.spec import MLP, Attention, Layer, LayerSpec, LayerTensors, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Transposed, take
@@ -49,16 +49,15 @@ def build(checkpoint: Checkpoint) -> Model:
             raise UnsupportedError(f"{config.path}: {key} is {not usual}, which is not supported")
     prefix = _prefix(inventory.tensors)
     embedding, output = embedding_and_output(inventory, config, f"{prefix}wte.weight", "lm_head.weight")
-    vocab, hidden = embedding.shape
+    hidden = embedding.shape[1]
     positions = inventory.take(f"{prefix}wpe.weight", None, hidden)
     norm = Norm(config.number("layer_norm_epsilon"), centred=True, bias=True)
     activation = hf.activation(config, "activation_function")
     heads = config.integer("n_head")
     if hidden % heads:
         raise CheckpointError(f"{config.path}: n_head is {heads}, which does not divide the hidden size {hidden}")
-    count = layer_count(inventory, f"{prefix}h.")
     layers = []
-    for n in range(count):
+    for n in range(layer_count(inventory, f"{prefix}h.")):
         place = f"{prefix}h.{n}."
         part = _attention(inventory, f"{place}attn.", hidden)
         width = inventory.shape(f"{place}mlp.c_fc.weight")[1]
@@ -69,27 +68,21 @@ def build(checkpoint: Checkpoint) -> Model:
         mixer = Attention(heads=heads, kv_heads=heads, head_dim=hidden // heads, rope=None, bias=frozenset("qkvo"))
         ffn = MLP(width, activation, frozenset({"up", "down"}))
         layers.append(Layer(LayerSpec(mixer, ffn, norm, norm), part))
-    tensors = {"embedding": embedding, "positions": positions}
+    config.expect("n_positions", positions.shape[0])
+    tensors = {"embedding": embedding, "positions": positions, "output": output}
     tensors |= hf.norm(inventory, f"{prefix}ln_f", norm, "output_norm", hidden)
-    tensors |= {"output": output} if output is not None else {}
-    inventory.finish()
-    for key, actual in (
-        ("n_layer", count),
-        ("n_embd", hidden),
-        ("vocab_size", vocab),
-        ("n_positions", positions.shape[0]),
-    ):
-        config.expect(key, actual)
-    spec = ModelSpec(
-        vocab_size=vocab,
-        hidden=hidden,
-        context_length=positions.shape[0],
-        layers=tuple(layer.spec for layer in layers),
-        output_norm=norm,
-        tied=output is None,
-        positions=positions.shape[0],
+    return decoder(
+        checkpoint,
+        inventory,
+        config,
+        FAMILY.name,
+        tensors,
+        layers,
+        norm=norm,
+        context=positions.shape[0],
+        keys=("vocab_size", "n_embd", "n_layer"),
+        fields={"positions": positions.shape[0]},
     )
-    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
 
 
 def _attention(inventory: Inventory, prefix: str, hidden: int) -> LayerTensors:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.families import hf
-from gguf_tools.families.assemble import finished
+from gguf_tools.families.assemble import decoder
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.hf_classes import bare
 from gguf_tools.families.hf_config import ClassConfig
@@ -20,7 +20,7 @@ from gguf_tools.families.hf_rope import rope
 from gguf_tools.families.reading import Inventory, layer_count
 from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_tiny_tokenizer
 from gguf_tools.families.tying import embedding_and_output
-from gguf_tools.model.spec import Attention, Layer, LayerSpec, LayerTensors, Model, ModelSpec, Norm
+from gguf_tools.model.spec import Attention, Layer, LayerSpec, LayerTensors, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.views import take_rows
 
@@ -38,12 +38,11 @@ def build(checkpoint: Checkpoint) -> Model:
     inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, bare("gpt_neox"))
     _rename(config)
     embedding, output = embedding_and_output(inventory, config, "gpt_neox.embed_in.weight", "embed_out.weight")
-    vocab, hidden = embedding.shape
+    hidden = embedding.shape[1]
     norm = Norm(config.number("layer_norm_eps"), centred=True, bias=True)
     activation, parallel = hf.activation(config), config.flag("use_parallel_residual", True)
-    count = layer_count(inventory, "gpt_neox.layers.")
     layers = []
-    for n in range(count):
+    for n in range(layer_count(inventory, "gpt_neox.layers.")):
         place = f"gpt_neox.layers.{n}."
         mixer, part = _attention(inventory, config, f"{place}attention.", hidden)
         up, down = "dense_h_to_4h", "dense_4h_to_h"
@@ -52,20 +51,19 @@ def build(checkpoint: Checkpoint) -> Model:
         part |= hf.norm(inventory, f"{place}post_attention_layernorm", norm, "ffn_norm", hidden)
         config.expect("intermediate_size", ffn.width)
         layers.append(Layer(LayerSpec(mixer, ffn, norm, norm, parallel=parallel), part))
-    tensors = {"embedding": embedding, **hf.norm(inventory, "gpt_neox.final_layer_norm", norm, "output_norm", hidden)}
-    tensors |= {"output": output} if output is not None else {}
-    inventory.finish()
-    for key, actual in (("num_hidden_layers", count), ("hidden_size", hidden), ("vocab_size", vocab)):
-        config.expect(key, actual)
-    spec = ModelSpec(
-        vocab_size=vocab,
-        hidden=hidden,
-        context_length=config.integer("max_position_embeddings"),
-        layers=tuple(layer.spec for layer in layers),
-        output_norm=norm,
-        tied=output is None,
+    tensors = {"embedding": embedding, "output": output}
+    tensors |= hf.norm(inventory, "gpt_neox.final_layer_norm", norm, "output_norm", hidden)
+    return decoder(
+        checkpoint,
+        inventory,
+        config,
+        FAMILY.name,
+        tensors,
+        layers,
+        norm=norm,
+        context=config.integer("max_position_embeddings"),
+        keys=("vocab_size", "hidden_size", "num_hidden_layers"),
     )
-    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
 
 
 def _rename(config: ClassConfig) -> None:

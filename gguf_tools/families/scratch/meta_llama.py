@@ -16,29 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
-from gguf_tools.families.assemble import finished
+from gguf_tools.families.assemble import decoder
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, layer_count
+from gguf_tools.families.scratch import experts
 from gguf_tools.families.tiny.writing import Arrays, random_tensors, write_state_dict, write_tiny_tokenizer
 from gguf_tools.families.tying import embedding_and_output
 from gguf_tools.model.rope import Llama3Scaling, Rope
 from gguf_tools.model.spec import (
     Attention,
     FeedForward,
-    GatedMLP,
     Layer,
     LayerSpec,
     LayerTensors,
     Model,
-    ModelSpec,
-    MoE,
     Norm,
-    Router,
 )
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tying import TIE
-from gguf_tools.tensors.base import Tensor
-from gguf_tools.tensors.views import stack
 
 READ = {
     "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "norm_eps", "rope_theta",
@@ -64,23 +59,17 @@ def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model; UnsupportedError for a field of the config that no published code of this layout has."""
     inventory, config = Inventory(checkpoint), Config(checkpoint)
     _refuse_unknown(config)
+    if config.values.get("vocab_size") == -1:  # the code's own default, which the tokenizer replaces
+        config.values = {**config.values, "vocab_size": None}
     context = "max_seq_len" if config.values.get("max_seq_len") is not None else "max_position_embeddings"
     for key, value in (("norm_eps", 1e-5), ("rope_theta", 10000.0), (context, _context(config))):
         config.assume(key, value, "as the published code does")
     head = "lm_head.weight" if "lm_head.weight" in inventory else "output.weight"
     embedding, output = embedding_and_output(inventory, config, "tok_embeddings.weight", head, by_values=True)
-    vocab, hidden = embedding.shape
-    tensors: dict[str, Tensor] = {"embedding": embedding, "output_norm": inventory.take("norm.weight", hidden)}
-    if output is not None:
-        tensors["output"] = output
+    hidden = embedding.shape[1]
     norm = Norm(config.number("norm_eps"))
-    count = layer_count(inventory, "layers.")
-    for key, actual in (("dim", hidden), ("n_layers", count)):
-        config.expect(key, actual)
-    if config.values.get("vocab_size") != -1:  # the code's own default, which the tokenizer replaces
-        config.expect("vocab_size", vocab)
     layers = []
-    for n in range(count):
+    for n in range(layer_count(inventory, "layers.")):
         prefix = f"layers.{n}."
         mixer, part = _attention(inventory, config, f"{prefix}attention.", hidden)
         ffn, ffn_part = _feed_forward(inventory, config, f"{prefix}feed_forward.", hidden)
@@ -88,16 +77,18 @@ def build(checkpoint: Checkpoint) -> Model:
         part["mixer_norm"] = inventory.take(f"{prefix}attention_norm.weight", hidden)
         part["ffn_norm"] = inventory.take(f"{prefix}ffn_norm.weight", hidden)
         layers.append(Layer(LayerSpec(mixer, ffn, norm, norm), part))
-    inventory.finish()
-    spec = ModelSpec(
-        vocab_size=vocab,
-        hidden=hidden,
-        context_length=config.integer(context),
-        layers=tuple(layer.spec for layer in layers),
-        output_norm=norm,
-        tied=output is None,
+    tensors = {"embedding": embedding, "output": output, "output_norm": inventory.take("norm.weight", hidden)}
+    return decoder(
+        checkpoint,
+        inventory,
+        config,
+        FAMILY.name,
+        tensors,
+        layers,
+        norm=norm,
+        context=config.integer(context),
+        keys=("vocab_size", "dim", "n_layers"),
     )
-    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
 
 
 def _refuse_unknown(config: Config) -> None:
@@ -150,26 +141,14 @@ def _attention(inventory: Inventory, config: Config, prefix: str, hidden: int) -
 
 
 def _feed_forward(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[FeedForward, LayerTensors]:
-    """w1 (gate) and w3 (up), (width, hidden), and w2 (down), (hidden, width); of each expert, where there is a router."""
+    """w1 (gate), w3 (up) and w2 (down); of each expert, where there is a router."""
     if f"{prefix}gate.weight" not in inventory:
-        width = inventory.shape(f"{prefix}w1.weight")[0]
-        config.expect("hidden_dim", width)
-        shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
-        return GatedMLP(width), {
-            f"ffn.{name}": inventory.take(f"{prefix}{MLP[name]}.weight", *shape) for name, shape in shapes.items()
-        }
-    router = inventory.take(f"{prefix}gate.weight", None, hidden)
-    count = router.shape[0]
-    width = inventory.shape(f"{prefix}experts.0.w1.weight")[0]
-    stated = config.mapping("moe")
-    top_k = stated.get("num_experts_per_tok")
-    if type(top_k) is not int or not 0 < top_k <= count:
-        raise config.wrong("moe.num_experts_per_tok", top_k, f"a whole number of the {count} experts")
-    part: LayerTensors = {"moe.router": router}
-    for name, shape in {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}.items():
-        each = [inventory.take(f"{prefix}experts.{e}.{MLP[name]}.weight", *shape) for e in range(count)]
-        part[f"moe.{name}"] = stack(each)
-    return MoE(count, width, Router(top_k=top_k)), part
+        return experts.dense(inventory, config, prefix, hidden, MLP, "hidden_dim")
+    key, top_k = "moe.num_experts_per_tok", config.mapping("moe").get("num_experts_per_tok")
+    if type(top_k) is not int or top_k < 1:
+        raise config.wrong(key, top_k, "a whole number above 0")
+    names = {role: f"experts.{{}}.{name}" for role, name in MLP.items()}
+    return experts.routed(inventory, config, prefix, hidden, names, top_k, key)
 
 
 HEADS, KV_HEADS, DIM, HIDDEN, WIDTH, VOCAB, LAYERS, EXPERTS = 4, 2, 12, 48, 64, 288, 3, 4

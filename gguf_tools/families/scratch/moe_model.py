@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.families.assemble import finished
+from gguf_tools.families.assemble import decoder
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, layer_count
 from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_state_dict, write_tiny_tokenizer
@@ -29,14 +29,12 @@ from gguf_tools.model.spec import (
     LayerSpec,
     LayerTensors,
     Model,
-    ModelSpec,
     MoE,
     Norm,
     Router,
     SharedExpert,
 )
 from gguf_tools.sources.checkpoint import Checkpoint
-from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Reshaped, stack
 
 DEFAULTS = {"rope_theta": 10000.0, "rms_eps": 1e-6, "mup_base_d": 512}
@@ -54,17 +52,13 @@ def build(checkpoint: Checkpoint) -> Model:
     for key, value in DEFAULTS.items():
         config.assume(key, value, "as the published class does")
     embedding, output = embedding_and_output(inventory, config, "embed.weight", "lm_head.weight", "tie_embeddings")
-    vocab, hidden = embedding.shape
-    tensors: dict[str, Tensor] = {"embedding": embedding, "output_norm": inventory.take("final_norm.weight", hidden)}
-    tied = output is None
-    if output is not None:
-        tensors["output"] = output
+    hidden = embedding.shape[1]
+    final = inventory.take("final_norm.weight", hidden)
+    tensors = {"embedding": embedding, "output": output, "output_norm": final}
     norm = Norm(config.number("rms_eps"))
-    count = layer_count(inventory, "blocks.")
-    for key, actual in (("vocab_size", vocab), ("d_model", hidden), ("n_layers", count), ("tie_embeddings", tied)):
-        config.expect(key, actual)
+    config.expect("tie_embeddings", output is None)
     layers = []
-    for n in range(count):
+    for n in range(layer_count(inventory, "blocks.")):
         prefix = f"blocks.{n}."
         mixer, part = _attention(inventory, config, f"{prefix}attn.", hidden, norm)
         ffn, ffn_part = _feed_forward(inventory, config, f"{prefix}ffn.", hidden)
@@ -72,19 +66,20 @@ def build(checkpoint: Checkpoint) -> Model:
         part["mixer_norm"] = inventory.take(f"{prefix}attn_norm.weight", hidden)
         part["ffn_norm"] = inventory.take(f"{prefix}ffn_norm.weight", hidden)
         layers.append(Layer(LayerSpec(mixer, ffn, norm, norm), part))
-    inventory.finish()
-    first = next((n for n, layer in enumerate(layers) if isinstance(layer.spec.feed_forward, MoE)), count)
+    first = next((n for n, layer in enumerate(layers) if isinstance(layer.spec.feed_forward, MoE)), len(layers))
     config.expect("moe_first_layer", first)
-    spec = ModelSpec(
-        vocab_size=vocab,
-        hidden=hidden,
-        context_length=config.integer("max_seq_len"),
-        layers=tuple(layer.spec for layer in layers),
-        output_norm=norm,
-        tied=tied,
-        logit_scale=(config.integer("mup_base_d") / hidden) ** 0.5,
+    return decoder(
+        checkpoint,
+        inventory,
+        config,
+        FAMILY.name,
+        tensors,
+        layers,
+        norm=norm,
+        context=config.integer("max_seq_len"),
+        keys=("vocab_size", "d_model", "n_layers"),
+        fields={"logit_scale": (config.integer("mup_base_d") / hidden) ** 0.5},
     )
-    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
 
 
 def _attention(

@@ -14,13 +14,13 @@ import numpy as np
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.families import hf
-from gguf_tools.families.assemble import finished
+from gguf_tools.families.assemble import decoder
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.hf_config import ClassConfig
 from gguf_tools.families.reading import Inventory, layer_count
 from gguf_tools.families.tiny.writing import random_tensors, write_state_dict, write_tiny_tokenizer
 from gguf_tools.families.tying import embedding_and_output
-from gguf_tools.model.spec import MLP, Attention, Layer, LayerSpec, LayerTensors, Model, ModelSpec, Norm
+from gguf_tools.model.spec import MLP, Attention, Layer, LayerSpec, LayerTensors, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tying import TIE
 from gguf_tools.tensors.views import take
@@ -50,16 +50,15 @@ def build(checkpoint: Checkpoint) -> Model:
     embedding, output = embedding_and_output(
         inventory, config, "transformer.wte.weight", "lm_head.weight", by_values=True
     )
-    vocab, hidden = embedding.shape
+    hidden = embedding.shape[1]
     positions = inventory.take("transformer.wpe.weight", None, hidden)
     heads = config.integer("n_head")
     if hidden % heads:
         raise CheckpointError(f"{config.path}: n_head is {heads}, which does not divide the hidden size {hidden}")
     norm = Norm(config.number("layer_norm_epsilon"), centred=True, bias="transformer.ln_f.bias" in inventory)
     activation = hf.activation(config, "activation_function")
-    count = layer_count(inventory, "transformer.h.")
     layers = []
-    for n in range(count):
+    for n in range(layer_count(inventory, "transformer.h.")):
         prefix = f"transformer.h.{n}."
         qkv, biases = _projection(inventory, f"{prefix}attn.c_attn", "qkv", hidden, 3 * hidden)
         part: LayerTensors = {}
@@ -82,27 +81,21 @@ def build(checkpoint: Checkpoint) -> Model:
         )
         ffn_bias = frozenset(name for name, there in (("up", up_bias), ("down", down_bias)) if there)
         layers.append(Layer(LayerSpec(mixer, MLP(width, activation, ffn_bias), norm, norm), part))
-    tensors = {"embedding": embedding, "positions": positions}
+    config.expect("block_size", positions.shape[0])
+    tensors = {"embedding": embedding, "positions": positions, "output": output}
     tensors |= hf.norm(inventory, "transformer.ln_f", norm, "output_norm", hidden)
-    tensors |= {"output": output} if output is not None else {}
-    inventory.finish()
-    for key, actual in (
-        ("n_layer", count),
-        ("n_embd", hidden),
-        ("vocab_size", vocab),
-        ("block_size", positions.shape[0]),
-    ):
-        config.expect(key, actual)
-    spec = ModelSpec(
-        vocab_size=vocab,
-        hidden=hidden,
-        context_length=positions.shape[0],
-        layers=tuple(layer.spec for layer in layers),
-        output_norm=norm,
-        tied=output is None,
-        positions=positions.shape[0],
+    return decoder(
+        checkpoint,
+        inventory,
+        config,
+        FAMILY.name,
+        tensors,
+        layers,
+        norm=norm,
+        context=positions.shape[0],
+        keys=("vocab_size", "n_embd", "n_layer"),
+        fields={"positions": positions.shape[0]},
     )
-    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
 
 
 def _projection(inventory: Inventory, name: str, role: str, inputs: int, outputs: int) -> tuple[LayerTensors, bool]:

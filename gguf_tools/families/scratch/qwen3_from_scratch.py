@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.families.assemble import finished
+from gguf_tools.families.assemble import decoder
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, layer_count
 from gguf_tools.families.tiny.writing import random_tensors, write_state_dict, write_tiny_tokenizer
 from gguf_tools.model.rope import Rope
-from gguf_tools.model.spec import Attention, GatedMLP, Layer, LayerSpec, LayerTensors, Model, ModelSpec, Norm
+from gguf_tools.model.spec import Attention, GatedMLP, Layer, LayerSpec, LayerTensors, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 
 NORM = Norm(1e-6)
@@ -58,18 +58,18 @@ def build(checkpoint: Checkpoint) -> Model:
             "ffn_norm": inventory.take(f"{prefix}norm2.weight", hidden),
         }
         layers.append(Layer(LayerSpec(mixer, GatedMLP(width), NORM, NORM), part))
-    inventory.finish()
-    context = config.integer("max_position_embeddings")
-    spec = ModelSpec(
-        vocab_size=vocab,
-        hidden=hidden,
-        context_length=context,
-        layers=tuple(layer.spec for layer in layers),
-        output_norm=NORM,
-        tied=False,
-        embedding_scale=hidden**0.5,
+    return decoder(
+        checkpoint,
+        inventory,
+        config,
+        FAMILY.name,
+        tensors,
+        layers,
+        norm=NORM,
+        context=config.integer("max_position_embeddings"),
+        keys=("vocab_size", "emb_dim", "n_layers"),
+        fields={"embedding_scale": hidden**0.5},
     )
-    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
 
 
 def _attention(inventory: Inventory, prefix: str, hidden: int) -> tuple[Attention, LayerTensors]:

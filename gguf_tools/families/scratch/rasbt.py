@@ -12,29 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.families.assemble import finished
+from gguf_tools.families.assemble import decoder
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, is_number, layer_count
+from gguf_tools.families.scratch import experts
 from gguf_tools.families.tiny.writing import random_tensors, write_state_dict, write_tiny_tokenizer
 from gguf_tools.families.tying import embedding_and_output
 from gguf_tools.model.rope import Llama3Scaling, Rope
 from gguf_tools.model.spec import (
     Attention,
     FeedForward,
-    GatedMLP,
     Layer,
     LayerSpec,
     LayerTensors,
     Model,
-    ModelSpec,
-    MoE,
     Norm,
-    Router,
 )
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tying import TIE
-from gguf_tools.tensors.base import Tensor
-from gguf_tools.tensors.views import stack
 
 KEYS = {
     "vocab_size", "context_length", "orig_context_length", "emb_dim", "n_heads", "n_layers", "hidden_dim", "head_dim", "qk_norm",
@@ -65,16 +60,10 @@ def build(checkpoint: Checkpoint) -> Model:
     context = "context_length" if config.values.get("max_position_embeddings") is None else "max_position_embeddings"
     config.assume(context, 131072 if llama else 40960, HELD)
     embedding, output = embedding_and_output(inventory, config, "tok_emb.weight", "out_head.weight", by_values=True)
-    vocab, hidden = embedding.shape
-    tensors: dict[str, Tensor] = {"embedding": embedding, "output_norm": inventory.take(f"final_norm.{weight}", hidden)}
-    if output is not None:
-        tensors["output"] = output
+    hidden = embedding.shape[1]
     norm = Norm(1e-5 if llama else 1e-6)
-    count = layer_count(inventory, "trf_blocks.")
-    for key, actual in (("vocab_size", vocab), ("emb_dim", hidden), ("n_layers", count)):
-        config.expect(key, actual)
     layers = []
-    for n in range(count):
+    for n in range(layer_count(inventory, "trf_blocks.")):
         prefix = f"trf_blocks.{n}."
         mixer, part = _attention(inventory, config, f"{prefix}att.", hidden, norm)
         ffn, ffn_part = _feed_forward(inventory, config, f"{prefix}ff.", hidden)
@@ -82,16 +71,19 @@ def build(checkpoint: Checkpoint) -> Model:
         part["mixer_norm"] = inventory.take(f"{prefix}norm1.{weight}", hidden)
         part["ffn_norm"] = inventory.take(f"{prefix}norm2.{weight}", hidden)
         layers.append(Layer(LayerSpec(mixer, ffn, norm, norm), part))
-    inventory.finish()
-    spec = ModelSpec(
-        vocab_size=vocab,
-        hidden=hidden,
-        context_length=config.integer(context),
-        layers=tuple(layer.spec for layer in layers),
-        output_norm=norm,
-        tied=output is None,
+    final = inventory.take(f"final_norm.{weight}", hidden)
+    tensors = {"embedding": embedding, "output": output, "output_norm": final}
+    return decoder(
+        checkpoint,
+        inventory,
+        config,
+        FAMILY.name,
+        tensors,
+        layers,
+        norm=norm,
+        context=config.integer(context),
+        keys=("vocab_size", "emb_dim", "n_layers"),
     )
-    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
 
 
 def _attention(
@@ -155,24 +147,14 @@ def _rope(config: Config, dim: int) -> Rope:
 
 
 def _feed_forward(inventory: Inventory, config: Config, prefix: str, hidden: int) -> tuple[FeedForward, LayerTensors]:
-    """fc1 (gate) and fc2 (up), (width, hidden), and fc3 (down), (hidden, width); lists of them where there is a router."""
+    """fc1 (gate), fc2 (up) and fc3 (down), or a list of each beside a router."""
     if f"{prefix}gate.weight" not in inventory:
-        width = inventory.shape(f"{prefix}fc1.weight")[0]
-        config.expect("hidden_dim", width)
-        shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
-        return GatedMLP(width), {
-            f"ffn.{name}": inventory.take(f"{prefix}{MLP[name]}.weight", *shape) for name, shape in shapes.items()
-        }
-    router = inventory.take(f"{prefix}gate.weight", None, hidden)
-    count, width = router.shape[0], inventory.shape(f"{prefix}fc1.0.weight")[0]
-    top_k = config.integer("num_experts_per_tok")
-    if top_k > count:
-        raise CheckpointError(f"{config.path}: num_experts_per_tok is {top_k}, but the router has {count} experts")
-    config.expect("num_experts", count)
-    part: LayerTensors = {"moe.router": router}
-    for name, shape in {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}.items():
-        part[f"moe.{name}"] = stack([inventory.take(f"{prefix}{MLP[name]}.{e}.weight", *shape) for e in range(count)])
-    return MoE(count, width, Router(top_k=top_k)), part
+        return experts.dense(inventory, config, prefix, hidden, MLP, "hidden_dim")
+    key = "num_experts_per_tok"
+    names = {role: f"{name}.{{}}" for role, name in MLP.items()}
+    ffn, part = experts.routed(inventory, config, prefix, hidden, names, config.integer(key), key)
+    config.expect("num_experts", ffn.experts)
+    return ffn, part
 
 
 HIDDEN, HEADS, KV_HEADS, DIM, WIDTH, VOCAB, LAYERS, EXPERTS = 40, 4, 2, 16, 56, 288, 3, 4

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.families.assemble import finished
+from gguf_tools.families.assemble import decoder
 from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.reading import Config, Inventory, layer_count
 from gguf_tools.families.tiny.writing import random_tensors, write_state_dict, write_tiny_tokenizer
 from gguf_tools.families.tying import embedding_and_output
-from gguf_tools.model.spec import MLP, Attention, Layer, LayerSpec, LayerTensors, Model, ModelSpec, Norm
+from gguf_tools.model.spec import MLP, Attention, Layer, LayerSpec, LayerTensors, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tying import TIE
 from gguf_tools.tensors.base import Tensor
@@ -44,12 +44,11 @@ def build(checkpoint: Checkpoint) -> Model:
     inventory, config = Inventory(checkpoint), Config(checkpoint)
     config.refuse_unknown(KEYS, "the book's cfg of GPTModel")
     embedding, output = embedding_and_output(inventory, config, "tok_emb.weight", "out_head.weight", by_values=True)
-    vocab, hidden = embedding.shape
+    hidden = embedding.shape[1]
     positions = inventory.take("pos_emb.weight", None, hidden)
     heads = _heads(config, hidden)
-    count = layer_count(inventory, "trf_blocks.")
     layers = []
-    for n in range(count):
+    for n in range(layer_count(inventory, "trf_blocks.")):
         prefix = f"trf_blocks.{n}."
         mixer, part = _attention(inventory, f"{prefix}att.", heads, hidden)
         width = inventory.shape(f"{prefix}ff.layers.0.weight")[0]
@@ -59,21 +58,20 @@ def build(checkpoint: Checkpoint) -> Model:
         part |= _norm(inventory, f"{prefix}norm1", "mixer_norm", hidden)
         part |= _norm(inventory, f"{prefix}norm2", "ffn_norm", hidden)
         layers.append(Layer(LayerSpec(mixer, MLP(width, "gelu_tanh", frozenset({"up", "down"})), NORM, NORM), part))
-    tensors = {"embedding": embedding, "positions": positions, **_norm(inventory, "final_norm", "output_norm", hidden)}
-    tensors |= {"output": output} if output is not None else {}
-    inventory.finish()
-    for key, actual in (("n_layers", count), ("emb_dim", hidden), ("vocab_size", vocab)):
-        config.expect(key, actual)
-    spec = ModelSpec(
-        vocab_size=vocab,
-        hidden=hidden,
-        context_length=positions.shape[0],
-        layers=tuple(layer.spec for layer in layers),
-        output_norm=NORM,
-        tied=output is None,
-        positions=positions.shape[0],
+    tensors = {"embedding": embedding, "positions": positions, "output": output}
+    tensors |= _norm(inventory, "final_norm", "output_norm", hidden)
+    return decoder(
+        checkpoint,
+        inventory,
+        config,
+        FAMILY.name,
+        tensors,
+        layers,
+        norm=NORM,
+        context=positions.shape[0],
+        keys=("vocab_size", "emb_dim", "n_layers"),
+        fields={"positions": positions.shape[0]},
     )
-    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
 
 
 def _heads(config: Config, hidden: int) -> int:
