@@ -70,7 +70,7 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], Expected]] = {
     "gemma 3": (_GEMMA3, Expected(target="gemma3", notes=_SAID_TWICE, oracle=False)),
     "olmo": (
         _BASE | {"name": "OLMo-tiny", "norm_class_name": "LayerNorm", "n_query_groups": HEADS},
-        Expected(target="olmo", oracle=False),
+        Expected(target="olmo", rewrites=("rope in interleaved pairs",), oracle=False),
     ),
     "olmo 2": (_OLMO2, Expected(target="olmo2", oracle=False)),
 }
