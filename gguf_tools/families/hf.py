@@ -7,6 +7,7 @@ the tensors' shapes. The config is read only for what shapes cannot tell; where 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.families.hf_config import ClassConfig
@@ -218,6 +219,34 @@ def moe(
     elif config.values.get("shared_expert_intermediate_size"):
         config.note("config.json states a shared expert, but the tensors have none")
     return MoE(experts, width, Router(top_k=top_k, normalised=renormalised(config, normalised)), shared), part
+
+
+def scored_moe(
+    inventory: Inventory, config: ClassConfig, prefix: str, hidden: int, router: Router, bias: str
+) -> tuple[MoE, LayerTensors]:
+    """A mixture of experts whose router's scores may have a bias for the selection, and which may have `shared_experts`.
+
+    `router` says how experts are scored; `bias` is the name of the bias, of shape (experts,) or (1, experts). The shared experts
+    are one feed-forward without a gate. Raises CheckpointError if more experts are to be selected than there are.
+    """
+    gate = inventory.take(f"{prefix}gate.weight", None, hidden)
+    experts = gate.shape[0]
+    part = _experts(inventory, prefix, experts, hidden) | {"moe.router": gate}
+    width = part["moe.gate"].shape[1]
+    config.expect("moe_intermediate_size", width)
+    if router.top_k > experts:
+        raise CheckpointError(f"{config.path}: {router.top_k} experts a token, but the router has {experts} experts")
+    name = f"{prefix}{bias}"
+    if name in inventory:
+        flat = (experts,) if len(inventory.tensors[name].shape) == 1 else (1, experts)
+        part["moe.router_bias"] = Reshaped(inventory.take(name, *flat), (experts,))
+        router = replace(router, score_bias=True)
+    shared = None
+    if f"{prefix}shared_experts.gate_proj.weight" in inventory:
+        mlp, shared_part = gated_mlp(inventory, f"{prefix}shared_experts.", hidden, "shared")
+        part |= shared_part
+        shared = SharedExpert(mlp.width, gated=False)
+    return MoE(experts, width, router, shared), part
 
 
 def renormalised(config: ClassConfig, default: bool) -> bool:

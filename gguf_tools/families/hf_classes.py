@@ -235,6 +235,23 @@ CLASSES: Mapping[str, ClassRules] = {
         partial=True,
         partial_default=0.5,
     ),
+    "glm4_moe": _row(
+        131072,
+        epsilon=1e-5,
+        defaults={"num_experts_per_tok": 8, "norm_topk_prob": True, "routed_scaling_factor": 1.0},
+        partial=True,
+        partial_default=0.5,
+    ),
+    "dots1": _row(
+        2048,
+        defaults={
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.0,
+            "sliding_window": 4096,
+            "max_window_layers": 62,
+        },
+        windows=Windows(listed=True, limited=_from_max_window_layers),
+    ),
     "gpt2": _layer_norm_row(1024, "layer_norm_epsilon", context_key="n_positions", activation="gelu_new"),
     "starcoder2": _layer_norm_row(
         4096, "norm_epsilon", activation="gelu_pytorch_tanh", defaults={"sliding_window": None}, windows=Windows()

@@ -93,8 +93,8 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], Expected]] = {
     "minimind 3": (_QWEN3, Expected(target="qwen3", oracle=False)),
     "minimind 3 moe": (_QWEN3 | _ROUTED, Expected(target="qwen3moe", oracle=False)),
     "minimind 2": ({}, _AS_LLAMA),
-    "minimind 2 moe": (_SHARED | {"n_shared_experts": 1}, Expected(target="step35", oracle=False)),
-    "two shared experts": (_SHARED | {"n_shared_experts": 2}, Expected(target="step35", oracle=False)),
+    "minimind 2 moe": (_SHARED | {"n_shared_experts": 1}, Expected(target="glm4moe", oracle=False)),
+    "two shared experts": (_SHARED | {"n_shared_experts": 2}, Expected(target="glm4moe", oracle=False)),
 }
 """Keys of each variant's config.json, and what it shows."""
 

@@ -27,7 +27,8 @@ W_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 def matches(checkpoint: Checkpoint) -> bool:
     """Plain attention, and experts under Mixtral's names or fused experts without a shared expert."""
     seen = signature(checkpoint)
-    return llama.plain_attention(seen) and (seen.mixtral or (seen.fused and seen.router and not seen.shared))
+    fused = seen.fused and seen.router and not (seen.shared or seen.corrected)
+    return llama.plain_attention(seen) and (seen.mixtral or fused)
 
 
 def build(checkpoint: Checkpoint) -> Model:

@@ -22,7 +22,7 @@ BARE = bare("qwen3_moe", windows=Windows(switch=True, listed=True))
 def matches(checkpoint: Checkpoint) -> bool:
     """Full attention with q_norm and k_norm in every layer, routed experts, and no shared expert."""
     seen = signature(checkpoint)
-    return seen.qk_norm and seen.experts and not seen.hybrid
+    return seen.qk_norm and seen.experts and not (seen.hybrid or seen.corrected)
 
 
 def build(checkpoint: Checkpoint) -> Model:

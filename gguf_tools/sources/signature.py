@@ -18,6 +18,7 @@ class Signature:
     `dense`: a gated feed-forward without experts; `mixtral`: Mixtral's names for experts; `fused`: gate and up projections of
     all experts in one tensor; `router`: the router's weight; `biases`: those of the attention projections q, k, v, o that have
     a bias; `linear` and `separate`: linear attention with fused (Qwen3-Next) and with separate (Qwen3.5) projections.
+    `corrected`: a bias on the router's scores, for the selection of experts.
     `two_norms`: the norms of a layer, but for those within its parts, are Llama's two, without biases.
     """
 
@@ -34,6 +35,7 @@ class Signature:
     router: bool
     biases: frozenset[str]
     two_norms: bool
+    corrected: bool
 
     @property
     def hybrid(self) -> bool:
@@ -56,6 +58,7 @@ def signature(checkpoint: Checkpoint) -> Signature:
         mixtral="block_sparse_moe.experts.0.w1.weight" in suffixes,
         fused="mlp.experts.gate_up_proj" in suffixes,
         router="mlp.gate.weight" in suffixes,
+        corrected=any(suffix.endswith("e_score_correction_bias") for suffix in suffixes),
         two_norms={name for name in suffixes if "norm." in name and re.fullmatch(r"\w+norm\.\w+", name)} == TWO_NORMS,
         biases=frozenset(name for name in "qkvo" if f"self_attn.{name}_proj.bias" in suffixes),
     )

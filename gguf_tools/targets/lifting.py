@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from gguf_tools.errors import CheckpointError
+from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.rope import (
     LinearScaling,
@@ -30,7 +30,7 @@ from gguf_tools.model.spec import (
     Router,
     SharedExpert,
 )
-from gguf_tools.targets import lifting, names
+from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.names import ATTENTION_NAMES, FFN_BIAS_NAMES, FFN_NAMES
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Reshaped, take
@@ -159,6 +159,23 @@ def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[Mo
             part["shared.sigmoid"] = Reshaped(gate, gate.shape[1:])  # llama.cpp's converter stores it as a matrix
         shared = SharedExpert(part["shared.gate"].shape[0], "shared.sigmoid" in part)
     return MoE(experts, width, router, shared), part
+
+
+def lift_scored_moe(source: GGUFSource, n: int, gating: int = lowering.SIGMOID) -> tuple[MoE, LayerTensors]:
+    """Layer n's experts with the router that `expert_gating_func` (`gating` by default) and `expert_weights_norm` describe.
+
+    A bias is added to the scores for the selection alone. UnsupportedError for another function.
+    """
+    stated = source.integer("expert_gating_func", gating)
+    if stated not in (lowering.SOFTMAX, lowering.SIGMOID):
+        raise UnsupportedError(
+            f"{source.path}: {source.architecture}.expert_gating_func is {stated}, which tinyq does not support; "
+            f"{lowering.SOFTMAX} (softmax) and {lowering.SIGMOID} (sigmoid) are"
+        )
+    moe, part = lift_moe(source, n, normalised=bool(source.key("expert_weights_norm", False)))
+    score: Literal["softmax", "sigmoid"] = "sigmoid" if stated == lowering.SIGMOID else "softmax"
+    router = replace(moe.router, score=score, score_bias="moe.router_bias" in part)
+    return replace(moe, router=router), part
 
 
 def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rope:

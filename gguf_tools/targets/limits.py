@@ -97,6 +97,8 @@ EXPERTS = frozenset(
     }
 )
 """`build_moe_ffn` with a softmax router."""
+CORRECTED_SCORES = frozenset({"Router.score=sigmoid", "Router.scale", "Router.score_bias"})
+"""Of `build_moe_ffn`: sigmoid scores, scaled weights, and a bias on the scores for the selection (`exp_probs_b`)."""
 SHARED_EXPERT = frozenset({"MoE.shared=SharedExpert"})
 SHARED_GATE = frozenset({"SharedExpert.gated=true"})
 NO_SHARED_GATE = frozenset({"SharedExpert.gated=false"})
@@ -206,3 +208,11 @@ def moe_limits(spec: ModelSpec, *, normalised: bool = True) -> list[str]:
         )
         limits.append(f"router weights {wanted}")
     return limits
+
+
+def leading_dense_limits(spec: ModelSpec) -> list[str]:
+    """Layers without experts must precede those with experts (`leading_dense_block_count`), and there must be some with."""
+    routed = [isinstance(layer.feed_forward, MoE) for layer in spec.layers]
+    if not any(routed):
+        return ["a model without experts"]
+    return [] if routed == sorted(routed) else ["dense layers after layers with experts"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from gguf_tools.formats.gguf.header import Field, Metadata, ValueType, array, f32, string, u32
+from gguf_tools.formats.gguf.header import Field, Metadata, ValueType, array, boolean, f32, string, u32
 from gguf_tools.model.rope import (
     LinearScaling,
     Rope,
@@ -135,6 +135,24 @@ def moe_metadata(arch: str, moe: MoE) -> Metadata:
     if moe.router.scale != 1.0:
         values["expert_weights_scale"] = f32(moe.router.scale)
     return {f"{arch}.{key}": value for key, value in values.items()}
+
+
+SOFTMAX, SIGMOID = 1, 2
+"""Values of `expert_gating_func` (`llama_expert_gating_func_type`)."""
+
+
+def scored_moe_metadata(arch: str, spec: ModelSpec) -> Metadata:
+    """Of a model of leading dense layers and experts of one kind: how experts are scored, and the width of dense layers."""
+    experts = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, MoE)]
+    dense = [layer.feed_forward for layer in spec.layers if not isinstance(layer.feed_forward, MoE)]
+    router = experts[0].router
+    values: dict[str, Field] = {
+        "leading_dense_block_count": u32(len(dense)),
+        "feed_forward_length": u32(dense[0].width if dense else experts[0].width),
+        "expert_gating_func": u32(SIGMOID if router.score == "sigmoid" else SOFTMAX),
+        "expert_weights_norm": boolean(router.normalised),
+    }
+    return moe_metadata(arch, experts[0]) | {f"{arch}.{key}": value for key, value in values.items()}
 
 
 def booleans(values: Iterable[bool]) -> Field:

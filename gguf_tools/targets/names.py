@@ -38,6 +38,7 @@ FFN_BIAS_NAMES = {"ffn.gate_bias": "ffn_gate.bias", "ffn.up_bias": "ffn_up.bias"
 
 MOE_NAMES = {
     "moe.router": "ffn_gate_inp.weight",
+    "moe.router_bias": "exp_probs_b.bias",
     "moe.gate": "ffn_gate_exps.weight",
     "moe.up": "ffn_up_exps.weight",
     "moe.down": "ffn_down_exps.weight",

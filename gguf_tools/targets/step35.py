@@ -14,7 +14,6 @@ values, and a sliding window per layer. Peculiarities:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf.header import Field, Metadata, boolean, f32, u32
@@ -31,6 +30,7 @@ from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.lifting import lift_layers, lift_moe
 from gguf_tools.targets.limits import (
     ATTENTION,
+    CORRECTED_SCORES,
     DECODER,
     DENSE,
     EXPERTS,
@@ -51,20 +51,19 @@ from gguf_tools.targets.limits import (
 )
 
 NAME = "step35"
-MOE_NAMES = {**names.MOE_NAMES, "moe.router_bias": "exp_probs_b.bias"}
 NAMES = {
     "mixer_norm": "attn_norm.weight",
     **names.ATTENTION_NAMES,
     "ffn_norm": "ffn_norm.weight",
     **names.FFN_NAMES,
-    **MOE_NAMES,
+    **names.MOE_NAMES,
 }
 ENDLESS = 1 << 23
 """A window larger than any context; times 256 sequences it still fits llama.cpp's 32-bit integers."""
 SWA_THETA = 10000.0
 """llama.cpp's default RoPE base for layers with a window."""
-SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3
-"""Values of `expert_gating_func`. The last selects by raw logits plus `exp_probs_b`, with a softmax over the selected ones."""
+SOFTMAX_OF_CHOSEN = 3
+"""The value of `expert_gating_func` that selects by raw logits plus `exp_probs_b`, with a softmax over the selected ones."""
 
 
 EXPRESSES = (
@@ -77,7 +76,8 @@ EXPRESSES = (
     | VALUE_SIZES
     | DENSE
     | EXPERTS
-    | {"Router.score=sigmoid", "Router.scale", "Router.selection_bias"}
+    | CORRECTED_SCORES
+    | {"Router.selection_bias"}
     | SHARED_EXPERT
     | NO_SHARED_GATE
 )
@@ -105,8 +105,8 @@ def _moe_limits(spec: ModelSpec) -> list[str]:
 
 def _gating(router: Router) -> int:
     if router.score == "sigmoid":
-        return SIGMOID
-    return SOFTMAX_OF_CHOSEN if router.normalised else SOFTMAX
+        return lowering.SIGMOID
+    return SOFTMAX_OF_CHOSEN if router.normalised and not router.score_bias else lowering.SOFTMAX
 
 
 def lower(model: Model) -> Lowered:
@@ -154,7 +154,7 @@ def _expert_keys(spec: ModelSpec) -> Metadata:
 def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model.
 
-    Raises UnsupportedError for a selection bias that is added after the score function, and for a gate per head.
+    Raises UnsupportedError for a gate per head, and for an unknown function of the router.
     """
     pattern, layers = source.key("attention.sliding_window_pattern"), source.integer("block_count")
     if not isinstance(pattern, tuple) or len(pattern) < layers:
@@ -189,17 +189,10 @@ def lift(source: GGUFSource) -> Model:
 
 def _lift_experts(source: GGUFSource, n: int) -> tuple[MoE, LayerTensors]:
     """Layer n's experts, with the router that `expert_gating_func` and `expert_weights_norm` describe."""
-    gating = source.integer("expert_gating_func", SIGMOID)
-    score: Literal["softmax", "sigmoid"] = "sigmoid" if gating == SIGMOID else "softmax"
-    normalised = gating == SOFTMAX_OF_CHOSEN or bool(source.key("expert_weights_norm", False))
-    moe, part = lift_moe(source, n, normalised=normalised)
-    bias = f"blk.{n}.{MOE_NAMES['moe.router_bias']}"
-    biased = bias in source.tensors
-    if biased and gating != SOFTMAX_OF_CHOSEN:
-        raise UnsupportedError(f"{source.path}: {bias} is added after the score function, which tinyq does not support")
-    if biased:
-        part["moe.router_bias"] = source.tensor(bias)
-    return replace(moe, router=replace(moe.router, score=score, selection_bias=biased)), part
+    if source.integer("expert_gating_func", lowering.SIGMOID) != SOFTMAX_OF_CHOSEN:
+        return lifting.lift_scored_moe(source, n)
+    moe, part = lift_moe(source, n)
+    return replace(moe, router=replace(moe.router, selection_bias="moe.router_bias" in part)), part
 
 
 TARGET = Target(

@@ -81,6 +81,10 @@ REST: tuple[Mapping[str, Any], ...] = (
     {"norm_topk_prob": ABSENT},
     {"norm_topk_prob": False},
     {"norm_topk_prob": True},
+    {"routed_scaling_factor": ABSENT},
+    {"n_group": 2, "topk_group": 2},
+    {"n_group": 2, "topk_group": 1},
+    {"n_group": ABSENT},
     {"layer_types": ABSENT},
     {"is_causal": False},
     {"linear_num_key_heads": ABSENT},
@@ -124,6 +128,8 @@ SOURCES = {
     "olmo2/third": {},
     "olmoe/plain": {},
     "glm4/plain": {},
+    "glm4-moe/plain": {},
+    "glm4-moe/dots": {},
     "lfm2/plain": {},
 }
 
@@ -133,6 +139,7 @@ WITHOUT_WINDOWS = (
     "olmo2/plain",
     "olmoe/plain",
     "glm4/plain",
+    "glm4-moe/plain",
     "gpt2/plain",
     "gpt-neox/plain",
     "stablelm/plain",

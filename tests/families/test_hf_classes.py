@@ -62,6 +62,7 @@ def test_windows(kind: str) -> None:
     assert windows.listed == ("layer_types" in declared)
     if windows.listed:
         stated = {"sliding_window": 5, "num_hidden_layers": LAYERS}
-        stated |= {"use_sliding_window": True, "max_window_layers": FIRST} if windows.switch else {}
+        stated |= {"use_sliding_window": True} if windows.switch else {}
+        stated |= {"max_window_layers": FIRST} if "max_window_layers" in declared else {}
         kinds = text_config(kind, **stated).layer_types
         assert [name == "sliding_attention" for name in kinds] == [windows.limited(n, FIRST) for n in range(LAYERS)]

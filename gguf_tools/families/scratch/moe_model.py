@@ -206,7 +206,9 @@ VARIANTS = {
     ),
     "one expert": _expected(_GAIN, _VALUES, _LOGITS, "softmax router for one expert", _PAIRS, _WIDE, _OUTPUT),
     "no smear": _expected(_BIAS, _GAIN, _LOGITS, _PAIRS, _WIDE, _OUTPUT),
-    "equal heads": _expected(_BIAS, _GAIN, "one q/k norm for all heads", _VALUES, _LOGITS, _PAIRS, _OUTPUT),
+    "equal heads": replace(
+        _expected(_BIAS, _GAIN, "one q/k norm for all heads", _VALUES, _LOGITS, _PAIRS), target="glm4moe"
+    ),
     "rope 32 of 64": _STACKED,
 }
 

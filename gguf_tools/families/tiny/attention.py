@@ -224,6 +224,17 @@ def _experts(variant: Variant, prefix: str) -> Shapes:
     return found
 
 
+def with_corrected_scores(shapes: Shapes, bias: str, shared: int) -> Shapes:
+    """The shapes with a bias of this name on the scores of each router, and with shared experts of this width together."""
+    found = dict(shapes)
+    for name, shape in shapes.items():
+        if name.endswith(".mlp.gate.weight"):
+            prefix = name.removesuffix("gate.weight")
+            found[f"{prefix}{bias}"] = shape[:1]
+            found |= _mlp(f"{prefix}shared_experts.", shared) if shared else {}
+    return found
+
+
 def write(folder: Path, variant: Variant, seed: int) -> None:
     """Write a random checkpoint of the variant, with a tokenizer."""
     tensors = random_tensors(shapes(variant), seed, gain=GAIN)
