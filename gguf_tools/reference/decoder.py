@@ -6,7 +6,8 @@ are padded on the right, which does not affect earlier positions because every m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,11 +20,9 @@ from gguf_tools.model.spec import Attention, LayerSpec, Mixer, Model, MoE, Short
 from gguf_tools.reference.feed_forward import dense, moe
 from gguf_tools.reference.mixers import attention, delta_net
 from gguf_tools.reference.norm import normed
+from gguf_tools.reference.observe import OUTSIDE, Observe, Observer, unobserved
 from gguf_tools.reference.state_space import short_conv
 from gguf_tools.reference.weights import Weights, load_all
-
-Observer = Callable[[int, str, torch.Tensor], None]
-"""Called with (layer number, name of the point, activations) at points that llama.cpp's graph also names."""
 
 EXPRESSES = frozenset(
     {
@@ -161,38 +160,51 @@ class Reference:
         x = normed(x, self.spec.embedding_norm, self.weights, "embedding_norm")
         if self.spec.positions:
             x = x + self.weights["positions"][: tokens.shape[1]]
+        if observe:
+            observe(OUTSIDE, "embedding", x)
         for n, layer in enumerate(self.spec.layers):
-            x = self.layer(n, layer, x, observe or _ignore)
-        return normed(x, self.spec.output_norm, self.weights, "output_norm")
+            x = self.layer(n, layer, x, observe)
+        return self.final_norm(x, observe)
 
-    def layer(self, n: int, layer: LayerSpec, x: torch.Tensor, observe: Observer) -> torch.Tensor:
+    def final_norm(self, x: torch.Tensor, observe: Observer | None = None) -> torch.Tensor:
+        """The residual stream after the last layer, shape (batch, length, hidden), normed; the logits are observed too."""
+        x = normed(x, self.spec.output_norm, self.weights, "output_norm")
+        if observe:
+            observe(OUTSIDE, "final_norm", x)
+            observe(OUTSIDE, "logits", self.head(x))
+        return x
+
+    def layer(self, n: int, layer: LayerSpec, x: torch.Tensor, observer: Observer | None = None) -> torch.Tensor:
         """Layer n on the residual stream x, shape (batch, length, hidden)."""
         weights = self.layers[n]
+        observe: Observe = partial(observer, n) if observer else unobserved
         read = normed(x, layer.mixer_norm, weights, "mixer_norm")
-        observe(n, "mixer_norm", read)
-        mixed = mix(layer.mixer, weights, read)
-        observe(n, "mixer_out", mixed)
+        observe("mixer_norm", read)
+        mixed = mix(layer.mixer, weights, read, observe)
+        observe("mixer_out", mixed)
         mixed = normed(mixed, layer.mixer_post_norm, weights, "mixer_post_norm")
+        observe("mixer_post_norm", mixed)
         before, x = x, x + mixed * layer.residual_scale
         if not layer.parallel:
             before = x
+            observe("mixer_residual", x)
         if layer.ffn_norm or not layer.parallel:
             read = normed(before, layer.ffn_norm, weights, "ffn_norm")
-        observe(n, "ffn_norm", read)
+        observe("ffn_norm", read)
         ffn = layer.feed_forward
-        out = moe(ffn, weights, read) if isinstance(ffn, MoE) else dense(ffn, weights, read)
-        observe(n, "ffn_out", out)
-        x = x + normed(out, layer.ffn_post_norm, weights, "ffn_post_norm") * layer.residual_scale
-        observe(n, "layer_out", x)
+        out = moe(ffn, weights, read, observe) if isinstance(ffn, MoE) else dense(ffn, weights, read, observe)
+        observe("ffn_out", out)
+        out = normed(out, layer.ffn_post_norm, weights, "ffn_post_norm")
+        observe("ffn_post_norm", out)
+        x = x + out * layer.residual_scale
+        observe("layer_out", x)
         return x
 
 
-def mix(mixer: Mixer, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+def mix(mixer: Mixer, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
     """What the mixer makes of the normed activations x; both have shape (batch, length, hidden)."""
     if isinstance(mixer, Attention):
-        return attention(mixer, weights, x)
-    return short_conv(mixer, weights, x) if isinstance(mixer, ShortConv) else delta_net(mixer, weights, x)
-
-
-def _ignore(_layer: int, _point: str, _values: torch.Tensor) -> None:
-    return
+        return attention(mixer, weights, x, observe)
+    if isinstance(mixer, ShortConv):
+        return short_conv(mixer, weights, x, observe)
+    return delta_net(mixer, weights, x, observe)

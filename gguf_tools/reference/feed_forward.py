@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from gguf_tools.model.spec import MLP, Activation, GatedMLP, MoE, Router
+from gguf_tools.reference.observe import Observe, unobserved
 from gguf_tools.reference.weights import Weights
 
 ACTIVATIONS: Mapping[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -20,21 +21,35 @@ ACTIVATIONS: Mapping[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """down(SiLU(gate x) ⊙ up x) (Shazeer 2020)."""
-    return functional.linear(functional.silu(functional.linear(x, gate)) * functional.linear(x, up), down)
+def swiglu(
+    x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, observe: Observe = unobserved
+) -> torch.Tensor:
+    """down(SiLU(gate x) ⊙ up x) (Shazeer 2020); the points observed are gate, up, act and down."""
+    gated, upped = functional.linear(x, gate), functional.linear(x, up)
+    observe("gate", gated)
+    observe("up", upped)
+    inner = functional.silu(gated) * upped
+    observe("act", inner)
+    out = functional.linear(inner, down)
+    observe("down", out)
+    return out
 
 
-def dense(spec: GatedMLP | MLP, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+def dense(spec: GatedMLP | MLP, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
     """The dense feed-forward with optional biases; x and the result have shape (batch, length, hidden)."""
     activation = ACTIVATIONS[spec.activation]
 
     def project(name: str, y: torch.Tensor) -> torch.Tensor:
-        return functional.linear(y, weights[f"ffn.{name}"], weights.get(f"ffn.{name}_bias"))
+        product = functional.linear(y, weights[f"ffn.{name}"])
+        observe(f"ffn.{name}_product", product)
+        out = product + weights[f"ffn.{name}_bias"] if f"ffn.{name}_bias" in weights else product
+        observe(f"ffn.{name}", out)
+        return out
 
-    if isinstance(spec, MLP):
-        return project("down", activation(project("up", x)))
-    return project("down", activation(project("gate", x)) * project("up", x))
+    gate = project("up" if isinstance(spec, MLP) else "gate", x)
+    inner = activation(gate) if isinstance(spec, MLP) else activation(gate) * project("up", x)
+    observe("ffn.act", inner)
+    return project("down", inner)
 
 
 def route(router: Router, logits: torch.Tensor, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,21 +67,45 @@ def route(router: Router, logits: torch.Tensor, bias: torch.Tensor | None = None
     return chosen, scores * router.scale
 
 
-def moe(spec: MoE, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+def moe(spec: MoE, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
     """Mixture of experts without capacity limits, plus the shared expert if there is one (batch, length, hidden)."""
     tokens = x.reshape(-1, x.shape[-1])
-    chosen, scores = route(
-        spec.router, functional.linear(tokens, weights["moe.router"]), weights.get("moe.router_bias")
-    )
+    logits = functional.linear(tokens, weights["moe.router"])
+    chosen, scores = route(spec.router, logits, weights.get("moe.router_bias"))
+    for point, values in (("logits", logits), ("chosen", chosen), ("weights", scores)):
+        observe(f"moe.{point}", values.view(*x.shape[:-1], -1))
+    if observe is not unobserved:
+        _observe_experts(weights, tokens, chosen, _shaped(observe, x))
     out = torch.zeros_like(tokens)
     for expert in range(spec.experts):
         rows, slots = torch.where(chosen == expert)
         if len(rows):
             gate, up, down = (weights[f"moe.{name}"][expert] for name in ("gate", "up", "down"))
             out.index_add_(0, rows, swiglu(tokens[rows], gate, up, down) * scores[rows, slots, None])
+    observe("moe.out", out.view_as(x))
     if spec.shared:
-        shared = swiglu(tokens, weights["shared.gate"], weights["shared.up"], weights["shared.down"])
+        gate, up, down = (weights[f"shared.{name}"] for name in ("gate", "up", "down"))
+        shared = swiglu(tokens, gate, up, down, _shaped(observe, x, "shared."))
         if spec.shared.gated:
-            shared = shared * (tokens @ weights["shared.sigmoid"]).sigmoid()[:, None]
+            logit = (tokens @ weights["shared.sigmoid"])[:, None]
+            observe("shared.sigmoid", logit.view(*x.shape[:-1], 1))
+            shared = shared * logit.sigmoid()
+            observe("shared.gated", shared.view_as(x))
         out = out + shared
     return out.view_as(x)
+
+
+def _shaped(observe: Observe, x: torch.Tensor, prefix: str = "") -> Observe:
+    """An observer of activations (tokens, …), which become those of x, shape (batch, length, hidden)."""
+    return lambda point, values: observe(prefix + point, values.view(*x.shape[:-1], *values.shape[1:]))
+
+
+def _observe_experts(weights: Weights, tokens: torch.Tensor, chosen: torch.Tensor, observe: Observe) -> None:
+    """The activations of the selected experts, shape (tokens, top_k, …), in the order in which they were selected."""
+    gate, up, down = (weights[f"moe.{name}"] for name in ("gate", "up", "down"))
+    found: dict[str, list[torch.Tensor]] = {"gate": [], "up": [], "act": [], "down": []}
+    for token, experts in zip(tokens, chosen, strict=True):
+        for expert in experts:
+            swiglu(token, gate[expert], up[expert], down[expert], lambda point, values: found[point].append(values))
+    for point, values in found.items():
+        observe(f"expert.{point}", torch.stack(values).view(*chosen.shape, -1))

@@ -8,6 +8,7 @@ from torch.nn import functional
 from gguf_tools.model.rope import Rope, frequencies
 from gguf_tools.model.spec import Attention, DeltaNet
 from gguf_tools.reference.norm import normed
+from gguf_tools.reference.observe import Observe, unobserved
 from gguf_tools.reference.weights import Weights
 
 
@@ -30,7 +31,7 @@ def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     return torch.cat([turned, rest], dim=-1)
 
 
-def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+def attention(spec: Attention, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
     """Causal softmax attention with grouped queries (Ainslie et al. 2023), optionally gated or with a sliding window.
 
     x and the result have shape (batch, length, hidden).
@@ -38,7 +39,11 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tenso
     batch, length, _ = x.shape
 
     def heads(name: str, count: int) -> torch.Tensor:
-        projected = functional.linear(x, weights[f"attn.{name}"], weights.get(f"attn.{name}_bias"))
+        projected = functional.linear(x, weights[f"attn.{name}"])
+        observe(f"attn.{name}_product", projected)
+        if f"attn.{name}_bias" in weights:
+            projected = projected + weights[f"attn.{name}_bias"]
+        observe(f"attn.{name}", projected)
         return projected.view(batch, length, count, -1)
 
     q, k, v = heads("q", spec.heads), heads("k", spec.kv_heads), heads("v", spec.kv_heads)
@@ -53,11 +58,18 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tenso
         q, k = q * weights["attn.q_gain"][:, None], k * weights["attn.k_gain"][:, None]
     if spec.value_scale:
         v = v * weights["attn.v_scale"][:, None]
+    if spec.qk_norm and not spec.norm_after_rope:
+        observe("attn.q_normed", q)
+        observe("attn.k_normed", k)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if spec.rope:
         q, k = rotate(q, spec.rope), rotate(k, spec.rope)
+        observe("attn.q_rope", q.transpose(1, 2))
+        observe("attn.k_rope", k.transpose(1, 2))
     if spec.norm_after_rope:
         q, k = normed(q, spec.qk_norm, weights, "attn.q_norm"), normed(k, spec.qk_norm, weights, "attn.k_norm")
+        observe("attn.q_normed", q.transpose(1, 2))
+        observe("attn.k_normed", k.transpose(1, 2))
     groups = spec.heads // spec.kv_heads
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = q @ k.transpose(-1, -2) * spec.score_scale
@@ -66,22 +78,30 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor) -> torch.Tenso
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
     if spec.window:
         hidden |= torch.ones(length, length, dtype=torch.bool).tril(-spec.window)
-    out = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
-    out = out.transpose(1, 2).reshape(batch, length, -1)
+    shares = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    observe("attn.shares", shares.transpose(1, 2))
+    out = (shares @ v).transpose(1, 2).reshape(batch, length, -1)
+    observe("attn.heads", out)
     if spec.gated:
-        out = out * functional.linear(x, weights["attn.gate"], weights.get("attn.gate_bias")).sigmoid()
+        gate = functional.linear(x, weights["attn.gate"], weights.get("attn.gate_bias"))
+        observe("attn.gate", gate)
+        out = out * gate.sigmoid()
+        observe("attn.gated", out)
     return functional.linear(out, weights["attn.o"], weights.get("attn.o_bias"))
 
 
-def delta_net(spec: DeltaNet, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+def delta_net(spec: DeltaNet, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
     """Gated delta rule (Yang et al. 2024) by the recurrence over tokens, not in the chunked form.
 
     x and the result have shape (batch, length, hidden).
     """
     batch, length, _ = x.shape
     mixed = torch.cat([functional.linear(x, weights[f"delta.{name}"]) for name in "qkv"], dim=-1)
+    observe("delta.qkv", mixed)
     padded = functional.pad(mixed.transpose(1, 2), (spec.kernel - 1, 0))
     conv = functional.conv1d(padded, weights["delta.conv"][:, None, :], groups=spec.channels)
+    observe("delta.conv", conv.transpose(1, 2))
+    observe("delta.conv_act", functional.silu(conv).transpose(1, 2))
     key_width = spec.key_heads * spec.key_dim
     widths = [key_width, key_width, spec.value_heads * spec.value_dim]
     q, k, v = torch.split(functional.silu(conv).transpose(1, 2), widths, dim=-1)
@@ -91,19 +111,34 @@ def delta_net(spec: DeltaNet, weights: Weights, x: torch.Tensor) -> torch.Tensor
         for t in (q, k)
     )
     v = v.reshape(batch, length, spec.value_heads, spec.value_dim)
-    beta = functional.linear(x, weights["delta.beta"]).sigmoid()
+    observe("delta.q_unit", q)
+    observe("delta.k_unit", k)
+    logit = functional.linear(x, weights["delta.beta"])
+    observe("delta.beta", logit)
+    beta = logit.sigmoid()
     rate = weights["delta.decay"] if spec.decay == "rate" else -weights["delta.decay"].exp()
-    step = _softplus(functional.linear(x, weights["delta.alpha"]) + weights["delta.dt_bias"])
-    out = _recurrence(q / spec.key_dim**0.5, k, v, beta, (rate * step).exp())
+    alpha = functional.linear(x, weights["delta.alpha"])
+    observe("delta.alpha", alpha)
+    step = _softplus(alpha + weights["delta.dt_bias"])
+    observe("delta.step", step)
+    observe("delta.log_decay", rate * step)
+    out, state = _recurrence(q / spec.key_dim**0.5, k, v, beta, (rate * step).exp())
+    observe("delta.out", out)
+    observe("delta.state", state[:, None])
     z = functional.linear(x, weights["delta.z"]).view_as(out)
+    observe("delta.z", z)
     gated = normed(out, spec.norm, weights, "delta.norm") * functional.silu(z)
+    observe("delta.gated", gated)
     return functional.linear(gated.flatten(2), weights["delta.o"])
 
 
 def _recurrence(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor, decay: torch.Tensor
-) -> torch.Tensor:
-    """S ← decay·S + k ⊗ beta·(v - kᵀ(decay·S)) for each token, with output qᵀS; S is (batch, heads, key_dim, value_dim)."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """S ← decay·S + k ⊗ beta·(v - kᵀ(decay·S)) for each token, with output qᵀS; S is (batch, heads, key_dim, value_dim).
+
+    The outputs, (batch, length, heads, value_dim), and the last S.
+    """
     state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
     out = []
     for t in range(q.shape[1]):
@@ -112,7 +147,7 @@ def _recurrence(
         delta = (v[:, t] - known) * beta[:, t, :, None]
         state = state + k[:, t, :, :, None] * delta[:, :, None, :]
         out.append(torch.einsum("bhk,bhkv->bhv", q[:, t], state))
-    return torch.stack(out, dim=1)
+    return torch.stack(out, dim=1), state
 
 
 def _unit(x: torch.Tensor, eps: float) -> torch.Tensor:

@@ -6,13 +6,19 @@ import torch
 from torch.nn import functional
 
 from gguf_tools.model.spec import ShortConv
+from gguf_tools.reference.observe import Observe, unobserved
 from gguf_tools.reference.weights import Weights
 
 
-def short_conv(spec: ShortConv, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+def short_conv(spec: ShortConv, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
     """Gated short convolution of LFM2; x and the result have shape (batch, length, hidden)."""
-    gate, after, values = functional.linear(x, weights["conv.in"], weights.get("conv.in_bias")).chunk(3, dim=-1)
+    projected = functional.linear(x, weights["conv.in"], weights.get("conv.in_bias"))
+    observe("conv.in", projected)
+    gate, after, values = projected.chunk(3, dim=-1)
+    observe("conv.gated", gate * values)
     conv = causal_conv(gate * values, weights["conv.kernel"], weights.get("conv.kernel_bias"))
+    observe("conv.conv", conv)
+    observe("conv.after", after * conv)
     return functional.linear(after * conv, weights["conv.o"], weights.get("conv.o_bias"))
 
 

@@ -287,9 +287,30 @@ def test_float32_is_float64_rounded() -> None:
     assert 0 < nmse(narrow, reference(model, PROMPTS)) <= 1e-10
 
 
-def test_points_along_the_way_are_shown() -> None:
-    seen: list[tuple[int, str]] = []
-    model = Reference(random_model([layer(), layer(DELTA)]))
-    model.forward(torch.tensor([[1, 2]]), lambda n, point, _: seen.append((n, point)))
-    points = ["mixer_norm", "mixer_out", "ffn_norm", "ffn_out", "layer_out"]
-    assert seen == [(n, point) for n in range(2) for point in points]
+def test_points_along_the_way_are_shown_and_are_what_they_are_called() -> None:
+    seen: dict[tuple[int, str], torch.Tensor] = {}
+    model = Reference(random_model([layer(), layer(DELTA, EXPERTS)]), torch.float64)
+    tokens = torch.tensor([[1, 2, 3]])
+    hidden = model.forward(tokens, lambda n, point, values: seen.update({(n, point): values}))
+    assert torch.equal(seen[-1, "final_norm"], hidden)
+    assert torch.equal(seen[-1, "logits"], model.head(hidden))
+    for n, before in ((0, seen[-1, "embedding"]), (1, seen[0, "layer_out"])):
+        assert torch.equal(seen[n, "mixer_residual"], before + seen[n, "mixer_out"])
+        assert torch.equal(seen[n, "layer_out"], seen[n, "mixer_residual"] + seen[n, "ffn_out"])
+    weights = model.layers[0]
+    assert torch.equal(seen[0, "attn.q"], seen[0, "mixer_norm"] @ weights["attn.q"].T)
+    assert torch.equal(seen[0, "attn.heads"] @ weights["attn.o"].T, seen[0, "mixer_out"])
+    assert torch.allclose(seen[0, "attn.shares"].sum(-1), torch.ones(1, 3, 4, dtype=torch.float64), rtol=1e-14)
+    assert torch.equal(torch.nn.functional.silu(seen[0, "ffn.gate"]) * seen[0, "ffn.up"], seen[0, "ffn.act"])
+    weighted = (seen[1, "expert.down"] * seen[1, "moe.weights"][..., None]).sum(-2)
+    assert torch.allclose(weighted, seen[1, "moe.out"], rtol=1e-12)
+    assert torch.equal(seen[1, "moe.logits"].topk(2).indices, seen[1, "moe.chosen"])
+    query = seen[1, "delta.q_unit"][:, -1] / DELTA.key_dim**0.5
+    read = torch.einsum("bhk,bhkv->bhv", query, seen[1, "delta.state"][:, 0])
+    assert torch.allclose(read, seen[1, "delta.out"][:, -1], rtol=1e-12)
+
+
+def test_observation_changes_no_bit() -> None:
+    model = Reference(random_model([layer(), layer(DELTA, EXPERTS)]))
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model.forward(tokens), model.forward(tokens, lambda *_: None))
