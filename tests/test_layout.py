@@ -22,6 +22,7 @@ ROOMS = (
     "sources",
     "tokenizers",
     "reference",
+    "description",
     "families",
     "rewrites",
     "targets",

@@ -62,6 +62,7 @@ def convert(
     calibration: str | Path | None = None,
     text_only: bool = False,
     as_family: str | None = None,
+    describe: str | Path | None = None,
     surgery: str | Path | Recipe | None = None,
     donors: Donors | None = None,
     dry_run: bool = False,
@@ -78,7 +79,8 @@ def convert(
     `surgery` is a recipe as in `operate`, with its `donors`, applied during conversion. `allow_nonfinite` keeps NaN and
     infinity in F32, F16 and BF16, which otherwise raise an error. `drop_tokens` leaves out tokens without a row in the
     embedding. `as_family` names the family or model_type to use for a model_type that tinyq does not know; without it, such a
-    model is accepted only if transformers computes the same logits. Before the file appears, llama.cpp and the source's
+    model is accepted only if transformers computes the same logits. `describe` is a description of the tensors, for a decoder
+    that no family knows; by default a tinyq.toml beside the weights is read. Before the file appears, llama.cpp and the source's
     tokenizer tokenize a probe text, and the token ids must be equal.
 
     With `prove`, the torch reference is compared with the source's own code (`oracle` as in `evaluate`; by default
@@ -95,10 +97,12 @@ def convert(
     at_least("--threads", threads)
     if oracle and not prove:
         raise InputError("--oracle needs --prove; add --prove")
+    if as_family and describe:
+        raise InputError("--as and --describe exclude each other; give one of them")
     recipe = None if surgery is None else recipe_of(surgery, donors)
     others = [donor.path for donor in recipe.donors] if recipe else []
     folders = [Path(source), *([Path(tokenizer)] if tokenizer else []), *others]
-    beside = [Path(path) for path in (imatrix, calibration) if path]
+    beside = [Path(path) for path in (imatrix, calibration, describe) if path]
     read = [*(file for folder in folders for file in source_files(folder)), *beside]
     if not dry_run:
         check_outputs({"OUT": out}, read, force=force)
@@ -116,6 +120,7 @@ def convert(
         check_type=check_model_type,
         operation=operation_of(recipe, Path(source), optional_path(tokenizer), digests=not dry_run) if recipe else None,
         context_length=context_length,
+        description=optional_path(describe),
         allow_approximate=allow_approximate,
         allow_nonfinite=allow_nonfinite,
         calibration=optional_path(calibration),

@@ -75,6 +75,12 @@ from gguf_tools.commands.type_options import type_options
     metavar="NAME",
     help="Treat an unknown model_type as this family (such as llama) or known model_type.",
 )
+@click.option(
+    "--describe",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A description of the tensors (`tinyq describe`), for a decoder that no family knows; by default SOURCE's tinyq.toml.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @timeout_option
 @nonfinite_option
@@ -101,6 +107,7 @@ def convert(
     prove: bool,
     oracle: str | None,
     as_family: str | None,
+    describe: Path | None,
     dry_run: bool,
     allow_nonfinite: bool,
     force: bool,
@@ -141,6 +148,7 @@ def convert(
             calibration=calibration,
             text_only=text_only,
             as_family=as_family,
+            describe=describe,
             surgery=given_recipe(),
             dry_run=dry_run,
             allow_nonfinite=allow_nonfinite,

@@ -117,7 +117,7 @@ def open_source(request: Request) -> Opened:
     """
     if request.type != AUTO:
         recipe(request.type)
-    checkpoint = restore(open_checkpoint(request.source), text_only=request.text_only)
+    checkpoint = restore(opened_source(request), text_only=request.text_only)
     if request.context_length:
         checkpoint = checkpoint.with_context_length(request.context_length)
     model = build_published(checkpoint, as_family=request.as_family, check_type=request.check_type)
@@ -134,6 +134,12 @@ def open_source(request: Request) -> Opened:
     calibration = partial(calibration_tokens, tokenizer, model.spec.context_length, request.calibration)
     made = plan(model, request.target, calibration if request.allow_approximate else None)
     return Opened(checkpoint=checkpoint, model=model, tokenizer=tokenizer, plan=made, lowered=made.lower())
+
+
+def opened_source(request: Request) -> Checkpoint:
+    """The request's checkpoint with the description that it names; errors as `open_checkpoint`."""
+    checkpoint = open_checkpoint(request.source, described=request.description is not None)
+    return checkpoint.described(request.description) if request.description else checkpoint
 
 
 def prepare(request: Request, opened: Opened | None = None, progress: ByteProgress = lambda _: None) -> Conversion:
@@ -161,7 +167,9 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
     metadata |= lowered.metadata | named.tokenizer.metadata()
     metadata |= provenance(opened.plan, (*model.notes, *named.notes), decision)
     metadata |= (
-        accepted_metadata(request) | surgery_metadata(request, opened.checkpoint) | (recorded(matrix) if matrix else {})
+        accepted_metadata(request, opened.checkpoint)
+        | surgery_metadata(request, opened.checkpoint)
+        | (recorded(matrix) if matrix else {})
     )
     metadata |= {keys.TYPE: string(request.label)} if request.label else {}
     return Conversion(

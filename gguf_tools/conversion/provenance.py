@@ -49,9 +49,11 @@ def provenance(made: Plan, notes: Sequence[str], decision: TypeDecision) -> Meta
     return values
 
 
-def accepted_metadata(request: Request) -> Metadata:
-    """The family that the user accepted by name (--as), if any."""
-    return {} if request.as_family is None else {keys.AS_FAMILY: string(request.as_family)}
+def accepted_metadata(request: Request, checkpoint: Checkpoint) -> Metadata:
+    """The family that the user accepted by name (--as), or the description that the checkpoint was read by."""
+    if request.as_family is not None:
+        return {keys.AS_FAMILY: string(request.as_family)}
+    return {} if checkpoint.description is None else {keys.DESCRIPTION: string(checkpoint.description.text)}
 
 
 def surgery_metadata(request: Request, checkpoint: Checkpoint) -> Metadata:

@@ -36,7 +36,7 @@ class Request:
     other code (`build_published`). `text_only` leaves out a vision or audio tower; `operation` is applied to the Model before
     it is lowered. `context_length` (tokens) overrides the config. `allow_approximate` accepts an approximate target, fitted
     to the text in `calibration` or to a built-in one. `allow_nonfinite` accepts NaN and infinity. `label` is the type's name
-    in the metadata, instead of the recipe's.
+    in the metadata, instead of the recipe's. `description` is a file that says what the tensors are, where no family knows them.
     """
 
     source: Path
@@ -57,6 +57,7 @@ class Request:
     options: TypeOptions = field(default_factory=TypeOptions)
     imatrix: Path | None = None
     label: str | None = None
+    description: Path | None = None
 
     @property
     def workers(self) -> int:

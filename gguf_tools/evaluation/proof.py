@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gguf_tools.conversion.plan import Conversion
+from gguf_tools.conversion.plan import Conversion, opened_source
 from gguf_tools.conversion.request import Request
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.evaluation.oracle import SHORT, SHORT_TEXT, Oracles, parse_oracle
@@ -22,7 +22,6 @@ from gguf_tools.families.registry import build_published
 from gguf_tools.machine import useful_threads
 from gguf_tools.reference import Reference
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
-from gguf_tools.sources.checkpoint import open_checkpoint
 from gguf_tools.sources.restore import restore
 from gguf_tools.tokenizers.vocabulary import Tokenizer
 
@@ -47,7 +46,7 @@ class Proof:
         """Build the reference and compare it with the oracle on a short prompt; UnsupportedError if they disagree."""
         self.bound = max(FLOAT32, conversion.plan.target.nmse)
         self.exact = conversion.decision.recipe == "f32" and conversion.plan.approximation is None
-        checkpoint = open_checkpoint(request.source)
+        checkpoint = opened_source(request)
         unchanged = build_published(restore(checkpoint, text_only=request.text_only))
         self.model = request.operation.apply(unchanged) if request.operation else unchanged
         ids = encoded(conversion.tokenizer, SHORT_TEXT, add_special=True)[:SHORT]

@@ -19,6 +19,7 @@ from gguf_tools.formats.gguf.surgery import RecordedSurgery, recorded_surgery
 from gguf_tools.formats.state_dict import state_dict_files
 from gguf_tools.model.spec import Model
 from gguf_tools.sources.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from gguf_tools.sources.recorded import as_recorded, has_description
 from gguf_tools.targets.registry import lift
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 
@@ -73,10 +74,10 @@ class Checkpoints:
         self._opened: dict[Path, Checkpoint] = {}
         self._digests: dict[Path, str] = {}
 
-    def open(self, place: Path) -> Checkpoint:
-        """The checkpoint at `place`; errors as `open_checkpoint`."""
+    def open(self, place: Path, header: GGUFHeader | None = None) -> Checkpoint:
+        """The checkpoint at `place`, without a config if `header` records a description; errors as `open_checkpoint`."""
         if place not in self._opened:
-            self._opened[place] = open_checkpoint(place)
+            self._opened[place] = open_checkpoint(place, described=header is not None and has_description(header))
         return self._opened[place]
 
     def digest(self, place: Path) -> str:
@@ -130,11 +131,11 @@ def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints
             tokenizer=None,
             note=f"compared with the weights of {given}",
         )
-    checkpoint = checkpoints.open(given)
+    checkpoint = checkpoints.open(given, header)
     recorded = header.get(keys.SOURCE_DIGEST)
     is_source = recorded == checkpoints.digest(given) if isinstance(recorded, str) else None
     try:
-        model = unchanged = _built(header, checkpoint)
+        model = unchanged = _built(header, checkpoint, is_source)
     except InputError as error:
         return _run_by_transformers(header, checkpoint, is_source, error)
     note, recipe = f"compared with {given}", ""
@@ -199,10 +200,10 @@ def _recorded(
         places.insert(0, ("recorded", folder / recorded))
     reason = "its source is no longer at the recorded path"
     for origin, place in places:
-        if not _may_be_checkpoint(place):
+        if not _may_be_checkpoint(place, header):
             continue
         try:
-            checkpoint = checkpoints.open(place)
+            checkpoint = checkpoints.open(place, header)
         except CheckpointError as error:
             reason = f"its source cannot be read ({error})"
             continue
@@ -255,17 +256,23 @@ def _from_recorded_gguf(surgery: RecordedSurgery, operate: Operate) -> tuple[Ref
     ), ""
 
 
-def _built(header: GGUFHeader, checkpoint: Checkpoint) -> Model:
-    """The source's model, built with the family that the file records as requested by the user, if any."""
+def _built(header: GGUFHeader, checkpoint: Checkpoint, is_source: bool | None = True) -> Model:
+    """The source's model, built with the family that the file records as requested by the user, or the description, if any.
+
+    The description that the file records does not hold for another checkpoint (`is_source` false) that has its own.
+    """
     accepted = header.get(keys.AS_FAMILY)
+    if is_source is not False or checkpoint.description is None:
+        checkpoint = as_recorded(checkpoint, header)
     return build_model(
         checkpoint, as_family=accepted if isinstance(accepted, str) else None, check_type=check_model_type
     )
 
 
-def _may_be_checkpoint(place: Path) -> bool:
+def _may_be_checkpoint(place: Path, header: GGUFHeader) -> bool:
     if place.is_dir():
-        return (place / CONFIG).exists() or bool(state_dict_files(place))
+        described = has_description(header) and any(place.glob("*.safetensors"))
+        return described or (place / CONFIG).exists() or bool(state_dict_files(place))
     return place.is_file()
 
 

@@ -10,13 +10,15 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from gguf_tools.description.build import build as build_described
+from gguf_tools.description.toml import parse_description
 from gguf_tools.errors import InputError, TinyqError, UnsupportedError
 from gguf_tools.families.base import CheckType, Family
 from gguf_tools.families.causal import refuse_bidirectional
 from gguf_tools.families.plugins import Plugin, load_plugins
 from gguf_tools.families.saved_buffers import check_buffers
 from gguf_tools.model.spec import Model
-from gguf_tools.sources.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from gguf_tools.sources.checkpoint import CONFIG, Checkpoint, DescriptionText, open_checkpoint
 from gguf_tools.sources.restore import restore
 from gguf_tools.text import shortened
 
@@ -68,7 +70,8 @@ def recognise(checkpoint: Checkpoint) -> Family:
         raise UnsupportedError(f"{checkpoint.path}: the tensors fit several families ({names}); report this checkpoint")
     first = ", ".join(sorted(checkpoint.tensors)[:4]) or "no tensors"
     raise UnsupportedError(
-        f"{checkpoint.path}: no family has tensors like {first} …; the known families are {_known()}"
+        f"{checkpoint.path}: no family has tensors like {first} …; the known families are {_known()}; `tinyq describe` "
+        "writes a description of others"
     )
 
 
@@ -86,13 +89,16 @@ def build_published(
     """The Model of a checkpoint in the published layout (as `restore` returns it), built by the family it matches.
 
     A model_type that no family declares may compute something else with the same tensors. Such a checkpoint is accepted if
-    `check_type` verifies it, or if the user names a family (`as_family`: a family's name or one of its model types).
+    `check_type` verifies it, or if the user names a family (`as_family`: a family's name or one of its model types). A
+    checkpoint with a description is built as that says, unless the user names a family.
 
     Raises UnsupportedError for a model_type accepted by neither, and for attention that is not causal.
     """
     refuse_bidirectional(checkpoint)
     if as_family is not None:
         return _accepted(checkpoint, as_family)
+    if checkpoint.description is not None:
+        return _described(checkpoint, checkpoint.description)
     kind = checkpoint.config.get("model_type")
     unknown = isinstance(kind, str) and kind not in known_types()
     try:
@@ -130,9 +136,18 @@ def _accepted(checkpoint: Checkpoint, name: str) -> Model:
 
 def _built(family: Family, checkpoint: Checkpoint) -> Model:
     model = _call(family, "build", family.build, checkpoint)
-    notes = check_buffers(checkpoint.path, checkpoint.buffers, model.spec)
     preferred = model.preferred_targets or family.preferred_targets
-    return replace(model, preferred_targets=preferred, notes=(*model.notes, *notes))
+    return replace(_with_buffers(model, checkpoint), preferred_targets=preferred)
+
+
+def _described(checkpoint: Checkpoint, stated: DescriptionText) -> Model:
+    return _with_buffers(build_described(parse_description(stated.text, stated.path), checkpoint), checkpoint)
+
+
+def _with_buffers(model: Model, checkpoint: Checkpoint) -> Model:
+    """The model with notes on the checkpoint's buffers. Raises UnsupportedError for one that contradicts the spec."""
+    notes = check_buffers(checkpoint.path, checkpoint.buffers, model.spec)
+    return replace(model, notes=(*model.notes, *notes))
 
 
 def _not_supported(checkpoint: Checkpoint, why: str) -> UnsupportedError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.errors import CheckpointError, InputError, UnsupportedError
 from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.formats.llama2c import is_llama2c, read_llama2c
 from gguf_tools.formats.plain_yaml import read_plain_yaml
@@ -38,7 +38,17 @@ LIT, LIT_CONFIG = "lit_model.pth", "model_config.yaml"
 """litgpt's names for weights and config; the config.json in such a folder is of the model that it was made from."""
 TIED = ("lm_head.weight", "embed_tokens.weight")
 """How the names of the output projection and the token embedding end, which may be one tensor."""
+DESCRIPTION = "tinyq.toml"
+"""The name of a description of the tensors, for a decoder that no family knows."""
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
+
+
+@dataclass(frozen=True)
+class DescriptionText:
+    """The text of a description of the tensors (`gguf_tools.description`), and the file that it was read from."""
+
+    path: Path
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +58,7 @@ class Checkpoint:
     `path` is the folder or file that was opened; `metadata` is safetensors' `__metadata__`; `buffers` are tensors that are
     computed rather than learned, separated from the weights by `gguf_tools.sources.restore`; `notes` are sentences for the
     user about what was left out or restored. `replaced` maps the config keys that the user overrode to the file's own values
-    (None if it has none).
+    (None if it has none). `description` says what the tensors are, for a decoder that no family knows.
     """
 
     path: Path
@@ -59,6 +69,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     replaced: Mapping[str, Any] = field(default_factory=dict)
+    description: DescriptionText | None = None
 
     @property
     def config_file(self) -> Path:
@@ -77,6 +88,11 @@ class Checkpoint:
         """The checkpoint with the context length (in tokens) overridden, under all keys that families read."""
         stated = {key: self.config.get(key) for key in CONTEXT_KEYS}
         return replace(self, config={**self.config, **dict.fromkeys(CONTEXT_KEYS, tokens)}, replaced=stated)
+
+    def described(self, path: Path, text: str | None = None) -> Checkpoint:
+        """The checkpoint with the description in the file `path`, or with `text` as its description, which `path` holds."""
+        stated = read_text(path, Kind.CONFIG, InputError) if text is None else text
+        return replace(self, description=DescriptionText(path, stated))
 
     def digest(self, cancelled: Callable[[], bool] = lambda: False) -> str:
         """SHA-256 (hexadecimal) over the names and bytes of config and weight files; meaningless once `cancelled` is true.
@@ -109,12 +125,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, described: bool = False) -> Checkpoint:
     """Open a folder in Hugging Face layout, or a single file of weights.
 
     The weights of a folder are those that transformers would read (`PLACES`), one file or shards with an index; failing that,
     the folder's only safetensors file, else its only torch state dict. config.json is required in a folder of safetensors and
-    optional for torch state dicts and single files. Prefixes that training wrappers add to names are removed (`names`).
+    optional for torch state dicts and single files, and where the tensors are `described`. Prefixes that training wrappers add
+    to names are removed (`names`). A description beside the weights (`DESCRIPTION`) is read too.
 
     Raises CheckpointError naming the file, tensor or key that is missing or broken, or a symbolic link out of the folder other
     than those of Hugging Face's cache.
@@ -126,21 +143,24 @@ def open_checkpoint(path: Path) -> Checkpoint:
     refuse_links_out(path if path.is_dir() else path.parent, beside_files(path))
     if path.is_file() and is_one_of_several(path):
         raise CheckpointError(f"{path}: is one of several shards of a model; give the folder {path.parent}")
-    return _with_plain_names(_open_folder(path) if path.is_dir() else _open_file(path))
+    beside = (path if path.is_dir() else path.parent) / DESCRIPTION
+    described = described or beside.exists()
+    opened = _with_plain_names(_open_folder(path, described) if path.is_dir() else _open_file(path))
+    return opened.described(beside) if beside.exists() else opened
 
 
-def _open_folder(path: Path) -> Checkpoint:
+def _open_folder(path: Path, described: bool) -> Checkpoint:
     """The checkpoint of a folder, from the first of `PLACES` that exists, with a note on the others that exist."""
     present = [name for name in PLACES if (path / name).exists()]
     _refuse_adapter(path, present)
     if not present:
         shards = consolidated_files(path)
-        return _open_consolidated(path, shards) if shards else _open_only(path)
+        return _open_consolidated(path, shards) if shards else _open_only(path, described)
     taken = present[0]
     refuse_links_out(path, [path / taken])
     sharded = taken in (INDEX, TORCH_INDEX)
     opened = _open_sharded(path, path / taken) if sharded else replace(_open_file(path / taken), path=path)
-    if taken in (SINGLE, INDEX):
+    if taken in (SINGLE, INDEX) and not described:
         read_json(path / CONFIG)  # required: safetensors do not describe the model
     left = [name for name in present[1:] if not (name == TORCH_INDEX and TORCH_SINGLE in present)]
     if not left:
@@ -149,7 +169,7 @@ def _open_folder(path: Path) -> Checkpoint:
     return replace(opened, notes=(*opened.notes, note))
 
 
-def _open_only(path: Path) -> Checkpoint:
+def _open_only(path: Path, described: bool) -> Checkpoint:
     """The checkpoint of a folder without weights under the usual names: its only safetensors file, or its only state dict."""
     found = sorted(path.glob("*.safetensors"))
     files = state_dict_files(path)
@@ -161,7 +181,7 @@ def _open_only(path: Path) -> Checkpoint:
             )
         refuse_links_out(path, files)
         return replace(_open_file(files[0]), path=path)
-    if not (path / PARAMS).exists():
+    if not (path / PARAMS).exists() and not described:
         read_json(path / CONFIG)
     if len(found) == 1:
         refuse_links_out(path, found)

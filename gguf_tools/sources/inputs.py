@@ -11,10 +11,11 @@ from gguf_tools.formats.gguf.split import sibling_parts
 WEIGHTS = re.compile(r".+\.(safetensors|bin|pt|pth|ckpt)")
 BESIDE = re.compile(
     r"(config|params|model_config|generation_config|tokenizer|special_tokens|added_tokens|chat_template"
-    r"|vocab|merges|README|tinyq-recipe|.+\.index)"
+    r"|vocab|merges|README|tinyq|.+\.index)"
     r".*\.(json|jinja|txt|model|md|toml|yaml)"
 )
-"""Names of files that describe the weights in their folder: config, tokenizer, README, index, surgery recipe."""
+"""Names of files that describe the weights in their folder: config, tokenizer, README, index, surgery recipe,
+description."""
 TEMPLATES = "additional_chat_templates"
 
 

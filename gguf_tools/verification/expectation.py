@@ -15,6 +15,7 @@ from gguf_tools.formats.gguf.source import GGUFSource, open_gguf
 from gguf_tools.formats.gguf.surgery import RecordedSurgery, recorded_surgery
 from gguf_tools.model.spec import Model
 from gguf_tools.sources.checkpoint import open_checkpoint
+from gguf_tools.sources.recorded import as_recorded, has_description
 from gguf_tools.targets.base import Lowered
 from gguf_tools.targets.planner import plan_for
 from gguf_tools.targets.registry import lift, target_named
@@ -66,7 +67,7 @@ def expect(
         )
     if source.is_file() and is_gguf(source):
         return _from_gguf(header, open_gguf(source), operate)
-    checkpoint = open_checkpoint(source)
+    checkpoint = as_recorded(open_checkpoint(source, described=has_description(header)), header)
     accepted = header.get(keys.AS_FAMILY)
     model = build_model(checkpoint, as_family=accepted if isinstance(accepted, str) else None, check_type=check_type)
     vocab_size = model.spec.vocab_size

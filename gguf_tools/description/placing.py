@@ -1,0 +1,95 @@
+"""Takes the tensor of each role out of a checkpoint, as a description's sources say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from gguf_tools.description.schema import EXPERT, Description, Source, roles_of
+from gguf_tools.errors import CheckpointError
+from gguf_tools.model.norms import Shape
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.views import Reshaped, Transposed, stack, take_rows
+
+
+@dataclass(frozen=True)
+class Placing:
+    """A checkpoint, and the description that its tensors are placed by."""
+
+    description: Description
+    checkpoint: Checkpoint
+
+    def stored(self, source: Source, n: int = 0, expert: int = 0) -> Tensor:
+        """One tensor of a source as (out, in), lazily; CheckpointError if it is missing or empty."""
+        path, name = self.checkpoint.path, source.name(n, expert)
+        if name not in self.checkpoint.tensors:
+            what = " + ".join(source.roles)
+            raise CheckpointError(
+                f"{path}: tensor {name} is missing, which {self.description.path.name} names for {what}"
+            )
+        tensor = self.checkpoint.tensors[name]
+        if 0 in tensor.shape:
+            raise CheckpointError(f"{path}: tensor {name} has shape {tensor.shape}, which holds no weights")
+        if source.transposed and len(tensor.shape) not in (2, 3):
+            raise CheckpointError(f"{path}: tensor {name} has shape {tensor.shape}; expected a matrix to transpose")
+        return transposed(tensor) if source.transposed else tensor
+
+    def placed(self, sources: Sequence[Source], shapes: Mapping[str, Shape], n: int | None = None) -> dict[str, Tensor]:
+        """The tensor of each role in `shapes`, of layer `n` or outside the layers.
+
+        Raises InputError for a role without a source, CheckpointError for a tensor whose shape does not fit.
+        """
+        by_role, out = roles_of(sources), {}
+        table = ("tensors",) if n is None else ("tensors", "layer")
+        for role, shape in shapes.items():
+            if role not in by_role:
+                where = f" (layer {n})" if n is not None else ""
+                text = f"is missing{where}; expected the name of a tensor of shape {shape}"
+                raise self.description.error((*table, role), text)
+            source = by_role[role]
+            lacking = next((other for other in source.roles if other not in shapes), None)
+            if lacking is not None:
+                text = f"shares a tensor with {role}, but the model as described has no such role"
+                raise self.description.error((*table, lacking), text)
+            out[role] = self._role(source, role, shapes, n or 0)
+        return out
+
+    def _role(self, source: Source, role: str, shapes: Mapping[str, Shape], n: int) -> Tensor:
+        """The tensor of one role, cut out of its source and stacked over experts."""
+        if EXPERT not in source.tensor:
+            return self.cut(self.stored(source, n), source, role, shapes)
+        rest = {other: shapes[other][1:] for other in source.roles}
+        each = (self.stored(source, n, expert) for expert in range(shapes[role][0]))
+        return stack([self.cut(tensor, source, role, rest) for tensor in each])
+
+    def cut(self, tensor: Tensor, source: Source, role: str, shapes: Mapping[str, Shape]) -> Tensor:
+        """The rows of one role, in its shape; of three axes the first counts matrices. CheckpointError if they do not fit."""
+        shape, axis = shapes[role], max(len(shapes[role]) - 2, 0)
+        rows = [shapes[other][axis] for other in source.roles]
+        whole = (*shape[:axis], sum(rows), *shape[axis + 1 :])
+        found = [size for size in tensor.shape if size != 1]
+        if found != [size for size in whole if size != 1] or any(size % source.blocks for size in rows):
+            what = " + ".join(source.roles) + (f" in {source.blocks} blocks" if source.blocks > 1 else "")
+            names = ", ".join(tensor.sources)
+            raise CheckpointError(
+                f"{self.checkpoint.path}: tensor {names} has shape {tensor.shape}; expected {whole} for {what}, as "
+                f"{self.description.path.name} describes it"
+            )
+        if len(rows) == 1:
+            return tensor if tensor.shape == shape else Reshaped(tensor, shape)
+        at, matrices = source.roles.index(role), prod(shape[:axis])
+        flat = Reshaped(tensor, (matrices * whole[axis], *shape[axis + 1 :]))
+        first, count = sum(rows[:at]) // source.blocks, rows[at] // source.blocks
+        taken = take_rows(flat, matrices * source.blocks, first, count)
+        return taken if taken.shape == shape else Reshaped(taken, shape)
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """A matrix, or each of a stack of matrices, with its axes exchanged."""
+    if len(tensor.shape) == 2:
+        return Transposed(tensor)
+    count, rows, columns = tensor.shape
+    flat = Reshaped(tensor, (count * rows, columns))
+    return stack([Transposed(take_rows(flat, 1, n * rows, rows)) for n in range(count)])
