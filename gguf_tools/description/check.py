@@ -73,6 +73,7 @@ def _attention(part: Attention, place: KeyPath) -> Iterator[tuple[KeyPath, str]]
 
 
 def _rope(rope: Rope, place: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """The contradictions of a rope and of its scaling."""
     if rope.dims % 2:
         yield (*place, "dims"), f"is {rope.dims}; expected an even number"
     if rope.theta == 1 and isinstance(rope.scaling, YarnScaling):
