@@ -11,7 +11,7 @@ from typing import Any
 
 from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.model.features import Feature, layer_features, undeclared
-from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Layer, LayerSpec, Model, MoE, ShortConv
+from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Layer, LayerSpec, Mamba2, Model, MoE, ShortConv
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
 from surgery.algebra import Half, Method, Original, Space, Stack, evaluate
@@ -20,7 +20,7 @@ from surgery.recipe import Recipe, parse_text
 
 OUTPUT_ROLES = frozenset(
     f"{role}{bias}"
-    for role in ("attn.o", "delta.o", "conv.o", "ffn.down", "moe.down", "shared.down")
+    for role in ("attn.o", "delta.o", "conv.o", "ssm.o", "ffn.down", "moe.down", "shared.down")
     for bias in ("", "_bias")
 )
 """Roles of the output projections: a layer's contribution to the residual stream is linear in them."""
@@ -31,14 +31,16 @@ HALF_OF_FIELD: Mapping[str, Half] = {
     "ffn_norm": "ffn",
     "mixer_post_norm": "attention",
     "ffn_post_norm": "ffn",
+    "beside": "attention",
 }
 """Field of LayerSpec → the half of a layer that it belongs to."""
-OF_BOTH_HALVES = frozenset({"residual_scale", "parallel"})
+OF_BOTH_HALVES = frozenset({"residual_scale", "parallel", "multipliers"})
 """Fields of LayerSpec that concern both halves of a layer, which can be joined only if they agree on them."""
 HALF_OF_STEM: Mapping[str, Half] = {
     "attn": "attention",
     "delta": "attention",
     "conv": "attention",
+    "ssm": "attention",
     **dict.fromkeys(("mixer_norm", "mixer_norm_bias", "mixer_post_norm", "mixer_post_norm_bias"), "attention"),
     **dict.fromkeys(("ffn_norm", "ffn_norm_bias", "ffn_post_norm", "ffn_post_norm_bias"), "ffn"),
     "ffn": "ffn",
@@ -51,9 +53,13 @@ EXPRESSES = frozenset(
         "LayerSpec.mixer=Attention",
         "LayerSpec.mixer=DeltaNet",
         "LayerSpec.mixer=ShortConv",
+        "LayerSpec.mixer=Mamba2",
+        "LayerSpec.beside=Mamba2",
+        "LayerSpec.multipliers",
         "LayerSpec.feed_forward=GatedMLP",
         "LayerSpec.feed_forward=MLP",
         "LayerSpec.feed_forward=MoE",
+        "LayerSpec.feed_forward=None",
         "LayerSpec.mixer_norm=Norm",
         "LayerSpec.ffn_norm=Norm",
         "LayerSpec.residual_scale",
@@ -100,6 +106,14 @@ EXPRESSES = frozenset(
         "DeltaNet.decay=log",
         "DeltaNet.decay=rate",
         "ShortConv.bias",
+        "Mamba2.norm=Norm",
+        "Mamba2.norm_first",
+        "Mamba2.decay=log",
+        "Mamba2.decay=rate",
+        "Mamba2.conv_bias",
+        "Mamba2.bias=in",
+        "Mamba2.bias=o",
+        "Mamba2.step_limit",
         "GatedMLP.activation=silu",
         "GatedMLP.activation=gelu",
         "GatedMLP.activation=gelu_tanh",
@@ -320,6 +334,10 @@ def describe_part(part: Any) -> str:
         )
     if isinstance(part, ShortConv):
         return f"a short convolution over {part.kernel} tokens"
+    if isinstance(part, Mamba2):
+        return f"a state space (Mamba-2, {part.heads} heads of {part.head_dim} in {part.groups} groups, state {part.state})"
+    if part is None:
+        return "none"
     if isinstance(part, GatedMLP | MLP):
         manner = "" if isinstance(part, GatedMLP) else " without a gate"
         return f"a dense feed-forward of width {part.width}{manner}"

@@ -278,6 +278,15 @@ CLASSES: Mapping[str, ClassRules] = {
     ),
     "olmo": _layer_norm_row(2048, None, defaults={"clip_qkv": None}),
     "lfm2": ClassRules(defaults={"max_position_embeddings": 128000, "norm_eps": 1e-5}, theta=1e6),
+    "mamba2": ClassRules(
+        defaults={
+            "layer_norm_epsilon": 1e-5,
+            "n_groups": 8,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "tie_word_embeddings": False,
+        }
+    ),
     "phi3": _row(
         4096, epsilon=1e-5, defaults={"sliding_window": None}, windows=Windows(), partial=True, partial_default=1.0
     ),

@@ -17,7 +17,7 @@ from gguf_tools.formats.safetensors import WIDTHS
 from gguf_tools.inspection.result import Inspection, StoredShare, Vocabulary
 from gguf_tools.model.feed_forward import ACTIVATIONS
 from gguf_tools.model.rope import Rope
-from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Model, ModelSpec, MoE, ShortConv
+from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Mamba2, Model, ModelSpec, MoE, ShortConv
 from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
 from gguf_tools.targets.planner import plan
 from gguf_tools.targets.registry import NoTargetError, lift
@@ -188,11 +188,14 @@ def _details(spec: ModelSpec) -> dict[str, str]:
                 found.setdefault("rope", _rope_line(mixer.rope, mixer.head_dim))
         elif isinstance(mixer, ShortConv):
             found.setdefault("convolution", f"gated short convolution, kernel {mixer.kernel}")
-        else:
+        elif isinstance(mixer, DeltaNet):
             found.setdefault("linear", _delta_line(mixer))
+        if layer.state_space:
+            where = ", beside the attention" if layer.beside else ""
+            found.setdefault("state space", f"{_state_space_line(layer.state_space)}{where}")
         if isinstance(ffn, MoE):
             found.setdefault("experts", _experts_line(ffn))
-        else:
+        elif ffn:
             found.setdefault("dense", f"feed-forward width {ffn.width}{_manner(ffn)}")
     return found
 
@@ -229,6 +232,13 @@ def _delta_line(mixer: DeltaNet) -> str:
     return (
         f"Gated DeltaNet, {mixer.key_heads} key heads of size {mixer.key_dim}, {mixer.value_heads} value heads of size "
         f"{mixer.value_dim}, convolution kernel {mixer.kernel}"
+    )
+
+
+def _state_space_line(mixer: Mamba2) -> str:
+    return (
+        f"Mamba-2, {mixer.heads} heads of size {mixer.head_dim} in {mixer.groups} groups, state {mixer.state}, convolution "
+        f"kernel {mixer.kernel}"
     )
 
 

@@ -107,9 +107,16 @@ class Inspection(Shown):
 
 
 def _pattern(pattern: str | None) -> str:
+    """The layers' letters (`ModelSpec.pattern`) and what they stand for; empty where they are not known."""
     if not pattern:
         return ""
-    kinds = {"a": "A attention", "d": "D Gated DeltaNet", "c": "C short convolution"}
+    kinds = {
+        "a": "A attention",
+        "d": "D Gated DeltaNet",
+        "c": "C short convolution",
+        "m": "M Mamba-2",
+        "h": "H attention and Mamba-2 in parallel",
+    }
     said = [text for letter, text in kinds.items() if letter in pattern.lower()]
     if pattern != pattern.upper():
         said.append("lower case dense" if pattern != pattern.lower() else "all dense")

@@ -22,7 +22,7 @@ from gguf_tools.model.features import Feature, Words, choice, features, option, 
 from gguf_tools.model.feed_forward import MLP, Activation, GatedMLP, MoE, Router, SharedExpert
 from gguf_tools.model.norms import Norm, Shape
 from gguf_tools.model.recurrent import DeltaNet
-from gguf_tools.model.state_space import ShortConv
+from gguf_tools.model.state_space import Mamba2, ShortConv
 from gguf_tools.tensors.base import Tensor
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Layer",
     "LayerSpec",
     "LayerTensors",
+    "Mamba2",
     "Mixer",
     "MoE",
     "Model",
@@ -55,13 +56,14 @@ _KINDS = {
     "DeltaNet": "linear attention",
     "GatedMLP": "layers without experts",
     "MLP": "feed-forwards without a gate",
+    "Mamba2": "state space",
     "MoE": "experts",
     "ShortConv": "short convolution",
 }
 
-_LETTERS = {"Attention": "A", "DeltaNet": "D", "ShortConv": "C"}
+_LETTERS = {"Attention": "A", "DeltaNet": "D", "Mamba2": "M", "ShortConv": "C"}
 
-Mixer = Attention | DeltaNet | ShortConv
+Mixer = Attention | DeltaNet | Mamba2 | ShortConv
 FeedForward = GatedMLP | MLP | MoE
 
 
@@ -76,22 +78,31 @@ class LayerSpec:
     Each norm may be absent, and what the mixer or the feed-forward gives may be normed too, before it is added
     (`mixer_post_norm`, `ffn_post_norm`). In a `parallel` layer the feed-forward reads the x that the mixer reads, and both
     are added: x + s · (mixer(norm(x)) + feed_forward(norm(x))). Without a norm of its own it reads what the mixer reads.
+    A layer without a feed-forward is its mixer alone. The state space `beside` the mixer reads what the mixer reads, and what
+    it gives is added to what the mixer gives. `multipliers` are roles of matrices or biases that the model multiplies by a
+    number, (role, number), and that are stored without it.
     """
 
     mixer: Mixer = part(lambda mixer, _: f"{_KINDS.get(type(mixer).__name__, type(mixer).__name__)} layers")
-    feed_forward: FeedForward = part(lambda ffn, _: _KINDS.get(type(ffn).__name__, type(ffn).__name__))
+    feed_forward: FeedForward | None = part(
+        lambda ffn, _: _KINDS.get(type(ffn).__name__, type(ffn).__name__) if ffn else "layers without a feed-forward"
+    )
     mixer_norm: Norm | None = part(_norm("before the mixer"))
     ffn_norm: Norm | None = part(_norm("before the feed-forward"))
     mixer_post_norm: Norm | None = option("a norm after the mixer")
     ffn_post_norm: Norm | None = option("a norm after the feed-forward")
     parallel: bool = option("mixer and feed-forward in parallel", False)
     residual_scale: float = option(lambda scale, _: f"what a layer adds multiplied by {scale:g}", 1.0)
+    beside: Mamba2 | None = option("a state space beside the attention")
+    multipliers: tuple[tuple[str, float], ...] = option("multipliers of matrices", ())
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""
         roles = self.norm_roles("mixer_norm", hidden) | self.mixer.roles(hidden)
+        roles |= self.beside.roles(hidden) if self.beside else {}
         roles |= self.norm_roles("mixer_post_norm", hidden) | self.norm_roles("ffn_norm", hidden)
-        return roles | self.feed_forward.roles(hidden) | self.norm_roles("ffn_post_norm", hidden)
+        roles |= self.feed_forward.roles(hidden) if self.feed_forward else {}
+        return roles | self.norm_roles("ffn_post_norm", hidden)
 
     def norm_roles(self, field: str, hidden: int) -> dict[str, Shape]:
         """The roles and shapes of the norm in the field of this name, which is the role of its weights too."""
@@ -107,12 +118,20 @@ class LayerSpec:
             found |= dict.fromkeys(("attn.q_norm", "attn.k_norm"), self.mixer.qk_norm)
         elif isinstance(self.mixer, DeltaNet):
             found["delta.norm"] = self.mixer.norm
+        if self.state_space:
+            found["ssm.norm"] = self.state_space.norm
         return {role: norm for role, norm in found.items() if norm}
 
     @property
+    def state_space(self) -> Mamba2 | None:
+        """The state space of the layer: its mixer, or the one beside it."""
+        return self.mixer if isinstance(self.mixer, Mamba2) else self.beside
+
+    @property
     def letter(self) -> str:
-        """One letter for the mixer: A attention, C short convolution, D DeltaNet; lower case if the feed-forward is dense."""
-        letter = _LETTERS[type(self.mixer).__name__]
+        """One letter for the mixer: A attention, C short convolution, D DeltaNet, M Mamba-2, H attention beside Mamba-2; lower
+        case if the feed-forward is dense, or there is none."""
+        letter = "H" if self.beside else _LETTERS[type(self.mixer).__name__]
         return letter if isinstance(self.feed_forward, MoE) else letter.lower()
 
 

@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.model.features import undeclared
-from gguf_tools.model.spec import Attention, LayerSpec, Mixer, Model, MoE, ShortConv
+from gguf_tools.model.spec import Attention, LayerSpec, Mamba2, Mixer, Model, MoE, ShortConv
 from gguf_tools.reference.feed_forward import dense, moe
 from gguf_tools.reference.mixers import attention, delta_net
 from gguf_tools.reference.norm import normed
 from gguf_tools.reference.observe import OUTSIDE, Observe, Observer, unobserved
-from gguf_tools.reference.state_space import short_conv
+from gguf_tools.reference.state_space import mamba2, short_conv
 from gguf_tools.reference.weights import Weights, load_all
 
 EXPRESSES = frozenset(
@@ -38,9 +38,13 @@ EXPRESSES = frozenset(
         "LayerSpec.mixer=Attention",
         "LayerSpec.mixer=DeltaNet",
         "LayerSpec.mixer=ShortConv",
+        "LayerSpec.mixer=Mamba2",
+        "LayerSpec.beside=Mamba2",
+        "LayerSpec.multipliers",
         "LayerSpec.feed_forward=GatedMLP",
         "LayerSpec.feed_forward=MLP",
         "LayerSpec.feed_forward=MoE",
+        "LayerSpec.feed_forward=None",
         "LayerSpec.mixer_norm=Norm",
         "LayerSpec.ffn_norm=Norm",
         "LayerSpec.residual_scale",
@@ -87,6 +91,14 @@ EXPRESSES = frozenset(
         "DeltaNet.decay=log",
         "DeltaNet.decay=rate",
         "ShortConv.bias",
+        "Mamba2.norm=Norm",
+        "Mamba2.norm_first",
+        "Mamba2.decay=log",
+        "Mamba2.decay=rate",
+        "Mamba2.conv_bias",
+        "Mamba2.bias=in",
+        "Mamba2.bias=o",
+        "Mamba2.step_limit",
         "GatedMLP.activation=silu",
         "GatedMLP.activation=gelu",
         "GatedMLP.activation=gelu_tanh",
@@ -135,7 +147,10 @@ class Reference:
         self.spec = model.spec
         self.dtype = dtype
         self.weights = load_all(model.tensors, dtype)
-        self.layers = [load_all(tensors, dtype) for tensors in model.layer_tensors]
+        self.layers = []
+        for layer in model.layers:
+            weights, factors = load_all(layer.tensors, dtype), dict(layer.spec.multipliers)
+            self.layers.append({role: w * factors[role] if role in factors else w for role, w in weights.items()})
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
         """Logits of every position of each sequence, as arrays of shape (length, vocab_size)."""
@@ -181,6 +196,8 @@ class Reference:
         read = normed(x, layer.mixer_norm, weights, "mixer_norm")
         observe("mixer_norm", read)
         mixed = mix(layer.mixer, weights, read, observe)
+        if layer.beside:
+            mixed = mixed + mamba2(layer.beside, weights, read, observe)
         observe("mixer_out", mixed)
         mixed = normed(mixed, layer.mixer_post_norm, weights, "mixer_post_norm")
         observe("mixer_post_norm", mixed)
@@ -188,15 +205,16 @@ class Reference:
         if not layer.parallel:
             before = x
             observe("mixer_residual", x)
-        if layer.ffn_norm or not layer.parallel:
-            read = normed(before, layer.ffn_norm, weights, "ffn_norm")
-        observe("ffn_norm", read)
         ffn = layer.feed_forward
-        out = moe(ffn, weights, read, observe) if isinstance(ffn, MoE) else dense(ffn, weights, read, observe)
-        observe("ffn_out", out)
-        out = normed(out, layer.ffn_post_norm, weights, "ffn_post_norm")
-        observe("ffn_post_norm", out)
-        x = x + out * layer.residual_scale
+        if ffn:
+            if layer.ffn_norm or not layer.parallel:
+                read = normed(before, layer.ffn_norm, weights, "ffn_norm")
+            observe("ffn_norm", read)
+            out = moe(ffn, weights, read, observe) if isinstance(ffn, MoE) else dense(ffn, weights, read, observe)
+            observe("ffn_out", out)
+            out = normed(out, layer.ffn_post_norm, weights, "ffn_post_norm")
+            observe("ffn_post_norm", out)
+            x = x + out * layer.residual_scale
         observe("layer_out", x)
         return x
 
@@ -207,4 +225,6 @@ def mix(mixer: Mixer, weights: Weights, x: torch.Tensor, observe: Observe = unob
         return attention(mixer, weights, x, observe)
     if isinstance(mixer, ShortConv):
         return short_conv(mixer, weights, x, observe)
+    if isinstance(mixer, Mamba2):
+        return mamba2(mixer, weights, x, observe)
     return delta_net(mixer, weights, x, observe)

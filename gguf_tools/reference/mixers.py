@@ -9,6 +9,7 @@ from gguf_tools.model.rope import Rope, frequencies
 from gguf_tools.model.spec import Attention, DeltaNet
 from gguf_tools.reference.norm import normed
 from gguf_tools.reference.observe import Observe, unobserved
+from gguf_tools.reference.state_space import softplus
 from gguf_tools.reference.weights import Weights
 
 
@@ -119,7 +120,7 @@ def delta_net(spec: DeltaNet, weights: Weights, x: torch.Tensor, observe: Observ
     rate = weights["delta.decay"] if spec.decay == "rate" else -weights["delta.decay"].exp()
     alpha = functional.linear(x, weights["delta.alpha"])
     observe("delta.alpha", alpha)
-    step = _softplus(alpha + weights["delta.dt_bias"])
+    step = softplus(alpha + weights["delta.dt_bias"])
     observe("delta.step", step)
     observe("delta.log_decay", rate * step)
     out, state = _recurrence(q / spec.key_dim**0.5, k, v, beta, (rate * step).exp())
@@ -152,8 +153,3 @@ def _recurrence(
 
 def _unit(x: torch.Tensor, eps: float) -> torch.Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
-
-
-def _softplus(x: torch.Tensor) -> torch.Tensor:
-    # torch's softplus is the identity above 20, which differs from the definition.
-    return torch.logaddexp(x, torch.zeros_like(x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from gguf_tools.model.spec import ShortConv
+from gguf_tools.model.spec import Mamba2, ShortConv
 from gguf_tools.reference.observe import Observe, unobserved
 from gguf_tools.reference.weights import Weights
 
@@ -29,3 +29,50 @@ def causal_conv(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
     """
     padded = functional.pad(x.transpose(1, 2), (kernel.shape[1] - 1, 0))
     return functional.conv1d(padded, kernel[:, None, :], bias, groups=kernel.shape[0]).transpose(1, 2)
+
+
+def mamba2(spec: Mamba2, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
+    """Mamba-2 by its recurrence over tokens; x and the result have shape (batch, length, hidden)."""
+    batch, length, _ = x.shape
+    z, values, b, c, step = (
+        functional.linear(x, weights[f"ssm.{name}"], weights.get(f"ssm.{name}_bias")) for name in spec.widths
+    )
+    mixed = causal_conv(torch.cat([values, b, c], dim=-1), weights["ssm.conv"], weights.get("ssm.conv_bias"))
+    values, b, c = torch.split(functional.silu(mixed), [spec.widths[name] for name in "xbc"], dim=-1)
+    values = values.reshape(batch, length, spec.heads, spec.head_dim)
+    b, c = (
+        t.reshape(batch, length, spec.groups, -1).repeat_interleave(spec.heads // spec.groups, dim=2) for t in (b, c)
+    )
+    observe("ssm.z", z)
+    observe("ssm.conv", mixed)
+    step = softplus(step + weights["ssm.dt_bias"])
+    if spec.step_limit:
+        step = step.clamp(*spec.step_limit)
+    rate = weights["ssm.decay"] if spec.decay == "rate" else -weights["ssm.decay"].exp()
+    observe("ssm.step", step)
+    decay, state, out = (rate * step).exp(), x.new_zeros(batch, spec.heads, spec.head_dim, spec.state), []
+    for t in range(length):
+        added = (step[:, t, :, None] * values[:, t])[..., None] * b[:, t, :, None]
+        state = decay[:, t, :, None, None] * state + added
+        out.append(torch.einsum("bhps,bhs->bhp", state, c[:, t]))
+    y = (torch.stack(out, dim=1) + weights["ssm.skip"][:, None] * values).flatten(2)
+    observe("ssm.out", y)
+    observe("ssm.state", state[:, None])
+    y = _gated(spec, weights, y, functional.silu(z))
+    observe("ssm.gated", y)
+    return functional.linear(y, weights["ssm.o"], weights.get("ssm.o_bias"))
+
+
+def _gated(spec: Mamba2, weights: Weights, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """y ⊙ gate, normed after or before it; the norm's mean is over a group, its weights are over all channels."""
+    if spec.norm is None:
+        return y * gate
+    y = (y if spec.norm_first else y * gate).reshape(*y.shape[:2], spec.groups, -1)
+    y = (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + spec.norm.eps)).flatten(2)
+    y = y * (weights["ssm.norm"] + spec.norm.offset)
+    return y * gate if spec.norm_first else y
+
+
+def softplus(x: torch.Tensor) -> torch.Tensor:
+    """log(1 + exp(x)) at any x: torch's own function is the identity above 20, which differs from the definition."""
+    return torch.logaddexp(x, torch.zeros_like(x))

@@ -72,7 +72,7 @@ def lower_as(name: str, model: Model, extra: Metadata) -> Lowered:
     norm = lowering.full_norm(model.spec.output_norm, bias=False) or model.spec.output_norm
     full = lowering.completed(model, norm, form)
     metadata = lowering.common_metadata(name, full.spec) | {
-        f"{name}.feed_forward_length": u32(full.spec.layers[0].feed_forward.width),
+        f"{name}.feed_forward_length": u32(lowering.ffn_width(full.spec)),
         f"{name}.logit_scale": f32(full.spec.logit_scale),
     }
     tensors = lowering.lower_tensors(full, lambda layer: names.rename(layer.tensors, NAMES))

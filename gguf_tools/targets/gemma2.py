@@ -106,7 +106,7 @@ def lower(model: Model) -> Lowered:
     scaled = with_score_scale(model, lambda mixer: graph_scale(spec, mixer, LARGE))
     assert spec.logit_softcap
     metadata = lowering.common_metadata(NAME, spec) | {
-        f"{NAME}.feed_forward_length": u32(spec.layers[0].feed_forward.width),
+        f"{NAME}.feed_forward_length": u32(lowering.ffn_width(spec)),
         f"{NAME}.attn_logit_softcapping": f32(attentions(spec)[0].softcap or 0.0),
         f"{NAME}.final_logit_softcapping": f32(spec.logit_softcap),
         f"{NAME}.rope.freq_base_swa": lowering.common_metadata(NAME, spec)[f"{NAME}.rope.freq_base"],

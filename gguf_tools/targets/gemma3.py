@@ -94,7 +94,7 @@ def lower(model: Model) -> Lowered:
     local = next((mixer.rope for mixer in attentions(spec) if mixer.window), None)
     metadata = lowering.common_metadata(NAME, spec)
     metadata |= {f"{NAME}.{key}": value for key, value in lowering.rope_metadata(global_rope(spec)).items()}
-    metadata[f"{NAME}.feed_forward_length"] = u32(spec.layers[0].feed_forward.width)
+    metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(spec))
     if local:
         metadata |= gemma2.window_metadata(NAME, spec) | {f"{NAME}.rope.freq_base_swa": f32(local.theta)}
     if spec.logit_softcap:

@@ -47,7 +47,7 @@ def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def lower(model: Model) -> Lowered:
     """The model as a `glm4` file: tensors are renamed, and gate and up are joined."""
     metadata = lowering.common_metadata(NAME, model.spec)
-    metadata[f"{NAME}.feed_forward_length"] = u32(model.spec.layers[0].feed_forward.width)
+    metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(model.spec))
     tensors = lowering.lower_tensors(model, lambda layer: names.rename(_joined(layer.tensors), NAMES))
     return Lowered(NAME, metadata, tensors)
 

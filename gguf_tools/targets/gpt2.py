@@ -78,7 +78,7 @@ def lower(model: Model) -> Lowered:
     spec = full.spec
     metadata = lowering.common_metadata(NAME, spec) | {
         f"{NAME}.context_length": u32(spec.positions),
-        f"{NAME}.feed_forward_length": u32(spec.layers[0].feed_forward.width),
+        f"{NAME}.feed_forward_length": u32(lowering.ffn_width(spec)),
     }
     tensors = lowering.lower_tensors(full, lambda layer: names.rename(lowering.joined_qkv(layer.tensors), NAMES))
     return Lowered(NAME, metadata, tensors)

@@ -62,7 +62,7 @@ def lower(model: Model) -> Lowered:
     full = lowering.completed(model, norm, gpt2.form)
     spec = full.spec
     metadata = lowering.common_metadata(NAME, spec) | {
-        f"{NAME}.feed_forward_length": u32(spec.layers[0].feed_forward.width),
+        f"{NAME}.feed_forward_length": u32(lowering.ffn_width(spec)),
         f"{NAME}.use_parallel_residual": boolean(spec.layers[0].parallel),
     }
     tensors = lowering.lower_tensors(full, lambda layer: names.rename(lowering.joined_qkv(layer.tensors), gpt2.NAMES))

@@ -83,7 +83,7 @@ def lower(model: Model) -> Lowered:
     metadata = lowering.common_metadata(NAME, spec) | {
         f"{NAME}.attention.head_count_kv": array(ValueType.INT32, kv_heads),
         f"{NAME}.shortconv.l_cache": u32(convolutions(spec)[0].kernel),
-        f"{NAME}.feed_forward_length": u32(spec.layers[0].feed_forward.width),
+        f"{NAME}.feed_forward_length": u32(lowering.ffn_width(spec)),
     }
     tensors = lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, NAMES))
     named = (replace(t, name=OUTPUT_NORM) if t.name == "output_norm.weight" else t for t in tensors)

@@ -62,6 +62,8 @@ VALUE_SIZES = frozenset({"Attention.value_dim"})
 LINEAR_ATTENTION = frozenset(
     {"LayerSpec.mixer=DeltaNet", "DeltaNet.norm=Norm", "DeltaNet.decay=log", "DeltaNet.decay=rate"}
 )
+STATE_SPACE = frozenset({"Mamba2.norm=Norm", "Mamba2.decay=log", "Mamba2.decay=rate", "Mamba2.conv_bias"})
+"""Mamba-2 by `build_mamba2_layer`, as the mixer of a layer or beside it."""
 SHORT_CONVOLUTION = frozenset({"LayerSpec.mixer=ShortConv"})
 DENSE = frozenset({"LayerSpec.feed_forward=GatedMLP", "GatedMLP.activation=silu"})
 DENSE_BIAS = frozenset({"GatedMLP.bias=gate", "GatedMLP.bias=up", "GatedMLP.bias=down"})

@@ -90,7 +90,9 @@ def lower_as(
     """
     spec = model.spec
     # llama.cpp reads the width of experts from the key of the dense feed-forward.
-    metadata = lowering.common_metadata(arch, spec) | {f"{arch}.feed_forward_length": u32(_width(spec))} | metadata
+    metadata = (
+        lowering.common_metadata(arch, spec) | {f"{arch}.feed_forward_length": u32(lowering.ffn_width(spec))} | metadata
+    )
     if experts := moes(spec):
         metadata |= lowering.moe_metadata(arch, experts[0])
 
@@ -99,10 +101,6 @@ def lower_as(
     if factors:
         tensors = (tensors[0], OutputTensor(FREQUENCY_FACTORS, factors), *tensors[1:])
     return Lowered(arch, metadata, tensors)
-
-
-def _width(spec: ModelSpec) -> int:
-    return spec.layers[0].feed_forward.width
 
 
 def rope_factors(rope: Rope) -> Tensor | None:

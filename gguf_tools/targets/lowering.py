@@ -16,7 +16,7 @@ from gguf_tools.model.rope import (
     YarnScaling,
     default_magnitude,
 )
-from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, MoE, Norm, Shape
+from gguf_tools.model.spec import GatedMLP, Layer, LayerSpec, Model, ModelSpec, MoE, Norm, Shape
 from gguf_tools.targets import lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor
 from gguf_tools.targets.limits import attentions, ropes
@@ -144,7 +144,7 @@ SOFTMAX, SIGMOID = 1, 2
 def scored_moe_metadata(arch: str, spec: ModelSpec) -> Metadata:
     """Of a model of leading dense layers and experts of one kind: how experts are scored, and the width of dense layers."""
     experts = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, MoE)]
-    dense = [layer.feed_forward for layer in spec.layers if not isinstance(layer.feed_forward, MoE)]
+    dense = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, GatedMLP)]
     router = experts[0].router
     values: dict[str, Field] = {
         "leading_dense_block_count": u32(len(dense)),
@@ -153,6 +153,12 @@ def scored_moe_metadata(arch: str, spec: ModelSpec) -> Metadata:
         "expert_weights_norm": boolean(router.normalised),
     }
     return moe_metadata(arch, experts[0]) | {f"{arch}.{key}": value for key, value in values.items()}
+
+
+def ffn_width(spec: ModelSpec) -> int:
+    """The width of the first layer's feed-forward; 0 if it has none."""
+    ffn = spec.layers[0].feed_forward
+    return ffn.width if ffn else 0
 
 
 def booleans(values: Iterable[bool]) -> Field:
@@ -167,7 +173,7 @@ def lower_dense(arch: str) -> Callable[[Model], Lowered]:
     """The `lower` of a dense architecture `arch`: tensors are renamed, their values do not change."""
 
     def lower(model: Model) -> Lowered:
-        width = model.spec.layers[0].feed_forward.width
+        width = lowering.ffn_width(model.spec)
         metadata = lowering.common_metadata(arch, model.spec) | {f"{arch}.feed_forward_length": u32(width)}
         return Lowered(arch, metadata, lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, NAMES)))
 

@@ -50,7 +50,7 @@ def limits(spec: ModelSpec) -> list[str]:
 def lower(model: Model) -> Lowered:
     """The model as an `olmo` file: tensors are renamed, their values do not change."""
     metadata = lowering.common_metadata(NAME, model.spec)
-    metadata[f"{NAME}.feed_forward_length"] = u32(model.spec.layers[0].feed_forward.width)
+    metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(model.spec))
     if clip := attentions(model.spec)[0].clip:
         metadata[f"{NAME}.attention.clamp_kqv"] = f32(clip)
     return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, NAMES)))

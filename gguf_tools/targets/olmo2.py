@@ -64,7 +64,7 @@ def lower(model: Model) -> Lowered:
     spec = model.spec
     metadata = lowering.common_metadata(NAME, spec)
     metadata |= {f"{NAME}.{key}": value for key, value in lowering.rope_metadata(gemma3.global_rope(spec)).items()}
-    metadata[f"{NAME}.feed_forward_length"] = u32(spec.layers[0].feed_forward.width)
+    metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(spec))
     if any(mixer.window for mixer in attentions(spec)):
         metadata |= gemma2.window_metadata(NAME, spec)
     return Lowered(NAME, metadata, lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, NAMES)))

@@ -41,7 +41,7 @@ def lower(model: Model) -> Lowered:
     """The model as a `starcoder2` file: tensors are renamed, and biases that it lacks are zeros."""
     norm = lowering.full_norm(model.spec.output_norm) or model.spec.output_norm
     full = lowering.completed(model, norm, gpt2.form)
-    width = full.spec.layers[0].feed_forward.width
+    width = lowering.ffn_width(full.spec)
     metadata = lowering.common_metadata(NAME, full.spec) | {f"{NAME}.feed_forward_length": u32(width)}
     return Lowered(NAME, metadata, lowering.lower_tensors(full, lambda layer: names.rename(layer.tensors, NAMES)))
 

@@ -18,7 +18,18 @@ from dataclasses import replace
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf.header import Field, Metadata, boolean, f32, u32
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import FeedForward, Layer, LayerSpec, LayerTensors, Model, ModelSpec, MoE, Norm, Router
+from gguf_tools.model.spec import (
+    FeedForward,
+    GatedMLP,
+    Layer,
+    LayerSpec,
+    LayerTensors,
+    Model,
+    ModelSpec,
+    MoE,
+    Norm,
+    Router,
+)
 from gguf_tools.rewrites.approximations import SOFTMAX_ROUTER
 from gguf_tools.rewrites.gates import EMPTY_UNGATED_EXPERT
 from gguf_tools.rewrites.heads import WIDENED_HEADS
@@ -138,7 +149,9 @@ def _attention_keys(spec: ModelSpec) -> dict[str, Field]:
 def _expert_keys(spec: ModelSpec) -> Metadata:
     """Feed-forward widths, expert counts and router keys, without prefix."""
     moe = next(iter(moes(spec)), None)
-    dense = next((ffn.width for ffn in (layer.feed_forward for layer in spec.layers) if not isinstance(ffn, MoE)), None)
+    dense = next(
+        (ffn.width for ffn in (layer.feed_forward for layer in spec.layers) if isinstance(ffn, GatedMLP)), None
+    )
     values: Metadata = {"feed_forward_length": u32(dense or (moe.width if moe else 0))}
     if moe is None:
         # The loader requires the key but does not use it without experts.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gguf_tools.errors import InputError, UnsupportedError
-from gguf_tools.model.spec import Attention, DeltaNet, LayerSpec, ModelSpec, MoE, ShortConv
+from gguf_tools.model.spec import Attention, DeltaNet, LayerSpec, Mamba2, ModelSpec, MoE, ShortConv
 from surgery.algebra import Half, Stack, origins
 
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -114,6 +114,8 @@ def _kind(layer: LayerSpec) -> str:
         return "linear_attention"
     if isinstance(layer.mixer, ShortConv):
         return "conv"
+    if isinstance(layer.mixer, Mamba2):
+        return "mamba"
     window = layer.mixer.window if isinstance(layer.mixer, Attention) else None
     return "full_attention" if window is None else "sliding_attention"
 

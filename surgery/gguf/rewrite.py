@@ -87,7 +87,13 @@ class GGUFPlan:
 
 
 def _letter(names: Collection[str]) -> str:
-    letter = "D" if any(name.startswith("ssm_") for name in names) else "A"
+    """The letter of a layer with these tensors, as in `ModelSpec.pattern`."""
+    if "ssm_d" in names:
+        letter = "H" if "attn_output.weight" in names else "M"
+    elif any(name.startswith("ssm_") for name in names):
+        letter = "D"
+    else:
+        letter = "C" if "shortconv.conv.weight" in names else "A"
     return letter if f"{gguf_names.ROUTER}.weight" in names else letter.lower()
 
 

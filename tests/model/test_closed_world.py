@@ -30,6 +30,7 @@ PARTS = (
     spec.Attention,
     spec.DeltaNet,
     spec.ShortConv,
+    spec.Mamba2,
     spec.GatedMLP,
     spec.MLP,
     spec.Router,
@@ -200,7 +201,9 @@ def known_keys() -> frozenset[str]:
             name, stated = f"{kind.__name__}.{entry.name}", str(entry.type)
             known.add(name)
             known |= {f"{name}={value}" for value in ("true", "false") if stated == "bool"}
-            known |= {f"{name}={item}" for item in ("q", "k", "v", "o", "gate", "up", "down") if "frozenset" in stated}
+            known |= {
+                f"{name}={item}" for item in ("q", "k", "v", "o", "gate", "up", "down", "in") if "frozenset" in stated
+            }
             known |= {f"{name}={other.__name__}" for other in (*PARTS, rope.FactorScaling)}
             known |= {f"{name}=None"} if "None" in stated else set()
             if "Literal" in stated or stated == "Activation":

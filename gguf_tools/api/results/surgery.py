@@ -45,7 +45,7 @@ class OperateResult(Shown):
 
     @property
     def kinds(self) -> tuple[Sequence[str], Sequence[str]]:
-        """The letter of each layer before and after: A attention, D linear attention; lower case without experts."""
+        """The letter of each layer before and after, as in `ModelSpec.pattern`."""
         if self.plan is None:
             return (), ()
         if isinstance(self.plan, CheckpointPlan):
