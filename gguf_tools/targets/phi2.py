@@ -59,7 +59,7 @@ def lower(model: Model) -> Lowered:
     biased = replace(model, spec=replace(model.spec, output_bias=True))
     full = lowering.completed(biased, norm, gpt2.form)
     metadata = lowering.common_metadata(NAME, full.spec) | {
-        f"{NAME}.feed_forward_length": u32(full.spec.layers[0].feed_forward.width)
+        f"{NAME}.feed_forward_length": u32(lowering.ffn_width(full.spec))
     }
     tensors = lowering.lower_tensors(full, lambda layer: names.rename(lowering.joined_qkv(layer.tensors), gpt2.NAMES))
     return Lowered(NAME, metadata, tensors)
