@@ -13,6 +13,7 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/pytest
+	TINYQ_KERNELS=off $(BIN)/pytest tests/quant tests/quantization
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -39,7 +40,7 @@ mutants: $(STAMP)
 faults: $(STAMP)
 	$(BIN)/python -m tests.faults --write
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard quant/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch llama-cpp-python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'

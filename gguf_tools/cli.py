@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,9 +67,24 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    """Print the version and exit; with -v, which is read before it, also what encodes."""
+    if not wanted:
+        return
+    click.echo(f"tinyq, version {__version__}")
+    if ctx.params.get("verbose"):
+        from quant import kernels
+
+        click.echo(f"encoder: {kernels.describe()}")
+    ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="tinyq")
-def tinyq() -> None:
+@click.option(
+    "-v", "--verbose", is_flag=True, is_eager=True, expose_value=True, help="With --version: also the encoder."
+)
+@click.option("--version", is_flag=True, expose_value=False, callback=_version, help="Show the version and exit.")
+def tinyq(verbose: bool) -> None:
     """Convert trained decoders to GGUF for llama.cpp, and verify the result against a torch reference."""
 
 
@@ -79,6 +95,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     143, as is usual, after SIGINT and SIGTERM.
     """
     signals.raise_them()
+    warnings.formatwarning = _warning_line
     for stream in (sys.stdout, sys.stderr):
         # Tables, tokens and file names contain characters that some terminal encodings lack.
         if isinstance(stream, io.TextIOWrapper):
@@ -89,6 +106,13 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, signals.EndedError) as error:  # between two lines of `run`
         code = _explained(error)
     sys.exit(_drained(code))
+
+
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as one line, without the place in the code."""
+    return f"tinyq: warning: {message}\n"
 
 
 def _drained(code: int) -> int:

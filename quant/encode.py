@@ -1,8 +1,9 @@
 """Encodes rows of weights to a ggml type's bytes and decodes them, on several threads, with bounded memory.
 
-All encoding is done by ggml's `ggml_quantize_chunk`, called for a few rows at a time: its output for a row depends only on
-that row and its importance, so the result is the same for all block sizes and numbers of threads. Each call processes a tile
-that fits into the processor's cache; a tile is widened, checked, encoded and measured before the next one is read.
+Encoding is done by the kernels of `quant.kernels` where they can, otherwise by ggml's `ggml_quantize_chunk`; both write the same
+bytes. They are called for a few rows at a time: the output for a row depends only on that row and its importance, so the result
+is the same for all block sizes and numbers of threads. ggml processes a tile that fits into the processor's cache: it is widened,
+checked, encoded and measured before the next one is read. The kernels widen and check by themselves, in smaller pieces.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from quant import ggml
+from quant import ggml, kernels
 from quant.ahead import map_ahead
 from quant.errors import InputError
 from quant.types import BF16, F16, F32, TensorType, row_bytes
@@ -234,19 +235,25 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
         raise ValueError(f"out is {raw.dtype}{raw.shape}; expected contiguous uint8 ({n}, {row_bytes(dtype, k)})")
     imatrix = _checked_imatrix(block, k)
     loss = Narrowing() if block.measure else None
-    step = max(1, _TILE // max(1, k))
-    scratch = None if block.source is F32 else np.empty((min(step, n), k), np.float32)
     lax = block.allow_nonfinite and (dtype in _OVERFLOW or dtype is block.source)
+    direct = dtype is not block.source and not lax and kernels.handles(dtype, block.source, imatrix is not None)
+    step = max(1, n if direct and loss is None else _TILE // max(1, k))
+    scratch = None if block.source is F32 else np.empty((0 if direct and loss is None else min(step, n), k), np.float32)
     nonfinite = overflowed = 0
     for start in range(0, n if k else 0, step):
         part = cast(RawArray, np.ascontiguousarray(rows[start : start + step]))
         target = raw[start : start + step]
+        if direct:
+            _encode_directly(block, part, target, imatrix, start)
+            if loss is not None:
+                loss += _compare(_as_float(part, block.source, k, scratch), decode_rows(target, dtype, k))
+            continue
         tile = _as_float(part, block.source, k, scratch)
         peak = 0.0 if lax else _require_finite(tile, block.name, start * k)
         if dtype is block.source:
             target[:] = part.view(np.uint8).reshape(target.shape)
         else:
-            ggml.quantize_chunk(dtype, tile, target, imatrix)
+            _quantize(dtype, tile, target, imatrix)
             if not lax:
                 _require_range(target, dtype, peak, block.name, tile)
         after = decode_rows(target, dtype, k) if lax or loss is not None else None
@@ -308,6 +315,22 @@ def _shape(block: Block, rows: RawArray) -> tuple[int, int]:
     return n, wide // block.source.block_bytes * block.source.block
 
 
+def _encode_directly(block: Block, part: RawArray, target: ByteArray, imatrix: FloatArray | None, before: int) -> None:
+    """Encodes rows in the type that they are stored in, with the kernels; `before` is the number of rows before them."""
+    peak = kernels.encode(block.type, part, block.source, target, imatrix)
+    if not np.isfinite(peak):
+        k = target.shape[1] // block.type.block_bytes * block.type.block
+        _require_finite(_as_float(part, block.source, k, np.empty((len(part), k), np.float32)), block.name, before * k)
+    _require_range(target, block.type, peak, block.name)
+
+
+def _quantize(dtype: TensorType, tile: FloatArray, target: ByteArray, imatrix: FloatArray | None) -> None:
+    if kernels.handles(dtype, F32, imatrix is not None):
+        kernels.encode(dtype, tile, F32, target, imatrix)
+    else:
+        ggml.quantize_chunk(dtype, tile, target, imatrix)
+
+
 def _as_float(part: RawArray, source: TensorType, k: int, scratch: FloatArray | None) -> FloatArray:
     if scratch is None:
         return part.view(np.float32)
@@ -363,9 +386,9 @@ def _require_finite(tile: FloatArray, name: str, before: int) -> float:
     )
 
 
-def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str, tile: FloatArray) -> None:
+def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str, tile: FloatArray | None = None) -> None:
     """Raises InputError if weights are too large for a type: if an encoded scale is infinite or NaN (as in
-    `ggml_validate_row_data`), or if `peak` is beyond any scale."""
+    `ggml_validate_row_data`), or if `peak` is beyond any scale. With `tile`, the message counts its weights beyond a limit."""
     over = peak >= _OVERFLOW.get(dtype, _REACH)
     for at in dtype.scales:
         field = raw.reshape(-1, dtype.block_bytes)[:, at : at + 2].view("<u2")
@@ -373,7 +396,9 @@ def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str, ti
     if over:
         limit = _OVERFLOW.get(dtype)
         count = (
-            "" if limit is None else f" ({np.count_nonzero(np.abs(tile) >= limit)} of the {tile.size} weights read are)"
+            ""
+            if limit is None or tile is None
+            else f" ({np.count_nonzero(np.abs(tile) >= limit)} of the {tile.size} weights read are)"
         )
         raise InputError(
             f"tensor {name} has a weight of magnitude {peak:g}, too large for {dtype.name}{count}; use bf16 or f32 for it "

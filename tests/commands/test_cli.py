@@ -15,6 +15,7 @@ import pytest
 
 from gguf_tools import __version__, cli
 from gguf_tools.errors import LlamaError, OutputError, ThresholdError, TinyqError
+from quant import kernels
 from tests.conftest import Ran
 
 Tinyq = Callable[..., Ran]
@@ -69,6 +70,16 @@ def test_every_command_has_help(tinyq: Tinyq, name: str) -> None:
 
 def test_version(tinyq: Tinyq) -> None:
     assert tinyq("--version") == Ran(0, f"tinyq, version {__version__}\n", "")
+
+
+@pytest.mark.parametrize("args", [("--version", "-v"), ("-v", "--version")])
+def test_version_with_the_encoder(tinyq: Tinyq, args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tinyq(*args) == Ran(0, f"tinyq, version {__version__}\nencoder: {kernels.describe()}\n", "")
+    monkeypatch.setenv(kernels.SETTING, "mmx")
+    ran = tinyq(*args)
+    if kernels.available():
+        assert ran.err.startswith("tinyq: TINYQ_KERNELS is 'mmx'; expected off")
+        assert ran.code == 2
 
 
 def test_an_unknown_command_is_named_with_those_there_are(tinyq: Tinyq) -> None:
