@@ -145,9 +145,24 @@ def _described(checkpoint: Checkpoint, stated: DescriptionText) -> Model:
 
 
 def _with_buffers(model: Model, checkpoint: Checkpoint) -> Model:
-    """The model with notes on the checkpoint's buffers. Raises UnsupportedError for one that contradicts the spec."""
+    """The model with notes on the checkpoint's buffers.
+
+    Raises CheckpointError for one that contradicts the spec, UnsupportedError for a context length that the user gave and
+    that the model's table of positions does not have.
+    """
+    _check_positions(checkpoint, model)
     notes = check_buffers(checkpoint.path, checkpoint.buffers, model.spec)
     return replace(model, notes=(*model.notes, *notes))
+
+
+def _check_positions(checkpoint: Checkpoint, model: Model) -> None:
+    """Raise UnsupportedError if the user asked for another context length than a table of learned positions has."""
+    asked, rows = checkpoint.context_length, model.spec.positions
+    if rows and asked not in (None, rows):
+        raise UnsupportedError(
+            f"{checkpoint.path}: --context-length is {asked}, but the model has learned positions, a table of {rows} rows, which "
+            "is its context length; leave the option out"
+        )
 
 
 def _not_supported(checkpoint: Checkpoint, why: str) -> UnsupportedError:

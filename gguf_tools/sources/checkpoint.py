@@ -94,6 +94,11 @@ class Checkpoint:
         stated = read_text(path, Kind.CONFIG, InputError) if text is None else text
         return replace(self, description=DescriptionText(path, stated))
 
+    @property
+    def context_length(self) -> int | None:
+        """The context length (in tokens) that the user gave in place of the config's, or None."""
+        return self.config[CONTEXT_KEYS[0]] if self.replaced else None
+
     def digest(self, cancelled: Callable[[], bool] = lambda: False) -> str:
         """SHA-256 (hexadecimal) over the names and bytes of config and weight files; meaningless once `cancelled` is true.
 
