@@ -7,7 +7,8 @@ book's `cfg`: Llama 3 needs it, since no shape tells the number of heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def build(checkpoint: Checkpoint) -> Model:
     layers = []
     for n in range(layer_count(inventory, "trf_blocks.")):
         prefix = f"trf_blocks.{n}."
-        mixer, part = _attention(inventory, config, f"{prefix}att.", hidden, norm)
+        mixer, part = attention(inventory, config, f"{prefix}att.", hidden, norm, partial(_rope, config))
         ffn, ffn_part = _feed_forward(inventory, config, f"{prefix}ff.", hidden)
         part |= ffn_part
         part["mixer_norm"] = inventory.take(f"{prefix}norm1.{weight}", hidden)
@@ -86,10 +87,13 @@ def build(checkpoint: Checkpoint) -> Model:
     )
 
 
-def _attention(
-    inventory: Inventory, config: Config, prefix: str, hidden: int, norm: Norm
+def attention(
+    inventory: Inventory, config: Config, prefix: str, hidden: int, norm: Norm, rope_of: Callable[[int], Rope]
 ) -> tuple[Attention, LayerTensors]:
-    """W_query (heads * head_dim, hidden), W_key and W_value (kv_heads * head_dim, hidden), out_proj the other way."""
+    """W_query (heads * head_dim, hidden), W_key and W_value (kv_heads * head_dim, hidden), out_proj the other way.
+
+    `rope_of` gives the rope of heads of so many dimensions.
+    """
     rows = {name: inventory.shape(f"{prefix}{PROJECTIONS[name]}.weight")[0] for name in "qk"}
     normed = f"{prefix}q_norm.scale" in inventory
     dim = inventory.shape(f"{prefix}q_norm.scale", 1)[0] if normed else _head_dim(config, rows["q"])
@@ -108,9 +112,7 @@ def _attention(
     part["attn.o"] = inventory.take(f"{prefix}out_proj.weight", hidden, rows["q"])
     if normed:
         part |= {f"attn.{name}_norm": inventory.take(f"{prefix}{name}_norm.scale", dim) for name in "qk"}
-    spec = Attention(
-        heads=heads, kv_heads=kv_heads, head_dim=dim, rope=_rope(config, dim), qk_norm=norm if normed else None
-    )
+    spec = Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=rope_of(dim), qk_norm=norm if normed else None)
     return spec, part
 
 

@@ -306,7 +306,43 @@ def book_gpt(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
     return norm(x, "final_norm") @ w["out_head.weight"].T
 
 
+def book_gemma3(w: Weights, stated: Mapping[str, Any], tokens: Tensor) -> Tensor:
+    """Logits (length, vocabulary) of rasbt's Gemma3Model."""
+    eps, hidden, length = 1e-6, w["tok_emb.weight"].shape[1], len(tokens)
+    count = sum(name.endswith("input_layernorm.scale") for name in w)
+    dim = len(w["blocks.0.att.q_norm.scale"])
+    kinds = ["full_attention" if n % 6 == 5 else "sliding_attention" for n in range(count)]
+    config = {"layer_types": kinds, "sliding_window": 512, "rope_base": 1e6, "rope_local_base": 1e4, **stated}
+    scale = config.get("query_pre_attn_scalar", dim) ** -0.5
+    ones = torch.ones(length, length, dtype=torch.bool)
+    future, far = ones.triu(1), ones.triu(config["sliding_window"]).T
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return rms(x, 1.0 + w[f"{name}.scale"], eps)
+
+    x = w["tok_emb.weight"][tokens] * hidden**0.5
+    for n, kind in enumerate(config["layer_types"]):
+        prefix, local = f"blocks.{n}.", kind == "sliding_attention"
+        theta, masked = (config["rope_local_base"], future | far) if local else (config["rope_base"], future)
+        y = norm(x, f"{prefix}input_layernorm")
+        q, k, v = (
+            (y @ w[f"{prefix}att.W_{name}.weight"].T).view(length, -1, dim) for name in ("query", "key", "value")
+        )
+        q, k = (turned_halves(norm(z, f"{prefix}att.{name}_norm"), theta) for z, name in ((q, "q"), (k, "k")))
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = torch.einsum("qhd,khd->hqk", q * scale, k).masked_fill(masked, -torch.inf)
+        out = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).flatten(1)
+        x = x + norm(out @ w[f"{prefix}att.out_proj.weight"].T, f"{prefix}post_attention_layernorm")
+        y = norm(x, f"{prefix}pre_feedforward_layernorm")
+        gate, up, down = (w[f"{prefix}ff.fc{n}.weight"] for n in (1, 2, 3))
+        gated = torch.nn.functional.gelu(y @ gate.T, approximate="tanh")
+        x = x + norm((gated * (y @ up.T)) @ down.T, f"{prefix}post_feedforward_layernorm")
+    return norm(x, "final_norm") @ w["out_head.weight"].T
+
+
 FORWARD = {
+    "rasbt-gemma3": book_gemma3,
     "rasbt-gpt": book_gpt,
     "nanogpt": nanogpt,
     "minimind": minimind,

@@ -56,7 +56,7 @@ def test_quantized(
     report = prepare(Request(source=folder, type=type_name, threads=1)).report
     # Rows of 40 and 48 are whole blocks of no quantized type, those of 64 of q8_0.
     width, block = (
-        64 if family in ("minimind", "nanogpt", "rasbt-gpt") else 40,
+        64 if family in ("minimind", "nanogpt", "rasbt-gpt", "rasbt-gemma3") else 40,
         {"f16": 1, "q8_0": 32, "q4_k_m": 256}[type_name],
     )
     assert bool(report.fall_backs) == (width % block != 0)
