@@ -59,7 +59,7 @@ class Family:
     random checkpoint in the published layout for each variant in `variants`.
 
     `by_type`: another family has the same tensors, and only the config shows that the computation differs; the family is
-    recognised if the tensors match and model_type is one of its own.
+    recognised if the tensors match and model_type is one of its own, or if `bare` tells a checkpoint without a config as its own.
     """
 
     name: str
@@ -71,3 +71,4 @@ class Family:
     variants: Mapping[str, Expected] = field(default_factory=dict)
     tiny: Callable[[Path, str, int], None] | None = None
     by_type: bool = False
+    bare: Callable[[Checkpoint], bool] | None = None

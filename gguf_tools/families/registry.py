@@ -62,6 +62,7 @@ def recognise(checkpoint: Checkpoint) -> Family:
     found = [family for family in all_families() if _call(family, "matches", family.matches, checkpoint)]
     kind = checkpoint.config.get("model_type")
     named = [family for family in found if family.by_type and kind in family.model_types]
+    named += [family for family in found if family.bare and _call(family, "bare", family.bare, checkpoint)]
     matching = named or [family for family in found if not family.by_type]
     if len(matching) == 1:
         return matching[0]

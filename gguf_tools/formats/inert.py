@@ -2,12 +2,22 @@
 
 `torch.load(weights_only=True)` refuses a file because of one numpy number among its metrics. The classes here replace the
 classes often pickled there: they accept any arguments and state, keep nothing and call nothing, so that the weights can be
-read while the classes named in the file are never imported. A class without a stand-in is refused as before.
+read while the classes named in the file are never imported.
+
+Configs are often objects of a class of the program's own, such as a dataclass. `plain_class` makes a stand-in for one, which
+keeps the state that was pickled, as data. Classes and functions of the standard library, torch and numpy have those listed here
+alone; others are refused.
 """
 
 from __future__ import annotations
 
+import pickle
+import sys
+from collections.abc import Mapping
 from typing import Any
+
+KNOWN = sys.stdlib_module_names | {"torch", "numpy"}
+"""Packages whose classes have no other stand-in than those of `STAND_INS`."""
 
 
 class NotLoaded:
@@ -28,6 +38,35 @@ class PlainDict:
 
     def __new__(cls, *_args: Any, **_named: Any) -> dict[Any, Any]:  # type: ignore[misc]
         return {}
+
+
+class PlainState:
+    """Replaces an object whose class is not imported; `values` are its attributes as they were pickled.
+
+    Raises UnpicklingError for an object that is made by a call with arguments, which it does not know the meaning of.
+    """
+
+    pickled_as = ""
+
+    def __new__(cls, *args: Any, **named: Any) -> PlainState:
+        if args or named:
+            raise pickle.UnpicklingError(f"GLOBAL {cls.pickled_as} is called with arguments")
+        return super().__new__(cls)
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        parts = state if isinstance(state, tuple) else (state,)  # a class with slots has a pair
+        self.values = {key: value for part in parts if isinstance(part, Mapping) for key, value in part.items()}
+
+
+def plain_class(name: str) -> type[PlainState] | None:
+    """A stand-in for the class that a pickle refers to by this full name, or None if its package is one of `KNOWN`."""
+    module, _, attribute = name.rpartition(".")
+    if not module or module.partition(".")[0] in KNOWN:
+        return None
+    return type(attribute, (PlainState,), {"pickled_as": name})
 
 
 _NUMBERS = (

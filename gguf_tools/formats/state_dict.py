@@ -1,7 +1,8 @@
 """Torch state dicts (`.pt`, `.pth`, `.bin`, `.ckpt`) as sources: memory-mapped, read in pieces, and never executed.
 
 They are opened by `torch.load(weights_only=True)` alone: a pickle that refers to anything but tensors, plain values and the
-classes for which `inert` has a stand-in is refused. torch is imported when the first file is opened.
+classes for which `inert` has a stand-in is refused; of an object of a program's own class the attributes are
+read, as data. torch is imported when the first file is opened.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import struct
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.formats.inert import STAND_INS
+from gguf_tools.formats.inert import STAND_INS, PlainState, plain_class
 from gguf_tools.formats.safetensors import MOST_NAME, MOST_TENSORS
 from gguf_tools.formats.text_file import check_regular
 from gguf_tools.tensors.base import Tensor
@@ -46,6 +47,8 @@ CONFIG_KEYS = ("model_args", "cfg", "config", "model_config")
 """Keys of the config, in order of precedence; `model_args` first, because nanoGPT and llama2.c keep training settings in
 `config`."""
 MOST_DEPTH = 4
+MOST_CLASSES = 32
+"""Number of a program's own classes to which one file may refer."""
 MOST_VALUES, DEEPEST, LARGE = 100_000, 8, 1 << 64
 """Of a pickled config: the number of values, the levels of lists and dicts, and the integers that are larger than any setting."""
 EXTRA_STATE = "_extra_state"
@@ -153,7 +156,7 @@ def read_state_dict(path: Path) -> StateDict:
         )
     if not keys:
         return StateDict(tensors, {}, ())
-    stated = next((key for key in CONFIG_KEYS if isinstance(loaded.get(key), Mapping)), None)
+    stated = next((key for key in CONFIG_KEYS if isinstance(loaded.get(key), Mapping | PlainState)), None)
     config = plain_config(path, loaded[stated]) if stated else {}
     left_out = tuple(_name(path, key) for key in loaded if key not in (keys[0], stated))
     return StateDict(tensors, config, left_out)
@@ -166,7 +169,7 @@ def _name(path: Path, key: object) -> str:
     return str(key)
 
 
-def plain_config(path: Path, stated: Mapping[Any, Any]) -> dict[str, Any]:
+def plain_config(path: Path, stated: Mapping[Any, Any] | PlainState) -> dict[str, Any]:
     """A pickled config's texts, numbers and truth values, and lists and dicts of these; of any other value its type's name.
 
     A tensor would fail wherever it is compared with a number; a list may contain itself.
@@ -184,11 +187,15 @@ def plain_config(path: Path, stated: Mapping[Any, Any]) -> dict[str, Any]:
             return value
         if isinstance(value, list | tuple) and depth < DEEPEST:
             return [plain(item, depth + 1) for item in value]
-        if isinstance(value, Mapping) and depth < DEEPEST:
-            return {_name(path, key): plain(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, Mapping | PlainState) and depth < DEEPEST:
+            return {_name(path, key): plain(item, depth + 1) for key, item in _entries(value)}
         return f"<{type(value).__name__}>"
 
-    return {_name(path, key): plain(value, 0) for key, value in stated.items()}
+    return {_name(path, key): plain(value, 0) for key, value in _entries(stated)}
+
+
+def _entries(value: Mapping[Any, Any] | PlainState) -> Iterable[tuple[Any, Any]]:
+    return value.values.items() if isinstance(value, PlainState) else value.items()
 
 
 def _keys_to_weights(path: Path, loaded: Mapping[Any, Any]) -> tuple[Any, ...]:
@@ -235,24 +242,39 @@ def _is_extra(name: str, value: object) -> bool:
 def _load(path: Path) -> tuple[Any, bool]:
     """The result of `torch.load(weights_only=True)`, and whether it is memory-mapped.
 
-    Raises CheckpointError if the file is broken or would run code when loaded.
+    A class of the program's own that torch refuses by name gets a stand-in, and the file is opened again. Raises
+    CheckpointError if the file is broken or would run code when loaded.
     """
+    own: dict[str, type[PlainState]] = {}
+    while True:
+        try:
+            return _load_with(path, own)
+        except pickle.UnpicklingError as error:
+            asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if asked is None:
+                raise CheckpointError(f"{path}: not a torch state dict ({_first_line(error)}); {ADVICE}") from error
+            stand_in = None if asked[1] in own or len(own) == MOST_CLASSES else plain_class(asked[1])
+            if stand_in is None:
+                raise CheckpointError(
+                    f"{path}: would run code when loaded ({asked[1]}), which tinyq refuses; {ADVICE}"
+                ) from error
+            own[asked[1]] = stand_in
+
+
+def _load_with(path: Path, own: Mapping[str, type[PlainState]]) -> tuple[Any, bool]:
+    """The result of `torch.load` with these stand-ins beside the usual ones. Raises UnpicklingError for any other class."""
     import torch
 
     try:
         # Files written before torch 1.6 are not zip archives: they cannot be memory-mapped and are read whole.
         mapped = zipfile.is_zipfile(path)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
+        stand_ins: list[Any] = [*STAND_INS, *((stand_in, name) for name, stand_in in own.items())]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             # torch warns about the format of a broken file before it raises; the error is enough.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), mapped
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked is None:
-            raise CheckpointError(f"{path}: not a torch state dict ({_first_line(error)}); {ADVICE}") from error
-        raise CheckpointError(
-            f"{path}: would run code when loaded ({asked[1]}), which tinyq refuses; {ADVICE}"
-        ) from error
+    except pickle.UnpicklingError:
+        raise
     except Exception as error:
         # torch.load raises errors of any class for broken or hostile files.
         raise CheckpointError(

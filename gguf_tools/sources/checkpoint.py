@@ -95,6 +95,11 @@ class Checkpoint:
         return replace(self, description=DescriptionText(path, stated))
 
     @property
+    def own_config(self) -> Mapping[str, Any]:
+        """The config without the keys that the user gave."""
+        return {key: value for key, value in self.config.items() if key not in self.replaced}
+
+    @property
     def context_length(self) -> int | None:
         """The context length (in tokens) that the user gave in place of the config's, or None."""
         return self.config[CONTEXT_KEYS[0]] if self.replaced else None

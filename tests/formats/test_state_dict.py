@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import datetime
 import io
 import json
@@ -321,3 +322,54 @@ def test_names_that_are_not_text(tmp_path: Path, key: object) -> None:
         {"model": WEIGHTS, key: 1},
     ):
         assert f"has a {type(key).__name__} as a name, text expected" in refused(saved(tmp_path / "w.pt", value))
+
+
+@dataclasses.dataclass
+class Settings:
+    n_layer: int
+    inner: object
+
+
+def renamed(path: Path, module: bytes) -> Path:
+    """The state dict with this module's name in its pickle replaced by `module`."""
+    with zipfile.ZipFile(path) as archive:
+        files = {entry: archive.read(entry) for entry in archive.namelist()}
+    assert any(f"c{__name__}\n".encode() in data for data in files.values())
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for entry, data in files.items():
+            archive.writestr(entry, data.replace(f"c{__name__}\n".encode(), b"c" + module + b"\n"))
+    return path
+
+
+@pytest.mark.parametrize("module", [b"__main__", b"train.config", b"no.such.module"])
+def test_a_config_of_a_class_of_the_programs_own(tmp_path: Path, module: bytes) -> None:
+    """Its attributes are read as data, those of objects within it too; the class is never looked up."""
+    settings = Settings(2, Settings(3, [1, "x"]))
+    path = renamed(saved(tmp_path / "w.pt", {"model": WEIGHTS, "config": settings, "step": 1}), module)
+    found = read_state_dict(path)
+    assert found.config == {"n_layer": 2, "inner": {"n_layer": 3, "inner": [1, "x"]}}
+    assert found.left_out == ("step",)
+    assert list(found.tensors) == list(WEIGHTS)
+
+
+@pytest.mark.parametrize("module", [b"numpy.random", b"argparse", b"torch.nn", b"builtins"])
+def test_such_a_class_of_known_packages_is_refused(tmp_path: Path, module: bytes) -> None:
+    path = renamed(saved(tmp_path / "w.pt", {"model": WEIGHTS, "config": Settings(2, None)}), module)
+    assert "would run code when loaded" in refused(path)
+
+
+class Calling:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Settings, (1, 2)
+
+
+def test_a_call_with_arguments_is_refused(tmp_path: Path) -> None:
+    path = renamed(saved(tmp_path / "w.pt", {"model": WEIGHTS, "config": Calling()}), b"own.code")
+    assert "would run code when loaded (own.code.Settings)" in refused(path)
+
+
+def test_an_object_is_no_tensor_and_no_state_dict(tmp_path: Path) -> None:
+    path = renamed(saved(tmp_path / "w.pt", {**WEIGHTS, "c": Settings(2, None)}), b"__main__")
+    assert "c is a Settings, a tensor expected" in refused(path)
+    path = renamed(saved(tmp_path / "w.pt", Settings(2, None)), b"__main__")
+    assert "holds a Settings, a state dict expected" in refused(path)

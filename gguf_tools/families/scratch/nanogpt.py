@@ -1,14 +1,17 @@
 """nanoGPT (karpathy/nanoGPT) and its forks: `ckpt.pt` with `model_args`.
 
 GPT-2's modules with nn.Linear's layout, (out, in): `attn.c_attn` holds the rows of q, then k, then v. With bias=False neither
-the projections nor the layer norms have biases. The GELU is the exact one (nn.GELU()); minGPT and build-nanogpt have the
-approximation by tanh, which a config.json beside the weights says with activation_function "gelu_new".
+the projections nor the layer norms have biases. The GELU is the exact one (nn.GELU()); build-nanogpt, whose `GPTConfig` has five
+fields and is pickled as an object, has the approximation by tanh, and so has minGPT, for which a config.json beside the weights
+says so with activation_function "gelu_new".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +28,10 @@ from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tying import TIE
 from gguf_tools.tensors.views import take
 
-KEYS = {
-    "n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout", "activation_function", "layer_norm_epsilon",
-    "max_position_embeddings", "max_seq_len", TIE,
-}  # fmt: skip
+BUILD_NANOGPT = {"n_layer", "n_head", "n_embd", "block_size", "vocab_size"}
+"""The fields of build-nanogpt's `GPTConfig`."""
+CONTEXT_KEYS = {"max_position_embeddings", "max_seq_len"}
+KEYS = BUILD_NANOGPT | CONTEXT_KEYS | {"bias", "dropout", "activation_function", "layer_norm_epsilon", TIE}
 """nanoGPT's `GPTConfig`, what a config.json may state besides, and the context length that the user may give."""
 EPSILON = 1e-5
 """Of torch's layer norm, which nanoGPT does not change."""
@@ -45,8 +48,11 @@ def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model; UnsupportedError for a key that nanoGPT's `GPTConfig` does not have."""
     inventory, config = Inventory(checkpoint), ClassConfig(checkpoint)
     config.refuse_unknown(KEYS, "nanoGPT's GPTConfig")
-    config.assume("layer_norm_epsilon", EPSILON, "as torch's layer norm does")
+    if config.values.keys() - CONTEXT_KEYS == BUILD_NANOGPT:
+        why = 'as build-nanogpt does, whose config has these fields alone; "gelu" is the one of nanoGPT'
+        config.assume("activation_function", "gelu_new", why)
     config.assume("activation_function", "gelu", 'as nanoGPT does; "gelu_new" is the one of minGPT and build-nanogpt')
+    config.assume("layer_norm_epsilon", EPSILON, "as torch's layer norm does")
     embedding, output = embedding_and_output(
         inventory, config, "transformer.wte.weight", "lm_head.weight", by_values=True
     )
@@ -111,8 +117,29 @@ _NANOGPT = Expected(target="gpt2", notes=_NOTES, oracle=False)
 VARIANTS: Mapping[str, Expected] = {
     "plain": _NANOGPT,
     "no bias": _NANOGPT,
+    "build-nanogpt": Expected(
+        target="gpt2",
+        notes=(
+            "also holds step, val_loss",
+            "activation_function: gelu_new",
+            "layer_norm_epsilon",
+            "repeats the embedding",
+        ),
+        oracle=False,
+    ),
     "minGPT": Expected(target="gpt2", notes=("layer_norm_epsilon", "3 buffers"), oracle=False),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """The config of build-nanogpt, which is pickled as it is."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
 
 
 def tiny(folder: Path, variant: str, seed: int) -> None:
@@ -142,6 +169,11 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
         write_state_dict(folder / "model.pt", tensors, config=config)
     else:
         tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
+    wrapped: dict[str, Any]
+    if variant == "build-nanogpt":
+        wrapped = {"config": GPTConfig(**args), "step": 19072, "val_loss": 3.05}
+        write_state_dict(folder / "model_19072.pt", tensors, wrapped=wrapped)
+    elif not mingpt:
         wrapped = {"model_args": {**args, "bias": bias, "dropout": 0.0}, "config": {"learning_rate": 6e-4}}
         names = {f"_orig_mod.{name}": values for name, values in tensors.items()}
         write_state_dict(folder / "ckpt.pt", names, wrapped=wrapped)
@@ -150,7 +182,7 @@ def tiny(folder: Path, variant: str, seed: int) -> None:
 
 FAMILY = Family(
     name="nanogpt",
-    title="nanoGPT, minGPT",
+    title="nanoGPT, build-nanogpt, minGPT",
     matches=matches,
     build=build,
     preferred_targets=("gpt2",),

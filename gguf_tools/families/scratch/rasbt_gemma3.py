@@ -82,8 +82,8 @@ def _kinds(config: Config, count: int) -> list[Any]:
     if config.values.get("layer_types") is None:
         if count != LAYERS_OF_BOOK:
             raise CheckpointError(
-                f"{config.path}: layer_types is missing, and no shape tells which layers have a sliding window; write the model's "
-                "cfg into config.json beside the weights"
+                f"{config.path}: layer_types is missing, and no shape tells which layers have a sliding window; write the "
+                "model's cfg into config.json beside the weights"
             )
         pattern = ["full_attention" if n % EVERY == EVERY - 1 else "sliding_attention" for n in range(count)]
         config.values = {**config.values, "layer_types": pattern}

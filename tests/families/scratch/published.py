@@ -24,9 +24,11 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     files = [path for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".safetensors")]
     assert len(files) == 1
-    loaded: Any = load_file(files[0]) if files[0].suffix == ".safetensors" else torch.load(files[0], weights_only=True)
+    loaded: Any = load_file(files[0]) if files[0].suffix == ".safetensors" else torch.load(files[0], weights_only=False)
     if "model" in loaded:
-        config, loaded = loaded.get("model_args") or loaded["cfg"], loaded["model"]
+        named = loaded.get("model_args") or loaded.get("cfg")
+        config = named or {**vars(loaded["config"]), "activation_function": "gelu_new"}
+        loaded = loaded["model"]
     return {name.removeprefix("_orig_mod."): tensor.double() for name, tensor in loaded.items()}, config
 
 
@@ -220,8 +222,19 @@ def book(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
     return rms(x, w[f"final_norm.{weight}"], eps) @ w["out_head.weight"].T
 
 
-def minimind(w: Weights, config: Mapping[str, Any], tokens: Tensor) -> Tensor:
-    """Logits (length, vocabulary) of MiniMind 2 and 3, dense or with experts."""
+def minimind(w: Weights, stated: Mapping[str, Any], tokens: Tensor) -> Tensor:
+    """Logits (length, vocabulary) of MiniMind 2 and 3, dense or with experts; without a config by the defaults of its class."""
+    third = "model.layers.0.self_attn.q_norm.weight" in w
+    count = sum(name.endswith("input_layernorm.weight") for name in w)
+    config = stated or {
+        **{
+            "num_attention_heads": 4 if third else 8,
+            "num_key_value_heads": 2 if third else 4,
+            "num_hidden_layers": count,
+        },
+        **{"rms_norm_eps": 1e-6 if third else 1e-5, "rope_theta": 1e6, "num_experts_per_tok": 1 if third else 2},
+        "n_shared_experts": 0 if third else 1,
+    }
     heads, kv_heads, eps = config["num_attention_heads"], config["num_key_value_heads"], config["rms_norm_eps"]
 
     def mlp(x: Tensor, prefix: str) -> Tensor:
