@@ -128,12 +128,7 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], Expected]] = {
     "bare 3": (_QWEN3, Expected(target="qwen3", notes=("defaults of MiniMind 3 hold", *_BARE_NOTES), oracle=False)),
     "bare 2 moe": (
         _SHARED | {"n_shared_experts": 1},
-        Expected(
-            target="granitemoe",
-            rewrites=("rope in interleaved pairs",),
-            notes=("defaults of MiniMind 2 hold", *_BARE_NOTES),
-            oracle=False,
-        ),
+        Expected(target="glm4moe", notes=("defaults of MiniMind 2 hold", *_BARE_NOTES), oracle=False),
     ),
 }
 """Keys of each variant's config.json, and what it shows."""
