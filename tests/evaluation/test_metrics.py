@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def plain(cases: list[tuple[Array, Array, npt.NDArray[np.int64]]]) -> dict[str, 
     """The definitions, one position and one number at a time."""
     difference = energy = top = 0.0
     kl: list[float] = []
+    noise, spread = [], []
     nll: tuple[list[float], list[float]] = ([], [])
     for first, second, targets in cases:
         for r, m, target in zip(first.tolist(), second.tolist(), targets.tolist(), strict=True):
@@ -45,6 +47,8 @@ def plain(cases: list[tuple[Array, Array, npt.NDArray[np.int64]]]) -> dict[str, 
             p, q = (np.exp(np.array(x)) / np.exp(np.array(x)).sum() for x in (r, m))
             kl.append(float(sum(p * np.log(p / q))))
             top += int(np.argmax(r) == np.argmax(m))
+            noise.append(statistics.pstdev(a - b for a, b in zip(m, r, strict=True)))
+            spread.append(statistics.pstdev(r))
             if target != NO_TARGET:
                 nll[0].append(-math.log(p[target]))
                 nll[1].append(-math.log(q[target]))
@@ -59,6 +63,8 @@ def plain(cases: list[tuple[Array, Array, npt.NDArray[np.int64]]]) -> dict[str, 
         "ppl_model": math.exp(float(np.mean(nll[1]))),
         "n_prompts": len(cases),
         "n_tokens": len(kl),
+        "noise": float(np.quantile(noise, 0.95)),
+        "spread": statistics.median(spread),
     }
 
 
@@ -72,6 +78,33 @@ def test_against_plain_formulas(monkeypatch: pytest.MonkeyPatch, block: int) -> 
     result = accumulator.result()
     for name, value in plain(cases).items():
         assert getattr(result, name) == pytest.approx(value, rel=1e-9), name
+
+
+@given(arrays(np.float64, st.sampled_from([(3,), (2, 3), (2, 4, 3)]), elements=st.floats(-50, 50)))
+def test_log_softmax_is_torchs_along_the_last_axis(a: Any) -> None:
+    np.testing.assert_allclose(
+        log_softmax(a), torch.log_softmax(torch.from_numpy(a), -1).numpy(), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_every_token_can_be_a_target() -> None:
+    """The perplexity of equal logits is the vocabulary's size, whichever token follows."""
+    for token in range(5):
+        accumulator = FidelityAccumulator()
+        accumulator.add(np.zeros((1, 5)), np.zeros((1, 5)), np.array([token]))
+        assert accumulator.result().ppl_model == pytest.approx(5)
+
+
+def test_a_vocabulary_too_large_for_a_block_is_computed_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_BLOCK_BYTES", 0)
+    test_against_plain_formulas(monkeypatch, 0)
+
+
+def test_no_logits_at_all_are_no_position() -> None:
+    accumulator = FidelityAccumulator()
+    accumulator.add(np.zeros((0, 0)), np.zeros((0, 0)))
+    with pytest.raises(InputError, match="no position"):
+        accumulator.result()
 
 
 @given(logits)

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.mutation import figures
+from tests.mutation.modules import MODULES
 from tests.mutation.runner import run
 
-MODULES: dict[str, tuple[str, ...]] = {
-    "quant/rules.py": ("tests/quant/test_recipes.py",),
-    "quant/recipes.py": ("tests/quant/test_recipes.py", "tests/quant/test_types.py"),
-    "surgery/gguf/positions.py": ("tests/surgery/test_gguf.py", "tests/surgery/test_architectures.py"),
-    "gguf_tools/evaluation/metrics.py": ("tests/evaluation/test_metrics.py",),
-    "gguf_tools/evaluation/card/statistics.py": ("tests/evaluation/card/test_card_statistics.py",),
-    "gguf_tools/tokenizers/sentencepiece.py": ("tests/tokenizers/test_sentencepiece.py",),
-}
-"""The modules, each with the tests that are held to notice."""
 
-
-def main(arguments: list[str]) -> None:
-    """Run the modules given, each in a process of its own; a table at the end."""
-    if len(arguments) == 2 and arguments[0] == "--one":
-        one(arguments[1])
+def main() -> None:
+    """Run the modules given, or all, each in a process of its own; note the figures, and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; all without")
+    parser.add_argument("--here", action="store_true", help="run one module in this process")
+    parser.add_argument("--lines", type=int, nargs="*", help="mutants of these lines alone; no figures are noted")
+    parser.add_argument(
+        "--page", action="store_true", help="write docs/mutants.md from the figures noted, and run nothing"
+    )
+    options = parser.parse_args()
+    for module in options.modules:
+        if module not in MODULES:
+            parser.error(f"{module} is not listed in tests/mutation/modules.py")
+    if options.here or options.lines:
+        one(options.modules[0], options.lines or ())
         return
-    for module in arguments or MODULES:
-        subprocess.run([sys.executable, "-m", "tests.mutation", "--one", module], check=True)
+    for module in () if options.page else options.modules or MODULES:
+        subprocess.run([sys.executable, "-m", "tests.mutation", "--here", module], check=True)
+    figures.PAGE.write_text(figures.page(MODULES, figures.read()), "utf-8")
 
 
-def one(module: str) -> None:
-    """Run one module here, and print its figures."""
-    found = run(Path(module), MODULES[module], lambda line: print(line, flush=True))
-    share = found.killed / found.total if found.total else 1.0
+def one(module: str, only: tuple[int, ...]) -> None:
+    """Run one module, and print its figures."""
+    outcome = run(Path(module), MODULES[module], lambda line: print(line, flush=True), only)
+    found = figures.figures(Path(module), outcome)
     print(
-        f"{module}: {found.killed} of {found.total} killed ({share:.1%}), {found.unreached} not reached by any test",
+        f"{module}: {found.killed} of {found.total - found.equivalent} killed ({found.share:.1%}), "
+        f"{outcome.unreached} not reached by any test, {found.equivalent} equivalent",
         flush=True,
     )
+    if not only:
+        figures.note(module, found)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

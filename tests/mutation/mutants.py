@@ -66,16 +66,31 @@ def mutants(source: str) -> Iterator[Mutant]:
             yield Mutant(line, _apply(twin, node, number, changed[1]), function, ast.fix_missing_locations(made))
 
 
+def changes(source: str) -> Iterator[tuple[int, str]]:
+    """The line and the change of every mutant, without the mutants' trees."""
+    for node, _ in _places(ast.parse(source), (), False):
+        for number, what in _changes(node):
+            yield getattr(node, "lineno", 0), _apply(copy.deepcopy(node), node, number, what)
+
+
 def _places(node: ast.AST, function: tuple[str, ...], inside: bool) -> Iterator[tuple[ast.AST, tuple[str, ...]]]:
     """The nodes that may change, each with the qualified name of the outermost function around it (empty at module level)."""
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.Assert):
         return
+    if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: an assertion
+        return
+    left_out: tuple[str, ...] = ()
     if isinstance(node, ast.FunctionDef | ast.ClassDef) and not inside:
         function = (*function, node.name)
         inside = isinstance(node, ast.FunctionDef)
+        if isinstance(node, ast.FunctionDef):
+            # Defaults are computed where the function is defined, so they are not in its code.
+            for default in (*node.args.defaults, *(one for one in node.args.kw_defaults if one)):
+                yield from _places(default, (), False)
+            left_out = ("args",)
     yield node, function if inside else ()
     for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns", "decorator_list", "bases"):
+        if name in ("annotation", "returns", "decorator_list", "bases", *left_out):
             continue
         children = value if isinstance(value, list) else [value]
         for child in children:

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.mutation.equivalent import reason
 from tests.mutation.mutants import Mutant, mutants
 
 PACKAGES = ("quant", "gguf_tools", "surgery", "tests")
@@ -32,10 +33,14 @@ SLOWER = 10
 
 @dataclass
 class Outcome:
-    """What became of a module's mutants; `survivors` are the mutants that no test noticed."""
+    """What became of a module's mutants; `survivors` are the mutants that no test noticed.
+
+    `equivalent` is the number of those declared to compute the same, which are not run.
+    """
 
     total: int = 0
     killed: int = 0
+    equivalent: int = 0
     unreached: int = 0
     survivors: list[Mutant] = field(default_factory=list)
 
@@ -85,6 +90,9 @@ class Runner:
             if self.only and mutant.line not in self.only:
                 continue
             self.outcome.total += 1
+            if reason(self.path.as_posix(), mutant, source.splitlines()):
+                self.outcome.equivalent += 1
+                continue
             node = _statement(ast.parse(source), mutant.line)
             reach = set(range(node[0], node[1] + 1)) if mutant.function else set()
             chosen = [item for item in session.items if not mutant.function or lines[item] & reach]

@@ -5,6 +5,11 @@ from __future__ import annotations
 import ast
 from types import FunctionType, ModuleType
 
+import pytest
+
+from tests.mutation import figures
+from tests.mutation.equivalent import EQUIVALENT
+from tests.mutation.modules import MODULES
 from tests.mutation.mutants import mutants
 from tests.mutation.runner import put_in_place
 
@@ -57,3 +62,21 @@ def test_a_mutant_acts_in_the_loaded_module() -> None:
         box = module.Box()
         put_in_place(next(mutant for mutant in mutants(SOURCE) if str(mutant) == change), module, "made")
         assert (eighth(64, True), box.size) == expected
+
+
+def test_a_default_acts_though_it_is_not_in_the_code_of_its_function() -> None:
+    module = ModuleType("made")
+    exec(compile(SOURCE, "made", "exec"), vars(module))
+    mutant = next(mutant for mutant in mutants(SOURCE) if str(mutant) == "5: False → True")
+    put_in_place(mutant, module, "made")
+    assert module.eighth.__defaults__ == (True,)
+
+
+@pytest.mark.parametrize("module", EQUIVALENT)
+def test_every_declared_equivalent_is_a_mutant(module: str) -> None:
+    assert module in MODULES
+    assert figures.stale(module) == []
+
+
+def test_the_page_shows_the_figures() -> None:
+    assert figures.PAGE.read_text("utf-8") == figures.page(MODULES, figures.read())

@@ -16,6 +16,7 @@ from gguf_tools.evaluation.card import statistics
 from gguf_tools.evaluation.card.statistics import (
     Bootstrap,
     Interval,
+    McNemar,
     Paired,
     bootstrap,
     mcnemar,
@@ -115,6 +116,26 @@ def test_mcnemar_properties(items: list[tuple[bool, bool]], same: list[bool], ra
     assert 0 < result.p_value <= 1
     if items:
         assert result.difference == pytest.approx((sum(second) - sum(first)) / len(items))
+
+
+def test_a_p_value_of_five_percent_is_not_below_it() -> None:
+    assert (McNemar(0.1, 1, 2, 0.05).shown, McNemar(0.1, 1, 2, 0.0499).shown) == (False, True)
+    interval = Interval(0.0, 1.0)
+    assert (Paired(0.1, interval, 0.05).shown, Paired(0.1, interval, 0.0499).shown) == (False, True)
+
+
+def test_what_is_not_given() -> None:
+    """An interval of 95 %; 10,000 resamples of seed 0."""
+    assert wilson(3, 10) == wilson(3, 10, 0.95)
+    sample = np.random.default_rng(7).standard_normal((9, 1))
+    assert bootstrap([sample], only) == bootstrap([sample], only, 10_000, 0, 0.95)
+    assert paired_difference([sample], [-sample], only) == paired_difference([sample], [-sample], only, 10_000, 0, 0.95)
+
+
+def test_one_resample_will_do() -> None:
+    sample = np.array([[1.0], [3.0], [8.0]])
+    result = bootstrap([sample], only, resamples=1)
+    assert result.interval.low == result.interval.high
 
 
 def test_mcnemar_examples() -> None:

@@ -1,0 +1,66 @@
+"""Mutants that compute the same as the module, each with the reason: no test can notice them, and none is run against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.mutation.mutants import Mutant
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """Mutants of one line of a module, given by its text: all of its changes, or those listed as `before → after`."""
+
+    line: str
+    reason: str
+    changes: tuple[str, ...] = ()
+
+    def covers(self, change: str, text: str) -> bool:
+        """Whether this change of a line with this text is one of them."""
+        return text.strip() == self.line and (not self.changes or change in self.changes)
+
+
+ROWS_AT_A_TIME = "sets how many rows are computed at a time, and so the memory, not the result"
+TWO_AXES = "axis 1 is the last axis of an array with two"
+EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
+    "gguf_tools/evaluation/metrics.py": (
+        Equivalent("_BLOCK_BYTES = 16 << 20", ROWS_AT_A_TIME),
+        Equivalent(
+            "return max(1, _BLOCK_BYTES // (8 * max(n_vocab, 1)))",
+            ROWS_AT_A_TIME,
+            (
+                "_BLOCK_BYTES // (8 * max(n_vocab, 1)) → _BLOCK_BYTES * (8 * max(n_vocab, 1))",
+                "8 * max(n_vocab, 1) → 8 + max(n_vocab, 1)",
+                "1 → 2",
+                "8 → 9",
+                "8 → 7",
+            ),
+        ),
+        Equivalent("NO_TARGET = -1", "any negative number will do, since no token has it", ("1 → 2",)),
+        Equivalent("result: Float = (np.exp(reference) * (reference - model)).sum(axis=-1)", TWO_AXES, ("-1 → +1",)),
+        Equivalent(
+            "self._agree += int((reference.argmax(axis=-1) == model.argmax(axis=-1)).sum())", TWO_AXES, ("-1 → +1",)
+        ),
+        Equivalent("self._noise.append(difference.std(axis=-1))", TWO_AXES, ("-1 → +1",)),
+        Equivalent("self._spread.append(reference.std(axis=-1))", TWO_AXES, ("-1 → +1",)),
+        Equivalent(
+            "return math.exp(mean) if mean < 700 else math.inf  # exp overflows at 709",
+            "any bound between the largest mean of a real model and 709 will do",
+            ("mean < 700 → mean <= 700", "700 → 701", "700 → 699"),
+        ),
+        Equivalent(
+            "for start in range(0, len(tokens) - 1, rows):",
+            "what it adds is a block without rows at the end",
+            ("1 → 0",),
+        ),
+    ),
+    "gguf_tools/evaluation/card/statistics.py": (Equivalent("_BLOCK_BYTES = 16 << 20", ROWS_AT_A_TIME),),
+}
+"""The equivalent mutants by module."""
+
+
+def reason(module: str, mutant: Mutant, lines: Sequence[str]) -> str | None:
+    """Why the mutant of a module, whose source has these lines, is equivalent; None if it is not declared."""
+    text = lines[mutant.line - 1]
+    return next((known.reason for known in EQUIVALENT.get(module, ()) if known.covers(mutant.change, text)), None)
