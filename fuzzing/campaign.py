@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from random import SystemRandom
 from threading import Lock, get_ident
 
-from fuzzing.registry import module_of
 from fuzzing.target import Finding, Target, attempt, limits, prepared
 
 MOST_RESTARTS = 5
@@ -66,6 +65,29 @@ class Shares:
                 del self._busy[get_ident()]
 
 
+class Server:
+    """A process that has imported all targets, and runs one at a time; it is started by the first."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, place: Path, **request: object) -> tuple[int, float]:
+        """Run a target in its folder; the exit code, and the seconds of computing."""
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, "-m", "fuzzing.worker"]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin
+        assert self._process.stdout
+        print(json.dumps({"folder": str(place), **request}), file=self._process.stdin, flush=True)
+        answer = json.loads(self._process.stdout.readline())
+        return answer["code"], answer["seconds"]
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.communicate()
+
+
 def run_all(
     targets: Sequence[Target],
     folder: Path,
@@ -86,17 +108,23 @@ def run_all(
     def one(target: Target) -> bool:
         with shares.take() if shares else nullcontext() as share:
             limits = [limit for limit in (seconds, share) if limit is not None]
-            return run(
-                target, folder, target.executions if executions is None else executions, min(limits, default=None)
-            )
+            server = servers.get()
+            try:
+                wanted = target.executions if executions is None else executions
+                return run(target, folder, server, wanted, min(limits, default=None))
+            finally:
+                servers.put(server)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    servers: SimpleQueue[Server] = SimpleQueue()
+    with ExitStack() as opened, ThreadPoolExecutor(jobs) as pool:
+        for _ in range(jobs):
+            servers.put(opened.enter_context(closing(Server())))
         waiting = {pool.submit(one, target): target for target in ordered}
         for done in as_completed(waiting):
             yield waiting[done], done.result()
 
 
-def run(target: Target, folder: Path, executions: int, seconds: float | None = None) -> bool:
+def run(target: Target, folder: Path, server: Server, executions: int, seconds: float | None = None) -> bool:
     """Run a target, within `seconds` if given, and note the figures; whether its process ended as it should."""
     place = folder / target.name
     place.mkdir(parents=True, exist_ok=True)
@@ -106,7 +134,7 @@ def run(target: Target, folder: Path, executions: int, seconds: float | None = N
         remaining = None if end is None else int(end - time.monotonic())
         if remaining is not None and remaining < 1:
             return True
-        done, whole = _process(target, place, left, remaining)
+        done, whole = _process(target, place, server, left, remaining)
         with (place / "runs.jsonl").open("a", encoding="ascii") as stream:
             stream.write(json.dumps(asdict(done)) + "\n")
         left -= done.executions
@@ -115,35 +143,21 @@ def run(target: Target, folder: Path, executions: int, seconds: float | None = N
     return False
 
 
-def _process(target: Target, place: Path, executions: int, seconds: int | None) -> tuple[Run, bool]:
+def _process(target: Target, place: Path, server: Server, executions: int, seconds: int | None) -> tuple[Run, bool]:
     """Run the target in a process of its own; its figures, and whether it ended as it should."""
-    seed = SystemRandom().randrange(1, 1 << 31)
-    command = [
-        sys.executable,
-        "-m",
-        "fuzzing.worker",
-        module_of(target),
-        target.name,
-        str(executions),
-        str(seed),
-        str(place),
-    ]
     (place / "accepted").unlink(missing_ok=True)
-    with (place / "log").open("wb") as log:
-        process = subprocess.Popen([*command, *([str(seconds)] if seconds else [])], stdout=log, stderr=log)
-        # wait4 tells the computing time of this process alone, whatever else ends meanwhile.
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+    seed = SystemRandom().randrange(1, 1 << 31)
+    code, spent = server.run(place, name=target.name, runs=executions, seed=seed, seconds=seconds)
     text = (place / "log").read_text("utf-8", "replace")
     told = (place / "accepted").read_text("ascii") if (place / "accepted").exists() else "0"
     executed = _EXECUTED.search(text)
     done = Run(
         executions=int(executed[1]) if executed else 0,
         accepted=int(told),
-        seconds=round(used.ru_utime + used.ru_stime, 1),
+        seconds=round(spent, 1),
         edges=max(map(int, _EDGES.findall(text)), default=0),
     )
-    return done, process.returncode == 0
+    return done, code == 0
 
 
 def runs(name: str, folder: Path) -> list[Run]:

@@ -11,20 +11,11 @@ from fuzzing.target import Target
 
 
 @cache
-def _by_module() -> dict[str, tuple[Target, ...]]:
-    names = (f"{targets.__name__}.{info.name}" for info in pkgutil.iter_modules(targets.__path__))
-    return {name: importlib.import_module(name).TARGETS for name in names}
-
-
 def all_targets() -> tuple[Target, ...]:
     """All targets by name."""
-    found = [target for listed in _by_module().values() for target in listed]
+    names = [f"{targets.__name__}.{info.name}" for info in pkgutil.iter_modules(targets.__path__)]
+    found: list[Target] = [target for name in names for target in importlib.import_module(name).TARGETS]
     return tuple(sorted(found, key=lambda target: target.name))
-
-
-def module_of(target: Target) -> str:
-    """The module that lists the target."""
-    return next(name for name, listed in _by_module().items() if target in listed)
 
 
 def target_named(name: str) -> Target:

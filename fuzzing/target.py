@@ -125,8 +125,9 @@ def limits(memory: int = MEMORY) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def prepared(target: Target) -> Iterator[Prepared]:
-    """The target, with a scratch folder in memory where the system has one."""
+def prepared(target: Target, inside: Path | None = None) -> Iterator[Prepared]:
+    """The target, with a scratch folder `inside` another; by default in memory where the system has one."""
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="tinyq-fuzz-", dir=memory if memory.is_dir() else None) as folder:
+    within = inside or (memory if memory.is_dir() else None)
+    with tempfile.TemporaryDirectory(prefix="tinyq-fuzz-", dir=within) as folder:
         yield target.prepare(Path(folder))

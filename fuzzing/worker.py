@@ -1,4 +1,4 @@
-"""One target guided by coverage, in a process of its own: `python -m fuzzing.worker MODULE TARGET RUNS SEED FOLDER [SECONDS]`.
+"""Targets guided by coverage: `python -m fuzzing.worker` runs the targets that it is told on stdin, each in a forked process.
 
 atheris mutates, and keeps inputs that reach what none did before. Findings are written to FOLDER/findings and do not end the run,
 a crash of the process does; FOLDER/corpus keeps the inputs, and FOLDER/accepted the number of inputs that were accepted.
@@ -6,8 +6,13 @@ a crash of the process does; FOLDER/corpus keeps the inputs, and FOLDER/accepted
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import io
+import json
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -77,15 +82,49 @@ def changer(target: Target, ready: Prepared) -> Callable[[bytes, int, int], byte
     return change
 
 
-def main(module: str, name: str, runs: str, seed: str, folder: Path, seconds: str | None = None) -> None:
-    """Run the target."""
-    with atheris.instrument_imports(include=list(PACKAGES), enable_loader_override=False):
-        target = next(one for one in importlib.import_module(module).TARGETS if one.name == name)
+def serve() -> None:
+    """Import all targets once, with what they read instrumented; run each request in a fork, and answer when it has ended.
+
+    A request is a line of JSON with the arguments of `fuzz`, an answer one with the exit `code` and the `seconds` of computing.
+    """
+    # atheris names each module that it instruments on stderr.
+    quiet = contextlib.redirect_stderr(io.StringIO())
+    with quiet, atheris.instrument_imports(include=list(PACKAGES), enable_loader_override=False):
+        from fuzzing.registry import all_targets
+
+        targets = {target.name: target for target in all_targets()}
+    for line in sys.stdin:
+        request = json.loads(line)
+        target, folder = targets[request.pop("name")], Path(request.pop("folder"))
+        child = os.fork()
+        if child == 0:
+            log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            fuzz(target, folder, **request)
+            os._exit(0)
+        # wait4 tells the computing time of this child alone.
+        _, status, used = os.wait4(child, 0)
+        shutil.rmtree(scratch(child), ignore_errors=True)
+        answer = {"code": os.waitstatus_to_exitcode(status), "seconds": used.ru_utime + used.ru_stime}
+        print(json.dumps(answer), flush=True)
+
+
+def scratch(process: int) -> Path:
+    """The folder, in memory where the system has one, of the files that the readers of a process read."""
+    memory = Path("/dev/shm")
+    return (memory if memory.is_dir() else Path(tempfile.gettempdir())) / f"tinyq-fuzzing-{process}"
+
+
+def fuzz(target: Target, folder: Path, runs: int, seed: int, seconds: int | None = None) -> None:
+    """Run the target; ends the process."""
     corpus, findings = folder / "corpus", folder / "findings"
     for place in (corpus, findings):
         place.mkdir(parents=True, exist_ok=True)
-    with prepared(target) as ready:
-        for number, data in enumerate((*ready.seeds, *inputs.kept(name))):
+    # atheris ends the process without leaving any context: the parent removes the folder.
+    scratch(os.getpid()).mkdir()
+    with prepared(target, scratch(os.getpid())) as ready:
+        for number, data in enumerate((*ready.seeds, *inputs.kept(target.name))):
             (corpus / f"seed-{number:04d}").write_bytes(data)
         reading = Reading(ready, folder)
         most = max(target.longest, *map(len, ready.seeds))
@@ -105,5 +144,4 @@ def main(module: str, name: str, runs: str, seed: str, folder: Path, seconds: st
 
 
 if __name__ == "__main__":
-    module, name, runs, seed, folder, *limit = sys.argv[1:]
-    main(module, name, runs, seed, Path(folder), limit[0] if limit else None)
+    serve()

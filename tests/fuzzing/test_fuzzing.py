@@ -13,6 +13,7 @@ from random import Random
 import pytest
 
 from fuzzing import archive, campaign, inputs, target
+from fuzzing.campaign import Server
 from fuzzing.mutate import json_mutator, mutate_bytes
 from fuzzing.page import page
 from fuzzing.target import Finding, Prepared, Target, attempt, limits
@@ -157,7 +158,9 @@ def test_jobs_run_all_targets_and_none_is_started_without_time(tmp_path: Path, m
     ]
     started: list[tuple[str, int, int | None]] = []
 
-    def process(target: Target, place: Path, executions: int, seconds: int | None) -> tuple[campaign.Run, bool]:
+    def process(
+        target: Target, place: Path, server: Server, executions: int, seconds: int | None
+    ) -> tuple[campaign.Run, bool]:
         started.append((target.name, executions, seconds))
         return campaign.Run(executions=executions, accepted=0, seconds=0.0, edges=0), target.name != "t1"
 
@@ -176,11 +179,13 @@ def test_a_process_that_crashed_is_started_again_for_what_is_left(
     one = Target(name="x", title="", prepare=lambda folder: Prepared([], raises))
     wanted: list[int] = []
 
-    def process(target: Target, place: Path, executions: int, seconds: int | None) -> tuple[campaign.Run, bool]:
+    def process(
+        target: Target, place: Path, server: Server, executions: int, seconds: int | None
+    ) -> tuple[campaign.Run, bool]:
         wanted.append(executions)
         return campaign.Run(executions=4, accepted=0, seconds=0.0, edges=0), len(wanted) == 3
 
     monkeypatch.setattr(campaign, "_process", process)
-    assert campaign.run(one, tmp_path, 20)
+    assert campaign.run(one, tmp_path, Server(), 20)
     assert wanted == [20, 16, 12]
     assert sum(run.executions for run in campaign.runs("x", tmp_path)) == 12
