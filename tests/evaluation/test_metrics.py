@@ -100,6 +100,19 @@ def test_a_vocabulary_too_large_for_a_block_is_computed_row_by_row(monkeypatch: 
     test_against_plain_formulas(monkeypatch, 0)
 
 
+def test_blocks_are_bounded_by_the_size_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def rows(n_vocab: int) -> int:
+        asked.append(n_vocab)
+        return 2
+
+    monkeypatch.setattr(metrics, "_rows", rows)
+    next_token_nll(np.zeros((3, 11)), np.zeros(3, np.int64))
+    FidelityAccumulator().add(np.zeros((3, 12)), np.zeros((3, 12)))
+    assert asked == [11, 12]
+
+
 def test_no_logits_at_all_are_no_position() -> None:
     accumulator = FidelityAccumulator()
     accumulator.add(np.zeros((0, 0)), np.zeros((0, 0)))

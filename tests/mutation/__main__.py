@@ -30,6 +30,12 @@ def main() -> None:
         return
     for module in () if options.page else options.modules or MODULES:
         subprocess.run([sys.executable, "-m", "tests.mutation", "--here", module], check=True)
+    if options.page:
+        write_page()
+
+
+def write_page() -> None:
+    """Write docs/mutants.md from the figures noted."""
     figures.PAGE.write_text(figures.page(MODULES, figures.read()), "utf-8")
 
 
@@ -44,6 +50,7 @@ def one(module: str, only: tuple[int, ...]) -> None:
     )
     if not only:
         figures.note(module, found)
+        write_page()
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
         Equivalent(
             "for start in range(0, len(tokens) - 1, rows):",
             "what it adds is a block without rows at the end",
-            ("1 → 0",),
+            ("1 → 0", "len(tokens) - 1 → len(tokens) + 1"),
         ),
     ),
     "gguf_tools/evaluation/card/statistics.py": (Equivalent("_BLOCK_BYTES = 16 << 20", ROWS_AT_A_TIME),),
