@@ -278,6 +278,17 @@ CLASSES: Mapping[str, ClassRules] = {
     ),
     "olmo": _layer_norm_row(2048, None, defaults={"clip_qkv": None}),
     "lfm2": ClassRules(defaults={"max_position_embeddings": 128000, "norm_eps": 1e-5}, theta=1e6),
+    "lfm2_moe": ClassRules(
+        defaults={
+            "max_position_embeddings": 128000,
+            "norm_eps": 1e-5,
+            "num_experts_per_tok": 4,
+            "norm_topk_prob": True,
+            "use_expert_bias": True,
+            "routed_scaling_factor": 1.0,
+        },
+        theta=1e6,
+    ),
     "mamba2": ClassRules(
         defaults={
             "layer_norm_epsilon": 1e-5,

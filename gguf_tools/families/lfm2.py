@@ -6,7 +6,7 @@ and the layers with attention as `full_attn_idxs`; the kinds of the layers follo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from gguf_tools.families.tiny.attention import CONTEXT, HEADS, HIDDEN, KV_HEADS,
 from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_tiny_tokenizer
 from gguf_tools.model.spec import (
     Attention,
+    FeedForward,
     GatedMLP,
     Layer,
     LayerSpec,
@@ -38,18 +39,28 @@ from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tying import EMBEDDING, OUTPUT, TIE
 from gguf_tools.tensors.views import Reshaped
 
-MATRICES = {"ffn.gate": "w1", "ffn.up": "w3", "ffn.down": "w2"}
+MATRICES = {"gate": "w1", "up": "w3", "down": "w2"}
+FeedForwardReader = Callable[[str, int], tuple[FeedForward, LayerTensors]]
+"""(prefix of the feed-forward's tensors, hidden size) → the feed-forward and its tensors by role."""
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """`operator_norm` before each mixer, and a dense feed-forward of w1, w2 and w3."""
+    """`operator_norm` before each mixer, a dense feed-forward of w1, w2 and w3, and no router."""
     names = ("model.layers.0.operator_norm.weight", "model.layers.0.feed_forward.w1.weight")
-    return all(name in checkpoint.tensors for name in names)
+    routed = any(name.endswith(".feed_forward.gate.weight") for name in checkpoint.tensors)
+    return all(name in checkpoint.tensors for name in names) and not routed
 
 
 def build(checkpoint: Checkpoint) -> Model:
     """The checkpoint as a Model. Raises CheckpointError for missing, leftover or misshapen tensors."""
     inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, bare("lfm2"))
+    return decoder(checkpoint, inventory, config, FAMILY.name, lambda prefix, hidden: dense(inventory, prefix, hidden))
+
+
+def decoder(
+    checkpoint: Checkpoint, inventory: Inventory, config: ClassConfig, family: str, feed_forward: FeedForwardReader
+) -> Model:
+    """A model of short convolutions and attention, whose feed-forwards `feed_forward` reads."""
     if "tie_embedding" in config.values:
         # transformers uses the old key in place of its own.
         config.values = {**config.values, TIE: config.values["tie_embedding"]}
@@ -60,7 +71,7 @@ def build(checkpoint: Checkpoint) -> Model:
     for n in range(layer_count(inventory, "model.layers.")):
         prefix = f"model.layers.{n}."
         mixer, part = _mixer(inventory, config, prefix, hidden, norm)
-        ffn, ffn_part = _feed_forward(inventory, f"{prefix}feed_forward.", hidden)
+        ffn, ffn_part = feed_forward(f"{prefix}feed_forward.", hidden)
         norms = {
             role: inventory.take(f"{prefix}{name}.weight", hidden)
             for role, name in (("mixer_norm", "operator_norm"), ("ffn_norm", "ffn_norm"))
@@ -77,7 +88,7 @@ def build(checkpoint: Checkpoint) -> Model:
         output_norm=norm,
         tied=tied,
     )
-    return finished(checkpoint, config, FAMILY.name, spec, tensors, layers)
+    return finished(checkpoint, config, family, spec, tensors, layers)
 
 
 def _mixer(
@@ -135,12 +146,9 @@ def _attention(
     return Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=rope(config, dim), qk_norm=norm), part
 
 
-def _feed_forward(inventory: Inventory, prefix: str, hidden: int) -> tuple[GatedMLP, LayerTensors]:
+def dense(inventory: Inventory, prefix: str, hidden: int) -> tuple[GatedMLP, LayerTensors]:
     """SwiGLU of `w1` (gate) and `w3` (up), (width, hidden), and `w2` (down), (hidden, width)."""
-    width = inventory.shape(f"{prefix}w1.weight")[0]
-    shapes = {"ffn.gate": (width, hidden), "ffn.up": (width, hidden), "ffn.down": (hidden, width)}
-    part = {role: inventory.take(f"{prefix}{MATRICES[role]}.weight", *shape) for role, shape in shapes.items()}
-    return GatedMLP(width), part
+    return hf.gated_mlp(inventory, prefix, hidden, names=MATRICES)
 
 
 KERNEL = 3

@@ -75,7 +75,7 @@ class Router:
     `score` turns the logits into weights: a softmax over all experts, or a sigmoid per expert. The `top_k` experts with the
     largest logits are selected; with `selection_bias`, those with the largest logit + bias, and with `score_bias` those with
     the largest weight + bias, where the bias affects the selection only and not the weights. The weights of the selected
-    experts are divided by their sum if `normalised`, and
+    experts are divided by their sum plus `sum_eps` if `normalised`, and
     multiplied by `scale`.
     """
 
@@ -85,6 +85,9 @@ class Router:
     score: Literal["softmax", "sigmoid"] = choice(lambda score, _: f"a {score} router", "softmax")
     selection_bias: bool = option("a router bias added before the score function, for the selection alone", False)
     score_bias: bool = option("a router bias added after the score function, for the selection alone", False)
+    sum_eps: float = option(
+        lambda eps, _: f"router weights divided by their sum plus {eps:g}", 0.0, neutral=lambda eps, _: eps < 1e-12
+    )
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ EXPRESSES = frozenset(
         "Router.scale",
         "Router.selection_bias",
         "Router.score_bias",
+        "Router.sum_eps",
         "SharedExpert.gated=true",
         "SharedExpert.gated=false",
     }

@@ -63,7 +63,7 @@ def route(router: Router, logits: torch.Tensor, bias: torch.Tensor | None = None
     chosen = (measure if bias is None else measure + bias).topk(router.top_k, dim=-1).indices
     scores = every.gather(-1, chosen)
     if router.normalised:
-        scores = scores / scores.sum(-1, keepdim=True)
+        scores = scores / (scores.sum(-1, keepdim=True) + router.sum_eps)
     return chosen, scores * router.scale
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from gguf_tools.model.spec import Layer, Model, ModelSpec, MoE, Router
-from gguf_tools.rewrites.base import ROUTER, Rewrite, map_layers
+from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, MoE, Router
+from gguf_tools.rewrites.base import EXPERTS, ROUTER, Rewrite, any_layer, map_layers
 from gguf_tools.tensors.base import Filled
+from gguf_tools.tensors.views import scaled
 
 
 def _biased(spec: ModelSpec) -> bool:
@@ -61,6 +62,32 @@ def with_softmax_and_bias(layer: Layer) -> Layer:
     return Layer(spec, {**layer.tensors, "moe.router_bias": bias})
 
 
+def _scaled(layer: LayerSpec) -> bool:
+    return isinstance(layer.feed_forward, MoE) and layer.feed_forward.router.scale != 1.0
+
+
+def _fold_scale(model: Model) -> Model:
+    def change(layer: Layer) -> Layer:
+        ffn = layer.spec.feed_forward
+        if not isinstance(ffn, MoE) or ffn.router.scale == 1.0:
+            return layer
+        spec = replace(layer.spec, feed_forward=replace(ffn, router=replace(ffn.router, scale=1.0)))
+        return Layer(spec, {**layer.tensors, "moe.down": scaled(layer.tensors["moe.down"], ffn.router.scale)})
+
+    return map_layers(model, change)
+
+
+FOLDED_ROUTER_SCALE = Rewrite(
+    name="router scale folded into the experts",
+    why="what multiplies the routed experts' weights multiplies their down projections",
+    applies=any_layer(_scaled),
+    apply=_fold_scale,
+    linear=True,
+    keeps_row_angles=True,
+    parts=(MoE, Router),
+    expresses=EXPERTS | ROUTER | {"Router.score_bias", "Router.sum_eps"},
+    removes=frozenset({"Router.scale"}),
+)
 UNIFORM_ROUTER_BIAS = Rewrite(
     name="router bias left out",
     why="it is the same for all experts, or all experts are selected, so the selection does not depend on it",

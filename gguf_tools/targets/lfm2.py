@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.formats.gguf.header import ValueType, array, u32
+from gguf_tools.formats.gguf.header import Metadata, ValueType, array, u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import (
     Attention,
@@ -24,7 +25,7 @@ from gguf_tools.model.spec import (
     ShortConv,
 )
 from gguf_tools.targets import lifting, lowering, names
-from gguf_tools.targets.base import Lowered, Target
+from gguf_tools.targets.base import Lowered, OutputTensor, Target
 from gguf_tools.targets.limits import (
     ATTENTION,
     DECODER,
@@ -76,18 +77,25 @@ def limits(spec: ModelSpec) -> list[str]:
     return mixer_limits(spec) + mlp_limits(spec)
 
 
+def metadata(arch: str, spec: ModelSpec) -> Metadata:
+    """Sizes, attention heads, RoPE, which layers are convolutions, and their kernel."""
+    kv_heads = [layer.mixer.kv_heads if isinstance(layer.mixer, Attention) else 0 for layer in spec.layers]
+    return lowering.common_metadata(arch, spec) | {
+        f"{arch}.attention.head_count_kv": array(ValueType.INT32, kv_heads),
+        f"{arch}.shortconv.l_cache": u32(convolutions(spec)[0].kernel),
+    }
+
+
+def lower_tensors(model: Model, names_of: Mapping[str, str]) -> tuple[OutputTensor, ...]:
+    """All tensors in file order, with the GGUF names of roles in `names_of`."""
+    tensors = lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, names_of))
+    return tuple(replace(t, name=OUTPUT_NORM) if t.name == "output_norm.weight" else t for t in tensors)
+
+
 def lower(model: Model) -> Lowered:
     """The model as an `lfm2` file: tensors are renamed, their values do not change."""
-    spec = model.spec
-    kv_heads = [layer.mixer.kv_heads if isinstance(layer.mixer, Attention) else 0 for layer in spec.layers]
-    metadata = lowering.common_metadata(NAME, spec) | {
-        f"{NAME}.attention.head_count_kv": array(ValueType.INT32, kv_heads),
-        f"{NAME}.shortconv.l_cache": u32(convolutions(spec)[0].kernel),
-        f"{NAME}.feed_forward_length": u32(lowering.ffn_width(spec)),
-    }
-    tensors = lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, NAMES))
-    named = (replace(t, name=OUTPUT_NORM) if t.name == "output_norm.weight" else t for t in tensors)
-    return Lowered(NAME, metadata, tuple(named))
+    width = {f"{NAME}.feed_forward_length": u32(lowering.ffn_width(model.spec))}
+    return Lowered(NAME, metadata(NAME, model.spec) | width, lower_tensors(model, NAMES))
 
 
 def lift_mixer(source: GGUFSource, n: int, norm: Norm) -> tuple[Mixer, LayerTensors]:

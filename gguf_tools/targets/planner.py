@@ -10,12 +10,19 @@ from gguf_tools.model.spec import Model
 from gguf_tools.rewrites.approximations import Approximation, LayerFit, Tokens
 from gguf_tools.rewrites.base import Rewrite
 from gguf_tools.rewrites.heads import FOLDED_GAIN, FOLDED_VALUE_SCALE, SHARED_HEAD_NORM
-from gguf_tools.rewrites.router import UNIFORM_ROUTER_BIAS
+from gguf_tools.rewrites.router import FOLDED_ROUTER_SCALE, UNIFORM_ROUTER_BIAS
 from gguf_tools.rewrites.scales import SCALE_REWRITES
 from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.registry import all_targets, target_named
 
-COMMON_REWRITES = (UNIFORM_ROUTER_BIAS, FOLDED_GAIN, SHARED_HEAD_NORM, FOLDED_VALUE_SCALE, *SCALE_REWRITES)
+COMMON_REWRITES = (
+    UNIFORM_ROUTER_BIAS,
+    FOLDED_GAIN,
+    SHARED_HEAD_NORM,
+    FOLDED_VALUE_SCALE,
+    FOLDED_ROUTER_SCALE,
+    *SCALE_REWRITES,
+)
 """Rewrites that every target needs; applied before the target's own."""
 
 

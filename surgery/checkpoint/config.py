@@ -15,6 +15,8 @@ from surgery.algebra import Half, Stack, origins
 
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+LEADING_DENSE_KEYS = ("first_k_dense_replace", "num_dense_layers")
+"""Keys of the number of layers without experts, which are the first."""
 INNER = "text_config"
 """Key of the text model's config in a config with a vision tower."""
 NOT_PER_LAYER = re.compile(
@@ -60,12 +62,12 @@ def followed(
     if "mlp_only_layers" in config or "decoder_sparse_step" in config:
         # decoder_sparse_step depends on a layer's index, so moved dense layers must be listed.
         changed |= {"mlp_only_layers": dense, "decoder_sparse_step": 1}
-    if config.get("first_k_dense_replace"):
+    for key in filter(config.get, LEADING_DENSE_KEYS):
         if dense != list(range(len(dense))):
             raise UnsupportedError(
-                f"layer {dense[-1]} would be dense, but first_k_dense_replace in config.json only allows leading dense layers"
+                f"layer {dense[-1]} would be dense, but {key} in config.json only allows leading dense layers"
             )
-        changed["first_k_dense_replace"] = len(dense)
+        changed[key] = len(dense)
     changed |= _expert_counts(config, old, new)
     inner = config.get(INNER)
     if isinstance(inner, dict):

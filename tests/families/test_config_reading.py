@@ -131,6 +131,7 @@ SOURCES = {
     "glm4-moe/plain": {},
     "glm4-moe/dots": {},
     "lfm2/plain": {},
+    "lfm2-moe/plain": {},
     "mamba2/plain": {},
 }
 

@@ -65,6 +65,9 @@ MODELS = {
     "logit scale folded into the final norm": plain(layer(), logit_scale=0.5),
     "bias on the attention output": plain(layer(replace(ATTENTION, bias=frozenset("qkvo")))),
     "router bias left out": uniform_bias(),
+    "router scale folded into the experts": plain(
+        layer(feed_forward=replace(EXPERTS, router=replace(EXPERTS.router, scale=2.5)))
+    ),
     "softmax router for one expert": plain(layer(feed_forward=SIGMOID)),
     "squared ReLU as SwiGLU": plain(layer(feed_forward=MLP(20, "relu2", frozenset({"up", "down"})))),
     "feed-forward without a gate as SwiGLU": plain(layer(feed_forward=MLP(20, "relu", frozenset({"up", "down"})))),
