@@ -29,6 +29,7 @@ COMMANDS = {
         "Evaluate GGUF files with llama.cpp: against the torch reference, or on questions.",
     ),
     "verify": ("gguf_tools.commands.verify:verify", "Check a GGUF against its source, byte for byte."),
+    "diff": ("gguf_tools.commands.diff:diff", "Compare two GGUF files, or a GGUF and its source."),
     "card": ("gguf_tools.commands.card:card", "Write a model card, and an Ollama Modelfile, for quantized files."),
     "inspect": ("gguf_tools.commands.inspect:inspect_command", "Describe a checkpoint or a GGUF."),
     "demo": ("gguf_tools.commands.demo:demo", "Convert, quantize and evaluate a bundled model."),

@@ -57,7 +57,7 @@ def compare_metadata(header: GGUFHeader, expected: Metadata, stated: Metadata) -
             there = stated[key].value
         if there is None and not stated and key.startswith(f"{header.get('general.architecture')}."):
             # llama.cpp's default for this key is not known here, so it cannot be compared.
-            findings.append(MetadataFinding(key=key, verdict="unknown", found="", expected=_text(field.value)))
+            findings.append(MetadataFinding(key=key, verdict="unknown", found="", expected=value_text(field.value)))
             continue
         findings.append(_finding(key, there, field.value, mine))
     findings = [_beyond(finding, mine, expected) for finding in findings]
@@ -67,7 +67,9 @@ def compare_metadata(header: GGUFHeader, expected: Metadata, stated: Metadata) -
             # A chat template that the source does not have counts as different: it changes the model's prompts.
             brought = key.startswith(TEMPLATE) and any(other.startswith("tokenizer.") for other in expected)
             findings.append(
-                MetadataFinding(key=key, verdict="different" if brought else "unknown", found=_text(value), expected="")
+                MetadataFinding(
+                    key=key, verdict="different" if brought else "unknown", found=value_text(value), expected=""
+                )
             )
     return findings
 
@@ -78,10 +80,10 @@ def _finding(key: str, found: Any, expected: Any, mine: Mapping[str, Any]) -> Me
         found = False  # llama.cpp's default
     if found is None:
         verdict: MetadataVerdict = "unknown" if key in MAY_BE_ABSENT else "different"
-        return MetadataFinding(key=key, verdict=verdict, found="", expected=_text(expected))
+        return MetadataFinding(key=key, verdict=verdict, found="", expected=value_text(expected))
     if _agree(key, found, expected, mine):
-        return MetadataFinding(key=key, verdict="identical", found=_text(found), expected=_text(expected))
-    left, right = _first_difference(found, expected)
+        return MetadataFinding(key=key, verdict="identical", found=value_text(found), expected=value_text(expected))
+    left, right = first_difference(found, expected)
     if key == PRE and found not in {row.name for row in TABLE}:
         return MetadataFinding(key=key, verdict="unknown", found=left, expected=right)
     return MetadataFinding(key=key, verdict="different", found=left, expected=right)
@@ -106,17 +108,17 @@ def _agree(key: str, found: Any, expected: Any, mine: Mapping[str, Any]) -> bool
     if key == TYPES:
         return _types_agree(found, expected, mine.get(TOKENS))
     if key == SCORES:
-        return _same(found, expected) or _same_order(found, expected)
-    return _same(found, expected)
+        return same_value(found, expected) or _same_order(found, expected)
+    return same_value(found, expected)
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_value(a: Any, b: Any) -> bool:
     """Whether two values are equal to llama.cpp: numbers as 32-bit floats, an array of equal numbers like one number."""
     if isinstance(a, tuple) != isinstance(b, tuple):
         many, one = (a, b) if isinstance(a, tuple) else (b, a)
-        return bool(many) and all(_same(item, one) for item in many)
+        return bool(many) and all(same_value(item, one) for item in many)
     if isinstance(a, tuple):
-        return a == b or (len(a) == len(b) and all(map(_same, a, b)))
+        return a == b or (len(a) == len(b) and all(map(same_value, a, b)))
     if isinstance(a, float) or isinstance(b, float):
         numbers = all(isinstance(value, int | float) for value in (a, b))
         with np.errstate(over="ignore"):
@@ -150,7 +152,7 @@ def _same_order(found: Any, expected: Any) -> bool:
     return bool(np.array_equal(mine, theirs))
 
 
-def _first_difference(found: Any, expected: Any) -> tuple[str, str]:
+def first_difference(found: Any, expected: Any) -> tuple[str, str]:
     """Both values as text; for arrays the first item that differs, for long texts the part from the first difference on."""
     if isinstance(found, tuple) and isinstance(expected, tuple):
         return _items(found, expected)
@@ -159,26 +161,27 @@ def _first_difference(found: Any, expected: Any) -> tuple[str, str]:
         at = min(len(found), len(expected)) if at is None else at
         start = max(0, at - 20) if max(len(found), len(expected)) > SHOWN else 0
         return _cut(found, start), _cut(expected, start)
-    return _text(found), _text(expected)
+    return value_text(found), value_text(expected)
 
 
 def _items(found: Sequence[Any], expected: Sequence[Any]) -> tuple[str, str]:
     pairs = zip(found, expected, strict=False)
-    at = next((n for n, (a, b) in enumerate(pairs) if not _same(a, b)), None)
+    at = next((n for n, (a, b) in enumerate(pairs) if not same_value(a, b)), None)
     if at is None or len(found) != len(expected):
         return f"{len(found)} items", f"{len(expected)} items"
     if len(found) <= 16:
-        return _text(found), _text(expected)
-    return f"item {at}: {_text(found[at])}", f"item {at}: {_text(expected[at])}"
+        return value_text(found), value_text(expected)
+    return f"item {at}: {value_text(found[at])}", f"item {at}: {value_text(expected[at])}"
 
 
 def _cut(text: str, start: int) -> str:
-    return _text(("…" if start else "") + text[start : start + 2 * SHOWN])
+    return value_text(("…" if start else "") + text[start : start + 2 * SHOWN])
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A metadata value for a report, shortened."""
     if isinstance(value, tuple):
-        items = ", ".join(_text(item) for item in value[:16])
+        items = ", ".join(value_text(item) for item in value[:16])
         return shortened(f"[{items}]" if len(value) <= 16 else f"{len(value)} items", 2 * SHOWN)
     if isinstance(value, float):
         return f"{value:.7g}"

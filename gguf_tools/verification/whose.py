@@ -35,7 +35,7 @@ def whose_layer(given: GGUFTensor, name: str, sources: Mapping[str, Tensor]) -> 
     return _nearest(given.flat(0, min(SAMPLE, given.size)), ((other, sources[other], 0) for other in others))
 
 
-def whose_experts(given: GGUFTensor, source: Tensor, matrices: Iterable[int]) -> dict[int, int]:
+def whose_experts(given: Tensor, source: Tensor, matrices: Iterable[int]) -> dict[int, int]:
     """For the differing `matrices` (experts) of a tensor: the index of the source's matrix that each has instead, if any."""
     size = source.size // source.shape[0]
     experts = min(source.shape[0], MOST)

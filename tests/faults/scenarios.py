@@ -69,6 +69,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         line="verify {in}/small.gguf --source {in}/checkpoint --json {out}/report.json",
         llama="encode",
     ),
+    Scenario(command="diff", line="diff {in}/checkpoint {in}/f32.gguf --json {out}/report.json"),
     Scenario(
         command="card",
         line="card {in}/checkpoint {in}/small.gguf --suite none --out {out}/README.md --modelfile --json {out}/report.json",

@@ -1,0 +1,1 @@
+"""What differs between two GGUF files, or between a GGUF and its source."""
