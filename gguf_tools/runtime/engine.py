@@ -285,6 +285,16 @@ class Engine:
         logits = self._observed(exchange, tokens, [len(tokens)], lambda *_: None)
         return exchange.found, logits
 
+    def intermediates(
+        self, tokens: Tokens, names: Sequence[str], step: int, progress: CountProgress
+    ) -> tuple[list[dict[str, Any]], Logits]:
+        """The named tensors of the graphs that read `tokens`, `step` at a time: what `Recorder` notes, and all values, flat."""
+        from gguf_tools.runtime.intermediates import Recorder
+
+        recorder = Recorder(frozenset(names))
+        self._observed(recorder, tokens, [len(tokens)], progress, recorder.begin, step)
+        return recorder.records, np.concatenate([np.zeros(0, np.float32), *(c.reshape(-1) for c in recorder.copies)])
+
     def layer_changes(self, tokens: Tokens, lengths: Sequence[int], progress: CountProgress) -> dict[str, Any]:
         """What each layer and expert does while the chunks in `tokens`, `lengths` long, are read (`LayerChanges.answer`)."""
         from gguf_tools.runtime.layer_changes import LayerChanges
@@ -300,10 +310,11 @@ class Engine:
         lengths: Sequence[int],
         progress: CountProgress,
         begin: Callable[[], None] = lambda: None,
+        step: int = _MAX_BATCH,
     ) -> Logits:
         """Read chunks of tokens while `observer` is shown the graph, `begin` called before each batch; the last one's logits.
 
-        LlamaError with the observer's error, if it noted one.
+        A batch has at most `step` tokens. LlamaError with the observer's error, if it noted one.
         """
         from gguf_tools.runtime.graph import GraphTensor
 
@@ -317,8 +328,9 @@ class Engine:
             done = 0
             for length in lengths:
                 self._prepare(1, max(lengths))
-                for start in range(0, length, self._n_batch):
-                    part = tokens[done : done + min(self._n_batch, length - start)]
+                size = min(step, self._n_batch)
+                for start in range(0, length, size):
+                    part = tokens[done : done + min(size, length - start)]
                     positions = np.arange(start, start + len(part), dtype=np.int32)
                     begin()
                     # Logits are requested at every position: the last layer skips positions without.

@@ -56,6 +56,22 @@ class Node:
     sources: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Intermediate:
+    """A tensor of llama.cpp's graph as it was computed for one batch of tokens.
+
+    `name` is without the layer (None outside the layers); `occurrence` counts the tensors of the same name and operation `op`
+    in the graph, from 0. `values` are in numpy order, (ne[3], ne[2], ne[1], ne[0]), ids as floats.
+    """
+
+    name: str
+    layer: int | None
+    op: str
+    occurrence: int
+    batch: int
+    values: npt.NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class GreedyResult:
     """A greedy continuation: token ids, and for each the difference of the two largest logits (margin)."""

@@ -7,13 +7,14 @@ with the file, the operation and the cause from llama.cpp's log.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from io import RawIOBase
 from pathlib import Path
@@ -29,7 +30,16 @@ from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.machine import physical_cores
 from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
-from gguf_tools.runtime.interface import GreedyResult, LayerStatistics, Memory, Message, ModelInfo, Node, Speed
+from gguf_tools.runtime.interface import (
+    GreedyResult,
+    Intermediate,
+    LayerStatistics,
+    Memory,
+    Message,
+    ModelInfo,
+    Node,
+    Speed,
+)
 from gguf_tools.runtime.log import buffer_sizes, decisive_lines, last_lines
 from gguf_tools.runtime.silence import Silence, current_limit
 from gguf_tools.tokenizers.model_name import refused_name
@@ -327,6 +337,28 @@ class Runtime:
         """The nodes of the graph in which these tokens, at most `info.batch`, are read at once, in order of computation."""
         answer = self._call("nodes", {}, self._one_batch(tokens, "nodes")).header["nodes"]
         return [Node(n["name"], tuple(n["shape"]), bool(n["float"]), tuple(n["sources"])) for n in answer]
+
+    def intermediates(
+        self,
+        tokens: Sequence[int],
+        names: Iterable[str],
+        step: int | None = None,
+        progress: CountProgress | None = None,
+    ) -> list[Intermediate]:
+        """The named tensors of the graphs in which one sequence is read, in order of computation.
+
+        `names` are without layers: `Qcur` stands for `Qcur-0`, `Qcur-1` … The sequence is read `step` tokens at a time, by
+        default as many at once as the engine takes (`info.batch`).
+        """
+        self._check_lengths([tokens], 0)
+        header = {"names": sorted(names), "step": step or self.info.batch}
+        answer = self._call("intermediates", header, self._ids([tokens], "intermediates"), progress)
+        flat, at, found = _array(answer), 0, []
+        for record in answer.header["records"]:
+            shape = tuple(record.pop("shape"))
+            found.append(Intermediate(values=flat[at : at + math.prod(shape)].reshape(shape), **record))
+            at += math.prod(shape)
+        return found
 
     def exchange(
         self, tokens: Sequence[int], read: Sequence[int], write: Mapping[int, npt.NDArray[np.float32]]

@@ -117,6 +117,7 @@ class _Service:
             "layer_changes": self._layer_changes,
             "nodes": self._nodes,
             "exchange": self._exchange,
+            "intermediates": self._intermediates,
         }
         return handlers[frame.header["op"]](frame.header, frame.array)
 
@@ -181,6 +182,10 @@ class _Service:
 
     def _nodes(self, _: dict[str, Any], array: Any) -> Answer:
         return {"kind": "nodes", "nodes": self._engine.nodes(array)}, None
+
+    def _intermediates(self, header: dict[str, Any], array: Any) -> Answer:
+        records, flat = self._engine.intermediates(array, header["names"], header["step"], self._progress)
+        return {"kind": "intermediates", "records": records}, flat
 
     def _exchange(self, header: dict[str, Any], array: Any) -> Answer:
         """Answers with the nodes that were read and the logits; asked with the tokens (as floats) and the new values."""
