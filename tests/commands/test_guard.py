@@ -79,6 +79,7 @@ def runs(place: Place) -> dict[str, list[tuple[list[object], dict[str, Path]]]]:
         "card": [([source, file, "--suite", "none"], {"--out": out / "a.md"})],
         "eval": [([file, "--suite", "card"], {"--csv": out / "a.csv", "--markdown": out / "a.md"})],
         "verify": [([file, "--source", source], {})],
+        "diff": [([source, file], {})],
         "inspect": [([file], {}), ([source], {})],
         "demo": [([], {})],
     }

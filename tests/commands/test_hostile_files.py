@@ -114,6 +114,8 @@ MODELS = [
     ("quantize", "{bad}", "{out}", "q8_0"),
     ("surgery", "{bad}", "{out}", "--swap", "0:1"),
     ("verify", "{bad}", "--source", "{folder}"),
+    ("diff", "{bad}", "{folder}"),
+    ("diff", "{model}", "{bad}"),
     ("inspect", "{bad}"),
 ]
 
