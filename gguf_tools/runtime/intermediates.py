@@ -57,6 +57,7 @@ class Recorder:
         return True
 
     def _copy(self, name: str, base: str, layer: int | None, tensor: Any) -> None:
+        """Keep a copy of the values, and what identifies the tensor."""
         op = library().ggml_op_name(tensor.op).decode()
         occurrence = self._seen[name, op]
         self._seen[name, op] += 1
