@@ -68,6 +68,8 @@ def followed(
                 f"layer {dense[-1]} would be dense, but {key} in config.json only allows leading dense layers"
             )
         changed[key] = len(dense)
+    if "moe_layer_start_index" in config:
+        changed |= _span_of_experts(new)
     changed |= _expert_counts(config, old, new)
     inner = config.get(INNER)
     if isinstance(inner, dict):
@@ -75,6 +77,19 @@ def followed(
             inner, old, new, stack, {name: other.get(INNER) or {} for name, other in (donors or {}).items()}
         )
     return changed
+
+
+def _span_of_experts(spec: ModelSpec) -> dict[str, int]:
+    """Ernie's keys for the layers with experts. Raises UnsupportedError if these are not consecutive."""
+    routed = [n for n, layer in enumerate(spec.layers) if isinstance(layer.feed_forward, MoE)]
+    first, last = (routed[0], routed[-1]) if routed else (len(spec.layers), len(spec.layers))
+    dense = set(range(first, last)) - set(routed)
+    if dense:
+        raise UnsupportedError(
+            f"layer {min(dense)} would be dense between layers with experts, but moe_layer_start_index and moe_layer_end_index "
+            "in config.json only allow experts in consecutive layers"
+        )
+    return {"moe_layer_start_index": first, "moe_layer_end_index": last, "moe_layer_interval": 1}
 
 
 def _no_rope(spec: ModelSpec) -> set[int]:

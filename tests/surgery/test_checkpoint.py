@@ -211,6 +211,23 @@ def test_leading_dense_layers_must_stay_leading(tmp_path: Path) -> None:
         count("swap(0:2)")
 
 
+def test_layers_with_experts_must_stay_consecutive_in_ernie(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "hf", moe(num_hidden_layers=3, mlp_only_layers=[0]))
+    model = load_model(source)
+    config = {"moe_layer_start_index": 1, "moe_layer_end_index": -1, "moe_layer_interval": 1}
+
+    def span(recipe: str) -> tuple[object, object]:
+        new = operate(model, parse_text(recipe)).spec
+        got = followed(config, model.spec, new, parse_text(recipe).apply(3))
+        return got["moe_layer_start_index"], got["moe_layer_end_index"]
+
+    assert span("duplicate(0)") == (2, 3)
+    assert span("swap(0:2)") == (0, 1)
+    assert span("delete(1..2)") == (1, 1)
+    with pytest.raises(UnsupportedError, match="layer 1 would be dense between"):
+        span("swap(0:1)")
+
+
 def test_the_recipe_lies_beside_and_grows(qwen3_folder: Path, tmp_path: Path) -> None:
     once = operated(qwen3_folder, tmp_path / "once", "duplicate(0)")
     twice = operated(once, tmp_path / "twice", "swap(0:3)")
