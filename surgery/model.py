@@ -98,6 +98,8 @@ EXPRESSES = frozenset(
         "Rope.scaling=YarnScaling",
         "Rope.scaling=Llama3Scaling",
         "Rope.scaling=FactorScaling",
+        "Rope.scaling=LongRopeScaling",
+        "LongRopeScaling.attention_factor",
         "YarnScaling.beta_fast",
         "YarnScaling.beta_slow",
         "YarnScaling.attention_factor",

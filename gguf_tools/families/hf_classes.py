@@ -300,7 +300,12 @@ CLASSES: Mapping[str, ClassRules] = {
         }
     ),
     "phi3": _row(
-        4096, epsilon=1e-5, defaults={"sliding_window": None}, windows=Windows(), partial=True, partial_default=1.0
+        4096,
+        epsilon=1e-5,
+        defaults={"sliding_window": None, "original_max_position_embeddings": 4096},
+        windows=Windows(),
+        partial=True,
+        partial_default=1.0,
     ),
 }
 """The rules by model_type. The outer type of a multimodal model has the rules of its text model."""

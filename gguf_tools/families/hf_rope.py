@@ -12,7 +12,15 @@ from typing import Any
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.families.hf_config import ClassConfig
 from gguf_tools.families.reading import is_number
-from gguf_tools.model.rope import LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling
+from gguf_tools.model.rope import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    Scaling,
+    YarnScaling,
+    longrope_magnitude,
+)
 from gguf_tools.text import shortened
 
 PARTIAL, ORIGINAL = "partial_rotary_factor", "original_max_position_embeddings"
@@ -47,17 +55,18 @@ def scaling_kind(stated: Mapping[str, Any]) -> str:
     return "default" if kind in (None, "mrope") else str(kind)
 
 
-def rope(config: ClassConfig, head_dim: int, *, whole: bool = False) -> Rope:
+def rope(config: ClassConfig, head_dim: int, *, whole: bool = False, aliases: Mapping[str, str] = {}) -> Rope:
     """The rope of a layer with heads of `head_dim` dimensions.
 
-    `whole`: if the config names no known class, all dimensions are rotated and partial_rotary_factor is ignored. Raises
-    CheckpointError for unusable values, UnsupportedError for a scaling that is not supported.
+    `whole`: if the config names no known class, all dimensions are rotated and partial_rotary_factor is ignored. `aliases` are
+    names of scalings that the class reads as others. Raises CheckpointError for unusable values, UnsupportedError for a
+    scaling that is not supported.
     """
     stated = stated_rope(config)
-    kind = scaling_kind(stated)
+    kind = aliases.get(scaling_kind(stated), scaling_kind(stated))
     theta = _theta(config, stated)
     dims = _dims(config, stated, head_dim, kind, whole=whole)
-    scaling = _scaling(config, stated, kind)
+    scaling = _scaling(config, stated, kind, dims)
     if isinstance(scaling, YarnScaling) and theta <= 1:
         raise config.wrong("rope_theta", theta, "a number above 1 for YaRN")
     return Rope(theta, dims, "half", scaling)
@@ -132,8 +141,11 @@ def _dims(config: ClassConfig, stated: Mapping[str, Any], head_dim: int, kind: s
     return dims
 
 
-def _scaling(config: ClassConfig, stated: Mapping[str, Any], kind: str) -> Scaling | None:
-    """The rope scaling, read as transformers' modeling_rope_utils does. Raises UnsupportedError for an unknown one."""
+def _scaling(config: ClassConfig, stated: Mapping[str, Any], kind: str, dims: int) -> Scaling | None:
+    """The scaling of a rope of `dims` dimensions, as transformers' modeling_rope_utils reads it.
+
+    Raises UnsupportedError for an unknown one.
+    """
     if kind == "default":
         return None
 
@@ -146,11 +158,14 @@ def _scaling(config: ClassConfig, stated: Mapping[str, Any], kind: str) -> Scali
 
     if kind == "linear":
         return LinearScaling(number("factor"))
-    if kind not in ("yarn", "llama3"):
+    if kind not in ("yarn", "llama3", "longrope"):
         raise UnsupportedError(
-            f"{config.path}: rope scaling {shortened(repr(kind))} is not supported; default, linear, yarn and llama3 are"
+            f"{config.path}: rope scaling {shortened(repr(kind))} is not supported; default, linear, yarn, llama3 and longrope "
+            "are"
         )
     original = _original_context(config, stated)
+    if kind == "longrope":
+        return _longrope(config, stated, dims // 2, original)
     if kind == "llama3":
         low, high = number("low_freq_factor"), number("high_freq_factor")
         if high <= low:
@@ -179,8 +194,39 @@ def _scaling(config: ClassConfig, stated: Mapping[str, Any], kind: str) -> Scali
     )
 
 
+def _longrope(config: ClassConfig, stated: Mapping[str, Any], pairs: int, original: int) -> LongRopeScaling:
+    """LongRoPE with a short and a long factor for each pair; the attention factor follows from `factor` if it is not stated."""
+    factors = {}
+    for key in ("short_factor", "long_factor"):
+        values = stated.get(key)
+        if not isinstance(values, list) or len(values) != pairs or not all(is_number(v) and v > 0 for v in values):
+            raise config.wrong(
+                f"rope_scaling.{key}", values, f"a list of {pairs} numbers above 0, one for each pair of dimensions"
+            )
+        factors[key] = tuple(map(float, values))
+    given = {key: stated.get(key) for key in ("factor", "attention_factor")}
+    for key, value in given.items():
+        if value is not None and (not is_number(value) or value <= 0):
+            raise config.wrong(f"rope_scaling.{key}", value, "a number above 0")
+    if original < 2 and given["attention_factor"] is None:
+        raise config.wrong(ORIGINAL, original, "more than 1 token for longrope without an attention_factor")
+    ratio = config.trained_context() / original if given["factor"] is None else given["factor"]
+    attention = longrope_magnitude(ratio, original) if given["attention_factor"] is None else given["attention_factor"]
+    config.note(
+        f"longrope has other frequencies for sequences above {original} tokens: llama.cpp takes those for every sequence if it "
+        f"runs with a context above {original}, so run shorter texts with a context of at most {original}"
+    )
+    return LongRopeScaling(
+        short=factors["short_factor"],
+        long=factors["long_factor"],
+        original_context=original,
+        attention_factor=float(attention),
+    )
+
+
 def _original_context(config: ClassConfig, stated: Mapping[str, Any]) -> int:
     """The context length before scaling, in tokens: a key beside rope_scaling has priority over one inside it."""
+    config.fill(ORIGINAL)
     if ORIGINAL in config.values:
         length = config.values[ORIGINAL]
         if stated.get(ORIGINAL) not in (None, length):

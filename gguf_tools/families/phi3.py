@@ -26,6 +26,8 @@ from gguf_tools.model.spec import Attention, GatedMLP, Layer, LayerSpec, LayerTe
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.views import take
 
+LONGROPE = {"su": "longrope", "yarn": "longrope"}
+"""What older configs call longrope."""
 QKV, GATE_UP = "self_attn.qkv_proj.weight", "mlp.gate_up_proj.weight"
 
 
@@ -37,12 +39,11 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 
 def build(checkpoint: Checkpoint) -> Model:
-    """The checkpoint as a Model. Raises UnsupportedError for rope scaling (Phi-3's longrope is not supported yet)."""
+    """The checkpoint as a Model. Raises UnsupportedError for rope scaling other than longrope, as Phi-3's class does."""
     inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, bare("phi3"))
     scaling = scaling_kind(stated_rope(config))
-    if scaling != "default":
-        # transformers supports only longrope for Phi-3, and reads "su" and "yarn" of older configs as longrope.
-        raise UnsupportedError(f"{config.path}: rope scaling {scaling!r} (longrope) of Phi-3 is not supported yet")
+    if scaling not in ("default", "longrope", *LONGROPE):
+        raise UnsupportedError(f"{config.path}: rope scaling {scaling!r} is not Phi-3's; longrope is")
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         mixer, part = _attention(inventory, config, prefix, hidden)
@@ -76,19 +77,33 @@ def _attention(inventory: Inventory, config: ClassConfig, prefix: str, hidden: i
         "attn.v": take(qkv, range(wide + keys, rows)),
         "attn.o": inventory.take(f"{prefix}self_attn.o_proj.weight", hidden, wide),
     }
-    window = config.window(layer_number(prefix))
-    return Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=rope(config, dim), window=window), part
+    window, turned = config.window(layer_number(prefix)), rope(config, dim, aliases=LONGROPE)
+    return Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=turned, window=window), part
 
 
 _AS_LLAMA = Expected(target="llama", rewrites=("rope in interleaved pairs",))
 _PART = "rope on a part of a head by frequency factors"
-_SU = {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+_LONG = Expected(target="phi3", notes=("longrope has other frequencies for sequences above",))
+_LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0 + n / 8 for n in range(8)],
+    "long_factor": [2.0 + n for n in range(8)],
+}
+_SU = {"type": "su", "short_factor": [1.5] * 6, "long_factor": [1.0 + n for n in range(6)], "attention_factor": 1.3}
+_ORIGINAL = "original_max_position_embeddings"
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], Expected]] = {
     "plain": ({}, _AS_LLAMA),
     "tied": ({"tie_word_embeddings": True}, _AS_LLAMA),
     "window": ({"sliding_window": tiny_attention.WINDOW}, replace(_AS_LLAMA, target="granite_swa")),
     "partial-rope": ({"partial_rotary_factor": 0.75}, replace(_AS_LLAMA, rewrites=(*_AS_LLAMA.rewrites, _PART))),
-    "longrope": ({"rope_scaling": _SU}, Expected(refused="rope scaling 'su' (longrope)", oracle=False)),
+    # llama.cpp's contexts are multiples of 256: it takes the short factors of the first of these, the long ones of the others.
+    "longrope-short": ({"rope_scaling": _LONGROPE, _ORIGINAL: 256, "max_position_embeddings": 1024}, _LONG),
+    "longrope-long": ({"rope_scaling": _LONGROPE, _ORIGINAL: 12}, _LONG),
+    "su": ({"rope_scaling": {**_SU, _ORIGINAL: 12}, _ORIGINAL: 12, "partial_rotary_factor": 0.75}, _LONG),
+    "linear": (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        Expected(refused="rope scaling 'linear'", oracle=False),
+    ),
 }
 """For each variant: the keys of its config.json, and what converting it must give."""
 
@@ -113,7 +128,7 @@ FAMILY = Family(
     model_types=("phi3",),
     matches=matches,
     build=build,
-    preferred_targets=("llama", "granite_swa"),
+    preferred_targets=("llama", "granite_swa", "phi3"),
     variants={name: expected for name, (_, expected) in VARIANTS.items()},
     tiny=tiny,
 )

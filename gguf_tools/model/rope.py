@@ -61,7 +61,25 @@ class FactorScaling:
     factors: tuple[float, ...] = size()
 
 
-Scaling = LinearScaling | YarnScaling | Llama3Scaling | FactorScaling
+@dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """LongRoPE (Ding et al. 2024): each pair's frequency divided by its own factor, of which there are two sets.
+
+    Sequences of up to `original_context` tokens have the `short` factors, longer ones the `long` factors, dims / 2 each, at all
+    their positions. `attention_factor` multiplies cosine and sine.
+    """
+
+    short: tuple[float, ...] = size()
+    long: tuple[float, ...] = size()
+    original_context: int = size()
+    attention_factor: float = option("a LongRoPE attention factor", 1.0)
+
+    def factors(self, length: int) -> tuple[float, ...]:
+        """The factors for a sequence of so many tokens."""
+        return self.long if length > self.original_context else self.short
+
+
+Scaling = LinearScaling | YarnScaling | Llama3Scaling | FactorScaling | LongRopeScaling
 
 
 PAIRS = {"half": "rope in pairs half a head apart", "interleaved": "rope in interleaved pairs"}
@@ -70,6 +88,7 @@ SCALINGS = {
     "YarnScaling": "YaRN rope scaling",
     "Llama3Scaling": "llama3 rope scaling",
     "FactorScaling": "rope with frequency factors",
+    "LongRopeScaling": "LongRoPE scaling",
 }
 
 
@@ -97,8 +116,16 @@ def default_magnitude(factor: float) -> float:
     return 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
 
 
-def frequencies(rope: Rope) -> tuple[NDArray[np.float64], float]:
-    """Rotation angle per position of each pair, in radians, shape (dims / 2,), and the factor on cosine and sine."""
+def longrope_magnitude(factor: float, original_context: int) -> float:
+    """LongRoPE's recommended attention factor, √(1 + ln(factor) / ln(original_context)), or 1 for factor ≤ 1."""
+    return math.sqrt(1 + math.log(factor) / math.log(original_context)) if factor > 1.0 else 1.0
+
+
+def frequencies(rope: Rope, length: int = 0) -> tuple[NDArray[np.float64], float]:
+    """Rotation angle per position of each pair, in radians, shape (dims / 2,), and the factor on cosine and sine.
+
+    `length` is the number of tokens of the sequence, on which LongRoPE depends.
+    """
     base = rope.theta ** -(np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims)
     match rope.scaling:
         case None:
@@ -109,6 +136,8 @@ def frequencies(rope: Rope) -> tuple[NDArray[np.float64], float]:
             return _llama3(base, scaling), 1.0
         case FactorScaling(factors):
             return base / np.asarray(factors, np.float64), 1.0
+        case LongRopeScaling() as scaling:
+            return base / np.asarray(scaling.factors(length), np.float64), scaling.attention_factor
         case YarnScaling() as scaling:
             return _yarn(base, rope, scaling), scaling.magnitude
 

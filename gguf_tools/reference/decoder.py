@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.model.features import undeclared
+from gguf_tools.model.rope import LongRopeScaling
 from gguf_tools.model.spec import Attention, LayerSpec, Mamba2, Mixer, Model, MoE, ShortConv
 from gguf_tools.reference.feed_forward import dense, moe
 from gguf_tools.reference.mixers import attention, delta_net
@@ -83,6 +84,8 @@ EXPRESSES = frozenset(
         "Rope.scaling=YarnScaling",
         "Rope.scaling=Llama3Scaling",
         "Rope.scaling=FactorScaling",
+        "Rope.scaling=LongRopeScaling",
+        "LongRopeScaling.attention_factor",
         "YarnScaling.beta_fast",
         "YarnScaling.beta_slow",
         "YarnScaling.attention_factor",
@@ -152,9 +155,27 @@ class Reference:
         for layer in model.layers:
             weights, factors = load_all(layer.tensors, dtype), dict(layer.spec.multipliers)
             self.layers.append({role: w * factors[role] if role in factors else w for role, w in weights.items()})
+        ropes = {
+            layer.mixer.rope for layer in self.spec.layers if isinstance(layer.mixer, Attention) and layer.mixer.rope
+        }
+        scalings = [rope.scaling for rope in ropes if isinstance(rope.scaling, LongRopeScaling)]
+        self._limits = sorted({scaling.original_context for scaling in scalings})
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
-        """Logits of every position of each sequence, as arrays of shape (length, vocab_size)."""
+        """Logits of every position of each sequence, as arrays of shape (length, vocab_size).
+
+        With LongRoPE, whose frequencies depend on the length, sequences run together only if they have the same.
+        """
+        groups: dict[tuple[bool, ...], list[int]] = {}
+        for n, sequence in enumerate(sequences):
+            groups.setdefault(tuple(len(sequence) > limit for limit in self._limits), []).append(n)
+        found: dict[int, NDArray[np.floating]] = {}
+        for members in groups.values():
+            found |= zip(members, self._together([sequences[n] for n in members]), strict=True)
+        return [found[n] for n in range(len(sequences))]
+
+    def _together(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
+        """`logits` of sequences that run in one batch."""
         longest = max(map(len, sequences))
         tokens = torch.zeros((len(sequences), longest), dtype=torch.long)
         for row, sequence in enumerate(sequences):

@@ -18,7 +18,7 @@ def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
 
     Angles are computed in float64, since in float32 their error grows with the position.
     """
-    inv, magnitude = frequencies(rope)
+    inv, magnitude = frequencies(rope, x.shape[2])
     angles = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * torch.from_numpy(inv)
     cos, sin = (angles.cos() * magnitude).to(x.dtype), (angles.sin() * magnitude).to(x.dtype)
     sin = -sin if rope.backwards else sin

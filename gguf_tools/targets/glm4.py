@@ -3,12 +3,11 @@ up projection in one matrix (`src/models/glm4.cpp`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from gguf_tools.formats.gguf.header import u32
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import GatedMLP, Layer, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.activations import ACTIVATION_REWRITES
 from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS
 from gguf_tools.targets import gemma2, lifting, lowering, names
@@ -24,8 +23,6 @@ from gguf_tools.targets.limits import (
     attention_limits,
     norm_limits,
 )
-from gguf_tools.tensors.base import Tensor
-from gguf_tools.tensors.views import concatenate, take
 
 NAME = "glm4"
 NAMES = {**names.NORM_NAMES, **names.ATTENTION_NAMES, "ffn.up": "ffn_up.weight", "ffn.down": "ffn_down.weight"}
@@ -38,17 +35,11 @@ def limits(spec: ModelSpec) -> list[str]:
     return gemma2.post_norm_limits(spec) + attention_limits(spec) + norm_limits(spec)
 
 
-def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A layer's tensors with the rows of gate and then of up as one matrix."""
-    out = {role: tensor for role, tensor in tensors.items() if role != "ffn.gate"}
-    return {**out, "ffn.up": concatenate([tensors["ffn.gate"], tensors["ffn.up"]])}
-
-
 def lower(model: Model) -> Lowered:
     """The model as a `glm4` file: tensors are renamed, and gate and up are joined."""
     metadata = lowering.common_metadata(NAME, model.spec)
     metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(model.spec))
-    tensors = lowering.lower_tensors(model, lambda layer: names.rename(_joined(layer.tensors), NAMES))
+    tensors = lowering.lower_tensors(model, lambda layer: names.rename(lowering.joined_gate(layer.tensors), NAMES))
     return Lowered(NAME, metadata, tensors)
 
 
@@ -58,11 +49,8 @@ def lift(source: GGUFSource) -> Model:
     def layer(n: int) -> Layer:
         mixer, part = lifting.lift_attention(source, n, Norm(0.0))
         rope = replace(lifting.lift_rope(source, mixer.head_dim), pairs="interleaved")
-        both = source.tensor(f"blk.{n}.ffn_up.weight")
-        width = both.shape[0] // 2
-        part |= {"ffn.gate": take(both, range(width)), "ffn.up": take(both, range(width, 2 * width))}
-        part["ffn.down"] = source.tensor(f"blk.{n}.ffn_down.weight")
-        return Layer(LayerSpec(replace(mixer, rope=rope), GatedMLP(width), None, None), part)
+        ffn, ffn_part = lifting.lift_joined_gate(source, n)
+        return Layer(LayerSpec(replace(mixer, rope=rope), ffn, None, None), part | ffn_part)
 
     return lifting.lift_normed(source, layer)
 

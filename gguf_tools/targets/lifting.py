@@ -246,6 +246,14 @@ def lift_mlp(source: GGUFSource, n: int) -> tuple[GatedMLP, LayerTensors]:
     return GatedMLP(part["ffn.gate"].shape[0], bias), part | biases
 
 
+def lift_joined_gate(source: GGUFSource, n: int) -> tuple[GatedMLP, LayerTensors]:
+    """Layer n's dense feed-forward in a file whose `ffn_up` has the rows of the gate, and then those of up."""
+    both = source.tensor(f"blk.{n}.ffn_up.weight")
+    width = both.shape[0] // 2
+    part = {"ffn.gate": take(both, range(width)), "ffn.up": take(both, range(width, 2 * width))}
+    return GatedMLP(width), {**part, "ffn.down": source.tensor(f"blk.{n}.ffn_down.weight")}
+
+
 def lift_ends(source: GGUFSource) -> tuple[dict[str, Tensor], Norm, int]:
     """(tensors outside the layers by role; an RMS norm with the file's epsilon; the number of layers)."""
     part = {"embedding": source.tensor("token_embd.weight")}

@@ -80,6 +80,12 @@ def joined_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+def joined_gate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's tensors with the rows of gate and then of up as one matrix."""
+    out = {role: tensor for role, tensor in tensors.items() if role != "ffn.gate"}
+    return {**out, "ffn.up": concatenate([tensors["ffn.gate"], tensors["ffn.up"]])}
+
+
 def with_offset(weight: Tensor, norm: Norm | None) -> Tensor:
     """A norm's weight with its offset added, as llama.cpp multiplies with it."""
     return shifted(weight, norm.offset) if norm and norm.offset else weight

@@ -42,6 +42,7 @@ PARTS = (
     rope.LinearScaling,
     rope.YarnScaling,
     rope.Llama3Scaling,
+    rope.LongRopeScaling,
 )
 """Every class of the spec (FactorScaling, which only a GGUF states, apart)."""
 IN_LAYERS = tuple(part for part in PARTS if part is not spec.ModelSpec)
