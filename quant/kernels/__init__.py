@@ -177,6 +177,7 @@ def probe() -> NDArray[np.float32]:
     for at, reach in enumerate((2, 4, 8, 16, 32, 127)):
         half = np.round(blocks[at::7] * (reach / 0.05)) / np.float32(2)
         half[:, 0], half[:, 1] = -reach, reach - 0.5
+        half[1::2] = np.minimum(half[1::2], reach - 1)  # 2 * reach - 1 whole steps, as of the types with a minimum
         blocks[at::7] = half * unit[at::7, None]
     special = blocks[6::7]
     special[::4] = 0.0
