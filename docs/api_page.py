@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gguf_tools
+import quant
 from gguf_tools.text import Shown
 
 WIDTH = 100
@@ -29,6 +30,10 @@ Importing `gguf_tools` imports nothing else; a function's module is imported on 
   bytes, others tokens, prompts or tensors. An exception that it raises ends the work, and leaves no output.
 """
 
+ARRAYS = """## Arrays
+
+`quant` by itself encodes and decodes arrays, K-quants included, with numpy and llama-cpp-python alone."""
+
 
 def api_page() -> str:
     """The page: the functions, then what they return."""
@@ -38,6 +43,10 @@ def api_page() -> str:
     for name, value in values.items():
         if inspect.isfunction(value):
             lines += [f"### {name}", "", "```python", _signature(name, value), "```", "", _doc(value), ""]
+    lines += [ARRAYS, ""]
+    for name in quant.__all__:
+        value = getattr(quant, name)
+        lines += [f"### quant.{name}", "", "```python", _signature(name, value), "```", "", _doc(value), ""]
     lines += ["## Results", ""]
     for name, value in values.items():
         if inspect.isclass(value):
