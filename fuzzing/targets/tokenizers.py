@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
 import struct
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,19 @@ def _loads(folder: Path) -> bool:
     return True
 
 
+def _characters(folder: Path) -> Prepared:
+    """nanoGPT's meta.pkl, or any other pickle of that name."""
+    path = folder / "meta.pkl"
+    characters = sorted("\n abcdeht\u00e9\u4e2d")
+    meta = {"vocab_size": 12, "itos": dict(enumerate(characters)), "stoi": {c: n for n, c in enumerate(characters)}}
+
+    def read(data: bytes) -> bool:
+        path.write_bytes(data)
+        return _loads(folder)
+
+    return Prepared([pickle.dumps(meta, protocol) for protocol in (0, 2, 4)], read)
+
+
 def _rank_model(folder: Path) -> Prepared:
     """Llama 3's tokenizer.model, or any other file of that name."""
     path = folder / "tokenizer.model"
@@ -384,6 +398,26 @@ TARGETS = (
         prepare=_rank_model,
         words=[b"YQ==", b" ", b"\n", b" 9999999999", b"YWI= 258\n", b"=", b" 0"],
         longest=9000,
+        executions=50_000,
+        short=60,
+    ),
+    Target(
+        name="tokenizer-characters",
+        title="meta.pkl of nanoGPT",
+        prepare=_characters,
+        words=[
+            b"\x8c\x01a",
+            b"K\x00",
+            b"\x94",
+            b"h\x00",
+            b"cos\nsystem\n",
+            b"R",
+            b"r\xff\xff\xff\xff",
+            b"\x81",
+            b"b",
+            b"u.",
+        ],
+        longest=2000,
         executions=50_000,
         short=60,
     ),

@@ -14,7 +14,7 @@ from typing import Any
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.text_file import Kind, parse_json, read_bytes, read_text
 from gguf_tools.text import shortened
-from gguf_tools.tokenizers import piece_model, rank_model, slow
+from gguf_tools.tokenizers import characters, piece_model, rank_model, slow
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -127,7 +127,7 @@ def read_files(folder: Path) -> TokenizerFiles:
     """Read and check a tokenizer folder.
 
     It has tokenizer.json, or vocab.json and merges.txt (`slow`), or tokenizer.model of SentencePiece or Llama 3
-    (`piece_model`, `rank_model`).
+    (`piece_model`, `rank_model`), or nanoGPT's meta.pkl (`characters`).
 
     Raises CheckpointError if none of these is there, for invalid JSON or wrong types, for an id that two tokens share, and for a
     merge of tokens that do not exist. Models other than BPE are accepted if their vocabulary is an object; the caller
@@ -151,6 +151,10 @@ def read_files(folder: Path) -> TokenizerFiles:
         form = rank_model if rank_model.is_rank_model(data) else piece_model
         document, config = form.put_together(data, path, config)
         notes = (f"{folder.name} has no {TOKENIZER}: the tokenizer is built from {piece_model.NAME}",)
+    elif (folder / characters.NAME).exists():
+        path = folder / characters.NAME
+        document = characters.put_together(read_bytes(path, Kind.TOKENIZER), path)
+        notes = (f"{folder.name} has no {TOKENIZER}: the characters of {characters.NAME} are the tokens",)
     else:
         raise CheckpointError(
             f"{folder}: has no {TOKENIZER}; give the tokenizer's folder, or create the file with"

@@ -17,6 +17,7 @@ from gguf.constants import TokenType
 
 from gguf_tools.errors import TokenizerError
 from gguf_tools.tokenizers.files import TokenizerFiles, shown
+from gguf_tools.tokenizers.form import Form
 from gguf_tools.tokenizers.piece_model import NAME as MODEL_FILE
 from gguf_tools.tokenizers.piece_model import OUTER_SPACES, SEVERAL_SPACES
 from gguf_tools.tokenizers.pretokenizers import Limit, flatten
@@ -36,26 +37,6 @@ EXTRA_SPACES = Limit(
     " them: text with such spaces is tokenized differently",
     lambda text: "  " in text or text != text.strip(" "),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SentencePiece:
-    """The vocabulary data that a SentencePiece-like tokenizer has instead of the byte-level data.
-
-    `sections`: whether both sides tokenize the text after a control token alike. `strays`: added tokens that llama.cpp also
-    merges from ordinary pieces if a text spells them out.
-    """
-
-    model: str
-    pre: str
-    kinds: Mapping[int, TokenType]
-    scores: Mapping[int, float] | None
-    merges: tuple[str, ...]
-    add_space_prefix: bool
-    limits: tuple[Limit, ...]
-    sections: bool
-    strays: frozenset[str]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +61,7 @@ def is_sentencepiece(files: TokenizerFiles) -> bool:
     return "Metaspace" in steps or any(_replaces_spaces(step) for step in normalizers)
 
 
-def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType], unknown: int | None) -> SentencePiece:
+def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType], unknown: int | None) -> Form:
     """The vocabulary data for the one of llama.cpp's two algorithms that is exact.
 
     Raises TokenizerError if neither is: other normalizers or pre-tokenizer steps, missing byte tokens, or a space added
@@ -129,12 +110,11 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
             number: -float(order[text]) if text in order else 0.0 if number in all_kinds else lowest
             for text, number in files.ids.items()
         }
-        return SentencePiece(
+        return Form(
             model="llama",
             pre="default",
             kinds=all_kinds,
             scores=scores,
-            merges=(),
             add_space_prefix=spaces.prefix,
             limits=limits,
             sections=not spaces.first_only,
@@ -159,17 +139,13 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
         )
     last = {pair: rank for rank, pair in enumerate(files.merges)}
     merges = tuple(f"{left} {right}" for rank, (left, right) in enumerate(files.merges) if last[left, right] == rank)
-    return SentencePiece(
+    return Form(
         model="gpt2",
         pre=RAW_BPE,
         kinds=all_kinds,
-        scores=None,
         merges=merges,
         add_space_prefix=False,
         limits=(EXTRA_SPACES,) if spaces.collapsed else (),
-        sections=True,
-        strays=frozenset(),
-        notes=(),
     )
 
 

@@ -24,12 +24,13 @@ from gguf_tools.errors import CheckpointError, TokenizerError
 from gguf_tools.formats.gguf.header import Field, ValueType, array, boolean, string, u32
 from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.sources.inputs import described_by
-from gguf_tools.tokenizers import pretokenizers
-from gguf_tools.tokenizers.backend import build_backend, unreachable
-from gguf_tools.tokenizers.byte_level import byte_characters
+from gguf_tools.tokenizers import characters
+from gguf_tools.tokenizers.backend import build_backend
+from gguf_tools.tokenizers.byte_level_bpe import convert_byte_level
 from gguf_tools.tokenizers.files import TokenizerFiles, read_files, shown, without_beyond
+from gguf_tools.tokenizers.form import Form
 from gguf_tools.tokenizers.pretokenizers import Limit
-from gguf_tools.tokenizers.sentencepiece import SentencePiece, convert_sentencepiece, is_sentencepiece
+from gguf_tools.tokenizers.sentencepiece import convert_sentencepiece, is_sentencepiece
 from gguf_tools.tokenizers.special import find_chat_templates, find_special_tokens, forced_control, forced_text
 
 LOWEST = -10000.0
@@ -191,26 +192,19 @@ def load_tokenizer(
     roles = find_special_tokens(files, vocab_size, config, add_bos)
     chat_template, named_templates, template_notes = find_chat_templates(files)
     kinds = _added_kinds(files, notes)
-    spm = convert_sentencepiece(files, kinds, roles.unk) if is_sentencepiece(files) else None
-    if spm is None:
-        nfc = pretokenizers.normalizes_to_nfc(files.document.get("normalizer"), where)
-        steps = pretokenizers.split_steps(files.document.get("pre_tokenizer"), where)
-        plain, parsing = build_backend(files, kinds)
-        pre, limits = _pre_tokenizer(files, steps, plain)
-        merges = _byte_level_merges(files, notes)
-        bytes_known = _bytes_known(files, notes)
+    if files.path.name == characters.NAME:
+        form = characters.convert_characters(files.vocab, kinds)
+        backends = build_backend(files, kinds)
+    elif is_sentencepiece(files):
+        form = convert_sentencepiece(files, kinds, roles.unk)
+        backends = build_backend(files, form.kinds)
     else:
-        kinds, nfc = dict(spm.kinds), False
-        plain, parsing = build_backend(files, kinds)
-        pre, limits, merges = spm.pre, spm.limits, spm.merges
-        bytes_known = frozenset(range(256))
-        notes += spm.notes
-    if nfc:
-        notes.append(
-            "the tokenizer normalizes text to NFC, llama.cpp does not: text in another form is tokenized differently"
-        )
-    tokens, types = _rows(files, kinds, vocab_size, notes)
-    if any("\0" in text for text in files.ids):
+        backends = build_backend(files, kinds)
+        form = convert_byte_level(files, kinds, backends[0])
+    limits = form.limits
+    notes += form.notes
+    tokens, types = _rows(form.ids or files.ids, form.kinds, vocab_size, notes)
+    if any("\0" in text for text in form.ids or files.ids):
         limits = (*limits, NUL)
     if roles.eos is None:
         notes.append(_no_end(types, roles.pad))
@@ -218,12 +212,10 @@ def load_tokenizer(
         path=files.path,
         tokens=tokens,
         token_types=types,
-        merges=merges,
-        scores=None
-        if spm is None or spm.scores is None
-        else tuple(spm.scores.get(i, LOWEST) for i in range(vocab_size)),
-        model="gpt2" if spm is None else spm.model,
-        pre=pre,
+        merges=form.merges,
+        scores=None if form.scores is None else tuple(form.scores.get(i, LOWEST) for i in range(vocab_size)),
+        model=form.model,
+        pre=form.pre,
         bos_id=roles.bos,
         eos_id=roles.eos,
         eot_id=roles.eot,
@@ -234,25 +226,25 @@ def load_tokenizer(
         mask_id=roles.mask,
         add_bos=roles.add_bos,
         add_eos=roles.add_eos,
-        add_space_prefix=None if spm is None else spm.add_space_prefix,
+        add_space_prefix=form.add_space_prefix,
         chat_template=chat_template,
         named_templates=named_templates,
         notes=(*notes, *roles.notes, *template_notes, *(limit.note for limit in limits)),
         limits=limits,
-        nfc=nfc,
-        probe_tokens=_probe_tokens(files, spm, stripping=False),
-        stripping=_stripping(files, spm),
-        bytes_known=bytes_known,
-        _plain=plain,
-        _parsing=parsing,
+        nfc=form.nfc,
+        probe_tokens=_probe_tokens(files, form, stripping=False),
+        stripping=_stripping(files, form),
+        bytes_known=form.bytes_known,
+        _plain=backends[0],
+        _parsing=backends[1],
     )
 
 
-def _stripping(files: TokenizerFiles, spm: SentencePiece | None) -> Stripping:
+def _stripping(files: TokenizerFiles, form: Form) -> Stripping:
     return Stripping(
         left=frozenset(token.content for token in files.added if token.lstrip),
         right=frozenset(token.content for token in files.added if token.rstrip),
-        probes=_probe_tokens(files, spm, stripping=True),
+        probes=_probe_tokens(files, form, stripping=True),
         note=_stripping_note(files),
     )
 
@@ -264,18 +256,17 @@ def _stripping_note(files: TokenizerFiles) -> str | None:
     return f"spaces beside {_some(swallow)} are stripped by the tokenizer (lstrip, rstrip) and kept by llama.cpp"
 
 
-def _probe_tokens(files: TokenizerFiles, spm: SentencePiece | None, *, stripping: bool) -> tuple[str, ...]:
+def _probe_tokens(files: TokenizerFiles, form: Form, *, stripping: bool) -> tuple[str, ...]:
     """The added tokens to compare: with `stripping` those that strip spaces, else the others.
 
     Tokens that the two sides are known to match differently are left out; the notes name them.
     """
-    if spm is not None and not spm.sections:
+    if not form.sections:
         return ()
-    strays = frozenset() if spm is None else spm.strays
     return tuple(
         token.content
         for token in files.added
-        if (token.lstrip or token.rstrip) == stripping and not (token.single_word or token.content in strays)
+        if (token.lstrip or token.rstrip) == stripping and not (token.single_word or token.content in form.strays)
     )
 
 
@@ -321,62 +312,11 @@ def _added_kinds(files: TokenizerFiles, notes: list[str]) -> dict[int, TokenType
     return kinds
 
 
-def _pre_tokenizer(files: TokenizerFiles, steps: Sequence[str], plain: HFTokenizer) -> tuple[str, tuple[Limit, ...]]:
-    """llama.cpp's name for the pre-tokenizer, which also decides whether it ignores merges, and its limits.
-
-    Raises TokenizerError if llama.cpp has no pre-tokenizer with these regexes and this ignore_merges.
-    """
-    where = str(files.path)
-    wanted = files.model.get("ignore_merges", False)
-    rows = pretokenizers.find(steps, where)
-    row = rows[0]
-    if row.ignore_merges != wanted:
-        # ignore_merges makes no difference if merging gives every entry of the vocabulary.
-        lost = unreachable(plain, files.vocab)
-        if lost:
-            exact = [other for other in rows if other.ignore_merges == wanted]
-            if not exact:
-                does = "is off with" if wanted else "is on with"
-                raise TokenizerError(
-                    f"{where}: model.ignore_merges is {str(wanted).lower()}, and {len(lost)} tokens, such as"
-                    f" {shown(lost[0])}, do not result from merging their text; in llama.cpp the pre-tokenizer's name decides"
-                    f" about ignore_merges, and it {does} {row.name!r}"
-                )
-            row = exact[0]
-    return row.name, () if row.limit is None else (row.limit,)
-
-
-def _byte_level_merges(files: TokenizerFiles, notes: list[str]) -> tuple[str, ...]:
-    """The merges as llama.cpp reads them: split at the first space; the first of equal merges counts."""
-    spaced = sum(" " in left or " " in right for left, right in files.merges)
-    if spaced:
-        notes.append(f"{spaced} merges have tokens with a space, which byte-level text never contains: left out")
-    # Of equal merges the tokenizers library keeps the last one (it fills a hash map in order).
-    last = {pair: rank for rank, pair in enumerate(files.merges)}
-    if len(last) < len(files.merges):
-        notes.append(
-            f"{len(files.merges) - len(last)} merges are listed twice: the later rank is used, as the tokenizer does"
-        )
-    kept = [pair for rank, pair in enumerate(files.merges) if last[pair] == rank]
-    return tuple(f"{left} {right}" for left, right in kept if " " not in left and " " not in right)
-
-
-def _bytes_known(files: TokenizerFiles, notes: list[str]) -> frozenset[int]:
-    """The bytes that have a token. Both sides drop other bytes, but only tokenizers merges across the gap."""
-    known = frozenset(byte for byte, char in enumerate(byte_characters()) if char in files.vocab)
-    # UTF-8 uses neither C0, C1 nor F5 to FF
-    missing = [byte for byte in range(0xF5) if byte not in known and byte not in (0xC0, 0xC1)]
-    if missing:
-        what = "llama.cpp drops" if files.model.get("unk_token") is not None else "both sides drop, not always alike"
-        notes.append(f"the vocabulary has no token for {len(missing)} of 256 bytes, which {what}")
-    return known
-
-
 def _rows(
-    files: TokenizerFiles, kinds: Mapping[int, TokenType], vocab_size: int, notes: list[str]
+    ids: Mapping[str, int], kinds: Mapping[int, TokenType], vocab_size: int, notes: list[str]
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The text and type of every row. Unused rows get padding texts, as llama.cpp needs distinct, non-empty texts."""
-    names = {number: text for text, number in files.ids.items() if "\0" not in text}
+    names = {number: text for text, number in ids.items() if "\0" not in text}
     taken = set(names.values())
     tokens: list[str] = []
     types: list[int] = []

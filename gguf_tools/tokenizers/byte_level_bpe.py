@@ -1,0 +1,94 @@
+"""Byte-level BPE (GPT-2's characters for bytes): the regexes of tokenizer.json decide which pre-tokenizer of llama.cpp it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gguf.constants import TokenType
+from tokenizers import Tokenizer as HFTokenizer
+
+from gguf_tools.errors import TokenizerError
+from gguf_tools.tokenizers import pretokenizers
+from gguf_tools.tokenizers.backend import unreachable
+from gguf_tools.tokenizers.byte_level import byte_characters
+from gguf_tools.tokenizers.files import TokenizerFiles, shown
+from gguf_tools.tokenizers.form import Form
+from gguf_tools.tokenizers.pretokenizers import Limit
+
+
+def convert_byte_level(files: TokenizerFiles, kinds: Mapping[int, TokenType], plain: HFTokenizer) -> Form:
+    """The form of a byte-level BPE; `plain` is its backend, which does not parse control tokens.
+
+    Raises TokenizerError for a normalizer other than NFC, or a pre-tokenizer that llama.cpp does not have.
+    """
+    where, notes = str(files.path), list[str]()
+    nfc = pretokenizers.normalizes_to_nfc(files.document.get("normalizer"), where)
+    steps = pretokenizers.split_steps(files.document.get("pre_tokenizer"), where)
+    pre, limits = _pre_tokenizer(files, steps, plain)
+    merges = _byte_level_merges(files, notes)
+    bytes_known = _bytes_known(files, notes)
+    if nfc:
+        notes.append(
+            "the tokenizer normalizes text to NFC, llama.cpp does not: text in another form is tokenized differently"
+        )
+    return Form(
+        model="gpt2",
+        pre=pre,
+        kinds=kinds,
+        merges=merges,
+        limits=limits,
+        nfc=nfc,
+        bytes_known=bytes_known,
+        notes=tuple(notes),
+    )
+
+
+def _pre_tokenizer(files: TokenizerFiles, steps: Sequence[str], plain: HFTokenizer) -> tuple[str, tuple[Limit, ...]]:
+    """llama.cpp's name for the pre-tokenizer, which also decides whether it ignores merges, and its limits.
+
+    Raises TokenizerError if llama.cpp has no pre-tokenizer with these regexes and this ignore_merges.
+    """
+    where = str(files.path)
+    wanted = files.model.get("ignore_merges", False)
+    rows = pretokenizers.find(steps, where)
+    row = rows[0]
+    if row.ignore_merges != wanted:
+        # ignore_merges makes no difference if merging gives every entry of the vocabulary.
+        lost = unreachable(plain, files.vocab)
+        if lost:
+            exact = [other for other in rows if other.ignore_merges == wanted]
+            if not exact:
+                does = "is off with" if wanted else "is on with"
+                raise TokenizerError(
+                    f"{where}: model.ignore_merges is {str(wanted).lower()}, and {len(lost)} tokens, such as"
+                    f" {shown(lost[0])}, do not result from merging their text; in llama.cpp the pre-tokenizer's name decides"
+                    f" about ignore_merges, and it {does} {row.name!r}"
+                )
+            row = exact[0]
+    return row.name, () if row.limit is None else (row.limit,)
+
+
+def _byte_level_merges(files: TokenizerFiles, notes: list[str]) -> tuple[str, ...]:
+    """The merges as llama.cpp reads them: split at the first space; the first of equal merges counts."""
+    spaced = sum(" " in left or " " in right for left, right in files.merges)
+    if spaced:
+        notes.append(f"{spaced} merges have tokens with a space, which byte-level text never contains: left out")
+    # Of equal merges the tokenizers library keeps the last one (it fills a hash map in order).
+    last = {pair: rank for rank, pair in enumerate(files.merges)}
+    if len(last) < len(files.merges):
+        notes.append(
+            f"{len(files.merges) - len(last)} merges are listed twice: the later rank is used, as the tokenizer does"
+        )
+    kept = [pair for rank, pair in enumerate(files.merges) if last[pair] == rank]
+    return tuple(f"{left} {right}" for left, right in kept if " " not in left and " " not in right)
+
+
+def _bytes_known(files: TokenizerFiles, notes: list[str]) -> frozenset[int]:
+    """The bytes that have a token. Both sides drop other bytes, but only tokenizers merges across the gap."""
+    known = frozenset(byte for byte, char in enumerate(byte_characters()) if char in files.vocab)
+    # UTF-8 uses neither C0, C1 nor F5 to FF
+    missing = [byte for byte in range(0xF5) if byte not in known and byte not in (0xC0, 0xC1)]
+    if missing:
+        what = "llama.cpp drops" if files.model.get("unk_token") is not None else "both sides drop, not always alike"
+        notes.append(f"the vocabulary has no token for {len(missing)} of 256 bytes, which {what}")
+    return known
