@@ -40,6 +40,6 @@ def _vocabulary(folder: Path, checkpoint: Path, vocab_size: int) -> Metadata:
     opened = open_checkpoint(checkpoint)
     place = folder if folder.is_dir() else folder.parent
     try:
-        return load_tokenizer(place, vocab_size, config=opened.config, drop_tokens=True).metadata()
+        return load_tokenizer(place, vocab_size, config=opened.config, drop_tokens=True, approximate=True).metadata()
     except InputError:
         return {}

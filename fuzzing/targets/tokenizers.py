@@ -13,6 +13,7 @@ from fuzzing.mutate import json_mutator
 from fuzzing.target import Prepared, Target
 from gguf_tools.formats.gguf.header import pack_header
 from gguf_tools.tokenizers.byte_level import byte_characters
+from gguf_tools.tokenizers.pretokenizers import GPT2
 from gguf_tools.tokenizers.probe import probe_pieces
 from gguf_tools.tokenizers.sentencepiece import BYTE_TOKENS, SPACE
 from gguf_tools.tokenizers.slow import QWEN2
@@ -237,6 +238,20 @@ def _characters(folder: Path) -> Prepared:
     return Prepared([pickle.dumps(meta, protocol) for protocol in (0, 2, 4)], read)
 
 
+def _pickled_encoding(folder: Path) -> Prepared:
+    """nanochat's tokenizer.pkl, with the state of the encoding as a dict."""
+    path = folder / "tokenizer.pkl"
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257}
+    state = {"pat_str": r"\p{N}{1,3}|\p{L}+|.", "mergeable_ranks": ranks, "special_tokens": {"<|bos|>": 258}}
+    gpt2 = {**state, "pat_str": GPT2}
+
+    def read(data: bytes) -> bool:
+        path.write_bytes(data)
+        return _loads(folder)
+
+    return Prepared([pickle.dumps(value) for value in (state, gpt2)], read)
+
+
 def _rank_model(folder: Path) -> Prepared:
     """Llama 3's tokenizer.model, or any other file of that name."""
     path = folder / "tokenizer.model"
@@ -397,6 +412,25 @@ TARGETS = (
         title="tokenizer.model of Llama 3",
         prepare=_rank_model,
         words=[b"YQ==", b" ", b"\n", b" 9999999999", b"YWI= 258\n", b"=", b" 0"],
+        longest=9000,
+        executions=50_000,
+        short=60,
+    ),
+    Target(
+        name="tokenizer-encoding",
+        title="tokenizer.pkl of nanochat",
+        prepare=_pickled_encoding,
+        words=[
+            b"\x8c\x01a",
+            b"K\x00",
+            b"C\x01a",
+            b"h\x00",
+            b"ctiktoken.core\nEncoding\n",
+            b")\x81",
+            b"b",
+            b"u.",
+            b"J\xff\xff\xff\xff",
+        ],
         longest=9000,
         executions=50_000,
         short=60,

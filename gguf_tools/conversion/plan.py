@@ -128,6 +128,7 @@ def open_source(request: Request) -> Opened:
         config=checkpoint.config,
         add_bos=request.add_bos,
         drop_tokens=request.drop_tokens,
+        approximate=request.allow_approximate,
     )
     if request.operation:
         model = request.operation.apply(model)
@@ -165,6 +166,8 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
     if any(not choice.type.plain for choice in choices):
         metadata["general.quantization_version"] = u32(QUANTIZATION_VERSION)
     metadata |= lowered.metadata | named.tokenizer.metadata()
+    if named.tokenizer.approximation:
+        metadata[keys.TOKENIZER_APPROXIMATE] = string(named.tokenizer.approximation)
     metadata |= provenance(opened.plan, (*model.notes, *named.notes), decision)
     metadata |= (
         accepted_metadata(request, opened.checkpoint)

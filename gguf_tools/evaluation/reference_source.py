@@ -293,7 +293,7 @@ def _tokenizer(header: GGUFHeader, checkpoint: Checkpoint, vocab_size: int) -> T
     folder = header.path.resolve().parent / recorded if isinstance(recorded, str) else checkpoint.folder
     try:
         # The conversion dropped tokens beyond the embedding too, or it would have failed.
-        return load_tokenizer(folder, vocab_size, config=checkpoint.config, drop_tokens=True)
+        return load_tokenizer(folder, vocab_size, config=checkpoint.config, drop_tokens=True, approximate=True)
     except InputError:
         # The tokenizer may have been in another folder (convert --tokenizer); logits can be compared without it.
         return None

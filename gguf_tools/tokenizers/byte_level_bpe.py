@@ -8,7 +8,7 @@ from gguf.constants import TokenType
 from tokenizers import Tokenizer as HFTokenizer
 
 from gguf_tools.errors import TokenizerError
-from gguf_tools.tokenizers import pretokenizers
+from gguf_tools.tokenizers import digits, pretokenizers
 from gguf_tools.tokenizers.backend import unreachable
 from gguf_tools.tokenizers.byte_level import byte_characters
 from gguf_tools.tokenizers.files import TokenizerFiles, shown
@@ -16,15 +16,23 @@ from gguf_tools.tokenizers.form import Form
 from gguf_tools.tokenizers.pretokenizers import Limit
 
 
-def convert_byte_level(files: TokenizerFiles, kinds: Mapping[int, TokenType], plain: HFTokenizer) -> Form:
+def convert_byte_level(
+    files: TokenizerFiles, kinds: Mapping[int, TokenType], plain: HFTokenizer, *, approximate: bool
+) -> Form:
     """The form of a byte-level BPE; `plain` is its backend, which does not parse control tokens.
 
-    Raises TokenizerError for a normalizer other than NFC, or a pre-tokenizer that llama.cpp does not have.
+    Raises TokenizerError for a normalizer other than NFC, or a pre-tokenizer that llama.cpp does not have; with `approximate`
+    the nearest one is accepted for digits cut in twos.
     """
     where, notes = str(files.path), list[str]()
     nfc = pretokenizers.normalizes_to_nfc(files.document.get("normalizer"), where)
     steps = pretokenizers.split_steps(files.document.get("pre_tokenizer"), where)
-    pre, limits = _pre_tokenizer(files, steps, plain)
+    threes = digits.in_threes(steps, where)
+    if threes and approximate:
+        pre, limits = _pre_tokenizer(files, threes, plain)
+        limits = (*limits, digits.measured(files, kinds, plain, pre))
+    else:
+        pre, limits = _exact(files, steps, plain, threes)
     merges = _byte_level_merges(files, notes)
     bytes_known = _bytes_known(files, notes)
     if nfc:
@@ -39,8 +47,25 @@ def convert_byte_level(files: TokenizerFiles, kinds: Mapping[int, TokenType], pl
         limits=limits,
         nfc=nfc,
         bytes_known=bytes_known,
+        approximation=f"digits cut in threes, not in twos ({pre})" if threes and approximate else None,
         notes=tuple(notes),
     )
+
+
+def _exact(
+    files: TokenizerFiles, steps: Sequence[str], plain: HFTokenizer, threes: Sequence[str] | None
+) -> tuple[str, tuple[Limit, ...]]:
+    """As `_pre_tokenizer`; the error offers the one for the regexes `threes`, if there is one."""
+    try:
+        return _pre_tokenizer(files, steps, plain)
+    except TokenizerError as error:
+        if threes is None:
+            raise
+        name, _ = _pre_tokenizer(files, threes, plain)
+        raise TokenizerError(
+            f"{error}; --allow-approximate accepts {name!r}, which cuts digits in threes: numbers of three digits and more may "
+            "be tokenized differently"
+        ) from None
 
 
 def _pre_tokenizer(files: TokenizerFiles, steps: Sequence[str], plain: HFTokenizer) -> tuple[str, tuple[Limit, ...]]:

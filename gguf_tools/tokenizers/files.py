@@ -14,7 +14,7 @@ from typing import Any
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.text_file import Kind, parse_json, read_bytes, read_text
 from gguf_tools.text import shortened
-from gguf_tools.tokenizers import characters, piece_model, rank_model, slow
+from gguf_tools.tokenizers import characters, pickled_encoding, piece_model, rank_model, slow
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -127,7 +127,8 @@ def read_files(folder: Path) -> TokenizerFiles:
     """Read and check a tokenizer folder.
 
     It has tokenizer.json, or vocab.json and merges.txt (`slow`), or tokenizer.model of SentencePiece or Llama 3
-    (`piece_model`, `rank_model`), or nanoGPT's meta.pkl (`characters`).
+    (`piece_model`, `rank_model`), or nanoGPT's meta.pkl (`characters`),
+    or nanochat's tokenizer.pkl (`pickled_encoding`).
 
     Raises CheckpointError if none of these is there, for invalid JSON or wrong types, for an id that two tokens share, and for a
     merge of tokens that do not exist. Models other than BPE are accepted if their vocabulary is an object; the caller
@@ -136,6 +137,7 @@ def read_files(folder: Path) -> TokenizerFiles:
     path = folder / TOKENIZER
     config = read_optional(folder, TOKENIZER_CONFIG)
     special_map = read_optional(folder, SPECIAL_MAP)
+    generation = read_optional(folder, GENERATION)
     notes: tuple[str, ...] = ()
     if path.exists():
         document = read_object(path)
@@ -155,6 +157,13 @@ def read_files(folder: Path) -> TokenizerFiles:
         path = folder / characters.NAME
         document = characters.put_together(read_bytes(path, Kind.TOKENIZER), path)
         notes = (f"{folder.name} has no {TOKENIZER}: the characters of {characters.NAME} are the tokens",)
+    elif (folder / pickled_encoding.NAME).exists():
+        path = folder / pickled_encoding.NAME
+        document, config = pickled_encoding.put_together(read_bytes(path, Kind.TOKENIZER), path, config)
+        generation = {**pickled_encoding.ends(document), **generation}
+        notes = (
+            f"{folder.name} has no {TOKENIZER}: the tokenizer is built from {pickled_encoding.NAME}, which is not run",
+        )
     else:
         raise CheckpointError(
             f"{folder}: has no {TOKENIZER}; give the tokenizer's folder, or create the file with"
@@ -179,7 +188,7 @@ def read_files(folder: Path) -> TokenizerFiles:
         added=added,
         config=config,
         special_map=special_map,
-        generation=read_optional(folder, GENERATION),
+        generation=generation,
         notes=(*notes, *more),
     )
 

@@ -42,21 +42,25 @@ def put_together(data: bytes, path: Path, config: Mapping[str, Any]) -> tuple[di
     Raises CheckpointError where a line is broken, a rank is left out or a byte has no token.
     """
     ranks = _ranks(data, path)
+    named = [*SPECIAL, *(f"<|reserved_special_token_{2 + n}|>" for n in range(RESERVED - len(SPECIAL)))]
+    own = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "add_bos_token": True}
+    return document(ranks, PATTERN, {text: len(ranks) + n for n, text in enumerate(named)}), {**own, **config}
+
+
+def document(ranks: Mapping[bytes, int], pattern: str, special: Mapping[str, int]) -> dict[str, Any]:
+    """What tokenizer.json would hold of byte strings with their ranks, a pattern that cuts a text, and special tokens."""
     spelling = byte_characters()
     vocab = {"".join(spelling[byte] for byte in token): rank for token, rank in ranks.items()}
-    named = [*SPECIAL, *(f"<|reserved_special_token_{2 + n}|>" for n in range(RESERVED - len(SPECIAL)))]
     flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False), "special": True}
-    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    document = {
-        "added_tokens": [{"id": len(ranks) + n, "content": text, **flags} for n, text in enumerate(named)],
+    return {
+        "added_tokens": [{"id": number, "content": text, **flags} for text, number in special.items()],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "decoder": byte_level,
         "model": {"type": "BPE", "ignore_merges": True, "vocab": vocab, "merges": _merges(ranks, spelling)},
     }
-    own = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "add_bos_token": True}
-    return document, {**own, **config}
 
 
 def _merges(ranks: Mapping[bytes, int], spelling: Sequence[str]) -> list[list[str]]:
@@ -93,7 +97,12 @@ def _ranks(data: bytes, path: Path) -> dict[bytes, int]:
                 f"{len(ranks)} expected"
             )
         ranks[token] = len(ranks)
+    check_bytes(ranks, path)
+    return ranks
+
+
+def check_bytes(ranks: Mapping[bytes, int], path: Path) -> None:
+    """Raise CheckpointError unless every byte has a token."""
     lacking = next((byte for byte in range(256) if bytes([byte]) not in ranks), None)
     if lacking is not None:
         raise CheckpointError(f"{path}: has no token for the byte {lacking}; download it again")
-    return ranks

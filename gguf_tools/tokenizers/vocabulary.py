@@ -64,7 +64,8 @@ class Tokenizer:
 
     `tokens` and `token_types` (gguf's TokenType) have one entry per row of the embeddings; `notes` are for the user.
     `limits` describe the texts on which the two sides are known to differ, and `bytes_known` are the bytes that the
-    vocabulary has tokens for; `probe` leaves other text out. `nfc`: the source normalizes text to NFC.
+    vocabulary has tokens for; `probe` leaves other text out. `nfc`: the source normalizes text to NFC. `approximation`: what of
+    the tokenizer is approximated, if the user accepted that.
     """
 
     path: Path
@@ -93,6 +94,7 @@ class Tokenizer:
     probe_tokens: tuple[str, ...]
     stripping: Stripping
     bytes_known: frozenset[int] = field(repr=False)
+    approximation: str | None
     _plain: HFTokenizer = field(repr=False, compare=False)
     _parsing: HFTokenizer = field(repr=False, compare=False)
 
@@ -162,11 +164,15 @@ def load_tokenizer(
     config: Mapping[str, Any] | None = None,
     add_bos: bool | None = None,
     drop_tokens: bool = False,
+    approximate: bool = False,
 ) -> Tokenizer:
     """Read a tokenizer folder for a model whose embeddings have `vocab_size` rows.
 
     `config` is the model's config.json, for its token ids; `add_bos` overrides whether BOS is added. `drop_tokens` leaves
-    out tokens with ids of `vocab_size` or more, which are an error otherwise. Raises CheckpointError for missing or broken
+    out tokens with ids of `vocab_size` or more, which are an error otherwise. `approximate` accepts the nearest pre-tokenizer
+    of llama.cpp where none is exact and the difference can be told by the text (`Tokenizer.approximation`).
+
+    Raises CheckpointError for missing or broken
     files, TokenizerError for a tokenizer that llama.cpp cannot reproduce; both name the file and the key.
     """
     refuse_links_out(folder, described_by(folder))
@@ -200,7 +206,7 @@ def load_tokenizer(
         backends = build_backend(files, form.kinds)
     else:
         backends = build_backend(files, kinds)
-        form = convert_byte_level(files, kinds, backends[0])
+        form = convert_byte_level(files, kinds, backends[0], approximate=approximate)
     limits = form.limits
     notes += form.notes
     tokens, types = _rows(form.ids or files.ids, form.kinds, vocab_size, notes)
@@ -235,6 +241,7 @@ def load_tokenizer(
         probe_tokens=_probe_tokens(files, form, stripping=False),
         stripping=_stripping(files, form),
         bytes_known=form.bytes_known,
+        approximation=form.approximation,
         _plain=backends[0],
         _parsing=backends[1],
     )

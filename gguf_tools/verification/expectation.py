@@ -135,7 +135,8 @@ def _vocabulary(
     if isinstance(recorded, str) and (header.path.resolve().parent / recorded).is_dir():
         folder = header.path.resolve().parent / recorded
     try:
-        found = load_tokenizer(folder, vocab_size, config=config)
+        accepted = keys.TOKENIZER_APPROXIMATE in header.metadata
+        found = load_tokenizer(folder, vocab_size, config=config, approximate=accepted)
     except InputError as error:
         return {}, (f"the vocabulary is not verified ({error})",)
     words = found.metadata()

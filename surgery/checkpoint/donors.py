@@ -26,7 +26,11 @@ def tokenizer_differences(base: LayerSource, donor: LayerSource, name: str) -> D
         try:
             vocab_size = source.model.spec.vocab_size
             found = load_tokenizer(
-                source.checkpoint.folder, vocab_size, config=source.checkpoint.config, drop_tokens=True
+                source.checkpoint.folder,
+                vocab_size,
+                config=source.checkpoint.config,
+                drop_tokens=True,
+                approximate=True,
             )
         except InputError as error:
             return Differences(notes=(f"the tokenizers of the model and of {name} were not compared ({error})",))

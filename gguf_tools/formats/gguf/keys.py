@@ -40,6 +40,8 @@ SOURCE_RECIPE = "tinyq.source.recipe"
 """The surgery recipe that produced the checkpoint (its tinyq-recipe.toml)."""
 TOKENIZER_PATH = "tinyq.tokenizer.path"
 """The tokenizer's folder relative to the file's folder, if it is not the checkpoint's."""
+TOKENIZER_APPROXIMATE = "tinyq.tokenizer.approximate"
+"""What of the tokenizer is approximated, if the user accepted that."""
 
 SURGERY = "tinyq.surgery"
 """The layer surgery applied to this file, as recipe text."""

@@ -159,6 +159,7 @@ def _provenance(facts: CardFacts) -> str:
         keys.SOURCE_DIGEST: "SHA-256 of config and weights",
         keys.REWRITES: "Rewrites",
         keys.APPROXIMATE: "Approximated",
+        keys.TOKENIZER_APPROXIMATE: "Tokenizer approximated",
         keys.NOTES: "Notes",
     }
     for key, label in labels.items():
