@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from gguf_tools.errors import TokenizerError
 from gguf_tools.tokenizers import digits, pretokenizers
-from gguf_tools.tokenizers.backend import unreachable
+from gguf_tools.tokenizers.backend import build_backend, unreachable
 from gguf_tools.tokenizers.byte_level import byte_characters
 from gguf_tools.tokenizers.files import TokenizerFiles, shown
 from gguf_tools.tokenizers.form import Form
@@ -17,9 +17,9 @@ from gguf_tools.tokenizers.pretokenizers import Limit
 
 
 def convert_byte_level(
-    files: TokenizerFiles, kinds: Mapping[int, TokenType], plain: HFTokenizer, *, approximate: bool
-) -> Form:
-    """The form of a byte-level BPE; `plain` is its backend, which does not parse control tokens.
+    files: TokenizerFiles, kinds: Mapping[int, TokenType], *, approximate: bool
+) -> tuple[Form, tuple[HFTokenizer, HFTokenizer]]:
+    """The form of a byte-level BPE, and its backends (`build_backend`).
 
     Raises TokenizerError for a normalizer other than NFC, or a pre-tokenizer that llama.cpp does not have; with `approximate`
     the nearest one is accepted for digits cut in twos.
@@ -27,6 +27,7 @@ def convert_byte_level(
     where, notes = str(files.path), list[str]()
     nfc = pretokenizers.normalizes_to_nfc(files.document.get("normalizer"), where)
     steps = pretokenizers.split_steps(files.document.get("pre_tokenizer"), where)
+    plain, parsing = build_backend(files, kinds)
     threes = digits.in_threes(steps, where)
     if threes and approximate:
         pre, limits = _pre_tokenizer(files, threes, plain)
@@ -39,7 +40,7 @@ def convert_byte_level(
         notes.append(
             "the tokenizer normalizes text to NFC, llama.cpp does not: text in another form is tokenized differently"
         )
-    return Form(
+    form = Form(
         model="gpt2",
         pre=pre,
         kinds=kinds,
@@ -50,6 +51,7 @@ def convert_byte_level(
         approximation=f"digits cut in threes, not in twos ({pre})" if threes and approximate else None,
         notes=tuple(notes),
     )
+    return form, (plain, parsing)
 
 
 def _exact(

@@ -172,8 +172,8 @@ def load_tokenizer(
     out tokens with ids of `vocab_size` or more, which are an error otherwise. `approximate` accepts the nearest pre-tokenizer
     of llama.cpp where none is exact and the difference can be told by the text (`Tokenizer.approximation`).
 
-    Raises CheckpointError for missing or broken
-    files, TokenizerError for a tokenizer that llama.cpp cannot reproduce; both name the file and the key.
+    Raises CheckpointError for missing or broken files, TokenizerError for a tokenizer that llama.cpp cannot reproduce; both name
+    the file and the key.
     """
     refuse_links_out(folder, described_by(folder))
     files = read_files(folder)
@@ -205,8 +205,7 @@ def load_tokenizer(
         form = convert_sentencepiece(files, kinds, roles.unk)
         backends = build_backend(files, form.kinds)
     else:
-        backends = build_backend(files, kinds)
-        form = convert_byte_level(files, kinds, backends[0], approximate=approximate)
+        form, backends = convert_byte_level(files, kinds, approximate=approximate)
     limits = form.limits
     notes += form.notes
     tokens, types = _rows(form.ids or files.ids, form.kinds, vocab_size, notes)
