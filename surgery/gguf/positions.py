@@ -123,8 +123,7 @@ def _recurrent(architecture: Architecture, layers: Layers) -> Sequence[Hashable]
     )
     if any(width == 0 for width in widths):
         # A feed-forward alone makes a layer here: it counts as neither kind.
-        kinds = [head == 0 for head, width in zip(heads, widths, strict=True) if head or not width]
-        return kinds or [False]
+        return [head == 0 for head, width in zip(heads, widths, strict=True) if head or not width]
     return [head == 0 for head in heads]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 MODULES: dict[str, tuple[str, ...]] = {
     "quant/rules.py": ("tests/quant/test_recipes.py",),
     "quant/recipes.py": ("tests/quant/test_recipes.py", "tests/quant/test_types.py"),
-    "surgery/gguf/positions.py": ("tests/surgery/test_gguf.py", "tests/surgery/test_architectures.py"),
+    "surgery/gguf/positions.py": ("tests/surgery/test_positions.py",),
     "gguf_tools/evaluation/metrics.py": ("tests/evaluation/test_metrics.py",),
     "gguf_tools/evaluation/card/statistics.py": ("tests/evaluation/card/test_card_statistics.py",),
     "gguf_tools/rewrites/activations.py": ("tests/rewrites/test_activations.py",),
