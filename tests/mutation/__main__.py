@@ -17,7 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; all without")
     parser.add_argument("--here", action="store_true", help="run one module in this process")
-    parser.add_argument("--lines", type=int, nargs="*", help="mutants of these lines alone; no figures are noted")
+    parser.add_argument(
+        "--again", action="store_true", help="run the noted survivors alone, after tests were added and nothing else"
+    )
     parser.add_argument(
         "--page", action="store_true", help="write docs/mutants.md from the figures noted, and run nothing"
     )
@@ -25,11 +27,12 @@ def main() -> None:
     for module in options.modules:
         if module not in MODULES:
             parser.error(f"{module} is not listed in tests/mutation/modules.py")
-    if options.here or options.lines:
-        one(options.modules[0], options.lines or ())
+    if options.here:
+        one(options.modules[0], options.again)
         return
     for module in () if options.page else options.modules or MODULES:
-        subprocess.run([sys.executable, "-m", "tests.mutation", "--here", module], check=True)
+        again = ["--again"] if options.again else []
+        subprocess.run([sys.executable, "-m", "tests.mutation", "--here", *again, module], check=True)
     if options.page:
         write_page()
 
@@ -39,18 +42,24 @@ def write_page() -> None:
     figures.PAGE.write_text(figures.page(MODULES, figures.read()), "utf-8")
 
 
-def one(module: str, only: tuple[int, ...]) -> None:
-    """Run one module, and print its figures."""
-    outcome = run(Path(module), MODULES[module], lambda line: print(line, flush=True), only)
+def one(module: str, again: bool) -> None:
+    """Run one module, or its noted survivors again, and print and note its figures."""
+    lines = Path(module).read_text("utf-8").splitlines()
+    known = figures.read()[module].survivors if again else ()
+    outcome = run(
+        Path(module),
+        MODULES[module],
+        lambda line: print(line, flush=True),
+        lambda mutant: not again or (lines[mutant.line - 1].strip(), mutant.change) in known,
+    )
     found = figures.figures(Path(module), outcome)
     print(
         f"{module}: {found.killed} of {found.total - found.equivalent} killed ({found.share:.1%}), "
         f"{outcome.unreached} not reached by any test, {found.equivalent} equivalent",
         flush=True,
     )
-    if not only:
-        figures.note(module, found)
-        write_page()
+    figures.note(module, found)
+    write_page()
 
 
 if __name__ == "__main__":

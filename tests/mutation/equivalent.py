@@ -55,7 +55,46 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
             ("1 → 0", "len(tokens) - 1 → len(tokens) + 1"),
         ),
     ),
-    "gguf_tools/evaluation/card/statistics.py": (Equivalent("_BLOCK_BYTES = 16 << 20", ROWS_AT_A_TIME),),
+    "gguf_tools/evaluation/card/statistics.py": (
+        Equivalent("_BLOCK_BYTES = 16 << 20", ROWS_AT_A_TIME),
+        Equivalent("columns = [a.shape[-1] for a in first]", TWO_AXES, ("-1 → +1",)),
+        Equivalent(
+            "both = [np.concatenate([a, b], axis=-1) for a, b in zip(first, second, strict=True)]",
+            TWO_AXES,
+            ("-1 → +1",),
+        ),
+        Equivalent(
+            "extreme = int((np.abs(exchanged) >= abs(found.estimate) * (1 - 1e-9) - 1e-12).sum())",
+            "no difference lies exactly at the threshold, which is a little below the observed one to allow for rounding",
+            (
+                "np.abs(exchanged) >= abs(found.estimate) * (1 - 1e-09) - 1e- → "
+                "np.abs(exchanged) > abs(found.estimate) * (1 - 1e-09) - 1e-1",
+            ),
+        ),
+        Equivalent(
+            "rows = max(1, _BLOCK_BYTES // (8 * len(gain)))",
+            ROWS_AT_A_TIME,
+            (
+                "1 → 2",
+                "_BLOCK_BYTES // (8 * len(gain)) → _BLOCK_BYTES * (8 * len(gain))",
+                "8 * len(gain) → 8 + len(gain)",
+                "8 → 9",
+                "8 → 7",
+            ),
+        ),
+        Equivalent(
+            "rows = max(1, _BLOCK_BYTES // (8 * drawn * max(columns, 1)))",
+            ROWS_AT_A_TIME,
+            (
+                "1 → 2",
+                "_BLOCK_BYTES // (8 * drawn * max(columns, 1)) → _BLOCK_BYTES * (8 * drawn * max(columns, 1))",
+                "8 * drawn * max(columns, 1) → 8 * drawn + max(columns, 1)",
+                "8 * drawn → 8 + drawn",
+                "8 → 9",
+                "8 → 7",
+            ),
+        ),
+    ),
 }
 """The equivalent mutants by module."""
 

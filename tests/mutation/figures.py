@@ -43,13 +43,18 @@ class Figures:
 
 
 def figures(module: Path, outcome: Outcome) -> Figures:
-    """The figures of a module's outcome."""
-    lines = module.read_text("utf-8").splitlines()
+    """The figures of a module, of whose mutants those survived that did so in the outcome."""
+    source = module.read_text("utf-8")
+    lines = source.splitlines()
+    found = list(changes(source))
+    declared = EQUIVALENT.get(module.as_posix(), ())
+    equivalent = sum(any(one.covers(change, lines[line - 1]) for one in declared) for line, change in found)
+    survivors = tuple((lines[mutant.line - 1].strip(), mutant.change) for mutant in outcome.survivors)
     return Figures(
-        total=outcome.total,
-        killed=outcome.killed,
-        equivalent=outcome.equivalent,
-        survivors=tuple((lines[mutant.line - 1].strip(), mutant.change) for mutant in outcome.survivors),
+        total=len(found),
+        killed=len(found) - equivalent - len(survivors),
+        equivalent=equivalent,
+        survivors=survivors,
     )
 
 

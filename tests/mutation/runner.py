@@ -59,11 +59,11 @@ class _Kept:
 class Runner:
     """A pytest plugin that runs the mutants in place of the collected tests."""
 
-    def __init__(self, path: Path, progress: Callable[[str], None], only: Sequence[int] = ()) -> None:
+    def __init__(self, path: Path, progress: Callable[[str], None], wanted: Callable[[Mutant], bool]) -> None:
         self.path = path
         self.module = ".".join(path.with_suffix("").parts)
         self.progress = progress
-        self.only = only
+        self.wanted = wanted
         self.outcome = Outcome()
         self.failed = False
 
@@ -87,7 +87,7 @@ class Runner:
             raise pytest.UsageError("the tests fail without a mutant")
         source = self.path.read_text("utf-8")
         for mutant in mutants(source):
-            if self.only and mutant.line not in self.only:
+            if not self.wanted(mutant):
                 continue
             self.outcome.total += 1
             if reason(self.path.as_posix(), mutant, source.splitlines()):
@@ -221,9 +221,14 @@ def _traced(file: str) -> Iterator[set[int]]:
         threading.settrace(None)
 
 
-def run(path: Path, tests: Sequence[str], progress: Callable[[str], None], only: Sequence[int] = ()) -> Outcome:
-    """The outcome of all mutants of a module (a path from the repository's root) under these tests."""
-    runner = Runner(path, progress, only)
+def run(
+    path: Path,
+    tests: Sequence[str],
+    progress: Callable[[str], None],
+    wanted: Callable[[Mutant], bool] = lambda mutant: True,
+) -> Outcome:
+    """The outcome of the wanted mutants of a module (a path from the repository's root) under these tests."""
+    runner = Runner(path, progress, wanted)
     code = pytest.main(
         ["-n0", "-q", "-p", "no:cacheprovider", "--no-header", "--durations=0", "--capture=sys", *tests],
         plugins=[runner],

@@ -237,6 +237,25 @@ def test_nonsense_is_refused() -> None:
         bootstrap([good], only, confidence=0.0)
 
 
+@pytest.mark.parametrize("items", [[4.0], [1.0, 5.0], [0.0, 1.0, 10.0], [0.0, 1.0, 10.0, 100.0]])
+def test_a_draw_has_one_item_fewer_than_the_sample(items: list[float]) -> None:
+    """Every mean of so many items, with replacement, is drawn, and no other."""
+    drawn: list[Float] = []
+
+    def keep(means: list[Float]) -> Float:
+        drawn.append(means[0][:, 0])
+        return drawn[-1]
+
+    bootstrap([np.array(items)[:, None]], keep, resamples=2000)
+    size = max(len(items) - 1, 1)
+    assert set(drawn[1].round(9)) == {round(sum(some) / size, 9) for some in itertools.product(items, repeat=size)}
+
+
+def test_samples_without_columns_are_drawn_too() -> None:
+    result = bootstrap([np.ones((3, 0))], lambda means: np.full(len(means[0]), 7.0), resamples=10)
+    assert result == Bootstrap(7.0, Interval(7.0, 7.0))
+
+
 # Paired differences
 
 
@@ -289,6 +308,18 @@ def test_exchanges_do_not_depend_on_the_memory(monkeypatch: pytest.MonkeyPatch, 
     expected = paired_difference([first], [second], ratio, resamples=200)
     monkeypatch.setattr(statistics, "_BLOCK_BYTES", block)
     assert paired_difference([first], [second], ratio, resamples=200) == expected
+
+
+@pytest.mark.parametrize("rows", [1, 7, 50])
+def test_every_exchange_is_one_of_the_coins(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """The means after the swaps, against one item at a time with the same coins; 7 rows at a time do not divide 50."""
+    rng = np.random.default_rng(8)
+    first, second = rng.standard_normal((5, 2)), rng.standard_normal((5, 2))
+    monkeypatch.setattr(statistics, "_BLOCK_BYTES", 8 * 5 * rows)
+    found = statistics._exchanged_means(first, second, 50, np.random.Generator(np.random.PCG64(3)))
+    coins = np.random.Generator(np.random.PCG64(3)).integers(0, 2, (50, 5)).astype(bool)[:, :, None]
+    one, other = np.where(coins, second, first).mean(axis=1), np.where(coins, first, second).mean(axis=1)
+    np.testing.assert_allclose(found, np.concatenate([one, other], axis=1), rtol=1e-12, atol=1e-15)
 
 
 def test_models_with_different_items_are_refused() -> None:
