@@ -28,20 +28,21 @@ def assemble(
     offset: float = 0.0,
     norm: Norm | None = None,
     names: Mapping[str, str] = NORM_NAMES,
+    last: str = "model.norm",
     fields: Mapping[str, Any] = {},
     swiglu: bool = True,
 ) -> Model:
     """A Model from tensors named `model.layers.N.…`; the model adds `offset` to its stored norm weights.
 
-    `norm` replaces the RMS norm that rms_norm_eps describes; `names` are the names of a layer's norms, by role. `fields` are
-    further fields of the spec, such as embedding_scale. With `swiglu`, hidden_act must be SiLU; without it, the family reads
-    hidden_act itself. Raises CheckpointError for missing, leftover or misshapen tensors and for config values that cannot be
-    used.
+    `norm` replaces the RMS norm that rms_norm_eps describes; `names` are the names of a layer's norms, by role, and `last` that
+    of the norm before the output. `fields` are further fields of the spec, such as embedding_scale. With `swiglu`, hidden_act
+    must be SiLU; without it, the family reads hidden_act itself. Raises CheckpointError for missing, leftover or misshapen
+    tensors and for config values that cannot be used.
     """
     tensors, _ = hf.embeddings(inventory, config)
     hidden = tensors["embedding"].shape[1]
     norm = Norm(config.number("rms_norm_eps"), offset) if norm is None else norm
-    tensors |= hf.norm(inventory, "model.norm", norm, "output_norm", hidden)
+    tensors |= hf.norm(inventory, last, norm, "output_norm", hidden)
     layers = []
     for n in range(layer_count(inventory, "model.layers.")):
         prefix = f"model.layers.{n}."

@@ -290,6 +290,18 @@ CLASSES: Mapping[str, ClassRules] = {
         },
         theta=1e6,
     ),
+    "falcon_h1": _row(
+        8192,
+        epsilon=1e-5,
+        defaults={
+            **{
+                f"{place}_multiplier": 1.0 for place in ("embedding", "lm_head", "key", "attention_in", "attention_out")
+            },
+            **{f"{place}_multiplier": 1.0 for place in ("ssm_in", "ssm_out")},
+            "mamba_n_groups": 1,
+            "mamba_norm_before_gate": True,
+        },
+    ),
     "mamba2": ClassRules(
         defaults={
             "layer_norm_epsilon": 1e-5,

@@ -78,6 +78,36 @@ LAYER = frozenset(
         "LayerSpec.ffn_norm=Norm",
     }
 )
+STATE_SPACE = frozenset(
+    {
+        "LayerSpec.mixer=Mamba2",
+        "LayerSpec.beside=Mamba2",
+        "LayerSpec.feed_forward=None",
+        "LayerSpec.ffn_norm=None",
+        "Mamba2.norm=Norm",
+        "Mamba2.norm_first",
+        "Mamba2.decay=log",
+        "Mamba2.decay=rate",
+        "Mamba2.conv_bias",
+        "Mamba2.bias=in",
+        "Mamba2.bias=o",
+        "Mamba2.step_limit",
+    }
+)
+"""Of layers with a state space."""
+ANY_LAYER = (
+    LAYER
+    | STATE_SPACE
+    | {
+        "LayerSpec.mixer=ShortConv",
+        "LayerSpec.mixer_norm=None",
+        "LayerSpec.mixer_post_norm=Norm",
+        "LayerSpec.ffn_post_norm=Norm",
+        "LayerSpec.parallel",
+        "LayerSpec.residual_scale",
+        "LayerSpec.multipliers",
+    }
+)
 NORM = frozenset({"Norm.offset"})
 ANY_NORM = NORM | {"Norm.centred", "Norm.weighted", "Norm.bias"}
 ATTENTION = frozenset(

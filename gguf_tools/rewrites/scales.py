@@ -14,6 +14,7 @@ from gguf_tools.model.spec import (
     GatedMLP,
     Layer,
     LayerSpec,
+    Mamba2,
     Mixer,
     Model,
     ModelSpec,
@@ -21,6 +22,7 @@ from gguf_tools.model.spec import (
     Norm,
 )
 from gguf_tools.rewrites.base import (
+    ANY_LAYER,
     ANY_NORM,
     ATTENTION,
     DELTA_NET,
@@ -30,6 +32,7 @@ from gguf_tools.rewrites.base import (
     MLPS,
     MODEL,
     NORM,
+    STATE_SPACE,
     Rewrite,
     any_layer,
     map_layers,
@@ -87,7 +90,39 @@ FOLDED_LOGIT_SCALE = Rewrite(
 )
 
 
-LAST = ("attn.o", "attn.o_bias", "delta.o", "ffn.down", "ffn.down_bias", "moe.down", "shared.down")
+def _fold_multipliers(model: Model) -> Model:
+    def change(layer: Layer) -> Layer:
+        factors = dict(layer.spec.multipliers)
+        tensors = {role: scaled(t, factors[role]) if role in factors else t for role, t in layer.tensors.items()}
+        return Layer(replace(layer.spec, multipliers=()), tensors) if factors else layer
+
+    return map_layers(model, change)
+
+
+FOLDED_MULTIPLIERS = Rewrite(
+    name="multipliers folded into the matrices",
+    why="each matrix or bias is multiplied by its number",
+    applies=any_layer(lambda layer: bool(layer.multipliers)),
+    apply=_fold_multipliers,
+    linear=True,
+    keeps_row_angles=True,
+    parts=(LayerSpec,),
+    expresses=ANY_LAYER,
+    removes=frozenset({"LayerSpec.multipliers"}),
+)
+
+
+LAST = (
+    "attn.o",
+    "attn.o_bias",
+    "delta.o",
+    "ssm.o",
+    "ssm.o_bias",
+    "ffn.down",
+    "ffn.down_bias",
+    "moe.down",
+    "shared.down",
+)
 """Roles of the projections, and their biases, that give what a mixer or a feed-forward adds."""
 
 
@@ -139,8 +174,9 @@ FOLDED_RESIDUAL_SCALE = Rewrite(
     apply=_fold_residual_scale,
     linear=True,
     keeps_row_angles=True,
-    parts=(LayerSpec, Attention, DeltaNet, GatedMLP, MLP, MoE),
+    parts=(LayerSpec, Attention, DeltaNet, Mamba2, GatedMLP, MLP, MoE),
     expresses=LAYER
+    | STATE_SPACE
     | ATTENTION
     | DELTA_NET
     | EXPERTS

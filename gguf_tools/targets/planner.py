@@ -11,11 +11,12 @@ from gguf_tools.rewrites.approximations import Approximation, LayerFit, Tokens
 from gguf_tools.rewrites.base import Rewrite
 from gguf_tools.rewrites.heads import FOLDED_GAIN, FOLDED_VALUE_SCALE, SHARED_HEAD_NORM
 from gguf_tools.rewrites.router import FOLDED_ROUTER_SCALE, UNIFORM_ROUTER_BIAS
-from gguf_tools.rewrites.scales import SCALE_REWRITES
+from gguf_tools.rewrites.scales import FOLDED_MULTIPLIERS, SCALE_REWRITES
 from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.registry import all_targets, target_named
 
 COMMON_REWRITES = (
+    FOLDED_MULTIPLIERS,
     UNIFORM_ROUTER_BIAS,
     FOLDED_GAIN,
     SHARED_HEAD_NORM,

@@ -140,6 +140,7 @@ SOURCES = {
     "lfm2/plain": {},
     "lfm2-moe/plain": {},
     "mamba2/plain": {},
+    "falcon-h1/plain": {},
 }
 
 
@@ -154,6 +155,7 @@ WITHOUT_WINDOWS = (
     "stablelm/plain",
     "cohere/plain",
     "olmo/plain",
+    "falcon-h1/plain",
     "arcee/plain",
     "ernie4.5/plain",
     "ernie4.5-moe/plain",

@@ -74,6 +74,7 @@ MODELS = {
     "ReLU gate as SiLU gate": plain(layer(feed_forward=GatedMLP(20, frozenset({"gate", "up", "down"}), "relu"))),
     "ReLU as GELU": plain(layer(feed_forward=MLP(20, "relu", frozenset({"up", "down"})))),
     "rope on a part of a head by frequency factors": plain(layer(replace(ATTENTION, rope=PART))),
+    "multipliers folded into the matrices": plain(replace(layer(), multipliers=(("attn.k", 0.3), ("ffn.down", 1.7)))),
     "residual scale folded into the output projections": plain(replace(layer(), residual_scale=0.22)),
     "attention scale folded into the queries": plain(layer(replace(ATTENTION, scale=0.4))),
 }
