@@ -41,6 +41,7 @@ def build(checkpoint: Checkpoint) -> Model:
     groups, first = config.integer("mamba_n_groups"), config.flag("mamba_norm_before_gate", True)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
+        """A layer with the multipliers of the tensors that it has."""
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, None)
         ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}feed_forward.", hidden)
         space, space_part = mamba2(

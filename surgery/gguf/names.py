@@ -19,9 +19,9 @@ LAYER_SCALE = "layer_output_scale.weight"
 QUERY_KEY = ("attn_q", "attn_k")
 """The query and key projections; a q/k norm (`attn_q_norm`) after them removes the effect of their scale."""
 SCORES_FOLLOW = frozenset({
-    "cohere2", "exaone", "gemma", "gemma2", "gemma3", "gpt-oss", "granite", "granite_swa", "granitemoe", "internlm2",
-    "llama", "mistral3", "olmo2", "qwen2", "qwen2moe", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "seed_oss",
-    "smollm3", "starcoder2", "step35",
+    "cohere2", "exaone", "falcon-h1", "gemma", "gemma2", "gemma3", "gpt-oss", "granite", "granite_swa", "granitemoe",
+    "internlm2", "lfm2", "lfm2moe", "llama", "mistral3", "olmo2", "qwen2", "qwen2moe", "qwen3", "qwen35", "qwen35moe",
+    "qwen3moe", "qwen3next", "seed_oss", "smollm3", "starcoder2", "step35",
 })  # fmt: skip
 """Architectures in which only biases, norms with weights and RoPE are applied between these projections and the scores."""
 ONE_MATRIX_A_TENSOR = frozenset({"llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"})
