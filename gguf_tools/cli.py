@@ -28,6 +28,10 @@ COMMANDS = {
         "gguf_tools.commands.eval:evaluate",
         "Evaluate GGUF files with llama.cpp: against the torch reference, or on questions.",
     ),
+    "trace": (
+        "gguf_tools.commands.trace:trace",
+        "Find the first intermediate in which llama.cpp and the torch reference differ.",
+    ),
     "verify": ("gguf_tools.commands.verify:verify", "Check a GGUF against its source, byte for byte."),
     "diff": ("gguf_tools.commands.diff:diff", "Compare two GGUF files, or a GGUF and its source."),
     "card": ("gguf_tools.commands.card:card", "Write a model card, and an Ollama Modelfile, for quantized files."),

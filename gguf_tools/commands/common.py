@@ -119,6 +119,14 @@ def write_text(text: str, path: str | None, option: str, *, force: bool = False)
         stream.write(data)
 
 
+def write_bytes(data: bytes, path: str, *, force: bool = False) -> None:
+    """Write a report that is no text, such as a picture, to the file `path`. Raises OutputError."""
+    from gguf_tools.formats.output import atomic_output
+
+    with atomic_output(Path(path), force=force) as stream:
+        stream.write(data)
+
+
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 """Names of stdout. It is not opened by name: if stdout is redirected to a file, that would overwrite the file's start."""
 
@@ -163,7 +171,7 @@ def check_outputs(
                 raise OutputError(f"{path}: is the name of a shard of {other}; give {option} another path")
 
 
-WRITTEN = ("out", "save_recipe", "json_path", "csv_path", "markdown")
+WRITTEN = ("out", "save_recipe", "json_path", "csv_path", "markdown", "html", "png")
 """The parameters of all commands that name outputs."""
 
 

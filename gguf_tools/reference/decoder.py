@@ -151,7 +151,7 @@ class Reference:
         self.spec = model.spec
         self.dtype = dtype
         self.weights = load_all(model.tensors, dtype)
-        self.layers = []
+        self.layers: list[Weights] = []
         for layer in model.layers:
             weights, factors = load_all(layer.tensors, dtype), dict(layer.spec.multipliers)
             self.layers.append({role: w * factors[role] if role in factors else w for role, w in weights.items()})
@@ -193,15 +193,18 @@ class Reference:
 
     def forward(self, tokens: torch.Tensor, observe: Observer | None = None) -> torch.Tensor:
         """Final normed hidden states, shape (batch, length, hidden), of tokens (batch, length)."""
-        x = functional.embedding(tokens, self.weights["embedding"]) * self.spec.embedding_scale
-        x = normed(x, self.spec.embedding_norm, self.weights, "embedding_norm")
-        if self.spec.positions:
-            x = x + self.weights["positions"][: tokens.shape[1]]
+        x = self.embed(tokens)
         if observe:
             observe(OUTSIDE, "embedding", x)
         for n, layer in enumerate(self.spec.layers):
             x = self.layer(n, layer, x, observe)
         return self.final_norm(x, observe)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the first layer reads, shape (batch, length, hidden), of tokens (batch, length)."""
+        x = functional.embedding(tokens, self.weights["embedding"]) * self.spec.embedding_scale
+        x = normed(x, self.spec.embedding_norm, self.weights, "embedding_norm")
+        return x + self.weights["positions"][: tokens.shape[1]] if self.spec.positions else x
 
     def final_norm(self, x: torch.Tensor, observe: Observer | None = None) -> torch.Tensor:
         """The residual stream after the last layer, shape (batch, length, hidden), normed; the logits are observed too."""

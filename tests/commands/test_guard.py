@@ -80,6 +80,7 @@ def runs(place: Place) -> dict[str, list[tuple[list[object], dict[str, Path]]]]:
         "eval": [([file, "--suite", "card"], {"--csv": out / "a.csv", "--markdown": out / "a.md"})],
         "verify": [([file, "--source", source], {})],
         "diff": [([source, file], {})],
+        "trace": [([file, "--tokens", "4"], {"--html": out / "a.html", "--png": out / "a.png"})],
         "inspect": [([file], {}), ([source], {})],
         "demo": [([], {})],
     }

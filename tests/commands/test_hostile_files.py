@@ -108,6 +108,7 @@ TEXTS = [
     ("eval", "{model}", "--oracle", "{bad}.npz"),
     ("eval", "{model}", "--suite", "card", "--questions", "{bad}"),
     ("imatrix", "{model}", "{bad}", "-o", "{out}"),
+    ("trace", "{model}", "--text", "{bad}"),
 ]
 MODELS = [
     ("eval", "{bad}"),
@@ -115,6 +116,7 @@ MODELS = [
     ("surgery", "{bad}", "{out}", "--swap", "0:1"),
     ("verify", "{bad}", "--source", "{folder}"),
     ("diff", "{bad}", "{folder}"),
+    ("trace", "{bad}"),
     ("diff", "{model}", "{bad}"),
     ("inspect", "{bad}"),
 ]

@@ -69,6 +69,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         line="verify {in}/small.gguf --source {in}/checkpoint --json {out}/report.json",
         llama="encode",
     ),
+    Scenario(
+        command="trace",
+        line="trace {in}/f32.gguf --reference {in}/checkpoint --tokens 6 --json {out}/report.json --html {out}/page.html "
+        "--png {out}/picture.png",
+        llama="run",
+        cost="slow",
+    ),
     Scenario(command="diff", line="diff {in}/checkpoint {in}/f32.gguf --json {out}/report.json"),
     Scenario(
         command="card",

@@ -1,0 +1,1 @@
+"""Where llama.cpp and the torch reference part ways: every named intermediate of both, point by point."""

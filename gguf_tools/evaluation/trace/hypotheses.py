@@ -1,0 +1,234 @@
+"""Faults of a layer that are worth trying: its spec with one value changed, or its weights with one mistake made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from gguf_tools.model.rope import Rope, YarnScaling
+from gguf_tools.model.spec import Attention, DeltaNet, LayerSpec, MoE, Norm
+from gguf_tools.reference.feed_forward import ACTIVATIONS
+from gguf_tools.reference.weights import Weights
+
+EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12)
+PAIRED = (
+    ("attn.k", "attn.v"),
+    ("attn.q", "attn.gate"),
+    ("ffn.gate", "ffn.up"),
+    ("moe.gate", "moe.up"),
+    ("shared.gate", "shared.up"),
+    ("delta.q", "delta.k"),
+    ("delta.beta", "delta.alpha"),
+)
+"""Weights of one shape that may be exchanged."""
+THETAS = (1e4, 1e5, 5e5, 1e6, 5e6, 1e7)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A layer with a fault, which `text` names in the field's words; `role` is the weight that it is about, if any."""
+
+    text: str
+    spec: LayerSpec
+    weights: Weights
+    role: str = ""
+
+
+def hypotheses(
+    spec: LayerSpec, weights: Weights, own: LayerSpec | None, others: Mapping[int, Weights]
+) -> Iterator[Hypothesis]:
+    """Every fault to try on a layer. `own` is the layer as the file's metadata state it, `others` the other layers' weights."""
+    for text, changed in _of_norms(spec, own):
+        yield Hypothesis(text, changed, weights)
+    if isinstance(spec.mixer, Attention):
+        theirs = own.mixer if own and isinstance(own.mixer, Attention) else None
+        for text, mixer in _of_attention(spec.mixer, theirs):
+            yield Hypothesis(text, replace(spec, mixer=mixer), weights)
+    if isinstance(spec.mixer, DeltaNet):
+        yield from _of_delta(spec, spec.mixer, weights)
+    if isinstance(spec.feed_forward, MoE):
+        theirs_ffn = own.feed_forward if own and isinstance(own.feed_forward, MoE) else None
+        for text, ffn in _of_experts(spec.feed_forward, theirs_ffn):
+            yield Hypothesis(text, replace(spec, feed_forward=ffn), weights)
+    elif spec.feed_forward is not None:
+        for name in ACTIVATIONS:
+            if name != spec.feed_forward.activation:
+                dense = replace(spec.feed_forward, activation=name)
+                words = f"the activation is {name}, not {spec.feed_forward.activation}"
+                yield Hypothesis(words, replace(spec, feed_forward=dense), weights)
+    if spec.residual_scale != 1.0:
+        yield Hypothesis("the residual scale is left out", replace(spec, residual_scale=1.0), weights)
+    for m, other in others.items():
+        if {role: tensor.shape for role, tensor in other.items()} == {r: t.shape for r, t in weights.items()}:
+            yield Hypothesis(f"the layer has the weights of layer {m}", spec, other)
+    yield from _of_weights(spec, weights, others)
+
+
+def _of_norms(spec: LayerSpec, own: LayerSpec | None) -> Iterator[tuple[str, LayerSpec]]:
+    """Other epsilons for all norms, and norms whose offset is left out or added without need."""
+    mine = next(iter(spec.norms.values()), None)
+    if mine is None:
+        return
+    stated = [norm.eps for norm in own.norms.values()] if own else []
+    for eps in dict.fromkeys([*stated, *EPSILONS]):
+        if abs(eps - mine.eps) > 1e-3 * mine.eps:
+            yield f"epsilon is {eps:g}, not {mine.eps:g}", _with_norms(spec, eps=eps)
+    for role, norm in spec.norms.items():
+        if not norm.weighted:
+            continue
+        other = 0.0 if norm.offset else 1.0
+        left_out = f"the norm's offset of {norm.offset:g} is missing"
+        text = left_out if norm.offset else "an offset of 1 is added to the norm's weights"
+        yield f"{text} ({role})", _with_norms(spec, role, offset=other)
+
+
+def _with_norms(spec: LayerSpec, only: str = "", **values: Any) -> LayerSpec:
+    """The layer with other values in its norms, or only in that of one role."""
+
+    def change(norm: Norm) -> Norm:
+        return replace(norm, **values)
+
+    def changed(role: str) -> Any:
+        norm = getattr(spec, role)
+        return change(norm) if norm and only in ("", role) else norm
+
+    mixer = spec.mixer
+    if isinstance(mixer, Attention) and mixer.qk_norm and (not only or only.startswith("attn.")):
+        mixer = replace(mixer, qk_norm=change(mixer.qk_norm))
+    elif isinstance(mixer, DeltaNet) and only in ("", "delta.norm"):
+        norm = change(mixer.norm)
+        mixer = replace(mixer, norm=norm, l2_eps=mixer.l2_eps if only else norm.eps)
+    names = ("mixer_norm", "mixer_post_norm", "ffn_norm", "ffn_post_norm")
+    return replace(spec, mixer=mixer, **{name: changed(name) for name in names})
+
+
+def _of_attention(mixer: Attention, own: Attention | None) -> Iterator[tuple[str, Attention]]:
+    """Other ropes, scales, windows and norms of an attention."""
+    if mixer.rope:
+        for text, rope in _of_rope(mixer.rope, own.rope if own else None):
+            yield text, replace(mixer, rope=rope)
+        yield "RoPE is left out", replace(mixer, rope=None)
+    if mixer.qk_norm:
+        yield "the q/k norm is left out", replace(mixer, qk_norm=None)
+        if mixer.rope:
+            order = "before" if mixer.norm_after_rope else "after"
+            yield f"the q/k norm comes {order} RoPE", replace(mixer, norm_after_rope=not mixer.norm_after_rope)
+    scales = {mixer.head_dim**-0.5: "1/√head_dim", 1.0: "1"} | (
+        {own.score_scale: f"{own.score_scale:g}"} if own else {}
+    )
+    for scale, name in scales.items():
+        if abs(scale - mixer.score_scale) > 1e-6 * mixer.score_scale:
+            yield f"scores are multiplied by {name}, not {mixer.score_scale:g}", replace(mixer, scale=scale)
+    windows = {None, own.window if own else None, *((mixer.window - 1, mixer.window + 1) if mixer.window else ())}
+    for window in windows - {mixer.window, 0}:
+        yield f"the sliding window is {window or 'left out'}, not {mixer.window}", replace(mixer, window=window)
+    if mixer.softcap:
+        yield "the cap on the scores is left out", replace(mixer, softcap=None)
+    if mixer.gated:
+        yield "the attention gate is left out", replace(mixer, gated=False)
+
+
+def _of_rope(rope: Rope, own: Rope | None) -> Iterator[tuple[str, Rope]]:
+    """Other orders of pairs, bases, scalings and numbers of rotated dimensions."""
+    other: Literal["half", "interleaved"] = "interleaved" if rope.pairs == "half" else "half"
+    words = {"half": "half a head apart", "interleaved": "interleaved"}
+    yield f"RoPE pairs are {words[other]}, not {words[rope.pairs]}", replace(rope, pairs=other)
+    for theta in dict.fromkeys([*([own.theta] if own else []), *THETAS]):
+        if abs(theta - rope.theta) > 1e-6 * rope.theta:
+            yield f"the RoPE base is {theta:g}, not {rope.theta:g}", replace(rope, theta=theta)
+    if own and own.dims != rope.dims:
+        yield f"RoPE rotates {own.dims} dimensions, not {rope.dims}", replace(rope, dims=own.dims)
+    if rope.scaling:
+        yield "RoPE scaling is left out", replace(rope, scaling=None)
+    if own and own.scaling != rope.scaling:
+        yield f"RoPE scaling is {own.scaling}, not {rope.scaling}", replace(rope, scaling=own.scaling)
+    if isinstance(rope.scaling, YarnScaling):
+        factors = (1.0, rope.scaling.magnitude**2)
+        for factor in factors:
+            if abs(factor - rope.scaling.magnitude) > 1e-9:
+                scaling = replace(rope.scaling, attention_factor=factor)
+                yield (
+                    f"YaRN's attention factor is {factor:g}, not {rope.scaling.magnitude:g}",
+                    replace(rope, scaling=scaling),
+                )
+    yield "RoPE rotates backwards", replace(rope, backwards=not rope.backwards)
+
+
+def _of_delta(spec: LayerSpec, mixer: DeltaNet, weights: Weights) -> Iterator[Hypothesis]:
+    """Mistakes that are usual with DeltaNet's decay, epsilon and convolution."""
+    decay = weights["delta.decay"]
+    rate = replace(spec, mixer=replace(mixer, decay="rate"))
+    if mixer.decay == "log":
+        positive, raw = {**weights, "delta.decay": decay.exp()}, {**weights, "delta.decay": decay}
+        yield Hypothesis(
+            "A_log without its minus sign: the decay is exp(A_log), not -exp(A_log)", rate, positive, "delta.decay"
+        )
+        yield Hypothesis("A_log as it is stored, not -exp(A_log)", rate, raw, "delta.decay")
+    else:
+        yield Hypothesis("the decay without its minus sign", spec, {**weights, "delta.decay": -decay}, "delta.decay")
+    for eps in (1e-5, 1e-12):
+        yield Hypothesis(
+            f"epsilon of the unit keys is {eps:g}", replace(spec, mixer=replace(mixer, l2_eps=eps)), weights
+        )
+    bare = {**weights, "delta.dt_bias": torch.zeros_like(weights["delta.dt_bias"])}
+    yield Hypothesis("the bias of the time step is left out (delta.dt_bias)", spec, bare, "delta.dt_bias")
+
+
+def _of_experts(ffn: MoE, own: MoE | None) -> Iterator[tuple[str, MoE]]:
+    """Other routers."""
+    router = ffn.router
+    words = "not divided by their sum" if router.normalised else "divided by their sum"
+    yield f"router weights are {words}", replace(ffn, router=replace(router, normalised=not router.normalised))
+    other: Literal["softmax", "sigmoid"] = "sigmoid" if router.score == "softmax" else "softmax"
+    yield f"the router's score is a {other}, not a {router.score}", replace(ffn, router=replace(router, score=other))
+    if router.scale != 1.0:
+        yield "the scale of the router's weights is left out", replace(ffn, router=replace(router, scale=1.0))
+    for top_k in {own.router.top_k if own else router.top_k, router.top_k - 1, router.top_k + 1}:
+        if 0 < top_k <= ffn.experts and top_k != router.top_k:
+            yield f"{top_k} experts are used, not {router.top_k}", replace(ffn, router=replace(router, top_k=top_k))
+    if ffn.shared and ffn.shared.gated:
+        yield "the shared expert's gate is left out", replace(ffn, shared=replace(ffn.shared, gated=False))
+
+
+def _of_weights(spec: LayerSpec, weights: Weights, others: Mapping[int, Weights]) -> Iterator[Hypothesis]:
+    """One tensor zero, transposed, in another order, or exchanged with another."""
+    mixer = spec.mixer
+    for role, tensor in weights.items():
+        if role.endswith("_bias"):
+            yield Hypothesis(
+                f"the bias is not loaded ({role})", spec, {**weights, role: torch.zeros_like(tensor)}, role
+            )
+        if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
+            yield Hypothesis(f"the weight is transposed ({role})", spec, {**weights, role: tensor.T.contiguous()}, role)
+        if role.endswith((".conv", ".kernel")) and tensor.ndim == 2:
+            yield Hypothesis(
+                f"the convolution is reversed in time ({role})", spec, {**weights, role: tensor.flip(1)}, role
+            )
+        if role in ("attn.q", "attn.k") and isinstance(mixer, Attention) and mixer.rope:
+            for text, order in _row_orders(mixer, mixer.heads if role == "attn.q" else mixer.kv_heads):
+                yield Hypothesis(
+                    f"rows are in the order of RoPE with {text} ({role})", spec, {**weights, role: tensor[order]}, role
+                )
+    for one, other in PAIRED:
+        if one in weights and other in weights and weights[one].shape == weights[other].shape:
+            yield Hypothesis(
+                f"{one} and {other} are exchanged", spec, {**weights, one: weights[other], other: weights[one]}, one
+            )
+    for m, theirs in others.items():
+        for role, tensor in theirs.items():
+            if role in weights and tensor.shape == weights[role].shape:
+                yield Hypothesis(f"the tensor is that of layer {m} ({role})", spec, {**weights, role: tensor}, role)
+
+
+def _row_orders(mixer: Attention, heads: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """The orders in which rows of q or k are, if they were permuted for the other order of RoPE's pairs."""
+    assert mixer.rope
+    dims, rows = mixer.rope.dims, torch.arange(heads * mixer.head_dim).view(heads, mixer.head_dim)
+    turned, rest = rows[:, :dims], rows[:, dims:]
+    halves = torch.cat([turned[:, 0::2], turned[:, 1::2]], dim=1)
+    pairs = torch.stack([turned[:, : dims // 2], turned[:, dims // 2 :]], dim=2).flatten(1)
+    yield "pairs half a head apart", torch.cat([halves, rest], dim=1).flatten()
+    yield "interleaved pairs", torch.cat([pairs, rest], dim=1).flatten()

@@ -1,0 +1,164 @@
+"""A trace as text: the heatmap of layers × points, the first bad point with its cause, growth by layer, routing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, log10
+
+from gguf_tools.evaluation.trace.compare import PointError
+from gguf_tools.evaluation.trace.run import Trace
+from gguf_tools.text import table
+
+ROWS = 12
+"""Most rows in a table of points."""
+SHADES = "·░▒▓█"
+"""Errors in tenths of their tolerances' logarithms: explained ones light, unexplained ones black."""
+SHORT = {"layer_out": "out", "mixer_out": "mix", "mixer_norm": "norm", "mixer_residual": "res", "ffn_norm": "norm2"}
+
+
+def text_of(trace: Trace) -> str:
+    """The whole report."""
+    parts = [heatmap(trace), growth(trace), _decode(trace), _routing(trace), summary(trace)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def columns(trace: Trace) -> list[str]:
+    """The points within layers, in order of computation."""
+    found: dict[str, None] = {}
+    for point in trace.points:
+        if point.layer is not None:
+            found.setdefault(point.point)
+    return list(found)
+
+
+def severity(point: PointError) -> float:
+    """How bad a point is: 0 at a thousandth of its tolerance or less, 1 at the tolerance, more beyond; infinite if not finite."""
+    nmse, tolerance = point.local.nmse, point.tolerance
+    if nmse <= 0.0:
+        return 0.0
+    if nmse == inf or tolerance <= 0.0:
+        return inf
+    return max(0.0, 1.0 + log10(nmse / tolerance) / 3.0)
+
+
+def shade(point: PointError | None) -> str:
+    """One character for a point: blank if it was not compared, a full block if it is bad."""
+    if point is None:
+        return " "
+    if point.bad:
+        return SHADES[-1]
+    return SHADES[min(int(severity(point) * (len(SHADES) - 1)), len(SHADES) - 2)]
+
+
+def heatmap(trace: Trace) -> str:
+    """Points × layers: a row a point, a column a layer; empty if no layer has points."""
+    names = columns(trace)
+    if not names:
+        return ""
+    cells = {(point.layer, point.point): point for point in trace.points}
+    layers = sorted({point.layer for point in trace.points if point.layer is not None})
+    wide = max(map(len, names))
+    tens = "".join(str(n // 10 % 10) if n % 10 == 0 and n else " " for n in layers)
+    lines = [f"{'local error':<{wide}}  {tens}".rstrip(), f"{'':<{wide}}  {''.join(str(n % 10) for n in layers)}"]
+    for name in names:
+        row = "".join(shade(cells.get((n, name))) for n in layers)
+        worst = max((cells[n, name].local.nmse for n in layers if (n, name) in cells), default=0.0)
+        lines.append(f"{name:<{wide}}  {row}  {worst:.1e}")
+    lines.append(
+        f"{SHADES[0]} far below the tolerance … {SHADES[-2]} near it, {SHADES[-1]} beyond; the largest NMSE on the right"
+    )
+    return "\n".join(lines)
+
+
+def growth(trace: Trace) -> str:
+    """Each layer's output: the error from the tokens on, the layer's own part of it, and what rounding predicts."""
+    rows = [
+        (
+            str(one.layer),
+            f"{one.whole.nmse:.1e}",
+            f"{one.local.nmse:.1e}",
+            f"{one.predicted:.1e}",
+            f"{one.tolerance:.1e}",
+        )
+        for one in trace.layers
+    ]
+    if not rows:
+        return ""
+    if len(rows) > 2 * ROWS:
+        rows = [*rows[:ROWS], ("…", "", "", "", ""), *rows[-ROWS:]]
+    return table(("layer", "end to end", "this layer", "predicted", "tolerance"), rows, ">")
+
+
+def _decode(trace: Trace) -> str:
+    """The points that differ most between reading at once and token by token."""
+    if trace.decode is None:
+        return ""
+    rows = [
+        (one.name, f"{one.local.nmse:.1e}", f"{one.tolerance:.1e}", "differs" if one.bad else "agrees")
+        for one in trace.decode[:4]
+    ]
+    return table(("all at once against token by token", "NMSE", "tolerance", ""), rows, "<>")
+
+
+def _routing(trace: Trace) -> str:
+    """Agreement and load by layer, and the tokens of which the experts differ."""
+    lines = []
+    for one in trace.routing:
+        lines.append(
+            f"layer {one.layer}: {one.agreement:.0%} of tokens to the same experts; load {_pairs(one.load(one.model))}"
+        )
+        marks = "".join("·" if set(a) == set(b) else "█" for a, b in zip(one.reference, one.model, strict=True))
+        lines.append(f"  {marks}")
+        differing = [
+            f"  token {t}: {list(b)}, the reference {list(a)}"
+            for t, (a, b) in enumerate(zip(one.reference, one.model, strict=True))
+            if set(a) != set(b)
+        ]
+        lines += differing[:4]
+    return "\n".join(lines)
+
+
+def _pairs(load: Sequence[int]) -> str:
+    shown = sorted(enumerate(load), key=lambda pair: -pair[1])[:8]
+    return ", ".join(f"{expert}: {count}" for expert, count in shown) + (" …" if len(load) > 8 else "")
+
+
+def summary(trace: Trace) -> str:
+    """What was compared, and the first bad point with its cause, or that there is none."""
+    lines = [
+        f"file       {trace.path} ({trace.architecture}, {trace.types})",
+        f"reference  {trace.reference}",
+        f"tokens     {len(trace.tokens)}",
+        f"points     {len(trace.points)} compared"
+        + (f"; without a name: {', '.join(trace.unnamed)}" if trace.unnamed else ""),
+        *(f"note       {note}" for note in trace.notes),
+    ]
+    if trace.logits:
+        lines.append(f"logits     NMSE {trace.logits.whole.nmse:.2e} end to end")
+    blind = max((point.tolerance for point in trace.points if point.layer is not None), default=0.0)
+    if blind > 1e-9:
+        lines.append(
+            f"blind to   faults that change a point by an NMSE below {blind:.0e} locally; tinyq diff compares the bytes"
+        )
+    first = trace.first
+    if first is None:
+        return "\n".join([*lines, "verdict    every point is explained by rounding"])
+    local = first.local
+    lines += [
+        f"first bad  {first.name}: {first.tensor}, NMSE {local.nmse:.2e}, at most {first.tolerance:.0e} is explained",
+        f"           worst at token {local.position}, channel {local.channel}: off by {local.largest:.3g}",
+        f"           cosine {local.cosine:.9f}",
+    ]
+    cause = trace.cause
+    if cause:
+        lines += [f"fed by     {', '.join(cause.tensors)}"] if cause.tensors else []
+        where = {"file": "the file", "engine": "llama.cpp, or how tinyq reads the file", "unknown": "unknown"}[
+            cause.where
+        ]
+        lines.append(f"fault in   {where} (NMSE {first.own or 0.0:.1e} with the file's own weights and metadata)")
+        if cause.text:
+            lines.append(f"cause      {cause.text} (tried: leaves an NMSE of {cause.nmse or 0.0:.1e})")
+        else:
+            lines.append("cause      none of the faults that were tried gives what llama.cpp computed")
+    lines.append(f"verdict    {first.name} is not what the reference computes")
+    return "\n".join(lines)

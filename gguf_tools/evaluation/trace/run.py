@@ -1,0 +1,180 @@
+"""Traces a file: every named intermediate of llama.cpp against the torch reference's, and the first that is not explained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.prompts import base_prompts
+from gguf_tools.evaluation.reference_source import Operate, find_reference
+from gguf_tools.evaluation.trace.causes import Cause, find_cause
+from gguf_tools.evaluation.trace.compare import FLOORS, QUANTIZED, PointError, error
+from gguf_tools.evaluation.trace.expected import expected_of
+from gguf_tools.evaluation.trace.points import NAMES, TRACED, Graph
+from gguf_tools.evaluation.trace.routing import Routing, routing_of
+from gguf_tools.evaluation.trace.work import Work
+from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.progress import StageProgress
+from gguf_tools.reference.observe import OUTSIDE
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.targets.registry import lift
+
+TOKENS = 48
+"""Tokens that are read by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """The errors of all points, in order of computation: embedding, layers, final norm, logits.
+
+    `first` is the first point whose local error is not explained, and `cause` what was found out about it. `decode` has the
+    points whose values differ most between reading all tokens at once and one by one, as local errors; None if that was not
+    tried. `unnamed` are points of the reference that llama.cpp's graph has no name for.
+    """
+
+    path: Path
+    reference: Path
+    architecture: str
+    types: str
+    tokens: tuple[int, ...]
+    points: tuple[PointError, ...]
+    first: PointError | None = None
+    cause: Cause | None = None
+    decode: tuple[PointError, ...] | None = None
+    routing: tuple[Routing, ...] = ()
+    unnamed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def logits(self) -> PointError | None:
+        """The errors of the logits."""
+        return next((point for point in self.points if point.point == "logits"), None)
+
+    @property
+    def layers(self) -> tuple[PointError, ...]:
+        """The outputs of the layers."""
+        return tuple(point for point in self.points if point.point == "layer_out")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        first = self.first
+        return {
+            "file": str(self.path),
+            "reference": str(self.reference),
+            "architecture": self.architecture,
+            "type": self.types,
+            "n_tokens": len(self.tokens),
+            "tokens": list(self.tokens),
+            "first_bad": first
+            and {
+                "layer": first.layer,
+                "point": first.point,
+                "cause": self.cause.text if self.cause else None,
+                "nmse_left": self.cause.nmse if self.cause else None,
+                "where": self.cause.where if self.cause else None,
+                "tensors": list(self.cause.tensors) if self.cause else [],
+                **{key: value for key, value in first.as_dict().items() if key not in ("layer", "point")},
+            },
+            "points": [point.as_dict() for point in self.points],
+            "decode": None if self.decode is None else [point.as_dict() for point in self.decode],
+            "routing": [one.as_dict() for one in self.routing],
+            "unnamed": list(self.unnamed),
+            "notes": list(self.notes),
+        }
+
+
+def trace(
+    path: Path,
+    reference: Path | None = None,
+    *,
+    text: str | None = None,
+    tokens: int = TOKENS,
+    position: int | None = None,
+    decode: bool = False,
+    routing: bool = False,
+    operate: Operate | None = None,
+    threads: int | None = None,
+    progress: StageProgress = lambda *_: None,
+) -> Trace:
+    """Compare every intermediate of a GGUF in llama.cpp with the torch reference's of `reference`.
+
+    `reference` is found as `tinyq eval` finds it, if it is not given. The first `tokens` tokens of `text` are read, by default of
+    built-in prompts. `position` limits the comparison to that token; `decode` also reads the tokens one by one. Errors as
+    `find_reference`, and UnsupportedError if the reference has no intermediates that could be compared.
+    """
+    torch.set_num_threads(threads or torch.get_num_threads())
+    found = find_reference(path, reference, operate)
+    source = open_gguf(path)
+    expected = expected_of(found, source)
+    with Runtime(path, RuntimeOptions(threads=threads)) as runtime:
+        ids = _tokens(runtime, text, tokens)
+        if position is not None and not 0 <= position < len(ids):
+            raise InputError(f"position {position} is not one of the {len(ids)} tokens that are read; give one from 0")
+        progress("running llama.cpp", 0, 1)
+        step = runtime.info.batch
+        prompt = Graph(runtime.intermediates(ids, NAMES), source.architecture, expected.model.spec, len(ids), step)
+        single = None
+        if decode:
+            one_by_one = runtime.intermediates(ids, NAMES, step=1)
+            single = Graph(one_by_one, source.architecture, expected.model.spec, len(ids), 1)
+    work = Work(source, expected, prompt, ids, position, progress)
+    points, unnamed = work.run()
+    first = next((point for point in points if point.bad), None)
+    cause = None
+    if first is not None:
+        progress("trying causes", 0, 1)
+        own = lift(source)
+        n = OUTSIDE if first.layer is None else first.layer
+        cause, left = find_cause(work, n, first, own)
+        first = replace(first, own=left)
+        points = [first if point.name == first.name else point for point in points]
+    notes = [*expected.notes, found.note]
+    if source.architecture not in TRACED:
+        notes.append(f"the graph of {source.architecture} has not been mapped to points: only the logits are compared")
+    types = work.types
+    return Trace(
+        path=path,
+        reference=found.path,
+        architecture=source.architecture,
+        types=", ".join(sorted(set(types.values()))),
+        tokens=tuple(ids),
+        points=tuple(points),
+        first=first,
+        cause=cause,
+        decode=_against_each_other(prompt, single, points, expected.gelu, types) if single else None,
+        routing=routing_of(work.chosen, prompt, expected.model.spec) if routing else (),
+        unnamed=tuple(unnamed),
+        notes=tuple(notes),
+    )
+
+
+def _tokens(runtime: Runtime, text: str | None, count: int) -> list[int]:
+    """The first `count` tokens of the text, as many as the context and a batch hold."""
+    if text is None:
+        text = " ".join(prompt.text for prompt in base_prompts())
+    ids = runtime.tokenize(text, add_special=True)
+    if not ids:
+        raise InputError("the text has no tokens; give a longer one")
+    return ids[: min(count, runtime.context_limit)]
+
+
+def _against_each_other(
+    prompt: Graph, single: Graph, points: Sequence[PointError], gelu: float, types: Mapping[int, str]
+) -> tuple[PointError, ...]:
+    """Each point of one-by-one reading against that of reading all at once, both from the tokens on, worst first."""
+    made = []
+    tolerance = max(FLOORS.get(kind, QUANTIZED) for kind in types.values()) + gelu
+    for point in points:
+        n = OUTSIDE if point.layer is None else point.layer
+        width = prompt.width(n, point.point)
+        one, other = prompt.values(n, point.point, width), single.values(n, point.point, width)
+        if one is None or other is None or point.point == "moe.chosen" or len(one) != len(other):
+            continue
+        found = error(one, other)
+        made.append(replace(point, local=found, whole=found, predicted=0.0, tolerance=tolerance))
+    return tuple(sorted(made, key=lambda one: -one.local.nmse))

@@ -1,0 +1,95 @@
+"""The passes of the reference over one file's intermediates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gguf_tools.evaluation.trace.compare import FACTOR, PointError, error, floor_of, mask_for
+from gguf_tools.evaluation.trace.expected import Expected, coarsest_types, rounded
+from gguf_tools.evaluation.trace.passes import Passes, errors_of
+from gguf_tools.evaluation.trace.points import Doubles, Graph
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.progress import StageProgress
+from gguf_tools.reference import Reference
+from gguf_tools.reference.observe import OUTSIDE
+
+
+class Work:
+    """The passes over one file's intermediates."""
+
+    def __init__(
+        self,
+        source: GGUFSource,
+        expected: Expected,
+        graph: Graph,
+        tokens: Sequence[int],
+        position: int | None,
+        progress: StageProgress,
+    ) -> None:
+        """Load the reference, and another with the weights rounded to the file's types where they are not F32."""
+        self.source, self.expected, self.graph, self.tokens = source, expected, graph, tokens
+        self.position, self.progress = position, progress
+        self.passes = Passes(Reference(expected.model, torch.float64), expected.query_scale)
+        self.types = coarsest_types(source, len(expected.model.spec.layers))
+        coarse = rounded(source, expected)
+        self.coarse = Passes(Reference(coarse, torch.float64), {}) if coarse else None
+        self.chosen: dict[int, Doubles] = {}
+
+    def run(self) -> tuple[list[PointError], list[str]]:
+        """The errors of all points in order of computation, and the points that the graph has no name for."""
+        whole = self.passes.whole(self.tokens)
+        self.chosen = {n: points["moe.chosen"] for n, points in whole.items() if "moe.chosen" in points}
+        outside = whole[OUTSIDE]
+        points: list[PointError] = []
+        unnamed: dict[str, None] = {}
+        layers = len(self.expected.model.spec.layers)
+        start = {"embedding": outside["embedding"]}
+        points += self._judged(OUTSIDE, start, start, self.coarse.start(self.tokens) if self.coarse else None)
+        for n in range(layers):
+            self.progress("comparing layers", n, layers)
+            x = self.input_of(n)
+            if x is None:
+                continue
+            mine = self.passes.layer(n, x)
+            points += self._judged(n, mine, whole[n], self.coarse.layer(n, x) if self.coarse else None)
+            there = {point.point for point in points if point.layer == n}
+            unnamed |= dict.fromkeys(point for point in mine if point not in there and not point.endswith("_product"))
+        end = {point: outside[point] for point in ("final_norm", "logits")}
+        x = self.input_of(layers)
+        local = self.passes.end(x) if x is not None else end
+        points += self._judged(OUTSIDE, local, end, self.coarse.end(x) if self.coarse and x is not None else None)
+        return points, list(unnamed)
+
+    def input_of(self, n: int) -> Doubles | None:
+        """What llama.cpp's layer n reads: the embedding, or the output of the layer before it; (tokens, hidden)."""
+        hidden = self.expected.model.spec.hidden
+        if n == 0:
+            return self.graph.values(OUTSIDE, "embedding", hidden)
+        return self.graph.values(n - 1, "layer_out", hidden)
+
+    def _judged(
+        self, n: int, mine: dict[str, Doubles], whole: dict[str, Doubles], coarse: dict[str, Doubles] | None
+    ) -> list[PointError]:
+        """The errors of a layer's points, with what the rounding of the weights predicts (`coarse`)."""
+        local = errors_of(self.passes, n, mine, self.graph, self.position)
+        entire = errors_of(self.passes, n, whole, self.graph, self.position)
+        made = []
+        for point, (found, _) in local.items():
+            predicted = 0.0
+            if coarse and point in coarse and point != "moe.chosen" and coarse[point].shape == mine[point].shape:
+                predicted = error(mine[point], coarse[point], mask_for(point, mine, coarse)).nmse
+            floor = floor_of(n, point, self.types, self.expected.gelu)
+            made.append(
+                PointError(
+                    layer=None if n == OUTSIDE else n,
+                    point=point,
+                    tensor=self.graph.name_of(n, point),
+                    local=found,
+                    whole=entire[point][0],
+                    tolerance=floor + FACTOR * predicted,
+                    predicted=predicted,
+                )
+            )
+        return made
