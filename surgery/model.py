@@ -89,6 +89,7 @@ EXPRESSES = frozenset(
         "Attention.norm_gain",
         "Attention.value_scale",
         "Attention.window",
+        "Attention.sinks",
         "Attention.value_dim",
         "Rope.dims",
         "Rope.backwards",
@@ -133,6 +134,10 @@ EXPRESSES = frozenset(
         "MLP.bias=down",
         "MoE.router=Router",
         "MoE.shared=SharedExpert",
+        "MoE.bias=gate",
+        "MoE.bias=up",
+        "MoE.bias=down",
+        "MoE.clamped=ClampedSwiGLU",
         "Router.normalised=true",
         "Router.normalised=false",
         "Router.score=softmax",
@@ -141,6 +146,7 @@ EXPRESSES = frozenset(
         "Router.selection_bias",
         "Router.score_bias",
         "Router.sum_eps",
+        "Router.logit_bias",
         "SharedExpert.gated=true",
         "SharedExpert.gated=false",
     }
@@ -259,6 +265,10 @@ def score_roles(part: ModelHalf) -> tuple[frozenset[str], float]:
     if not isinstance(mixer, Attention):
         raise InputError(
             f"a layer with {describe_part(mixer)} has no attention scores to attenuate; give layers with full attention"
+        )
+    if mixer.sinks:
+        raise UnsupportedError(
+            "the scores of attention with sinks cannot be attenuated: the sinks' logits are no scores"
         )
     norm = None if mixer.norm_gain else mixer.qk_norm
     if mixer.softcap or mixer.clip or (norm and (not norm.weighted or (norm.bias and norm.offset))):

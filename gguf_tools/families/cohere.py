@@ -64,6 +64,10 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], Expected]] = {
     "plain": ({**_FIRST}, Expected(target="command-r")),
     "biases": ({**_FIRST, "attention_bias": True}, Expected(refused="a bias on the attention output")),
     "second": ({**_SECOND}, Expected(target="cohere2")),
+    "second-full": (
+        {**_SECOND, "layer_types": ["full_attention"] * 5},
+        Expected(refused="a model without rope in any layer"),
+    ),
     "untied": ({**_FIRST, "tie_word_embeddings": False}, Expected(target="stablelm", rewrites=_UNTIED)),
 }
 """Keys of each variant's config.json, and what it shows."""

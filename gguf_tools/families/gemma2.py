@@ -102,6 +102,7 @@ _THIRD: Mapping[str, Any] = {
 _LINEAR = {"rope_type": "linear", "factor": 8.0}
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], Expected]] = {
     "second": (_SECOND, Expected(target="gemma2")),
+    "second-full": ({**_SECOND, "layer_types": ["full_attention"] * 3}, Expected(target="gemma2")),
     "third": ({**_THIRD, "rope_scaling": _LINEAR}, Expected(target="gemma3")),
     "third-untied": (
         {**_THIRD, "tie_word_embeddings": False, "query_pre_attn_scalar": 20, "final_logit_softcapping": 6.0},

@@ -253,6 +253,28 @@ CLASSES: Mapping[str, ClassRules] = {
         },
         windows=Windows(listed=True, limited=_from_max_window_layers),
     ),
+    "gpt_oss": _row(
+        131072,
+        epsilon=1e-5,
+        theta=150000.0,
+        defaults={
+            "head_dim": 64,
+            "num_experts_per_tok": 4,
+            "sliding_window": 128,
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 7.0,
+        },
+        windows=Windows(listed=True, limited=lambda layer, _: layer % 2 == 0),
+        rope={
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+    ),
     "gpt2": _layer_norm_row(1024, "layer_norm_epsilon", context_key="n_positions", activation="gelu_new"),
     "starcoder2": _layer_norm_row(
         4096, "norm_epsilon", activation="gelu_pytorch_tanh", defaults={"sliding_window": None}, windows=Windows()

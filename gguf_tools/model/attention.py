@@ -34,6 +34,8 @@ class Attention:
     With `norm_whole` the norm is over all heads together and not over each, and with `norm_after_rope` it follows RoPE.
     `softcap` bounds the scores s smoothly, softcap · tanh(s / softcap), and `clip` limits q, k and v to ± its value.
     `gated` multiplies the heads' output elementwise by sigmoid(gate · x), before the output projection.
+    With `sinks` each head has a learned logit beside its scores, which takes a share of the softmax and adds no value (Xiao et
+    al. 2023, in the form of gpt-oss).
     With `window` a position attends to itself and the window - 1 positions before it (Mistral; Beltagy et al. 2020), else
     to all positions up to its own. Value heads have `value_dim` dimensions, or `head_dim` where that is None.
     """
@@ -53,6 +55,7 @@ class Attention:
     window: int | None = option(
         _window, neutral=lambda window, place: not window or window >= place.spec.context_length
     )
+    sinks: bool = option("attention sinks", False)
     value_dim: int | None = option(_value_dim, neutral=lambda _, place: place.owner.value_size == place.owner.head_dim)
 
     scale: float | None = option(_scale, neutral=lambda _, place: place.owner.score_scale == place.owner.head_dim**-0.5)
@@ -89,6 +92,8 @@ class Attention:
                 roles |= self.qk_norm.roles(f"attn.{name}_norm", *shape)
             if self.norm_gain:
                 roles[f"attn.{name}_gain"] = (heads,)
+        if self.sinks:
+            roles["attn.sinks"] = (self.heads,)
         if self.value_scale:
             roles["attn.v_scale"] = (self.kv_heads,)
         if self.gated:

@@ -75,8 +75,8 @@ class Router:
     `score` turns the logits into weights: a softmax over all experts, or a sigmoid per expert. The `top_k` experts with the
     largest logits are selected; with `selection_bias`, those with the largest logit + bias, and with `score_bias` those with
     the largest weight + bias, where the bias affects the selection only and not the weights. The weights of the selected
-    experts are divided by their sum plus `sum_eps` if `normalised`, and
-    multiplied by `scale`.
+    experts are divided by their sum plus `sum_eps` if `normalised`, and multiplied by `scale`. `logit_bias` is a bias on the
+    logits, for the selection and the weights.
     """
 
     top_k: int = size()
@@ -88,6 +88,7 @@ class Router:
     sum_eps: float = option(
         lambda eps, _: f"router weights divided by their sum plus {eps:g}", 0.0, neutral=lambda eps, _: eps < 1e-12
     )
+    logit_bias: bool = option("a bias on the router's logits", False)
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,27 @@ class SharedExpert:
 
 
 @dataclass(frozen=True)
+class ClampedSwiGLU:
+    """gpt-oss's gate (OpenAI 2025): g · sigmoid(slope · g) · (u + 1), with g at most `limit` and u within ± `limit`."""
+
+    slope: float = size()
+    limit: float = size()
+
+
+@dataclass(frozen=True)
 class MoE:
-    """Mixture of experts: `experts` gated MLPs of `width`, with an optional shared expert."""
+    """Mixture of experts: `experts` gated MLPs of `width`, with an optional shared expert.
+
+    `bias` names the projections of the routed experts that have one (of gate, up, down). With `clamped` the routed experts have
+    that gate in place of SwiGLU.
+    """
 
     experts: int = size()
     width: int = size()
     router: Router = part("routed experts")
     shared: SharedExpert | None = option("a shared expert")
+    bias: frozenset[str] = option("biases on experts", frozenset())
+    clamped: ClampedSwiGLU | None = option("experts with a clamped gate")
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""
@@ -115,6 +130,10 @@ class MoE:
             "moe.up": (self.experts, self.width, hidden),
             "moe.down": (self.experts, hidden, self.width),
         }
+        for name in sorted(self.bias):
+            roles[f"moe.{name}_bias"] = roles[f"moe.{name}"][:2]
+        if self.router.logit_bias:
+            roles["moe.logit_bias"] = (self.experts,)
         if self.router.selection_bias or self.router.score_bias:
             roles["moe.router_bias"] = (self.experts,)
         if self.shared:

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import starmap
+from math import prod
 from typing import Any
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.model.attention import Attention
 from gguf_tools.model.features import Feature, Words, choice, features, option, part, size
-from gguf_tools.model.feed_forward import MLP, Activation, GatedMLP, MoE, Router, SharedExpert
+from gguf_tools.model.feed_forward import MLP, Activation, ClampedSwiGLU, GatedMLP, MoE, Router, SharedExpert
 from gguf_tools.model.norms import Norm, Shape
 from gguf_tools.model.recurrent import DeltaNet
 from gguf_tools.model.state_space import Mamba2, ShortConv
@@ -29,6 +30,7 @@ __all__ = [
     "MLP",
     "Activation",
     "Attention",
+    "ClampedSwiGLU",
     "DeltaNet",
     "FeedForward",
     "FrontMatter",
@@ -269,5 +271,7 @@ class Model:
         for layer in self.spec.layers:
             ffn = layer.feed_forward
             if isinstance(ffn, MoE):
-                total -= 3 * (ffn.experts - ffn.router.top_k) * ffn.width * self.spec.hidden
+                stored = sum(prod(ffn.roles(self.spec.hidden)[f"moe.{name}"][1:]) for name in ("gate", "up", "down"))
+                stored += sum(prod(ffn.roles(self.spec.hidden)[f"moe.{name}_bias"][1:]) for name in ffn.bias)
+                total -= (ffn.experts - ffn.router.top_k) * stored
         return total

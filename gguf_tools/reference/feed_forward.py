@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -67,21 +68,41 @@ def route(router: Router, logits: torch.Tensor, bias: torch.Tensor | None = None
     return chosen, scores * router.scale
 
 
+def _expert(spec: MoE, weights: Weights, expert: int, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
+    """What one routed expert makes of x, shape (…, hidden); the points observed are those of `swiglu`, biases added or not."""
+
+    def project(name: str, y: torch.Tensor) -> torch.Tensor:
+        out = functional.linear(y, weights[f"moe.{name}"][expert])
+        observe(name, out)
+        if name in spec.bias:
+            out = out + weights[f"moe.{name}_bias"][expert]
+            observe(f"{name}_biased", out)
+        return out
+
+    gate, up = project("gate", x), project("up", x)
+    if spec.clamped:
+        gate, up = gate.clamp(max=spec.clamped.limit), up.clamp(-spec.clamped.limit, spec.clamped.limit)
+        inner = gate * (spec.clamped.slope * gate).sigmoid() * (up + 1)
+    else:
+        inner = functional.silu(gate) * up
+    observe("act", inner)
+    return project("down", inner)
+
+
 def moe(spec: MoE, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
     """Mixture of experts without capacity limits, plus the shared expert if there is one (batch, length, hidden)."""
     tokens = x.reshape(-1, x.shape[-1])
-    logits = functional.linear(tokens, weights["moe.router"])
+    logits = functional.linear(tokens, weights["moe.router"], weights.get("moe.logit_bias"))
     chosen, scores = route(spec.router, logits, weights.get("moe.router_bias"))
     for point, values in (("logits", logits), ("chosen", chosen), ("weights", scores)):
         observe(f"moe.{point}", values.view(*x.shape[:-1], -1))
     if observe is not unobserved:
-        _observe_experts(weights, tokens, chosen, _shaped(observe, x))
+        _observe_experts(spec, weights, tokens, chosen, _shaped(observe, x))
     out = torch.zeros_like(tokens)
     for expert in range(spec.experts):
         rows, slots = torch.where(chosen == expert)
         if len(rows):
-            gate, up, down = (weights[f"moe.{name}"][expert] for name in ("gate", "up", "down"))
-            out.index_add_(0, rows, swiglu(tokens[rows], gate, up, down) * scores[rows, slots, None])
+            out.index_add_(0, rows, _expert(spec, weights, expert, tokens[rows]) * scores[rows, slots, None])
     observe("moe.out", out.view_as(x))
     if spec.shared:
         gate, up, down = (weights[f"shared.{name}"] for name in ("gate", "up", "down"))
@@ -100,12 +121,11 @@ def _shaped(observe: Observe, x: torch.Tensor, prefix: str = "") -> Observe:
     return lambda point, values: observe(prefix + point, values.view(*x.shape[:-1], *values.shape[1:]))
 
 
-def _observe_experts(weights: Weights, tokens: torch.Tensor, chosen: torch.Tensor, observe: Observe) -> None:
+def _observe_experts(spec: MoE, weights: Weights, tokens: torch.Tensor, chosen: torch.Tensor, observe: Observe) -> None:
     """The activations of the selected experts, shape (tokens, top_k, …), in the order in which they were selected."""
-    gate, up, down = (weights[f"moe.{name}"] for name in ("gate", "up", "down"))
-    found: dict[str, list[torch.Tensor]] = {"gate": [], "up": [], "act": [], "down": []}
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)
     for token, experts in zip(tokens, chosen, strict=True):
         for expert in experts:
-            swiglu(token, gate[expert], up[expert], down[expert], lambda point, values: found[point].append(values))
+            _expert(spec, weights, int(expert), token, lambda point, values: found[point].append(values))
     for point, values in found.items():
         observe(f"expert.{point}", torch.stack(values).view(*chosen.shape, -1))

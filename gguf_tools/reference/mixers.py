@@ -79,7 +79,12 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor, observe: Obser
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
     if spec.window:
         hidden |= torch.ones(length, length, dtype=torch.bool).tril(-spec.window)
-    shares = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if spec.sinks:
+        sinks = weights["attn.sinks"][:, None, None].expand(batch, -1, length, 1)
+        shares = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+    else:
+        shares = scores.softmax(-1)
     observe("attn.shares", shares.transpose(1, 2))
     out = (shares @ v).transpose(1, 2).reshape(batch, length, -1)
     observe("attn.heads", out)

@@ -6,12 +6,13 @@ Applied only with `--allow-approximate`. The error is measured with the torch re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.model.spec import Layer, Model, ModelSpec, MoE
+from gguf_tools.model.rope import YarnScaling
+from gguf_tools.model.spec import Attention, Layer, Model, ModelSpec, MoE
 from gguf_tools.rewrites.router import with_softmax_and_bias
 from gguf_tools.tensors.views import scaled
 
@@ -124,6 +125,8 @@ def router_logits(model: Model, tokens: Tokens) -> dict[int, Doubles]:
         router = reference.layers[layer].get("moe.router")
         if point == "ffn_norm" and router is not None:
             logits = values[0].double() @ router.double().T
+            if "moe.logit_bias" in reference.layers[layer]:
+                logits = logits + reference.layers[layer]["moe.logit_bias"].double()
             found.setdefault(layer, []).append(logits.numpy())
 
     with torch.inference_mode():
@@ -138,4 +141,45 @@ SOFTMAX_ROUTER = Approximation(
     "per layer",
     _sigmoid_with_bias,
     _softmax_router,
+)
+
+
+def _fractional_yarn(spec: ModelSpec) -> bool:
+    return any(not scaling.truncate for scaling in _yarns(spec))
+
+
+def _yarns(spec: ModelSpec) -> list[YarnScaling]:
+    """The YaRN scalings of the attention layers."""
+    ropes = [layer.mixer.rope for layer in spec.layers if isinstance(layer.mixer, Attention) and layer.mixer.rope]
+    return [rope.scaling for rope in ropes if isinstance(rope.scaling, YarnScaling)]
+
+
+def _truncated_yarn(model: Model, tokens: Tokens | None) -> tuple[Model, tuple[LayerFit, ...]]:
+    """Rounds YaRN's correction range to whole dimensions, and measures how this changes the selection of experts."""
+
+    def change(layer: Layer) -> Layer:
+        mixer = layer.spec.mixer
+        if not isinstance(mixer, Attention) or mixer.rope is None or not isinstance(mixer.rope.scaling, YarnScaling):
+            return layer
+        rope = replace(mixer.rope, scaling=replace(mixer.rope.scaling, truncate=True))
+        return Layer(replace(layer.spec, mixer=replace(mixer, rope=rope)), layer.tensors)
+
+    made = model.with_layers(map(change, model.layers))
+    if tokens is None:
+        return made, ()
+    before, after, fits = router_logits(model, tokens), router_logits(made, tokens), []
+    for n, logits in before.items():
+        chosen = _chosen(model, n, logits)
+        same = np.sort(chosen) == np.sort(_chosen(made, n, after[n]))
+        pair = [_softmax(np.take_along_axis(each, chosen, axis=1)) for each in (logits, after[n])]
+        error = float(np.sqrt(np.square(pair[0] - pair[1]).mean()))
+        fits.append(LayerFit(n, float(same.all(axis=1).mean()), error, 1.0))
+    return made, tuple(fits)
+
+
+TRUNCATED_YARN = Approximation(
+    "YaRN whose correction range is rounded to whole dimensions",
+    "llama.cpp always rounds the range, so that the frequencies of a few pairs of dimensions differ",
+    _fractional_yarn,
+    _truncated_yarn,
 )

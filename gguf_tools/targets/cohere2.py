@@ -12,7 +12,7 @@ from gguf_tools.rewrites.activations import ACTIVATION_REWRITES
 from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS
 from gguf_tools.targets import command_r, lifting, lowering
 from gguf_tools.targets.base import Lowered, Target
-from gguf_tools.targets.limits import NO_ROPE, WINDOWS, attentions, same
+from gguf_tools.targets.limits import NO_ROPE, WINDOWS, attentions, ropes, same
 
 NAME = "cohere2"
 EXPRESSES = command_r.GRAPH | WINDOWS | NO_ROPE
@@ -27,6 +27,7 @@ def limits(spec: ModelSpec) -> list[str]:
         found.append("a sliding window in layers without rope")
     if any(mixer.rope is not None and not mixer.window for mixer in attentions(spec)):
         found += ["rope in layers without a window"] if any(mixer.window for mixer in attentions(spec)) else []
+    found += [] if ropes(spec) else ["a model without rope in any layer"]
     return found + command_r.graph_limits(spec)
 
 

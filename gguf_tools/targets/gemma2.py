@@ -91,12 +91,17 @@ def graph_scale(spec: ModelSpec, mixer: Attention, large: int) -> float:
 
 
 def window_metadata(name: str, spec: ModelSpec) -> Metadata:
-    """The size of the window, and the layers that have one."""
+    """The size of the window, and the layers that have one.
+
+    llama.cpp aborts if no layer has one; then all get one larger than any context.
+    """
     mixers = attentions(spec)
     window = next((mixer.window for mixer in mixers if mixer.window), None)
     return {
         f"{name}.attention.sliding_window": u32(window or ENDLESS),
-        f"{name}.attention.sliding_window_pattern": lowering.booleans(bool(mixer.window) for mixer in mixers),
+        f"{name}.attention.sliding_window_pattern": lowering.booleans(
+            not window or mixer.window is not None for mixer in mixers
+        ),
     }
 
 

@@ -1,7 +1,8 @@
 """llama.cpp's `granite_swa`: Llama's graph with a sliding window per layer (`src/models/granite-swa.cpp`).
 
 It expresses Mistral and Mixtral exactly where the context is longer than the window, for which `llama` has no key. Each
-layer must have attention sinks, one extra logit per head in the softmax; a very negative sink gets a weight of zero.
+layer must have attention sinks, one extra logit per head in the softmax; where the model has none, a very negative sink gets a
+weight of zero.
 """
 
 from __future__ import annotations
@@ -12,19 +13,18 @@ from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.gguf.header import f32, u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import Attention, LayerSpec, Model, ModelSpec
-from gguf_tools.targets import llama, lowering
+from gguf_tools.targets import llama, lowering, names
 from gguf_tools.targets.base import Lowered, Target
-from gguf_tools.targets.limits import WINDOWS, attentions, same
+from gguf_tools.targets.limits import SINKS, WINDOWS, attentions, same
 from gguf_tools.tensors.base import Filled, Tensor
 
 NAME = "granite_swa"
-SINKS = "attn_sinks.weight"
 NO_SINK = -1e30
 """A sink without effect: exp(NO_SINK - score) is 0 in float32 for every attention score."""
 SCALES = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
 
 
-EXPRESSES = llama.EXPRESSES | WINDOWS
+EXPRESSES = llama.EXPRESSES | WINDOWS | SINKS
 
 
 def limits(spec: ModelSpec) -> list[str]:
@@ -45,13 +45,13 @@ def lower(model: Model) -> Lowered:
 
     def sinks(layer: LayerSpec) -> dict[str, Tensor]:
         assert isinstance(layer.mixer, Attention)
-        return {SINKS: Filled((layer.mixer.heads,), NO_SINK)}
+        return {} if layer.mixer.sinks else {names.SINKS: Filled((layer.mixer.heads,), NO_SINK)}
 
     return llama.lower_as(NAME, model, metadata, sinks)
 
 
 def lift(source: GGUFSource) -> Model:
-    """A file of this architecture as a Model. Raises UnsupportedError if sinks or Granite's scales have an effect."""
+    """A file of this architecture as a Model; UnsupportedError if Granite's scales have an effect."""
     for key in SCALES:
         value = float(source.key(key, 0.0))
         if value not in (0.0, 1.0):
@@ -62,13 +62,9 @@ def lift(source: GGUFSource) -> Model:
     window = int(source.key("attention.sliding_window"))
 
     def change(n: int, mixer: Attention) -> Attention:
-        name = f"blk.{n}.{SINKS}"
-        highest = float(source.tensor(name).array().max())
-        if highest > NO_SINK:
-            raise UnsupportedError(
-                f"{source.path}: {name} has values up to {highest:g}; attention sinks are not supported by tinyq"
-            )
-        return replace(mixer, window=window if pattern[n] else None)
+        """The attention with its window, and with sinks if some have an effect."""
+        highest = float(source.tensor(f"blk.{n}.{names.SINKS}").array().max())
+        return replace(mixer, window=window if pattern[n] else None, sinks=highest > NO_SINK)
 
     return llama.lift_with(source, change)
 

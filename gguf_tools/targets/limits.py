@@ -58,6 +58,7 @@ QK_NORM = frozenset({"Attention.qk_norm=Norm"})
 ATTENTION_GATE = frozenset({"Attention.gated"})
 BIAS_ON_OUTPUT = frozenset({"Attention.bias=o"})
 WINDOWS = frozenset({"Attention.window"})
+SINKS = frozenset({"Attention.sinks"})
 VALUE_SIZES = frozenset({"Attention.value_dim"})
 LINEAR_ATTENTION = frozenset(
     {"LayerSpec.mixer=DeltaNet", "DeltaNet.norm=Norm", "DeltaNet.decay=log", "DeltaNet.decay=rate"}

@@ -20,6 +20,9 @@ ATTENTION_NAMES = {
 }
 
 
+SINKS = "attn_sinks.weight"
+
+
 NORM_NAMES = {
     "mixer_norm": "attn_norm.weight",
     "mixer_norm_bias": "attn_norm.bias",

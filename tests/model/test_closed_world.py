@@ -36,6 +36,7 @@ PARTS = (
     spec.Router,
     spec.SharedExpert,
     spec.MoE,
+    spec.ClampedSwiGLU,
     spec.LayerSpec,
     spec.ModelSpec,
     rope.Rope,
