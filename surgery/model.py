@@ -34,7 +34,7 @@ HALF_OF_FIELD: Mapping[str, Half] = {
     "beside": "attention",
 }
 """Field of LayerSpec → the half of a layer that it belongs to."""
-OF_BOTH_HALVES = frozenset({"residual_scale", "parallel", "multipliers"})
+OF_BOTH_HALVES = frozenset({"residual_scale", "input_scale", "parallel", "multipliers"})
 """Fields of LayerSpec that concern both halves of a layer, which can be joined only if they agree on them."""
 HALF_OF_STEM: Mapping[str, Half] = {
     "attn": "attention",

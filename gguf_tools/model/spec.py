@@ -77,6 +77,8 @@ def _norm(place: str) -> Words:
 class LayerSpec:
     """One layer: x + s · mixer(norm(x)), then x + s · feed_forward(norm(x)), where s is `residual_scale`.
 
+    Before that, x is multiplied by `input_scale`.
+
     Each norm may be absent, and what the mixer or the feed-forward gives may be normed too, before it is added
     (`mixer_post_norm`, `ffn_post_norm`). In a `parallel` layer the feed-forward reads the x that the mixer reads, and both
     are added: x + s · (mixer(norm(x)) + feed_forward(norm(x))). Without a norm of its own it reads what the mixer reads.
@@ -97,6 +99,7 @@ class LayerSpec:
     residual_scale: float = option(lambda scale, _: f"what a layer adds multiplied by {scale:g}", 1.0)
     beside: Mamba2 | None = option("a state space beside the attention")
     multipliers: tuple[tuple[str, float], ...] = option("multipliers of matrices", ())
+    input_scale: float = option(lambda scale, _: f"what a layer reads multiplied by {scale:g}", 1.0)
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""

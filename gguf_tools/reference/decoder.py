@@ -49,6 +49,7 @@ EXPRESSES = frozenset(
         "LayerSpec.mixer_norm=Norm",
         "LayerSpec.ffn_norm=Norm",
         "LayerSpec.residual_scale",
+        "LayerSpec.input_scale",
         "LayerSpec.mixer_norm=None",
         "LayerSpec.ffn_norm=None",
         "LayerSpec.mixer_post_norm=Norm",
@@ -224,6 +225,7 @@ class Reference:
         """Layer n on the residual stream x, shape (batch, length, hidden)."""
         weights = self.layers[n]
         observe: Observe = partial(observer, n) if observer else unobserved
+        x = x * layer.input_scale
         read = normed(x, layer.mixer_norm, weights, "mixer_norm")
         observe("mixer_norm", read)
         mixed = mix(layer.mixer, weights, read, observe)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -51,9 +52,9 @@ def heads_are_cheaper(spec: ModelSpec) -> bool:
     return False
 
 
-def by_heads(model: Model) -> Model:
-    """The bias through one more key/value head in every attention layer."""
-    return _map_attention(model, _more_heads)
+def by_heads(model: Model, level: float = 1.0) -> Model:
+    """The bias through one more key/value head in every attention layer, whose first value dimension is `level`."""
+    return _map_attention(model, partial(_more_heads, level=level))
 
 
 def by_width(model: Model) -> Model:
@@ -97,8 +98,10 @@ def _one_hot(width: int, places: list[int]) -> Tensor:
     return InMemory(values)
 
 
-def _more_heads(mixer: Attention, tensors: LayerTensors, hidden: int) -> tuple[Attention, LayerTensors]:
-    """Adds a key/value head and its group of query heads, whose first value dimension is always 1.
+def _more_heads(
+    mixer: Attention, tensors: LayerTensors, hidden: int, *, level: float
+) -> tuple[Attention, LayerTensors]:
+    """Adds a key/value head and its group of query heads, whose first value dimension is always `level`.
 
     Its q, k, v and gate rows are zero; norm weights, gains and scales of the new heads are 1.
     """
@@ -114,7 +117,8 @@ def _more_heads(mixer: Attention, tensors: LayerTensors, hidden: int) -> tuple[A
     bias = mixer.bias - {"o"}
     if column is not None:
         values = tensors.get("attn.v_bias", Filled((kv_heads * dim,)))
-        tensors["attn.v_bias"] = concatenate([values, _one_hot(dim, [0])])
+        tensors["attn.v_bias"] = concatenate([values, scaled(_one_hot(dim, [0]), level)])
+        column = scaled(column, 1.0 / level)
         bias |= {"v"}
     elif "v" in bias:
         tensors["attn.v_bias"] = concatenate([tensors["attn.v_bias"], Filled((dim,))])
@@ -197,4 +201,11 @@ OUTPUT_BIAS_BY_HEADS = replace(
     why="the bias becomes a column of the output projection, applied to a value dimension that is always 1, in an added "
     "key/value head",
     apply=by_heads,
+    expresses=OUTPUT_BIAS.expresses
+    | {"Attention.scale", "Attention.softcap", "Attention.norm_after_rope", "Rope.backwards"},
 )
+
+
+def output_bias_at(level: float) -> Rewrite:
+    """`OUTPUT_BIAS_BY_HEADS` with a value dimension that is always `level`, for biases that are large."""
+    return replace(OUTPUT_BIAS_BY_HEADS, apply=partial(by_heads, level=level))

@@ -13,7 +13,14 @@ from torch.nn import functional
 
 from gguf_tools.model.spec import MLP, GatedMLP, Model
 from gguf_tools.reference.feed_forward import ACTIVATIONS
-from gguf_tools.rewrites.activations import RELU_AS_GELU, RELU_GATE, SQUARED_RELU, UNGATED
+from gguf_tools.rewrites.activations import (
+    RELU_AS_GELU,
+    RELU_GATE,
+    RELU_GATE_AS_GELU,
+    SQUARED_RELU,
+    SQUARED_RELU_AS_GEGLU,
+    UNGATED,
+)
 from gguf_tools.rewrites.base import Rewrite
 from tests.oracle import nmse, reference
 from tests.random_model import PROMPTS, layer, random_model
@@ -27,6 +34,8 @@ CASES: dict[str, tuple[Rewrite, MLP | GatedMLP, float]] = {
     "silu": (UNGATED, MLP(40, "silu", frozenset({"up"})), 1e-28),
     "silu, down": (UNGATED, MLP(40, "silu", frozenset({"down"})), 1e-28),
     "relu as gelu": (RELU_AS_GELU, MLP(40, "relu", ALL - {"gate"}), 1e-11),
+    "relu2 as geglu": (SQUARED_RELU_AS_GEGLU, MLP(40, "relu2", ALL - {"gate"}), 1e-12),
+    "relu gate as gelu": (RELU_GATE_AS_GELU, GatedMLP(40, ALL, "relu"), 1e-11),
     "relu gate": (RELU_GATE, GatedMLP(40, activation="relu"), 1e-11),
     "relu gate, biases": (RELU_GATE, GatedMLP(40, ALL, "relu"), 1e-11),
 }
@@ -63,6 +72,14 @@ def _of_ffn(model: Model) -> int:
 def test_stated_errors(power: int, worst: float) -> None:
     z = torch.linspace(-0.05, 0.05, 2_000_001, dtype=torch.float64)
     sharp = functional.silu(z * 2.0**power) / 2.0**power
+    found = (sharp * z - functional.relu(z) ** 2) if power == 10 else sharp - functional.relu(z)
+    assert worst * 0.5 < float(found.abs().max()) <= worst
+
+
+@pytest.mark.parametrize(("power", "worst"), [(10, 1.6e-7), (14, 1.1e-5)])
+def test_stated_errors_of_gelu(power: int, worst: float) -> None:
+    z = torch.linspace(-0.05, 0.05, 2_000_001, dtype=torch.float64)
+    sharp = functional.gelu(z * 2.0**power, approximate="tanh") / 2.0**power
     found = (sharp * z - functional.relu(z) ** 2) if power == 10 else sharp - functional.relu(z)
     assert worst * 0.5 < float(found.abs().max()) <= worst
 
