@@ -80,7 +80,7 @@ def conformance_row(case: Case) -> str:
         plan.target.name,
         rewrites,
         extra,
-        f"≤ {max(expected.nmse, plan.target.nmse):.0e}",
+        f"≤ {max(expected.nmse, plan.nmse):.0e}",
         oracle,
     )
     return f"| {family} | {' | '.join(facts)} |"

@@ -85,6 +85,7 @@ def _identity(model: Model) -> Model:
         return _taller(scaled(weights, share))
 
     def change(layer: Layer) -> Layer:
+        """The layer with its constants, and with norms that give what they get."""
         old, tensors = layer.spec, dict(layer.tensors)
         ffn, mixer = old.feed_forward, old.mixer
         if not isinstance(ffn, GatedMLP) or not isinstance(mixer, Attention) or not (old.mixer_norm and old.ffn_norm):

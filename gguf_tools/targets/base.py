@@ -40,8 +40,8 @@ class Target:
     `lower` is called only if that list is empty. `lift` reads a file of this architecture as a Model, with the file's
     weights unchanged. `approximations` are applied only if the user permits them.
 
-    `nmse` bounds the error of the logits of an F32 file where llama.cpp's own arithmetic is coarser than float32's, for the
-    reason `why`.
+    `nmse` bounds the error of the logits of an F32 file of a model with GELUs, where llama.cpp's own arithmetic is coarser than
+    float32's, for the reason `why`.
     """
 
     name: str
@@ -53,6 +53,10 @@ class Target:
     approximations: tuple[Approximation, ...] = ()
     nmse: float = 0.0
     why: str = ""
+
+    def bound(self, spec: ModelSpec) -> float:
+        """`nmse` for a model of this spec, before rewrites: 0 for one without GELUs, whose arithmetic is float32's."""
+        return self.nmse if any("activation=gelu" in feature.key for feature in spec.features) else 0.0
 
     def lacks(self, spec: ModelSpec) -> list[str]:
         """Descriptions of what the architecture cannot express of this spec; empty if it expresses the spec exactly."""

@@ -9,6 +9,8 @@ import math
 
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import GatedMLP, Layer, LayerSpec, LayerTensors, Model, ModelSpec, Norm
+from gguf_tools.rewrites.activations import GEGLU_REWRITES
+from gguf_tools.rewrites.residual import EMBEDDING_ROOT, is_root
 from gguf_tools.rewrites.rope_pairs import HALF_PAIRS
 from gguf_tools.targets import lifting
 from gguf_tools.targets.base import Target
@@ -39,9 +41,7 @@ def limits(spec: ModelSpec) -> list[str]:
 
 def scale_limits(spec: ModelSpec) -> list[str]:
     """The graphs of Gemma multiply embeddings by √hidden."""
-    if math.isclose(spec.embedding_scale, math.sqrt(spec.hidden), rel_tol=1e-7):
-        return []
-    return [f"embeddings that are not multiplied by √{spec.hidden}"]
+    return [] if is_root(spec) else [f"embeddings that are not multiplied by √{spec.hidden}"]
 
 
 def lift_geglu(source: GGUFSource, n: int) -> tuple[GatedMLP, LayerTensors]:
@@ -63,7 +63,7 @@ def lift(source: GGUFSource) -> Model:
 
 TARGET = Target(
     name=NAME,
-    rewrites=(HALF_PAIRS,),
+    rewrites=(*GEGLU_REWRITES, EMBEDDING_ROOT, HALF_PAIRS),
     expresses=EXPRESSES,
     limits=limits,
     lower=lower_dense(NAME),

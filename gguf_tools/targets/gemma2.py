@@ -13,6 +13,8 @@ from dataclasses import replace
 from gguf_tools.formats.gguf.header import Metadata, f32, u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import Attention, Layer, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.rewrites.activations import GEGLU_REWRITES
+from gguf_tools.rewrites.residual import EMBEDDING_ROOT
 from gguf_tools.rewrites.rope_pairs import HALF_PAIRS
 from gguf_tools.rewrites.scales import with_score_scale
 from gguf_tools.targets import lifting, lowering, names
@@ -145,7 +147,7 @@ def lift(source: GGUFSource) -> Model:
 
 TARGET = Target(
     name=NAME,
-    rewrites=(HALF_PAIRS,),
+    rewrites=(*GEGLU_REWRITES, EMBEDDING_ROOT, HALF_PAIRS),
     expresses=EXPRESSES,
     limits=limits,
     lower=lower,

@@ -14,6 +14,11 @@ from gguf_tools.formats.gguf.header import f32, u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import Attention, Layer, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.rewrites.activations import GEGLU_REWRITES
+from gguf_tools.rewrites.norms import CENTRED_STREAM
+from gguf_tools.rewrites.output_bias import output_bias_at
+from gguf_tools.rewrites.post_norms import LEVEL, POST_NORM_IDENTITY
+from gguf_tools.rewrites.residual import EMBEDDING_ROOT
 from gguf_tools.rewrites.rope_pairs import HALF_PAIRS
 from gguf_tools.rewrites.scales import with_score_scale
 from gguf_tools.targets import gemma2, lifting, lowering, names
@@ -125,7 +130,14 @@ def lift(source: GGUFSource) -> Model:
 
 TARGET = Target(
     name=NAME,
-    rewrites=(HALF_PAIRS,),
+    rewrites=(
+        CENTRED_STREAM,
+        *GEGLU_REWRITES,
+        POST_NORM_IDENTITY,
+        output_bias_at(LEVEL),
+        EMBEDDING_ROOT,
+        HALF_PAIRS,
+    ),
     expresses=EXPRESSES,
     limits=limits,
     lower=lower,

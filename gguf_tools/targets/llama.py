@@ -17,6 +17,7 @@ from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling, frequencies
 from gguf_tools.model.spec import Attention, FeedForward, GatedMLP, Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.activations import ACTIVATION_REWRITES, UNGATED
+from gguf_tools.rewrites.norms import LAYER_NORM_REWRITES
 from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS, WHOLE_ROPE
 from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, OutputTensor, Target
@@ -65,7 +66,7 @@ EXPRESSES = (
 )
 
 
-REWRITES = (*ACTIVATION_REWRITES, UNGATED, INTERLEAVED_PAIRS, WHOLE_ROPE)
+REWRITES = (*LAYER_NORM_REWRITES, *ACTIVATION_REWRITES, UNGATED, INTERLEAVED_PAIRS, WHOLE_ROPE)
 
 
 def limits(spec: ModelSpec) -> list[str]:

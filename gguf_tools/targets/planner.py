@@ -10,6 +10,9 @@ from gguf_tools.model.spec import Model
 from gguf_tools.rewrites.approximations import Approximation, LayerFit, Tokens
 from gguf_tools.rewrites.base import Rewrite
 from gguf_tools.rewrites.heads import FOLDED_GAIN, FOLDED_VALUE_SCALE, SHARED_HEAD_NORM
+from gguf_tools.rewrites.norms import FOLDED_EMBEDDING_NORM, UNIT_NORMS
+from gguf_tools.rewrites.residual import FOLDED_INPUT_SCALE
+from gguf_tools.rewrites.rope_pairs import FORWARD_ROPE, NORM_BEFORE_ROPE
 from gguf_tools.rewrites.router import FOLDED_ROUTER_SCALE, UNIFORM_ROUTER_BIAS
 from gguf_tools.rewrites.scales import FOLDED_MULTIPLIERS, SCALE_REWRITES
 from gguf_tools.targets.base import Lowered, Target
@@ -18,6 +21,11 @@ from gguf_tools.targets.registry import all_targets, target_named
 COMMON_REWRITES = (
     FOLDED_MULTIPLIERS,
     UNIFORM_ROUTER_BIAS,
+    FOLDED_INPUT_SCALE,
+    FOLDED_EMBEDDING_NORM,
+    FORWARD_ROPE,
+    NORM_BEFORE_ROPE,
+    UNIT_NORMS,
     FOLDED_GAIN,
     SHARED_HEAD_NORM,
     FOLDED_VALUE_SCALE,
@@ -33,7 +41,7 @@ class Plan:
 
     `extra_parameters` is the number of weights that the rewrites add, `extra_cache` the number of elements per token that they
     add to the key/value cache. `approximation`, if the user permitted one, was applied before the rewrites; `fits` is its
-    measured quality per layer.
+    measured quality per layer. `nmse` is the target's bound for the model (`Target.bound`).
     """
 
     target: Target
@@ -43,6 +51,7 @@ class Plan:
     extra_cache: int = 0
     approximation: Approximation | None = None
     fits: tuple[LayerFit, ...] = ()
+    nmse: float = 0.0
 
     def lower(self) -> Lowered:
         """The rewritten model as the target's metadata and tensors."""
@@ -123,6 +132,7 @@ def _exact(target: Target, model: Model, steps: _Steps) -> Plan:
         model=rewritten,
         extra_parameters=extra,
         extra_cache=rewritten.spec.cache_width - model.spec.cache_width,
+        nmse=target.bound(model.spec),
     )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from gguf_tools.model.spec import ModelSpec
+from gguf_tools.rewrites.activations import ACTIVATION_REWRITES
+from gguf_tools.rewrites.norms import CENTRED_STREAM
 from gguf_tools.rewrites.output_bias import OUTPUT_BIAS_BY_HEADS
+from gguf_tools.rewrites.rope_pairs import HALF_PAIRS
 from gguf_tools.targets.base import Target
 from gguf_tools.targets.lifting import lift_dense
 from gguf_tools.targets.limits import (
@@ -32,7 +35,7 @@ def limits(spec: ModelSpec) -> list[str]:
 
 TARGET = Target(
     name=NAME,
-    rewrites=(OUTPUT_BIAS_BY_HEADS,),
+    rewrites=(CENTRED_STREAM, *ACTIVATION_REWRITES, OUTPUT_BIAS_BY_HEADS, HALF_PAIRS),
     expresses=EXPRESSES,
     limits=limits,
     lower=lower_dense(NAME),
