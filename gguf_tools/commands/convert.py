@@ -48,7 +48,7 @@ from gguf_tools.commands.type_options import type_options
 @click.option(
     "--allow-approximate",
     is_flag=True,
-    help="If no architecture is exact, use the nearest approximation and report its error.",
+    help="Use the nearest approximation where no architecture is exact, or one that saves many weights, and report its error.",
 )
 @click.option(
     "--calibration",

@@ -13,10 +13,12 @@ from gguf_tools.formats.gguf.header import (
     Metadata,
     ValueType,
     array,
+    f32,
     string,
     u64,
 )
 from gguf_tools.formats.text_file import Kind, read_text
+from gguf_tools.rewrites.approximations import LayerFit, LogitFit
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.targets.planner import Plan
 
@@ -37,13 +39,17 @@ def provenance(made: Plan, notes: Sequence[str], decision: TypeDecision) -> Meta
         values[keys.REWRITES_EXTRA_PARAMETERS] = u64(made.extra_parameters)
         values[keys.REWRITES_EXTRA_CACHE] = u64(made.extra_cache)
     if made.approximation:
+        layers = [fit for fit in made.fits if isinstance(fit, LayerFit)]
         values |= {
             keys.APPROXIMATE: array(ValueType.STRING, [made.approximation.name]),
-            keys.APPROXIMATE_LAYERS: array(ValueType.UINT32, [fit.layer for fit in made.fits]),
-            keys.APPROXIMATE_AGREEMENT: array(ValueType.FLOAT32, [fit.agreement for fit in made.fits]),
-            keys.APPROXIMATE_WEIGHT_ERROR: array(ValueType.FLOAT32, [fit.weight_error for fit in made.fits]),
-            keys.APPROXIMATE_SLOPE: array(ValueType.FLOAT32, [fit.slope for fit in made.fits]),
+            keys.APPROXIMATE_LAYERS: array(ValueType.UINT32, [fit.layer for fit in layers]),
+            keys.APPROXIMATE_AGREEMENT: array(ValueType.FLOAT32, [fit.agreement for fit in layers]),
+            keys.APPROXIMATE_WEIGHT_ERROR: array(ValueType.FLOAT32, [fit.weight_error for fit in layers]),
+            keys.APPROXIMATE_SLOPE: array(ValueType.FLOAT32, [fit.slope for fit in layers]),
         }
+        for fit in made.fits:
+            if isinstance(fit, LogitFit):
+                values[keys.APPROXIMATE_KL] = f32(fit.kl)
     if notes:
         values[keys.NOTES] = array(ValueType.STRING, notes)
     return values

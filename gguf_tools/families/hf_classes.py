@@ -299,6 +299,7 @@ CLASSES: Mapping[str, ClassRules] = {
         defaults={"logit_scale": 0.0625, "sliding_window": 4096, "layer_types": None},
         windows=Windows(listed=True, limited=_not_every_fourth),
     ),
+    "nanochat": _row(2048, defaults={"hidden_act": "relu2", "final_logit_softcapping": 15.0}),
     "olmo": _layer_norm_row(2048, None, defaults={"clip_qkv": None}),
     "lfm2": ClassRules(defaults={"max_position_embeddings": 128000, "norm_eps": 1e-5}, theta=1e6),
     "lfm2_moe": ClassRules(

@@ -33,18 +33,65 @@ class LayerFit:
     weight_error: float
     slope: float
 
+    @property
+    def label(self) -> str:
+        """What the fit is about."""
+        return f"layer {self.layer}"
+
+    @property
+    def sentence(self) -> str:
+        """The fit in words."""
+        return (
+            f"{self.agreement:.2%} of the calibration tokens select the same experts; the experts' weights differ "
+            f"by {self.weight_error:.1e} (RMS); τ = {self.slope:.3f}"
+        )
+
+
+@dataclass(frozen=True)
+class LogitFit:
+    """What an approximation of the logits changes on the calibration tokens.
+
+    `kl` is the mean KL divergence of the approximated next-token distribution from the model's, in nats; `agreement` is the
+    share of positions where both have the same most likely token; `nmse` is the squared error of the logits over their
+    square.
+    """
+
+    kl: float
+    agreement: float
+    nmse: float
+
+    @property
+    def label(self) -> str:
+        """What the fit is about."""
+        return "logits"
+
+    @property
+    def sentence(self) -> str:
+        """The fit in words."""
+        return (
+            f"on the calibration tokens the KL divergence is {self.kl:.1e} nats, the most likely token is the same at "
+            f"{self.agreement:.2%} of the positions, and NMSE is {self.nmse:.1e}"
+        )
+
+
+Fit = LayerFit | LogitFit
+Approximated = tuple[Model, tuple[Fit, ...]]
+"""The approximated model, and how well it fits."""
+
 
 @dataclass(frozen=True)
 class Approximation:
     """A named approximation; `applies` says whether the spec has the feature that it replaces.
 
     `apply` fits it to tokens and measures it; without tokens it returns a model of the same form with default parameters.
+    `saves`: an approximation that the user permits is taken where an exact form needs more weights.
     """
 
     name: str
     why: str
     applies: Callable[[ModelSpec], bool]
-    apply: Callable[[Model, Tokens | None], tuple[Model, tuple[LayerFit, ...]]]
+    apply: Callable[[Model, Tokens | None], Approximated]
+    saves: bool = False
 
 
 def _sigmoid_with_bias(spec: ModelSpec) -> bool:
@@ -54,7 +101,7 @@ def _sigmoid_with_bias(spec: ModelSpec) -> bool:
     )
 
 
-def _softmax_router(model: Model, tokens: Tokens | None) -> tuple[Model, tuple[LayerFit, ...]]:
+def _softmax_router(model: Model, tokens: Tokens | None) -> Approximated:
     """Replaces normalised sigmoid weights of the selected experts by a softmax over slope · logits.
 
     The selection bias is multiplied by the same slope, so that the selection does not change.
@@ -154,7 +201,7 @@ def _yarns(spec: ModelSpec) -> list[YarnScaling]:
     return [rope.scaling for rope in ropes if isinstance(rope.scaling, YarnScaling)]
 
 
-def _truncated_yarn(model: Model, tokens: Tokens | None) -> tuple[Model, tuple[LayerFit, ...]]:
+def _truncated_yarn(model: Model, tokens: Tokens | None) -> Approximated:
     """Rounds YaRN's correction range to whole dimensions, and measures how this changes the selection of experts."""
 
     def change(layer: Layer) -> Layer:
@@ -182,4 +229,40 @@ TRUNCATED_YARN = Approximation(
     "llama.cpp always rounds the range, so that the frequencies of a few pairs of dimensions differ",
     _fractional_yarn,
     _truncated_yarn,
+)
+
+
+def _uncapped(model: Model, tokens: Tokens | None) -> Approximated:
+    """The model without the cap on the logits, and what that changes on the tokens."""
+    made = replace(model, spec=replace(model.spec, logit_softcap=None))
+    cap = model.spec.logit_softcap
+    return made, (() if tokens is None or cap is None else (_cap_fit(made, cap, tokens),))
+
+
+def _cap_fit(uncapped: Model, cap: float, tokens: Tokens) -> LogitFit:
+    """What a cap on the logits changes; sequence by sequence, since the logits of all take much memory."""
+    import torch
+
+    from gguf_tools.reference import Reference
+
+    reference = Reference(uncapped)
+    kl = agreement = error = square = positions = 0.0
+    with torch.inference_mode():
+        for sequence in tokens:
+            plain = reference.head(reference.forward(torch.tensor([list(sequence)])))[0].double()
+            capped = cap * (plain / cap).tanh()
+            p, q = capped.log_softmax(-1), plain.log_softmax(-1)
+            kl += float((p.exp() * (p - q)).sum())
+            agreement += float((capped.argmax(-1) == plain.argmax(-1)).sum())
+            error, square = error + float((plain - capped).square().sum()), square + float(capped.square().sum())
+            positions += len(sequence)
+    return LogitFit(kl=kl / positions, agreement=agreement / positions, nmse=error / square)
+
+
+UNCAPPED = Approximation(
+    "model without the cap on its logits",
+    "tanh keeps the order of the logits, so the most likely token is the same; probabilities are sharper than the model's",
+    lambda spec: spec.logit_softcap is not None,
+    _uncapped,
+    saves=True,
 )

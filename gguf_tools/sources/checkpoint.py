@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +41,9 @@ TIED = ("lm_head.weight", "embed_tokens.weight")
 """How the names of the output projection and the token embedding end, which may be one tensor."""
 DESCRIPTION = "tinyq.toml"
 """The name of a description of the tensors, for a decoder that no family knows."""
+STEP = re.compile(r"model_(\d+)\.pt")
+"""nanochat's name of the weights after some step; its config is in meta_NNNNNN.json under `META_KEY`."""
+META_KEY = "model_config"
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
 
 
@@ -183,6 +187,7 @@ def _open_only(path: Path, described: bool) -> Checkpoint:
     """The checkpoint of a folder without weights under the usual names: its only safetensors file, or its only state dict."""
     found = sorted(path.glob("*.safetensors"))
     files = state_dict_files(path)
+    files = [file for file in files if STEP.fullmatch(file.name)] or files
     if not found and files:
         if len(files) > 1:
             names = ", ".join(file.name for file in files[:4])
@@ -217,6 +222,8 @@ def _open_consolidated(path: Path, shards: Sequence[Path]) -> Checkpoint:
 
 def _config_path(folder: Path, weights: Sequence[Path]) -> Path | None:
     """The file with the config of these weights, or None if there is none."""
+    if len(weights) == 1 and (step := STEP.fullmatch(weights[0].name)) and (folder / f"meta_{step[1]}.json").exists():
+        return folder / f"meta_{step[1]}.json"
     names = (LIT_CONFIG, CONFIG, PARAMS) if any(path.name == LIT for path in weights) else (CONFIG, PARAMS)
     return next((folder / name for name in names if (folder / name).exists()), None)
 
@@ -226,6 +233,11 @@ def _config_beside(folder: Path, weights: Sequence[Path]) -> dict[str, Any]:
     stated = _config_path(folder, weights)
     if stated is None:
         return {}
+    if stated.name.startswith("meta_"):
+        config = read_json(stated).get(META_KEY)
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{stated}: has no object {META_KEY}, which describes the model; download it again")
+        return config
     return read_plain_yaml(stated) if stated.name == LIT_CONFIG else read_json(stated)
 
 

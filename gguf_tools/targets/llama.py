@@ -17,6 +17,7 @@ from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling, frequencies
 from gguf_tools.model.spec import Attention, FeedForward, GatedMLP, Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.activations import ACTIVATION_REWRITES, UNGATED
+from gguf_tools.rewrites.approximations import UNCAPPED
 from gguf_tools.rewrites.norms import LAYER_NORM_REWRITES
 from gguf_tools.rewrites.rope_pairs import INTERLEAVED_PAIRS, WHOLE_ROPE
 from gguf_tools.targets import lifting, lowering, names
@@ -154,4 +155,5 @@ TARGET = Target(
     limits=limits,
     lower=lower,
     lift=lift,
+    approximations=(UNCAPPED,),
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.model.spec import Model
-from gguf_tools.rewrites.approximations import Approximation, LayerFit, Tokens
+from gguf_tools.rewrites.approximations import Approximation, Fit, Tokens
 from gguf_tools.rewrites.base import Rewrite
 from gguf_tools.rewrites.heads import FOLDED_GAIN, FOLDED_VALUE_SCALE, SHARED_HEAD_NORM
 from gguf_tools.rewrites.norms import FOLDED_EMBEDDING_NORM, UNIT_NORMS
@@ -50,7 +50,7 @@ class Plan:
     extra_parameters: int
     extra_cache: int = 0
     approximation: Approximation | None = None
-    fits: tuple[LayerFit, ...] = ()
+    fits: tuple[Fit, ...] = ()
     nmse: float = 0.0
 
     def lower(self) -> Lowered:
@@ -62,8 +62,9 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
     """The cheapest plan that expresses the model exactly, over all targets or for the named one.
 
     The cheapest plan adds the fewest weights; ties go to the target that the family prefers, then to the fewest rewrites.
-    `calibration` returns tokens to fit an approximation to, and permits one where no target is exact. Raises UnsupportedError
-    with what each target does not support if no target expresses the model.
+    `calibration` returns tokens to fit an approximation to, and permits one where no target is exact, or where the exact plan
+    adds more weights than one that saves them (`Approximation.saves`). Raises UnsupportedError with what each target does not
+    support if no target expresses the model.
     """
     candidates = [target_named(target)] if target else list(all_targets())
     plans, refusals, steps = [], [], _Steps()
@@ -74,21 +75,26 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
             refusals.append((len(lacks), f"{candidate.name} does not support {', '.join(lacks)}"))
         else:
             plans.append(made)
-    if plans:
-        order = {name: n for n, name in enumerate(model.preferred_targets)}
-        return min(plans, key=lambda p: (p.extra_parameters, order.get(p.target.name, len(order)), len(p.rewrites)))
-    offers = [
-        (candidate, way)
-        for candidate in candidates
-        for way in candidate.approximations
-        if _fits(candidate, way, model, steps)
-    ]
-    if offers and calibration:
-        candidate, way = offers[0]
-        approximated, fits = way.apply(model, calibration())
-        made = _exact(candidate, approximated, steps)
-        return replace(made, approximation=way, fits=fits)
-    hints = "".join(f"; --allow-approximate accepts {candidate.name} with a {way.name}" for candidate, way in offers)
+    order = {name: n for n, name in enumerate(model.preferred_targets)}
+
+    def cost(made: Plan) -> tuple[int, int, int]:
+        return made.extra_parameters, order.get(made.target.name, len(order)), len(made.rewrites)
+
+    best = min(plans, key=cost, default=None)
+    if best and not calibration:
+        return best
+    offers = sorted(_offers(candidates, model, steps), key=cost)
+    chosen = offers[0] if offers and calibration else None
+    if best and (chosen is None or not _saves(chosen, best)):
+        return best
+    if chosen and chosen.approximation and calibration:
+        approximated, fits = chosen.approximation.apply(model, calibration())
+        return replace(_exact(chosen.target, approximated, steps), approximation=chosen.approximation, fits=fits)
+    hints = "".join(
+        f"; --allow-approximate accepts {offer.target.name} with a {offer.approximation.name}"
+        for offer in offers
+        if offer.approximation
+    )
     raise UnsupportedError(
         f"no llama.cpp architecture expresses this {model.family} model exactly: {_listed(refusals)}{hints}"
     )
@@ -136,9 +142,22 @@ def _exact(target: Target, model: Model, steps: _Steps) -> Plan:
     )
 
 
-def _fits(target: Target, way: Approximation, model: Model, steps: _Steps) -> bool:
-    """Whether the approximation applies and the target expresses the approximated model."""
-    return way.applies(model.spec) and not target.lacks(_exact(target, way.apply(model, None)[0], steps).model.spec)
+def _offers(candidates: Sequence[Target], model: Model, steps: _Steps) -> list[Plan]:
+    """The plans of targets that express the model after an approximation, which is not fitted yet."""
+    found = []
+    for candidate in candidates:
+        for way in candidate.approximations:
+            if way.applies(model.spec):
+                made = _exact(candidate, way.apply(model, None)[0], steps)
+                if not candidate.lacks(made.model.spec):
+                    found.append(replace(made, approximation=way))
+    return found
+
+
+def _saves(offer: Plan, best: Plan) -> bool:
+    """Whether the approximation is one that is taken for adding fewer weights than the exact plan."""
+    way = offer.approximation
+    return way is not None and way.saves and offer.extra_parameters < best.extra_parameters
 
 
 def plan_for(model: Model, target: str) -> tuple[Plan, tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gguf_tools.model.spec import ModelSpec
 from gguf_tools.rewrites.activations import ACTIVATION_REWRITES
+from gguf_tools.rewrites.approximations import UNCAPPED
 from gguf_tools.rewrites.norms import CENTRED_STREAM
 from gguf_tools.rewrites.output_bias import OUTPUT_BIAS_BY_HEADS
 from gguf_tools.rewrites.rope_pairs import HALF_PAIRS
@@ -40,4 +41,5 @@ TARGET = Target(
     limits=limits,
     lower=lower_dense(NAME),
     lift=lift_dense,
+    approximations=(UNCAPPED,),
 )

@@ -167,14 +167,7 @@ def _overview(conversion: Conversion) -> list[tuple[str, str]]:
         rows.append(("surgery", recipe))
     if made.approximation:
         rows.append(("NOT EXACT", f"{made.approximation.name}: {made.approximation.why}"))
-        rows += [
-            (
-                f"layer {fit.layer}",
-                f"{fit.agreement:.2%} of the calibration tokens select the same experts; the experts' weights differ "
-                f"by {fit.weight_error:.1e} (RMS); τ = {fit.slope:.3f}",
-            )
-            for fit in made.fits
-        ]
+        rows += [(fit.label, fit.sentence) for fit in made.fits]
     rows += [("rewrite", f"{rewrite.name}: {rewrite.why}") for rewrite in made.rewrites]
     if made.extra_parameters:
         share = made.extra_parameters / (model.parameters - made.extra_parameters)

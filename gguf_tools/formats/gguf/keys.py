@@ -31,6 +31,8 @@ APPROXIMATE_LAYERS = "tinyq.approximate.layers"
 APPROXIMATE_AGREEMENT = "tinyq.approximate.routing_agreement"
 APPROXIMATE_WEIGHT_ERROR = "tinyq.approximate.weight_error"
 APPROXIMATE_SLOPE = "tinyq.approximate.slope"
+APPROXIMATE_KL = "tinyq.approximate.kl"
+"""The mean KL divergence in nats, of an approximation of the logits."""
 
 SOURCE_PATH = "tinyq.source.path"
 """The checkpoint's path, relative to the file's folder."""
