@@ -63,6 +63,7 @@ EXPRESSES = frozenset(
         "LayerSpec.mixer_norm=Norm",
         "LayerSpec.ffn_norm=Norm",
         "LayerSpec.residual_scale",
+        "LayerSpec.input_scale",
         "LayerSpec.mixer_norm=None",
         "LayerSpec.ffn_norm=None",
         "LayerSpec.mixer_post_norm=Norm",

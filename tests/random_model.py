@@ -49,9 +49,8 @@ def random_model(layers: Sequence[LayerSpec], *, tied: bool = False, seed: int =
         hidden=HIDDEN,
         context_length=CONTEXT,
         layers=tuple(layers),
-        output_norm=Norm(1e-6),
         tied=tied,
-        **scales,
+        **{"output_norm": Norm(1e-6), **scales},
     )
     rng = np.random.default_rng(seed)
 

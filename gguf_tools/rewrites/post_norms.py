@@ -163,7 +163,6 @@ POST_NORM_IDENTITY = Rewrite(
     "graph's cap on the logits can be used",
     applies=_applies,
     apply=_identity,
-    linear=True,
     parts=(ModelSpec, LayerSpec, Norm, Attention, GatedMLP),
     expresses=MODEL
     | (ENDS - {"ModelSpec.positions", "ModelSpec.embedding_norm=Norm"})
@@ -174,3 +173,4 @@ POST_NORM_IDENTITY = Rewrite(
     | ANY_ATTENTION
     | {"GatedMLP.activation=silu", "GatedMLP.activation=gelu", "GatedMLP.activation=gelu_tanh"},
 )
+"""Not linear: it multiplies a layer's gate by its norm's weights."""

@@ -10,7 +10,7 @@ import pytest
 
 from gguf_tools.errors import InputError
 from gguf_tools.model.rope import Rope
-from gguf_tools.model.spec import MLP, GatedMLP, LayerSpec, Model, Router, SharedExpert
+from gguf_tools.model.spec import MLP, GatedMLP, LayerSpec, Model, Norm, Router, SharedExpert
 from gguf_tools.rewrites.base import Rewrite
 from gguf_tools.rewrites.delta import DENSE_AS_SHARED
 from gguf_tools.rewrites.gates import EMPTY_SHARED_EXPERT
@@ -47,6 +47,22 @@ def equal_heads() -> Model:
     return made
 
 
+def even_norms() -> Model:
+    """q/k norms after rope, whose weights are equal in the two dimensions of each pair."""
+    made = plain(layer(replace(ATTENTION, norm_after_rope=True)))
+    for n, one in enumerate(made.layers):
+        norms = {role: one.tensors[role].array() for role in ("attn.q_norm", "attn.k_norm")}
+        made = with_layer(made, n, {role: InMemory(np.tile(values[:4], 2)) for role, values in norms.items()})
+    return made
+
+
+def normed(**changes: Any) -> LayerSpec:
+    """A layer whose two norms differ from the plain one."""
+    norm = replace(Norm(1e-6), **changes)
+    return replace(layer(), mixer_norm=norm, ffn_norm=norm)
+
+
+CENTRED = Norm(1e-6, centred=True)
 MODELS = {
     "zero attention gate": plain(layer()),
     "zero shared-expert gate": plain(layer(feed_forward=replace(EXPERTS, shared=SharedExpert(20, gated=False)))),
@@ -77,6 +93,23 @@ MODELS = {
     "multipliers folded into the matrices": plain(replace(layer(), multipliers=(("attn.k", 0.3), ("ffn.down", 1.7)))),
     "residual scale folded into the output projections": plain(replace(layer(), residual_scale=0.22)),
     "attention scale folded into the queries": plain(layer(replace(ATTENTION, scale=0.4))),
+    "squared ReLU as GeGLU": plain(layer(feed_forward=MLP(20, "relu2", frozenset({"up", "down"})))),
+    "ReLU gate as GELU gate": plain(layer(feed_forward=GatedMLP(20, frozenset({"gate", "up", "down"}), "relu"))),
+    "norms without weights": plain(normed(weighted=False)),
+    "biases of norms folded into projections": plain(normed(bias=True)),
+    "layer norms as RMS norms": plain(normed(centred=True), output_norm=CENTRED),
+    "normed embeddings stored": plain(layer(), embedding_norm=Norm(1e-6)),
+    "rope that rotates forwards": plain(
+        layer(replace(ATTENTION, rope=Rope(1e4, 8, backwards=True), bias=frozenset("qkv")))
+    ),
+    "q/k norm before rope": even_norms(),
+    "factors on the residual stream folded into the output projections": plain(
+        replace(layer(), input_scale=1.1), embedding_norm=Norm(1e-6)
+    ),
+    "embeddings divided by √hidden": plain(layer(), tied=True),
+    "norms after mixer and feed-forward that change nothing": plain(
+        layer(feed_forward=GatedMLP(20, activation="gelu")), logit_softcap=15.0
+    ),
 }
 CASES = [
     (rewrite, method)
