@@ -104,6 +104,7 @@ _NATIVE = Expected(target="gpt2")
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], Expected]] = {
     "plain": ({}, _NATIVE),
     "erf": ({"activation_function": "gelu", "tie_word_embeddings": False, "n_inner": 96}, _NATIVE),
+    "odd-heads": ({"n_embd": 60}, _NATIVE),
     "relu": ({"activation_function": "relu"}, Expected(target="gpt2", rewrites=("ReLU as GELU",))),
     "scaled-by-layer": (
         {"scale_attn_by_inverse_layer_idx": True},
@@ -117,20 +118,26 @@ HIDDEN, LAYERS, VOCAB, CONTEXT = 64, 3, 288, 128
 def tiny(folder: Path, variant: str, seed: int) -> None:
     """A random small checkpoint in the published layout."""
     sizes = {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": CONTEXT, "vocab_size": VOCAB}
-    config = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, **sizes}
-    config |= {"bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": True, **VARIANTS[variant][0]}
-    width = 96 if "n_inner" in config else 4 * HIDDEN
-    shapes: dict[str, tuple[int, ...]] = {
-        "transformer.wte.weight": (VOCAB, HIDDEN),
-        "transformer.wpe.weight": (CONTEXT, HIDDEN),
+    config: dict[str, Any] = {
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        **sizes,
     }
-    shapes |= {f"transformer.ln_f.{name}": (HIDDEN,) for name in ("weight", "bias")}
-    shapes |= {} if config.get("tie_word_embeddings", True) else {"lm_head.weight": (VOCAB, HIDDEN)}
+    config |= {"bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": True, **VARIANTS[variant][0]}
+    hidden: int = config["n_embd"]
+    width = 96 if "n_inner" in config else 4 * hidden
+    shapes: dict[str, tuple[int, ...]] = {
+        "transformer.wte.weight": (VOCAB, hidden),
+        "transformer.wpe.weight": (CONTEXT, hidden),
+    }
+    shapes |= {f"transformer.ln_f.{name}": (hidden,) for name in ("weight", "bias")}
+    shapes |= {} if config.get("tie_word_embeddings", True) else {"lm_head.weight": (VOCAB, hidden)}
     for n in range(LAYERS):
         place = f"transformer.h.{n}."
-        shapes |= {f"{place}{norm}.{name}": (HIDDEN,) for norm in ("ln_1", "ln_2") for name in ("weight", "bias")}
-        pairs = {"attn.c_attn": (HIDDEN, 3 * HIDDEN), "attn.c_proj": (HIDDEN, HIDDEN)}
-        pairs |= {"mlp.c_fc": (HIDDEN, width), "mlp.c_proj": (width, HIDDEN)}
+        shapes |= {f"{place}{norm}.{name}": (hidden,) for norm in ("ln_1", "ln_2") for name in ("weight", "bias")}
+        pairs = {"attn.c_attn": (hidden, 3 * hidden), "attn.c_proj": (hidden, hidden)}
+        pairs |= {"mlp.c_fc": (hidden, width), "mlp.c_proj": (width, hidden)}
         shapes |= {f"{place}{name}.weight": shape for name, shape in pairs.items()}
         shapes |= {f"{place}{name}.bias": shape[1:] for name, shape in pairs.items()}
     tensors = random_tensors(_for_noise(shapes), seed, gain={"wpe": 4.0})

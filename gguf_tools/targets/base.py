@@ -11,6 +11,7 @@ from gguf_tools.model.features import undeclared
 from gguf_tools.model.spec import Model, ModelSpec
 from gguf_tools.rewrites.approximations import Approximation
 from gguf_tools.rewrites.base import Rewrite
+from gguf_tools.targets.limits import graph_limits
 from gguf_tools.tensors.base import Tensor
 
 
@@ -36,7 +37,8 @@ class Target:
     """A llama.cpp architecture.
 
     The planner applies `rewrites` in order, as far as they apply. `lacks` then lists what the architecture cannot express of
-    the resulting spec: features outside `expresses` (keys of `model.features`), and what `limits` reports about the others.
+    the resulting spec: features outside `expresses` (keys of `model.features`), what `limits` reports about the others, and what
+    no architecture computes.
     `lower` is called only if that list is empty. `lift` reads a file of this architecture as a Model, with the file's
     weights unchanged. `approximations` are applied only if the user permits them.
 
@@ -60,4 +62,6 @@ class Target:
 
     def lacks(self, spec: ModelSpec) -> list[str]:
         """Descriptions of what the architecture cannot express of this spec; empty if it expresses the spec exactly."""
-        return list(dict.fromkeys([*undeclared(spec.features, self.expresses), *self.limits(spec)]))
+        return list(
+            dict.fromkeys([*undeclared(spec.features, self.expresses), *graph_limits(spec), *self.limits(spec)])
+        )

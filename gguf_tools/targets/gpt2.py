@@ -88,8 +88,8 @@ def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model."""
 
     def layer(n: int) -> Layer:
-        mixer, part = lifting.lift_attention(source, n, Norm(0.0))
-        mixer = replace(mixer, rope=None, bias=frozenset("qkvo"))
+        mixer, part = lifting.lift_attention(source, n, Norm(0.0), with_rope=False)
+        mixer = replace(mixer, bias=frozenset("qkvo"))
         ffn, ffn_part = lifting.lift_ungated(source, n, "gelu_tanh")
         return Layer(LayerSpec(mixer, ffn, None, None), part | lifting.lift_qkv(source, n, mixer) | ffn_part)
 

@@ -205,11 +205,18 @@ def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rop
 
 
 def lift_attention(
-    source: GGUFSource, n: int, norm: Norm, rope_dims: int | None = None, kv_heads: int | None = None
+    source: GGUFSource,
+    n: int,
+    norm: Norm,
+    rope_dims: int | None = None,
+    kv_heads: int | None = None,
+    *,
+    with_rope: bool = True,
 ) -> tuple[Attention, LayerTensors]:
     """Layer n's attention without a gate, with the biases and norms that the file has; `rope_dims` is `lift_rope`'s `dims`.
 
-    `kv_heads` is the layer's number of key/value heads, if the file does not have one number for all layers.
+    `kv_heads` is the layer's number of key/value heads, if the file does not have one number for all layers. Without
+    `with_rope` the keys about rope are not read, as by an architecture that has none.
     """
     heads = source.integer("attention.head_count")
     kv_heads = source.integer("attention.head_count_kv") if kv_heads is None else kv_heads
@@ -218,7 +225,7 @@ def lift_attention(
     bias = frozenset(name for name in "qkvo" if f"attn.{name}_bias" in part)
     qk_norm = norm if "attn.q_norm" in part else None
     value_dim = source.integer("attention.value_length", head_dim)
-    rope = lift_rope(source, head_dim, rope_dims)
+    rope = lift_rope(source, head_dim, rope_dims) if with_rope else None
     spec = Attention(
         heads=heads,
         kv_heads=kv_heads,

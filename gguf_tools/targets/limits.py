@@ -174,6 +174,13 @@ def attention_limits(spec: ModelSpec, *, gate: bool = False, qk_norm: bool = Fal
     return list(dict.fromkeys(limits))
 
 
+def graph_limits(spec: ModelSpec) -> list[str]:
+    """What no graph computes: `build_attn_mha` takes values of one dimension for transposed ones, and an assertion ends it."""
+    return (
+        ["attention with values of one dimension per head"] if any(a.value_size == 1 for a in attentions(spec)) else []
+    )
+
+
 def square_limits(spec: ModelSpec) -> list[str]:
     """All heads together must be as wide as the model's hidden size, where the loader takes one for the other."""
     mixers = dict.fromkeys(attentions(spec))

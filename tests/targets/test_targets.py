@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from gguf_tools import inspect
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.errors import UnsupportedError
-from gguf_tools.families.registry import load_model
+from gguf_tools.families.registry import family_named, load_model
 from gguf_tools.formats.gguf.header import GGUFHeader, ValueType, read_header
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.model.rope import Llama3Scaling, Rope, Scaling, YarnScaling
@@ -145,6 +146,16 @@ def test_another_norm_epsilon_than_that_of_linear_attention_is_refused(tmp_path:
     model = load_model(checkpoint(tmp_path / "eps", hybrid(rms_norm_eps=1e-5)))
     with pytest.raises(UnsupportedError, match=r"layers that differ in norm epsilon \(1e-05, 1e-06\)"):
         plan(model, "qwen3next")
+
+
+def test_heads_of_one_dimension_are_refused_since_llama_cpp_aborts(tmp_path: Path) -> None:
+    write = family_named("gpt2").tiny
+    assert write
+    write(tmp_path, "plain", 1)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"n_head": config["n_embd"]}))
+    with pytest.raises(UnsupportedError, match="gpt2 does not support attention with values of one dimension per head"):
+        plan(load_model(tmp_path))
 
 
 def test_a_refusal_names_the_nearest_target_first(tmp_path: Path) -> None:
