@@ -24,6 +24,18 @@ class Equivalent:
 ROWS_AT_A_TIME = "sets how many rows are computed at a time, and so the memory, not the result"
 TWO_AXES = "axis 1 is the last axis of an array with two"
 EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
+    "gguf_tools/tokenizers/byte_level.py": (
+        Equivalent(
+            "printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}",
+            "256 is no byte",
+            ("256 → 257",),
+        ),
+        Equivalent(
+            "others = iter(range(0x100, 0x200))",
+            "68 bytes need another character, so that the end is not reached",
+            ("512 → 513", "512 → 511"),
+        ),
+    ),
     "gguf_tools/evaluation/metrics.py": (
         Equivalent("_BLOCK_BYTES = 16 << 20", ROWS_AT_A_TIME),
         Equivalent(
