@@ -131,6 +131,7 @@ EXPRESSES = frozenset(
         "MLP.activation=gelu_tanh",
         "MLP.activation=relu",
         "MLP.activation=relu2",
+        "MLP.activation=xielu",
         "MLP.bias=up",
         "MLP.bias=down",
         "MoE.router=Router",

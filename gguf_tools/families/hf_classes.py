@@ -275,6 +275,24 @@ CLASSES: Mapping[str, ClassRules] = {
             "original_max_position_embeddings": 4096,
         },
     ),
+    "hunyuan_v1_dense": _row(2048, epsilon=1e-5, defaults={"head_dim": None}),
+    "nemotron": _layer_norm_row(
+        4096, "norm_eps", activation="relu2", defaults={"head_dim": None}, partial=True, partial_default=0.5
+    ),
+    "apertus": _row(
+        65536,
+        epsilon=1e-5,
+        theta=1.2e7,
+        defaults={"hidden_act": "xielu"},
+        rope={
+            "rope_type": "llama3",
+            "rope_theta": 1.2e7,
+            "factor": 8.0,
+            "original_max_position_embeddings": 8192,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
+    ),
     "gpt2": _layer_norm_row(1024, "layer_norm_epsilon", context_key="n_positions", activation="gelu_new"),
     "starcoder2": _layer_norm_row(
         4096, "norm_epsilon", activation="gelu_pytorch_tanh", defaults={"sliding_window": None}, windows=Windows()

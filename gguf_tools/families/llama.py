@@ -48,7 +48,11 @@ Each key has the values (besides null) for which the forward pass is Llama's."""
 
 def plain_attention(seen: Signature) -> bool:
     """Whether every layer has separate q, k, v and o projections between Llama's two norms, and neither q/k norms nor a gate."""
-    return seen.attention and seen.two_norms and not (seen.qk_norm or seen.gated or seen.linear or seen.separate)
+    return (
+        seen.attention
+        and seen.two_norms
+        and not (seen.qk_norm or seen.late_norm or seen.gated or seen.linear or seen.separate)
+    )
 
 
 def dense(seen: Signature) -> bool:

@@ -9,16 +9,21 @@ from typing import Literal
 from gguf_tools.model.features import Place, choice, option, part, size
 from gguf_tools.model.norms import Shape
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
 ACTIVATIONS: Mapping[str, str] = {
     "silu": "SiLU",
     "gelu": "GELU",
     "gelu_tanh": "GELU by its tanh approximation",
     "relu": "ReLU",
     "relu2": "squared ReLU",
+    "xielu": "xIELU",
 }
 """Activation → what it is called: SiLU(z) = z · sigmoid(z); GELU is z · Φ(z) with the normal distribution's Φ (Hendrycks and
-Gimpel 2016), or its approximation by tanh; the squared ReLU is max(z, 0)² (So et al. 2021)."""
+Gimpel 2016), or its approximation by tanh; the squared ReLU is max(z, 0)² (So et al. 2021).
+xIELU (Huang and Schlag 2024) is αp · z² + β · z for z > 0 and αn · (expm1(min(z, ε)) - z) + β · z elsewhere, with αp =
+softplus(`alpha_p`) and αn = β + softplus(`alpha_n`); the four numbers are weights of the layer."""
+XIELU = ("alpha_p", "alpha_n", "beta", "eps")
+"""The weights of xIELU, one number each, by the rest of their role after `ffn.`."""
 
 
 def _activation(activation: str, _: Place) -> str:
@@ -57,6 +62,7 @@ class MLP:
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""
         roles: dict[str, Shape] = {"ffn.up": (self.width, hidden), "ffn.down": (hidden, self.width)}
+        roles |= {f"ffn.{name}": (1,) for name in XIELU} if self.activation == "xielu" else {}
         for name in sorted(self.bias):
             roles[f"ffn.{name}_bias"] = roles[f"ffn.{name}"][:1]
         return roles

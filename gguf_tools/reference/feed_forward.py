@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
+from gguf_tools.model.feed_forward import XIELU
 from gguf_tools.model.spec import MLP, Activation, GatedMLP, MoE, Router
 from gguf_tools.reference.observe import Observe, unobserved
 from gguf_tools.reference.weights import Weights
@@ -38,7 +39,7 @@ def swiglu(
 
 def dense(spec: GatedMLP | MLP, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
     """The dense feed-forward with optional biases; x and the result have shape (batch, length, hidden)."""
-    activation = ACTIVATIONS[spec.activation]
+    activation = partial(xielu, weights) if spec.activation == "xielu" else ACTIVATIONS[spec.activation]
 
     def project(name: str, y: torch.Tensor) -> torch.Tensor:
         product = functional.linear(y, weights[f"ffn.{name}"])
@@ -51,6 +52,14 @@ def dense(spec: GatedMLP | MLP, weights: Weights, x: torch.Tensor, observe: Obse
     inner = activation(gate) if isinstance(spec, MLP) else activation(gate) * project("up", x)
     observe("ffn.act", inner)
     return project("down", inner)
+
+
+def xielu(weights: Weights, x: torch.Tensor) -> torch.Tensor:
+    """xIELU (Huang and Schlag 2024) with the layer's four numbers."""
+    alpha_p, alpha_n, beta, eps = (weights[f"ffn.{name}"] for name in XIELU)
+    positive = functional.softplus(alpha_p) * x * x + beta * x
+    negative = (torch.expm1(torch.minimum(x, eps)) - x) * (beta + functional.softplus(alpha_n)) + beta * x
+    return torch.where(x > 0, positive, negative)
 
 
 def route(router: Router, logits: torch.Tensor, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ class Signature:
     `dense`: a gated feed-forward without experts; `mixtral`: Mixtral's names for experts; `fused`: gate and up projections of
     all experts in one tensor; `router`: the router's weight; `biases`: those of the attention projections q, k, v, o that have
     a bias; `linear` and `separate`: linear attention with fused (Qwen3-Next) and with separate (Qwen3.5) projections.
+    `late_norm`: Hunyuan's names for q/k norms, which follow rope.
     `corrected`: a bias on the router's scores, for the selection of experts.
     `two_norms`: the norms of a layer, but for those within its parts, are Llama's two, without biases.
     """
@@ -36,6 +37,7 @@ class Signature:
     biases: frozenset[str]
     two_norms: bool
     corrected: bool
+    late_norm: bool
 
     @property
     def hybrid(self) -> bool:
@@ -58,6 +60,7 @@ def signature(checkpoint: Checkpoint) -> Signature:
         mixtral="block_sparse_moe.experts.0.w1.weight" in suffixes,
         fused="mlp.experts.gate_up_proj" in suffixes,
         router="mlp.gate.weight" in suffixes,
+        late_norm="self_attn.query_layernorm.weight" in suffixes,
         corrected=any(suffix.endswith("e_score_correction_bias") for suffix in suffixes),
         two_norms={name for name in suffixes if "norm." in name and re.fullmatch(r"\w+norm\.\w+", name)} == TWO_NORMS,
         biases=frozenset(name for name in "qkvo" if f"self_attn.{name}_proj.bias" in suffixes),

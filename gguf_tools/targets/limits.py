@@ -54,6 +54,7 @@ SCALES = frozenset(
     {"ModelSpec.embedding_scale", "ModelSpec.logit_scale", "LayerSpec.residual_scale", "Attention.scale"}
 )
 """Granite's four scales."""
+LATE_QK_NORM = frozenset({"Attention.qk_norm=Norm", "Attention.norm_after_rope"})
 QK_NORM = frozenset({"Attention.qk_norm=Norm"})
 ATTENTION_GATE = frozenset({"Attention.gated"})
 BIAS_ON_OUTPUT = frozenset({"Attention.bias=o"})

@@ -124,7 +124,7 @@ def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention])
     def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lifting.lift_attention(source, n, norm)
         mixer = replace(
-            mixer, rope=_lift_factors(source, replace(lifting.lift_rope(source, mixer.head_dim), pairs="interleaved"))
+            mixer, rope=lift_factors(source, replace(lifting.lift_rope(source, mixer.head_dim), pairs="interleaved"))
         )
         ffn: FeedForward
         if f"blk.{n}.ffn_gate_inp.weight" in source.tensors:
@@ -136,7 +136,8 @@ def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention])
     return lift_layers(source, layer, "ffn_norm.weight")
 
 
-def _lift_factors(source: GGUFSource, rope: Rope) -> Rope:
+def lift_factors(source: GGUFSource, rope: Rope) -> Rope:
+    """The rope with the divisors of its frequencies that the file has, if any; UnsupportedError for YaRN beside them."""
     if FREQUENCY_FACTORS not in source.tensors:
         return rope
     if isinstance(rope.scaling, YarnScaling):
