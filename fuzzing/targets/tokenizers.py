@@ -87,6 +87,16 @@ def _sentencepiece(**more: Any) -> Json:
     return {"added_tokens": ends, "pre_tokenizer": None, "model": model, **more}
 
 
+def _unigram(**more: Any) -> Json:
+    pieces = [["<unk>", 0.0], ["</s>", 0.0], [SPACE, -1.5], *([char, -3.25] for char in "abceht"), ["the", -2.125]]
+    return {
+        "added_tokens": [_added("</s>", 1)],
+        "pre_tokenizer": None,
+        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": False, "vocab": pieces},
+        **more,
+    }
+
+
 def _seeds() -> list[Json]:
     """Folders, by file; a text is a file's own text."""
     template: Json = {
@@ -103,6 +113,10 @@ def _seeds() -> list[Json]:
     named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
     steps = [{"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
+    table = {
+        "type": "Precompiled",
+        "precompiled_charsmap": base64.b64encode(b"\0\4\0\0" + bytes(1024) + b"x\0").decode(),
+    }
     plain = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return [
         {"tokenizer.json": _byte_level(plain), "tokenizer_config.json": config},
@@ -123,6 +137,8 @@ def _seeds() -> list[Json]:
             "tokenizer.json": _sentencepiece(pre_tokenizer=metaspace),
             "tokenizer_config.json": {"added_tokens_decoder": {"1": _added("<s>", 1)}, "bos_token": "<s>"},
         },
+        {"tokenizer.json": _unigram(pre_tokenizer=metaspace | {"prepend_scheme": "always"})},
+        {"tokenizer.json": _unigram(normalizer={"type": "Sequence", "normalizers": [table, *steps]})},
         {
             "vocab.json": {"@": BYTES},
             "merges.txt": "#version: 0.2\nt h\nth e\n",

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.tokenizers.files import TokenizerFiles, shown
+from gguf_tools.tokenizers.unigram import is_unigram
 
 
 def build_backend(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> tuple[HFTokenizer, HFTokenizer]:
@@ -41,7 +42,7 @@ def build_backend(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> tupl
         "pre_tokenizer": files.document.get("pre_tokenizer"),
         "post_processor": None,
         "decoder": files.document.get("decoder"),
-        "model": {**files.model, "type": "BPE", "dropout": None},
+        "model": dict(files.model) if is_unigram(files) else {**files.model, "type": "BPE", "dropout": None},
     }
     text = json.dumps(document)
     plain, parsing = _load(text, files), _load(text, files)

@@ -25,6 +25,8 @@ MODEL_CONFIG = "config.json"
 TEMPLATE = "chat_template.jinja"
 TEMPLATE_JSON = "chat_template.json"
 MORE_TEMPLATES = "additional_chat_templates"
+LARGEST_SCORE = 1e30
+"""Of a Unigram piece: sums of scores stay finite in float32."""
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -131,7 +133,7 @@ def read_files(folder: Path) -> TokenizerFiles:
     or nanochat's tokenizer.pkl (`pickled_encoding`).
 
     Raises CheckpointError if none of these is there, for invalid JSON or wrong types, for an id that two tokens share, and for a
-    merge of tokens that do not exist. Models other than BPE are accepted if their vocabulary is an object; the caller
+    merge of tokens that do not exist. Models other than BPE and Unigram are accepted if their vocabulary is an object; the caller
     refuses them.
     """
     path = folder / TOKENIZER
@@ -171,7 +173,9 @@ def read_files(folder: Path) -> TokenizerFiles:
         )
     model = as_object(document.get("model"), str(path), "model")
     bpe = model.get("type") == "BPE" or ("type" not in model and "merges" in model)
-    vocab = _vocab(model, str(path)) if bpe else {}
+    vocab = (
+        _vocab(model, str(path)) if bpe else _unigram_vocab(model, str(path)) if model.get("type") == "Unigram" else {}
+    )
     special = slow.special_texts(config, special_map)
     added, more = _all_added(folder, document, config, special)
     if notes:  # vocab.json and merges.txt list no added tokens, so "tokenizer.json lacks …" notes do not apply
@@ -201,9 +205,18 @@ def without_beyond(files: TokenizerFiles, rows: int) -> TokenizerFiles:
         files,
         vocab=vocab,
         merges=merges,
-        model={**files.model, "vocab": vocab, "merges": [list(pair) for pair in merges]},
+        model=_model_of(files, rows, vocab, merges),
         added=tuple(token for token in files.added if token.id < rows),
     )
+
+
+def _model_of(
+    files: TokenizerFiles, rows: int, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    """The model with this vocabulary and these merges; that of a Unigram model is the first `rows` pieces."""
+    if files.model.get("type") == "Unigram":
+        return {**files.model, "vocab": files.model["vocab"][:rows]}
+    return {**files.model, "vocab": vocab, "merges": [list(pair) for pair in merges]}
 
 
 def _vocab(model: Mapping[str, Any], where: str) -> dict[str, int]:
@@ -212,6 +225,19 @@ def _vocab(model: Mapping[str, Any], where: str) -> dict[str, int]:
         _token(token, where, "a token of model.vocab"): as_id(number, where, f"model.vocab[{shown(token)}]")
         for token, number in vocab.items()
     }
+
+
+def _unigram_vocab(model: Mapping[str, Any], where: str) -> dict[str, int]:
+    """The ids of a Unigram model's pieces, which are a list of texts with scores."""
+    vocab: dict[str, int] = {}
+    for number, entry in enumerate(as_list(model.get("vocab"), where, "model.vocab")):
+        key = f"model.vocab[{number}]"
+        text, score = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST_SCORE:
+            raise CheckpointError(f"{where}: {key} is {shown(entry)}; expected a piece and its score")
+        if vocab.setdefault(_token(text, where, key), number) != number:
+            raise CheckpointError(f"{where}: model.vocab has {shown(text)} twice; llama.cpp needs distinct pieces")
+    return vocab
 
 
 def _token(value: object, where: str, key: str) -> str:

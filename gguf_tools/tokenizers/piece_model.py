@@ -7,6 +7,7 @@ only the fields that decide how text is cut are read.
 
 from __future__ import annotations
 
+import base64
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -106,7 +107,7 @@ def put_together(data: bytes, path: Path, config: Mapping[str, Any]) -> tuple[di
     """
     model = parse_piece_model(data, path)
     if model.model not in ("BPE", "Unigram"):
-        raise TokenizerError(f"{path}: is a {model.model} model; tinyq converts SentencePiece's BPE")
+        raise TokenizerError(f"{path}: is a {model.model} model; tinyq converts SentencePiece's BPE and Unigram")
     if not model.escape_whitespaces or model.whitespace_as_suffix:
         what = "treat_whitespace_as_suffix is true" if model.whitespace_as_suffix else "escape_whitespaces is false"
         raise TokenizerError(f"{path}: {what}; llama.cpp writes a space as '▁' before a word")
@@ -134,12 +135,16 @@ def _added(number: int, piece: Piece) -> dict[str, Any]:
 
 def _normalizers(model: PieceModel) -> list[dict[str, Any]]:
     """SentencePiece's treatment of text before it is cut, in its order."""
-    steps: list[dict[str, Any]] = [{"type": "Precompiled"}] if model.charsmap else []
+    steps: list[dict[str, Any]] = [_table(model.charsmap)] if model.charsmap else []
     if model.remove_extra_whitespaces:
         steps += [OUTER_SPACES, SEVERAL_SPACES]
     if model.add_dummy_prefix:
         steps.append({"type": "Prepend", "prepend": SPACE})
     return [*steps, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+
+
+def _table(charsmap: bytes) -> dict[str, Any]:
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode("ascii")}
 
 
 def _decoder(model: PieceModel) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def _texts(tokenizer: Tokenizer, pieces: Sequence[str]) -> Iterator[tuple[str, b
     fair = [piece for piece in pieces if _fair(tokenizer, piece)]
     yield from ((piece, False) for piece in fair)
     yield from ((piece[:-1], False) for piece in fair if piece.endswith("\n") and _fair(tokenizer, piece[:-1]))
-    yield "".join(fair), False
+    whole = "".join(fair)
+    if _fair(tokenizer, whole):
+        yield whole, False
     tokens = [token for token in tokenizer.probe_tokens[:MAX_SPECIAL] if _fair(tokenizer, token)]
     if tokens:
         # With other text on both sides, and with line ends on both sides, which a token may strip.

@@ -103,7 +103,7 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
     limits = (EXTRA_SPACES,) if spaces.collapsed else (LEADING_SPACE,) if spaces.prefix and not spaces.always else ()
     own = tuple(token.content for token in files.added if not token.special and files.path.name == MODEL_FILE)
     if own and spaces.prefix:
-        limits = (*limits, _after_own(own))
+        limits = (*limits, after_own(own))
     if order is not None and not grave:
         lowest = -float(len(order))
         scores = {
@@ -149,7 +149,7 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
     )
 
 
-def _after_own(pieces: Sequence[str]) -> Limit:
+def after_own(pieces: Sequence[str]) -> Limit:
     """tokenizer.model alone: SentencePiece puts a space before the whole text, the other two before each part of it."""
     return Limit(
         f"SentencePiece puts no space after {shown(pieces[0])} and before it always, llama.cpp the other way about: text with "

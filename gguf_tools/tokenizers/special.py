@@ -211,6 +211,9 @@ class _Reader:
 
     def unknown(self) -> int | None:
         """The unknown token: `unk_token` of tokenizer.json's model (used by the tokenizers library), else the declared one."""
+        number = self.files.model.get("unk_id")
+        if type(number) is int and number in self.files.vocab.values():
+            return number
         value = self.files.model.get("unk_token")
         if value is not None and as_text(value, str(self.files.path), "model.unk_token") in self.files.ids:
             return self.files.ids[value]

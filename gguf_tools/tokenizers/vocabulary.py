@@ -13,7 +13,7 @@ uses the leftmost, llama.cpp the longest).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from gguf_tools.tokenizers.form import Form
 from gguf_tools.tokenizers.pretokenizers import Limit
 from gguf_tools.tokenizers.sentencepiece import convert_sentencepiece, is_sentencepiece
 from gguf_tools.tokenizers.special import find_chat_templates, find_special_tokens, forced_control, forced_text
+from gguf_tools.tokenizers.unigram import MODEL as UNIGRAM
+from gguf_tools.tokenizers.unigram import convert_unigram, is_unigram, rounded, rounding
 
 LOWEST = -10000.0
 """The score of rows without a token (the same as in llama.cpp's converter)."""
@@ -86,6 +88,8 @@ class Tokenizer:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool | None
+    remove_extra_whitespaces: bool | None
+    charsmap: bytes = field(repr=False)
     chat_template: str | None
     named_templates: Mapping[str, str]
     notes: tuple[str, ...]
@@ -125,7 +129,7 @@ class Tokenizer:
         }
         if self.scores is not None:
             fields["tokenizer.ggml.scores"] = array(ValueType.FLOAT32, self.scores)
-        if self.model != "llama":
+        if self.model not in ("llama", UNIGRAM):
             fields["tokenizer.ggml.merges"] = array(ValueType.STRING, self.merges)
         # Without these keys llama.cpp uses ordinary tokens (11, or 1 and 2) as BOS and EOS, and ends a generation there.
         eos = self.eos_id if self.eos_id is not None else self._never_written()
@@ -144,6 +148,10 @@ class Tokenizer:
         fields["tokenizer.ggml.add_eos_token"] = boolean(self.add_eos)
         if self.add_space_prefix is not None:
             fields["tokenizer.ggml.add_space_prefix"] = boolean(self.add_space_prefix)
+        if self.remove_extra_whitespaces is not None:
+            fields["tokenizer.ggml.remove_extra_whitespaces"] = boolean(self.remove_extra_whitespaces)
+        if self.charsmap:
+            fields["tokenizer.ggml.precompiled_charsmap"] = array(ValueType.UINT8, tuple(self.charsmap))
         if self.named_templates:
             fields["tokenizer.chat_templates"] = array(ValueType.STRING, tuple(self.named_templates))
             fields |= {f"tokenizer.chat_template.{name}": string(text) for name, text in self.named_templates.items()}
@@ -198,7 +206,12 @@ def load_tokenizer(
     roles = find_special_tokens(files, vocab_size, config, add_bos)
     chat_template, named_templates, template_notes = find_chat_templates(files)
     kinds = _added_kinds(files, notes)
-    if files.path.name == characters.NAME:
+    if is_unigram(files):
+        form = convert_unigram(files, kinds)
+        backends = build_backend(files, form.kinds)
+        if narrow := rounded(files):
+            form = replace(form, limits=(*form.limits, rounding(backends[0], build_backend(narrow, form.kinds)[0])))
+    elif files.path.name == characters.NAME:
         form = characters.convert_characters(files.vocab, kinds)
         backends = build_backend(files, kinds)
     elif is_sentencepiece(files):
@@ -232,6 +245,8 @@ def load_tokenizer(
         add_bos=roles.add_bos,
         add_eos=roles.add_eos,
         add_space_prefix=form.add_space_prefix,
+        remove_extra_whitespaces=form.remove_extra_whitespaces,
+        charsmap=form.charsmap,
         chat_template=chat_template,
         named_templates=named_templates,
         notes=(*notes, *roles.notes, *template_notes, *(limit.note for limit in limits)),
@@ -277,10 +292,10 @@ def _probe_tokens(files: TokenizerFiles, form: Form, *, stripping: bool) -> tupl
 
 
 def _check_model(model: Mapping[str, Any], where: str) -> None:
-    """Raise TokenizerError, naming the key, for models other than plain BPE."""
+    """Raise TokenizerError, naming the key, for models other than plain BPE and Unigram."""
     kind = model.get("type", "BPE" if "merges" in model else None)
-    if kind != "BPE":
-        raise TokenizerError(f"{where}: model.type is {shown(kind)}; tinyq converts BPE vocabularies only")
+    if kind not in ("BPE", "Unigram"):
+        raise TokenizerError(f"{where}: model.type is {shown(kind)}; tinyq converts BPE and Unigram vocabularies only")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise TokenizerError(

@@ -183,7 +183,7 @@ def test_merges_in_either_form_and_twice(folder: Path) -> None:
 ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"model": None}, "model is None; expected an object"),
     ({"model.type": "WordPiece"}, "model.type is 'WordPiece'"),
-    ({"model.type": "Unigram", "model.vocab": [["a", 0.0]]}, "model.type is 'Unigram'"),
+    ({"model.type": "Unigram", "model.vocab": [["a", 0.0]]}, "model.unk_id is None"),
     ({"model.vocab": []}, "model.vocab is list; expected an object"),
     ({"model.vocab.zz": -1}, "'zz'.* is -1; expected a token id"),
     ({"model.vocab.zz": True}, "is True; expected a token id"),

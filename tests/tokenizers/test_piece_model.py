@@ -123,7 +123,7 @@ def test_what_the_config_says_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model_type": "unigram", "vocab_size": 305}, "model.type is 'Unigram'"),
+        ({"model_type": "unigram", "vocab_size": 305}, "model.byte_fallback is True"),
         ({"model_type": "char"}, "is a character model"),
         ({"normalization_rule_name": "nmt_nfkc"}, "no equivalent of the normalizer 'Precompiled'"),
         ({"byte_fallback": False, "vocab_size": 110}, "byte_fallback is off|has no token <0x00>"),

@@ -158,7 +158,7 @@ def write_vocabulary(path: Path, metadata: Mapping[str, Field]) -> Path:
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-6)
     for key, field in metadata.items():
         if field.type == ValueType.ARRAY:
-            writer.add_array(key, list(field.value))
+            writer.add_array(key, bytes(field.value) if field.element == ValueType.UINT8 else list(field.value))
         elif field.type == ValueType.STRING:
             writer.add_string(key, field.value)
         elif field.type == ValueType.BOOL:

@@ -1,0 +1,286 @@
+"""Unigram models (SentencePiece's default, Kudo 2018) as llama.cpp's "t5" tokenizer (`llm_tokenizer_ugm`).
+
+Both sides cut a text into the pieces with the largest sum of scores (Viterbi), give a character without a piece the least score
+minus 10, and make consecutive unknown ones one token. llama.cpp has neither byte fallback nor other normalizers than
+SentencePiece's: its table of characters (`precompiled_charsmap`), spaces as "▁", a space before a text, and
+remove_extra_whitespaces.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from gguf.constants import TokenType
+from tokenizers import Tokenizer as HFTokenizer
+
+from gguf_tools.errors import CheckpointError, TokenizerError
+from gguf_tools.tokenizers.files import TokenizerFiles, shown
+from gguf_tools.tokenizers.form import Form
+from gguf_tools.tokenizers.piece_model import NAME as MODEL_FILE
+from gguf_tools.tokenizers.pretokenizers import Limit, flatten
+from gguf_tools.tokenizers.sentencepiece import after_own
+
+SPACE = "▁"
+MODEL = "t5"
+"""llama.cpp's name of the tokenizer."""
+INNER = ({"Regex": " {2,}"}, {"Regex": "  +"})
+"""Patterns of a Replace that leaves one of several spaces."""
+OUTER = {"Regex": r"\A +| +\z"}
+
+
+def _blank(char: str) -> bool:
+    """Whether the character is a space, or becomes one or nothing by SentencePiece's table (white space, control characters)."""
+    return char == SPACE or unicodedata.category(char)[0] in "ZC"
+
+
+ONLY_SPACES = Limit(
+    "a text of white space alone may be tokenized differently", lambda text: bool(text) and all(map(_blank, text))
+)
+FIRST_SPACE = Limit(
+    "the tokenizer adds a space before a text only if there is none, llama.cpp always does: text that begins with a space may"
+    " be tokenized differently",
+    lambda text: any(map(_blank, text[:1])),
+)
+LAST_SPACE = Limit(
+    "llama.cpp drops spaces at the end of a text, the tokenizer does not: such text is tokenized differently",
+    lambda text: any(map(_blank, text[-1:])),
+)
+WRITTEN_SPACE = Limit(
+    "text with the character '▁' itself beside spaces may be tokenized differently", lambda text: SPACE in text
+)
+COMBINED = re.compile(
+    "[\u1100-\u11ff\ua960-\ua97f\ud7b0-\ud7ff\u200d\uff9e\uff9f\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff]|\r\n"
+)
+"""Characters that join others to one grapheme, beside marks (Unicode annex 29)."""
+
+
+def _is_combined(text: str) -> bool:
+    return COMBINED.search(text) is not None or any(unicodedata.category(char)[0] == "M" for char in text)
+
+
+GRAPHEMES = Limit(
+    "the tokenizers library and llama.cpp may normalize graphemes of several characters differently (accents and vowel signs as "
+    "marks of their own, Korean letters, emoji joined or coloured, CRLF)",
+    _is_combined,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spaces:
+    """What the normalizers and the pre-tokenizer do before a text is cut.
+
+    `inner`: of several spaces one is left; `first` and `last`: those at the ends are dropped. `prefix`: a space is put before a
+    text, `unless_there` only if there is none. `split`: no piece crosses a space.
+    """
+
+    charsmap: bytes = b""
+    inner: bool = False
+    first: bool = False
+    last: bool = False
+    prefix: bool = False
+    unless_there: bool = False
+    first_only: bool = False
+    replaced: bool = False
+    split: bool = False
+
+
+def is_unigram(files: TokenizerFiles) -> bool:
+    """Whether the tokenizer's model is a Unigram model."""
+    return files.model.get("type") == "Unigram"
+
+
+def rounded(files: TokenizerFiles) -> TokenizerFiles | None:
+    """The files with the scores as a GGUF holds them, in float32; None where that changes none."""
+    vocab = [[text, float(np.float32(score))] for text, score in files.model["vocab"]]
+    same = all(old == new for (_, old), (_, new) in zip(files.model["vocab"], vocab, strict=True))
+    return None if same else replace(files, model={**files.model, "vocab": vocab})
+
+
+def rounding(plain: HFTokenizer, narrow: HFTokenizer) -> Limit:
+    """The texts that scores in float32, which `narrow` has, cut otherwise: of two ways with equal scores, another is taken."""
+    return Limit(
+        "a GGUF holds scores as float32: of two ways to cut a text with equal scores but for rounding another may be taken",
+        lambda text: plain.encode(text).ids != narrow.encode(text).ids,
+    )
+
+
+def convert_unigram(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> Form:
+    """The form of a Unigram model; `kinds` are the types of the added tokens.
+
+    Raises TokenizerError for byte fallback, a model without an unknown token, and steps that llama.cpp does not have.
+    """
+    where = str(files.path)
+    if files.model.get("byte_fallback", False) is not False:
+        raise TokenizerError(
+            f"{where}: model.byte_fallback is {shown(files.model['byte_fallback'])}; llama.cpp's Unigram tokenizer has no byte "
+            "fallback (its BPE has): train the tokenizer as BPE, or without byte_fallback"
+        )
+    unknown = files.model.get("unk_id")
+    scores = [score for _, score in files.model["vocab"]]
+    if type(unknown) is not int or not 0 <= unknown < len(scores):
+        raise TokenizerError(
+            f"{where}: model.unk_id is {shown(unknown)}; llama.cpp needs an unknown token among the {len(scores)} pieces"
+        )
+    spaces = _spaces(files, where)
+    all_kinds = {**kinds, unknown: TokenType.UNKNOWN}
+    normal = [score for number, score in enumerate(scores) if number not in all_kinds]
+    if not normal or min(normal) > min(scores):
+        raise TokenizerError(
+            f"{where}: the least score, which decides about unknown characters, is that of a control token or one of the user's; "
+            "llama.cpp takes the least score of the others"
+        )
+    if spaces.split:
+        inner = next((text for text in files.vocab if SPACE in text[1:] and files.vocab[text] not in all_kinds), None)
+        if inner is not None:
+            raise TokenizerError(
+                f"{where}: Metaspace splits at every space, but there is a piece {shown(inner)}; llama.cpp does not split there"
+            )
+    control = tuple(
+        text for text, number in files.ids.items() if all_kinds.get(number) in (TokenType.CONTROL, TokenType.UNKNOWN)
+    )
+    sentencepiece = files.path.name == MODEL_FILE
+    own = tuple(token.content for token in files.added if not token.special and sentencepiece and spaces.prefix)
+    return Form(
+        model=MODEL,
+        pre="default",
+        kinds=all_kinds,
+        scores=dict(enumerate(scores)),
+        add_space_prefix=spaces.prefix,
+        remove_extra_whitespaces=spaces.inner,
+        charsmap=spaces.charsmap,
+        limits=(*_limits(spaces), *((_spelled_out(control),) if control else ()), *((after_own(own),) if own else ())),
+        sections=not spaces.first_only,
+        notes=_notes(spaces, sentencepiece=sentencepiece),
+    )
+
+
+def _limits(spaces: _Spaces) -> list[Limit]:
+    """The texts on which the two sides may differ because of spaces and the table of characters."""
+    found = [GRAPHEMES] if spaces.charsmap else []
+    if spaces.unless_there:
+        found.append(WRITTEN_SPACE)
+    if spaces.inner:
+        found += [] if spaces.last else [LAST_SPACE]
+        return found + ([] if spaces.first or spaces.unless_there else [FIRST_SPACE])
+    return found + ([ONLY_SPACES] if spaces.prefix else []) + ([FIRST_SPACE] if spaces.unless_there else [])
+
+
+def _spelled_out(control: tuple[str, ...]) -> Limit:
+    return Limit(
+        f"a control token such as {shown(control[0])} spelled out in a text is plain text for llama.cpp unless it is told to "
+        "parse control tokens, and that token for the tokenizers library",
+        lambda text: any(token in text for token in control),
+    )
+
+
+def _notes(spaces: _Spaces, *, sentencepiece: bool) -> tuple[str, ...]:
+    """What no text shows: rounding of scores, and spaces after control tokens."""
+    found: tuple[str, ...] = ()
+    if sentencepiece:
+        found = (
+            "SentencePiece adds scores in float32, llama.cpp in float64: of two ways to cut a text either may be taken if their "
+            "scores are equal but for rounding",
+        )
+    if spaces.first_only:
+        found += (
+            "after a control token llama.cpp adds a space before the text, as at the start; the tokenizer does not",
+        )
+    return found
+
+
+def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
+    """What the steps of tokenizer.json do. Raises TokenizerError for a step, or an order, that llama.cpp does not have."""
+    spaces = _Spaces()
+    for step in flatten(files.document.get("normalizer"), where, items="normalizers"):
+        spaces = _normalized(spaces, step, where)
+    for step in flatten(files.document.get("pre_tokenizer"), where):
+        scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+        if step["type"] == "WhitespaceSplit" and spaces.charsmap and not (spaces.replaced or spaces.prefix):
+            spaces = replace(spaces, inner=True, first=True, last=True, split=True)
+        elif step["type"] == "Metaspace" and step.get("replacement", SPACE) == SPACE and not spaces.prefix:
+            spaces = replace(
+                spaces,
+                replaced=True,
+                prefix=scheme != "never",
+                unless_there=scheme != "never",
+                first_only=scheme == "first" and not spaces.split,
+                split=spaces.split or step.get("split", True) is not False,
+            )
+        else:
+            raise TokenizerError(
+                f"{where}: the pre-tokenizer step {shown(step['type'])} splits where llama.cpp's Unigram does not"
+            )
+    if not spaces.replaced:
+        raise TokenizerError(
+            f"{where}: no step replaces spaces by '▁'; llama.cpp always does that in a Unigram vocabulary"
+        )
+    if spaces.inner and not spaces.prefix:
+        raise TokenizerError(
+            f"{where}: leaves one of several spaces without adding one before a text; llama.cpp adds one whenever it does that"
+        )
+    if (spaces.first or spaces.last) and not spaces.inner:
+        raise TokenizerError(
+            f"{where}: drops spaces at the ends of a text alone; llama.cpp drops them within it too, or none"
+        )
+    return spaces
+
+
+def _normalized(spaces: _Spaces, step: Mapping[str, Any], where: str) -> _Spaces:
+    """`spaces` after one more normalizer."""
+    untouched = not (spaces.replaced or spaces.prefix)
+    pattern, content = step.get("pattern"), step.get("content")
+    if step["type"] == "Precompiled" and spaces == _Spaces():
+        return replace(spaces, charsmap=_charsmap(step.get("precompiled_charsmap"), where))
+    if step["type"] == "Replace" and untouched and pattern in INNER and content in (" ", SPACE):
+        return replace(spaces, inner=True)
+    if step["type"] == "Replace" and untouched and pattern == OUTER and content == "":
+        return replace(spaces, first=True, last=True)
+    # Strip drops any white space, of which the table of characters makes spaces.
+    if step["type"] == "Strip" and untouched and spaces.charsmap:
+        left, right = step.get("strip_left") is True, step.get("strip_right") is True
+        return replace(spaces, first=spaces.first or left, last=spaces.last or right)
+    if step["type"] == "Prepend" and step.get("prepend") == SPACE and untouched:
+        return replace(spaces, prefix=True)
+    if step["type"] == "Replace" and pattern == {"String": " "} and content == SPACE:
+        return replace(spaces, replaced=True)
+    raise TokenizerError(
+        f"{where}: llama.cpp's Unigram tokenizer has no equivalent of the normalizer {shown(step['type'])} here; it has "
+        "Precompiled, then Replace of several spaces by one, Prepend '▁' and Replace ' ' by '▁'"
+    )
+
+
+def _charsmap(value: object, where: str) -> bytes:
+    """SentencePiece's table of characters. Raises CheckpointError if a text could lead out of it, where both libraries fail."""
+    try:
+        data = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except binascii.Error as error:
+        raise CheckpointError(f"{where}: precompiled_charsmap is not base64 ({error})") from error
+    size = int.from_bytes(data[:4], "little")
+    if size % 4 or size + 4 >= len(data) or not _stays_within(data[4 : 4 + size], data[4 + size :]):
+        raise CheckpointError(
+            f"{where}: precompiled_charsmap of {len(data)} bytes is broken; expected the length of a table, the table and texts"
+        )
+    return data
+
+
+def _stays_within(table: bytes, texts: bytes) -> bool:
+    """Whether no path through the table leads out of it, and its values are the starts of `texts`, which end in NUL.
+
+    The table is a double array of 32-bit units (darts-clone): the child of unit i for byte c is i ^ offset ^ c, and where bit 8
+    is set, the unit i ^ offset holds a value, with bit 31 set (`xcda_array_view` of llama.cpp).
+    """
+    units = np.frombuffer(table, "<u4").astype(np.int64)
+    inner = units < 1 << 31
+    target = np.arange(len(units)) ^ ((units >> 10) << ((units & 512) >> 6))
+    # A byte changes the last eight bits.
+    if not len(units) or (target[inner] | 255).max(initial=0) >= len(units) or not texts.endswith(b"\0"):
+        return False
+    leaves = target[inner & (units & 256 != 0)]
+    return bool((units[leaves] >= 1 << 31).all() and ((units[~inner] & 0x7FFFFFFF) < len(texts)).all())
