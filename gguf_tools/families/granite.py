@@ -37,29 +37,34 @@ def build(checkpoint: Checkpoint) -> Model:
 
 def scaled_model(checkpoint: Checkpoint, config: ClassConfig, family: str) -> Model:
     """Llama's layers, dense or of experts, with Granite's four scales; CheckpointError where a scale is not above 0."""
-    inventory = Inventory(checkpoint)
-    found = {key: config.number(key, 1.0) for key in SCALES}
-    for key, value in found.items():
-        if value <= 0:
-            raise config.wrong(key, value, "a number above 0")
+    inventory, found = Inventory(checkpoint), scales(config)
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:
         mixer, part = hf.attention(inventory, config, f"{prefix}self_attn.", hidden, norm)
         mixer = replace(mixer, scale=found["attention_multiplier"])
         ffn: FeedForward
         if f"{prefix}block_sparse_moe.router.layer.weight" in inventory:
-            ffn, ffn_part = _experts(inventory, config, f"{prefix}block_sparse_moe.", hidden)
+            ffn, ffn_part = experts(inventory, config, f"{prefix}block_sparse_moe.", hidden)
         else:
             ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}mlp.", hidden)
         config.expect("intermediate_size", ffn.width)
         spec = LayerSpec(mixer, ffn, norm, norm, residual_scale=found["residual_multiplier"])
         return Layer(spec, part | ffn_part)
 
-    scales = {"embedding_scale": found["embedding_multiplier"], "logit_scale": 1.0 / found["logits_scaling"]}
-    return assemble(checkpoint, inventory, config, family, layer, fields=scales)
+    fields = {"embedding_scale": found["embedding_multiplier"], "logit_scale": 1.0 / found["logits_scaling"]}
+    return assemble(checkpoint, inventory, config, family, layer, fields=fields)
 
 
-def _experts(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:
+def scales(config: ClassConfig) -> dict[str, float]:
+    """Granite's four scales by their keys; CheckpointError where one is not above 0."""
+    found = {key: config.number(key, 1.0) for key in SCALES}
+    for key, value in found.items():
+        if value <= 0:
+            raise config.wrong(key, value, "a number above 0")
+    return found
+
+
+def experts(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:
     """`input_linear`, (experts, 2 · width, hidden): the rows of gate, then of up; `output_linear`, (experts, hidden, width)."""
     router = inventory.take(f"{prefix}router.layer.weight", None, hidden)
     count = router.shape[0]

@@ -17,9 +17,10 @@ from gguf_tools.sources.signature import signature
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Plain attention, and the experts of each layer in `input_linear` and `output_linear`."""
+    """Plain attention, and the experts of each layer in `input_linear` and `output_linear`, without a shared one."""
     experts = "model.layers.0.block_sparse_moe.input_linear.weight" in checkpoint.tensors
-    return experts and llama.plain_attention(signature(checkpoint))
+    shared = "model.layers.0.shared_mlp.input_linear.weight" in checkpoint.tensors
+    return experts and not shared and llama.plain_attention(signature(checkpoint))
 
 
 def build(checkpoint: Checkpoint) -> Model:

@@ -189,6 +189,10 @@ CLASSES: Mapping[str, ClassRules] = {
     "ernie4_5": _row(131072, epsilon=1e-5, theta=5e5, defaults={"head_dim": 128}),
     "ernie4_5_moe": _row(131072, epsilon=1e-5, theta=5e5, defaults={"moe_k": 6, "moe_norm_min": 1e-12}),
     "granite": _row(2048, defaults=_MULTIPLIERS),
+    **dict.fromkeys(
+        ("granitemoehybrid", "granitemoeshared"),
+        _row(2048, defaults={**_MULTIPLIERS, "num_experts_per_tok": 2}, renormalised=True),
+    ),
     "granitemoe": _row(2048, defaults={**_MULTIPLIERS, "num_experts_per_tok": 2}, renormalised=True),
     "smollm3": _row(
         32768,

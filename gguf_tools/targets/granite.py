@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from gguf_tools.formats.gguf.header import Metadata, boolean, f32
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import Model, ModelSpec
+from gguf_tools.model.spec import Attention, Model, ModelSpec
 from gguf_tools.targets import llama
 from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.limits import NO_ROPE, SCALES, attentions, same
@@ -31,37 +31,45 @@ def limits(spec: ModelSpec) -> list[str]:
     return found + llama.limits(spec)
 
 
+def scale_metadata(arch: str, spec: ModelSpec) -> Metadata:
+    """The scales, and whether the attention layers have rope, under the architecture's prefix."""
+    values: Metadata = {
+        "embedding_scale": f32(spec.embedding_scale),
+        "attention.scale": f32(attentions(spec)[0].score_scale),
+        "residual_scale": f32(spec.layers[0].residual_scale),
+        "logit_scale": f32(1.0 / spec.logit_scale),
+    }
+    if attentions(spec)[0].rope is None:
+        values[FINETUNED] = boolean(False)
+    return {f"{arch}.{key}": value for key, value in values.items()}
+
+
 def lower_as(name: str) -> Callable[[Model], Lowered]:
     """The `lower` of the architecture `name`, of `granite` and `granitemoe`: as for `llama`, with the scales."""
-
-    def lower(model: Model) -> Lowered:
-        spec = model.spec
-        values: Metadata = {
-            "embedding_scale": f32(spec.embedding_scale),
-            "attention.scale": f32(attentions(spec)[0].score_scale),
-            "residual_scale": f32(spec.layers[0].residual_scale),
-            "logit_scale": f32(1.0 / spec.logit_scale),
-        }
-        if attentions(spec)[0].rope is None:
-            values[FINETUNED] = boolean(False)
-        return llama.lower_as(name, model, {f"{name}.{key}": value for key, value in values.items()}, lambda _: {})
-
-    return lower
+    return lambda model: llama.lower_as(name, model, scale_metadata(name, model.spec))
 
 
-def lift(source: GGUFSource) -> Model:
-    """A file of this architecture as a Model; a scale of 0 or none is 1, and that of attention scores 1/√head_dim."""
+def lift_scale(source: GGUFSource, mixer: Attention) -> Attention:
+    """The attention with the file's scale of scores, 1/√head_dim for 0 or none, and without rope if the file says so."""
     scale = source.number("attention.scale", 0.0) or None
-    turned = bool(source.key(FINETUNED, True))
-    model = llama.lift_with(source, lambda _, mixer: replace(mixer, scale=scale, rope=mixer.rope if turned else None))
+    return replace(mixer, scale=scale, rope=mixer.rope if source.key(FINETUNED, True) else None)
+
+
+def lift_scales(source: GGUFSource, model: Model) -> Model:
+    """The model with the file's scales outside its mixers, where 0 or none is 1."""
     residual = source.number("residual_scale", 0.0) or 1.0
     spec = replace(
         model.spec,
         layers=tuple(replace(layer, residual_scale=residual) for layer in model.spec.layers),
         embedding_scale=source.number("embedding_scale", 0.0) or 1.0,
-        logit_scale=1.0 / source.number("logit_scale"),
+        logit_scale=1.0 / (source.number("logit_scale", 0.0) or 1.0),
     )
     return replace(model, spec=spec)
+
+
+def lift(source: GGUFSource) -> Model:
+    """A file of this architecture as a Model."""
+    return lift_scales(source, llama.lift_with(source, lambda _, mixer: lift_scale(source, mixer)))
 
 
 TARGET = Target(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.gguf.header import Metadata, ValueType, array, u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import (
@@ -100,13 +99,7 @@ def lower(model: Model) -> Lowered:
 
 def lift_mixer(source: GGUFSource, n: int, norm: Norm) -> tuple[Mixer, LayerTensors]:
     """Layer n's attention or short convolution, by its entry in `attention.head_count_kv`."""
-    listed = source.key("attention.head_count_kv")
-    kv_heads = listed[n] if isinstance(listed, tuple) and n < len(listed) else None
-    if type(kv_heads) is not int or kv_heads < 0:
-        raise CheckpointError(
-            f"{source.path}: metadata {source.architecture}.attention.head_count_kv has no number of heads for layer {n}; "
-            "write the file again"
-        )
+    kv_heads = lifting.kv_heads(source, n)
     if kv_heads:
         return lifting.lift_attention(source, n, norm, kv_heads=kv_heads)
     part = {role: source.tensor(f"blk.{n}.{name}") for role, name in CONV_NAMES.items()}

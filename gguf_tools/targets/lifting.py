@@ -204,6 +204,18 @@ def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rop
     return Rope(theta, dims, "half", scaling)
 
 
+def kv_heads(source: GGUFSource, n: int) -> int:
+    """The entry of layer n in `attention.head_count_kv`, 0 for a layer without attention; CheckpointError if it has none."""
+    listed = source.key("attention.head_count_kv")
+    heads = listed[n] if isinstance(listed, tuple) and n < len(listed) else None
+    if type(heads) is not int or heads < 0:
+        raise CheckpointError(
+            f"{source.path}: metadata {source.architecture}.attention.head_count_kv has no number of heads for layer {n}; "
+            "write the file again"
+        )
+    return heads
+
+
 def lift_attention(
     source: GGUFSource,
     n: int,

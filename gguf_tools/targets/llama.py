@@ -80,15 +80,29 @@ def limits(spec: ModelSpec) -> list[str]:
 
 def lower(model: Model) -> Lowered:
     """The model as a `llama` file: tensors are renamed, their values do not change."""
-    return lower_as(NAME, model, {}, lambda _: {})
+    return lower_as(NAME, model, {})
+
+
+def renamed(layer: Layer) -> Mapping[str, Tensor]:
+    """Llama's tensors of a layer by GGUF name without `blk.N.`."""
+    return names.rename(layer.tensors, NAMES)
+
+
+def _nothing(_: LayerSpec) -> Mapping[str, Tensor]:
+    return {}
 
 
 def lower_as(
-    arch: str, model: Model, metadata: Metadata, extra: Callable[[LayerSpec], Mapping[str, Tensor]]
+    arch: str,
+    model: Model,
+    metadata: Metadata,
+    extra: Callable[[LayerSpec], Mapping[str, Tensor]] = _nothing,
+    named: Callable[[Layer], Mapping[str, Tensor]] = renamed,
 ) -> Lowered:
     """The model as a file of `arch`, an architecture with Llama's tensors.
 
-    `metadata` is added to the common keys; `extra` gives further tensors of each layer by GGUF name without `blk.N.`.
+    `metadata` is added to the common keys; `named` gives the tensors of a layer by GGUF name without `blk.N.`, and `extra`
+    further ones.
     """
     spec = model.spec
     # llama.cpp reads the width of experts from the key of the dense feed-forward.
@@ -98,8 +112,8 @@ def lower_as(
     if experts := moes(spec):
         metadata |= lowering.moe_metadata(arch, experts[0])
 
-    tensors = lowering.lower_tensors(model, lambda layer: {**names.rename(layer.tensors, NAMES), **extra(layer.spec)})
-    factors = rope_factors(ropes(spec)[0])
+    tensors = lowering.lower_tensors(model, lambda layer: {**named(layer), **extra(layer.spec)})
+    factors = rope_factors(ropes(spec)[0]) if ropes(spec) else None
     if factors:
         tensors = (tensors[0], OutputTensor(FREQUENCY_FACTORS, factors), *tensors[1:])
     return Lowered(arch, metadata, tensors)
@@ -123,9 +137,7 @@ def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention])
 
     def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lifting.lift_attention(source, n, norm)
-        mixer = replace(
-            mixer, rope=lift_factors(source, replace(lifting.lift_rope(source, mixer.head_dim), pairs="interleaved"))
-        )
+        mixer = replace(mixer, rope=lift_rope(source, mixer.head_dim))
         ffn: FeedForward
         if f"blk.{n}.ffn_gate_inp.weight" in source.tensors:
             ffn, ffn_part = lift_moe(source, n)
@@ -134,6 +146,11 @@ def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention])
         return Layer(LayerSpec(change(n, mixer), ffn, norm, norm), part | ffn_part)
 
     return lift_layers(source, layer, "ffn_norm.weight")
+
+
+def lift_rope(source: GGUFSource, head_dim: int) -> Rope:
+    """The file's RoPE in interleaved pairs, with its divisors of frequencies."""
+    return lift_factors(source, replace(lifting.lift_rope(source, head_dim), pairs="interleaved"))
 
 
 def lift_factors(source: GGUFSource, rope: Rope) -> Rope:

@@ -146,6 +146,7 @@ SOURCES = {
     "lfm2/plain": {},
     "lfm2-moe/plain": {},
     "mamba2/plain": {},
+    "granite-hybrid/dense": {},
     "falcon-h1/plain": {},
 }
 
@@ -165,6 +166,7 @@ WITHOUT_WINDOWS = (
     "cohere/plain",
     "olmo/plain",
     "falcon-h1/plain",
+    "granite-hybrid/dense",
     "arcee/plain",
     "ernie4.5/plain",
     "ernie4.5-moe/plain",
