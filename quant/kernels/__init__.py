@@ -24,6 +24,8 @@ from quant.types import (
     BF16,
     F16,
     F32,
+    IQ4_NL,
+    IQ4_XS,
     Q2_K,
     Q3_K,
     Q4_0,
@@ -46,7 +48,7 @@ except ImportError:  # built without a C compiler
 SETTING = "TINYQ_KERNELS"
 """The environment variable that chooses the kernels."""
 
-TYPES = (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
+TYPES = (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS)
 """The types that the kernels encode, with and without an importance matrix."""
 
 SOURCES = (F32, F16, BF16)

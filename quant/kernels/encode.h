@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include "iq4.h"
 #include "plain_blocks.h"
 #include "super_blocks.h"
 #include "weighted_blocks.h"
@@ -49,40 +50,43 @@ typedef void super_encoder(batch *b, int supers, const float *x, const float *im
 typedef int block_encoder(const float *x, void *out);
 
 typedef struct {
-    int type, bytes;          /* the type's number, and the bytes of a block */
-    super_encoder *supers;    /* of super-blocks */
+    int type, block, bytes;   /* the type's number, the weights in a block, and its bytes */
+    super_encoder *supers;    /* of super-blocks, or of eight blocks of 32 */
     block_encoder *blocks;    /* of blocks of 32, without an importance matrix */
     weighted_encoder *weighted; /* of blocks of 32, with an importance matrix */
 } type_encoder;
 
 static const type_encoder type_encoders[] = {
-    {T_Q4_0, sizeof(block_q4_0), NULL, encode_q4_0, encode_weighted_q4_0},
-    {T_Q4_1, sizeof(block_q4_1), NULL, encode_q4_1, encode_weighted_q4_1},
-    {T_Q5_0, sizeof(block_q5_0), NULL, encode_q5_0, encode_weighted_q5_0},
-    {T_Q5_1, sizeof(block_q5_1), NULL, encode_q5_1, encode_weighted_q5_1},
-    {T_Q8_0, sizeof(block_q8_0), NULL, encode_q8_0, NULL},
-    {T_Q2_K, sizeof(block_q2_K), encode_q2_K, NULL, NULL},
-    {T_Q3_K, sizeof(block_q3_K), encode_q3_K, NULL, NULL},
-    {T_Q4_K, sizeof(block_q4_K), encode_q4_K, NULL, NULL},
-    {T_Q5_K, sizeof(block_q5_K), encode_q5_K, NULL, NULL},
-    {T_Q6_K, sizeof(block_q6_K), encode_q6_K, NULL, NULL},
+    {T_Q4_0, 32, sizeof(block_q4_0), NULL, encode_q4_0, encode_weighted_q4_0},
+    {T_Q4_1, 32, sizeof(block_q4_1), NULL, encode_q4_1, encode_weighted_q4_1},
+    {T_Q5_0, 32, sizeof(block_q5_0), NULL, encode_q5_0, encode_weighted_q5_0},
+    {T_Q5_1, 32, sizeof(block_q5_1), NULL, encode_q5_1, encode_weighted_q5_1},
+    {T_Q8_0, 32, sizeof(block_q8_0), NULL, encode_q8_0, NULL},
+    {T_Q2_K, SUPER, sizeof(block_q2_K), encode_q2_K, NULL, NULL},
+    {T_Q3_K, SUPER, sizeof(block_q3_K), encode_q3_K, NULL, NULL},
+    {T_Q4_K, SUPER, sizeof(block_q4_K), encode_q4_K, NULL, NULL},
+    {T_Q5_K, SUPER, sizeof(block_q5_K), encode_q5_K, NULL, NULL},
+    {T_Q6_K, SUPER, sizeof(block_q6_K), encode_q6_K, NULL, NULL},
+    {T_IQ4_NL, 32, sizeof(block_iq4_nl), encode_iq4_nl, NULL, NULL},
+    {T_IQ4_XS, SUPER, sizeof(block_iq4_xs), encode_iq4_xs, NULL, NULL},
 };
 
 static void encode_super_batch(encode_job *job, const type_encoder *t, int64_t start, int n, const float *x, const float *importance)
 {
     batch b;
-    uint8_t blocks[16 * sizeof(block_q6_K)];
-    const int supers = n / SUPER;
+    uint8_t out[16 * sizeof(block_q6_K)]; /* the largest super-blocks */
+    const int supers = (n + SUPER - 1) / SUPER;
     if (n < BATCH)
         memset(&b, 0, sizeof b);
     b.hard = 0;
-    t->supers(&b, supers, x, importance, blocks);
-    uint8_t *dst = job->dst + start / SUPER * t->bytes;
-    memcpy(dst, blocks, (size_t)(supers * t->bytes));
-    for (int s = 0; s < supers; s++)
-        if (b.hard >> s & 1) {
-            job->ggml(t->type, x + s * SUPER, dst + s * t->bytes, 0, 1, SUPER, importance ? importance + s * SUPER : NULL);
-            job->left += SUPER;
+    t->supers(&b, supers, x, importance, out);
+    uint8_t *dst = job->dst + start / t->block * t->bytes;
+    memcpy(dst, out, (size_t)(n / t->block * t->bytes));
+    for (int at = 0; at < n; at += SUPER)
+        if (b.hard >> at / SUPER & 1) {
+            const int count = n - at < SUPER ? n - at : SUPER;
+            job->ggml(t->type, x + at, dst + at / t->block * t->bytes, 0, 1, count, importance ? importance + at : NULL);
+            job->left += count;
         }
 }
 
@@ -166,7 +170,7 @@ static int encode(encode_job *job)
     for (size_t i = 0; i < sizeof type_encoders / sizeof *type_encoders; i++)
         if (type_encoders[i].type == job->type)
             t = &type_encoders[i];
-    if (!t || job->n_per_row % (t->supers ? SUPER : 32))
+    if (!t || job->n_per_row % t->block)
         return -1;
     const int weighted = job->imatrix && (t->weighted || t->supers);
     const int64_t total = job->nrows * job->n_per_row;
