@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quant import ggml, kernels
 from quant.ahead import map_ahead
 from quant.errors import InputError
-from quant.types import BF16, F16, F32, TensorType, row_bytes
+from quant.types import BF16, F16, F32, TensorType, infinite_scales, row_bytes
 
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
@@ -38,6 +38,10 @@ _OVERFLOW = {F32: np.inf, F16: 65520.0, BF16: float.fromhex("0x1.ffp127")}
 # The largest magnitude of any block type: Q6_K's F16 scale times an 8-bit scale times a 6-bit weight. Up to it a scale that
 # overflows becomes infinity; far beyond it ggml's sums of squares overflow and it silently writes zeros.
 _REACH = 65504.0 * 128 * 32
+
+
+# With importances up to it and weights up to _REACH the distances to a grid's points are finite; ggml asserts that one is least.
+_MOST_IMPORTANT = 1e20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +254,8 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
             continue
         tile = _as_float(part, block.source, k, scratch)
         peak = 0.0 if lax else _require_finite(tile, block.name, start * k)
+        if peak >= _REACH and not dtype.plain:  # before ggml, some of whose encoders end the process
+            _refuse_range(dtype, peak, block.name, None)
         if dtype is block.source:
             target[:] = part.view(np.uint8).reshape(target.shape)
         else:
@@ -356,7 +362,13 @@ def _decode(raw: RawArray, dtype: TensorType, out: FloatArray) -> None:
 
 
 def _checked_imatrix(block: Block, k: int) -> FloatArray | None:
+    """The block's importances, contiguous. Raises InputError if they are missing, or not such as ggml's encoder expects."""
     if block.imatrix is None:
+        if block.type.needs_importance and block.type is not block.source:
+            raise InputError(
+                f"tensor {block.name} needs an importance matrix to be written as {block.type.name}; give one, or choose "
+                "another type"
+            )
         return None
     if block.imatrix.shape != (k,):
         raise InputError(
@@ -364,6 +376,13 @@ def _checked_imatrix(block: Block, k: int) -> FloatArray | None:
         )
     if not np.isfinite(block.imatrix).all():
         raise InputError(f"the importance matrix has NaN or infinity for tensor {block.name}; collect it again")
+    if block.type.on_grid and not (
+        block.imatrix.min(initial=0) >= 0 and block.imatrix.max(initial=0) < _MOST_IMPORTANT
+    ):
+        raise InputError(
+            f"the importance matrix has a value that is negative or {_MOST_IMPORTANT:g} and more for tensor {block.name}, which "
+            f"ggml cannot encode as {block.type.name}; collect it again"
+        )
     return np.ascontiguousarray(block.imatrix, np.float32)
 
 
@@ -389,21 +408,21 @@ def _require_finite(tile: FloatArray, name: str, before: int) -> float:
 def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str, tile: FloatArray | None = None) -> None:
     """Raises InputError if weights are too large for a type: if an encoded scale is infinite or NaN (as in
     `ggml_validate_row_data`), or if `peak` is beyond any scale. With `tile`, the message counts its weights beyond a limit."""
-    over = peak >= _OVERFLOW.get(dtype, _REACH)
-    for at in dtype.scales:
-        field = raw.reshape(-1, dtype.block_bytes)[:, at : at + 2].view("<u2")
-        over = over or bool(((field & 0x7C00) == 0x7C00).any())
-    if over:
-        limit = _OVERFLOW.get(dtype)
-        count = (
-            ""
-            if limit is None or tile is None
-            else f" ({np.count_nonzero(np.abs(tile) >= limit)} of the {tile.size} weights read are)"
-        )
-        raise InputError(
-            f"tensor {name} has a weight of magnitude {peak:g}, too large for {dtype.name}{count}; use bf16 or f32 for it "
-            "(--tensor-type NAME=bf16)"
-        )
+    if peak >= _OVERFLOW.get(dtype, _REACH) or bool(infinite_scales(raw, dtype).any()):
+        _refuse_range(dtype, peak, name, tile)
+
+
+def _refuse_range(dtype: TensorType, peak: float, name: str, tile: FloatArray | None) -> NoReturn:
+    limit = _OVERFLOW.get(dtype)
+    count = (
+        ""
+        if limit is None or tile is None
+        else f" ({np.count_nonzero(np.abs(tile) >= limit)} of the {tile.size} weights read are)"
+    )
+    raise InputError(
+        f"tensor {name} has a weight of magnitude {peak:g}, too large for {dtype.name}{count}; use bf16 or f32 for it "
+        "(--tensor-type NAME=bf16)"
+    )
 
 
 def _sum_sq(values: FloatArray) -> float:

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.encode import ByteArray, decode_rows
-from quant.types import BF16, F16, F32, TensorType, tensor_type
+from quant.types import BF16, F16, F32, MXFP4, NVFP4, TensorType, infinite_scales, tensor_type
 
 _TILE = 1 << 18
 """Bytes that are looked at together: with what is computed of them they fit into a core's L2 cache."""
 
-_F64, _MXFP4, _IQ1_M, _NVFP4 = map(tensor_type, ("f64", "mxfp4", "iq1_m", "nvfp4"))
+_F64 = tensor_type("f64")
 _INFINITE = {F16: 0x7C00, BF16: 0x7F80}
 """Infinity's bits in the 16-bit formats; greater ones, without the sign, are NaN."""
-_ALWAYS_FINITE = {_NVFP4, *map(tensor_type, ("i8", "i16", "i32", "i64"))}
+_ALWAYS_FINITE = {NVFP4, *map(tensor_type, ("i8", "i16", "i32", "i64"))}
 """Integers, and a type whose 8-bit scales have no infinity and whose NaN ggml reads as 0."""
 _MXFP4_NAN = 255
 _MXFP4_LARGE = 253
@@ -55,15 +55,9 @@ def _plainly_finite(tile: ByteArray, dtype: TensorType) -> bool:
 
 def _suspects(blocks: ByteArray, dtype: TensorType) -> NDArray[np.bool_]:
     """Which blocks have a scale that is NaN, infinite, or so large that a weight may be infinite."""
-    if dtype is _MXFP4:
+    if dtype is MXFP4:
         return np.asarray(blocks[:, 0] >= _MXFP4_LARGE)
-    if dtype is _IQ1_M:
-        # The scale's four digits are the upper ones of four words; the exponent lies in the last two.
-        return np.asarray(((blocks[:, 53] & 0xC0) == 0xC0) & ((blocks[:, 55] & 0x70) == 0x70))
-    bad = np.zeros(len(blocks), np.bool_)
-    for at in dtype.scales:
-        bad |= (blocks[:, at + 1] & 0x7C) == 0x7C  # the exponent, in the upper byte of an F16
-    return bad
+    return infinite_scales(blocks, dtype)
 
 
 def _search(tile: ByteArray, dtype: TensorType) -> tuple[int, float] | None:
@@ -78,7 +72,7 @@ def _search(tile: ByteArray, dtype: TensorType) -> tuple[int, float] | None:
         raw = tile.reshape(-1, dtype.block_bytes)
         blocks = np.flatnonzero(_suspects(raw, dtype))
         values = decode_rows(raw[blocks], dtype, dtype.block)
-        if dtype is _MXFP4:
+        if dtype is MXFP4:
             values[raw[blocks, 0] == _MXFP4_NAN] = nan
     bad = np.flatnonzero(~np.isfinite(values))
     if not bad.size:

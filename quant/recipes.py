@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,8 +19,18 @@ from quant.types import (
     BF16,
     F16,
     F32,
+    IQ1_M,
+    IQ1_S,
+    IQ2_S,
+    IQ2_XS,
+    IQ2_XXS,
+    IQ3_S,
+    IQ3_XXS,
     IQ4_NL,
     IQ4_XS,
+    MXFP4,
+    Q1_0,
+    Q2_0,
     Q2_K,
     Q3_K,
     Q4_0,
@@ -31,6 +41,8 @@ from quant.types import (
     Q5_K,
     Q6_K,
     Q8_0,
+    TQ1_0,
+    TQ2_0,
     TYPES,
     TensorType,
     is_type,
@@ -70,6 +82,22 @@ RECIPES: Mapping[str, TypeRecipe] = {
         TypeRecipe("q2_k", 10, Q2_K),
         TypeRecipe("iq4_nl", 25, IQ4_NL),
         TypeRecipe("iq4_xs", 30, IQ4_XS),
+        TypeRecipe("q2_k_s", 21, Q2_K),
+        TypeRecipe("iq3_m", 27, IQ3_S),
+        TypeRecipe("iq3_s", 26, IQ3_S),
+        TypeRecipe("iq3_xs", 22, IQ3_S),
+        TypeRecipe("iq3_xxs", 23, IQ3_XXS),
+        TypeRecipe("iq2_m", 29, IQ2_S),
+        TypeRecipe("iq2_s", 28, IQ2_XS),
+        TypeRecipe("iq2_xs", 20, IQ2_XS),
+        TypeRecipe("iq2_xxs", 19, IQ2_XXS),
+        TypeRecipe("iq1_m", 31, IQ1_M),
+        TypeRecipe("iq1_s", 24, IQ1_S),
+        TypeRecipe("tq1_0", 36, TQ1_0),
+        TypeRecipe("tq2_0", 37, TQ2_0),
+        TypeRecipe("q2_0", 41, Q2_0),
+        TypeRecipe("q1_0", 40, Q1_0),
+        TypeRecipe("mxfp4_moe", 38, MXFP4),
     )
 }
 
@@ -91,6 +119,24 @@ def recipe(name: str) -> TypeRecipe:
     if found is None:
         raise InputError(f"type {name} does not exist; similar types are {nearest(name, RECIPES)}")
     return found
+
+
+def require_importance(
+    wanted: TypeRecipe, tensors: Sequence[TensorFacts], choices: Sequence[TypeChoice], covered: Collection[str]
+) -> None:
+    """Raise InputError for the first tensor whose type needs an importance matrix that does not cover it.
+
+    `covered` has the names of the tensors with importances. Tensors that are copied in their own type need none.
+    """
+    for tensor, choice in zip(tensors, choices, strict=True):
+        if choice.kept or tensor.source is choice.type or choice.name in covered:
+            continue
+        if rules.needs_importance(wanted.name, choice.type, choice.name):
+            has = "the importance matrix does not cover it" if covered else "there is none"
+            raise InputError(
+                f"tensor {choice.name} needs an importance matrix to be written as {choice.type.name}, and {has}; "
+                "make one with `tinyq imatrix` and give it with --imatrix, or choose another type"
+            )
 
 
 WITHOUT_LAYERS = frozenset({"clip"})
@@ -303,7 +349,7 @@ def _choose(
         return TypeChoice(name=tensor.name, type=tensor.source, wanted=tensor.source, reason=why, kept=True)
     decision = _by_option(tensor.name, options)
     if decision is None and not options.pure and not wanted.base.plain:
-        decision = _by_recipe(wanted, model, tensor.name, options, tied, counts)
+        decision = _by_recipe(wanted, model, tensor, options, tied, counts)
     dtype, reason, asked_for = decision or _Decision(wanted.base)
     fits = rules.fitting(dtype, tensor.shape[-1])
     if fits is not dtype:
@@ -337,16 +383,19 @@ def _by_option(name: str, options: TypeOptions) -> _Decision | None:
 
 
 def _by_recipe(
-    wanted: TypeRecipe, model: ModelFacts, name: str, options: TypeOptions, tied: bool, counts: _Counts
+    wanted: TypeRecipe, model: ModelFacts, tensor: TensorFacts, options: TypeOptions, tied: bool, counts: _Counts
 ) -> _Decision:
     """The type by the rules of a quantized recipe (`llama_tensor_get_type_impl`); advances `counts`."""
+    name = tensor.name
     if rules.at_least_q8_0(model.arch, name):
         return _Decision(Q8_0)
     role = rules.role_of(name)
     if role is Role.OUTPUT or (role is Role.EMBEDDING and tied):
         if options.output_type is not None:
             return _Decision(options.output_type, "output type", asked_for=True)
-        return _Decision(rules.for_output(wanted.base, model.arch))
+        return _Decision(rules.for_output(wanted.name, wanted.base, model.arch, tensor.shape[-1]))
+    if wanted.base is MXFP4:
+        return _Decision(rules.for_mixture(tensor.shape, model.arch, role))
     place = _place(model, role, name, counts)
     counts.seen[role] += 1
     seventy_b = rules.is_seventy_b(model.arch, model.n_layer - model.n_layer_nextn, model.n_head, model.n_head_kv)
@@ -370,5 +419,11 @@ def _place(model: ModelFacts, role: Role, name: str, counts: _Counts) -> TensorP
             )
     gqa = model.n_head // model.n_head_kv if model.n_head_kv else 0
     return TensorPlace(
-        arch=model.arch, index=index, count=count, gqa=gqa, experts=model.n_expert, has_imatrix=model.has_imatrix
+        arch=model.arch,
+        index=index,
+        count=count,
+        seen=counts.seen[role],
+        gqa=gqa,
+        experts=model.n_expert,
+        has_imatrix=model.has_imatrix,
     )

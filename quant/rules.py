@@ -11,7 +11,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from quant.types import F16, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, TensorType
+from quant.types import (
+    F16,
+    IQ1_M,
+    IQ1_S,
+    IQ2_S,
+    IQ2_XS,
+    IQ2_XXS,
+    IQ3_S,
+    IQ3_XXS,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+    Q2_0,
+    Q2_K,
+    Q3_K,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    TQ1_0,
+    TQ2_0,
+    TensorType,
+)
 
 
 class Role(Enum):
@@ -21,6 +47,7 @@ class Role(Enum):
     EMBEDDING = "token embedding"
     ATTN_V = "attention values"  # also fused qkv and latent attention's kv_b, which contain the values
     ATTN_K = "attention keys"
+    ATTN_Q = "attention queries"
     ATTN_OUTPUT = "attention output"
     FFN_UP = "feed-forward up"
     FFN_GATE = "feed-forward gate"
@@ -34,7 +61,7 @@ _ROLES: tuple[tuple[str, Role], ...] = (
     ("attn_kv_b.weight", Role.ATTN_V),
     ("attn_v.weight", Role.ATTN_V),
     ("attn_k.weight", Role.ATTN_K),
-    ("attn_q.weight", Role.OTHER),
+    ("attn_q.weight", Role.ATTN_Q),
     ("attn_output.weight", Role.ATTN_OUTPUT),
     ("ffn_up", Role.FFN_UP),
     ("ffn_gate", Role.FFN_GATE),
@@ -115,12 +142,15 @@ FALLBACKS: Mapping[TensorType, TensorType] = {
     Q4_K: Q5_0,
     Q5_K: Q5_1,
     Q6_K: Q8_0,
-    IQ4_XS: IQ4_NL,
+    **dict.fromkeys((IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ4_XS), IQ4_NL),
+    **dict.fromkeys((TQ1_0, TQ2_0, Q2_0), Q4_0),
 }
 
 
 def fitting(dtype: TensorType, columns: int) -> TensorType:
-    """`dtype`, or its replacement if rows of `columns` weights are not whole blocks (`tensor_type_fallback`)."""
+    """`dtype`, or its replacement if rows of `columns` weights are not whole blocks (`tensor_type_fallback`).
+
+    q1_0 and nvfp4, for which llama.cpp has no replacement and refuses such rows, become F16 too."""
     if columns % dtype.block == 0:
         return dtype
     smaller = FALLBACKS.get(dtype, dtype)
@@ -132,12 +162,14 @@ class TensorPlace:
     """The position of a tensor in its model, and the facts that rules depend on.
 
     `index` of `count`: for attention values, the index among the model's value tensors; for the feed-forward, the layer.
-    `gqa` is the number of query heads per key/value head in layer 0 (0 if that has no attention).
+    `seen` is the number of tensors of its role before it. `gqa` is the number of query heads per key/value head in layer 0 (0 if
+    that has no attention).
     """
 
     arch: str
     index: int
     count: int
+    seen: int
     gqa: int
     experts: int
     has_imatrix: bool
@@ -182,6 +214,21 @@ def within_first(part: int) -> Condition:
     return lambda place: place.index < place.count // part
 
 
+def middle_layers(place: TensorPlace) -> bool:
+    """In neither the first nor the last eighth of the layers."""
+    return place.count // 8 <= place.index < 7 * place.count // 8
+
+
+def few_values(place: TensorPlace) -> bool:
+    """Values are a small part of the model: shared by four query heads, or beside four experts or more."""
+    return place.gqa >= 4 or place.experts >= 4
+
+
+def first_seen(place: TensorPlace) -> bool:
+    """Among as many tensors of its role as an eighth of the layers."""
+    return place.seen < place.count // 8
+
+
 def with_matrix(place: TensorPlace) -> bool:
     """An importance matrix is used."""
     return place.has_imatrix
@@ -199,6 +246,12 @@ def no(condition: Condition) -> Condition:
 
 Rules = tuple[tuple[Condition, TensorType], ...]
 
+VERY_SMALL = frozenset({"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m"})
+"""Recipes of about 2 bits and less, which llama.cpp gives rules of their own."""
+
+_SMALLEST = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs")
+_SMALL = ("iq2_s", "iq2_m")
+
 # Rules by role and recipe: the first rule whose condition holds gives the type; without one it is the base type.
 RULES: Mapping[Role, Mapping[str, Rules]] = {
     Role.ATTN_V: {
@@ -208,9 +261,27 @@ RULES: Mapping[Role, Mapping[str, Rules]] = {
         "q4_k_s": ((among_first(4), Q5_K),),
         "q4_k_m": ((more_bits, Q6_K),),
         "q5_k_m": ((more_bits, Q6_K),),
+        "q2_k_s": ((shared_values, Q4_K),),
         "iq4_nl": ((shared_values, Q5_K),),
         "iq4_xs": ((shared_values, Q5_K),),
+        "iq3_xxs": ((shared_values, Q4_K), (no(with_matrix), IQ3_S)),
+        "iq3_xs": ((shared_values, Q4_K),),
+        "iq3_s": ((shared_values, Q4_K),),
+        "iq3_m": ((always, Q4_K),),
+        **dict.fromkeys(_SMALLEST, ((few_values, Q4_K), (always, Q2_K))),
+        **dict.fromkeys(_SMALL, ((few_values, Q4_K), (always, IQ3_S))),
     },
+    Role.ATTN_K: {
+        "iq3_xs": ((always, IQ3_XXS),),
+        "iq3_xxs": ((always, IQ2_S),),
+        **dict.fromkeys(VERY_SMALL, ((eight_experts, Q4_K),)),
+    },
+    Role.ATTN_Q: {
+        "iq3_xs": ((always, IQ3_XXS),),
+        "iq3_xxs": ((always, IQ2_S),),
+    },
+    Role.FFN_GATE: {"iq3_xs": ((middle_layers, IQ3_XXS),)},
+    Role.FFN_UP: {"iq3_xs": ((middle_layers, IQ3_XXS),)},
     Role.FFN_DOWN: {
         "q2_k": ((always, Q3_K),),
         "q3_k_m": ((within_first(16), Q5_K), (both(falcon, no(more_bits)), Q3_K), (always, Q4_K)),
@@ -227,6 +298,11 @@ RULES: Mapping[Role, Mapping[str, Rules]] = {
         # With an importance matrix these two types can fail in the first layers; without one llama.cpp keeps its old rule.
         "q4_0": ((both(with_matrix, within_first(8)), Q4_1),),
         "q5_0": ((both(with_matrix, within_first(8)), Q5_1),),
+        "q2_k_s": ((within_first(8), Q4_K),),
+        "iq3_xxs": ((both(no(with_matrix), within_first(8)), Q4_K), (no(with_matrix), Q3_K)),
+        "iq3_m": ((within_first(8), Q4_K), (both(eight_experts, more_bits), Q4_K)),
+        **dict.fromkeys(_SMALLEST, ((first_seen, Q2_K),)),
+        **dict.fromkeys(_SMALL, ((first_seen, IQ3_S),)),
     },
     Role.ATTN_OUTPUT: {
         "q2_k": ((falcon, Q2_K), (eight_experts, Q5_K), (always, Q3_K)),
@@ -237,6 +313,22 @@ RULES: Mapping[Role, Mapping[str, Rules]] = {
         "q4_k_m": ((both(no(falcon), eight_experts), Q5_K),),
         "iq4_nl": ((both(no(falcon), eight_experts), Q5_K),),
         "iq4_xs": ((both(no(falcon), eight_experts), Q5_K),),
+        "iq3_xs": ((both(no(falcon), eight_experts), Q5_K),),
+        "iq3_s": ((both(no(falcon), eight_experts), Q5_K),),
+        "iq3_xxs": ((falcon, IQ3_XXS), (eight_experts, Q5_K), (always, IQ3_S)),
+        "iq3_m": ((falcon, IQ3_S), (eight_experts, Q5_K), (always, Q4_K)),
+        "iq1_s": ((eight_experts, Q5_K), (always, IQ2_XXS)),
+        "iq1_m": ((eight_experts, Q5_K), (always, IQ2_XXS)),
+        "iq2_xxs": ((eight_experts, Q5_K),),
+        "iq2_xs": ((eight_experts, Q5_K),),
+        "iq2_s": ((eight_experts, Q5_K), (always, IQ3_S)),
+        "iq2_m": ((eight_experts, Q5_K), (always, IQ3_S)),
+    },
+    # An embedding that is not the output too.
+    Role.EMBEDDING: {
+        **dict.fromkeys(_SMALLEST, ((always, Q2_K),)),
+        **dict.fromkeys((*_SMALL, "iq3_xxs"), ((always, IQ3_S),)),
+        **dict.fromkeys(("tq1_0", "tq2_0", "q2_0"), ((always, Q4_K),)),
     },
 }
 
@@ -257,6 +349,8 @@ def by_role(recipe: str, base: TensorType, role: Role, place: TensorPlace, seven
     """
     rules = RULES.get(role, {}).get(recipe, ())
     dtype = next((dtype for condition, dtype in rules if condition(place)), base)
+    if recipe in VERY_SMALL:
+        return dtype
     if role is Role.ATTN_V and seventy_b and dtype in (Q3_K, Q4_K):
         dtype = Q5_K
     if role in (Role.ATTN_V, Role.ATTN_K) and eight_experts(place):
@@ -264,12 +358,34 @@ def by_role(recipe: str, base: TensorType, role: Role, place: TensorPlace, seven
     return dtype
 
 
-def for_output(base: TensorType, arch: str) -> TensorType:
-    """The type of the output projection (or of an embedding tied to it), before any fallback.
+def for_output(recipe: str, base: TensorType, arch: str, columns: int) -> TensorType:
+    """The type of the output projection (or of an embedding tied to it), before any fallback; its rows have `columns` weights."""
+    if arch == "falcon" or base in (Q8_0, MXFP4):
+        return Q8_0
+    if recipe in VERY_SMALL or recipe == "iq3_xxs":
+        return Q8_0 if columns % base.block else Q5_K
+    return Q6_K  # llama.cpp uses Q8_0 directly if rows are not whole blocks, to which Q6_K falls back
 
-    If rows are not whole blocks of the base type, llama.cpp uses Q8_0 directly, to which Q6_K falls back too.
+
+def for_mixture(shape: tuple[int, ...], arch: str, role: Role) -> TensorType:
+    """The type by the recipe mxfp4_moe: MXFP4 for experts' matrices (numpy order, experts first), Q8_0 for all else."""
+    # Of this architecture, projections of its attention have three axes too.
+    experts = arch != "bailingmoe3" or role in (Role.FFN_UP, Role.FFN_GATE, Role.FFN_DOWN)
+    return MXFP4 if len(shape) > 2 and shape[-3] > 1 and experts else Q8_0
+
+
+IMPORTANT = frozenset({IQ3_XXS, IQ2_XXS, IQ2_XS, IQ2_S, IQ1_M, IQ1_S})
+"""Types that llama.cpp refuses to write without an importance matrix (`tensor_requires_imatrix`)."""
+
+
+def needs_importance(recipe: str, dtype: TensorType, name: str) -> bool:
+    """Whether a tensor needs an importance matrix to be written as `dtype` in a file of this recipe (`tensor_requires_imatrix`).
+
+    The embedding and the output, for which there is none as a rule, need it only where ggml's encoder does.
     """
-    return Q8_0 if arch == "falcon" or base is Q8_0 else Q6_K
+    if role_of(name) in (Role.EMBEDDING, Role.OUTPUT):
+        return dtype.needs_importance
+    return dtype in IMPORTANT or (recipe == "q2_k_s" and dtype is Q2_K)
 
 
 # Tensors of one architecture that are stored in Q8_0 or better.

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import takewhile
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quant.errors import InputError
 
 QUANTIZATION_VERSION = 2
@@ -24,6 +27,8 @@ class TensorType:
     `name` is llama.cpp's name (`q4_K`), `ggml_id` its number in a GGUF file. A row is stored as blocks of `block` weights in
     `block_bytes` bytes each. `scales` are the byte offsets of the F16 scales within a block, the only numbers in a block that
     can be infinite or NaN. `encodes` says whether `quant` can encode the type; all others can only be decoded or copied.
+    `on_grid`: groups of weights are rounded together, to points of a grid that an importance matrix weighs; with
+    `needs_importance` ggml encodes it with one only (`ggml_quantize_requires_imatrix`).
     """
 
     name: str
@@ -32,6 +37,8 @@ class TensorType:
     block_bytes: int
     scales: tuple[int, ...] = ()
     encodes: bool = False
+    on_grid: bool = False
+    needs_importance: bool = False
 
     @property
     def bits(self) -> float:
@@ -63,23 +70,36 @@ Q6_K = TensorType(name="q6_K", ggml_id=14, block=256, block_bytes=210, scales=(2
 IQ4_NL = TensorType(name="iq4_nl", ggml_id=20, block=32, block_bytes=18, scales=(0,), encodes=True)
 IQ4_XS = TensorType(name="iq4_xs", ggml_id=23, block=256, block_bytes=136, scales=(0,), encodes=True)
 
-# Types that are read but never encoded: weights quantized by other programs, and integer tables that are copied unchanged.
+IQ3_S = TensorType(name="iq3_s", ggml_id=21, block=256, block_bytes=110, scales=(0,), encodes=True, on_grid=True)
+IQ3_XXS = TensorType(name="iq3_xxs", ggml_id=18, block=256, block_bytes=98, scales=(0,), encodes=True, on_grid=True)
+IQ2_S = TensorType(name="iq2_s", ggml_id=22, block=256, block_bytes=82, scales=(0,), encodes=True, on_grid=True)
+IQ2_XS = TensorType(
+    name="iq2_xs", ggml_id=17, block=256, block_bytes=74, scales=(0,), encodes=True, on_grid=True, needs_importance=True
+)
+IQ2_XXS = TensorType(
+    name="iq2_xxs",
+    ggml_id=16,
+    block=256,
+    block_bytes=66,
+    scales=(0,),
+    encodes=True,
+    on_grid=True,
+    needs_importance=True,
+)
+# Its scale is stored in the high bits of four words.
+IQ1_M = TensorType(name="iq1_m", ggml_id=29, block=256, block_bytes=56, encodes=True, on_grid=True)
+IQ1_S = TensorType(
+    name="iq1_s", ggml_id=19, block=256, block_bytes=50, scales=(0,), encodes=True, on_grid=True, needs_importance=True
+)
+TQ1_0 = TensorType(name="tq1_0", ggml_id=34, block=256, block_bytes=54, scales=(52,), encodes=True)
+TQ2_0 = TensorType(name="tq2_0", ggml_id=35, block=256, block_bytes=66, scales=(64,), encodes=True)
+MXFP4 = TensorType(name="mxfp4", ggml_id=39, block=32, block_bytes=17, encodes=True)  # its scale is a power of two
+NVFP4 = TensorType(name="nvfp4", ggml_id=40, block=64, block_bytes=36, encodes=True)  # four 8-bit scales per block
+Q2_0 = TensorType(name="q2_0", ggml_id=42, block=64, block_bytes=18, scales=(0,), encodes=True)
+Q1_0 = TensorType(name="q1_0", ggml_id=41, block=128, block_bytes=18, scales=(0,), encodes=True)
+
+# Types that are read and copied but never encoded: tables of integers.
 _READ_ONLY = (
-    TensorType(name="iq2_xxs", ggml_id=16, block=256, block_bytes=66, scales=(0,)),
-    TensorType(name="iq2_xs", ggml_id=17, block=256, block_bytes=74, scales=(0,)),
-    TensorType(name="iq2_s", ggml_id=22, block=256, block_bytes=82, scales=(0,)),
-    TensorType(name="iq3_xxs", ggml_id=18, block=256, block_bytes=98, scales=(0,)),
-    TensorType(name="iq3_s", ggml_id=21, block=256, block_bytes=110, scales=(0,)),
-    TensorType(name="iq1_s", ggml_id=19, block=256, block_bytes=50, scales=(0,)),
-    TensorType(
-        name="iq1_m", ggml_id=29, block=256, block_bytes=56
-    ),  # its scale is stored in the high bits of four words
-    TensorType(name="tq1_0", ggml_id=34, block=256, block_bytes=54, scales=(52,)),
-    TensorType(name="tq2_0", ggml_id=35, block=256, block_bytes=66, scales=(64,)),
-    TensorType(name="mxfp4", ggml_id=39, block=32, block_bytes=17),  # its scale is a power of two
-    TensorType(name="nvfp4", ggml_id=40, block=64, block_bytes=36),  # four 8-bit scales per block
-    TensorType(name="q1_0", ggml_id=41, block=128, block_bytes=18, scales=(0,)),
-    TensorType(name="q2_0", ggml_id=42, block=64, block_bytes=18, scales=(0,)),
     TensorType(name="i8", ggml_id=24, block=1, block_bytes=1),
     TensorType(name="i16", ggml_id=25, block=1, block_bytes=2),
     TensorType(name="i32", ggml_id=26, block=1, block_bytes=4),
@@ -89,6 +109,7 @@ _READ_ONLY = (
 
 TYPES: tuple[TensorType, ...] = (
     *(F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_0, Q5_1, Q4_K, Q4_0, Q4_1, Q3_K, Q2_K, IQ4_NL, IQ4_XS),
+    *(IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S, TQ1_0, TQ2_0, MXFP4, NVFP4, Q2_0, Q1_0),
     *_READ_ONLY,
 )
 
@@ -130,6 +151,18 @@ def type_of_id(ggml_id: int) -> TensorType:
     if found is None:
         raise InputError(f"tensor type number {ggml_id} is unknown to ggml 0.25.3; write the file with a type it knows")
     return found
+
+
+def infinite_scales(raw: NDArray[np.uint8], dtype: TensorType) -> NDArray[np.bool_]:
+    """Which blocks in `raw`, contiguous whole blocks, have an F16 scale that is NaN or infinite (`ggml_validate_row_data`)."""
+    blocks = raw.reshape(-1, dtype.block_bytes)
+    if dtype is IQ1_M:
+        # The scale's four digits are the upper ones of four words; the exponent lies in the last two.
+        return np.asarray(((blocks[:, 53] & 0xC0) == 0xC0) & ((blocks[:, 55] & 0x70) == 0x70))
+    bad = np.zeros(len(blocks), np.bool_)
+    for at in dtype.scales:
+        bad |= (blocks[:, at + 1] & 0x7C) == 0x7C  # the exponent, in the upper byte of an F16
+    return bad
 
 
 def row_bytes(dtype: TensorType, n: int) -> int:

@@ -18,9 +18,26 @@ from gguf_tools.tensors.base import Tensor
 from quant.allocate import Allocation, Option, allocate
 from quant.encode import FloatArray
 from quant.recipes import RECIPES, TypeChoice, TypeRecipe
-from quant.types import F16, F32, Q3_K, Q4_0, TYPES, TensorType
+from quant.types import (
+    F16,
+    F32,
+    IQ4_NL,
+    IQ4_XS,
+    Q2_K,
+    Q3_K,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    TensorType,
+)
 
-CANDIDATES = tuple(dtype for dtype in TYPES if dtype.encodes and not dtype.plain)
+CANDIDATES = (Q8_0, Q6_K, Q5_K, Q5_0, Q5_1, Q4_K, Q4_0, Q4_1, Q3_K, Q2_K, IQ4_NL, IQ4_XS)
+"""The types that are chosen from: those that need no importance matrix and are encoded in reasonable time."""
 PROBES = (Q3_K, Q4_0)
 """Types with which a tensor's sensitivity is measured: the first whose block size divides the row length is used."""
 CHUNK = 256
@@ -241,4 +258,4 @@ def nearest_recipe(target: SizeTarget, weights: int) -> TypeRecipe:
     """The quantized recipe whose base type is nearest to the target in bits per weight; it gives `general.file_type`."""
     bits = target.bits_per_weight if target.bytes is None else 8 * target.bytes / weights
     assert bits is not None
-    return min((one for one in RECIPES.values() if not one.base.plain), key=lambda one: abs(one.base.bits - bits))
+    return min((one for one in RECIPES.values() if one.base in CANDIDATES), key=lambda one: abs(one.base.bits - bits))

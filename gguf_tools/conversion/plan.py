@@ -32,7 +32,7 @@ from gguf_tools.tensors.base import Tensor
 from gguf_tools.tokenizers.model_name import NAME, settled_name
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 from quant.encode import FloatArray
-from quant.recipes import ModelFacts, TensorFacts, TypeChoice, TypeOptions, assign, recipe
+from quant.recipes import ModelFacts, TensorFacts, TypeChoice, TypeOptions, assign, recipe, require_importance
 from quant.report import Report, summarize
 from quant.types import F16, QUANTIZATION_VERSION
 
@@ -158,6 +158,7 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
         decision = TypeDecision(request.type, "requested")
     chosen = recipe(decision.recipe)
     choices = opened.choices(decision.recipe, request.options, has_imatrix=matrix is not None)
+    require_importance(chosen, opened.facts(), choices, importance)
     lowered, model = opened.lowered, opened.model
     metadata = general_metadata(model, opened.checkpoint.folder, lowered.architecture)
     named = settled_name(str(metadata[NAME].value), opened.tokenizer)

@@ -31,7 +31,17 @@ from gguf_tools.formats.gguf.split import MAX_PARTS, cut, joined_header, part_pa
 from gguf_tools.formats.gguf.writer import Layout
 from gguf_tools.tokenizers.model_name import NAME, repaired_name
 from quant.encode import FloatArray
-from quant.recipes import ModelFacts, TensorFacts, TypeChoice, TypeOptions, TypeRecipe, assign, layer_of, recipe
+from quant.recipes import (
+    ModelFacts,
+    TensorFacts,
+    TypeChoice,
+    TypeOptions,
+    TypeRecipe,
+    assign,
+    layer_of,
+    recipe,
+    require_importance,
+)
 from quant.report import Report, summarize
 from quant.types import QUANTIZATION_VERSION
 
@@ -124,6 +134,7 @@ def prepare(request: QuantizeRequest) -> Quantization:
     except InputError as error:
         raise InputError(f"{header.path}: {error}") from None
     choices = assign(wanted, model, facts, replace(request.options, file_order=request.keep_split))
+    require_importance(wanted, facts, choices, importance)
     if not request.allow_requantize:
         _refuse_quantized(header.path, tensors, choices)
     named, notes = _named(header.metadata)

@@ -145,7 +145,7 @@ class Comparison:
             return replace(finding, verdict="different", detail=f"the source's shape is {shape}")
         source = Reshaped(source, entry.shape)
         finding = replace(finding, blocks=source.size // entry.type.block)
-        if not entry.type.encodes:
+        if not entry.type.encodes or not (entry.type.plain or grid_of(entry.type)):
             return self._decoded(finding, given, source)
         way, seen = self._best(given, source, importance)
         return _verdict(finding, given, source, way, seen, importance is not None)
@@ -183,7 +183,7 @@ class Comparison:
         return total
 
     def _decoded(self, finding: TensorFinding, given: GGUFTensor, source: Tensor) -> TensorFinding:
-        """The finding for a type that can be decoded but not encoded, by its error alone."""
+        """The finding for a type whose encoding is not compared, by its error alone."""
         dtype = given.entry.type
         if not can_decode(dtype) or dtype.name == "f64":
             self._progress(given.entry.nbytes)

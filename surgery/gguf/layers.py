@@ -406,10 +406,10 @@ def _taken(piece: Piece, order: tuple[int, ...]) -> Piece:
 
 
 def _check_encodes(name: str, dtype: TensorType) -> None:
-    if not tensor_type(dtype.name).encodes:
-        raise InputError(
-            f"tensor {name} is stored as {dtype.name}, which tinyq can only read; blend or scale before quantizing"
-        )
+    known = tensor_type(dtype.name)
+    if not known.encodes or known.needs_importance:
+        reason = "tinyq can only read" if not known.encodes else "cannot be written without an importance matrix"
+        raise InputError(f"tensor {name} is stored as {dtype.name}, which {reason}; blend or scale before quantizing")
 
 
 def _kind(a: GGUFHalf, b: GGUFHalf) -> str:

@@ -17,7 +17,7 @@ from quant import ggml
 from quant.types import TYPES, TensorType, row_bytes
 from tests.quant.quant_oracle import ROOT
 
-WRITTEN = [kind for kind in TYPES if kind.encodes]
+WRITTEN = [kind for kind in TYPES if kind.encodes and not kind.on_grid]
 
 
 def weights(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -31,7 +31,7 @@ def test_bytes_are_ggmls_and_come_back(kind: TensorType) -> None:
     ggml.quantize_chunk(kind, array.reshape(6, 512), expected, None)
     raw = quant.quantize(array, kind.name.upper(), threads=2)
     assert raw == expected.tobytes()
-    if kind.name != "f32":
+    if kind.name not in ("f32", "q1_0", "q2_0"):  # the last two are not in the package
         back = quant.dequantize(raw, kind.name, array.shape)
         assert back.shape == array.shape
         known = by_gguf(expected, GGMLQuantizationType(kind.ggml_id)).reshape(array.shape)
@@ -69,7 +69,7 @@ def test_what_cannot_be_done_is_said() -> None:
     with pytest.raises(InputError, match="tensor type q4_z does not exist"):
         quant.quantize(weights(256), "q4_z")
     with pytest.raises(InputError, match="can be read but not written"):
-        quant.quantize(weights(256), "nvfp4")
+        quant.quantize(weights(256), "i8")
     with pytest.raises(InputError, match="a row of 100 weights is not a multiple of 256"):
         quant.quantize(weights(2, 100), "q4_K")
     with pytest.raises(InputError, match="array has numbers of int64; expected float32"):

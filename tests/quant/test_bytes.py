@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gguf_tools.errors import InputError
 from quant import recipes
 from quant.encode import Block, encode_block, row_ranges
 from quant.recipes import ModelFacts, Override, TensorFacts, TypeChoice, TypeOptions
@@ -99,9 +100,41 @@ def test_types_and_bytes_are_llama_cpps(folder: Path, name: str, bf16: bool) -> 
     model = ModelFacts.from_metadata(family(name).keys)
     # Widths that do not fit change what F32 and BF16 sources have in common; a few recipes tell.
     few = bf16 and name.rpartition("-")[2].isdigit()
-    for recipe in map(recipes.recipe, ("f32", "bf16", "q8_0", "q4_k_m") if few else recipes.RECIPES):
-        llama().quantize(source, output, recipe.file_type)
-        compare(source, output, model, recipe)
+    tensors = facts_of(read(source))
+    for recipe in map(recipes.recipe, ("f32", "bf16", "q8_0", "q4_k_m") if few else readable(tensors)):
+        if name not in BY_ALL and recipe.name in RARE:
+            continue
+        if refused(recipe, tensors, model):
+            answer = llama().ask(op="quantize", input=str(source), output=str(output), ftype=recipe.file_type)
+            assert answer["rc"] != 0, recipe.name
+        else:
+            llama().quantize(source, output, recipe.file_type)
+            compare(source, output, model, recipe)
+
+
+RARE = {recipe.name for recipe in recipes.RECIPES.values() if recipe.base.on_grid} | {
+    "tq1_0",
+    "tq2_0",
+    "q1_0",
+    "mxfp4_moe",
+}
+BY_ALL = ("llama-gqa8", "mixtral")
+"""The families that are written by the rare recipes too, some of whose tables take ggml seconds to set up."""
+
+
+def readable(tensors: list[TensorFacts]) -> list[str]:
+    """The recipes whose files can be compared: the gguf package cannot read q2_0, and llama.cpp refuses some rows for q1_0."""
+    odd = any(tensor.shape[-1] % 128 for tensor in tensors)
+    return [name for name in recipes.RECIPES if name != "q2_0" and not (name == "q1_0" and odd)]
+
+
+def refused(recipe: recipes.TypeRecipe, tensors: list[TensorFacts], model: ModelFacts) -> bool:
+    """Whether we refuse to write the file without an importance matrix."""
+    try:
+        recipes.require_importance(recipe, tensors, recipes.assign(recipe, model, tensors), ())
+    except InputError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize("name", SEVENTY_B)
@@ -130,7 +163,11 @@ def test_with_an_importance_matrix(folder: Path, name: str) -> None:
     values = importance(family(name))
     np.savez(matrix, **values)  # type: ignore[arg-type]
     model = ModelFacts.from_metadata(family(name).keys, has_imatrix=True)
-    for recipe in recipes.RECIPES.values():
+    tensors = facts_of(read(source))
+    for recipe in map(recipes.recipe, readable(tensors)):
+        if name not in BY_ALL and recipe.name in RARE:
+            continue
+        recipes.require_importance(recipe, tensors, recipes.assign(recipe, model, tensors), values)
         llama().quantize(source, output, recipe.file_type, imatrix=str(matrix))
         compare(source, output, model, recipe, imatrix=values)
 
@@ -196,7 +233,7 @@ def test_the_families_exercise_the_rules(folder: Path) -> None:
                 seen.add(choice.type.name)
                 fallen |= {(choice.wanted.name, choice.type.name)} if choice.fell_back else set()
                 reasons |= {choice.reason} if choice.kept else set()
-    assert {kind.name for kind in TYPES if kind.encodes} <= seen
+    assert {kind.name for kind in TYPES if kind.encodes} - {"nvfp4"} <= seen  # which no recipe has
     assert {("q4_K", "q5_0"), ("q6_K", "q8_0"), ("q5_K", "q5_1"), ("q3_K", "q4_0"), ("iq4_xs", "iq4_nl")} <= fallen
     assert {("q4_K", "f16"), ("q8_0", "f16"), ("q4_0", "f16")} <= fallen
     assert {"vector", "router", "convolution"} <= reasons

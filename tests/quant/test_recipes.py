@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gguf_tools.errors import InputError
 from quant import recipes
 from quant.recipes import RECIPES, ModelFacts, Override, TensorFacts, TypeChoice, TypeOptions, assign, recipe
-from quant.types import BF16, F16, F32, Q4_K, Q6_K, Q8_0, TYPES, TensorType
+from quant.types import BF16, F16, F32, Q4_K, Q6_K, Q8_0, TYPES, TensorType, tensor_type
 from tests.quant.quant_oracle import llama
 
 
@@ -75,7 +75,9 @@ def models(draw: st.DrawFn) -> tuple[ModelFacts, list[TensorFacts]]:
     return model, [TensorFacts(name, draw(shapes)) for name in draw(st.permutations(names))]
 
 
-types = st.sampled_from([kind for kind in TYPES if kind.encodes])
+# For two types llama.cpp ends the process if rows are not whole blocks; all layers of q1_0 are in the test of depths.
+NO_REPLACEMENT = ("q1_0", "nvfp4")
+types = st.sampled_from([kind for kind in TYPES if kind.encodes and kind.name not in NO_REPLACEMENT])
 patterns = st.sampled_from(
     ("attn", "ffn_down", r"blk\.\d\.", "token_embd", "per_layer", "_(k|v)\\.", "weight$", "^output")
 )
@@ -84,7 +86,7 @@ patterns = st.sampled_from(
 @settings(max_examples=400, deadline=None)
 @given(
     models(),
-    st.sampled_from(list(RECIPES.values())),
+    st.sampled_from([one for one in RECIPES.values() if one.name not in NO_REPLACEMENT]),
     st.booleans(),
     st.none() | types,
     st.none() | types,
@@ -231,7 +233,7 @@ def test_the_last_override_wins_and_acts_on_16_bit_recipes() -> None:
         ("=q4_k", "; expected REGEX=TYPE"),
         ("ffn_(=q4_k", "is not a regular expression"),
         ("ffn=q4_x", "similar types are q4_"),
-        ("ffn=iq2_xs", "can be read but not written"),
+        ("ffn=i8", "can be read but not written"),
     ],
 )
 def test_bad_overrides(text: str, message: str) -> None:
@@ -276,3 +278,26 @@ def test_facts_from_metadata() -> None:
 @pytest.mark.parametrize(("short", "whole"), [("Q4_K", "q4_k_m"), ("q3_k", "q3_k_m"), ("q5_K", "q5_k_m")])
 def test_a_k_type_without_a_size_is_the_medium_recipe(short: str, whole: str) -> None:
     assert recipe(short) is recipe(whole)
+
+
+def test_types_of_few_bits_need_an_importance_matrix() -> None:
+    tensors = [TensorFacts(name, (2, 256)) for name in ("token_embd.weight", "blk.0.attn_q.weight", "output.weight")]
+    for name in ("iq2_xxs", "iq3_xxs", "iq1_m", "q2_k_s"):
+        wanted = recipe(name)
+        choices = assign(wanted, LLAMA, tensors)
+        with pytest.raises(InputError, match=r"blk\.0\.attn_q\.weight needs an importance matrix .* and there is none"):
+            recipes.require_importance(wanted, tensors, choices, ())
+        with pytest.raises(
+            InputError, match="and the importance matrix does not cover it; make one with `tinyq imatrix`"
+        ):
+            recipes.require_importance(wanted, tensors, choices, ("output.weight",))
+        recipes.require_importance(wanted, tensors, choices, ("blk.0.attn_q.weight",))
+    for name in ("iq3_s", "q2_k", "tq1_0", "mxfp4_moe"):
+        recipes.require_importance(recipe(name), tensors, assign(recipe(name), LLAMA, tensors), ())
+    # ggml's own encoder needs one for the embedding too, and a copy needs none.
+    options = TypeOptions(embedding_type=tensor_type("iq2_xs"))
+    choices = assign(recipe("q8_0"), LLAMA, tensors, options)
+    with pytest.raises(InputError, match=r"token_embd\.weight needs an importance matrix to be written as iq2_xs"):
+        recipes.require_importance(recipe("q8_0"), tensors, choices, ())
+    same = [dataclasses.replace(tensor, source=tensor_type("iq2_xs")) for tensor in tensors]
+    recipes.require_importance(recipe("iq2_xs"), same[1:2], assign(recipe("iq2_xs"), LLAMA, same[1:2]), ())

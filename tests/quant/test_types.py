@@ -27,6 +27,8 @@ def test_type_facts_are_those_of_the_gguf_package() -> None:
 
 def test_file_types_are_those_of_the_gguf_package() -> None:
     for name, recipe in recipes.RECIPES.items():
+        if name == "q2_0":
+            continue  # which the package leaves out too
         prefix = "ALL" if name == "f32" else "MOSTLY"
         assert recipe.file_type == gguf.LlamaFileType[f"{prefix}_{name.upper()}"]
 

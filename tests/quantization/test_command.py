@@ -86,10 +86,10 @@ def test_provenance_is_kept(qwen3_folder: Path, tmp_path: Path, tinyq: Tinyq) ->
     ("more", "says"),
     [
         (["q4_x"], "type q4_x does not exist; similar types are q4_0, q4_1"),
-        (["iq2_xs"], "type iq2_xs exists in ggml but cannot be written by tinyq; choose one of f32"),
+        (["i8"], "type i8 exists in ggml but cannot be written by tinyq; choose one of f32"),
         (["q8_0", "--tensor-type", "ffn_dwn=q4_0"], "ffn_dwn=q4_0 matches none of the"),
         (["q8_0", "--tensor-type", "(=q4_0"], "is not a regular expression"),
-        (["q8_0", "--output-type", "iq2_s"], "iq2_s can be read but not written"),
+        (["q8_0", "--output-type", "i32"], "i32 can be read but not written"),
         (["q8_0", "--split-max-size", "many"], "--split-max-size is 'many', a size"),
         (["q8_0", "--split-max-size", "1K", "--keep-split"], "cannot be combined"),
         (["q8_0", "--imatrix", "none.gguf"], "none.gguf: no such file"),

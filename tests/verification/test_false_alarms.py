@@ -14,7 +14,7 @@ from quant.grids import grid_of
 from quant.types import Q4_K, Q8_0, TYPES, TensorType
 
 ROWS, COLUMNS, MATRICES = 16, 1024, 40
-ENCODED = [dtype for dtype in TYPES if dtype.encodes and not dtype.plain and dtype is not Q8_0]
+ENCODED = [dtype for dtype in TYPES if grid_of(dtype) is not None and dtype is not Q8_0]
 """The types that an importance matrix changes."""
 Array = NDArray[np.float32]
 
