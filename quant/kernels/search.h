@@ -26,9 +26,40 @@ typedef struct {
     vm dead, hard;
 } found;
 
+#define GROUPS 2
+
+/* The sums of one step of search_scale_min; the integers go to aux. */
+INLINE void scale_min_sums(int n, const float *x, const float *w, const vf *inverse, const found *at, float (*aux)[32 * LANES],
+                           int bound_low, int bound_high, vf top, vf *sum_l, vf *sum_l2, vf *sum_xl)
+{
+    const vf zero = f_zero();
+    vf s1[GROUPS], s2[GROUPS], s3[GROUPS];
+    for (int g = 0; g < GROUPS; g++)
+        s1[g] = s2[g] = s3[g] = zero;
+    for (int i = 0; i < n; i++)
+        for (int g = 0; g < GROUPS; g++) {
+            vf v = f_load(x + (g * n + i) * LANES), wi = f_load(w + (g * n + i) * LANES);
+            vf l = inverse[g] * (v - at[g].min);
+            if (bound_low)
+                l = f_max(l, zero);
+            if (bound_high)
+                l = f_min(l, top);
+            l = f_round(l);
+            f_store(aux[g] + i * LANES, l);
+            vf wl = wi * l;
+            s1[g] = s1[g] + wl;
+            s2[g] = s2[g] + wl * l;
+            s3[g] = s3[g] + wl * v;
+        }
+    for (int g = 0; g < GROUPS; g++) {
+        sum_l[g] = s1[g];
+        sum_l2[g] = s2[g];
+        sum_xl[g] = s3[g];
+    }
+}
+
 /* `make_qkx2_quants` and, with weights, `make_qkx3_quants`: scale and minimum of n weights, from 0 to nmax.
  * x and w are n vectors for each of GROUPS groups of lanes: interleaved, one's divisions overlap with the other's sums. */
-#define GROUPS 2
 INLINE void search_scale_min(int n, float nmax, const float *x, const float *w, float rmin, float rdelta, int nstep, int use_mad,
                              found *out)
 {
@@ -69,23 +100,25 @@ INLINE void search_scale_min(int n, float nmax, const float *x, const float *w, 
         const vf steps = f_set(rmin + rdelta * step + nmax);
         vf inverse[GROUPS], sum_l[GROUPS], sum_l2[GROUPS], sum_xl[GROUPS], this_scale[GROUPS], this_min[GROUPS], error[GROUPS];
         vm sound[GROUPS];
+        vm low = m_none();
         for (int g = 0; g < GROUPS; g++) {
             vf min = out[g].min;
             inverse[g] = steps / (highest[g] - min);
-            vm far = m_or(beyond_nearest(inverse[g] * (lowest[g] - min)), beyond_nearest(inverse[g] * (highest[g] - min)));
+            vf least = inverse[g] * (lowest[g] - min);
+            low = m_or(low, m_andnot(f_lt(least, f_set(-0.5f)), out[g].dead));
+            vm far = m_or(beyond_nearest(least), beyond_nearest(inverse[g] * (highest[g] - min)));
             out[g].hard = m_or(out[g].hard, m_andnot(far, out[g].dead));
-            sum_l[g] = sum_l2[g] = sum_xl[g] = error[g] = zero;
+            error[g] = zero;
         }
-        for (int i = 0; i < n; i++)
-            for (int g = 0; g < GROUPS; g++) {
-                vf v = f_load(x + (g * n + i) * LANES), wi = f_load(w + (g * n + i) * LANES);
-                vf l = nearest_within(inverse[g] * (v - out[g].min), zero, top);
-                f_store(aux[g] + i * LANES, l);
-                vf wl = wi * l;
-                sum_l[g] = sum_l[g] + wl;
-                sum_l2[g] = sum_l2[g] + wl * l;
-                sum_xl[g] = sum_xl[g] + wl * v;
-            }
+        /* nearest(v) is at most nmax for v below nmax + 0.5, which the largest weight reaches only in the last steps; it is at
+         * least 0 for v from -0.5 on. Where no lane needs a bound, it is left out. */
+        const int bounds = (rmin + rdelta * step > 0.4f) | 2 * (m_bits(low) != 0);
+        switch (bounds) {
+        case 0: scale_min_sums(n, x, w, inverse, out, aux, 0, 0, top, sum_l, sum_l2, sum_xl); break;
+        case 1: scale_min_sums(n, x, w, inverse, out, aux, 0, 1, top, sum_l, sum_l2, sum_xl); break;
+        case 2: scale_min_sums(n, x, w, inverse, out, aux, 1, 0, top, sum_l, sum_l2, sum_xl); break;
+        default: scale_min_sums(n, x, w, inverse, out, aux, 1, 1, top, sum_l, sum_l2, sum_xl);
+        }
         for (int g = 0; g < GROUPS; g++) {
             vf det = sum_w[g] * sum_l2[g] - sum_l[g] * sum_l[g];
             sound[g] = m_andnot(f_gt(det, zero), out[g].dead);
