@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The newest Python; the oldest, 3.10, is mypy's setting in pyproject.toml and vermin's target.
 NEWEST := 3.14
 
-.PHONY: demo test lint docs bench fuzz mutants faults clean
+.PHONY: demo test lint docs bench fuzz mutants faults specs clean
 
 demo: $(STAMP)
 	$(BIN)/tinyq demo
@@ -35,6 +35,10 @@ fuzz: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutation
+
+# Random specs from the whole language, each converted within its bound or refused by name.
+specs: $(STAMP)
+	$(BIN)/python -m tests.specs 2000
 
 # Every fault on every command; writes docs/faults.md.
 faults: $(STAMP)

@@ -160,7 +160,7 @@ def _of(place: Place, within: tuple[str, ...] = ()) -> Iterator[Feature]:
 def _entries(owner: type[Any]) -> tuple[tuple[Field[Any], Meaning, str], ...]:
     """Each field of a part of the spec, with its meaning and its name in keys (`Attention.gate`)."""
     return tuple(
-        (entry, _meaning(entry), f"{_defining(owner, entry.name).__name__}.{entry.name}") for entry in fields(owner)
+        (entry, meaning_of(entry), f"{_defining(owner, entry.name).__name__}.{entry.name}") for entry in fields(owner)
     )
 
 
@@ -171,7 +171,8 @@ def _is_neutral(entry: Field[Any], meaning: Meaning, value: Any, place: Place) -
     return bool(value == default)
 
 
-def _meaning(entry: Field[Any]) -> Meaning:
+def meaning_of(entry: Field[Any]) -> Meaning:
+    """What a field of a spec part means, by its metadata, or by whether it has a default."""
     stated = entry.metadata.get(_KEY)
     if isinstance(stated, Meaning):
         return stated
