@@ -60,10 +60,11 @@ def build(checkpoint: Checkpoint) -> Model:
         applied = tuple((role, factor) for role, factor in factors.items() if factor != 1.0 and role in part)
         return Layer(LayerSpec(mixer, ffn, norm, norm, beside=space, multipliers=applied), part)
 
-    scales = {
-        "embedding_scale": config.number("embedding_multiplier", 1.0),
-        "logit_scale": config.number("lm_head_multiplier", 1.0),
-    }
+    scales = {}
+    for key, field in (("embedding_multiplier", "embedding_scale"), ("lm_head_multiplier", "logit_scale")):
+        scales[field] = config.number(key, 1.0)
+        if not scales[field]:
+            raise config.wrong(key, 0.0, "a number above 0")
     last = "model.final_layernorm"
     return assemble(checkpoint, inventory, config, FAMILY.name, layer, names=NORMS, last=last, fields=scales)
 

@@ -62,7 +62,7 @@ def build(checkpoint: Checkpoint) -> Model:
             stated[layer_number(prefix)] if isinstance(stated, list) and layer_number(prefix) < len(stated) else None
         )
         recurrent = f"{prefix}mamba.A_log" in inventory
-        if named is not None and KINDS.get(named, named) != ("mamba" if recurrent else "attention"):
+        if isinstance(named, str) and KINDS.get(named, named) != ("mamba" if recurrent else "attention"):
             config.note(f"config.json says layer {layer_number(prefix)} is {named}, but its tensors are not")
         if recurrent:
             groups, limit = config.integer("mamba_n_groups"), step_limit(config)

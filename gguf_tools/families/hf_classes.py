@@ -335,6 +335,13 @@ CLASSES: Mapping[str, ClassRules] = {
         },
         theta=1e6,
     ),
+    "bamba": _row(
+        262144,
+        epsilon=1e-5,
+        defaults={"mamba_n_groups": 1},
+        partial=True,
+        partial_default=0.5,
+    ),
     "falcon_h1": _row(
         8192,
         epsilon=1e-5,

@@ -70,6 +70,8 @@ def followed(
         changed[key] = len(dense)
     if "moe_layer_start_index" in config:
         changed |= _span_of_experts(new)
+    if "attn_layer_indices" in config:
+        changed["attn_layer_indices"] = [n for n, layer in enumerate(new.layers) if isinstance(layer.mixer, Attention)]
     changed |= _expert_counts(config, old, new)
     inner = config.get(INNER)
     if isinstance(inner, dict):

@@ -146,6 +146,7 @@ SOURCES = {
     "lfm2/plain": {},
     "lfm2-moe/plain": {},
     "mamba2/plain": {},
+    "bamba/plain": {},
     "granite-hybrid/dense": {},
     "falcon-h1/plain": {},
 }
@@ -166,6 +167,7 @@ WITHOUT_WINDOWS = (
     "cohere/plain",
     "olmo/plain",
     "falcon-h1/plain",
+    "bamba/plain",
     "granite-hybrid/dense",
     "arcee/plain",
     "ernie4.5/plain",

@@ -24,7 +24,7 @@ from tests.surgery.surgery_files import operated, raw_tensors
 
 LIMIT = 1e-10
 PROMPTS = ((3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 89, 79), (7, 200, 11))
-SOURCES = {"mamba2": "plain", "falcon-h1": "plain", "lfm2-moe": "plain", "granite-hybrid": "plain"}
+SOURCES = {"mamba2": "plain", "falcon-h1": "plain", "lfm2-moe": "plain", "granite-hybrid": "plain", "bamba": "plain"}
 CASES = [
     ("mamba2", "swap(0:2) + duplicate(1)"),
     ("mamba2", "interpolate(0:2, 0.3) + scale(1@0.5)"),
@@ -32,6 +32,7 @@ CASES = [
     ("falcon-h1", "swap(0:1, only=ffn) + scale(2@0.8) + duplicate(1) + attenuate(all)"),
     ("granite-hybrid", "swap(0:1) + duplicate(2)"),
     ("granite-hybrid", "interpolate(0:2, 0.3) + scale(1@0.7) + drop-experts(0..3:1)"),
+    ("bamba", "swap(0:1) + duplicate(2)"),
     ("lfm2-moe", "swap(2:3) + scale(1@0.7) + duplicate(2)"),
     ("lfm2-moe", "duplicate(1) + attenuate(all)"),
     ("lfm2-moe", "interpolate(2:3, 0.3) + drop-experts(1..4:0)"),

@@ -86,6 +86,7 @@ def edited(folder: Path, **changes: Any) -> Path:
         ({"ssm_multipliers": [1.0, 1.0]}, r"ssm_multipliers is \[1\.0, 1\.0\]; expected 5 numbers of at least 0"),
         ({"mlp_multipliers": [1.0, "2"]}, "mlp_multipliers is .* expected 2 numbers"),
         ({"key_multiplier": -1.0}, "key_multiplier is -1.0; expected a number of at least 0"),
+        ({"embedding_multiplier": 0.0}, "embedding_multiplier is 0.0; expected a number above 0"),
         ({"mamba_n_groups": 4}, "do not divide into 6 heads .* in 4 groups"),
         ({"time_step_limit": [0.0]}, "time_step_limit is .* expected two numbers"),
     ],
