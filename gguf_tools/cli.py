@@ -68,7 +68,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0] if args else ""
         if name and name not in COMMANDS and not name.startswith("-"):
-            ctx.fail(f"there is no command {name!r}, one of {', '.join(COMMANDS)} expected")
+            ctx.fail(f"there is no command {name!r}; expected one of {', '.join(COMMANDS)}")
         return super().resolve_command(ctx, args)
 
 

@@ -40,13 +40,13 @@ def at_least(option: str, value: int | None, least: int = 1, most: int | None = 
         return
     if type(value) is not int or value < least or (most is not None and value > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise InputError(f"{option} is {value!r}, an integer {bounds} expected")
+        raise InputError(f"{option} is {value!r}; expected an integer {bounds}")
 
 
 def one_of(option: str, value: str, known: Sequence[str]) -> None:
     """Raise InputError unless `value` is one of `known`."""
     if value not in known:
-        raise InputError(f"{option} is {value!r}, one of {', '.join(known)} expected")
+        raise InputError(f"{option} is {value!r}; expected one of {', '.join(known)}")
 
 
 def type_options(
@@ -74,7 +74,7 @@ def size_target(
     if target_bpw is not None and target_size is not None:
         raise InputError("--target-bpw and --target-size exclude each other; give one of them")
     if target_bpw is not None and not 0 < target_bpw < math.inf:
-        raise InputError(f"--target-bpw is {target_bpw!r}, a number above 0 expected")
+        raise InputError(f"--target-bpw is {target_bpw!r}; expected a number above 0")
     size = None if target_size is None else byte_count(target_size, "--target-size")
     return SizeTarget(target_bpw, size, optional_path(calibration))
 
@@ -83,14 +83,14 @@ def byte_count(size: str | int, option: str) -> int:
     """Bytes from a number or a string such as 500M, 1.5G or 2GiB (powers of 1000; with an i, of 1024). Raises InputError."""
     match = _SIZE.fullmatch(str(size).strip())
     if not match or (match["binary"] and not match["unit"]):
-        raise InputError(f"{option} is {size!r}, a size such as 500M, 1.5G or 2GiB expected")
+        raise InputError(f"{option} is {size!r}; expected a size such as 500M, 1.5G or 2GiB")
     power = " KMGT".index(match["unit"].upper() or " ")
     exact = float(match["number"]) * (1024 if match["binary"] else 1000) ** power
     if exact >= 1 << 63:
-        raise InputError(f"{option} is {shortened(str(size))!r}, less than 2^63 bytes expected")
+        raise InputError(f"{option} is {shortened(str(size))!r}; expected less than 2^63 bytes")
     count = int(exact)
     if count < 1:
-        raise InputError(f"{option} is {size!r}, at least one byte expected")
+        raise InputError(f"{option} is {size!r}; expected at least one byte")
     return count
 
 

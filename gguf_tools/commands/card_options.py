@@ -102,4 +102,4 @@ def _weight(text: str) -> tuple[str, float]:
         return name.strip().replace("-", "_"), float(number)
     except ValueError as error:
         given = "no weight" if not found else f"the weight {number!r}"
-        raise InputError(f"--weight {text}: has {given}, PART=NUMBER such as facts=50 expected") from error
+        raise InputError(f"--weight {text}: has {given}; expected PART=NUMBER such as facts=50") from error

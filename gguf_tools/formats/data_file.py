@@ -40,7 +40,8 @@ class DataFile:
                 ) from error
             if not got:
                 raise CheckpointError(
-                    f"{self.path}: ends at byte {offset + done}, {offset + count} expected; it is truncated, download it again"
+                    f"{self.path}: ends at byte {offset + done}; expected {offset + count} bytes; it is truncated, download it "
+                    "again"
                 )
             done += got
         return data

@@ -111,7 +111,8 @@ def undo(path: Path) -> str:
         last = _read(records[-1])
         if os.fstat(file).st_size != last.size:
             raise InputError(
-                f"{path}: has {os.fstat(file).st_size} bytes, {last.size} expected by {records[-1].name}; remove that record"
+                f"{path}: has {os.fstat(file).st_size} bytes; expected {last.size}, as {records[-1].name} says; remove that "
+                "record"
             )
         _begin(path, file, Record(last.size, tuple(patch.reversed for patch in last.patches), last.note, undoes=True))
         return last.note
@@ -205,7 +206,7 @@ def _either(found: int, old: int, new: int) -> bool:
 def _read(path: Path) -> Record:
     """The journal or undo record at `path`. Raises InputError if tinyq did not write it, or a patch exceeds the file's size."""
     if path.is_symlink() or not path.is_file():
-        raise InputError(f"{path}: is not a regular file, a journal or undo record expected; remove it")
+        raise InputError(f"{path}: is not a regular file; expected a journal or undo record; remove it")
     try:
         data = load_json(read_bytes(path, Kind.JOURNAL))
         patches = tuple(Patch(int(at), bytes.fromhex(old), bytes.fromhex(new)) for at, old, new in data["patches"])

@@ -92,7 +92,7 @@ def read_llama2c(path: Path) -> BinFile:
         raise CheckpointError(f"{path}: is not a llama2.c file: the sizes in its header do not fit each other")
     if _end(layout) != file.size:
         raise CheckpointError(
-            f"{path}: has {file.size} bytes, {_end(layout)} expected from its header ({_described(layout.sizes)}); "
+            f"{path}: has {file.size} bytes; expected {_end(layout)} from its header ({_described(layout.sizes)}); "
             "export it again"
         )
     tensors, offset = {}, layout.start

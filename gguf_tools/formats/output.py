@@ -76,7 +76,7 @@ def check_output(path: Path, force: bool) -> None:
     """
     state = _state(path)
     if state and (stat.S_ISDIR(state.st_mode) or path.is_dir()):
-        raise OutputError(f"{path}: is a folder, a file expected; give the path of the file to write")
+        raise OutputError(f"{path}: is a folder; expected a file; give the path of the file to write")
     if state and not force:
         raise OutputError(f"{path}: exists already; choose another name or overwrite it with --force")
     if state and path.exists() and not path.is_file():

@@ -26,7 +26,7 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
     """
     text = read_text(path, Kind.CONFIG)
     if len(text) > MOST_CHARACTERS:
-        raise CheckpointError(f"{path}: has {len(text):,} characters, {MOST_CHARACTERS:,} at most expected in a config")
+        raise CheckpointError(f"{path}: has {len(text):,} characters; expected {MOST_CHARACTERS:,} at most in a config")
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -40,7 +40,7 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
         where = f"line {mark.line + 1}: " if mark else ""
         raise CheckpointError(f"{path}: not valid YAML ({where}{reason}); mend or download it again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a YAML {type(value).__name__}, a mapping expected")
+        raise CheckpointError(f"{path}: holds a YAML {type(value).__name__}; expected a mapping")
     return value
 
 
@@ -48,7 +48,7 @@ def _value(loader: yaml.SafeLoader, node: Any, path: Path, seen: set[int]) -> An
     """The value of a node; every node may be met once, since an alias is the same node again."""
     if id(node) in seen or node.tag not in _PLAIN:
         what = "an alias (*name)" if id(node) in seen else f"the tag {node.tag}"
-        raise CheckpointError(f"{path}: line {node.start_mark.line + 1} has {what}; a plain value expected")
+        raise CheckpointError(f"{path}: line {node.start_mark.line + 1} has {what}; expected a plain value")
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
         return {str(_value(loader, key, path, seen)): _value(loader, value, path, seen) for key, value in node.value}

@@ -73,7 +73,7 @@ class StoredTensor(Tensor):
         if self.dtype in FLOAT8:
             return FLOAT8[self.dtype][np.frombuffer(raw, np.uint8)]
         raise CheckpointError(
-            f"{self.file.path}: tensor {self.name} is stored as {self.dtype}, F64, F32, F16, BF16 or FP8 expected; "
+            f"{self.file.path}: tensor {self.name} is stored as {self.dtype}; expected F64, F32, F16, BF16 or FP8; "
             "save it in one of these"
         )
 
@@ -122,12 +122,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
         ) from error
     if not isinstance(header, dict):
         raise CheckpointError(
-            f"{path}: the header is a JSON {type(header).__name__}, an object expected; the file is corrupt, download it again"
+            f"{path}: the header is a JSON {type(header).__name__}; expected an object; the file is corrupt, download it again"
         )
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         raise CheckpointError(
-            f"{path}: __metadata__ is a {type(metadata).__name__}, an object expected; the file is corrupt, download it again"
+            f"{path}: __metadata__ is a {type(metadata).__name__}; expected an object; the file is corrupt, download it again"
         )
     if len(header) > MOST_TENSORS:
         raise CheckpointError(f"{path}: holds more than {MOST_TENSORS:,} tensors; split it into shards")
@@ -151,7 +151,7 @@ def _entry(file: DataFile, name: str, entry: Any, data: int) -> StoredTensor:
     """
     if len(name) > MOST_NAME:
         raise CheckpointError(
-            f"{file.path}: a tensor's name has {len(name)} characters ({name[:40]}…), {MOST_NAME} at most expected; "
+            f"{file.path}: a tensor's name has {len(name)} characters ({name[:40]}…); expected {MOST_NAME} at most; "
             "rename it"
         )
     try:
@@ -165,11 +165,11 @@ def _entry(file: DataFile, name: str, entry: Any, data: int) -> StoredTensor:
             f"{file.path}: tensor {name} has a broken header entry; the file is corrupt, download it again"
         )
     if dtype not in WIDTHS:
-        raise CheckpointError(f"{file.path}: tensor {name} has dtype {dtype}, one of {', '.join(WIDTHS)} expected")
+        raise CheckpointError(f"{file.path}: tensor {name} has dtype {dtype}; expected one of {', '.join(WIDTHS)}")
     if end - begin != prod(shape) * WIDTHS[dtype]:
         raise CheckpointError(
-            f"{file.path}: tensor {name} of shape {shape} in {dtype} spans {end - begin} bytes, "
-            f"{prod(shape) * WIDTHS[dtype]} expected; the file is corrupt, download it again"
+            f"{file.path}: tensor {name} of shape {shape} in {dtype} spans {end - begin} bytes; "
+            f"expected {prod(shape) * WIDTHS[dtype]}; the file is corrupt, download it again"
         )
     if data + end > file.size:
         raise CheckpointError(
@@ -229,4 +229,4 @@ def write_safetensors(
                 written += len(piece)
                 progress(len(piece))
             if written != tensor.nbytes:
-                raise ValueError(f"{written} bytes of {tensor.name} written, {tensor.nbytes} expected")
+                raise ValueError(f"{written} bytes of {tensor.name} written; expected {tensor.nbytes}")

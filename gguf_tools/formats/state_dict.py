@@ -88,7 +88,7 @@ class StateTensor(Tensor):
 
         if not self.values.is_floating_point():
             raise CheckpointError(
-                f"tensor {self.name} is stored as {self.dtype}, F64, F32, F16 or BF16 expected; save it in one of these"
+                f"tensor {self.name} is stored as {self.dtype}; expected F64, F32, F16 or BF16; save it in one of these"
             )
         if stop <= start:
             return np.empty(0, np.float32)
@@ -133,18 +133,18 @@ def read_state_dict(path: Path) -> StateDict:
     check_regular(path)
     loaded, mapped = _load(path)
     if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, a state dict expected; {ADVICE}")
+        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}; expected a state dict; {ADVICE}")
     keys = _keys_to_weights(path, loaded)
     weights: Mapping[Any, Any] = loaded
     for key in keys:
         weights = weights[key]
     if len(weights) > MOST_TENSORS:
-        raise CheckpointError(f"{path}: holds {len(weights):,} tensors, {MOST_TENSORS:,} at most expected; {ADVICE}")
+        raise CheckpointError(f"{path}: holds {len(weights):,} tensors; expected {MOST_TENSORS:,} at most; {ADVICE}")
     named = {_name(path, name): value for name, value in weights.items()}
     longest = max(named, key=len, default="")
     if len(longest) > MOST_NAME:
         raise CheckpointError(
-            f"{path}: a tensor's name has {len(longest)} characters ({longest[:40]}…), {MOST_NAME} at most expected; {ADVICE}"
+            f"{path}: a tensor's name has {len(longest)} characters ({longest[:40]}…); expected {MOST_NAME} at most; {ADVICE}"
         )
     tensors = {name: _checked(path, name, value, mapped) for name, value in named.items() if not _is_extra(name, value)}
     if mapped:
@@ -165,7 +165,7 @@ def read_state_dict(path: Path) -> StateDict:
 def _name(path: Path, key: object) -> str:
     """A key as text. Raises CheckpointError for one that is neither text nor a number of an ordinary size."""
     if not isinstance(key, str | int) or (isinstance(key, int) and abs(key) >= LARGE):
-        raise CheckpointError(f"{path}: has a {type(key).__name__} as a name, text expected; {ADVICE}")
+        raise CheckpointError(f"{path}: has a {type(key).__name__} as a name; expected text; {ADVICE}")
     return str(key)
 
 
@@ -212,7 +212,7 @@ def _keys_to_weights(path: Path, loaded: Mapping[Any, Any]) -> tuple[Any, ...]:
         if len(found) > 1:
             names = ", ".join(_name(path, key) for key in found[:4])
             raise CheckpointError(
-                f"{path}: holds {len(found)} state dicts ({names}), one expected; save the one to convert in a file of its own"
+                f"{path}: holds {len(found)} state dicts ({names}); expected one; save the one to convert in a file of its own"
             )
         if not found:
             break
@@ -292,10 +292,10 @@ def _checked(path: Path, name: str, value: object, mapped: bool) -> StateTensor:
     import torch
 
     if not isinstance(value, torch.Tensor):
-        raise CheckpointError(f"{path}: {name} is a {type(value).__name__}, a tensor expected; {ADVICE}")
+        raise CheckpointError(f"{path}: {name} is a {type(value).__name__}; expected a tensor; {ADVICE}")
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
         raise CheckpointError(
-            f"{path}: tensor {name} is sparse, quantized or without data, a dense tensor expected; {ADVICE}"
+            f"{path}: tensor {name} is sparse, quantized or without data; expected a dense tensor; {ADVICE}"
         )
     # A tensor expanded by strides of zero could claim any size.
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():

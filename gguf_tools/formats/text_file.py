@@ -73,7 +73,7 @@ def read_bytes(path: Path, kind: Kind, error: type[InputError] = CheckpointError
         os.close(descriptor)
     if size > kind.most:
         raise error(
-            f"{path}: has {size:,} bytes or more, {kind.most:,} at most expected for {kind.label}; check the path"
+            f"{path}: has {size:,} bytes or more; expected {kind.most:,} at most for {kind.label}; check the path"
         )
     return data
 
@@ -105,7 +105,7 @@ def load_json(text: str | bytes) -> Any:
     else:
         count = text.count(b",") + text.count(b"[") + text.count(b"{")
     if count > MOST_VALUES:
-        raise ValueError(f"about {count:,} values, {MOST_VALUES:,} at most expected")
+        raise ValueError(f"about {count:,} values; expected {MOST_VALUES:,} at most")
     return json.loads(text)
 
 

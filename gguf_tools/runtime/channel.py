@@ -56,7 +56,7 @@ def read_frame(stream: RawIOBase) -> Frame:
     if "dtype" not in header:
         return Frame(header)
     if header["dtype"] not in _DTYPES:
-        raise ValueError(f"a frame has an array of dtype {header['dtype']!r}, one of {', '.join(_DTYPES)} expected")
+        raise ValueError(f"a frame has an array of dtype {header['dtype']!r}; expected one of {', '.join(_DTYPES)}")
     shape = tuple(int(size) for size in header["shape"])
     array: Array = np.empty(shape, dtype=header["dtype"])
     if math.prod(shape):

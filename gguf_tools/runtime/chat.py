@@ -66,7 +66,7 @@ def render(
         raise TemplateRefusalError(f"the chat template refused the messages: {_one_line(error)}") from error
     if len(text) > MOST_CHARACTERS:
         raise TemplateRefusalError(
-            f"the chat template wrote {len(text):,} characters, {MOST_CHARACTERS:,} at most expected"
+            f"the chat template wrote {len(text):,} characters; expected {MOST_CHARACTERS:,} at most"
         )
     return text
 

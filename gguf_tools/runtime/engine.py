@@ -441,7 +441,7 @@ class Engine:
         """
         pointer = lib.llama_get_logits(self._context)
         if not pointer:
-            raise LlamaError("the model outputs no logits (an embedding model?), a language model expected")
+            raise LlamaError("the model outputs no logits (an embedding model?); expected a language model")
         return np.ctypeslib.as_array(pointer, shape=(count, self.n_vocab))
 
 

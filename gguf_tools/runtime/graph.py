@@ -53,7 +53,7 @@ def library() -> ctypes.CDLL:
     lib.ggml_backend_tensor_get.restype = None
     found, expected = lib.ggml_tensor_overhead() - _OBJECT_BYTES, ctypes.sizeof(GraphTensor)
     if found != expected:
-        raise LlamaError(f"struct ggml_tensor has {found} bytes, {expected} expected; install llama-cpp-python 0.3.36")
+        raise LlamaError(f"struct ggml_tensor has {found} bytes; expected {expected}; install llama-cpp-python 0.3.36")
     return lib
 
 

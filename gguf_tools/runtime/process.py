@@ -82,13 +82,13 @@ class RuntimeOptions:
     def __post_init__(self) -> None:
         """Raise InputError, naming the setting, for values that llama.cpp does not support."""
         if self.kv_type not in ("f32", "f16", "q8_0"):
-            raise InputError(f"cache type is {self.kv_type!r}, f32, f16 or q8_0 expected")
+            raise InputError(f"cache type is {self.kv_type!r}; expected f32, f16 or q8_0")
         if self.kv_type == "q8_0" and not self.flash_attn:
             raise InputError("cache type q8_0 needs flash attention in llama.cpp; turn flash attention on")
         for name in ("threads", "context_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"{name} is {value}, at least 1 expected")
+                raise InputError(f"{name} is {value}; expected at least 1")
 
 
 class Runtime:
@@ -201,7 +201,7 @@ class Runtime:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(
-                f"the text has a lone surrogate at character {error.start}, valid Unicode expected"
+                f"the text has a lone surrogate at character {error.start}; expected valid Unicode"
             ) from error
         header = {"text": text, "add_special": add_special, "parse_special": parse_special}
         return [int(i) for i in _array(self._call("tokenize", header))]
@@ -266,7 +266,7 @@ class Runtime:
         """
         counts = [n_tokens] * len(prompts) if isinstance(n_tokens, int) else list(n_tokens)
         if len(counts) != len(prompts):
-            raise InputError(f"n_tokens has {len(counts)} numbers, one or {len(prompts)} (one per prompt) expected")
+            raise InputError(f"n_tokens has {len(counts)} numbers; expected one or {len(prompts)} (one per prompt)")
         if not prompts:
             return []
         needed = self._check_lengths(prompts, counts)
@@ -429,7 +429,7 @@ class Runtime:
         needed = 0
         for index, (sequence, count) in enumerate(zip(sequences, extra, strict=True)):
             if not len(sequence):
-                raise InputError(f"sequence {index} is empty, at least one token expected")
+                raise InputError(f"sequence {index} is empty; expected at least one token")
             if len(sequence) + count > self.context_limit:
                 raise InputError(
                     f"{self.path}: sequence {index} needs {len(sequence) + count} tokens, but the context has"

@@ -134,7 +134,7 @@ def read_json(path: Path) -> dict[str, Any]:
     data = parse_json(read_text(path, Kind.INDEX if path.name in (INDEX, TORCH_INDEX) else Kind.CONFIG), path)
     if not isinstance(data, dict):
         raise CheckpointError(
-            f"{path}: holds a JSON {type(data).__name__}, an object expected; correct it or download it again"
+            f"{path}: holds a JSON {type(data).__name__}; expected an object; correct it or download it again"
         )
     return data
 
@@ -192,7 +192,7 @@ def _open_only(path: Path, described: bool) -> Checkpoint:
         if len(files) > 1:
             names = ", ".join(file.name for file in files[:4])
             raise CheckpointError(
-                f"{path}: holds {len(files)} torch files ({names}), one expected; give the file to convert"
+                f"{path}: holds {len(files)} torch files ({names}); expected one; give the file to convert"
             )
         refuse_links_out(path, files)
         return replace(_open_file(files[0]), path=path)
@@ -207,7 +207,7 @@ def _open_only(path: Path, described: bool) -> Checkpoint:
             "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch` and give that"
         )
     what = f"{len(found)} safetensors files without {INDEX}" if found else "no safetensors weights"
-    raise CheckpointError(f"{path}: holds {what}, {SINGLE} or shards with {INDEX} expected; download the missing files")
+    raise CheckpointError(f"{path}: holds {what}; expected {SINGLE} or shards with {INDEX}; download the missing files")
 
 
 def _open_consolidated(path: Path, shards: Sequence[Path]) -> Checkpoint:
@@ -309,7 +309,7 @@ def _open_sharded(path: Path, index: Path) -> Checkpoint:
     for shard in sorted(set(map(str, weight_map.values()))):
         # The name is untrusted: it must not be a path out of the folder.
         if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise CheckpointError(f"{index}: names the shard {shard!r}, a plain file name expected; download it again")
+            raise CheckpointError(f"{index}: names the shard {shard!r}; expected a plain file name; download it again")
         if not os.path.exists(path / shard):  # Path.exists raises for names that are too long
             raise CheckpointError(f"{path / shard}: missing, though {index.name} lists it as a shard; download it")
         refuse_links_out(path, [path / shard])

@@ -62,10 +62,10 @@ def _joined(name: str, files: Sequence[Path], shards: Sequence[Mapping[str, Tens
     parts = [shard[name] for shard in shards]
     if len({part.shape for part in parts}) != 1:
         shapes = ", ".join(str(part.shape) for part in parts)
-        raise CheckpointError(f"{files[0]}: tensor {name} has shapes {shapes} in the shards, equal ones expected")
+        raise CheckpointError(f"{files[0]}: tensor {name} has shapes {shapes} in the shards; expected equal ones")
     if REPEATED.fullmatch(name):
         if not all(same_values(parts[0], part) for part in parts[1:]):
-            raise CheckpointError(f"{files[0]}: tensor {name} differs between the shards, equal ones expected")
+            raise CheckpointError(f"{files[0]}: tensor {name} differs between the shards; expected equal ones")
         return parts[0]
     if len(parts[0].shape) == 2 and (COLUMNS.fullmatch(name) or (name == EMBEDDING and _wide(shards))):
         return Columns(tuple(parts), np.arange(len(parts) * parts[0].shape[1]))

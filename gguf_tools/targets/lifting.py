@@ -127,7 +127,7 @@ def lift_qkv(source: GGUFSource, n: int, mixer: Attention) -> LayerTensors:
         both, start = source.tensor(f"blk.{n}.attn_qkv.{suffix}"), 0
         if both.shape[0] != sum(sizes):
             raise CheckpointError(
-                f"{source.path}: tensor blk.{n}.attn_qkv.{suffix} has {both.shape[0]} rows, {sum(sizes)} expected"
+                f"{source.path}: tensor blk.{n}.attn_qkv.{suffix} has {both.shape[0]} rows; expected {sum(sizes)}"
             )
         for name, size in zip("qkv", sizes, strict=True):
             part[f"attn.{name}{role}"] = take(both, range(start, start + size))

@@ -42,7 +42,7 @@ def put_together(data: bytes, path: Path) -> dict[str, Any]:
             )
         if len(text) != 1 or "\ud800" <= text <= "\udfff":
             raise TokenizerError(
-                f"{path}: the token {number} is {_shown(text)}, expected one character; write the vocabulary as tokenizer.json"
+                f"{path}: the token {number} is {_shown(text)}; expected one character; write the vocabulary as tokenizer.json"
             )
         if text in vocab:
             raise CheckpointError(f"{path}: the character {_shown(text)} has the ids {vocab[text]} and {number}")

@@ -202,7 +202,7 @@ def _piece(data: bytes) -> Piece:
         raise ValueError(f"a piece has the score {score}")
     text = _bytes(fields[1]).decode("utf-8")
     if len(text) > LONGEST:
-        raise ValueError(f"a piece has {len(text):,} characters, {LONGEST:,} at most expected")
+        raise ValueError(f"a piece has {len(text):,} characters; expected {LONGEST:,} at most")
     return Piece(text, score, _signed(fields.get(3, NORMAL)))
 
 

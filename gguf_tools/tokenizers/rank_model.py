@@ -85,7 +85,7 @@ def _ranks(data: bytes, path: Path) -> dict[bytes, int]:
             continue
         shown = shortened(repr(line[:60]))
         if LINE.fullmatch(line) is None:
-            raise CheckpointError(f"{path}: line {number} is {shown}; base64 and a rank expected")
+            raise CheckpointError(f"{path}: line {number} is {shown}; expected base64 and a rank")
         text, _, rank = line.partition(b" ")
         try:
             token = base64.b64decode(text, validate=True)
@@ -93,8 +93,8 @@ def _ranks(data: bytes, path: Path) -> dict[bytes, int]:
             raise CheckpointError(f"{path}: line {number} is {shown}, which is not base64 ({error})") from error
         if int(rank) != len(ranks) or token in ranks or not 0 < len(token) <= LONGEST:
             raise CheckpointError(
-                f"{path}: line {number} is {shown}; a token of its own of 1 to {LONGEST} bytes with the rank "
-                f"{len(ranks)} expected"
+                f"{path}: line {number} is {shown}; expected a token of its own of 1 to {LONGEST} bytes with the "
+                f"rank {len(ranks)}"
             )
         ranks[token] = len(ranks)
     check_bytes(ranks, path)

@@ -60,8 +60,9 @@ def put_together(
     if plain not in REGEX:
         found = f"the tokenizer's class is {shortened(plain)}" if plain else "no file names the tokenizer's class"
         raise TokenizerError(
-            f"{folder}: has {VOCAB} and {MERGES} but no tokenizer.json, and {found}; expected one of {', '.join(REGEX)}; create "
-            "tokenizer.json with transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+            f"{folder}: has {VOCAB} and {MERGES} but no tokenizer.json, and {found}; expected one of {', '.join(REGEX)}; name it "
+            'in tokenizer_config.json, such as {"tokenizer_class": "GPT2Tokenizer"}, or create tokenizer.json with '
+            "transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
         )
     prefix = bool(config.get("add_prefix_space"))
     regex = REGEX[plain]

@@ -54,7 +54,7 @@ def _parts(file: LayeredFile, name: str, piece: Piece, part: Slice, order: Seque
     length = rows if part.axis == 0 else columns
     if length < count or length % count or piece.ranges is None:
         raise CheckpointError(
-            f"{file.header.path}: {name} has shape {piece.shape}, a slice for each of {count} layers expected"
+            f"{file.header.path}: {name} has shape {piece.shape}; expected a slice for each of {count} layers"
         )
     width = length // count
     (whole,) = piece.ranges

@@ -164,7 +164,7 @@ class Delete(Op):
         if args.parts[0].startswith(AUTO):
             count, by = args.index(args.one().removeprefix(AUTO)), args.keywords.get("by", MEASURES[0])
             if by not in MEASURES or not count:
-                raise args.wrong(f"by={by} is not known, {' or '.join(MEASURES)} expected" if count else "N is 0")
+                raise args.wrong(f"by={by} is not known; expected {' or '.join(MEASURES)}" if count else "N is 0")
             return cls((), count, by)
         if "by" in args.keywords:
             raise args.wrong("by says how auto:N is measured, and layers are named")

@@ -77,7 +77,7 @@ def test_thresholds(two: tuple[Path, Path], scored: EvaluateResult) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"suite": "all of it"}, "--suite is 'all of it', one of fidelity, card, all expected"),
+        ({"suite": "all of it"}, "--suite is 'all of it'; expected one of fidelity, card, all"),
         ({"kv_type": "f8"}, "--kv-type is 'f8'"),
         ({"dtype": "f16"}, "--dtype is 'f16'"),
         ({"tokens": 0}, "--tokens is 0"),

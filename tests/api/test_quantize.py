@@ -61,7 +61,7 @@ def test_types_for_a_size_are_chosen(wide_folder: Path, tmp_path: Path, told: To
         ({"type": "q8_0", "target_bpw": 5}, "exactly one of TYPE"),
         ({"type": "q9"}, "q9"),
         ({"type": "q8_0", "threads": -1}, "--threads is -1"),
-        ({"type": "q8_0", "split_max_size": "much"}, "--split-max-size is 'much', a size"),
+        ({"type": "q8_0", "split_max_size": "much"}, "--split-max-size is 'much'; expected a size"),
         ({"type": "q8_0", "keep_split": True, "split_max_size": 5000}, "cannot be combined"),
         ({"type": "q8_0", "embedding_type": "q9"}, "q9"),
         ({"target_size": "10K", "pure": True}, "cannot be combined with --pure"),

@@ -378,7 +378,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "a weight without a number": ((*CARD, "--weight", "facts"), "--weight facts: has no weight"),
     "a weight that is none": (
         (*CARD, "--weight", "facts=a"),
-        "--weight facts=a: has the weight 'a', PART=NUMBER such as",
+        "--weight facts=a: has the weight 'a'; expected PART=NUMBER such as",
     ),
     "a weight below 0": ((*CARD, "--weight", "facts=-1"), "the weight of facts is -1.0; expected a number from 0"),
     "a weight of nothing": ((*CARD, "--weight", "taste=1"), "part 'taste' is not known; expected one of facts, "),
@@ -448,7 +448,7 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(tinyq: Tinyq, plain:
     out = tmp_path / "out.x"
     for outputs, expected in (
         (("--json", plain), f"{plain}: is also an input of this command; give --json another path"),
-        (("--markdown", tmp_path), f"{tmp_path}: is a folder, a file expected; give the path of the file to write"),
+        (("--markdown", tmp_path), f"{tmp_path}: is a folder; expected a file; give the path of the file to write"),
         (("--csv", tmp_path / "gone" / "x"), f"the folder {tmp_path / 'gone'} does not exist; create it first"),
         (("--json", out, "--csv", out), f"{out}: is also the output of --json; give --csv another path"),
     ):

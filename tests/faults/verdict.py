@@ -68,7 +68,7 @@ def complaints(found: Found, completes: Sequence[Complete], expected: Expected) 
     ended = found.ended
     made = ["did not end within its limit"] if ended.hung else []
     if ended.code not in expected.codes:
-        made.append(f"exit code {ended.code}, one of {sorted(expected.codes)} expected")
+        made.append(f"exit code {ended.code}; expected one of {sorted(expected.codes)}")
     if ended.survivors:
         made.append(f"{ended.survivors} processes outlived it")
     succeeded = ended.code == expected.good or ended.code in DURING_EXIT
@@ -114,7 +114,7 @@ def _of_stderr(ended: Ended, expected: Expected, succeeded: bool) -> Iterable[st
     ]
     silent = succeeded or expected.killed
     if silent and lines:
-        yield f"stderr holds {lines[0][:_SHOWN]!r}, nothing expected"
+        yield f"stderr holds {lines[0][:_SHOWN]!r}; expected nothing"
     if silent:
         return
     if len(lines) != 1 or not lines[0].startswith("tinyq: "):

@@ -285,7 +285,7 @@ ALIGNMENT = text(b"general.alignment")
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the magic needs 4 bytes at offset 0, but only 0 are left"),
     "another format": (b"GGML" + ROOM, "starts with b'GGML'"),
-    "version 1": (head(version=1) + ROOM, "GGUF version 1 found, 2 or 3 expected"),
+    "version 1": (head(version=1) + ROOM, "GGUF version 1 found; expected 2 or 3"),
     "big-endian": (head(version=3 << 24) + ROOM, "it is big-endian"),
     "more tensors than fit": (head(tensors=HUGE) + ROOM, f"{HUGE} tensors and 0 metadata values are claimed"),
     "more metadata than fit": (head(fields=HUGE) + ROOM, f"0 tensors and {HUGE} metadata values are claimed"),
@@ -313,20 +313,23 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "an alignment of 0": (
         head(fields=1) + ALIGNMENT + number("II", 4, 0) + ROOM,
-        "general.alignment is 0, a power of two",
+        "general.alignment is 0; expected a power of two",
     ),
     "an alignment of 48": (head(fields=1) + ALIGNMENT + number("II", 4, 48) + ROOM, "general.alignment is 48"),
-    "an alignment that is a truth value": (head(fields=1) + ALIGNMENT + number("IB", 7, 1) + ROOM, "is True, a power"),
+    "an alignment that is a truth value": (
+        head(fields=1) + ALIGNMENT + number("IB", 7, 1) + ROOM,
+        "is True; expected a power",
+    ),
     "an alignment of many texts": (
         head(fields=1) + ALIGNMENT + number("IIQ", 9, 8, 30) + text(b"x") * 30 + ROOM,
-        "'x', 'x', 'x'…, a power of two",
+        "'x', 'x', 'x'…; expected a power of two",
     ),
     "a string of an array beyond the file": (
         head(fields=1) + text(b"a") + number("IIQ", 9, 8, 3) + text(b"x") + number("Q", 1 << 40) + ROOM,
         f"a string of a needs {1 << 40} bytes",
     ),
     "an alignment that is text": (head(fields=1) + ALIGNMENT + number("I", 8) + text(b"32") + ROOM, "is '32'"),
-    "a tensor without axes": (head(tensors=1) + tensor(b"t", ()) + ROOM, "tensor t has 0 dimensions, 1 to 4 expected"),
+    "a tensor without axes": (head(tensors=1) + tensor(b"t", ()) + ROOM, "tensor t has 0 dimensions; expected 1 to 4"),
     "a tensor of five axes": (head(tensors=1) + tensor(b"t", (1,) * 5) + ROOM, "tensor t has 5 dimensions"),
     "a tensor of billions of axes": (
         head(tensors=1) + text(b"t") + number("I", 0xFFFFFFFF) + ROOM,
@@ -336,7 +339,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a tensor of an unknown type": (head(tensors=1) + tensor(b"t", (4,), 99) + ROOM, "tensor t has type 99"),
     "a row that is no whole block": (
         head(tensors=1) + tensor(b"t", (33,), 8) + ROOM,
-        "rows of a multiple of 32 (q8_0) expected",
+        "rows of a multiple of 32 (q8_0)",
     ),
     "a tensor beyond the file": (
         head(tensors=1) + tensor(b"t", (HUGE, HUGE, HUGE, HUGE)) + ROOM,
@@ -348,7 +351,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "tensors that overlap": (
         head(tensors=2) + tensor(b"t", (8,)) + tensor(b"u", (8,), offset=0) + ROOM,
-        "tensor u starts at offset 0, 32 expected",
+        "tensor u starts at offset 0; expected 32",
     ),
     "the same tensor twice": (
         head(tensors=2) + tensor(b"t", (8,)) + tensor(b"t", (8,), offset=32) + ROOM,

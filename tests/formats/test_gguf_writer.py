@@ -215,7 +215,7 @@ def test_pieces_that_do_not_fit_are_a_fault_of_ours(tmp_path: Path, pieces: list
 
 
 def test_a_name_that_ggml_cannot_keep_is_refused() -> None:
-    with pytest.raises(OutputError, match="63 at most expected by ggml"):
+    with pytest.raises(OutputError, match="expected 63 at most, ggml's limit"):
         layout([("ü" * 32, (2,), F32)])
 
 

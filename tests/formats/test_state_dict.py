@@ -145,7 +145,7 @@ def test_plain_objects_beside_the_weights(tmp_path: Path) -> None:
     assert list(found.tensors) == list(WEIGHTS)
     assert found.notes == (f"w.pt also holds {', '.join(beside)}: left out",)
     message = refused(saved(tmp_path / "w.pt", {"a.weight": torch.ones(2), "b.weight": np.ones(3)}))
-    assert "b.weight is a NotLoaded, a tensor expected" in message
+    assert "b.weight is a NotLoaded; expected a tensor" in message
 
 
 @pytest.mark.parametrize("name", ["numpy.load", "builtins.eval", "pathlib.Path.unlink", "argparse.ArgumentParser"])
@@ -235,8 +235,8 @@ def test_an_expanded_tensor_cannot_claim_room(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "what"),
     [
-        ([1, 2], "holds a list, a state dict expected"),
-        ({"a": 1}, "a is a int, a tensor expected"),
+        ([1, 2], "holds a list; expected a state dict"),
+        ({"a": 1}, "a is a int; expected a tensor"),
         ({"w": torch.eye(3).to_sparse()}, "tensor w is sparse, quantized or without data"),
     ],
 )
@@ -251,7 +251,7 @@ def test_other_files(tmp_path: Path) -> None:
     saved(tmp_path / "optimizer.pt", {"state": {}})
     assert open_checkpoint(tmp_path).weight_files == (tmp_path / "a.pt",)
     saved(tmp_path / "b.pt", WEIGHTS)
-    assert "holds 2 torch files (a.pt, b.pt), one expected; give the file to convert" in refused(tmp_path)
+    assert "holds 2 torch files (a.pt, b.pt); expected one; give the file to convert" in refused(tmp_path)
 
 
 def test_the_digest_covers_the_file_and_the_config(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_names_that_are_not_text(tmp_path: Path, key: object) -> None:
         {"model": WEIGHTS, "cfg": {key: 1}},
         {"model": WEIGHTS, key: 1},
     ):
-        assert f"has a {type(key).__name__} as a name, text expected" in refused(saved(tmp_path / "w.pt", value))
+        assert f"has a {type(key).__name__} as a name; expected text" in refused(saved(tmp_path / "w.pt", value))
 
 
 @dataclasses.dataclass
@@ -370,6 +370,6 @@ def test_a_call_with_arguments_is_refused(tmp_path: Path) -> None:
 
 def test_an_object_is_no_tensor_and_no_state_dict(tmp_path: Path) -> None:
     path = renamed(saved(tmp_path / "w.pt", {**WEIGHTS, "c": Settings(2, None)}), b"__main__")
-    assert "c is a Settings, a tensor expected" in refused(path)
+    assert "c is a Settings; expected a tensor" in refused(path)
     path = renamed(saved(tmp_path / "w.pt", Settings(2, None)), b"__main__")
-    assert "holds a Settings, a state dict expected" in refused(path)
+    assert "holds a Settings; expected a state dict" in refused(path)

@@ -72,7 +72,7 @@ def test_a_file_may_be_as_large_as_its_kind_and_no_larger(tmp_path: Path) -> Non
     assert len(read_bytes(path, Kind.RECIPE)) == Kind.RECIPE.most
     os.truncate(path, Kind.RECIPE.most + 1)
     with pytest.raises(
-        CheckpointError, match=r"a: has 1,048,577 bytes or more, 1,048,576 at most expected for a recipe"
+        CheckpointError, match=r"a: has 1,048,577 bytes or more; expected 1,048,576 at most for a recipe"
     ):
         read_bytes(path, Kind.RECIPE)
     os.truncate(path, 1 << 40)  # takes no room on the disk, and must take none in memory
@@ -116,7 +116,7 @@ def test_json_of_too_many_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         '{"a":' * 1001 + "1" + "}" * 1001,
     ):
         for given in (text, text.encode()):
-            with pytest.raises(CheckpointError, match=r"not valid JSON \(about 1,001 values, 1,000 at most expected\)"):
+            with pytest.raises(CheckpointError, match=r"not valid JSON \(about 1,001 values; expected 1,000 at most\)"):
                 parse_json(given, tmp_path / "a.json")
     assert load_json("[" + "[]," * 499 + "0,0]") == [[]] * 499 + [0, 0]
 

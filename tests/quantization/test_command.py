@@ -90,7 +90,7 @@ def test_provenance_is_kept(qwen3_folder: Path, tmp_path: Path, tinyq: Tinyq) ->
         (["q8_0", "--tensor-type", "ffn_dwn=q4_0"], "ffn_dwn=q4_0 matches none of the"),
         (["q8_0", "--tensor-type", "(=q4_0"], "is not a regular expression"),
         (["q8_0", "--output-type", "i32"], "i32 can be read but not written"),
-        (["q8_0", "--split-max-size", "many"], "--split-max-size is 'many', a size"),
+        (["q8_0", "--split-max-size", "many"], "--split-max-size is 'many'; expected a size"),
         (["q8_0", "--split-max-size", "1K", "--keep-split"], "cannot be combined"),
         (["q8_0", "--imatrix", "none.gguf"], "none.gguf: no such file"),
     ],

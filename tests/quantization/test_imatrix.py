@@ -113,7 +113,7 @@ def test_broken_files(tmp_path: Path) -> None:
     whole = old_file({"a": (1, np.ones(4, np.float32))}, 1, "text")
     for size in (0, 3, 6, 20):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"m\.dat: .*expected at offset"):
+        with pytest.raises(InputError, match=r"m\.dat: ends at byte"):
             read_imatrix(path)
     path.write_bytes(old_file({"a": (1, np.array([1, np.nan], np.float32))}, 1, ""))
     with pytest.raises(InputError, match="a has negative or non-finite sums of squares"):
@@ -122,7 +122,7 @@ def test_broken_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no entries"):
         read_imatrix(path)
     write(FAMILIES["llama-96"](), tmp_path / "model.gguf", bf16=False)
-    with pytest.raises(InputError, match="an importance matrix expected"):
+    with pytest.raises(InputError, match="expected an importance matrix"):
         read_imatrix(tmp_path / "model.gguf")
 
 

@@ -66,7 +66,7 @@ def test_no_config(qwen3_folder: Path, copied: Copy) -> None:
 def test_no_weights(qwen3_folder: Path, copied: Copy) -> None:
     folder = copied(qwen3_folder)
     (folder / SINGLE).unlink()
-    assert "holds no safetensors weights, model.safetensors" in refused(folder)
+    assert "holds no safetensors weights; expected model.safetensors" in refused(folder)
 
 
 def test_several_files_without_an_index(sharded_folder: Path, copied: Copy) -> None:
@@ -80,7 +80,7 @@ def test_several_files_without_an_index(sharded_folder: Path, copied: Copy) -> N
     [
         ("{", "not valid JSON"),
         ("", "not valid JSON"),
-        ("[1]", "holds a JSON list, an object expected"),
+        ("[1]", "holds a JSON list; expected an object"),
         ("null", "holds a JSON NoneType"),
         ('{"a": 1' + "0" * 5000 + "}", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
@@ -119,7 +119,7 @@ def test_a_path_out_of_the_folder_is_not_followed(sharded_folder: Path, copied: 
     folder = change_index(copied(sharded_folder), point_there)
     message = refused(folder)
     assert INDEX in message
-    assert f"{name!r}, a plain file name expected" in message
+    assert f"{name!r}; expected a plain file name" in message
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b.safetensors", "\ud800.safetensors", "gone"])

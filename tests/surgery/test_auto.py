@@ -134,7 +134,7 @@ def test_too_many_or_none_are_refused(text: str, said: str) -> None:
     [
         ("delete(auto:0)", "N is 0"),
         ("delete(auto:x)", "write delete as"),
-        ("delete(auto:1, by=depth)", "by=depth is not known, norm or influence expected"),
+        ("delete(auto:1, by=depth)", "by=depth is not known; expected norm or influence"),
         ("delete(1, by=norm)", "by says how auto:N is measured"),
         ("swap(1:2, by=norm)", "'by' is not"),
         ("drop-experts(auto:0%)", "no number of experts, nor a share"),

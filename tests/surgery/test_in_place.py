@@ -331,7 +331,7 @@ def test_only_a_regular_file_under_its_own_name_is_changed(file: Path, torn: Pat
         recover(tmp_path)
     journal_path(tmp_path).unlink()
     journal_path(file).symlink_to(journal_path(link))
-    with pytest.raises(InputError, match="is not a regular file, a journal or undo record expected"):
+    with pytest.raises(InputError, match="is not a regular file; expected a journal or undo record"):
         recover(file)
     assert file.read_bytes() == before
 

@@ -81,7 +81,7 @@ def test_beside_nanogpt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "kind", "message"),
     [
-        ({"itos": {0: "a", 1: "bc"}, "stoi": None}, TokenizerError, "the token 1 is 'bc', expected one character"),
+        ({"itos": {0: "a", 1: "bc"}, "stoi": None}, TokenizerError, "the token 1 is 'bc'; expected one character"),
         ({"itos": {0: "a", 1: "\ud800"}, "stoi": None}, TokenizerError, "expected one character"),
         ({"itos": {0: "a", "1": "b"}}, CheckpointError, "itos has '1': 'b'; expected a token id and its character"),
         ({"itos": {0: "a", 1: "a"}}, CheckpointError, "the character 'a' has the ids 0 and 1"),

@@ -167,7 +167,7 @@ PIECE = b"\x0a\x05\x0a\x01a\x18\x01"
         (b"\x0a\x06\x08\xff\xff\xff\xff\x7f", "a number stands in place of a text"),
         (b"\x0a\x05\x0a\x01a\x1a\x00", "a text stands in place of a number"),
         (b"\x0a\x0a\x0a\x01a\x15\x00\x00\xc0\x7f\x18\x01", "a piece has the score nan"),
-        (b"\x0a\x87\x10\x0a\x84\x10" + b"a" * 2052, "a piece has 2,052 characters, 1,024 at most expected"),
+        (b"\x0a\x87\x10\x0a\x84\x10" + b"a" * 2052, "a piece has 2,052 characters; expected 1,024 at most"),
     ],
 )
 def test_fields_of_another_type_or_size(data: bytes, message: str) -> None:

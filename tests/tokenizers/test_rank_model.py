@@ -81,10 +81,10 @@ def load_cached(folder: Path):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({300: b"not a line"}, "line 301 is b'not a line'; base64 and a rank expected"),
-        ({300: b"YWJj " + b"9" * 5000}, "line 301 is .*; base64 and a rank expected"),
+        ({300: b"not a line"}, "line 301 is b'not a line'; expected base64 and a rank"),
+        ({300: b"YWJj " + b"9" * 5000}, "line 301 is .*; expected base64 and a rank"),
         ({300: b"YQ 300"}, "line 301 .*not base64"),
-        ({300: b"YWJj 7"}, "line 301 .*with the rank 300 expected"),
+        ({300: b"YWJj 7"}, "line 301 .*with the rank 300"),
         ({300: b"YQ== 300"}, "line 301 .*a token of its own"),
         ({97: b"enp6eg== 97"}, "has no token for the byte"),
     ],

@@ -279,8 +279,8 @@ def _rope(config: Config, dim: int, *, local: bool) -> Rope:
     turned = int(share * dim)
     if theta <= 0 or turned % 2 or not 0 < turned <= dim:
         raise CheckpointError(
-            f"{config.path}: {key} {theta:g} and rotary_percentage {share:g} turn {turned} of {dim} dimensions; a base above "
-            "0 and an even number of dimensions expected"
+            f"{config.path}: {key} {theta:g} and rotary_percentage {share:g} turn {turned} of {dim} dimensions; expected a "
+            "base above 0 and an even number of dimensions"
         )
     ratio, stated = config.number("rope_condense_ratio", 1), config.mapping("rope_adjustments")
     scaling: Scaling | None = LinearScaling(ratio) if ratio != 1 else None

@@ -198,7 +198,7 @@ class _Scan:
         """A tensor's name. A name that is not UTF-8 is refused: it could not be printed or looked up."""
         name = self.text("a tensor's name")
         if len(name) > MOST_NAME:
-            raise self.fail(f"a tensor's name has {len(name)} characters, {MOST_NAME} at most expected")
+            raise self.fail(f"a tensor's name has {len(name)} characters; expected {MOST_NAME} at most")
         try:
             name.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -246,7 +246,7 @@ class _Scan:
         name = self._name()
         dimensions = self.u32(f"the rank of {name}")
         if not 0 < dimensions <= MAX_DIMENSIONS:
-            raise self.fail(f"tensor {name} has {dimensions} dimensions, 1 to {MAX_DIMENSIONS} expected")
+            raise self.fail(f"tensor {name} has {dimensions} dimensions; expected 1 to {MAX_DIMENSIONS}")
         start = self.skip(8 * dimensions + 12, f"the entry of {name}")
         *sizes, number, offset = struct.unpack_from(f"<{dimensions}QIQ", self.data, start)
         shape = tuple(sizes[::-1])
@@ -256,7 +256,7 @@ class _Scan:
             raise self.fail(f"tensor {name} has type {number}, which ggml does not define") from error
         if min(shape) < 1 or shape[-1] % kind.block:
             raise self.fail(
-                f"tensor {name} has shape {shape}, no empty axis and rows of a multiple of {kind.block} ({kind}) expected"
+                f"tensor {name} has shape {shape}; expected no empty axis and rows of a multiple of {kind.block} ({kind})"
             )
         return TensorEntry(name, shape, kind, offset)
 
@@ -289,7 +289,7 @@ def _read(scan: _Scan) -> GGUFHeader:
     version = scan.u32("the version")
     if version not in (2, 3):
         hint = "; it is big-endian" if int.from_bytes(U32.pack(version), "big") in (2, 3) else ""
-        raise CheckpointError(f"{path}: GGUF version {version} found, 2 or 3 expected{hint}; convert it again")
+        raise CheckpointError(f"{path}: GGUF version {version} found; expected 2 or 3{hint}; convert it again")
     n_tensors = scan.u64("the tensor count")
     n_fields = scan.u64("the metadata count")
     room = scan.size - scan.position
@@ -297,7 +297,7 @@ def _read(scan: _Scan) -> GGUFHeader:
         raise scan.fail(f"{n_tensors} tensors and {n_fields} metadata values are claimed, more than the file can hold")
     if n_tensors > MOST_TENSORS or n_fields > MOST_FIELDS:
         raise scan.fail(
-            f"{n_tensors} tensors and {n_fields} metadata values are claimed, at most {MOST_TENSORS} and {MOST_FIELDS} expected"
+            f"{n_tensors} tensors and {n_fields} metadata values are claimed; expected at most {MOST_TENSORS} and {MOST_FIELDS}"
         )
     places: dict[str, tuple[ValueType, int, int]] = {}
     for _ in range(n_fields):
@@ -327,7 +327,7 @@ def _read(scan: _Scan) -> GGUFHeader:
 def _alignment(scan: _Scan, kind: ValueType, start: int, stop: int) -> int:
     value = StoredField(kind, scan.data, start, stop).value
     if type(value) is not int or value < 1 or value & (value - 1):
-        raise scan.fail(f"{ALIGNMENT_KEY} is {shortened(repr(value))}, a power of two expected")
+        raise scan.fail(f"{ALIGNMENT_KEY} is {shortened(repr(value))}; expected a power of two")
     return value
 
 
@@ -340,7 +340,7 @@ def _check_places(scan: _Scan, entries: Sequence[TensorEntry], data_offset: int,
             raise scan.fail(f"tensor {entry.name} appears twice")
         seen.add(entry.name)
         if entry.offset != expected:
-            raise scan.fail(f"tensor {entry.name} starts at offset {entry.offset}, {expected} expected")
+            raise scan.fail(f"tensor {entry.name} starts at offset {entry.offset}; expected {expected}")
         expected = align(entry.offset + entry.nbytes, alignment)
         end = data_offset + entry.offset + entry.nbytes
         if end > scan.size:

@@ -42,7 +42,7 @@ def _read_gguf(path: Path) -> ImportanceMatrix:
     names = sorted(name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS))
     if not names:
         raise InputError(
-            f"{path}: is a GGUF file without {SUMS} tensors, an importance matrix expected; collect one with `tinyq imatrix`"
+            f"{path}: is a GGUF file without {SUMS} tensors; expected an importance matrix; collect one with `tinyq imatrix`"
         )
     entries = {name: _statistics(path, name, tensors) for name in names}
     datasets = header.get(DATASETS, ())
@@ -91,8 +91,8 @@ class _OldFile:
     def take(self, count: int) -> bytes:
         if not 0 <= count <= len(self.data) - self.at:
             raise InputError(
-                f"{self.path}: {count} bytes expected at offset {self.at} of {len(self.data)}; it is truncated or not an "
-                "importance matrix, collect it again"
+                f"{self.path}: ends at byte {len(self.data)}; expected {count} bytes from byte {self.at} on; it is truncated or "
+                "not an importance matrix, collect it again"
             )
         self.at += count
         return self.data[self.at - count : self.at]

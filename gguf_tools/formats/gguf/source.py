@@ -106,7 +106,7 @@ class GGUFSource:
 
     def _wrong(self, name: str, value: Any, expected: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path}: metadata {self.architecture}.{name} is {repr(value)[:60]}, {expected} expected; write the file again"
+            f"{self.path}: metadata {self.architecture}.{name} is {repr(value)[:60]}; expected {expected}; write the file again"
         )
 
     def tensor(self, name: str) -> Tensor:

@@ -37,7 +37,8 @@ def layout(tensors: Iterable[tuple[str, tuple[int, ...], TensorType]]) -> Layout
     for name, _, _ in tensors:
         if len(name.encode()) > MAX_NAME:
             raise OutputError(
-                f"tensor name {name} has {len(name.encode())} bytes, {MAX_NAME} at most expected by ggml; rename it in the source"
+                f"tensor name {name} has {len(name.encode())} bytes; expected {MAX_NAME} at most, ggml's limit; rename it in "
+                "the source"
             )
     entries, data_bytes = place(tensors)
     return Layout(entries, data_bytes)

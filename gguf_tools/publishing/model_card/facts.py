@@ -92,9 +92,9 @@ def gather(
         if path in paths[:number]:
             raise InputError(f"{path}: is given twice; give each file once")
     if quantized_by is not None and not quantized_by.isprintable():
-        raise InputError(f"--quantized-by is {quantized_by!r}, a name of printable characters expected")
+        raise InputError(f"--quantized-by is {quantized_by!r}; expected a name of printable characters")
     if base_model is not None and not _HUB_ID.fullmatch(base_model):
-        raise InputError(f"--base-model is {base_model!r}, a hub id (owner/name) expected")
+        raise InputError(f"--base-model is {base_model!r}; expected a hub id (owner/name)")
     _check_source(source)
     headers = [read_header(path) for path in paths]
     base_models = (base_model,) if base_model else _base_models(source, headers[0])

@@ -128,7 +128,7 @@ def _block_size(checkpoint: Checkpoint) -> tuple[int, int]:
         return BLOCK, BLOCK
     if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
         raise CheckpointError(
-            f"{checkpoint.path / CONFIG}: quantization_config.weight_block_size is {size!r}, two positive integers expected; "
+            f"{checkpoint.path / CONFIG}: quantization_config.weight_block_size is {size!r}; expected two positive integers; "
             "correct it"
         )
     return size[0], size[1]

@@ -26,7 +26,7 @@ def leave_heads_out(checkpoint: Checkpoint) -> Checkpoint:
     instead = next((name for name in found if CLASSIFICATION.fullmatch(name)), None)
     if instead and OUTPUT not in checkpoint.tensors and not ties(checkpoint.config):
         raise UnsupportedError(
-            f"{checkpoint.path}: is a classification model ({instead} exists, {OUTPUT} is missing), a language model expected; "
+            f"{checkpoint.path}: is a classification model ({instead} exists, {OUTPUT} is missing); expected a language model; "
             "give the language model that it was trained from"
         )
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in found}

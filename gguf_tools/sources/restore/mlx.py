@@ -58,7 +58,7 @@ def undo_mlx(checkpoint: Checkpoint) -> Checkpoint:
 def _apart(checkpoint: Checkpoint, name: str, stack: Tensor, prefix: str, projection: str) -> dict[str, Tensor]:
     if len(stack.shape) != 3:
         raise CheckpointError(
-            f"{checkpoint.path}: tensor {name} has shape {stack.shape}, (experts, rows, columns) expected; save it again"
+            f"{checkpoint.path}: tensor {name} has shape {stack.shape}; expected (experts, rows, columns); save it again"
         )
     return {
         f"{prefix}.experts.{e}.{projection}_proj.weight": Reshaped(take(stack, [e]), stack.shape[1:])

@@ -217,7 +217,7 @@ def test_a_config_as_litgpt_saves_it(made: Made, tmp_path: Path) -> None:
         ("<<: {a: 1}\n", "line 1 has the tag tag:yaml.org,2002:merge"),
         pytest.param("a: 0x1" + 5000 * "0" + "\n", "line 1 has a number of more than 64 bits", id="long"),
         ("a: x\x7fy\n", r"not valid YAML \(unacceptable character #x007f"),
-        ("- 1\n", "holds a YAML list, a mapping expected"),
+        ("- 1\n", "holds a YAML list; expected a mapping"),
         ("", "holds a YAML NoneType"),
         ("a: b\n--- \nc: d\n", "not valid YAML"),
     ],

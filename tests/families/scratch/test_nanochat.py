@@ -84,7 +84,7 @@ def test_reference_is_the_published_forward(variant: str, tmp_path: Path) -> Non
 def test_the_file_is_read_with_its_own_meta(tmp_path: Path) -> None:
     folder = written(tmp_path, "first")
     (folder / "model_000200.pt").write_bytes((folder / "model_000650.pt").read_bytes())
-    with pytest.raises(CheckpointError, match=r"2 torch files \(model_000200.pt, model_000650.pt\), one expected"):
+    with pytest.raises(CheckpointError, match=r"2 torch files \(model_000200.pt, model_000650.pt\); expected one"):
         load_model(folder)
     assert load_model(folder / "model_000650.pt").spec.context_length == 64
     with pytest.raises(CheckpointError, match="n_head is missing"):

@@ -113,7 +113,7 @@ def test_a_scale_that_does_not_fit(tmp_path: Path, shape: tuple[int, ...]) -> No
 def test_a_block_size_that_is_none(tmp_path: Path) -> None:
     tensors = {"w.weight": torch.randn(8, 4).to(E4M3), "w.weight_scale_inv": torch.ones(1, 1)}
     folder = folder_with(tmp_path, tensors, quantization_config={"weight_block_size": [128]})
-    with pytest.raises(CheckpointError, match=r"weight_block_size is \[128\], two positive integers expected"):
+    with pytest.raises(CheckpointError, match=r"weight_block_size is \[128\]; expected two positive integers"):
         restore(open_checkpoint(folder))
 
 

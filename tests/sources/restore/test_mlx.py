@@ -84,7 +84,7 @@ def test_a_stack_that_is_none(tmp_path: Path) -> None:
     tensors[name] = tensors[name][0]
     write_checkpoint(tmp_path, config_of(shape), tensors, metadata=MLX)
     with pytest.raises(
-        CheckpointError, match=rf"tensor {name} has shape \(64, 64\), \(experts, rows, columns\) expected"
+        CheckpointError, match=rf"tensor {name} has shape \(64, 64\); expected \(experts, rows, columns\)"
     ):
         load_model(tmp_path)
 
