@@ -272,5 +272,5 @@ def test_numbers_that_float32_cannot_hold(tmp_path: Path, edit: Mapping[str, Any
     write(tmp_path, "plain", 1)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **edit}), "utf-8")
-    with pytest.raises(CheckpointError, match=r"config\.json: .* expected"):
+    with pytest.raises(CheckpointError, match=r"config\.json: .*expected"):
         load_model(tmp_path)
