@@ -49,7 +49,7 @@ def build(checkpoint: Checkpoint) -> Model:
     inventory, config = Inventory(checkpoint), ClassConfig(checkpoint, FAMILY.model_types, rules)
     if config.values.get("sliding_window_pattern") not in (None, 6) or (third and config.kind == "gemma2"):
         raise UnsupportedError(f"{config.path}: sliding_window_pattern is not 6; give layer_types in its place")
-    activation, scale = hf.activation(config, "hidden_activation"), config.number("query_pre_attn_scalar") ** -0.5
+    activation, scale = hf.activation(config, "hidden_activation"), config.positive("query_pre_attn_scalar") ** -0.5
     caps = {key: _cap(config, key) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
 
     def layer(prefix: str, hidden: int, norm: Norm) -> Layer:

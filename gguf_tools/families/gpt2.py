@@ -34,7 +34,9 @@ def matches(checkpoint: Checkpoint) -> bool:
     names = checkpoint.tensors
     prefix = _prefix(names)
     qkv = names.get(f"{prefix}h.0.attn.c_attn.weight")
-    return f"{prefix}wpe.weight" in names and qkv is not None and qkv.shape[1:] == (3 * qkv.shape[0],)
+    return (
+        f"{prefix}wpe.weight" in names and qkv is not None and len(qkv.shape) == 2 and qkv.shape[1] == 3 * qkv.shape[0]
+    )
 
 
 def _prefix(names: Mapping[str, Tensor]) -> str:

@@ -57,11 +57,7 @@ def scaled_model(checkpoint: Checkpoint, config: ClassConfig, family: str) -> Mo
 
 def scales(config: ClassConfig) -> dict[str, float]:
     """Granite's four scales by their keys; CheckpointError where one is not above 0."""
-    found = {key: config.number(key, 1.0) for key in SCALES}
-    for key, value in found.items():
-        if value <= 0:
-            raise config.wrong(key, value, "a number above 0")
-    return found
+    return {key: config.positive(key, 1.0) for key in SCALES}
 
 
 def experts(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int) -> tuple[MoE, LayerTensors]:

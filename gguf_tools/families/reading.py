@@ -98,6 +98,15 @@ class Config:
             raise self.wrong(key, value, "a number of at least 0")
         return float(value)
 
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A number above 0. Raises CheckpointError for any other value, or if it is missing without a default."""
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if not is_number(value) or value <= 0:
+            raise self.wrong(key, value, "a number above 0")
+        return float(value)
+
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number above 0 that fits llama.cpp's int32. Raises CheckpointError otherwise."""
         value = self.values.get(key)

@@ -62,7 +62,8 @@ def lower(model: Model) -> Lowered:
     metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(full.spec))
 
     def named(layer: Layer) -> Mapping[str, Tensor]:
-        return names.rename(mamba2.join_state_space(space, layer.tensors), NAMES)
+        own = layer.spec.state_space
+        return names.rename(mamba2.join_state_space(own, layer.tensors) if own else layer.tensors, NAMES)
 
     return Lowered(NAME, metadata, lowering.lower_tensors(full, named))
 

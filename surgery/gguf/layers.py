@@ -353,14 +353,22 @@ class GGUFSpace(Space[GGUFHalf]):
         return router.shape[0] if router else 0
 
     def experts(self, part: GGUFHalf, order: tuple[int, ...]) -> GGUFHalf:
+        """The half with these experts, in this order; CheckpointError where a tensor holds another number than the router."""
         roles = gguf_names.roles_in(self.file.architecture, part.pieces)
         ids = next((name for name, role in roles.items() if role and role.experts == "ids"), None)
         if ids:
             raise UnsupportedError(
                 f"layer {part.label} has {ids}, which holds the experts' numbers, so that they must stay"
             )
-        _check_groups(self.file, self.expert_count(part), order, part.label)
+        count = self.expert_count(part)
+        _check_groups(self.file, count, order, part.label)
         by_expert = {name for name, role in roles.items() if role and role.experts == "axis"}
+        for name in sorted(by_expert):
+            if part.pieces[name].shape[0] != count:
+                raise CheckpointError(
+                    f"{self.file.header.path}: layer {part.label}: {name} holds {part.pieces[name].shape[0]} experts; expected "
+                    f"{count}, as its router has; write the file again"
+                )
         pieces = {name: _taken(p, order) if name in by_expert else p for name, p in part.pieces.items()}
         return replace(part, pieces=pieces)
 

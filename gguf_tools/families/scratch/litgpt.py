@@ -143,12 +143,7 @@ def _refuse_others(config: Config) -> None:
 
 def _above_zero(config: Config, key: str) -> float | None:
     """A number above 0, or None where the config has none."""
-    value = config.values.get(key)
-    if value is None:
-        return None
-    if not is_number(value) or value <= 0:
-        raise config.wrong(key, value, "a number above 0")
-    return float(value)
+    return None if config.values.get(key) is None else config.positive(key)
 
 
 def _norm(inventory: Inventory, config: Config) -> Norm:

@@ -41,7 +41,12 @@ def matches(checkpoint: Checkpoint) -> bool:
     """Learned positions, and q, k and v in one matrix with three times as many rows as columns."""
     names = checkpoint.tensors
     qkv = names.get("transformer.h.0.attn.c_attn.weight")
-    return "transformer.wpe.weight" in names and qkv is not None and qkv.shape[:1] == (3 * qkv.shape[-1],)
+    return (
+        "transformer.wpe.weight" in names
+        and qkv is not None
+        and len(qkv.shape) == 2
+        and qkv.shape[0] == 3 * qkv.shape[1]
+    )
 
 
 def build(checkpoint: Checkpoint) -> Model:

@@ -128,9 +128,7 @@ def _head_dim(config: Config, rows: int) -> int:
 
 def _rope(config: Config, dim: int) -> Rope:
     """Rope by `rope_base` and `rope_freq` (Llama 3.1's scaling); the book's code multiplies the base by the ratio of contexts."""
-    theta, stated = config.number("rope_base"), config.mapping("rope_freq")
-    if theta <= 0:
-        raise config.wrong("rope_base", theta, "a number above 0")
+    theta, stated = config.positive("rope_base"), config.mapping("rope_freq")
     original, context = config.values.get("orig_context_length"), config.values.get("context_length")
     if original is not None and context is not None and original != context:
         theta *= config.integer("context_length") / config.integer("orig_context_length")

@@ -98,14 +98,10 @@ def _kinds(config: Config, count: int) -> list[Any]:
 def _layer(inventory: Inventory, config: Config, prefix: str, hidden: int, *, local: bool) -> Layer:
     """One layer between its four norms; `local` ones have a sliding window and a rope of their own."""
     key = "rope_local_base" if local else "rope_base"
-    theta = config.number(key)
-    if theta <= 0:
-        raise config.wrong(key, theta, "a number above 0")
+    theta = config.positive(key)
     mixer, part = rasbt.attention(inventory, config, f"{prefix}att.", hidden, NORM, lambda dim: Rope(theta, dim))
     config.assume("query_pre_attn_scalar", mixer.head_dim, "the size of a head, as in the book's model")
-    scalar = config.number("query_pre_attn_scalar")
-    if scalar <= 0:
-        raise config.wrong("query_pre_attn_scalar", scalar, "a number above 0")
+    scalar = config.positive("query_pre_attn_scalar")
     mixer = replace(mixer, scale=scalar**-0.5, window=config.integer("sliding_window") if local else None)
     ffn, ffn_part = hf.gated_mlp(inventory, f"{prefix}ff.", hidden, activation="gelu_tanh", names=rasbt.MLP)
     config.expect("hidden_dim", ffn.width)
