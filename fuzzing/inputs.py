@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-MOST_BYTES = 12_000
+MOST_BYTES = 4_000
 """Of a target's corpus."""
 
 
