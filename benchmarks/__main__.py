@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHMARKS = ("speed", "allocation", "memory", "surgery")
-BY_DEFAULT = ("speed", "allocation", "memory")
+BENCHMARKS = ("kernels", "speed", "allocation", "memory", "surgery")
+BY_DEFAULT = ("kernels", "speed", "allocation", "memory")
 
 
 def main(arguments: list[str]) -> None:

@@ -70,7 +70,43 @@ class Qwen3Shape:
         }
 
 
+@dataclass(frozen=True)
+class Qwen3MoeShape(Qwen3Shape):
+    """Sizes of a Qwen3 with experts, `width` wide each: many small matrices."""
+
+    experts: int
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes, in the order of the published files; tied embeddings."""
+        out: dict[str, tuple[int, ...]] = {}
+        for name, shape in super().tensors().items():
+            before, mlp, part = name.partition("mlp.")
+            if not mlp:
+                out[name] = shape
+                continue
+            out |= {f"{before}mlp.experts.{n}.{part}": shape for n in range(self.experts)}
+            out[f"{before}mlp.gate.weight"] = (self.experts, self.hidden)
+        return out
+
+    def config(self) -> dict[str, object]:
+        """config.json as transformers writes it."""
+        more = {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "num_experts": self.experts,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": self.width,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+        return super().config() | more
+
+
 QWEN3_0_6B = Qwen3Shape(151_936, 1024, 28, 16, 8, 128, 3072)
+QWEN3_MOE = Qwen3MoeShape(151_936, 1024, 12, 16, 4, 128, 256, 48)
+"""0.65 billion weights, 1728 matrices of experts."""
+SHAPES = {"dense": QWEN3_0_6B, "moe": QWEN3_MOE}
 
 
 def write_checkpoint(folder: Path, shape: Qwen3Shape, seed: int = 0) -> Path:

@@ -1,9 +1,11 @@
 """One-pass conversion against llama.cpp's two steps: wall time and peak memory, in turns, on the same machine.
 
-The checkpoint is random, of Qwen3-0.6B's shape, in bf16, sharded (1.2 GB). Ours is `tinyq convert --type T`, which reads the
-checkpoint, quantizes, proves the vocabulary and flushes to the disk; theirs is convert_hf_to_gguf.py to BF16 and then
-`llama_model_quantize`, which flush nothing. Everything runs in child processes, with as many threads. The tensors of both
-results are compared byte by byte.
+The checkpoint is random, in bf16, sharded (1.2 GB), of Qwen3-0.6B's shape or of one with experts. Ours is
+`tinyq convert --type T`, which reads the checkpoint, quantizes, proves the vocabulary and flushes to the disk; theirs is
+convert_hf_to_gguf.py to BF16 and then `llama_model_quantize`, which flush nothing. Everything runs in child processes, with as
+many threads. The tensors of both results are compared byte by byte. Also measured: `tinyq quantize` against
+`llama_model_quantize` from the same BF16 file, and the floor, which is reading the checkpoint and writing the result (`cat` of
+both).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.shapes import QWEN3_0_6B, write_checkpoint
+from benchmarks.shapes import SHAPES, write_checkpoint
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.machine import available_cores
 from gguf_tools.text import table
@@ -85,9 +87,16 @@ def same_tensors(ours: Path, theirs: Path) -> bool:
     )
 
 
+def middle_of(runs: list[Run]) -> Run:
+    """The run of median time."""
+    return sorted(runs, key=lambda one: one.seconds)[len(runs) // 2]
+
+
 @dataclass(frozen=True)
 class Row:
-    """Medians for one type: seconds, seconds of all cores and peak bytes of ours, and of their two steps."""
+    """Medians for one type: seconds, seconds of all cores and peak bytes of ours, and of their two steps.
+
+    `quantize` is a run of `tinyq quantize` on their BF16 file, `floor` one of `cat`."""
 
     type: str
     ours: float
@@ -98,6 +107,9 @@ class Row:
     our_peak: int
     their_peak: int
     same: bool
+    quantize: Run
+    their_quantize_cpu: float
+    floor: Run
 
     @property
     def time_ratio(self) -> float:
@@ -112,22 +124,45 @@ class Row:
 
 def measure(kind: str, source: Path, llama: Path, threads: int, repeat: int) -> Row:
     """Medians over `repeat` turns: ours, their conversion, their quantization."""
-    ours, middle, theirs = (CACHE / name for name in ("ours.gguf", "middle.gguf", "theirs.gguf"))
+    ours, middle, theirs, other = (CACHE / f"{name}.gguf" for name in ("ours", "middle", "theirs", "other"))
     once: list[Run] = []
     first: list[Run] = []
     second: list[Run] = []
+    alone: list[Run] = []
+    floors: list[Run] = []
     for _ in range(repeat):
         tinyq = (sys.executable, "-m", "gguf_tools", "convert", source, ours, "--type", kind)
         once.append(run(*tinyq, "--threads", threads, "--force", "--quiet"))
         first.append(run(sys.executable, TOOLS, "convert", llama, source, middle))
         second.append(run(sys.executable, TOOLS, "quantize", middle, theirs, recipe(kind).file_type, threads))
+        again = (
+            sys.executable,
+            "-m",
+            "gguf_tools",
+            "quantize",
+            middle,
+            other,
+            kind,
+            "--threads",
+            threads,
+            "--force",
+            "--quiet",
+        )
+        alone.append(run(*again))
+        copy = 'cat "$1"/*.safetensors > /dev/null; cat "$2" > "$3"; sync "$3"'
+        floors.append(run("sh", "-c", copy, "sh", source, ours, other))
     ours_s, convert_s, quantize_s = (statistics.median(one.seconds for one in runs) for runs in (once, first, second))
     peaks = [max(a.peak, b.peak) for a, b in zip(first, second, strict=True)]
     our_peak, their_peak = (int(statistics.median(found)) for found in ([one.peak for one in once], peaks))
     our_cpu = statistics.median(one.cpu for one in once)
     their_cpu = statistics.median(a.cpu + b.cpu for a, b in zip(first, second, strict=True))
-    row = Row(kind, ours_s, convert_s, quantize_s, our_cpu, their_cpu, our_peak, their_peak, same_tensors(ours, theirs))
-    for path in (ours, middle, theirs):
+    row = Row(
+        *(kind, ours_s, convert_s, quantize_s, our_cpu, their_cpu, our_peak, their_peak, same_tensors(ours, theirs)),
+        quantize=middle_of(alone),
+        their_quantize_cpu=statistics.median(one.cpu for one in second),
+        floor=middle_of(floors),
+    )
+    for path in (ours, middle, theirs, other):
         path.unlink()
     return row
 
@@ -137,6 +172,7 @@ def report(rows: list[Row], threads: int, repeat: int) -> str:
     head = (
         *("type", "tinyq s", "theirs s (convert + quantize)", "ratio", "tinyq CPU s", "theirs", "ratio"),
         *("tinyq MB", "theirs", "ratio", "same bytes"),
+        *("quantize alone s / CPU s", "theirs", "cat of both s / CPU s"),
     )
     body = [
         (
@@ -151,6 +187,9 @@ def report(rows: list[Row], threads: int, repeat: int) -> str:
             f"{row.their_peak / 1e6:.0f}",
             f"{row.peak_ratio:.2f}",
             "yes" if row.same else "NO",
+            f"{row.quantize.seconds:.1f} / {row.quantize.cpu:.1f}",
+            f"{row.their_quantize:.1f} / {row.their_quantize_cpu:.1f}",
+            f"{row.floor.seconds:.1f} / {row.floor.cpu:.1f}",
         )
         for row in rows
     ]
@@ -166,12 +205,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__)
     parser.add_argument("--types", nargs="+", default=TYPES)
+    parser.add_argument("--shape", choices=SHAPES, default="dense")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     CACHE.mkdir(exist_ok=True)
-    source, llama = write_checkpoint(CACHE / "qwen3-0.6b", QWEN3_0_6B), llama_source()
+    folder = CACHE / ("qwen3-0.6b" if given.shape == "dense" else "qwen3-moe")
+    source, llama = write_checkpoint(folder, SHAPES[given.shape]), llama_source()
     rows = [measure(kind, source, llama, given.threads, given.repeat) for kind in given.types]
     print(report(rows, given.threads, given.repeat))
     if given.json:

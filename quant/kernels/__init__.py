@@ -110,10 +110,10 @@ def encode(
     name = chosen()
     if name is None:
         raise ValueError("there are no kernels; ask `handles` first")
-    return _encode(name, dtype, rows, source, out, importance)[0]
+    return encode_by(name, dtype, rows, source, out, importance)[0]
 
 
-def _encode(
+def encode_by(
     name: str,
     dtype: TensorType,
     rows: NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.uint8],
@@ -121,7 +121,7 @@ def _encode(
     out: NDArray[np.uint8],
     importance: NDArray[np.float32] | None,
 ) -> tuple[float, int]:
-    """The largest magnitude, and the number of weights that the kernels called `name` left to ggml."""
+    """As `encode`, with the kernels called `name` (of `available`); also returns the number of weights that were left to ggml."""
     n = out.shape[0]
     k = out.shape[1] // dtype.block_bytes * dtype.block
     if rows.nbytes != n * k * source.block_bytes or not (rows.flags.c_contiguous and out.flags.c_contiguous):
@@ -149,7 +149,7 @@ def _is_identical(name: str, dtype: TensorType, weighted: bool) -> bool:
     theirs = np.empty((rows.shape[0], row_bytes(dtype, rows.shape[1])), np.uint8)
     ours = np.empty_like(theirs)
     ggml.quantize_chunk(dtype, rows, theirs, importance)
-    _encode(name, dtype, rows, F32, ours, importance)
+    encode_by(name, dtype, rows, F32, ours, importance)
     if np.array_equal(ours, theirs):
         return True
     with_matrix = " with an importance matrix" if weighted else ""

@@ -53,7 +53,7 @@ def test_bytes_are_ggmls(name: str, dtype: TensorType) -> None:
         for kind in KINDS:
             rows, columns, theirs = case(data, kind, dtype)
             ours = np.full_like(theirs, 0xA5)
-            peak, _ = kernels._encode(name, dtype, rows, F32, ours, columns)
+            peak, _ = kernels.encode_by(name, dtype, rows, F32, ours, columns)
             assert peak == np.abs(rows).max()
             if not np.array_equal(ours, theirs):
                 differ.append((data, kind, int((ours != theirs).reshape(-1, dtype.block_bytes).any(1).sum())))
@@ -66,7 +66,7 @@ def test_usual_weights_are_not_left_to_ggml(dtype: TensorType) -> None:
     for data in ("gaussian", "bf16", "heavy", "sparse", "zeros", "ties", "constant-blocks"):
         for kind in (None, "plain"):
             rows, columns, theirs = case(data, kind, dtype)
-            assert kernels._encode(SETS[0], dtype, rows, F32, np.empty_like(theirs), columns)[1] == 0
+            assert kernels.encode_by(SETS[0], dtype, rows, F32, np.empty_like(theirs), columns)[1] == 0
 
 
 @needs_kernels
@@ -96,7 +96,7 @@ def test_any_size_source_and_bit_pattern(
         rows = widen(stored, source)
     theirs = by_ggml(dtype, rows, columns)
     ours = np.full_like(theirs, 0xA5)
-    kernels._encode(name, dtype, rows if source is F32 else stored, source, ours, columns)
+    kernels.encode_by(name, dtype, rows if source is F32 else stored, source, ours, columns)
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -108,9 +108,9 @@ def test_every_number_of_16_bits_is_widened_exactly(name: str, source: TensorTyp
     bits = np.where((stored & 0x7FFF) >= (0x7C00 if source is F16 else 0x7F80), 0, stored).astype(np.uint16)
     rows = widen(bits, source)
     ours = np.empty((256, row_bytes(Q8_0, 256)), np.uint8)
-    kernels._encode(name, Q8_0, bits, source, ours, None)
+    kernels.encode_by(name, Q8_0, bits, source, ours, None)
     np.testing.assert_array_equal(ours, by_ggml(Q8_0, rows, None))
-    peak, _ = kernels._encode(name, Q8_0, stored, source, ours, None)
+    peak, _ = kernels.encode_by(name, Q8_0, stored, source, ours, None)
     assert not np.isfinite(peak)
 
 
@@ -141,14 +141,14 @@ def fresh() -> Iterator[None]:
 @needs_kernels
 @pytest.mark.usefixtures("fresh")
 def test_kernels_that_differ_leave_the_type_to_ggml(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = kernels._encode
+    right = kernels.encode_by
 
     def wrong(name: str, dtype: TensorType, rows: FloatArray, source: TensorType, out: NDArray[np.uint8], w: None):  # type: ignore[no-untyped-def]
         done = right(name, dtype, rows, source, out, w)
         out[-1, -1] ^= dtype is Q4_K
         return done
 
-    monkeypatch.setattr(kernels, "_encode", wrong)
+    monkeypatch.setattr(kernels, "encode_by", wrong)
     rows = case("gaussian", None, Q4_K)[0]
     with pytest.warns(RuntimeWarning, match="differ from this build of ggml for q4_K; ggml encodes it"):
         assert encode_rows(rows, Q4_K).tobytes() == by_ggml(Q4_K, rows, None).tobytes()
@@ -191,7 +191,7 @@ def test_arguments_are_checked_before_memory_is_touched() -> None:
     with pytest.raises(ValueError, match="importance is float64"):
         kernels.encode(Q4_K, rows, F32, out, np.ones(256))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no kernels named MMX"):
-        kernels._encode("MMX", Q4_K, rows, F32, out, None)
+        kernels.encode_by("MMX", Q4_K, rows, F32, out, None)
 
 
 @needs_kernels
