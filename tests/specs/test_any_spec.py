@@ -12,7 +12,7 @@ import pytest
 
 from gguf_tools.model import spec as language
 from gguf_tools.model.features import option, size
-from gguf_tools.model.spec import Attention, LayerSpec, ModelSpec, Norm
+from gguf_tools.model.spec import Attention, GatedMLP, LayerSpec, ModelSpec, Norm
 from gguf_tools.reference.decoder import EXPRESSES as REFERENCE
 from gguf_tools.targets import planner
 from gguf_tools.targets.registry import all_targets
@@ -41,6 +41,15 @@ def test_granite_without_rope_in_any_layer(checker: Checker) -> None:
     whole = plain(ModelSpec)
     found = checker.spec(replace(whole, layers=tuple(changed(la, ("mixer", "rope"), None) for la in whole.layers)))
     assert (found.target, found.wrong) == ("granite", "")
+
+
+def test_gemma3_hosts_as_many_layers_as_change_its_attention_scale(checker: Checker) -> None:
+    """62 layers, with which the graph divides scores by the root of hidden / heads, after both have grown."""
+    layer: LayerSpec = plain(LayerSpec)
+    mixer = replace(plain(Attention), qk_norm=plain(Norm))
+    layer = replace(layer, mixer=mixer, feed_forward=GatedMLP(32, activation="relu"))
+    found = checker.spec(replace(plain(ModelSpec), layers=(layer,) * 62, logit_softcap=2.0))
+    assert (found.target, found.wrong) == ("gemma3", "")
 
 
 @pytest.mark.parametrize(
