@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from docs import misreadings
+from docs import families_table, misreadings
 from docs.api_page import api_page
 from docs.architectures_page import architectures_page
 from gguf_tools.cli import COMMANDS, tinyq
@@ -102,6 +102,7 @@ def family_row(family: Family) -> str:
 
 
 if __name__ == "__main__":
+    families_table.README.write_text(families_table.readme(), "utf-8")
     API_PAGE.write_text(api_page(), "utf-8")
     COMMANDS_PAGE.write_text(commands_page(), "utf-8")
     ARCHITECTURES_PAGE.write_text(architectures_page(), "utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from docs.api_page import api_page
 from docs.architectures_page import architectures_page
+from docs.families_table import README, readme
 from docs.generate import (
     API_PAGE,
     ARCHITECTURES_PAGE,
@@ -21,6 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_commands_page() -> None:
     assert COMMANDS_PAGE.read_text("utf-8") == commands_page(), "run make docs"
+
+
+def test_the_readmes_table_of_families() -> None:
+    assert README.read_text("utf-8") == readme(), "run make docs"
 
 
 def test_conformance_page() -> None:
