@@ -34,6 +34,8 @@ COMMANDS = {
     ),
     "verify": ("gguf_tools.commands.verify:verify", "Check a GGUF against its source, byte for byte."),
     "diff": ("gguf_tools.commands.diff:diff", "Compare two GGUF files, or a GGUF and its source."),
+    "golden": ("gguf_tools.commands.golden:golden", "Write what any engine must compute for a model."),
+    "check": ("gguf_tools.commands.check:check", "Hold an engine to golden values: a dump, a server or a command."),
     "card": ("gguf_tools.commands.card:card", "Write a model card, and an Ollama Modelfile, for quantized files."),
     "inspect": ("gguf_tools.commands.inspect:inspect_command", "Describe a checkpoint or a GGUF."),
     "demo": ("gguf_tools.commands.demo:demo", "Convert, quantize and evaluate a bundled model."),

@@ -7,12 +7,15 @@ import json
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fuzzing import archive
 from fuzzing.mutate import json_mutator
 from fuzzing.target import Prepared, Target
+from gguf_tools.evaluation.golden.check import check_arrays
+from gguf_tools.evaluation.golden.read import read_dump, read_golden_files
 from gguf_tools.evaluation.golden_logits import read_golden
 from gguf_tools.formats.gguf.header import (
     Metadata,
@@ -29,7 +32,7 @@ from gguf_tools.formats.gguf.header import (
 from gguf_tools.formats.gguf.imatrix import read_imatrix
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.formats.gguf.split import split_keys
-from gguf_tools.formats.safetensors import read_safetensors
+from gguf_tools.formats.safetensors import Stored, read_safetensors, write_safetensors
 from gguf_tools.sources.checkpoint import open_checkpoint
 from quant.recipes import TensorFacts
 from quant.types import F32, Q4_0, TYPES, TensorType
@@ -214,6 +217,54 @@ def _golden_array(folder: Path) -> Prepared:
     return Prepared([out.getvalue()], read)
 
 
+def _golden_folder(folder: Path) -> Prepared:
+    """The input is golden.json; the folder's own arrays are then checked as an engine's."""
+    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
+    arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = {
+        "tokens_0": np.arange(2),
+        "logits_0": logits,
+        "greedy_0": np.array([1]),
+        "margins_0": np.ones(1, np.float32),
+    }
+    stored = [
+        Stored(
+            name=name,
+            dtype="I64" if values.dtype == np.int64 else "F32",
+            shape=values.shape,
+            width=values.itemsize,
+            pieces=[values.tobytes()],
+        )
+        for name, values in arrays.items()
+    ]
+    write_safetensors(folder / "golden.safetensors", stored, {})
+    facts = {
+        "format": 1,
+        "model": {"vocab_size": 3},
+        "prompts": [{"tokens": [0, 1], "text": "a", "greedy": [1]}],
+        "tolerances": {"f32": {"logits": 1e-10}},
+    }
+
+    def read(data: bytes) -> bool:
+        (folder / "golden.json").write_bytes(data)
+        files = read_golden_files(folder)
+        return check_arrays(files, files.arrays, "engine").passed
+
+    return Prepared([json.dumps(facts).encode()], read)
+
+
+def _dump(folder: Path) -> Prepared:
+    """The input is an engine's dump (.npz)."""
+    path = folder / "dump.npz"
+    out = io.BytesIO()
+    np.savez(out, logits_0=np.zeros((2, 3), np.float32), greedy_0=np.array([1]))
+
+    def read(data: bytes) -> bool:
+        path.write_bytes(data)
+        return bool(read_dump(path))
+
+    return Prepared([out.getvalue()], read)
+
+
 GGUF_WORDS = [
     b"GGUF",
     *(struct.pack("<I", kind) for kind in ValueType),
@@ -243,6 +294,16 @@ TARGETS = (
         words=[*GGUF_WORDS, b".in_sum2", b".counts"],
     ),
     Target(name="golden", title="golden logits (.npz)", prepare=_golden, executions=100_000),
+    Target(
+        name="golden-folder",
+        title="golden folders (golden.json)",
+        prepare=_golden_folder,
+        mutate=json_mutator(
+            ["format", "prompts", "tokens", "greedy", "text", "tolerances", "vocab_size"], [1, "a", [0], {}]
+        ),
+        executions=100_000,
+    ),
+    Target(name="golden-dump", title="dumps of engines (.npz)", prepare=_dump, executions=100_000),
     Target(
         name="golden-array",
         title="golden logits, an array",

@@ -93,12 +93,13 @@ def _npz(path: Path) -> dict[str, tuple[Array, str]]:
             name = member.filename.removesuffix(".npy")
             if NAME.fullmatch(name):
                 with archive.open(member) as stream:
-                    array = _npy(stream, name, member.file_size)
+                    array = read_npy(stream, name, member.file_size)
                 found[name] = array, str(array.dtype)
     return found
 
 
-def _npy(stream: IO[bytes], name: str, size: int) -> Array:
+def read_npy(stream: IO[bytes], name: str, size: int) -> Array:
+    """The array of one member of a .npz file, `size` bytes long; ValueError if they do not hold it."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, columns_first, dtype = read(stream)
@@ -112,10 +113,11 @@ def _npy(stream: IO[bytes], name: str, size: int) -> Array:
 
 def _safetensors(path: Path) -> dict[str, tuple[Array, str]]:
     tensors, _ = read_safetensors(path)
-    return {name: _stored(tensor) for name, tensor in tensors.items() if NAME.fullmatch(name)}
+    return {name: stored_array(tensor) for name, tensor in tensors.items() if NAME.fullmatch(name)}
 
 
-def _stored(tensor: StoredTensor) -> tuple[Array, str]:
+def stored_array(tensor: StoredTensor) -> tuple[Array, str]:
+    """A tensor as an array, and the type that it is stored in; numbers of 64 bits and integers of 32 are kept as they are."""
     kind = {"I64": np.int64, "I32": np.int32, "F64": np.float64}.get(tensor.dtype)
     if kind is None:
         return tensor.array(), {"F16": "float16", "BF16": "bfloat16"}.get(tensor.dtype, "float32")

@@ -30,6 +30,8 @@ from gguf_tools.formats.temporary import (
     remove_leftovers,
 )
 
+MARKS = ("config.json", "golden.json")
+"""Files by which folders are known that tinyq writes: checkpoints and golden values."""
 Check = Callable[[], None]
 """Called when an output is complete but not yet renamed; if it raises, the output is discarded."""
 
@@ -267,16 +269,16 @@ def atomic_folder(path: Path, *, force: bool = False, size: int = 0, check: Chec
 def check_folder(path: Path, force: bool) -> None:
     """Raise OutputError if `path` cannot be written as a folder.
 
-    With `force` a folder is replaced only if it is empty or has a config.json.
+    With `force` a folder is replaced only if it is empty or has one of the files `MARKS`.
     """
     _state(path)
     if path.exists() and not path.is_dir():
-        raise OutputError(f"{path}: is a file, but surgery on a checkpoint writes a folder; choose another name")
+        raise OutputError(f"{path}: is a file, but a folder is written; choose another name")
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already; choose another name or overwrite it with --force")
-    if path.exists() and not (path / "config.json").exists() and any(path.iterdir()):
+    if path.exists() and any(path.iterdir()) and not any((path / mark).exists() for mark in MARKS):
         raise OutputError(
-            f"{path}: is a folder without config.json, and --force replaces only checkpoints; choose another name"
+            f"{path}: is a folder without {' or '.join(MARKS)}, and --force replaces only such folders; choose another name"
         )
     if not path.resolve().parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")

@@ -30,6 +30,7 @@ class Kind(Enum):
     RECIPE = "a recipe", 1 << 20
     PROMPTS = "a file of prompts or questions", 16 << 20
     TEXT = "a text", 64 << 20
+    GOLDEN = "golden values", 64 << 20
     JOURNAL = "the journal of an in-place change", 64 << 20
     MATRIX = "an importance matrix in the old format", 1 << 30
 

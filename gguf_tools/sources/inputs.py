@@ -11,7 +11,7 @@ from gguf_tools.formats.gguf.split import sibling_parts
 WEIGHTS = re.compile(r".+\.(safetensors|bin|pt|pth|ckpt)")
 BESIDE = re.compile(
     r"(config|params|model_config|generation_config|tokenizer|special_tokens|added_tokens|chat_template"
-    r"|vocab|merges|meta|README|tinyq|.+\.index)"
+    r"|vocab|merges|meta|golden|README|tinyq|.+\.index)"
     r".*\.(json|jinja|txt|model|pkl|md|toml|yaml)"
 )
 """Names of files that describe the weights in their folder: config, tokenizer, README, index, surgery recipe,

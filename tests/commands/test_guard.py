@@ -18,6 +18,7 @@ from gguf_tools.cli import COMMANDS
 from gguf_tools.cli import tinyq as group
 from gguf_tools.commands.common import WRITTEN
 from gguf_tools.errors import CheckpointError, OutputError
+from gguf_tools.evaluation.golden.write import write_golden
 from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.gguf.imatrix import write_imatrix
 from gguf_tools.verification.run import verify
@@ -37,6 +38,7 @@ class Place:
     file: Path
     text: Path
     matrix: Path
+    golden: Path
     out: Path
 
     def contents(self) -> dict[str, bytes]:
@@ -44,18 +46,27 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, qwen3_folder: Path, f32_file: Path) -> Place:
+def place(tmp_path: Path, qwen3_folder: Path, f32_file: Path, golden_folder: Path) -> Place:
     import numpy as np
 
     source, file, text, matrix = (tmp_path / name for name in ("source", "in.gguf", "text.txt", "m.gguf"))
     shutil.copytree(qwen3_folder, source)
+    shutil.copytree(golden_folder, tmp_path / "golden")
     shutil.copy(f32_file, file)
     text.write_text("Once upon a time")
     entry = Statistics(np.ones((1, 64), np.float32), np.ones(1, np.float32))
     made = ImportanceMatrix(entries={"blk.0.attn_q.weight": entry}, datasets=(), chunks=1, chunk_size=1, name="m")
     write_imatrix(made, matrix)
     (tmp_path / "out").mkdir()
-    return Place(tmp_path, source, file, text, matrix, tmp_path / "out")
+    return Place(tmp_path, source, file, text, matrix, tmp_path / "golden", tmp_path / "out")
+
+
+@pytest.fixture(scope="session")
+def golden_folder(qwen3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("guard") / "golden"
+    path.mkdir()
+    write_golden(qwen3_folder, path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +91,11 @@ def runs(place: Place) -> dict[str, list[tuple[list[object], dict[str, Path]]]]:
         "eval": [([file, "--suite", "card"], {"--csv": out / "a.csv", "--markdown": out / "a.md"})],
         "verify": [([file, "--source", source], {})],
         "diff": [([source, file], {})],
+        "golden": [
+            ([source, "--tokens", "1"], {"": out / "golden"}),
+            (["--family", "olmoe"], {"--all": out / "suite"}),
+        ],
+        "check": [([place.golden, "--dump", place.golden / "golden.safetensors"], {})],
         "trace": [([file, "--tokens", "4"], {"--html": out / "a.html", "--png": out / "a.png"})],
         "inspect": [([file], {}), ([source], {})],
         "demo": [([], {})],

@@ -117,6 +117,8 @@ MODELS = [
     ("verify", "{bad}", "--source", "{folder}"),
     ("diff", "{bad}", "{folder}"),
     ("trace", "{bad}"),
+    ("golden", "{bad}", "{out}"),
+    ("check", "{bad}", "--gguf", "{model}"),
     ("diff", "{model}", "{bad}"),
     ("inspect", "{bad}"),
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gguf_tools import convert, operate, quantize
+from gguf_tools.evaluation.golden.write import write_golden
 from gguf_tools.families.registry import family_named
 from gguf_tools.formats.gguf.imatrix import write_imatrix
 from quant.imatrix import ImportanceMatrix, Statistics
@@ -72,12 +73,18 @@ def _written(text: str) -> Callable[[Materials, Path], None]:
     return make
 
 
+def _golden(made: Materials, path: Path) -> None:
+    path.mkdir()
+    write_golden(made.path("checkpoint"), path)
+
+
 MAKERS: dict[str, Callable[[Materials, Path], None]] = {
     "checkpoint": _checkpoint(1),
     "f32.gguf": _f32,
     "small.gguf": _small,
     "changed.gguf": _changed,
     "matrix.gguf": _matrix,
+    "golden": _golden,
     "recipe.toml": _written('steps = ["swap(0:1)", "scale(2@0.5)"]\n'),
     "text.txt": _written(TEXT),
     "prompts.txt": _written(PROMPTS),

@@ -76,6 +76,23 @@ SCENARIOS: tuple[Scenario, ...] = (
         llama="run",
         cost="slow",
     ),
+    Scenario(
+        command="golden",
+        line="golden {in}/checkpoint {out}/golden --tokens 2 --json {out}/report.json",
+        cost="slow",
+    ),
+    Scenario(
+        command="golden",
+        variant="suite",
+        line="golden --all {out}/suite --family olmoe --json {out}/report.json",
+        cost="slow",
+    ),
+    Scenario(
+        command="check",
+        line="check {in}/golden --gguf {in}/f32.gguf --json {out}/report.json",
+        llama="run",
+        cost="slow",
+    ),
     Scenario(command="diff", line="diff {in}/checkpoint {in}/f32.gguf --json {out}/report.json"),
     Scenario(
         command="card",

@@ -1,0 +1,125 @@
+"""Reads golden folders, and dumps of an engine in the same names."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_tools.errors import InputError, TinyqError
+from gguf_tools.evaluation.golden.values import Array
+from gguf_tools.evaluation.golden.write import DATA, FACTS, FORMAT
+from gguf_tools.evaluation.golden_logits import SUFFIXES, read_npy, stored_array
+from gguf_tools.formats.safetensors import read_safetensors
+from gguf_tools.formats.text_file import Kind, check_regular, load_json, read_bytes
+from gguf_tools.text import one_line, shortened
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenPrompt:
+    """One prompt of a golden folder: token ids, text if there is one, and the ids of the greedy continuation."""
+
+    tokens: tuple[int, ...]
+    text: str | None
+    greedy: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenFiles:
+    """A golden folder: its prompts, its arrays, and the tolerances by arithmetic and name."""
+
+    folder: Path
+    prompts: tuple[GoldenPrompt, ...]
+    arrays: Mapping[str, Array]
+    tolerances: Mapping[str, Mapping[str, float]]
+    vocab_size: int
+
+
+def read_golden_files(folder: Path) -> GoldenFiles:
+    """Read a golden folder. Raises InputError, naming the file, if one is missing or broken, or they contradict each other."""
+    facts_path, data_path = folder / FACTS, folder / DATA
+    for path in (facts_path, data_path):
+        if not path.is_file():
+            raise InputError(f"{path}: is missing; give a folder that tinyq golden wrote")
+    try:
+        facts = load_json(read_bytes(facts_path, Kind.GOLDEN, InputError))
+        if not isinstance(facts, dict) or facts["format"] != FORMAT:
+            raise ValueError(f"format is {shortened(repr(facts.get('format')))}, {FORMAT} expected")
+        prompts = tuple(
+            GoldenPrompt(tokens=_ids(one["tokens"]), text=_text(one["text"]), greedy=_ids(one["greedy"]))
+            for one in facts["prompts"]
+        )
+        limits = {
+            str(kind): {str(name): float(value) for name, value in values.items()}
+            for kind, values in facts["tolerances"].items()
+        }
+        size = facts["model"]["vocab_size"]
+        if type(size) is not int or not prompts:
+            raise ValueError("there are no prompts, or the vocabulary has no size")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        text = shortened(one_line(str(error)), 160)
+        raise InputError(f"{facts_path}: is not what tinyq golden writes ({text}); write it again") from error
+    arrays = read_dump(data_path)
+    empty = next((name for name, array in arrays.items() if not array.ndim or not array.size), None)
+    if empty is not None:
+        raise InputError(f"{data_path}: {empty} has no tokens; write it again")
+    for n, prompt in enumerate(prompts):
+        logits = arrays.get(f"logits_{n}")
+        if logits is None or logits.shape != (len(prompt.tokens), size):
+            raise InputError(
+                f"{data_path}: logits_{n} is missing or has another shape than golden.json says; write it again"
+            )
+    return GoldenFiles(folder=folder, prompts=prompts, arrays=arrays, tolerances=limits, vocab_size=size)
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise ValueError("a list of token ids is expected")
+    return tuple(value)
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError("a prompt's text is expected")
+    return value
+
+
+def read_dump(path: Path) -> dict[str, Array]:
+    """All arrays of a .npz or .safetensors file. Raises InputError if it cannot be read."""
+    check_regular(path, InputError)
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: its name ends in {path.suffix or 'nothing'}; expected .safetensors or .npz")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            arrays = _npz(path) if path.suffix == ".npz" else _safetensors(path)
+            for name, array in arrays.items():
+                if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+                    raise ValueError(f"{name} holds {array.dtype}, numbers expected")
+            return arrays
+    except TinyqError:
+        raise
+    except Exception as error:
+        # Every kind of error comes out of the readers of archives and of numpy's headers, which are Python's syntax.
+        text = shortened(one_line(str(error)), 160)
+        raise InputError(f"{path}: the arrays cannot be read ({text}); write them with numpy.savez") from error
+
+
+def _safetensors(path: Path) -> dict[str, Array]:
+    tensors, _ = read_safetensors(path)
+    return {name: stored_array(tensor)[0] for name, tensor in tensors.items()}
+
+
+def _npz(path: Path) -> dict[str, Array]:
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            with archive.open(member) as stream:
+                found[name] = read_npy(stream, name, member.file_size)
+    return found

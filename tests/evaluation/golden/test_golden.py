@@ -1,0 +1,219 @@
+"""Golden values are what transformers computes, and a check finds the first thing that differs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.conformance import Case, transformers_logits
+from gguf_tools.evaluation.golden.check import Check, check_arrays
+from gguf_tools.evaluation.golden.engines import check_command, check_gguf
+from gguf_tools.evaluation.golden.meanings import MEANINGS
+from gguf_tools.evaluation.golden.read import read_dump, read_golden_files
+from gguf_tools.evaluation.golden.suite import name_of, suite_cases
+from gguf_tools.evaluation.golden.values import kind_of
+from gguf_tools.evaluation.golden.write import write_golden
+from tests.evaluation.golden.conftest import Place
+from tests.evaluation.trace.planting import planted
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def checked(place: Place, dump: Arrays) -> Check:
+    return check_arrays(read_golden_files(place.golden), dump, "engine")
+
+
+def test_golden_logits_are_transformers(place: Place) -> None:
+    golden = load_file(place.golden / "golden.safetensors")
+    facts = json.loads((place.golden / "golden.json").read_text("utf-8"))
+    prompts = [prompt["tokens"] for prompt in facts["prompts"]]
+    for n, logits in enumerate(transformers_logits(place.source, prompts)):
+        assert golden[f"tokens_{n}"].tolist() == prompts[n]
+        error = np.square(logits - golden[f"logits_{n}"]).sum() / np.square(logits).sum()
+        assert error <= 1e-11
+    greedy = prompts[0] + facts["prompts"][0]["greedy"]
+    (logits,) = transformers_logits(place.source, [greedy])
+    assert logits[len(prompts[0]) - 1 : -1].argmax(-1).tolist() == facts["prompts"][0]["greedy"]
+    two = np.sort(logits[len(prompts[0]) - 1 : -1], axis=-1)[:, -2:]
+    np.testing.assert_allclose(golden["margins_0"], two[:, 1] - two[:, 0], rtol=1e-4)
+    assert set(golden) == set(facts["arrays"])
+    assert all(
+        entry["meaning"] and entry["shape"] == list(golden[name].shape) for name, entry in facts["arrays"].items()
+    )
+
+
+def transformers_dump(source: Path, golden: Arrays) -> Arrays:
+    """What docs/tracing.md shows: forward hooks on a transformers model, under the golden names."""
+    import transformers
+
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    dump: Arrays = {}
+
+    def kept(name: str) -> Callable[..., None]:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            values = output[0] if isinstance(output, tuple) else output
+            dump[name] = values[0].float().numpy().reshape(values.shape[1], -1)
+
+        return hook
+
+    for n in range(3):
+        hooks = []
+        for i, layer in enumerate(model.model.layers):
+            hooks.append(layer.register_forward_hook(kept(f"points_{n}.layers.{i}.layer_out")))
+            hooks.append(layer.self_attn.register_forward_hook(kept(f"points_{n}.layers.{i}.mixer_out")))
+            hooks.append(layer.input_layernorm.register_forward_hook(kept(f"points_{n}.layers.{i}.mixer_norm")))
+        with torch.inference_mode():
+            dump[f"logits_{n}"] = model(torch.tensor([golden[f"tokens_{n}"].tolist()])).logits[0].numpy()
+        for hook in hooks:
+            hook.remove()
+    return dump
+
+
+def test_a_dump_of_transformers_passes_and_a_change_of_it_is_located(place: Place, tmp_path: Path) -> None:
+    dump = transformers_dump(place.source, load_file(place.golden / "golden.safetensors"))
+    save_file(dump, tmp_path / "dump.safetensors")
+    arrays: dict[str, Any] = dump
+    np.savez(tmp_path / "dump.npz", **arrays)
+    for path in (tmp_path / "dump.safetensors", tmp_path / "dump.npz"):
+        found = checked(place, read_dump(path))
+        assert found.passed, found.first
+        assert len(found.compared) == len(dump)
+    dump["points_1.layers.2.mixer_out"][5, 3] += 1.0
+    dump["logits_2"] *= 2
+    found = checked(place, dump)
+    assert found.first
+    assert (found.first.prompt, found.first.position, found.first.point) == (1, 5, "layers.2.mixer_out")
+    assert "channel 3" in found.first.expected
+
+
+def test_wrong_shapes_nan_experts_and_tokens(place: Place) -> None:
+    golden: Arrays = load_file(place.golden / "golden.safetensors")
+    found = checked(place, {"logits_0": golden["logits_0"][:3]})
+    assert found.first
+    assert found.first.found.startswith("shape 3×")
+    bad = golden["logits_1"].copy()
+    bad[4, 2] = np.nan
+    found = checked(place, {"logits_1": bad})
+    assert found.first
+    assert (found.first.prompt, found.first.position) == (1, 4)
+    chosen = golden["points_0.layers.1.moe.chosen"].copy()
+    chosen[7] = sorted(set(range(4)) - set(chosen[7].tolist()))[: chosen.shape[1]]
+    found = checked(place, {"points_0.layers.1.moe.chosen": chosen})
+    assert found.first
+    assert (found.first.position, found.first.point) == (7, "layers.1.moe.chosen")
+    found = checked(place, {"logits_0": golden["logits_0"], "tokens_0": golden["tokens_0"] + 1})
+    assert found.first
+    assert (found.first.point, found.first.position) == ("tokens", 0)
+    greedy = golden["greedy_0"].copy()
+    greedy[3] += 1
+    found = checked(place, {"greedy_0": greedy})
+    assert found.first
+    assert (found.first.point, found.first.position) == ("greedy", 3)
+    with pytest.raises(InputError, match="no array of the golden folder"):
+        checked(place, {"hidden": golden["logits_0"]})
+
+
+def test_a_gguf(place: Place, tmp_path: Path) -> None:
+    golden = read_golden_files(place.golden)
+    found = check_gguf(golden, place.file, "f32", None, 1)
+    assert found.passed, found.first
+    assert found.greedy == 24
+    bad = planted(place.file, tmp_path / "bad.gguf", ("blk.1.attn_v.weight", np.negative))
+    found = check_gguf(golden, bad, "f32", None, 1)
+    assert found.first
+    assert found.first.point == "logits"
+
+
+ENGINE = """
+import json, sys
+facts = json.load(open({facts!r}))
+tokens = [int(t) for t in sys.argv[2].split(",")]
+known = next(p for p in facts["prompts"] if p["tokens"] == tokens)
+print("model", sys.argv[1])
+print(*[t + {off} for t in ({prompt} + known["greedy"])])
+"""
+
+
+@pytest.mark.parametrize(("prompt", "off"), [("[]", 0), ("tokens", 0), ("[]", 1)])
+def test_a_command(place: Place, tmp_path: Path, prompt: str, off: int) -> None:
+    script = tmp_path / "engine.py"
+    script.write_text(ENGINE.format(facts=str(place.golden / "golden.json"), off=off, prompt=prompt), "utf-8")
+    found = check_command(read_golden_files(place.golden), f"{sys.executable} {script} {{model}} {{tokens}}", "any")
+    assert found.passed is not bool(off)
+
+
+def test_a_command_that_fails(place: Place) -> None:
+    golden = read_golden_files(place.golden)
+    with pytest.raises(InputError, match=r"has no \{tokens\}"):
+        check_command(golden, "engine", "")
+    with pytest.raises(InputError, match="cannot be run"):
+        check_command(golden, "/nowhere/engine {tokens}", "")
+    with pytest.raises(InputError, match="exit code 3: it broke"):
+        check_command(
+            golden,
+            f"{sys.executable} -c \"import sys; sys.exit(print('it broke', file=sys.stderr) or 3)\" {{tokens}}",
+            "",
+        )
+
+
+def test_the_suite_has_every_variant_under_a_name_of_its_own() -> None:
+    names = [name_of(case) for case in suite_cases()]
+    assert len(set(names)) == len(names) > 100
+    assert {case.family.name for case in suite_cases()} >= {"llama", "qwen3-next", "gemma2", "moe-model"}
+
+
+@pytest.mark.parametrize("case", [suite_cases()[0], *suite_cases()[60::50]], ids=str)
+def test_llama_cpp_passes_what_the_suite_asks(case: Case, tmp_path: Path) -> None:
+    from gguf_tools.conversion.plan import prepare
+    from gguf_tools.conversion.write import execute
+
+    source = case.write(tmp_path)
+    execute(prepare(case.request(source, type="f32")), tmp_path / "file.gguf")
+    (tmp_path / "golden").mkdir()
+    made = write_golden(source, tmp_path / "golden")
+    assert made.nbytes < 1 << 20
+    found = check_gguf(read_golden_files(tmp_path / "golden"), tmp_path / "file.gguf", "f32", None, 1)
+    assert found.passed, found.first
+
+
+def test_the_commands(tinyq: Callable[..., Any], place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "golden"
+    ran = tinyq("golden", place.source, out, "--tokens", 2, "--json", "-")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["folder"] == str(out)
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "golden.json", "golden.safetensors"]
+    assert tinyq("golden", place.source, out).code == 2
+    assert tinyq("golden", place.source, out, "--force", "-q").code == 0
+    ran = tinyq("check", out, "--dump", out / "golden.safetensors")
+    assert ran.code == 0, ran.err
+    assert "verdict   passed" in ran.out
+    golden: Arrays = load_file(out / "golden.safetensors")
+    golden["logits_1"][2, 9] += 100
+    save_file(golden, tmp_path / "bad.safetensors")
+    ran = tinyq("check", out, "--dump", tmp_path / "bad.safetensors", "--json", "-")
+    assert ran.code == 1
+    assert ran.err.count("\n") == 1
+    report = json.loads(ran.out)
+    assert report["passed"] is False
+    assert report["first_bad"]["prompt"] == 1
+    assert report["first_bad"]["position"] == 2
+    assert report["first_bad"]["point"] == "logits"
+    assert tinyq("check", out).code == 2
+    assert tinyq("check", place.source, "--dump", tmp_path / "bad.safetensors").code == 2
+    assert tinyq("golden", place.source).code == 2
+
+
+def test_points_have_meanings(place: Place) -> None:
+    facts = json.loads((place.golden / "golden.json").read_text("utf-8"))
+    points = {kind_of(name.partition(".")[2]) for name in facts["arrays"] if name.startswith("points_")}
+    assert points <= set(MEANINGS)
