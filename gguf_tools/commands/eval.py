@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -22,7 +22,13 @@ from gguf_tools.commands.common import (
     write_json,
     write_text,
 )
+from gguf_tools.errors import ThresholdError
 
+if TYPE_CHECKING:
+    from gguf_tools.api.results.evaluation import EvaluateResult
+
+EXACT_TYPE, EXACT_NMSE = "f32", 1e-9
+"""Files of this type are exact up to this NMSE of the logits; for others the first bad point is looked for."""
 _FIDELITY_ONLY = ("reference", "oracle", "prompts", "dtype", "no_speed", "min_top1", "max_nmse", "max_kl", "min_greedy")
 _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
 
@@ -119,7 +125,8 @@ def evaluate(
     engine is compared, not the conversion.
 
     The reference itself is checked against the source's own code in transformers (see --oracle); the exit code is 1 if they
-    differ. For a file converted by others, of a family that tinyq does not know, transformers is the reference.
+    differ. If an F32 file misses a threshold, the first intermediate that is wrong is named, as tinyq trace finds it. For a file
+    converted by others, of a family that tinyq does not know, transformers is the reference.
 
     Suite card asks questions with the model's own chat template and reports a score from 0 to 100, its components, and whether
     differences are significant. Several models are listed best first; if llama.cpp fails on one, the others are still
@@ -161,7 +168,24 @@ def evaluate(
     if not quiet and not takes_stdout(json_path, csv_path, markdown):
         show(str(result))
     bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
-    result.require(**bounds, min_score=min_score)
+    try:
+        result.require(**bounds, min_score=min_score)
+    except ThresholdError as error:
+        raise ThresholdError(f"{error}{_first_bad(result, reference, threads)}") from error
+
+
+def _first_bad(result: EvaluateResult, reference: Path | None, threads: int | None) -> str:
+    """Where the F32 files that are not exact part from the reference, in words for the end of an error."""
+    from gguf_tools.evaluation.trace.run import first_bad
+    from surgery.donors import operate_recorded
+
+    said = []
+    for score in result.scores:
+        fidelity = score.evaluation.fidelity if score.evaluation else None
+        if fidelity and score.model.type == EXACT_TYPE and fidelity.metrics.nmse > EXACT_NMSE:
+            found = first_bad(Path(score.model.path), reference, operate_recorded, threads)
+            said += [found] if found else []
+    return f"; {'; '.join(said)}" if said else ""
 
 
 def _check_options(suite: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gguf_tools.errors import InputError
+from gguf_tools.errors import InputError, TinyqError
 from gguf_tools.evaluation.prompts import base_prompts
 from gguf_tools.evaluation.reference_source import Operate, find_reference
 from gguf_tools.evaluation.trace.causes import Cause, find_cause
@@ -151,6 +151,18 @@ def trace(
         unnamed=tuple(unnamed),
         notes=tuple(notes),
     )
+
+
+def first_bad(path: Path, reference: Path | None, operate: Operate | None, threads: int | None) -> str:
+    """The first bad point of a file and its cause, in words; "" if there is none, or no intermediates to compare."""
+    try:
+        found = trace(path, reference, operate=operate, threads=threads)
+    except TinyqError:
+        return ""  # the measurement stands without it
+    if found.first is None:
+        return ""
+    cause = f": {found.cause.text}" if found.cause and found.cause.text else ""
+    return f"{path}: the first bad point is {found.first.name}{cause}"
 
 
 def _tokens(runtime: Runtime, text: str | None, count: int) -> list[int]:

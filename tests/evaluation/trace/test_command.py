@@ -72,6 +72,28 @@ def test_a_fault(tinyq: Callable[..., Any], file: Path, made: Made, tmp_path: Pa
     assert "(tried: leaves an NMSE of " in ran.out
 
 
+def test_eval_names_the_first_bad_point(tinyq: Callable[..., Any], file: Path, made: Made, tmp_path: Path) -> None:
+    bad = planted(file, tmp_path / "bad.gguf", ("blk.1.attn_v.weight", np.negative))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Once upon\n", "utf-8")
+    options = (
+        "--reference",
+        made("qwen3-moe", "plain"),
+        "--prompts",
+        prompts,
+        "--tokens",
+        1,
+        "--no-speed",
+        "--oracle",
+        "none",
+    )
+    ran = tinyq("eval", bad, *options, "--max-nmse", "1e-9", "--threads", 1, "-q")
+    assert ran.code == 1
+    assert ran.err.count("\n") == 1
+    assert "the first bad point is layer 1 attn.v: blk.1.attn_v.weight: its sign is turned" in ran.err
+    assert "first bad" not in tinyq("eval", file, *options, "--max-nmse", "1e-30", "--threads", 1, "-q").err
+
+
 def test_a_position_that_is_not_read(tinyq: Callable[..., Any], file: Path) -> None:
     ran = tinyq("trace", file, "--tokens", 4, "--position", 4)
     assert ran.code == 2
