@@ -36,6 +36,9 @@ from gguf_tools.text import one_line
 @click.option("--position", type=click.IntRange(min=0), metavar="N", help="Compare only the token at this position.")
 @click.option("--decode", is_flag=True, help="Also read the tokens one by one, which must give the same.")
 @click.option("--routing", is_flag=True, help="Show which experts each side selected, token by token.")
+@click.option(
+    "--budget", is_flag=True, help="Show which tensors' quantization the KL divergence comes from: each rounded alone."
+)
 @click.option("--png", metavar="FILE", help="Write the errors of points × layers as a picture to FILE.")
 @click.option("--html", metavar="FILE", help="Write the report as one self-contained HTML page to FILE.")
 @timeout_option
@@ -51,6 +54,7 @@ def trace(
     position: int | None,
     decode: bool,
     routing: bool,
+    budget: bool,
     png: str | None,
     html: str | None,
     threads: int | None,
@@ -80,6 +84,7 @@ def trace(
             position=position,
             decode=decode,
             routing=routing,
+            budget=budget,
             operate=operate_recorded,
             threads=threads,
             progress=progress or (lambda *_: None),

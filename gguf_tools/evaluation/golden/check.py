@@ -79,6 +79,7 @@ class Check:
         }
 
     def __str__(self) -> str:
+        """The report: the arrays worst first, the first thing that differs, and the verdict."""
         rows = sorted(self.compared, key=lambda one: -one.nmse / max(one.tolerance, 1e-300))
         parts = []
         if rows:

@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.evaluation.reference_source import ReferenceSource
 from gguf_tools.formats.gguf import keys
@@ -102,13 +100,15 @@ def rounded(source: GGUFSource, expected: Expected) -> Model | None:
         if not isinstance(stored, GGUFTensor) or stored.entry.type.name == "f32":
             continue
         if stored.shape == output.tensor.shape and stored.entry.type.encodes:
-            changed[output.name] = InMemory(_rounded(output.tensor, stored.entry.type))
+            changed[output.name] = rounded_to(output.tensor, stored.entry.type)
     return as_file(source, expected.lowered, changed) if changed else None
 
 
-def _rounded(tensor: Tensor, dtype: TensorType) -> FloatArray:
+def rounded_to(tensor: Tensor, dtype: TensorType) -> InMemory:
+    """The tensor after encoding to and decoding from a type, without importance matrix."""
     rows = tensor.array().reshape(-1, tensor.columns)
-    return np.asarray(decode_rows(encode_rows(rows, dtype), dtype, tensor.columns)).reshape(tensor.shape)
+    values: FloatArray = decode_rows(encode_rows(rows, dtype), dtype, tensor.columns).reshape(tensor.shape)
+    return InMemory(values, tensor.sources)
 
 
 def _query_scales(model: Model, file: Model) -> dict[int, float]:

@@ -18,7 +18,7 @@ SHORT = {"layer_out": "out", "mixer_out": "mix", "mixer_norm": "norm", "mixer_re
 
 def text_of(trace: Trace) -> str:
     """The whole report."""
-    parts = [heatmap(trace), growth(trace), _decode(trace), _routing(trace), summary(trace)]
+    parts = [heatmap(trace), growth(trace), _decode(trace), _routing(trace), budget(trace), summary(trace)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -87,6 +87,29 @@ def growth(trace: Trace) -> str:
     if len(rows) > 2 * ROWS:
         rows = [*rows[:ROWS], ("…", "", "", "", ""), *rows[-ROWS:]]
     return table(("layer", "end to end", "this layer", "predicted", "tolerance"), rows, ">")
+
+
+def budget(trace: Trace) -> str:
+    """Which tensors' quantization the divergence comes from, with a bar for each."""
+    if trace.budget is None:
+        return ""
+    total = sum(one.kl for one in trace.budget.tensors) or 1.0
+    rows = [
+        (
+            one.name,
+            one.type,
+            f"{one.kl:.2e}",
+            "█" * round(20 * one.kl / total),
+            f"{1000 * one.gain:.1e} by {one.next_type}" if one.next_type else "",
+        )
+        for one in trace.budget.tensors[:ROWS]
+    ]
+    more = len(trace.budget.tensors) - len(rows)
+    rest = sum(one.kl for one in trace.budget.tensors[ROWS:])
+    lines = [table(("error budget", "type", "KL alone", "share", "KL off per further kB"), rows, "<<><<")]
+    lines += [f"… and {more} more, KL {rest:.2e}"] if more > 0 else []
+    lines.append(f"sum of all alone {total:.2e}, all together {trace.budget.together:.2e} nats per token")
+    return "\n".join(lines)
 
 
 def _decode(trace: Trace) -> str:

@@ -12,6 +12,7 @@ import torch
 from gguf_tools.errors import InputError, TinyqError
 from gguf_tools.evaluation.prompts import base_prompts
 from gguf_tools.evaluation.reference_source import Operate, find_reference
+from gguf_tools.evaluation.trace.budget import Budget, budget_of
 from gguf_tools.evaluation.trace.causes import Cause, find_cause
 from gguf_tools.evaluation.trace.compare import FLOORS, QUANTIZED, PointError, error
 from gguf_tools.evaluation.trace.expected import expected_of
@@ -47,6 +48,7 @@ class Trace:
     cause: Cause | None = None
     decode: tuple[PointError, ...] | None = None
     routing: tuple[Routing, ...] = ()
+    budget: Budget | None = None
     unnamed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -83,6 +85,7 @@ class Trace:
             "points": [point.as_dict() for point in self.points],
             "decode": None if self.decode is None else [point.as_dict() for point in self.decode],
             "routing": [one.as_dict() for one in self.routing],
+            "budget": self.budget.as_dict() if self.budget else None,
             "unnamed": list(self.unnamed),
             "notes": list(self.notes),
         }
@@ -97,6 +100,7 @@ def trace(
     position: int | None = None,
     decode: bool = False,
     routing: bool = False,
+    budget: bool = False,
     operate: Operate | None = None,
     threads: int | None = None,
     progress: StageProgress = lambda *_: None,
@@ -104,8 +108,9 @@ def trace(
     """Compare every intermediate of a GGUF in llama.cpp with the torch reference's of `reference`.
 
     `reference` is found as `tinyq eval` finds it, if it is not given. The first `tokens` tokens of `text` are read, by default of
-    built-in prompts. `position` limits the comparison to that token; `decode` also reads the tokens one by one. Errors as
-    `find_reference`, and UnsupportedError if the reference has no intermediates that could be compared.
+    built-in prompts. `position` limits the comparison to that token; `decode` also reads the tokens one by one, and `budget`
+    rounds each tensor alone. Errors as `find_reference`, and UnsupportedError if the reference has no intermediates that could be
+    compared.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     found = find_reference(path, reference, operate)
@@ -148,6 +153,7 @@ def trace(
         cause=cause,
         decode=_against_each_other(prompt, single, points, expected.gelu, types) if single else None,
         routing=routing_of(work.chosen, prompt, expected.model.spec) if routing else (),
+        budget=budget_of(source, expected, ids, progress) if budget else None,
         unnamed=tuple(unnamed),
         notes=tuple(notes),
     )
