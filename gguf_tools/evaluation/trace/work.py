@@ -9,7 +9,7 @@ import torch
 from gguf_tools.evaluation.trace.compare import FACTOR, PointError, error, floor_of, mask_for
 from gguf_tools.evaluation.trace.expected import Expected, coarsest_types, rounded
 from gguf_tools.evaluation.trace.passes import Passes, errors_of
-from gguf_tools.evaluation.trace.points import Doubles, Graph
+from gguf_tools.evaluation.trace.points import Doubles, Graph, exists
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.progress import StageProgress
 from gguf_tools.reference import Reference
@@ -55,7 +55,8 @@ class Work:
             mine = self.passes.layer(n, x)
             points += self._judged(n, mine, whole[n], self.coarse.layer(n, x) if self.coarse else None)
             there = {point.point for point in points if point.layer == n}
-            unnamed |= dict.fromkeys(point for point in mine if point not in there and not point.endswith("_product"))
+            form = self.expected.model.spec.layers[n]
+            unnamed |= dict.fromkeys(point for point in mine if point not in there and exists(point, form))
         end = {point: outside[point] for point in ("final_norm", "logits")}
         x = self.input_of(layers)
         local = self.passes.end(x) if x is not None else end

@@ -18,12 +18,12 @@ from gguf_tools.targets.registry import all_targets, target_named
 
 UNNAMED = frozenset(
     {
-        "attn.q_rope", "attn.k_rope", "conv.after", "conv.gated", "ffn.down", "ffn.gate", "ffn.up", "ffn_out", "ffn_post_norm",
-        "mixer_norm", "ffn_norm", "mixer_out", "mixer_post_norm", "mixer_residual", "moe.out", "ssm.conv", "ssm.gated", "ssm.out",
+        "attn.q_product", "attn.k_product", "attn.v_product", "attn.q_rope", "attn.k_rope", "conv.after", "conv.gated",
+        "ffn.gate", "ffn.up", "ffn_out", "mixer_out", "mixer_residual", "ssm.conv", "ssm.gated", "ssm.out",
         "ssm.state", "ssm.step", "ssm.z",
     }
 )  # fmt: skip
-"""The points that some graph has no name for, or that are another point in some models."""
+"""The points that some graph has no name for."""
 
 
 def one_a_target() -> list[Case]:
