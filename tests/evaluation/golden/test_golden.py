@@ -172,7 +172,15 @@ def test_the_suite_has_every_variant_under_a_name_of_its_own() -> None:
     assert {case.family.name for case in suite_cases()} >= {"llama", "qwen3-next", "gemma2", "moe-model"}
 
 
-@pytest.mark.parametrize("case", [suite_cases()[0], *suite_cases()[60::50]], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        suite_cases()[0],
+        next(case for case in suite_cases() if case.expected.target == "gemma2"),  # GELU
+        *suite_cases()[60::50],
+    ],
+    ids=str,
+)
 def test_llama_cpp_passes_what_the_suite_asks(case: Case, tmp_path: Path) -> None:
     from gguf_tools.conversion.plan import prepare
     from gguf_tools.conversion.write import execute
