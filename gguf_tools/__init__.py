@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConvertResult",
+    "DescribeResult",
     "EvaluateResult",
     "GGUFFile",
     "Inspection",
@@ -22,6 +23,7 @@ __all__ = [
     "QuantizeResult",
     "__version__",
     "convert",
+    "describe",
     "evaluate",
     "inspect",
     "load_model",
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from gguf_tools.api.convert import convert
+    from gguf_tools.api.describe import describe
     from gguf_tools.api.evaluate import evaluate
     from gguf_tools.api.inspect import inspect
     from gguf_tools.api.load_model import load_model
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from gguf_tools.api.operate import operate
     from gguf_tools.api.quantize import quantize
     from gguf_tools.api.results.conversion import ConvertResult
+    from gguf_tools.api.results.description import DescribeResult
     from gguf_tools.api.results.evaluation import EvaluateResult
     from gguf_tools.api.results.gguf import GGUFFile
     from gguf_tools.api.results.model import LoadedModel
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ConvertResult": "api.results.conversion",
+    "DescribeResult": "api.results.description",
     "EvaluateResult": "api.results.evaluation",
     "GGUFFile": "api.results.gguf",
     "Inspection": "inspection.result",
@@ -57,6 +62,7 @@ _MODULES = {
     "OperateResult": "api.results.surgery",
     "QuantizeResult": "api.results.quantization",
     "convert": "api.convert",
+    "describe": "api.describe",
     "evaluate": "api.evaluate",
     "inspect": "api.inspect",
     "load_model": "api.load_model",

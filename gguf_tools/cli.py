@@ -24,6 +24,10 @@ COMMANDS = {
     "surgery": ("gguf_tools.commands.surgery:surgery", "Swap, blend, repeat or drop layers of a checkpoint or a GGUF."),
     "quantize": ("gguf_tools.commands.quantize:quantize", "Quantize a GGUF, byte for byte as llama.cpp does."),
     "imatrix": ("gguf_tools.commands.imatrix:imatrix", "Collect an importance matrix, for convert and quantize."),
+    "describe": (
+        "gguf_tools.commands.describe:describe",
+        "Describe a checkpoint of a decoder that no family knows, solved from its logits.",
+    ),
     "eval": (
         "gguf_tools.commands.eval:evaluate",
         "Evaluate GGUF files with llama.cpp: against the torch reference, or on questions.",

@@ -100,8 +100,7 @@ def _scalar(hint: Any, raw: Any) -> Any:
         whole = isinstance(raw, list) and all(isinstance(item, str) for item in raw)
         return frozenset(raw) if whole else MISSING
     if get_origin(hint) is tuple:
-        items = [_scalar(get_args(hint)[0], item) for item in raw] if isinstance(raw, list) else [MISSING]
-        return MISSING if MISSING in items else tuple(items)
+        return _tuple(get_args(hint), raw)
     if hint is bool or hint is str:
         return raw if isinstance(raw, hint) else MISSING
     if isinstance(raw, bool):
@@ -111,6 +110,16 @@ def _scalar(hint: Any, raw: Any) -> Any:
     if hint is float:
         return float(raw) if isinstance(raw, int | float) and math.isfinite(raw) and abs(raw) < 1e38 else MISSING
     return MISSING
+
+
+def _tuple(kinds: tuple[Any, ...], raw: Any) -> Any:
+    """A list as a tuple whose items have these types (the first for all, if an ellipsis follows), or MISSING."""
+    if not isinstance(raw, list):
+        return MISSING
+    each = kinds[:1] * len(raw) if kinds[-1] is Ellipsis else kinds
+    items = [_scalar(kind, item) for kind, item in zip(each, raw, strict=False)]
+    whole = len(each) == len(raw) and not any(item is MISSING for item in items)
+    return tuple(items) if whole else MISSING
 
 
 def _words(hint: Any) -> str:

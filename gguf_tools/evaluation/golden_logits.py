@@ -1,6 +1,7 @@
 """Reads golden logits, computed by other code: `tokens_0`, `logits_0`, `tokens_1` … in a .npz or .safetensors file.
 
-`tokens_N` has the ids of one sequence, shape (T,); `logits_N` the logits at every position, shape (T, vocabulary).
+`tokens_N` has the ids of one sequence, shape (T,); `logits_N` the logits at every position, shape (T, vocabulary). One batch of
+sequences of the same length may stand as `tokens`, shape (B, T), and `logits`, shape (B, T, vocabulary).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from gguf_tools.text import one_line, shortened
 
 SUFFIXES = (".npz", ".safetensors")
 NAME = re.compile(r"(tokens|logits)_(\d{1,6})")
+BATCH = ("tokens", "logits")
+"""The names of a batch of sequences of one length."""
 
 Array = NDArray[Any]
 
@@ -56,10 +59,27 @@ def read_golden(path: Path) -> list[Golden]:
         # Every kind of error comes out of the readers of archives and of numpy's headers, which are Python's syntax.
         text = shortened(one_line(str(error)), 160)
         raise InputError(f"{path}: golden logits cannot be read ({text}); write them with numpy.savez") from error
+    arrays |= _batch(path, arrays)
     numbers = sorted({int(match[2]) for name in arrays if (match := NAME.fullmatch(name))})
     if not numbers:
         raise InputError(f"{path}: has no arrays tokens_0 and logits_0; expected golden logits under these names")
     return [_pair(path, arrays, number) for number in numbers]
+
+
+def _batch(path: Path, arrays: Mapping[str, tuple[Array, str]]) -> dict[str, tuple[Array, str]]:
+    """The pairs of one batch, `tokens` (batch, length) and `logits` (batch, length, vocabulary), as numbered sequences."""
+    if "tokens" not in arrays and "logits" not in arrays:
+        return {}
+    if any(NAME.fullmatch(name) for name in arrays if name not in BATCH) or not all(name in arrays for name in BATCH):
+        raise InputError(f"{path}: has tokens or logits beside others; expected both of a batch, or numbered sequences")
+    (tokens, kind), (logits, dtype) = arrays["tokens"], arrays["logits"]
+    if tokens.ndim != 2 or logits.ndim != 3 or len(tokens) != len(logits):
+        raise InputError(
+            f"{path}: tokens is {_shown(tokens)} and logits {_shown(logits)}; expected (batch, length) and (batch, length, "
+            "vocabulary)"
+        )
+    pairs = {f"tokens_{n}": (row, kind) for n, row in enumerate(tokens)}
+    return pairs | {f"logits_{n}": (row, dtype) for n, row in enumerate(logits)}
 
 
 def _pair(path: Path, arrays: Mapping[str, tuple[Array, str]], number: int) -> Golden:
@@ -91,7 +111,7 @@ def _npz(path: Path) -> dict[str, tuple[Array, str]]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
-            if NAME.fullmatch(name):
+            if NAME.fullmatch(name) or name in BATCH:
                 with archive.open(member) as stream:
                     array = read_npy(stream, name, member.file_size)
                 found[name] = array, str(array.dtype)
@@ -113,7 +133,7 @@ def read_npy(stream: IO[bytes], name: str, size: int) -> Array:
 
 def _safetensors(path: Path) -> dict[str, tuple[Array, str]]:
     tensors, _ = read_safetensors(path)
-    return {name: stored_array(tensor) for name, tensor in tensors.items() if NAME.fullmatch(name)}
+    return {name: stored_array(tensor) for name, tensor in tensors.items() if NAME.fullmatch(name) or name in BATCH}
 
 
 def stored_array(tensor: StoredTensor) -> tuple[Array, str]:

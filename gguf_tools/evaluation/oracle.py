@@ -252,6 +252,18 @@ def _golden_answer(name: str, golden: Sequence[Golden]) -> Answer:
     )
 
 
+def called(text: str, sequences: Sequences) -> tuple[tuple[Logits, ...], tuple[str, ...]]:
+    """The logits of the function MODULE:FUNCTION for each sequence, and the types in which it gave them.
+
+    Raises InputError if it cannot be imported, fails, or gives something else.
+    """
+    if parse_oracle(text).kind != "function":
+        raise InputError(f"oracle {shortened(text)!r} is not a function; expected MODULE:FUNCTION")
+    function = _load_function(text)
+    given = [_array(text, function(list(tokens))) for tokens in sequences]
+    return _checked([values for values, _ in given], sequences, f"oracle {text}"), tuple(kind for _, kind in given)
+
+
 def _load_function(text: str) -> Function:
     """Import the function that the user named; modules may be in the working directory. Raises InputError."""
     module, _, name = text.partition(":")

@@ -17,7 +17,7 @@ from torch.nn import functional
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.model.features import undeclared
 from gguf_tools.model.rope import LongRopeScaling
-from gguf_tools.model.spec import Attention, LayerSpec, Mamba2, Mixer, Model, MoE, ShortConv
+from gguf_tools.model.spec import Attention, LayerSpec, Mamba2, Mixer, Model, ModelSpec, MoE, ShortConv
 from gguf_tools.reference.feed_forward import dense, moe
 from gguf_tools.reference.mixers import attention, delta_net
 from gguf_tools.reference.norm import normed
@@ -163,11 +163,19 @@ class Reference:
         for layer in model.layers:
             weights, factors = load_all(layer.tensors, dtype), dict(layer.spec.multipliers)
             self.layers.append({role: w * factors[role] if role in factors else w for role, w in weights.items()})
-        ropes = {
-            layer.mixer.rope for layer in self.spec.layers if isinstance(layer.mixer, Attention) and layer.mixer.rope
-        }
-        scalings = [rope.scaling for rope in ropes if isinstance(rope.scaling, LongRopeScaling)]
-        self._limits = sorted({scaling.original_context for scaling in scalings})
+        self._limits = _limits(model.spec)
+
+    @classmethod
+    def assembled(cls, spec: ModelSpec, weights: Weights, layers: Sequence[Weights], dtype: torch.dtype) -> Reference:
+        """A reference over weights that are in memory: those outside the layers, and those of each layer.
+
+        The caller answers for the shapes, and for features that the forward pass computes. The output projection may have
+        fewer rows than the vocabulary; the logits then are those of these rows.
+        """
+        self = cls.__new__(cls)
+        self.spec, self.dtype, self.weights, self.layers = spec, dtype, weights, list(layers)
+        self._limits = _limits(spec)
+        return self
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
         """Logits of every position of each sequence, as arrays of shape (length, vocab_size).
@@ -251,6 +259,13 @@ class Reference:
             x = x + out * layer.residual_scale
         observe("layer_out", x)
         return x
+
+
+def _limits(spec: ModelSpec) -> list[int]:
+    """The lengths beyond which some layer's rope has other frequencies (LongRoPE)."""
+    ropes = {layer.mixer.rope for layer in spec.layers if isinstance(layer.mixer, Attention) and layer.mixer.rope}
+    scalings = [rope.scaling for rope in ropes if isinstance(rope.scaling, LongRopeScaling)]
+    return sorted({scaling.original_context for scaling in scalings})
 
 
 def mix(mixer: Mixer, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:

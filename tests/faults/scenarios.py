@@ -48,6 +48,10 @@ SCENARIOS: tuple[Scenario, ...] = (
         llama="encode",
     ),
     Scenario(
+        command="describe",
+        line="describe {in}/checkpoint -o {out}/model.toml --json {out}/report.json",
+    ),
+    Scenario(
         command="imatrix",
         line="imatrix {in}/f32.gguf {in}/text.txt -o {out}/matrix.gguf --json {out}/report.json",
         llama="run",

@@ -1,0 +1,227 @@
+"""Which vectors belong to which matrices and norms, and which tensors outside the layers are which."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gguf_tools.description.forms import Form, hinted, is_kernel, is_matrix, layer_forms
+from gguf_tools.description.schema import LAYER, Source
+from gguf_tools.description.structure import Slot, Structure
+from gguf_tools.errors import UnsupportedError
+from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.tensors.base import same_values
+from gguf_tools.text import shortened
+
+FIRST_WORDS = ("embed", "tok", "wte", "emb")
+NORM_MEAN = 0.5
+"""Weights of a norm have a mean near 1, its biases near 0."""
+
+
+@dataclass(frozen=True)
+class NormSlots:
+    """The names of a norm's weights and bias; both are None for a norm that has neither."""
+
+    weight: str | None = None
+    bias: str | None = None
+
+    def sources(self, role: str) -> tuple[Source, ...]:
+        """The sources of the norm in a field whose weights have this role."""
+        named = ((self.weight, role), (self.bias, f"{role}_bias"))
+        return tuple(Source(name, (role,)) for name, role in named if name is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Layers with the same tensors: the forms that their matrices allow, and their vectors.
+
+    `biases` maps a matrix's name to that of its bias, `norms` are the norms over the hidden size, `head_norms` the slots of the
+    q and k norms (of shape (head_dim,), (heads, head_dim) or (heads · head_dim,)). `left` are tensors without a place.
+    """
+
+    layers: tuple[int, ...]
+    forms: tuple[Form, ...]
+    biases: Mapping[str, str]
+    norms: tuple[NormSlots, ...]
+    head_norms: tuple[Slot, ...] = ()
+    router_bias: str | None = None
+    sigmoid: str | None = None
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside:
+    """The tensors outside the layers; `matrices` are those of the embedding's shape, each with whether it is transposed."""
+
+    matrices: tuple[tuple[str, bool], ...]
+    norms: tuple[NormSlots, ...]
+    positions: str | None = None
+    output_bias: str | None = None
+    copies: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The places that shapes allow for all tensors of a checkpoint."""
+
+    structure: Structure
+    outside: Outside
+    groups: tuple[Group, ...]
+
+
+def assign(structure: Structure, checkpoint: Checkpoint) -> Assignment:
+    """The places of all tensors. Raises UnsupportedError, with the shapes, for layers that match no form."""
+    groups = tuple(_group(layers, slots, structure, checkpoint) for layers, slots in structure.groups())
+    return Assignment(structure, _outside(structure, checkpoint), groups)
+
+
+def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure, checkpoint: Checkpoint) -> Group:
+    """The places of one group's tensors."""
+    hidden = structure.hidden
+    forms = layer_forms(slots, hidden)
+    if not forms:
+        shapes = ", ".join(f"{slot.name} {'×'.join(map(str, slot.shape))}" for slot in slots if len(slot.squeezed) > 1)
+        raise UnsupportedError(
+            f"{checkpoint.path}: the matrices of layer {layers[0]} match no mixer and feed-forward that tinyq knows "
+            f"({shortened(shapes, 400)}); describe by hand what can be, see docs/describe.md"
+        )
+    vectors = [slot for slot in slots if len(slot.squeezed) == 1 and not is_kernel(slot)]
+    form = forms[0]
+    biases = _biases(form, slots, vectors)
+    rest = [slot for slot in vectors if slot.name not in biases.values()]
+    sigmoid = next((slot for slot in rest if slot.shape == (1, hidden)), None)
+    moe = form.ffn == "MoE"
+    experts = next((slot.shape[0] for slot in slots if len(slot.squeezed) == 3), 0) if moe else 0
+    rest = [slot for slot in rest if slot != sigmoid]
+    head = _head_norms(form, slots, rest, hidden) if form.mixer == "Attention" else ()
+    rest = [slot for slot in rest if slot not in head]
+    router = next((slot for slot in rest if moe and slot.squeezed == (experts,) and experts != hidden), None)
+    rest = [slot for slot in rest if slot != router]
+    loose = [slot for slot in slots if not vectors.count(slot) and slot.name not in {s.tensor for s in form.sources}]
+    loose = [slot for slot in loose if slot not in head]
+    return Group(
+        layers=layers,
+        forms=tuple(forms),
+        biases=biases,
+        norms=_norms([slot for slot in rest if slot.squeezed == (hidden,)], checkpoint, layers[0]),
+        head_norms=head,
+        router_bias=router.name if router else None,
+        sigmoid=sigmoid.name if sigmoid and any(s.roles == ("shared.down",) for s in form.sources) else None,
+        left=tuple(slot.name for slot in [*loose, *rest] if slot in loose or slot.squeezed != (hidden,)),
+    )
+
+
+def _biases(form: Form, slots: Sequence[Slot], vectors: Sequence[Slot]) -> dict[str, str]:
+    """Matrix → its bias: the vector in the same module, else the next one of its rows that no norm can be."""
+    by_name = {slot.name: slot for slot in slots}
+    modules: dict[str, list[Slot]] = defaultdict(list)
+    for slot in slots:
+        modules[slot.module].append(slot)
+    found: dict[str, str] = {}
+    loose: list[tuple[str, int]] = []
+    for source in form.sources:
+        slot = by_name[source.tensor]
+        if len(slot.squeezed) != 2:
+            if is_kernel(slot):
+                loose.append((slot.name, slot.shape[0]))
+            continue
+        rows = slot.squeezed[1 if source.transposed else 0]
+        if is_kernel(slot):
+            rows = slot.shape[0]
+        beside = modules[slot.module]
+        if sum(len(other.squeezed) > 1 for other in beside) == 1:
+            own = [other for other in beside if other.squeezed == (rows,)]
+            found |= {slot.name: own[0].name} if len(own) == 1 else {}
+        else:
+            loose.append((slot.name, rows))
+    hidden = {
+        slot.squeezed[1 if source.transposed else 0]
+        for source in form.sources
+        if (slot := by_name[source.tensor]) and source.roles[0].endswith(("down", ".o"))
+    }
+    for name, rows in loose:
+        free = [slot for slot in vectors if slot.name not in found.values() and slot.squeezed == (rows,)]
+        if free and rows not in hidden and name not in found:
+            found[name] = free[0].name
+    return found
+
+
+def _head_norms(form: Form, slots: Sequence[Slot], rest: Sequence[Slot], hidden: int) -> tuple[Slot, ...]:
+    """The slots of the norms of q and k, if there are two that fit; of k alone if that of q looks like a layer's norm."""
+    pairs = [slot for slot in slots if is_matrix(slot) and hidden not in slot.squeezed]
+    per_head = [slot for slot in pairs if np.prod(slot.squeezed) in (form.q, form.kv)]
+    if len(per_head) == 2:
+        return tuple(sorted(per_head, key=lambda slot: -int(np.prod(slot.squeezed))))
+    for size in dict.fromkeys(slot.squeezed for slot in rest):
+        alike = [slot for slot in rest if slot.squeezed == size]
+        if len(alike) == 2 and size[0] != hidden and not form.q % size[0] and not form.kv % size[0]:
+            return tuple(sorted(alike, key=lambda slot: not hinted("attn.q", slot.name.replace("_norm", ""))))
+    whole = [next((slot for slot in rest if slot.squeezed == (rows,)), None) for rows in (form.q, form.kv)]
+    if form.q != form.kv and form.kv != hidden and whole[1] and (whole[0] or form.q == hidden):
+        return tuple(slot for slot in whole if slot and (slot != whole[0] or form.q != hidden))
+    return ()
+
+
+def _norms(vectors: Sequence[Slot], checkpoint: Checkpoint, layer: int) -> tuple[NormSlots, ...]:
+    """The norms that vectors of the hidden size belong to: by module, or where names show none, by their values."""
+    modules: dict[str, list[Slot]] = defaultdict(list)
+    for slot in vectors:
+        modules[slot.module].append(slot)
+    if all(len(slots) <= 2 for slots in modules.values()):
+        return tuple(_norm(slots, checkpoint, layer) for slots in modules.values())
+    weights = [slot for slot in vectors if mean(checkpoint, slot, layer) > NORM_MEAN]
+    others = [slot for slot in vectors if slot not in weights]
+    if len(weights) != len(others):
+        weights, others = list(vectors), []
+    return tuple(NormSlots(slot.name, others[n].name if others else None) for n, slot in enumerate(weights))
+
+
+def _norm(slots: Sequence[Slot], checkpoint: Checkpoint, layer: int) -> NormSlots:
+    """A norm with one vector, its weights, or with two, of which the one with the larger mean is the weights."""
+    if len(slots) == 1:
+        return NormSlots(slots[0].name)
+    first, second = sorted(slots, key=lambda slot: -mean(checkpoint, slot, layer))
+    return NormSlots(first.name, second.name)
+
+
+def mean(checkpoint: Checkpoint, slot: Slot, layer: int) -> float:
+    """The mean of a tensor of one layer."""
+    return float(checkpoint.tensors[slot.name.replace(LAYER, str(layer))].array().mean())
+
+
+def _outside(structure: Structure, checkpoint: Checkpoint) -> Outside:
+    """The places of the tensors outside the layers."""
+    shape = (structure.vocabulary, structure.hidden)
+    matrices = [(s.name, s.shape != shape) for s in structure.outside if s.shape in (shape, shape[::-1])]
+    matrices.sort(key=lambda item: not any(word in item[0].lower() for word in FIRST_WORDS))
+    copies = tuple(
+        name
+        for n, (name, _) in enumerate(matrices)
+        if any(same_values(checkpoint.tensors[name], checkpoint.tensors[other]) for other, _ in matrices[:n])
+    )
+    kept = tuple(item for item in matrices if item[0] not in copies)
+    rest = [slot for slot in structure.outside if slot.shape not in (shape, shape[::-1])]
+    tables = [s for s in rest if len(s.squeezed) == 2 and s.squeezed[1] == structure.hidden]
+    vectors = [slot for slot in rest if slot.squeezed == (structure.hidden,)]
+    bias = next((slot for slot in rest if slot.squeezed == (structure.vocabulary,)), None)
+    placed = [*tables[:1], *vectors, *([bias] if bias else [])]
+    return Outside(
+        matrices=kept,
+        norms=_norms(vectors, checkpoint, 0),
+        positions=tables[0].name if tables else None,
+        output_bias=bias.name if bias else None,
+        copies=copies,
+        left=tuple(slot.name for slot in rest if slot not in placed),
+    )
+
+
+def names(sources: Iterable[Source]) -> list[str]:
+    """The tensors of sources."""
+    return [source.tensor for source in sources]
+
+
+__all__ = ["Assignment", "Group", "NormSlots", "Outside", "assign", "mean", "names", "replace"]

@@ -1,0 +1,110 @@
+"""Golden logits as evidence: sequences to solve from, and one that is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gguf_tools.errors import InputError
+
+FLOORS = {"float64": 1e-20, "float32": 1e-11, "float16": 1e-6, "bfloat16": 1e-4}
+"""The NMSE that logits of this type leave to the true decoder at most, computed as their type says."""
+SPANS = {"float64": 1e-11, "float32": 1e-10, "float16": 1e-6, "bfloat16": 1e-5}
+"""The share of logits of this type outside the span of the output matrix at most."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token sequences of one length, shape (sequences, length), and their logits (sequences, length, rows)."""
+
+    tokens: torch.Tensor
+    logits: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        """Tokens of each sequence."""
+        return self.tokens.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Golden logits, shape (length, vocabulary) for each sequence; `held` is the sequence that the solver does not see.
+
+    `dtype` is the coarsest type that the logits were stored in.
+    """
+
+    sequences: tuple[tuple[int, ...], ...]
+    logits: tuple[NDArray[np.floating], ...]
+    dtype: str
+    held: int | None
+
+    @property
+    def seen(self) -> list[int]:
+        """The numbers of the sequences that are solved from."""
+        return [n for n in range(len(self.sequences)) if n != self.held]
+
+    @property
+    def floor(self) -> float:
+        """The NMSE below which the logits are explained."""
+        return FLOORS[self.dtype]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is solved from."""
+        return max(len(self.sequences[n]) for n in self.seen)
+
+    def starts(self, rows: NDArray[np.int64], most: int = 12) -> Batch:
+        """The first position of up to `most` sequences with different first tokens, with the logits in `rows`."""
+        first = {self.sequences[n][0]: n for n in reversed(self.seen)}
+        chosen = sorted(first.values())[:most]
+        return self.batch(chosen, 1, rows)
+
+    def prefixes(self, length: int, rows: NDArray[np.int64], most: int) -> Batch | None:
+        """The first `length` tokens of up to `most` sequences that have as many; None if none has."""
+        long = [n for n in self.seen if len(self.sequences[n]) >= length]
+        return self.batch(long[:most], length, rows) if long else None
+
+    def batch(self, chosen: Sequence[int], length: int, rows: NDArray[np.int64] | None = None) -> Batch:
+        """The first `length` tokens of the chosen sequences."""
+        tokens = torch.tensor([self.sequences[n][:length] for n in chosen])
+        kept = [self.logits[n][:length] if rows is None else self.logits[n][:length, rows] for n in chosen]
+        return Batch(tokens, torch.from_numpy(np.stack(kept).astype(np.float64)))
+
+
+def solving_sequences(vocabulary: int, context: int) -> tuple[tuple[int, ...], ...]:
+    """Random token sequences to solve from: eight of one token, one of 16, one of 128, and one of 24 to be held out."""
+    rng = np.random.default_rng(0)
+    lengths = (*(1,) * 8, 16, 128, 24)
+    return tuple(tuple(rng.integers(0, vocabulary, min(length, context)).tolist()) for length in lengths)
+
+
+def evidence(
+    sequences: Sequence[Sequence[int]], logits: Sequence[NDArray[np.floating]], dtypes: Sequence[str], name: str
+) -> Evidence:
+    """Evidence from golden sequences; the last one that is neither the longest nor one token long is held out.
+
+    Raises InputError, with `name`, for shapes that do not fit together.
+    """
+    widths = {array.shape[1] for array in logits}
+    if len(widths) != 1:
+        raise InputError(
+            f"{name}: logits have {' and '.join(map(str, sorted(widths)))} columns; expected one vocabulary"
+        )
+    (vocabulary,) = widths
+    for n, tokens in enumerate(sequences):
+        if not all(0 <= token < vocabulary for token in tokens):
+            raise InputError(f"{name}: tokens_{n} has ids beyond the logits' vocabulary of {vocabulary}")
+    lengths = [len(tokens) for tokens in sequences]
+    longest = max(lengths)
+    middle = [n for n, length in enumerate(lengths) if length > 1 and n != lengths.index(longest)]
+    dtype = max((kind if kind in FLOORS else "float32" for kind in dtypes), key=lambda kind: FLOORS[kind])
+    return Evidence(
+        sequences=tuple(tuple(map(int, tokens)) for tokens in sequences),
+        logits=tuple(logits),
+        dtype=dtype,
+        held=middle[-1] if middle else None,
+    )

@@ -1,0 +1,224 @@
+"""The alternatives of each choice that one token or a few tokens show, as changes of `Choices`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations, permutations
+from typing import get_args
+
+from gguf_tools.description.assignment import Assignment
+from gguf_tools.description.choices import HEAD_FIELDS, NORM_FIELDS, Blocks, Choices
+from gguf_tools.description.forms import Form, head_dims
+from gguf_tools.model.feed_forward import Activation
+
+Move = tuple[str, Choices]
+"""(what is chosen, the choices with another answer to it)."""
+BLOCKS = (
+    {"placement", "roles"},
+    {"placement", "activation"},
+    {"activation", "roles"},
+    {"activation", "gate_up"},
+    {"scale", "normed"},
+    {"top_k", "score", "normalised"},
+    {"head_dim", "qkv", "roles"},
+    {"placement", "offset"},
+    {"scale", "placement"},
+    {"centred", "offset"},
+)
+"""Choices that are changed together where changing one does not help: pairs within a set."""
+MOST_EXPERTS = 8
+GROUPED: tuple[Blocks, ...] = ("whole", "kv_heads")
+HEADWISE: tuple[Blocks, ...] = ("heads", "whole")
+ROWWISE: tuple[Blocks, ...] = ("whole", "rows")
+"""Ways in which the rows of roles that share a matrix are grouped."""
+
+
+def coupled(first: str, second: str) -> bool:
+    """Whether two choices are in a block together."""
+    return any(first in block and second in block for block in BLOCKS)
+
+
+def placements(count: int, heads: tuple[str, ...], needed: bool, parallel: bool) -> list[tuple[str, ...]]:
+    """The fields that `count` norms can be in, in every order; those in `heads` all or none, and all if `needed`."""
+    if not count:
+        return [("mixer_norm", "ffn_norm"), NORM_FIELDS[2:], NORM_FIELDS, ("mixer_norm",), ()]
+    fields = [*NORM_FIELDS, *(heads if count > 2 or needed else ())]
+    allowed = {len(heads)} if needed else {0, len(heads)}
+    chosen = [set_ for set_ in combinations(fields, count) if len(set(heads) & set(set_)) in allowed]
+    if parallel:
+        chosen = [set_ for set_ in chosen if set_[0] == "mixer_norm"]
+    return [order for set_ in chosen for order in permutations(set_)]
+
+
+def start(assignment: Assignment, hidden: int) -> Choices:
+    """The first guess: what most decoders do, and what names hint at."""
+    forms = tuple(group.forms[0] for group in assignment.groups)
+    attention = next((form for form in forms if form.mixer == "Attention"), None)
+    counts = dict.fromkeys(len(group.norms) for group in assignment.groups)
+    experts = max((form.experts for form in forms), default=0)
+    sizes = _known_dim(assignment, forms) or (head_dims(attention) if attention else [64])
+    return Choices(
+        forms=forms,
+        placements=tuple((count, default_placement(count, *head_fields(assignment))) for count in counts),
+        head_dim=sizes[0],
+        qk_norm="before" if any(group.head_norms for group in assignment.groups) else "none",
+        activation="silu" if any(form.ffn == "GatedMLP" for form in forms) else "gelu_tanh",
+        rotated=assignment.outside.positions is None,
+        centred=any(norm.bias for group in assignment.groups for norm in group.norms),
+        output=1 if len(assignment.outside.matrices) > 1 else -1,
+        final=len(assignment.outside.norms) - 1,
+        top_k=min(2, experts) or 1,
+        parallel=counts == {1: None},
+    )
+
+
+def head_fields(assignment: Assignment) -> tuple[tuple[str, ...], bool]:
+    """The norms of q and k that may be among those of the layer, being as wide, and whether they must be."""
+    hidden = assignment.structure.hidden
+    for group in assignment.groups:
+        form = group.forms[0]
+        if len(group.head_norms) == 1:
+            return HEAD_FIELDS[:1], True
+        if form.q == form.kv == hidden and not group.head_norms:
+            return HEAD_FIELDS, False
+    return (), False
+
+
+def default_placement(count: int, heads: tuple[str, ...] = (), needed: bool = False) -> tuple[str, ...]:
+    """The fields of a layer's norms in the order in which most decoders have them."""
+    if needed:
+        return (*heads, *default_placement(count - len(heads)))
+    usual = {0: ("mixer_norm", "ffn_norm"), 1: ("mixer_norm",), 2: ("mixer_norm", "ffn_norm")}
+    usual |= {3: ("mixer_norm", "ffn_norm", "ffn_post_norm")}
+    usual |= {4: ("mixer_norm", "mixer_post_norm", "ffn_norm", "ffn_post_norm")}
+    return usual.get(count, (*NORM_FIELDS, *HEAD_FIELDS)[:count])
+
+
+def _known_dim(assignment: Assignment, forms: tuple[Form, ...]) -> list[int]:
+    """The size of the heads where norms of q and k show it."""
+    for group in assignment.groups:
+        sizes = {slot.squeezed[-1] for slot in group.head_norms}
+        if len(group.head_norms) == 2 and len(sizes) == 1:
+            (size,) = sizes
+            return [size] if size != forms[assignment.groups.index(group)].q else []
+    return []
+
+
+def one_token(assignment: Assignment, choices: Choices) -> Iterator[Move]:
+    """Every choice that a prompt of one token shows, changed alone."""
+    yield from form_moves(assignment, choices)
+    yield from exchanges(choices, assignment.structure.hidden, unseen=({"attn.q", "attn.k"},))
+    heads, needed = head_fields(assignment)
+    for at, (count, placed) in enumerate(choices.placements):
+        for parallel in (False, True):
+            for other in placements(count, heads, needed, parallel):
+                if (other, parallel) != (placed, choices.parallel):
+                    changed = (*choices.placements[:at], (count, other), *choices.placements[at + 1 :])
+                    yield "placement", replace(choices, placements=changed, parallel=parallel)
+    if any(form.ffn in ("GatedMLP", "MLP") for form in choices.forms):
+        yield from (("activation", replace(choices, activation=other)) for other in get_args(Activation))
+    yield from _fused(choices)
+    yield from (("scale", replace(choices, embedding_scale=scale)) for scale in embedding_scales(assignment))
+    if not _has_embedding_norm(assignment, choices):
+        yield "normed", replace(choices, embedding_normed=not choices.embedding_normed)
+    yield from (("offset", replace(choices, offset=offset, head_offset=offset)) for offset in (0.0, 1.0))
+    yield "centred", replace(choices, centred=not choices.centred)
+    if any(form.ffn == "MoE" for form in choices.forms):
+        yield from _routing(assignment, choices)
+    attention = next((form for form in choices.forms if form.mixer == "Attention"), None)
+    if attention and attention.kv != attention.q and not _known_dim(assignment, choices.forms):
+        yield from (("head_dim", replace(choices, head_dim=size)) for size in head_dims(attention))
+
+
+def _has_embedding_norm(assignment: Assignment, choices: Choices) -> bool:
+    return len(assignment.outside.norms) > (1 if choices.final >= 0 else 0)
+
+
+def embedding_scales(assignment: Assignment) -> tuple[float, ...]:
+    """Usual factors on the embeddings."""
+    root = float(assignment.structure.hidden**0.5)
+    return (1.0, root, 1 / root)
+
+
+def form_moves(assignment: Assignment, choices: Choices) -> Iterator[Move]:
+    """Another form of one group of layers."""
+    for n, group in enumerate(assignment.groups):
+        for form in group.forms:
+            if form != choices.forms[n]:
+                yield "form", replace(choices, forms=(*choices.forms[:n], form, *choices.forms[n + 1 :]))
+
+
+def exchanges(choices: Choices, hidden: int, unseen: tuple[set[str], ...] = ()) -> Iterator[Move]:
+    """Two matrices of the same shape exchanged, in every group of layers that has both; not those that are `unseen`."""
+    seen: set[frozenset[str]] = set()
+    for form in choices.forms:
+        for first, second in combinations([source for source in form.sources if len(source.roles) == 1], 2):
+            pair = frozenset((first.roles[0], second.roles[0]))
+            shapes = [_shapes(form, hidden).get(role) for role in (first.roles[0], second.roles[0])]
+            if set(pair) in unseen or pair in seen or None in shapes or shapes[0] != shapes[1]:
+                continue
+            seen.add(pair)
+            yield "roles", replace(choices, forms=tuple(exchanged(form, *pair) for form in choices.forms))
+
+
+def _shapes(form: Form, hidden: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the matrices that may be exchanged."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn.q": (form.q, hidden), "attn.k": (form.kv, hidden), "attn.v": (form.kv, hidden), "attn.gate": (form.q, hidden),
+        "attn.o": (hidden, form.q), "ffn.gate": (form.width, hidden), "ffn.up": (form.width, hidden),
+        "ffn.down": (hidden, form.width), "shared.gate": (form.shared, hidden), "shared.up": (form.shared, hidden),
+        "shared.down": (hidden, form.shared), "moe.gate": (form.experts, form.width, hidden),
+        "moe.up": (form.experts, form.width, hidden), "moe.down": (form.experts, hidden, form.width),
+    }  # fmt: skip
+    return shapes
+
+
+def exchanged(form: Form, first: str, second: str) -> Form:
+    """The form with the tensors of two roles exchanged, if it has both."""
+    by_role = {source.roles[0]: source for source in form.sources if len(source.roles) == 1}
+    if first not in by_role or second not in by_role:
+        return form
+    swap = {first: by_role[second], second: by_role[first]}
+    sources = tuple(
+        replace(source, tensor=swap[source.roles[0]].tensor, transposed=swap[source.roles[0]].transposed)
+        if len(source.roles) == 1 and source.roles[0] in swap
+        else source
+        for source in form.sources
+    )
+    return replace(form, sources=sources)
+
+
+def _fused(choices: Choices) -> Iterator[Move]:
+    """Other orders of roles that share a matrix."""
+    roles = {source.roles for form in choices.forms for source in form.sources if len(source.roles) > 1}
+    if any(len(each) == 3 or set(each) == {"attn.k", "attn.v"} for each in roles):
+        for order in permutations(("attn.q", "attn.k", "attn.v")):
+            for blocks in GROUPED:
+                yield "qkv", replace(choices, qkv=(order, blocks))
+    if any("attn.gate" in each for each in roles):
+        for order in permutations(("attn.q", "attn.gate")):
+            for blocks in HEADWISE:
+                yield "q_gate", replace(choices, q_gate=(order, blocks))
+    if any(set(each) & {"ffn.gate", "moe.gate", "shared.gate"} for each in roles):
+        for order in permutations(("gate", "up")):
+            for blocks in ROWWISE:
+                yield "gate_up", replace(choices, gate_up=(order, blocks))
+
+
+def _routing(assignment: Assignment, choices: Choices) -> Iterator[Move]:
+    """Other answers to how experts are selected and weighted."""
+    experts = max(form.experts for form in choices.forms)
+    yield from (("top_k", replace(choices, top_k=count)) for count in range(1, min(experts, MOST_EXPERTS) + 1))
+    yield "score", replace(choices, score="sigmoid" if choices.score == "softmax" else "softmax")
+    yield "normalised", replace(choices, normalised=not choices.normalised)
+    if any(
+        group.router_bias or group.biases.get(router_of(form))
+        for group, form in zip(assignment.groups, choices.forms, strict=True)
+    ):
+        yield "score_bias", replace(choices, score_bias=not choices.score_bias)
+
+
+def router_of(form: Form) -> str:
+    """The tensor of the router; empty if there is none."""
+    return next((source.tensor for source in form.sources if source.roles == ("moe.router",)), "")

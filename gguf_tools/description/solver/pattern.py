@@ -1,0 +1,223 @@
+"""The attention pattern: jointly on a few tokens, then with several candidates on longer prompts, at last layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Literal
+
+import torch
+
+from gguf_tools.description.assignment import Assignment
+from gguf_tools.description.choices import HEAD_FIELDS, Choices, Where
+from gguf_tools.description.forms import head_dims
+from gguf_tools.description.solver.engine import Engine
+from gguf_tools.description.solver.evidence import Batch
+from gguf_tools.description.solver.moves import exchanges
+from gguf_tools.description.solver.polish import fit
+from gguf_tools.model.rope import LinearScaling, Llama3Scaling, Scaling, YarnScaling
+from gguf_tools.progress import StageProgress
+
+SHORT, MEDIUM = 4, 16
+"""Tokens of the prompts on which the pattern is first enumerated, and on which the rope base is fitted."""
+CARRIED = (12, 6, 3)
+"""Candidates that go on from the enumeration, from its fit, and from the longer prompts."""
+SECOND_BASES = (1e4, 1e6)
+"""Bases that some of the layers may have, where the others have another."""
+BASES = tuple(10.0 ** (x / 2) for x in range(4, 17))
+PAIRS: tuple[Literal["half", "interleaved"], ...] = ("half", "interleaved")
+MOST_DIMS = 8
+"""Sizes of heads that are tried where one token does not settle it."""
+GOAL = 1e-9
+"""NMSE at which a stage needs no further changes."""
+SCALINGS: tuple[Scaling, ...] = (
+    *(LinearScaling(float(factor)) for factor in (2, 4, 8, 16)),
+    *(Llama3Scaling(factor, 1.0, 4.0, context) for factor in (8.0, 32.0) for context in (64, 8192)),
+    *(
+        YarnScaling(factor=factor, original_context=context)
+        for factor in (2.0, 4.0, 8.0, 16.0, 32.0, 40.0)
+        for context in (64, 2048, 4096, 8192, 32768)
+    ),
+)
+"""Scalings of the rope's frequencies that are tried, by the numbers of published models and of their small copies."""
+
+
+def solve_pattern(
+    engine: Engine,
+    choices: Sequence[Choices],
+    batches: Sequence[Batch],
+    left: float,
+    tell: StageProgress = lambda *_: None,
+) -> tuple[Choices, float]:
+    """The choices, of those that one token leaves open, that explain the batches, of growing length; with the last NMSE.
+
+    `left` is the NMSE on one token, which no pattern takes away.
+    """
+    goal = max(GOAL, 30 * left)
+    short = batches[0]
+    tried = [option for one in choices for option in dict.fromkeys(options(engine.assignment, one))]
+    scored = []
+    for n, option in enumerate(tried):
+        if n % 50 == 0:
+            tell(f"attention pattern on {short.length} tokens: candidate", n, len(tried))
+        scored.append((engine.error(option, short), n))
+    scored.sort()
+    kept = [tried[n] for _, n in scored[: CARRIED[0]]]
+    fitted = sorted((_fitted(engine, option, short) for option in kept), key=lambda item: item[1])
+    if fitted[0][1] > goal:
+        fitted = (
+            sorted((extended(engine, option, short, goal) for option, _ in fitted[:4]), key=lambda item: item[1])
+            + fitted[4:]
+        )
+    kept = [option for option, _ in fitted[: CARRIED[1]]]
+    best = fitted[0]
+    for n, batch in enumerate(batches[1:], 1):
+        tell(f"attention pattern on {batch.length} tokens: prompts", n, len(batches) - 1)
+        found = [extended(engine, option, batch, goal) for option in kept[:1]]
+        if min(error for _, error in found) > goal:
+            found += [extended(engine, option, batch, goal) for option in kept[1:]]
+        found.sort(key=lambda item: item[1])
+        best = found[0]
+        kept = [option for option, _ in found[: CARRIED[2]]]
+    return best
+
+
+def options(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
+    """Every pattern of attention: which of q and k is which, heads, norms of q and k, rope, scale of the scores."""
+    attention = next((form for form in choices.forms if form.mixer == "Attention"), None)
+    if attention is None:
+        yield choices
+        return
+    dims = [choices.head_dim]
+    if attention.q == attention.kv and not any(group.head_norms for group in assignment.groups):
+        dims = head_dims(attention)[:MOST_DIMS]
+    normed = any(group.head_norms for group in assignment.groups) or _placed(choices)
+    offsets = {choices.head_offset, 0.0, 1.0} if normed else {choices.head_offset}
+    wheres: tuple[Where, ...] = ("before", "after") if normed else ("none", "before", "after")
+    for swapped, dim, where, offset in product(_exchanged(assignment, choices, normed), dims, wheres, sorted(offsets)):
+        base = replace(swapped, head_dim=dim, qk_norm=where, head_offset=offset)
+        scales = (None, 1.0, 1.0 / dim) if where == "none" else (None, 1.0, 0.1)
+        for scale in scales:
+            if where != "after":
+                yield replace(base, rotated=False, scale=scale)
+            sizes = [size for size in (dim, dim // 2, dim // 4) if size % 2 == 0 and size]
+            for pairs, backwards, size in product(PAIRS, (False, True), sizes):
+                turned = None if size == dim else size
+                yield replace(base, rotated=True, pairs=pairs, backwards=backwards, dims=turned, scale=scale)
+
+
+def _placed(choices: Choices) -> bool:
+    return any(HEAD_FIELDS[0] in fields for _, fields in choices.placements)
+
+
+def _exchanged(assignment: Assignment, choices: Choices, normed: bool) -> list[Choices]:
+    """The choices with q and k, and with their norms, as they are and exchanged; and other orders of fused roles."""
+    found = [choices]
+    unseen = [move for move in exchanges(choices, assignment.structure.hidden) if _only_qk(choices, move[1])]
+    found += [changed for _, changed in unseen]
+    if any(len(source.roles) == 3 for form in choices.forms for source in form.sources):
+        order, blocks = choices.qkv
+        swap = {"attn.q": "attn.k", "attn.k": "attn.q"}
+        found.append(replace(choices, qkv=(tuple(swap.get(role, role) for role in order), blocks)))
+    if normed:
+        found += [
+            replace(one, heads_exchanged=not one.heads_exchanged, placements=_heads_exchanged(one)) for one in found
+        ]
+    return found
+
+
+def _only_qk(before: Choices, after: Choices) -> bool:
+    """Whether two choices differ by an exchange of q and k alone."""
+    changed = {
+        role
+        for old, new in zip(before.forms, after.forms, strict=True)
+        for a, b in zip(old.sources, new.sources, strict=True)
+        if a != b
+        for role in a.roles
+    }
+    return changed == {"attn.q", "attn.k"}
+
+
+def _heads_exchanged(choices: Choices) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    swap = {HEAD_FIELDS[0]: HEAD_FIELDS[1], HEAD_FIELDS[1]: HEAD_FIELDS[0]}
+    return tuple((count, tuple(swap.get(name, name) for name in fields)) for count, fields in choices.placements)
+
+
+def unknowns(choices: Choices) -> list[str]:
+    """The continuous choices of the pattern."""
+    names = ["theta"] if choices.rotated else []
+    return [*names, *(["second_theta"] if choices.second else []), "scale", *(["softcap"] if choices.softcap else [])]
+
+
+def _fitted(engine: Engine, choices: Choices, batch: Batch, iterations: int = 4) -> tuple[Choices, float]:
+    return fit(lambda tried: engine.residual(tried, batch), choices, unknowns(choices), iterations)
+
+
+def extended(engine: Engine, choices: Choices, batch: Batch, goal: float) -> tuple[Choices, float]:
+    """The choices fitted to a longer batch; where that does not explain it, with windows, scalings and single layers changed."""
+    begin = choices
+    choices, error = _fitted(engine, begin, batch, 8)
+    if error > max(1e-6, goal) and choices.rotated and first_wrong(engine.residual(begin, batch)) == batch.length:
+        bases = min((replace(begin, theta=base) for base in BASES), key=lambda option: engine.error(option, batch))
+        choices, error = min((choices, error), _fitted(engine, bases, batch, 8), key=lambda item: item[1])
+    for again in range(8):
+        if error <= goal:
+            break
+        start = begin if again == 0 and first_wrong(engine.residual(begin, batch)) < batch.length else choices
+        before = engine.error(start, batch)
+        tried = list(changes(engine, start, batch))
+        scored = sorted((engine.error(option, batch), n) for n, option in enumerate(tried))[:4]
+        fits = [_fitted(engine, tried[n], batch, 6) for _, n in scored]
+        best = min(fits, key=lambda item: item[1], default=(choices, error))
+        if best[1] > 0.7 * min(error, before):
+            break
+        choices, error = best
+    if error > goal and choices.rotated:
+        choices, error = min((choices, error), _scaled(engine, choices, batch), key=lambda item: item[1])
+    return choices, error
+
+
+def _scaled(engine: Engine, choices: Choices, batch: Batch) -> tuple[Choices, float]:
+    """The best scaling of the rope's frequencies, with the base and the scale of the scores fitted to it."""
+    tried = [
+        replace(choices, theta=theta, scaling=scaling, scale=None)
+        for scaling in SCALINGS
+        for theta in (1e4, 1e5, 5e5, 1e6, 1e7)
+    ]
+    scored = sorted((engine.error(option, batch), n) for n, option in enumerate(tried))[:8]
+    return min((_fitted(engine, tried[n], batch, 8) for _, n in scored), key=lambda item: item[1])
+
+
+def changes(engine: Engine, choices: Choices, batch: Batch) -> Iterator[Choices]:
+    """Windows, layers without rope or with a rope of their own, scalings and a cap of the scores, each changed alone."""
+    layers = range(engine.assignment.structure.count)
+    width = first_wrong(engine.residual(choices, batch))
+    if choices.window is None and 2 <= width < batch.length:
+        yield replace(choices, window=width, windowed=None)
+        yield from (replace(choices, window=width, windowed=frozenset({n})) for n in layers)
+        yield from (replace(choices, window=width, windowed=frozenset(layers) - {n}) for n in layers)
+        yield replace(choices, window=width, windowed=frozenset(layers[::2]))
+        yield replace(choices, window=width, windowed=frozenset(layers[1::2]))
+    if choices.window is not None:
+        inside = frozenset(layers) if choices.windowed is None else choices.windowed
+        yield from (replace(choices, windowed=inside ^ {n}) for n in layers)
+    if choices.rotated:
+        yield from (replace(choices, unrotated=choices.unrotated ^ {n}) for n in layers)
+        bases = (choices.second_theta,) if choices.second else SECOND_BASES
+        yield from (replace(choices, second=choices.second ^ {n}, second_theta=base) for n in layers for base in bases)
+        if choices.second:
+            yield from (replace(choices, second_scaling=scaling) for scaling in (None, *SCALINGS))
+        else:
+            yield from (replace(choices, scaling=scaling) for scaling in SCALINGS if scaling != choices.scaling)
+    if choices.softcap is None:
+        yield from (replace(choices, softcap=cap) for cap in (5.0, 20.0, 50.0))
+
+
+def first_wrong(residual: torch.Tensor) -> int:
+    """The first position whose error is far beyond those before it; the number of positions if there is none."""
+    errors = residual.square().sum((0, 2))
+    for position in range(2, len(errors)):
+        if errors[position] > 1e3 * errors[:position].max() + 1e-14:
+            return position
+    return len(errors)

@@ -1,0 +1,162 @@
+"""Decoders of invented code are described by the command, solved from their logits, and proved on tokens not seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from gguf_tools import describe
+from gguf_tools.description.build import build
+from gguf_tools.description.toml import read_description
+from gguf_tools.errors import ThresholdError
+from gguf_tools.model.rope import Rope
+from gguf_tools.model.spec import Attention, MoE
+from gguf_tools.reference import Reference
+from gguf_tools.sources.checkpoint import open_checkpoint
+from tests.conftest import Ran
+from tests.description.decoders import CONTEXT, DECODERS, VOCAB, golden
+from tests.description.scrambled import write_weights
+
+
+def prepared(folder: Path, name: str, *, seed: int = 0, other: int = 0) -> tuple[Path, Path]:
+    """A decoder's weights and golden logits as files; the logits are those of the weights with seed `other`."""
+    decoder = DECODERS[name]
+    weights = {key: value.numpy() for key, value in decoder.weights(seed).items()}
+    source = write_weights(folder / "weights.safetensors", weights, shuffle=seed)
+    sequences, logits = golden(decoder, decoder.weights(other))
+    save(folder / "golden.npz", sequences, logits)
+    return source, folder / "golden.npz"
+
+
+def save(path: Path, sequences: list[list[int]], logits: list[NDArray[np.float32]]) -> None:
+    """Write golden logits."""
+    arrays: dict[str, Any] = {f"tokens_{n}": np.array(tokens) for n, tokens in enumerate(sequences)}
+    arrays |= {f"logits_{n}": array for n, array in enumerate(logits)}
+    np.savez(path, **arrays)
+
+
+ROPES = {
+    "fused": Rope(123456.0, 12, "interleaved"),
+    "parallel": Rope(10000.0, 6),
+    "sandwich": Rope(10000.0, 12),
+    "experts": Rope(1e6, 12),
+    "stacked": Rope(50000.0, 12),
+    "positions": None,
+    "bare": Rope(10000.0, 12, backwards=True),
+    "scaled": Rope(1e7, 12),
+}
+ROUTERS = {"experts": (2, "softmax", True, 1.0), "stacked": (3, "sigmoid", False, 2.5)}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_of_invented_code_is_solved(name: str, tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
+    source, evidence = prepared(tmp_path, name)
+    out, report = tmp_path / "model.toml", tmp_path / "report.json"
+    ran = tinyq("describe", source, "-o", out, "--golden", evidence, "--context-length", CONTEXT, "--json", report)
+    assert ran.code == 0, ran.err
+    found = json.loads(report.read_text("utf-8"))
+    assert found["solved"] is True
+    assert found["nmse"] <= 1e-11
+    model = build(read_description(out), open_checkpoint(source, described=True))
+    tokens = np.random.default_rng(99).integers(0, VOCAB, 150).tolist()
+    wanted = DECODERS[name].logits(DECODERS[name].weights(), tokens).astype(np.float64)
+    (ours,) = Reference(model, torch.float64).logits([tokens])
+    assert np.square(ours - wanted).sum() / np.square(wanted).sum() <= 1e-11
+    assert tinyq("describe", source, "--check", out).code == 0
+    mixer, feed_forward = model.spec.layers[0].mixer, model.spec.layers[0].feed_forward
+    assert isinstance(mixer, Attention)
+    assert mixer.rope == ROPES[name]
+    if isinstance(feed_forward, MoE):
+        router = feed_forward.router
+        assert (router.top_k, router.score, router.normalised, router.scale) == ROUTERS[name]
+
+
+def test_logits_of_other_weights_are_refused_by_the_head(tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
+    source, evidence = prepared(tmp_path, "experts", other=1)
+    out = tmp_path / "model.toml"
+    ran = tinyq("describe", source, "-o", out, "--golden", evidence)
+    assert ran.code == 1
+    assert "no choice explains these logits; stage head: " in ran.err
+    assert "other weights" in ran.err
+    assert not out.exists()
+
+
+def changed(evidence: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    arrays: dict[str, Any] = dict(np.load(evidence))
+    change(arrays)
+    np.savez(evidence, **arrays)
+
+
+def test_log_probabilities_are_named(tmp_path: Path) -> None:
+    source, evidence = prepared(tmp_path, "experts")
+
+    def normalise(arrays: dict[str, Any]) -> None:
+        for name in [name for name in arrays if name.startswith("logits")]:
+            arrays[name] = torch.from_numpy(arrays[name]).log_softmax(-1).numpy()
+
+    changed(evidence, normalise)
+    with pytest.raises(ThresholdError, match="these are log-probabilities: give the raw logits"):
+        describe(source, golden=evidence).require()
+
+
+def test_another_step_of_the_training_is_refused_by_the_head(tmp_path: Path) -> None:
+    source, evidence = prepared(tmp_path, "scaled")
+    weights = DECODERS["scaled"].weights()
+    noisy = {
+        name: value * (1 + 1e-3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
+        for name, value in weights.items()
+    }
+    sequences, logits = golden(DECODERS["scaled"], noisy)
+    save(evidence, sequences, logits)
+    with pytest.raises(ThresholdError, match=r"stage head: .*another step of the training"):
+        describe(source, golden=evidence).require()
+
+
+def test_token_ids_off_by_one_fail_on_single_tokens(tmp_path: Path) -> None:
+    source, evidence = prepared(tmp_path, "bare")
+
+    def shift(arrays: dict[str, Any]) -> None:
+        for name in [name for name in arrays if name.startswith("tokens")]:
+            arrays[name] = (arrays[name] + 1) % VOCAB
+
+    changed(evidence, shift)
+    with pytest.raises(ThresholdError, match="no choice explains these logits; stage one token"):
+        describe(source, golden=evidence).require()
+
+
+def test_a_batch_serves_as_evidence(tmp_path: Path) -> None:
+    source, _ = prepared(tmp_path, "experts")
+    decoder = DECODERS["experts"]
+    tokens = np.random.default_rng(5).integers(0, VOCAB, (10, 24))
+    logits = np.stack([decoder.logits(decoder.weights(), row.tolist()) for row in tokens])
+    np.savez(tmp_path / "batch.npz", tokens=tokens, logits=logits)
+    assert describe(source, golden=tmp_path / "batch.npz").solved
+
+
+def test_without_evidence_the_candidates_are_given(tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
+    source, _ = prepared(tmp_path, "fused")
+    ran = tinyq("describe", source)
+    assert ran.code == 0
+    assert 'pairs = "half"' in ran.out
+    assert '# or "interleaved"' in ran.out
+    text = tmp_path / "model.toml"
+    text.write_text(ran.out, "utf-8")
+    assert tinyq("describe", source, "--check", text).code == 0
+    text.write_text(ran.out.replace('"fi.g"', '"fi.h"'), "utf-8")
+    checked = tinyq("describe", source, "--check", text)
+    assert checked.code == 1
+    assert "tensor fi.h is missing" in checked.out
+    assert "tensor fi.g (48) has no role" in checked.out
+
+
+def test_the_models_own_code_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = prepared(tmp_path, "bare")
+    found = describe(source, oracle="tests.description.decoders:bare_logits")
+    assert found.solved
