@@ -9,8 +9,8 @@ from typing import Any
 from gguf_tools.description.schema import KeyPath
 from gguf_tools.model.norms import Shape
 
-NORM_ROLES = {"qk_norm": "attn.q_norm", "norm": "delta.norm"}
-"""Field of a norm → the role of its weights, where they do not have the same name."""
+NORM_ROLES = {"qk_norm": ("attn.q_norm",), "norm": ("delta.norm", "ssm.norm")}
+"""Field of a norm → the roles that its weights may have, where they do not have the same name."""
 NORM_FIELDS = (
     "mixer_norm",
     "ffn_norm",
@@ -20,13 +20,21 @@ NORM_FIELDS = (
     "embedding_norm",
     *NORM_ROLES,
 )
-BIASED = {"Attention": ("attn", "qkvo"), "GatedMLP": ("ffn", ("gate", "up", "down")), "MLP": ("ffn", ("up", "down"))}
+BIASED: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "Attention": ("attn", ("q", "k", "v", "o")),
+    "GatedMLP": ("ffn", ("gate", "up", "down")),
+    "MLP": ("ffn", ("up", "down")),
+    "MoE": ("moe", ("gate", "up", "down")),
+}
 """Class with a set of biases → how the names of its roles begin, and the projections that may have one."""
 PRESENT = {
     ("Attention", "gated"): "attn.gate",
     ("Attention", "norm_gain"): "attn.q_gain",
     ("Attention", "value_scale"): "attn.v_scale",
+    ("Attention", "sinks"): "attn.sinks",
+    ("Router", "logit_bias"): "moe.logit_bias",
     ("SharedExpert", "gated"): "shared.sigmoid",
+    ("Mamba2", "conv_bias"): "ssm.conv_bias",
     ("ShortConv", "bias"): "conv.in_bias",
     ("ModelSpec", "output_bias"): "output_bias",
 }
@@ -39,6 +47,7 @@ AXES = {
     ("SharedExpert", "width"): ("shared.down", -1),
     ("ShortConv", "kernel"): ("conv.kernel", -1),
     ("DeltaNet", "kernel"): ("delta.conv", -1),
+    ("Mamba2", "kernel"): ("ssm.conv", -1),
     ("ModelSpec", "positions"): ("positions", 0),
 }
 """Size → role and axis that it is read from."""
@@ -65,15 +74,19 @@ def derived_field(kind: type, name: str, place: KeyPath, shapes: Mapping[str, Sh
     if name == "bias" and kind.__name__ in BIASED:
         prefix, names = BIASED[kind.__name__]
         return frozenset(name for name in names if f"{prefix}.{name}_bias" in shapes)
+    if key == ("Mamba2", "bias"):
+        return frozenset(name for name, role in (("in", "ssm.z_bias"), ("o", "ssm.o_bias")) if role in shapes)
     if kind.__name__ == "Norm" and name in ("weighted", "bias"):
-        role = norm_role(place[-2])
+        role = _norm_role(place[-2], shapes)
         return (role if name == "weighted" else f"{role}_bias") in shapes
     if name in NORM_FIELDS:
-        role = norm_role(name)
-        return {} if role in shapes or f"{role}_bias" in shapes or name in ("output_norm", "norm") else None
+        role = _norm_role(name, shapes)
+        required = name == "output_norm" or key == ("DeltaNet", "norm")
+        return {} if role in shapes or f"{role}_bias" in shapes or required else None
     return MISSING
 
 
-def norm_role(field: str) -> str:
-    """The role of the weights of the norm in a field."""
-    return NORM_ROLES.get(field, field)
+def _norm_role(field: str, shapes: Mapping[str, Shape | None]) -> str:
+    """The role of the weights of the norm in a field, of those that it may have the one that a tensor is given for."""
+    roles = NORM_ROLES.get(field, (field,))
+    return next((role for role in roles if role in shapes or f"{role}_bias" in shapes), roles[0])

@@ -66,7 +66,7 @@ class Placing:
 
     def cut(self, tensor: Tensor, source: Source, role: str, shapes: Mapping[str, Shape]) -> Tensor:
         """The rows of one role, in its shape; of three axes the first counts matrices. CheckpointError if they do not fit."""
-        shape, axis = shapes[role], max(len(shapes[role]) - 2, 0)
+        shape, axis = shapes[role], _rows_axis(role, shapes[role])
         rows = [shapes[other][axis] for other in source.roles]
         whole = (*shape[:axis], sum(rows), *shape[axis + 1 :])
         found = [size for size in tensor.shape if size != 1]
@@ -84,6 +84,12 @@ class Placing:
         first, count = sum(rows[:at]) // source.blocks, rows[at] // source.blocks
         taken = take_rows(flat, matrices * source.blocks, first, count)
         return taken if taken.shape == shape else Reshaped(taken, shape)
+
+
+def _rows_axis(role: str, shape: Shape) -> int:
+    """The axis of a role's rows: after that of the experts where there is one."""
+    stacked = role.startswith("moe.") and role.endswith("_bias") and len(shape) == 2
+    return 1 if stacked else max(len(shape) - 2, 0)
 
 
 def transposed(tensor: Tensor) -> Tensor:
