@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, permutations
-from typing import get_args
 
 from gguf_tools.description.assignment import Assignment
 from gguf_tools.description.choices import HEAD_FIELDS, NORM_FIELDS, Blocks, Choices
 from gguf_tools.description.forms import Form, head_dims
-from gguf_tools.model.feed_forward import Activation
+from gguf_tools.reference.feed_forward import ACTIVATIONS
 
 Move = tuple[str, Choices]
 """(what is chosen, the choices with another answer to it)."""
@@ -117,7 +116,7 @@ def one_token(assignment: Assignment, choices: Choices) -> Iterator[Move]:
                     changed = (*choices.placements[:at], (count, other), *choices.placements[at + 1 :])
                     yield "placement", replace(choices, placements=changed, parallel=parallel)
     if any(form.ffn in ("GatedMLP", "MLP") for form in choices.forms):
-        yield from (("activation", replace(choices, activation=other)) for other in get_args(Activation))
+        yield from (("activation", replace(choices, activation=other)) for other in ACTIVATIONS)
     yield from _fused(choices)
     yield from (("scale", replace(choices, embedding_scale=scale)) for scale in embedding_scales(assignment))
     if not _has_embedding_norm(assignment, choices):

@@ -96,6 +96,18 @@ def solve(
     return solver.run(begin)
 
 
+def difference(found: Choices, other: Choices) -> tuple[str, str]:
+    """What two choices differ in: (the name with its value, the other value)."""
+    for name, value in vars(found).items():
+        new = getattr(other, name)
+        if new == value:
+            continue
+        if name in ("forms", "placements"):
+            return "which tensor of a shape is which", "an exchange"
+        return f"{name} {_plain(value)}", str(_plain(new))
+    return "", ""
+
+
 def _plain(item: Any) -> Any:
     """A choice as JSON data."""
     if isinstance(item, frozenset | tuple):
@@ -153,10 +165,8 @@ class _Solver:
 
     def one_token(self, begin: Choices) -> tuple[Choices, float]:
         """Search on one-token prompts, with the scales fitted where the search alone does not end."""
-        weights = sum(
-            slot.shape[0] * int(np.prod(slot.shape[1:])) * len(slot.layers)
-            for slot in self.engine.assignment.structure.inside
-        )
+        slots = self.engine.assignment.structure.inside
+        weights = sum(int(np.prod(slot.shape)) * len(slot.layers) for slot in slots)
         budget = int(min(FIRST, max(WORK / max(weights * len(self.one.tokens), 1), 300)))
 
         def told(count: int, best: float) -> None:
@@ -251,11 +261,12 @@ class _Solver:
             found, error = best
         return found, error
 
-    def _alternatives(self, found: Choices) -> list[moves.Move]:
-        """Every other discrete choice that the shapes allow."""
+    def _alternatives(self, found: Choices, *, patterns: bool = True) -> list[moves.Move]:
+        """Every other discrete choice that the shapes allow; with `patterns` also windows and scalings."""
         singles = [move for move in moves.one_token(self.engine.assignment, found) if move[1] != found]
         if self.longer:
-            singles += [("pattern", option) for option in changes(self.engine, found, self.longer[-1])]
+            more = changes(self.engine, found, self.longer[-1]) if patterns else ()
+            singles += [("pattern", option) for option in more]
             plain = [
                 one
                 for one in options(self.engine.assignment, found)
@@ -271,6 +282,8 @@ class _Solver:
                         window=found.window,
                         windowed=found.windowed,
                         scaling=found.scaling,
+                        second=found.second,
+                        unrotated=found.unrotated,
                     ),
                 )
                 for one in plain[:40]
@@ -321,9 +334,23 @@ class _Solver:
             held=held,
             stage=stage,
             reason=reason,
+            open=self.open(found, error) if not stage else (),
             tested=self.given.longest,
             evaluations=self.engine.evaluations,
         )
+
+    def open(self, found: Choices, error: float) -> tuple[tuple[str, str], ...]:
+        """The choices whose other values explain the logits as well: within three times the error, or their precision."""
+        limit = max(3 * error, self.given.floor / 10)
+        notes: dict[str, set[str]] = {}
+        made = self.engine.decoder(found)
+        for _, other in self._alternatives(found, patterns=False):
+            if self.engine.error(other, self.one) > 10 * limit or self.engine.decoder(other) == made:
+                continue
+            if nmse(self.residual(other)) <= limit:
+                name, text = difference(found, other)
+                notes.setdefault(name, set()).add(text)
+        return tuple((name, ", ".join(sorted(texts))) for name, texts in notes.items())
 
     def held(self, found: Choices) -> float | None:
         """The NMSE on the sequence that was held out."""
