@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, permutations
+from typing import get_args
 
 from gguf_tools.description.assignment import Assignment
 from gguf_tools.description.choices import HEAD_FIELDS, NORM_FIELDS, Blocks, Choices
 from gguf_tools.description.forms import Form, head_dims
-from gguf_tools.reference.feed_forward import ACTIVATIONS
+from gguf_tools.model.feed_forward import MLP, Activation
 
 Move = tuple[str, Choices]
 """(what is chosen, the choices with another answer to it)."""
@@ -27,6 +28,10 @@ BLOCKS = (
 )
 """Choices that are changed together where changing one does not help: pairs within a set."""
 MOST_EXPERTS = 8
+ACTIVATIONS: tuple[Activation, ...] = tuple(
+    name for name in get_args(Activation) if MLP(1, name).roles(1).keys() == MLP(1, "relu").roles(1).keys()
+)
+"""Activations that have no weights of their own."""
 GROUPED: tuple[Blocks, ...] = ("whole", "kv_heads")
 HEADWISE: tuple[Blocks, ...] = ("heads", "whole")
 ROWWISE: tuple[Blocks, ...] = ("whole", "rows")
