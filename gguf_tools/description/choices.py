@@ -220,13 +220,9 @@ def _mixer(
     head_norms = group.head_norms[::-1] if choices.heads_exchanged else group.head_norms
     roles_of_norms = HEAD_FIELDS[-len(head_norms) :] if head_norms else ()  # a single one is that of k
     sources = [Source(slot.name, (role,)) for slot, role in zip(head_norms, roles_of_norms, strict=True)]
-    whole = bool(
-        HEAD_FIELDS[0] in norms
-        or (
-            group.head_norms
-            and group.head_norms[0].squeezed in ((form.q,), (form.kv,))
-            and group.head_norms[0].squeezed != (dim,)
-        )
+    sizes = [slot.squeezed for slot in head_norms]
+    whole = (
+        HEAD_FIELDS[0] in norms or len(sizes) == 1 or (sizes == [(form.q,), (form.kv,)] and sizes != [(dim,), (dim,)])
     )
     weight = NormSlots("given") if group.head_norms or HEAD_FIELDS[0] in norms else NormSlots()
     normed = bool(weight.weight) or choices.qk_norm != "none"

@@ -29,16 +29,13 @@ def nonsense(names: Iterable[str], seed: int = 0) -> dict[str, str]:
     return {name: "".join(new.get(part, part) for part in re.split(r"([._])", name)) for name in names}
 
 
-def write_weights(path: Path, tensors: Mapping[str, NDArray[np.float32]], *, shuffle: int | None = None) -> Path:
-    """Write tensors as a safetensors file without a config; with `shuffle` in a random order."""
-    names = list(tensors)
-    if shuffle is not None:
-        random.Random(shuffle).shuffle(names)
+def write_weights(path: Path, tensors: Mapping[str, NDArray[np.float32]]) -> Path:
+    """Write tensors as a safetensors file without a config."""
     stored = [
         Stored(
             name=name, dtype="F32", shape=tensors[name].shape, width=4, pieces=[tensors[name].astype("<f4").tobytes()]
         )
-        for name in names
+        for name in tensors
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(path, stored, {}, spaced=True)

@@ -29,7 +29,7 @@ def prepared(folder: Path, name: str, *, seed: int = 0, other: int = 0) -> tuple
     """A decoder's weights and golden logits as files; the logits are those of the weights with seed `other`."""
     decoder = DECODERS[name]
     weights = {key: value.numpy() for key, value in decoder.weights(seed).items()}
-    source = write_weights(folder / "weights.safetensors", weights, shuffle=seed)
+    source = write_weights(folder / "weights.safetensors", weights)
     sequences, logits = golden(decoder, decoder.weights(other))
     save(folder / "golden.npz", sequences, logits)
     return source, folder / "golden.npz"

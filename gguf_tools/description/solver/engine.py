@@ -82,7 +82,7 @@ class Engine:
         """The NMSE; infinite for choices that shapes or arithmetic do not allow."""
         try:
             found = float(self.residual(choices, batch).square().sum())
-        except (InputError, ValueError, ZeroDivisionError):
+        except (InputError, ValueError, ZeroDivisionError, RuntimeError):  # torch's error for shapes that do not fit
             return float("inf")
         return found if found == found else float("inf")
 

@@ -19,6 +19,8 @@ from gguf_tools.sources.checkpoint import Checkpoint
 Matrix = NDArray[np.float64]
 POSITIONS = 96
 """Positions that the head is solved from."""
+FAR = 0.95
+"""Share of a soft cap up to which a logit in float32 still tells what it was before."""
 CAPS = (15.0, 20.0, 30.0, 50.0)
 """Soft caps that are in use, tried first."""
 
@@ -73,6 +75,10 @@ def solve_head(assignment: Assignment, checkpoint: Checkpoint, given: Evidence, 
         if found and spans[n].residual(_uncapped(logits, found)) * gain < residual:
             best, span, cap = n, spans[n], found
             residual = span.residual(_uncapped(logits, cap))
+    if residual > limit and (masked := _saturated(spans, logits, limit)) is not None:
+        best, cap, residual = masked
+        states = spans[best].within(logits, cap)[1]
+        return _final_norm(assignment, checkpoint, states, Head(output=best, span=residual, softcap=cap), given)
     if residual > limit:
         centred = min(_Span(spans[n].centred()).residual(logits - logits.mean(1, keepdims=True)) for n in places)
         if centred < limit:
@@ -109,6 +115,23 @@ class _Span:
         """The states, shape (positions, hidden), that give the logits."""
         return np.asarray(np.linalg.lstsq(self.r, (logits @ self.q).T, rcond=None)[0].T, np.float64)
 
+    def within(self, logits: Matrix, cap: float) -> tuple[float, Matrix]:
+        """As `residual` and `solve`, from those logits of each position that are not near the cap, undone for them.
+
+        Near the cap rounding hides what a logit was. Positions with too few others are left out.
+        """
+        states, outside, whole = [], 0.0, 0.0
+        for row in logits:
+            kept = np.abs(row) < FAR * cap
+            if kept.sum() < self.matrix.shape[1] + 8:
+                continue
+            wanted = _uncapped(row[kept], cap)
+            state = np.linalg.lstsq(self.matrix[kept], wanted, rcond=None)[0]
+            outside += float(np.square(self.matrix[kept] @ state - wanted).sum())
+            whole += float(np.square(wanted).sum())
+            states.append(state)
+        return (outside / whole if whole else np.inf), np.array(states)
+
     def centred(self) -> Matrix:
         """The matrix without each column's mean: what is left of it in logits without their mean."""
         return np.asarray(self.matrix - self.matrix.mean(0), np.float64)
@@ -116,6 +139,25 @@ class _Span:
 
 def _uncapped(logits: Matrix, cap: float) -> Matrix:
     return cap * np.arctanh(np.clip(logits / cap, -1 + 1e-15, 1 - 1e-15))
+
+
+def _saturated(spans: dict[int, _Span], logits: Matrix, limit: float) -> tuple[int, float, float] | None:
+    """(output, cap, residual) where a soft cap is so low that many logits are near it; None if that explains nothing."""
+    some, least = logits[:: max(len(logits) // 8, 1)], float(np.abs(logits).max())
+    for n, span in spans.items():
+        grid = [least * factor for factor in np.linspace(1.0, 1.5, 26)]
+        low = min(grid, key=lambda cap: span.within(some, cap)[0])
+        low, high = max(low / 1.03, least * (1 - 1e-7)), low * 1.03
+        ratio = (5**0.5 - 1) / 2
+        for _ in range(40):
+            left, right = high - ratio * (high - low), low + ratio * (high - low)
+            better = span.within(some, left)[0] < span.within(some, right)[0]
+            low, high = (low, right) if better else (left, high)
+        cap = (low + high) / 2
+        residual = span.within(some, cap)[0]
+        if residual < limit:
+            return n, cap, residual
+    return None
 
 
 def _softcap(span: _Span, logits: Matrix) -> float | None:

@@ -62,7 +62,8 @@ class Search:
         """Evaluate two coupled changes together."""
         for kind, changed in singles:
             for other, both in self.moves(changed):
-                if other <= kind or not coupled(kind, other) or both in self.scores:
+                repeated = other < kind or (other == kind and kind != "roles")
+                if repeated or not coupled(kind, other) or both in self.scores:
                     continue
                 if len(self.scores) >= self.budget:
                     return

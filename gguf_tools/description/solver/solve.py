@@ -22,10 +22,14 @@ from gguf_tools.description.solver.search import Search
 from gguf_tools.progress import StageProgress
 from gguf_tools.sources.checkpoint import Checkpoint
 
-FIRST, MORE = 700, 400
+FIRST, MORE = 1800, 400
 """Evaluations of the search on one-token prompts before scales are fitted, and after each fit."""
 WORK = 3e11
 """Weights × tokens that the search on one-token prompts may multiply before scales are fitted."""
+FITTED = (("embedding_scale", "eps", "router_scale"), ("embedding_scale", "residual_scale", "router_scale"))
+"""Values that are fitted together: not all of them, since embeddings, residual and epsilon can be scaled without effect."""
+SANE = (1e-14, 0.1)
+"""Bounds of an epsilon."""
 ROUNDS = 8
 """How often scales are fitted and the search goes on."""
 DISCRETE = 1e-5
@@ -116,6 +120,7 @@ def _plain(item: Any) -> Any:
 
 
 def _with_head(choices: Choices, head: Head) -> Choices:
+    """The choices with what the head settles; a scale of the logits near 1 is 1."""
     scale = 1.0 if abs(head.scale - 1) < 1e-3 else head.scale
     return replace(
         choices,
@@ -187,15 +192,17 @@ class _Solver:
 
     def _with_scales(self, search: Search, found: Choices) -> tuple[Choices, float]:
         """Fit scales on the best candidates, and search on from there."""
-        names = ["embedding_scale", "eps", "router_scale", "residual_scale", "logit_scale"]
         stuck, best_yet = 0, search.scores[found]
         for _ in range(ROUNDS):
             ranked = sorted(search.scores, key=lambda choices: search.scores[choices])[:12]
-            fits = [
-                fit(lambda tried: self.engine.residual(tried, self.one), option, names[:count], 6)
+            tries = [
+                fit(lambda tried: self.engine.residual(tried, self.one), option, names, 6)
                 for option in ranked
-                for count in (3, 4)
+                for names in FITTED
             ]
+            fits = [self._plain_scale(*one) for one in tries if SANE[0] < one[0].eps < SANE[1]]
+            if not fits:
+                break
             best, fitted = min(fits, key=lambda item: item[1])
             search.scores[best] = fitted
             if fitted <= 1e-6:
@@ -207,6 +214,17 @@ class _Solver:
             if search.scores[found] <= 1e-6 or stuck == 3:
                 break
         return found, search.scores[found]
+
+    def _plain_scale(self, found: Choices, error: float) -> tuple[Choices, float]:
+        """The same with a residual scale of 1, where embeddings and epsilon can be scaled instead, which is equal."""
+        scale = found.residual_scale
+        if scale == 1.0:
+            return found, error
+        plain = replace(
+            found, residual_scale=1.0, embedding_scale=found.embedding_scale / scale, eps=found.eps / scale**2
+        )
+        new = self.engine.error(plain, self.one)
+        return (plain, new) if new <= 2 * error and SANE[0] < plain.eps < SANE[1] else (found, error)
 
     def _ties(self, found: Choices) -> list[Choices]:
         """The choices, and those with another order of fused roles that one token does not tell from them."""
