@@ -92,7 +92,8 @@ def rope_of_kind(config: ClassConfig, head_dim: int, *, local: bool, local_key: 
         "rope_scaling": None,
         "rope_theta": theta,
     }
-    own.values = {**config.values, **changes}
+    # With parameters for each type, transformers reads the original context length among them alone.
+    own.values = {key: value for key, value in config.values.items() if key != ORIGINAL} | changes
     return rope(own, head_dim)
 
 
