@@ -100,19 +100,21 @@ INLINE void search_scale_min(int n, float nmax, const float *x, const float *w, 
         const vf steps = f_set(rmin + rdelta * step + nmax);
         vf inverse[GROUPS], sum_l[GROUPS], sum_l2[GROUPS], sum_xl[GROUPS], this_scale[GROUPS], this_min[GROUPS], error[GROUPS];
         vm sound[GROUPS];
-        vm low = m_none();
+        vm low = m_none(), high = m_none();
         for (int g = 0; g < GROUPS; g++) {
             vf min = out[g].min;
             inverse[g] = steps / (highest[g] - min);
-            vf least = inverse[g] * (lowest[g] - min);
-            low = m_or(low, m_andnot(f_lt(least, f_set(-0.5f)), out[g].dead));
-            vm far = m_or(beyond_nearest(least), beyond_nearest(inverse[g] * (highest[g] - min)));
+            vf first = inverse[g] * (lowest[g] - min), last = inverse[g] * (highest[g] - min); /* all others lie between */
+            vm alive = m_andnot(f_eq(zero, zero), out[g].dead);
+            low = m_or(low, m_and(alive, m_or(f_lt(first, f_set(-0.5f)), f_lt(last, f_set(-0.5f)))));
+            high = m_or(high, m_and(alive, m_or(f_ge(first, top + f_set(0.5f)), f_ge(last, top + f_set(0.5f)))));
+            vm far = m_or(beyond_nearest(first), beyond_nearest(last));
             out[g].hard = m_or(out[g].hard, m_andnot(far, out[g].dead));
             error[g] = zero;
         }
-        /* nearest(v) is at most nmax for v below nmax + 0.5, which the largest weight reaches only in the last steps; it is at
-         * least 0 for v from -0.5 on. Where no lane needs a bound, it is left out. */
-        const int bounds = (rmin + rdelta * step > 0.4f) | 2 * (m_bits(low) != 0);
+        /* nearest(v) is at most nmax for v below nmax + 0.5, and at least 0 from -0.5 on. Where no lane needs a bound, it is left
+         * out. */
+        const int bounds = (m_bits(high) != 0) | 2 * (m_bits(low) != 0);
         switch (bounds) {
         case 0: scale_min_sums(n, x, w, inverse, out, aux, 0, 0, top, sum_l, sum_l2, sum_xl); break;
         case 1: scale_min_sums(n, x, w, inverse, out, aux, 0, 1, top, sum_l, sum_l2, sum_xl); break;

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gguf_tools.errors import InputError
 from quant import ggml, kernels
 from quant.encode import Block, Encoder, encode_block, encode_rows, widen
-from quant.types import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, TensorType, row_bytes
+from quant.types import BF16, F16, F32, Q2_K, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0, TensorType, row_bytes
 from tests.quant.kernel_data import DATA, IMPORTANCES, importance
 from tests.quant.quant_oracle import ROOT
 
@@ -67,6 +67,21 @@ def test_usual_weights_are_not_left_to_ggml(dtype: TensorType) -> None:
         for kind in (None, "plain"):
             rows, columns, theirs = case(data, kind, dtype)
             assert kernels.encode_by(SETS[0], dtype, rows, F32, np.empty_like(theirs), columns)[1] == 0
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", SETS)
+def test_a_minimum_above_all_weights(name: str) -> None:
+    """Where one column outweighs all others the fitted minimum can be above the largest weight, so that the order turns round."""
+    rng = np.random.default_rng(37)
+    rows = DATA["negative"](rng, (37, 1280))
+    columns = importance(rng, 1280, "magnitudes")
+    rows = widen((rows.view(np.uint32) >> 16).astype(np.uint16), F16)
+    for dtype in (Q2_K, Q4_K, Q4_1):
+        theirs = by_ggml(dtype, rows, columns)
+        ours = np.empty_like(theirs)
+        kernels.encode_by(name, dtype, rows, F32, ours, columns)
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @needs_kernels
@@ -129,8 +144,9 @@ def test_blocks_of_several_threads(dtype: TensorType, threads: int) -> None:
 
 
 @pytest.fixture
-def fresh() -> Iterator[None]:
-    """Nothing remembered about the kernels, before and after."""
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing remembered about the kernels, before and after, and the best ones in use."""
+    monkeypatch.delenv(kernels.SETTING, raising=False)
     for known in (kernels._is_identical, kernels._choose):
         known.cache_clear()
     yield
@@ -184,6 +200,7 @@ def test_bad_weights_are_named_either_way(setting: str, source: TensorType, monk
 
 
 @needs_kernels
+@pytest.mark.usefixtures("fresh")
 def test_arguments_are_checked_before_memory_is_touched() -> None:
     rows, out = np.ones((2, 256), np.float32), np.empty((2, 144), np.uint8)
     with pytest.raises(ValueError, match="rows have 1024 bytes; expected 2 contiguous rows of 256"):
