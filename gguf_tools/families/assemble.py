@@ -43,6 +43,9 @@ def assemble(
     hidden = tensors["embedding"].shape[1]
     norm = Norm(config.number("rms_norm_eps"), offset) if norm is None else norm
     tensors |= hf.norm(inventory, last, norm, "output_norm", hidden)
+    if "lm_head.bias" in inventory:
+        tensors["output_bias"] = inventory.take("lm_head.bias", tensors["embedding"].shape[0])
+        fields = {**fields, "output_bias": True}
     layers = []
     for n in range(layer_count(inventory, "model.layers.")):
         prefix = f"model.layers.{n}."

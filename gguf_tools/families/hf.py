@@ -42,14 +42,16 @@ def attention(
     whole_rope: bool = False,
     whole_norm: bool = False,
     rope_of: Callable[[int], Rope] | None = None,
+    output: str = "o_proj",
 ) -> tuple[Attention, LayerTensors]:
     """`self_attn` with separate projections: q (heads * head_dim, hidden), k and v (kv_heads * head_dim, hidden).
 
     If q_proj has twice as many rows as o_proj has columns, it holds an output gate too: in each head the gate's rows
     follow the query's (Qwen3-Next). `qk_norm` is the norm of q_norm and k_norm, if those tensors exist. `window` is the
-    layer's sliding window in tokens (`ClassConfig.window`); `whole_rope` is passed to `rope`.
+    layer's sliding window in tokens (`ClassConfig.window`); `whole_rope` is passed to `rope`. `output` is the name of the output
+    projection.
     """
-    wide = inventory.shape(f"{prefix}o_proj.weight")[1]
+    wide = inventory.shape(f"{prefix}{output}.weight")[1]
     normed = f"{prefix}q_norm.weight" in inventory
     heads_stated = config.integer("num_attention_heads")
     k_rows = inventory.shape(f"{prefix}k_proj.weight")[0]
@@ -65,7 +67,7 @@ def attention(
         )
     if wide % head_dim or k_rows % head_dim or (wide // head_dim) % max(1, k_rows // head_dim):
         raise CheckpointError(
-            f"{inventory.path}: {prefix}o_proj.weight has {wide} columns and k_proj {k_rows} rows, which do not divide "
+            f"{inventory.path}: {prefix}{output}.weight has {wide} columns and k_proj {k_rows} rows, which do not divide "
             f"into heads of {head_dim} in equal groups; check head_dim in config.json"
         )
     heads, kv_heads = wide // head_dim, k_rows // head_dim
@@ -78,11 +80,12 @@ def attention(
         "attn.q": inventory.take(f"{prefix}q_proj.weight", q_rows if gated else wide, hidden),
         "attn.k": inventory.take(f"{prefix}k_proj.weight", k_rows, hidden),
         "attn.v": inventory.take(f"{prefix}v_proj.weight", k_rows, hidden),
-        "attn.o": inventory.take(f"{prefix}o_proj.weight", hidden, wide),
+        "attn.o": inventory.take(f"{prefix}{output}.weight", hidden, wide),
     }
-    bias = {name for name in "qkvo" if f"{prefix}{name}_proj.bias" in inventory}
+    biases = {name: f"{prefix}{output if name == 'o' else f'{name}_proj'}.bias" for name in "qkvo"}
+    bias = {name for name, stored in biases.items() if stored in inventory}
     for name in bias:
-        part[f"attn.{name}_bias"] = inventory.take(f"{prefix}{name}_proj.bias", part[f"attn.{name}"].shape[0])
+        part[f"attn.{name}_bias"] = inventory.take(biases[name], part[f"attn.{name}"].shape[0])
     if gated:
         for name in ("q", "q_bias") if "q" in bias else ("q",):
             both = part[f"attn.{name}"]

@@ -297,6 +297,14 @@ CLASSES: Mapping[str, ClassRules] = {
             "high_freq_factor": 4.0,
         },
     ),
+    "phi": _layer_norm_row(
+        2048,
+        "layer_norm_eps",
+        activation="gelu_new",
+        defaults={"qk_layernorm": False},
+        partial=True,
+        partial_default=0.5,
+    ),
     "gpt2": _layer_norm_row(1024, "layer_norm_epsilon", context_key="n_positions", activation="gelu_new"),
     "starcoder2": _layer_norm_row(
         4096, "norm_epsilon", activation="gelu_pytorch_tanh", defaults={"sliding_window": None}, windows=Windows()
@@ -377,6 +385,7 @@ CLASSES: Mapping[str, ClassRules] = {
 QUIET = frozenset(
     {
         "use_qk_norm",
+        "qk_layernorm",
         "hidden_activation",
         "layer_types",
         "attention_bias",

@@ -84,6 +84,7 @@ GELU_MLP = frozenset(
 """GELUs without a gate, with biases; as for `GEGLU`."""
 LAYER_NORMS = frozenset({"Norm.centred", "Norm.bias", "Norm.weighted"})
 """Layer norms with weights and biases, which are written as ones and zeros where the model has none."""
+OUTPUT_BIAS = frozenset({"ModelSpec.output_bias"})
 POSITIONS = frozenset({"ModelSpec.positions"})
 PARALLEL = frozenset({"LayerSpec.parallel"})
 EMBEDDING_SCALE = frozenset({"ModelSpec.embedding_scale"})

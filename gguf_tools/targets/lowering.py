@@ -70,6 +70,11 @@ def full_norm(norm: Norm | None, *, bias: bool = True) -> Norm | None:
     return norm and replace(norm, weighted=True, bias=bias, offset=norm.offset if norm.weighted else 0.0)
 
 
+def with_output_bias(model: Model) -> dict[str, Tensor]:
+    """The tensors outside the layers with a bias on the logits, of zeros if the model has none."""
+    return {"output_bias": Filled((model.spec.vocab_size,)), **model.tensors}
+
+
 def joined_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a layer with q, k and v, and their biases, as one matrix of their rows and one vector."""
     out = {

@@ -1,8 +1,7 @@
-"""llama.cpp's `phi2`: parallel layers with one layer norm, GELUs without a gate, biases everywhere, on the logits too
-(`src/models/phi2.cpp`).
+"""llama.cpp's `phi2`: parallel layers with one layer norm, GELUs without a gate, RoPE on a part of each head in halves, a bias on
+the logits (`src/models/phi2.cpp`).
 
-RoPE turns the first `rope.dimension_count` dimensions in halves. q, k and v are one matrix, and the output projection is
-required.
+All biases are required (zeros change nothing), and so is the output projection.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from gguf_tools.rewrites.rope_pairs import HALF_PAIRS
 from gguf_tools.rewrites.scales import UNTIED_OUTPUT
 from gguf_tools.targets import gpt2, lifting, lowering, names
 from gguf_tools.targets.base import Lowered, Target
-from gguf_tools.targets.command_r import graph_limits
 from gguf_tools.targets.limits import (
     ATTENTION,
     BIAS_ON_OUTPUT,
@@ -26,43 +24,51 @@ from gguf_tools.targets.limits import (
     GELU_NMSE,
     GELU_WHY,
     LAYER_NORMS,
+    OUTPUT_BIAS,
     PAIRS_HALF,
     PARALLEL,
     PARTIAL_ROPE,
     ROPE_SCALING,
+    attention_limits,
+    layer_norm_limits,
+    mlp_limits,
+    square_limits,
 )
 
 NAME = "phi2"
+NAMES = {**names.NORM_NAMES, **names.ATTENTION_NAMES, **names.FFN_NAMES, **names.FFN_BIAS_NAMES}
 
 EXPRESSES = (
     (DECODER - {"ModelSpec.tied=true", "LayerSpec.ffn_norm=Norm"})
     | ATTENTION
+    | BIAS_ON_OUTPUT
     | PAIRS_HALF
     | PARTIAL_ROPE
     | ROPE_SCALING
-    | BIAS_ON_OUTPUT
     | GELU_MLP
     | LAYER_NORMS
     | PARALLEL
-    | {"LayerSpec.ffn_norm=None", "ModelSpec.output_bias"}
+    | OUTPUT_BIAS
+    | {"LayerSpec.ffn_norm=None"}
 )
 
 
 def limits(spec: ModelSpec) -> list[str]:
     """What the architecture cannot express of the values of its features."""
-    return graph_limits(spec)
+    found = (
+        [] if all(layer.parallel for layer in spec.layers) else ["layers whose feed-forward reads the mixer's output"]
+    )
+    return found + attention_limits(spec) + square_limits(spec) + mlp_limits(spec) + layer_norm_limits(spec)
 
 
 def lower(model: Model) -> Lowered:
-    """The model as a `phi2` file: tensors are renamed and joined, and biases that it lacks are zeros."""
+    """The model as a `phi2` file: tensors are renamed, and biases that it lacks are zeros."""
     norm = lowering.full_norm(model.spec.output_norm) or model.spec.output_norm
-    biased = replace(model, spec=replace(model.spec, output_bias=True))
+    biased = replace(model, spec=replace(model.spec, output_bias=True), tensors=lowering.with_output_bias(model))
     full = lowering.completed(biased, norm, gpt2.form)
-    metadata = lowering.common_metadata(NAME, full.spec) | {
-        f"{NAME}.feed_forward_length": u32(lowering.ffn_width(full.spec))
-    }
-    tensors = lowering.lower_tensors(full, lambda layer: names.rename(lowering.joined_qkv(layer.tensors), gpt2.NAMES))
-    return Lowered(NAME, metadata, tensors)
+    metadata = lowering.common_metadata(NAME, full.spec)
+    metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(full.spec))
+    return Lowered(NAME, metadata, lowering.lower_tensors(full, lambda layer: names.rename(layer.tensors, NAMES)))
 
 
 def lift(source: GGUFSource) -> Model:
@@ -70,10 +76,8 @@ def lift(source: GGUFSource) -> Model:
 
     def layer(n: int) -> Layer:
         mixer, part = lifting.lift_attention(source, n, Norm(0.0))
-        mixer = replace(mixer, bias=frozenset("qkvo"))
         ffn, ffn_part = lifting.lift_ungated(source, n, "gelu_tanh")
-        spec = LayerSpec(mixer, ffn, None, None, parallel=True)
-        return Layer(spec, part | lifting.lift_qkv(source, n, mixer) | ffn_part)
+        return Layer(LayerSpec(mixer, ffn, None, None, parallel=True), part | ffn_part)
 
     return lifting.lift_normed(source, layer, centred=True)
 
