@@ -91,6 +91,7 @@ EXPRESSES = frozenset(
         "Attention.value_scale",
         "Attention.window",
         "Attention.sinks",
+        "Attention.alibi",
         "Attention.value_dim",
         "Rope.dims",
         "Rope.backwards",
@@ -268,10 +269,9 @@ def score_roles(part: ModelHalf) -> tuple[frozenset[str], float]:
         raise InputError(
             f"a layer with {describe_part(mixer)} has no attention scores to attenuate; give layers with full attention"
         )
-    if mixer.sinks:
-        raise UnsupportedError(
-            "the scores of attention with sinks cannot be attenuated: the sinks' logits are no scores"
-        )
+    if mixer.sinks or mixer.alibi:
+        what = "sinks, whose logits are no scores" if mixer.sinks else "ALiBi, which is added to the scores"
+        raise UnsupportedError(f"the scores of attention with {what}, cannot be attenuated")
     norm = None if mixer.norm_gain else mixer.qk_norm
     if mixer.softcap or mixer.clip or (norm and (not norm.weighted or (norm.bias and norm.offset))):
         raise UnsupportedError(

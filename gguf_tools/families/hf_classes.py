@@ -297,6 +297,7 @@ CLASSES: Mapping[str, ClassRules] = {
             "high_freq_factor": 4.0,
         },
     ),
+    "bloom": ClassRules(defaults={"layer_norm_epsilon": 1e-5}),
     "phi": _layer_norm_row(
         2048,
         "layer_norm_eps",

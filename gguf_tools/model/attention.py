@@ -36,6 +36,8 @@ class Attention:
     `gated` multiplies the heads' output elementwise by sigmoid(gate · x), before the output projection.
     With `sinks` each head has a learned logit beside its scores, which takes a share of the softmax and adds no value (Xiao et
     al. 2023, in the form of gpt-oss).
+    With `alibi` m (Press et al. 2022, which has 8) the score of a position d tokens back is lowered by d times a slope of the
+    head, `slopes`.
     With `window` a position attends to itself and the window - 1 positions before it (Mistral; Beltagy et al. 2020), else
     to all positions up to its own. Value heads have `value_dim` dimensions, or `head_dim` where that is None.
     """
@@ -55,6 +57,7 @@ class Attention:
     window: int | None = option(
         _window, neutral=lambda window, place: not window or window >= place.spec.context_length
     )
+    alibi: float | None = option(lambda alibi, _: f"ALiBi with a bias of {alibi:g}")
     sinks: bool = option("attention sinks", False)
     value_dim: int | None = option(_value_dim, neutral=lambda _, place: place.owner.value_size == place.owner.head_dim)
 
@@ -72,6 +75,18 @@ class Attention:
     def value_size(self) -> int:
         """Dimensions of a value head."""
         return self.head_dim if self.value_dim is None else self.value_dim
+
+    @property
+    def slopes(self) -> tuple[float, ...]:
+        """ALiBi's slope for each head.
+
+        The first n heads, n the largest power of 2 up to their number, have the powers of 2^(-alibi / n), the others the odd
+        powers of its square root.
+        """
+        whole = 1 << (self.heads.bit_length() - 1)
+        step = (self.alibi or 0.0) / whole
+        first = [2.0 ** (-step * (n + 1)) for n in range(whole)]
+        return tuple(first + [2.0 ** (-step / 2 * (2 * n + 1)) for n in range(self.heads - whole)])
 
     def roles(self, hidden: int) -> dict[str, Shape]:
         """Role names, relative to the layer, and shapes."""

@@ -77,6 +77,7 @@ EXPRESSES = frozenset(
         "Attention.value_scale",
         "Attention.window",
         "Attention.sinks",
+        "Attention.alibi",
         "Attention.value_dim",
         "Rope.dims",
         "Rope.backwards",

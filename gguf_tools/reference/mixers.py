@@ -76,6 +76,10 @@ def attention(spec: Attention, weights: Weights, x: torch.Tensor, observe: Obser
     scores = q @ k.transpose(-1, -2) * spec.score_scale
     if spec.softcap:
         scores = spec.softcap * (scores / spec.softcap).tanh()
+    if spec.alibi:
+        positions = torch.arange(length, dtype=x.dtype)
+        slopes = torch.tensor(spec.slopes, dtype=x.dtype)[:, None, None]
+        scores = scores - slopes * (positions[:, None] - positions)
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
     if spec.window:
         hidden |= torch.ones(length, length, dtype=torch.bool).tril(-spec.window)

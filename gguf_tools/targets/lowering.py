@@ -70,9 +70,10 @@ def full_norm(norm: Norm | None, *, bias: bool = True) -> Norm | None:
     return norm and replace(norm, weighted=True, bias=bias, offset=norm.offset if norm.weighted else 0.0)
 
 
-def with_output_bias(model: Model) -> dict[str, Tensor]:
-    """The tensors outside the layers with a bias on the logits, of zeros if the model has none."""
-    return {"output_bias": Filled((model.spec.vocab_size,)), **model.tensors}
+def filled_outside(model: Model, spec: ModelSpec) -> dict[str, Tensor]:
+    """The tensors outside the layers that `spec` has; those that the model lacks change nothing (ones in norms, else zeros)."""
+    added = {role: Filled(shape, 1.0 if role.endswith("norm") else 0.0) for role, shape in spec.roles().items()}
+    return {**added, **model.tensors}
 
 
 def joined_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

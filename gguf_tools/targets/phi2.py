@@ -64,8 +64,9 @@ def limits(spec: ModelSpec) -> list[str]:
 def lower(model: Model) -> Lowered:
     """The model as a `phi2` file: tensors are renamed, and biases that it lacks are zeros."""
     norm = lowering.full_norm(model.spec.output_norm) or model.spec.output_norm
-    biased = replace(model, spec=replace(model.spec, output_bias=True), tensors=lowering.with_output_bias(model))
-    full = lowering.completed(biased, norm, gpt2.form)
+    biased = replace(model.spec, output_bias=True)
+    tensors = lowering.filled_outside(model, biased)
+    full = lowering.completed(replace(model, spec=biased, tensors=tensors), norm, gpt2.form)
     metadata = lowering.common_metadata(NAME, full.spec)
     metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(full.spec))
     return Lowered(NAME, metadata, lowering.lower_tensors(full, lambda layer: names.rename(layer.tensors, NAMES)))
