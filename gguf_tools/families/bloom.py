@@ -16,7 +16,7 @@ from gguf_tools.families.base import Expected, Family
 from gguf_tools.families.hf_classes import bare
 from gguf_tools.families.hf_config import ClassConfig
 from gguf_tools.families.reading import Inventory, layer_count
-from gguf_tools.families.tiny.writing import Shapes, random_tensors, write_checkpoint, write_tiny_tokenizer
+from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_tiny_tokenizer
 from gguf_tools.families.tying import embedding_and_output
 from gguf_tools.model.spec import Attention, Layer, LayerSpec, LayerTensors, Model, Norm
 from gguf_tools.sources.checkpoint import Checkpoint
