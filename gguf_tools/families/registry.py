@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -23,6 +24,12 @@ from gguf_tools.sources.restore import restore
 from gguf_tools.text import shortened
 
 T = TypeVar("T")
+UNEXPRESSED = {
+    r"\.kv_a_proj_with_mqa\.": "multi-head latent attention (MLA)",
+    r"\.(att|attention)\.(time_decay|x_[rwkvag])\b": "RWKV's time mixing",
+    r"\bper_layer_model_projection\.": "per-layer embeddings",
+}
+"""Patterns of tensors' names → what no family has, named where no family is recognised."""
 
 
 @cache
@@ -69,6 +76,10 @@ def recognise(checkpoint: Checkpoint) -> Family:
     if matching:
         names = ", ".join(family.name for family in matching)
         raise UnsupportedError(f"{checkpoint.path}: the tensors fit several families ({names}); report this checkpoint")
+    for pattern, what in UNEXPRESSED.items():
+        name = next((name for name in sorted(checkpoint.tensors) if re.search(pattern, name)), None)
+        if name:
+            raise UnsupportedError(f"{checkpoint.path}: tensor {name} is part of {what}, which is not supported")
     first = ", ".join(sorted(checkpoint.tensors)[:4]) or "no tensors"
     raise UnsupportedError(
         f"{checkpoint.path}: no family has tensors like {first} …; the known families are {_known()}; `tinyq describe` "

@@ -187,3 +187,19 @@ def test_of_families_with_the_same_tensors_the_model_type_decides(written: Writt
     assert load_model(written(LLAMA["plain"])).family == "llama"
     with pytest.raises(UnsupportedError, match="attention_multiplier"):
         load_model(written(LLAMA["plain"], attention_multiplier=0.5))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("self_attn.k_proj", "self_attn.kv_a_proj_with_mqa", "multi-head latent attention"),
+        ("self_attn.k_proj", "attention.time_decay", "RWKV's time mixing"),
+    ],
+)
+def test_what_no_family_has_is_refused_by_its_name(written: Written, old: str, new: str, what: str) -> None:
+    folder = written(LLAMA["plain"], model_type="another")
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {name.replace(old, new): values for name, values in tensors.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedError, match=f"{new}.* is part of {what}"):
+        load_model(folder)
