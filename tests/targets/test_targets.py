@@ -179,11 +179,11 @@ def test_a_file_of_another_architecture_cannot_be_lifted(qwen3_folder: Path, tmp
     path = convert(qwen3_folder, tmp_path / "out.gguf")
     data = (
         path.read_bytes()
-        .replace(b"qwen3\x15", b"bloom\x15")
-        .replace(b"\x05\0\0\0\0\0\0\0qwen3", b"\x05\0\0\0\0\0\0\0bloom", 1)
+        .replace(b"qwen3\x15", b"orion\x15")
+        .replace(b"\x05\0\0\0\0\0\0\0qwen3", b"\x05\0\0\0\0\0\0\0orion", 1)
     )
     path.write_bytes(data)
-    with pytest.raises(UnsupportedError, match="no torch reference for the architecture bloom"):
+    with pytest.raises(UnsupportedError, match="no torch reference for the architecture orion"):
         lift(open_gguf(path))
 
 
