@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from functools import cache
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken._educational import bpe_train
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.tokenizers.probe import probe, probe_pieces
-from gguf_tools.tokenizers.rank_model import PATTERN, RESERVED, SPECIAL
+from gguf_tools.tokenizers.rank_model import LONGEST, PATTERN, RESERVED, SPECIAL, is_rank_model, put_together
 from gguf_tools.tokenizers.vocabulary import load_tokenizer
 from tests.tokenizers.tokenizers_for_tests import llama_vocabulary
 
@@ -93,3 +95,68 @@ def test_broken_lines(tmp_path: Path, change: dict[int, bytes], message: str) ->
     with pytest.raises(CheckpointError, match=message) as error:
         load_tokenizer(written(tmp_path, lines(change)), SIZE)
     assert "\n" not in str(error.value)
+
+
+def test_transformers_makes_the_same_of_it(folder: Path) -> None:
+    path = folder / "tokenizer.model"
+    special = list(SPECIAL)
+    converter = TikTokenConverter(str(path), PATTERN, add_prefix_space=False, extra_special_tokens=special)  # type: ignore[no-untyped-call]
+    theirs = json.loads(converter.converted().to_str())
+    ours, _ = put_together(path.read_bytes(), path, {})
+    for key in ("normalizer", "pre_tokenizer"):
+        assert ours[key] == theirs[key]
+    assert ours["decoder"]["type"] == theirs["decoder"]["type"]
+    assert ours["added_tokens"][: len(SPECIAL)] == theirs["added_tokens"]
+    for key in ("type", "ignore_merges", "vocab", "merges"):
+        assert ours["model"][key] == theirs["model"][key], key
+
+
+def test_all_special_tokens_have_a_name_of_their_own(folder: Path) -> None:
+    made, config = put_together(lines(), folder, {"eos_token": "<|eot_id|>"})
+    names = [token["content"] for token in made["added_tokens"]]
+    assert [token["id"] for token in made["added_tokens"]] == list(range(BASE, BASE + RESERVED))
+    assert len(set(names)) == RESERVED
+    assert names[len(SPECIAL) : len(SPECIAL) + 2] == ["<|reserved_special_token_2|>", "<|reserved_special_token_3|>"]
+    assert config == {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "add_bos_token": True}
+
+
+@pytest.mark.parametrize("size", [LONGEST, LONGEST + 1])
+def test_the_longest_token(folder: Path, size: int) -> None:
+    data = lines() + base64.b64encode(b"x" * size) + b" %d\n" % BASE
+    if size == LONGEST:
+        made, _ = put_together(data, folder, {})
+        assert made["model"]["vocab"]["x" * size] == BASE
+    else:
+        with pytest.raises(
+            CheckpointError, match=f"a token of its own of 1 to 512 bytes with the rank {BASE} expected"
+        ):
+            put_together(data, folder, {})
+
+
+def test_empty_lines_and_carriage_returns_say_nothing(folder: Path) -> None:
+    plain = put_together(lines(), folder, {})
+    assert put_together(b"\n \n" + lines().replace(b"\n", b"\r\n"), folder, {}) == plain
+
+
+@pytest.mark.parametrize("byte", [0, 97, 255])
+def test_every_byte_has_a_token(folder: Path, byte: int) -> None:
+    ranked = [token for token in ranks() if token != bytes([byte])]
+    data = b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranked))
+    with pytest.raises(CheckpointError, match=f"has no token for the byte {byte};"):
+        put_together(data, folder, {})
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"YQ== 0\nnothing else", True),
+        (b"YQ== 0\r\n", True),
+        (b"YQ== 0", True),
+        (b"\nYQ== 0", False),
+        (b"{}", False),
+        (b"A" * 4094 + b" 1", True),
+        (b"A" * 4095 + b" 1", False),
+    ],
+)
+def test_how_such_a_file_begins(data: bytes, expected: bool) -> None:
+    assert is_rank_model(data) is expected
