@@ -45,6 +45,18 @@ def test_what_survives() -> None:
     assert complaints(found(FAILED, {"out/a.gguf": NEW}), [COMPLETE], EXPECTED) == []
 
 
+def test_a_signal_that_ends_python_itself() -> None:
+    """With a line on stderr the command was interrupted; without one it was done, and its outputs are complete."""
+    expected = Expected(codes=(130, 0, -signal.SIGINT))
+    interrupted = replace(FAILED, code=-signal.SIGINT, err="\ntinyq: interrupted; no output was left behind\n")
+    assert complaints(found(interrupted, {}), [COMPLETE], expected) == []
+    done = replace(GOOD, code=-signal.SIGINT)
+    assert complaints(found(done, {"out/a.gguf": NEW}), [COMPLETE], expected) == []
+    assert complaints(found(done, {}), [COMPLETE], expected) == [
+        "out/a.gguf is not there as a run without a fault leaves it"
+    ]
+
+
 @pytest.mark.parametrize(
     ("ended", "after", "complaint"),
     [
@@ -117,6 +129,7 @@ def test_after_a_kill_only_the_next_run_counts_but_inputs_count_at_once() -> Non
 # A program that does what one must not
 
 CARELESS = """
+import signal
 import sys
 data = open(sys.argv[2], "rb").read()
 with open(sys.argv[3], "wb") as stream:
