@@ -36,6 +36,23 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
             ("512 → 513", "512 → 511"),
         ),
     ),
+    "gguf_tools/tokenizers/rank_model.py": (
+        Equivalent(
+            'return LINE.fullmatch(data[:4096].split(b"\\n", 1)[0].rstrip(b"\\r")) is not None',
+            "the first of the parts is the same",
+            ("1 → 2",),
+        ),
+        Equivalent(
+            "cuts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]", "no token is empty", ("1 → 0",)
+        ),
+        Equivalent("shown = shortened(repr(line[:60]))", "how much of a line an error shows", ("60 → 61", "60 → 59")),
+        Equivalent("token = base64.b64decode(text, validate=True)", "LINE has base64's characters alone"),
+        Equivalent(
+            "if int(rank) != len(ranks) or token in ranks or not 0 < len(token) <= LONGEST:",
+            "LINE has one character at least, which is a byte or not base64",
+            ("0 < len(token) <= LONGEST → 0 <= len(token) <= LONGEST",),
+        ),
+    ),
     "gguf_tools/evaluation/metrics.py": (
         Equivalent("_BLOCK_BYTES = 16 << 20", ROWS_AT_A_TIME),
         Equivalent(

@@ -14,7 +14,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     "gguf_tools/rewrites/heads.py": ("tests/rewrites/test_heads.py", "tests/rewrites/test_field_rewrites.py"),
     "gguf_tools/rewrites/scales.py": ("tests/rewrites/test_field_rewrites.py",),
     "gguf_tools/tokenizers/byte_level.py": ("tests/tokenizers/test_byte_level.py",),
-    "gguf_tools/tokenizers/piece_model.py": ("tests/tokenizers/test_piece_model.py",),
+    "gguf_tools/tokenizers/piece_model.py": (
+        "tests/tokenizers/test_piece_fields.py",
+        "tests/tokenizers/test_piece_model.py",
+    ),
     "gguf_tools/tokenizers/rank_model.py": ("tests/tokenizers/test_rank_model.py",),
     "gguf_tools/tokenizers/sentencepiece.py": ("tests/tokenizers/test_sentencepiece.py",),
     "gguf_tools/tokenizers/vocabulary.py": ("tests/tokenizers/test_vocabulary.py",),
