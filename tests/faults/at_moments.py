@@ -12,7 +12,7 @@ from functools import partial
 from tests.faults import shim
 from tests.faults.at_steps import shimmed
 from tests.faults.bench import NEITHER, Bench, Try
-from tests.faults.child import Ended, Running, Setting, wait_until
+from tests.faults.child import LIMIT, Ended, Running, Setting, wait_until
 from tests.faults.fault import Fault, some
 from tests.faults.place import Place
 from tests.faults.scenario import Scenario
@@ -132,7 +132,8 @@ class StoppedInside(Fault):
         arguments = place.arguments(scenario.line, force=force)
         setting = shimmed(bench, place, "", ROOM | CHANGE, n, "signal", signal.SIGSTOP)
         first = Running(place, arguments, setting, 1)
-        wait_until(first.stopped)
+        # It stops late on a busy machine; a SIGCONT before that would be lost.
+        wait_until(first.stopped, LIMIT)
         second = Running(place, arguments, Setting(), 2)
         # It may wait for a lock that the first one holds.
         wait_until(lambda: second.process.poll() is not None, LONGEST)
