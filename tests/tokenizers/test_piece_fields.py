@@ -108,7 +108,7 @@ def test_numbers_have_64_bits_with_a_sign(number: int) -> None:
 
 def test_the_longest_piece() -> None:
     assert len(parse_piece_model(piece("é" * LONGEST), PATH).pieces[0].text) == LONGEST
-    with pytest.raises(CheckpointError, match="a piece has 1,025 characters, 1,024 at most expected"):
+    with pytest.raises(CheckpointError, match="a piece has 1,025 characters; expected 1,024 at most"):
         parse_piece_model(piece("é" * (LONGEST + 1)), PATH)
 
 
