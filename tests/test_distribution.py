@@ -23,8 +23,9 @@ OLDEST_SETUPTOOLS = 77
 """As pyproject.toml asks for; the build runs without a network, so it has to be here."""
 
 
-def run(*command: object, cwd: Path) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+def run(*command: object, cwd: Path, **variables: str) -> str:
+    env = {**os.environ, **variables}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -37,39 +38,71 @@ def has_setuptools() -> bool:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel built from the sdist that is built from a copy of the source tree."""
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked sdist that is built from a copy of the source tree."""
     if not has_setuptools():
         pytest.skip(f"setuptools >= {OLDEST_SETUPTOOLS} is not installed")
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     run(sys.executable, "-c", build, built, cwd=source)
     (sdist,) = built.iterdir()
     assert sdist.name == f"tinyq_gguf-{__version__}.tar.gz"
     shutil.unpack_archive(sdist, built)
-    unpacked = built / f"tinyq_gguf-{__version__}"
+    return built / f"tinyq_gguf-{__version__}"
+
+
+def build_wheel(unpacked: Path, folder: Path, **variables: str) -> Path:
+    """The wheel of the unpacked sdist, which is built in a copy, with these environment variables."""
+    copy = shutil.copytree(unpacked, folder / "sdist")
     run(
         *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"),
-        *("--wheel-dir", built, unpacked),
-        cwd=built,
+        *("--wheel-dir", folder, copy),
+        cwd=folder,
+        **variables,
     )
-    return built / f"tinyq_gguf-{__version__}-py3-none-any.whl"
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
-def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) -> None:
-    expected = {
+@pytest.fixture(scope="module")
+def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as it is built here."""
+    return build_wheel(unpacked, tmp_path_factory.mktemp("wheel"))
+
+
+def contents(wheel: Path) -> set[str]:
+    """The files of a wheel's packages, without its metadata."""
+    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+
+
+def packaged() -> set[str]:
+    """Every file of the packages but the kernels' C sources and what they are compiled to."""
+    return {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".c", ".h", ".so")
     }
+
+
+def test_the_wheel_holds_every_file_of_the_packages_and_the_kernels(wheel: Path) -> None:
+    expected = packaged()
     assert any(name.endswith(".safetensors") for name in expected)
-    found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert found == expected
+    compiled = {name for name in contents(wheel) if name.endswith(".so")}
+    assert contents(wheel) - compiled == expected
+    assert {name.split(".")[0] for name in compiled} <= {"quant/kernels/_lanes"}
+    if shutil.which("cc"):
+        assert compiled
+        assert f"tinyq_gguf-{__version__}-cp310-abi3-" in wheel.name
+
+
+def test_a_wheel_is_built_without_a_compiler(unpacked: Path, tmp_path: Path) -> None:
+    wheel = build_wheel(unpacked, tmp_path, CC="/bin/false")
+    assert contents(wheel) == packaged()
 
 
 @pytest.fixture(scope="module")
