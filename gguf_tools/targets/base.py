@@ -42,8 +42,8 @@ class Target:
     `lower` is called only if that list is empty. `lift` reads a file of this architecture as a Model, with the file's
     weights unchanged. `approximations` are applied only if the user permits them.
 
-    `nmse` bounds the error of the logits of an F32 file of a model with GELUs, where llama.cpp's own arithmetic is coarser than
-    float32's, for the reason `why`.
+    `nmse` bounds the error of the logits of an F32 file of a model with features whose keys contain `coarse` (any, if that is
+    empty), where llama.cpp's own arithmetic is coarser than float32's or differs from the model's, for the reason `why`.
     """
 
     name: str
@@ -55,10 +55,11 @@ class Target:
     approximations: tuple[Approximation, ...] = ()
     nmse: float = 0.0
     why: str = ""
+    coarse: str = "activation=gelu"
 
     def bound(self, spec: ModelSpec) -> float:
-        """`nmse` for a model of this spec, before rewrites: 0 for one without GELUs, whose arithmetic is float32's."""
-        return self.nmse if any("activation=gelu" in feature.key for feature in spec.features) else 0.0
+        """`nmse` for a model of this spec, before rewrites: 0 for one without such features, whose arithmetic is float32's."""
+        return self.nmse if any(self.coarse in feature.key for feature in spec.features) else 0.0
 
     def lacks(self, spec: ModelSpec) -> list[str]:
         """Descriptions of what the architecture cannot express of this spec; empty if it expresses the spec exactly."""

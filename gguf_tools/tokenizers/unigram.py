@@ -48,6 +48,11 @@ FIRST_SPACE = Limit(
     " be tokenized differently",
     lambda text: any(map(_blank, text[:1])),
 )
+NEXT_LINE = Limit(
+    "the character U+0085 separates words for the tokenizers library; SentencePiece's table does not make it a space, "
+    "so that llama.cpp has an unknown character there",
+    lambda text: "\x85" in text,
+)
 LAST_SPACE = Limit(
     "llama.cpp drops spaces at the end of a text, the tokenizer does not: such text is tokenized differently",
     lambda text: any(map(_blank, text[-1:])),
@@ -77,7 +82,7 @@ class _Spaces:
     """What the normalizers and the pre-tokenizer do before a text is cut.
 
     `inner`: of several spaces one is left; `first` and `last`: those at the ends are dropped. `prefix`: a space is put before a
-    text, `unless_there` only if there is none. `split`: no piece crosses a space.
+    text, `unless_there` only if there is none. `split`: no piece crosses a space. `words`: all white space separates words.
     """
 
     charsmap: bytes = b""
@@ -89,6 +94,7 @@ class _Spaces:
     first_only: bool = False
     replaced: bool = False
     split: bool = False
+    words: bool = False
 
 
 def is_unigram(files: TokenizerFiles) -> bool:
@@ -164,6 +170,7 @@ def convert_unigram(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> Fo
 def _limits(spaces: _Spaces) -> list[Limit]:
     """The texts on which the two sides may differ because of spaces and the table of characters."""
     found = [GRAPHEMES] if spaces.charsmap else []
+    found += [NEXT_LINE] if spaces.words else []
     if spaces.unless_there:
         found.append(WRITTEN_SPACE)
     if spaces.inner:
@@ -203,7 +210,7 @@ def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
     for step in flatten(files.document.get("pre_tokenizer"), where):
         scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
         if step["type"] == "WhitespaceSplit" and spaces.charsmap and not (spaces.replaced or spaces.prefix):
-            spaces = replace(spaces, inner=True, first=True, last=True, split=True)
+            spaces = replace(spaces, inner=True, first=True, last=True, split=True, words=True)
         elif step["type"] == "Metaspace" and step.get("replacement", SPACE) == SPACE and not spaces.prefix:
             spaces = replace(
                 spaces,

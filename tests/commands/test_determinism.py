@@ -41,12 +41,14 @@ RUNS: dict[str, dict[str, tuple[int, ...]]] = {
     },
 }
 """By command: a line of arguments, in which the words in capitals are inputs and outputs, and the numbers of threads to try."""
-WRITES_NOTHING_OF_ITS_OWN = {"verify", "inspect", "demo"}
+WITHOUT_THREADS = {"describe": "SOURCE -o OUT.toml", "golden": "SOURCE OUT --tokens 4 --points"}
+"""Commands that write files and have no option for threads: the same line twice."""
+WRITES_NOTHING_OF_ITS_OWN = {"verify", "inspect", "demo", "diff", "check", "trace"}
 """They write a report at most; the files of the demo are those of convert."""
 
 
 def test_every_command_is_here() -> None:
-    assert RUNS.keys() | WRITES_NOTHING_OF_ITS_OWN == COMMANDS.keys()
+    assert RUNS.keys() | WITHOUT_THREADS.keys() | WRITES_NOTHING_OF_ITS_OWN == COMMANDS.keys()
 
 
 @pytest.fixture(scope="module")
@@ -63,24 +65,42 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**made, "TEXT": text}
 
 
+def written(
+    inputs: dict[str, Path], folder: Path, tinyq: Tinyq, command: str, line: str, *more: object
+) -> dict[str, bytes]:
+    """The files that a line of arguments writes, and their bytes; OUT stands for the folder and names in it."""
+    folder.mkdir()
+    words = [folder / f"made{word[3:]}" if word.startswith("OUT") else inputs.get(word, word) for word in line.split()]
+    ran = tinyq(command, *words, *more, "--quiet")
+    assert ran.code == 0, ran.err
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def same(found: list[dict[str, bytes]]) -> None:
+    assert found[0]
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        assert not [name for name, data in other.items() if data != found[0][name]]
+
+
 @pytest.mark.parametrize(("command", "line"), [(command, line) for command, lines in RUNS.items() for line in lines])
 def test_bytes_do_not_depend_on_the_threads(
     inputs: dict[str, Path], tmp_path: Path, tinyq: Tinyq, command: str, line: str
 ) -> None:
     # The same name each time: a file states the way to its source.
     folder = tmp_path / "out"
-    arguments = [
-        folder / f"made{word[3:]}" if word.startswith("OUT") else inputs.get(word, word) for word in line.split()
-    ]
     found: list[dict[str, bytes]] = []
     for threads in RUNS[command][line]:
-        folder.mkdir()
-        ran = tinyq(command, *arguments, "--threads", threads, "--quiet")
-        assert ran.code == 0, ran.err
-        written = sorted(path for path in folder.rglob("*") if path.is_file())
-        found.append({str(path.relative_to(folder)): path.read_bytes() for path in written})
+        found.append(written(inputs, folder, tinyq, command, line, "--threads", threads))
         folder.rename(tmp_path / str(threads))
-    assert found[0]
-    for other in found[1:]:
-        assert other.keys() == found[0].keys()
-        assert not [name for name, data in other.items() if data != found[0][name]]
+    same(found)
+
+
+@pytest.mark.parametrize("command", WITHOUT_THREADS)
+def test_a_second_run_writes_the_same(inputs: dict[str, Path], tmp_path: Path, tinyq: Tinyq, command: str) -> None:
+    folder = tmp_path / "out"
+    found: list[dict[str, bytes]] = []
+    for number in range(2):
+        found.append(written(inputs, folder, tinyq, command, WITHOUT_THREADS[command]))
+        folder.rename(tmp_path / str(number))
+    same(found)

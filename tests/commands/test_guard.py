@@ -98,6 +98,7 @@ def runs(place: Place) -> dict[str, list[tuple[list[object], dict[str, Path]]]]:
         "check": [([place.golden, "--dump", place.golden / "golden.safetensors"], {})],
         "trace": [([file, "--tokens", "4"], {"--html": out / "a.html", "--png": out / "a.png"})],
         "inspect": [([file], {}), ([source], {})],
+        "describe": [([source], {"--out": out / "a.toml"})],
         "demo": [([], {})],
     }
 

@@ -23,6 +23,8 @@ from gguf_tools.reference import Reference
 from gguf_tools.sources.checkpoint import open_checkpoint
 
 EXACT = 1e-20
+ROUNDED_GELU = {"bloom/plain": 1e-19}
+"""transformers' BLOOM has the square root of 2/π to eight digits in its GELU."""
 """NMSE between two computations in float64; 1e-30 is usual, and the smallest misreading below gives 1e-6."""
 PROMPT = [int(n) for n in np.random.default_rng(3).integers(0, 288, 14)]
 ABSENT: Any = ...
@@ -252,7 +254,7 @@ def test_what_transformers_computes_or_a_refusal(tmp_path: Path, source: str) ->
         (found,) = Reference(model, torch.float64).logits([PROMPT])
         error = float(np.square(found - wanted).sum() / np.square(wanted).sum())
         edit = {key: changed.get(key, "absent") for key in {*config, *changed} if changed.get(key) != config.get(key)}
-        assert error <= EXACT, f"{source} with {edit}: NMSE {error:.1e}"
+        assert error <= ROUNDED_GELU.get(source, EXACT), f"{source} with {edit}: NMSE {error:.1e}"
         agreed += 1
     assert agreed >= 12
 

@@ -60,7 +60,8 @@ class Work:
         end = {point: outside[point] for point in ("final_norm", "logits")}
         x = self.input_of(layers)
         local = self.passes.end(x) if x is not None else end
-        points += self._judged(OUTSIDE, local, end, self.coarse.end(x) if self.coarse and x is not None else None)
+        coarse = self.coarse.end(x) if self.coarse and x is not None else None
+        points += self._judged(OUTSIDE, local, end, coarse, end_to_end=x is None)
         return points, list(unnamed)
 
     def input_of(self, n: int) -> Doubles | None:
@@ -71,9 +72,18 @@ class Work:
         return self.graph.values(n - 1, "layer_out", hidden)
 
     def _judged(
-        self, n: int, mine: dict[str, Doubles], whole: dict[str, Doubles], coarse: dict[str, Doubles] | None
+        self,
+        n: int,
+        mine: dict[str, Doubles],
+        whole: dict[str, Doubles],
+        coarse: dict[str, Doubles] | None,
+        *,
+        end_to_end: bool = False,
     ) -> list[PointError]:
-        """The errors of a layer's points, with what the rounding of the weights predicts (`coarse`)."""
+        """The errors of a layer's points, with what the rounding of the weights predicts (`coarse`).
+
+        Where the points are compared `end_to_end`, the activation functions of all layers act on them.
+        """
         local = errors_of(self.passes, n, mine, self.graph, self.position)
         entire = errors_of(self.passes, n, whole, self.graph, self.position)
         made = []
@@ -81,7 +91,7 @@ class Work:
             predicted = 0.0
             if coarse and point in coarse and point != "moe.chosen" and coarse[point].shape == mine[point].shape:
                 predicted = error(mine[point], coarse[point], mask_for(point, mine, coarse)).nmse
-            floor = floor_of(n, point, self.types, self.expected.gelu)
+            floor = floor_of(n, point, self.types, self.expected.gelu) + (self.expected.gelu if end_to_end else 0.0)
             made.append(
                 PointError(
                     layer=None if n == OUTSIDE else n,

@@ -158,8 +158,8 @@ def damaged(made: Made, tmp_path: Path, variant: str, change: Any) -> Path:
 @pytest.mark.parametrize(
     ("variant", "change", "message"),
     [
-        ("llama2.c bin 1", lambda data: data[:-4], "bytes, .* expected from its header"),
-        ("llama2.c bin 1", lambda data: data + b"\0\0\0\0", "bytes, .* expected from its header"),
+        ("llama2.c bin 1", lambda data: data[:-4], "bytes; expected .* from its header"),
+        ("llama2.c bin 1", lambda data: data + b"\0\0\0\0", "bytes; expected .* from its header"),
         ("llama2.c bin 1", lambda data: data[:100], "fewer than the 256 of its header"),
         ("llama2.c bin 1", lambda data: data[:4] + struct.pack("<i", 2) + data[8:], "version 2 .*int8 groups"),
         ("llama2.c bin 1", lambda data: data[:4] + struct.pack("<i", 9) + data[8:], "version 9 .*not known"),

@@ -35,7 +35,7 @@ def made(folder: Path, variant: str, config: dict[str, Any] | None, family: str 
             CheckpointError,
             r"rope_freq\.low_freq_factor is missing",
         ),
-        ("llama3", {"n_heads": 4, "rope_base": 0}, CheckpointError, "rope_base is 0.0; expected a number above 0"),
+        ("llama3", {"n_heads": 4, "rope_base": 0}, CheckpointError, "rope_base is 0; expected a number above 0"),
         ("qwen3 moe", None, CheckpointError, "num_experts_per_tok is missing"),
         ("qwen3 moe", {"num_experts_per_tok": 5}, CheckpointError, "num_experts_per_tok is 5, but the router has 4"),
     ],
@@ -53,8 +53,8 @@ def test_refusals(
     [
         (None, CheckpointError, "layer_types is missing, and no shape tells"),
         ({"layer_types": ["full_attention"]}, CheckpointError, "layer_types is .*; expected a list of 3, each"),
-        ({"rope_base": 0}, CheckpointError, "rope_base is 0.0; expected a number above 0"),
-        ({"query_pre_attn_scalar": 0}, CheckpointError, "query_pre_attn_scalar is 0.0; expected a number above 0"),
+        ({"rope_base": 0}, CheckpointError, "rope_base is 0; expected a number above 0"),
+        ({"query_pre_attn_scalar": 0}, CheckpointError, "query_pre_attn_scalar is 0; expected a number above 0"),
         ({"softcap": 30}, UnsupportedError, "softcap is a key that the book's cfg of Gemma 3 does not have"),
     ],
 )
