@@ -21,9 +21,10 @@ Doubles = NDArray[np.float64]
 
 TRACED = frozenset(
     {
-        "cohere2", "command-r", "gemma", "gemma2", "gemma3", "glm4", "glm4moe", "gpt2", "gptneox", "granite", "granite_swa",
-        "granitemoe", "lfm2", "llama", "mamba2", "olmo", "olmo2", "olmoe", "phi2", "qwen2", "qwen2moe", "qwen3", "qwen35",
-        "qwen35moe", "qwen3moe", "qwen3next", "smollm3", "stablelm", "starcoder2", "step35",
+        "apertus", "cohere2", "command-r", "ernie4_5-moe", "falcon-h1", "gemma", "gemma2", "gemma3", "glm4", "glm4moe",
+        "gpt-oss", "gpt2", "gptneox", "granite", "granite_swa", "granitehybrid", "granitemoe", "hunyuan-dense", "lfm2",
+        "lfm2moe", "llama", "mamba2", "nemotron", "olmo", "olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe", "qwen3",
+        "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "smollm3", "stablelm", "starcoder2", "step35",
     }
 )  # fmt: skip
 """The architectures whose graphs were compared with the reference, point by point."""
@@ -58,7 +59,7 @@ def _table(rows: Mapping[str, str]) -> dict[str, tuple[Named, ...]]:
     return {point: tuple(map(_named, names.split())) for point, names in rows.items()}
 
 
-_ACTIVATED = "ffn_gate_par ffn_swiglu ffn_geglu ffn_reglu ffn_sqr(relu) ffn_gelu ffn_relu ffn_silu ffn_act"
+_ACTIVATED = "ffn_xielu ffn_gate_par ffn_swiglu ffn_geglu ffn_reglu ffn_sqr(relu) ffn_gelu ffn_relu ffn_silu ffn_act"
 PLACES = _table(
     {
         "embedding": "inp_scaled embd:SCALE inpL:ADD attn_norm_in:GET_ROWS model.embed_tokens model.input_embed embd",
@@ -94,7 +95,7 @@ PLACES = _table(
         "delta.gated": "final_output",
         "conv.in": "model.layers.{}.conv.in_proj:MUL_MAT",
         "conv.conv": "model.layers.{}.conv.conv:SSM_CONV",
-        "mixer_out": "linear_attn_out:MUL_MAT attn_output:MUL_MAT attn_out:ADD attn_out:MUL_MAT attn_proj "
+        "mixer_out": "layer_out:ADD linear_attn_out:MUL_MAT attn_output:MUL_MAT attn_out:ADD attn_out:MUL_MAT attn_proj "
         "model.layers.{}.conv.out_proj:MUL_MAT model.layers.{}.self_attn.out_proj mamba_out",
         "mixer_post_norm": "attn_post_norm post_attn_norm:MUL",
         "mixer_residual": "ffn_inp attn_residual sa_out",
@@ -105,13 +106,16 @@ PLACES = _table(
         "ffn.up": "ffn_up_b ffn_up:MUL_MAT",
         "ffn.act": _ACTIVATED,
         "ffn.down_product": "ffn_down:MUL_MAT",
-        "moe.logits": "ffn_moe_logits ffn_moe_probs",
+        "moe.logits": "ffn_moe_logits_biased ffn_moe_probs:ADD ffn_moe_logits ffn_moe_probs",
         "moe.chosen": "ffn_moe_topk:VIEW",
         "moe.weights": "ffn_moe_weights_scaled ffn_moe_weights_norm:DIV ffn_moe_weights_softmax ffn_moe_weights",
         "expert.gate": "ffn_moe_gate:MUL_MAT_ID",
         "expert.up": "ffn_moe_up:MUL_MAT_ID",
-        "expert.act": "ffn_moe_swiglu:GLU",
+        "expert.gate_biased": "ffn_moe_gate_biased",
+        "expert.up_biased": "ffn_moe_up_biased",
+        "expert.act": "ffn_moe_swiglu:GLU ffn_moe_swiglu_oai",
         "expert.down": "ffn_moe_down:MUL_MAT_ID",
+        "expert.down_biased": "ffn_moe_down_biased",
         "moe.out": "ffn_moe_out",
         "shared.gate": "ffn_gate:MUL_MAT",
         "shared.up": "ffn_up:MUL_MAT",

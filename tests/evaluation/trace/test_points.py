@@ -18,6 +18,7 @@ from gguf_tools.targets.registry import all_targets, target_named
 
 UNNAMED = frozenset(
     {
+        "attn.q_normed", "attn.k_normed",
         "attn.q_product", "attn.k_product", "attn.v_product", "attn.q_rope", "attn.k_rope", "conv.after", "conv.gated",
         "ffn.gate", "ffn.up", "ffn_out", "mixer_out", "mixer_residual", "ssm.conv", "ssm.gated", "ssm.out",
         "ssm.state", "ssm.step", "ssm.z",
