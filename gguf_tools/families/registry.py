@@ -28,6 +28,9 @@ UNEXPRESSED = {
     r"\.kv_a_proj_with_mqa\.": "multi-head latent attention (MLA)",
     r"\.(att|attention)\.(time_decay|x_[rwkvag])\b": "RWKV's time mixing",
     r"\bper_layer_model_projection\.": "per-layer embeddings",
+    r"\b(value_embeds?|ve_gate)\b": "value embeddings, which add a row for each token to the attention's values",
+    r"\bbigram": "embeddings of hashed pairs of tokens",
+    r"\b(mudd|x0_lambdas?|resid_lambdas?|skip_weights?)\b": "weights that mix the outputs of earlier layers",
 }
 """Patterns of tensors' names → what no family has, named where no family is recognised."""
 

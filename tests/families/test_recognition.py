@@ -194,6 +194,9 @@ def test_of_families_with_the_same_tensors_the_model_type_decides(written: Writt
     [
         ("self_attn.k_proj", "self_attn.kv_a_proj_with_mqa", "multi-head latent attention"),
         ("self_attn.k_proj", "attention.time_decay", "RWKV's time mixing"),
+        ("self_attn.k_proj", "value_embeds", "value embeddings"),
+        ("self_attn.k_proj", "bigram_embed", "embeddings of hashed pairs"),
+        ("self_attn.k_proj", "mudd", "weights that mix"),
     ],
 )
 def test_what_no_family_has_is_refused_by_its_name(written: Written, old: str, new: str, what: str) -> None:
