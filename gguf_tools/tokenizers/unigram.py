@@ -49,8 +49,8 @@ FIRST_SPACE = Limit(
     lambda text: any(map(_blank, text[:1])),
 )
 NEXT_LINE = Limit(
-    "the character U+0085 separates words for the tokenizers library; SentencePiece's table does not make it a space, "
-    "so that llama.cpp has an unknown character there",
+    "the character U+0085 is white space for the tokenizers library, which drops it at the ends of a text or between words; "
+    "for llama.cpp it is an unknown character",
     lambda text: "\x85" in text,
 )
 LAST_SPACE = Limit(
@@ -82,7 +82,7 @@ class _Spaces:
     """What the normalizers and the pre-tokenizer do before a text is cut.
 
     `inner`: of several spaces one is left; `first` and `last`: those at the ends are dropped. `prefix`: a space is put before a
-    text, `unless_there` only if there is none. `split`: no piece crosses a space. `words`: all white space separates words.
+    text, `unless_there` only if there is none. `split`: no piece crosses a space.
     """
 
     charsmap: bytes = b""
@@ -94,7 +94,6 @@ class _Spaces:
     first_only: bool = False
     replaced: bool = False
     split: bool = False
-    words: bool = False
 
 
 def is_unigram(files: TokenizerFiles) -> bool:
@@ -153,6 +152,11 @@ def convert_unigram(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> Fo
     )
     sentencepiece = files.path.name == MODEL_FILE
     own = tuple(token.content for token in files.added if not token.special and sentencepiece and spaces.prefix)
+    limits = _limits(spaces)
+    # Steps of tokenizer.json that strip or split drop it; SentencePiece's own code knows spaces alone.
+    limits += [NEXT_LINE] if not sentencepiece and (spaces.first or spaces.last) else []
+    limits += [_spelled_out(control)] if control else []
+    limits += [after_own(own)] if own else []
     return Form(
         model=MODEL,
         pre="default",
@@ -161,7 +165,7 @@ def convert_unigram(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> Fo
         add_space_prefix=spaces.prefix,
         remove_extra_whitespaces=spaces.inner,
         charsmap=spaces.charsmap,
-        limits=(*_limits(spaces), *((_spelled_out(control),) if control else ()), *((after_own(own),) if own else ())),
+        limits=tuple(limits),
         sections=not spaces.first_only,
         notes=_notes(spaces, sentencepiece=sentencepiece),
     )
@@ -170,7 +174,6 @@ def convert_unigram(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> Fo
 def _limits(spaces: _Spaces) -> list[Limit]:
     """The texts on which the two sides may differ because of spaces and the table of characters."""
     found = [GRAPHEMES] if spaces.charsmap else []
-    found += [NEXT_LINE] if spaces.words else []
     if spaces.unless_there:
         found.append(WRITTEN_SPACE)
     if spaces.inner:
@@ -210,7 +213,7 @@ def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
     for step in flatten(files.document.get("pre_tokenizer"), where):
         scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
         if step["type"] == "WhitespaceSplit" and spaces.charsmap and not (spaces.replaced or spaces.prefix):
-            spaces = replace(spaces, inner=True, first=True, last=True, split=True, words=True)
+            spaces = replace(spaces, inner=True, first=True, last=True, split=True)
         elif step["type"] == "Metaspace" and step.get("replacement", SPACE) == SPACE and not spaces.prefix:
             spaces = replace(
                 spaces,
