@@ -51,10 +51,8 @@ def limits(spec: ModelSpec) -> list[str]:
 
 def lower(model: Model) -> Lowered:
     """The model as a `bloom` file: tensors are renamed and joined, and biases that it lacks are zeros."""
-    norm = lowering.full_norm(model.spec.output_norm) or model.spec.output_norm
-    whole = replace(model.spec, embedding_norm=lowering.full_norm(model.spec.embedding_norm))
-    tensors = lowering.filled_outside(model, whole)
-    full = lowering.completed(replace(model, spec=whole, tensors=tensors), norm, gpt2.form)
+    norms = {name: lowering.full_norm(getattr(model.spec, name)) for name in ("embedding_norm", "output_norm")}
+    full = lowering.completed(model, gpt2.form, **norms)
     metadata = lowering.common_metadata(NAME, full.spec)
     metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(full.spec))
     written = lowering.lower_tensors(full, lambda layer: names.rename(lowering.joined_qkv(layer.tensors), gpt2.NAMES))

@@ -69,8 +69,7 @@ def form(layer: LayerSpec) -> LayerSpec:
 
 def lower_as(name: str, model: Model, extra: Metadata) -> Lowered:
     """The model as a file of `name`, `command-r` or `cohere2`, with further keys."""
-    norm = lowering.full_norm(model.spec.output_norm, bias=False) or model.spec.output_norm
-    full = lowering.completed(model, norm, form)
+    full = lowering.completed(model, form, output_norm=lowering.full_norm(model.spec.output_norm, bias=False))
     metadata = lowering.common_metadata(name, full.spec) | {
         f"{name}.feed_forward_length": u32(lowering.ffn_width(full.spec)),
         f"{name}.logit_scale": f32(full.spec.logit_scale),

@@ -56,14 +56,13 @@ def limits(spec: ModelSpec) -> list[str]:
 
 def lower(model: Model) -> Lowered:
     """The model as a `falcon-h1` file."""
-    full = lowering.completed(model, model.spec.output_norm, mamba2.with_conv_bias)
+    full = lowering.completed(model, mamba2.with_conv_bias)
     space = mamba2.state_spaces(full.spec)[0]
     metadata = lowering.common_metadata(NAME, full.spec) | mamba2.state_space_metadata(NAME, space)
     metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(full.spec))
 
     def named(layer: Layer) -> Mapping[str, Tensor]:
-        own = layer.spec.state_space
-        return names.rename(mamba2.join_state_space(own, layer.tensors) if own else layer.tensors, NAMES)
+        return names.rename(mamba2.join_state_space(layer), NAMES)
 
     return Lowered(NAME, metadata, lowering.lower_tensors(full, named))
 

@@ -85,7 +85,7 @@ def form(layer: LayerSpec) -> LayerSpec:
 
 def lower(model: Model) -> Lowered:
     """The model as a `glm4moe` file: tensors are renamed, and biases of routers that it lacks are zeros."""
-    full = lowering.completed(model, model.spec.output_norm, form)
+    full = lowering.completed(model, form)
     moe = moes(full.spec)[0]
     assert moe.shared
     metadata = lowering.common_metadata(NAME, full.spec) | lowering.scored_moe_metadata(NAME, full.spec)

@@ -73,8 +73,7 @@ def form(layer: LayerSpec) -> LayerSpec:
 
 def lower(model: Model) -> Lowered:
     """The model as a `gpt2` file: tensors are renamed and joined, and biases that it lacks are zeros."""
-    norm = lowering.full_norm(model.spec.output_norm) or model.spec.output_norm
-    full = lowering.completed(model, norm, form)
+    full = lowering.completed(model, form, output_norm=lowering.full_norm(model.spec.output_norm))
     spec = full.spec
     metadata = lowering.common_metadata(NAME, spec) | {
         f"{NAME}.context_length": u32(spec.positions),

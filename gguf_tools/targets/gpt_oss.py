@@ -90,7 +90,7 @@ def form(layer: LayerSpec) -> LayerSpec:
 
 def lower(model: Model) -> Lowered:
     """The model as a `gpt-oss` file: tensors are renamed, and biases that it lacks are zeros."""
-    full = lowering.completed(model, model.spec.output_norm, form)
+    full = lowering.completed(model, form)
     moe = moes(full.spec)[0]
     metadata = {
         **lowering.common_metadata(NAME, full.spec),

@@ -58,8 +58,7 @@ def limits(spec: ModelSpec) -> list[str]:
 
 def lower(model: Model) -> Lowered:
     """The model as a `gptneox` file: tensors are renamed and joined, and biases that it lacks are zeros."""
-    norm = lowering.full_norm(model.spec.output_norm) or model.spec.output_norm
-    full = lowering.completed(model, norm, gpt2.form)
+    full = lowering.completed(model, gpt2.form, output_norm=lowering.full_norm(model.spec.output_norm))
     spec = full.spec
     metadata = lowering.common_metadata(NAME, spec) | {
         f"{NAME}.feed_forward_length": u32(lowering.ffn_width(spec)),

@@ -43,15 +43,14 @@ def limits(spec: ModelSpec) -> list[str]:
 
 def lower(model: Model) -> Lowered:
     """The model as a `granitehybrid` file."""
-    full = lowering.completed(model, model.spec.output_norm, mamba2.with_conv_bias)
+    full = lowering.completed(model, mamba2.with_conv_bias)
     kv_heads = [layer.mixer.kv_heads if isinstance(layer.mixer, Attention) else 0 for layer in full.spec.layers]
     metadata = granite.scale_metadata(NAME, full.spec)
     metadata |= mamba2.state_space_metadata(NAME, mamba2.state_spaces(full.spec)[0])
     metadata[f"{NAME}.attention.head_count_kv"] = array(ValueType.INT32, kv_heads)
 
     def named(layer: Layer) -> Mapping[str, Tensor]:
-        space = layer.spec.state_space
-        return names.rename(mamba2.join_state_space(space, layer.tensors) if space else layer.tensors, NAMES)
+        return names.rename(mamba2.join_state_space(layer), NAMES)
 
     return llama.lower_as(NAME, full, metadata, named=named)
 

@@ -35,7 +35,7 @@ def sum_limits(spec: ModelSpec) -> list[str]:
 
 def lower(model: Model) -> Lowered:
     """The model as an `lfm2moe` file: tensors are renamed, and biases of routers that it lacks are zeros."""
-    full = lowering.completed(model, model.spec.output_norm, glm4moe.form)
+    full = lowering.completed(model, glm4moe.form)
     metadata = lfm2.metadata(NAME, full.spec) | lowering.scored_moe_metadata(NAME, full.spec)
     return Lowered(NAME, metadata, lfm2.lower_tensors(full, NAMES))
 

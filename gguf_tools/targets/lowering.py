@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from gguf_tools.formats.gguf.header import Field, Metadata, ValueType, array, boolean, f32, string, u32
 from gguf_tools.model.rope import (
@@ -17,7 +18,7 @@ from gguf_tools.model.rope import (
     default_magnitude,
 )
 from gguf_tools.model.spec import GatedMLP, Layer, LayerSpec, Model, ModelSpec, MoE, Norm, Shape
-from gguf_tools.targets import lowering, names
+from gguf_tools.targets import names
 from gguf_tools.targets.base import Lowered, OutputTensor
 from gguf_tools.targets.limits import attentions, ropes
 from gguf_tools.tensors.base import Filled, Tensor
@@ -45,11 +46,11 @@ def _offsets_added(layer: Layer) -> Layer:
     return Layer(layer.spec, {role: with_offset(tensor, norms.get(role)) for role, tensor in layer.tensors.items()})
 
 
-def completed(model: Model, norm: Norm, layer: Callable[[LayerSpec], LayerSpec]) -> Model:
+def completed(model: Model, layer: Callable[[LayerSpec], LayerSpec], **outside: Any) -> Model:
     """The model in the form that an architecture requires: tensors that it lacks become those that change nothing.
 
-    `layer` gives the form of a layer that the architecture has, `norm` that of the norm before the output. A missing bias is
-    zeros, and missing norm weights are ones.
+    `layer` gives the form of a layer that the architecture has, `outside` fields of the spec outside the layers, such as the
+    form of the norm before the output. A missing bias is zeros, and missing norm weights are ones.
     """
 
     def filled(roles: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -60,7 +61,7 @@ def completed(model: Model, norm: Norm, layer: Callable[[LayerSpec], LayerSpec])
     for old in model.layers:
         form = layer(old.spec)
         layers.append(Layer(form, filled(form.roles(model.spec.hidden), old.tensors)))
-    spec = replace(model.spec, output_norm=norm, layers=tuple(new.spec for new in layers))
+    spec = replace(model.spec, layers=tuple(new.spec for new in layers), **outside)
     tensors = filled(spec.roles(), model.tensors)
     return replace(model, spec=spec, tensors=tensors, layer_tensors=tuple(new.tensors for new in layers))
 
@@ -68,12 +69,6 @@ def completed(model: Model, norm: Norm, layer: Callable[[LayerSpec], LayerSpec])
 def full_norm(norm: Norm | None, *, bias: bool = True) -> Norm | None:
     """The norm with weights, and with a bias or without; a norm without weights has no offset to add to them."""
     return norm and replace(norm, weighted=True, bias=bias, offset=norm.offset if norm.weighted else 0.0)
-
-
-def filled_outside(model: Model, spec: ModelSpec) -> dict[str, Tensor]:
-    """The tensors outside the layers that `spec` has; those that the model lacks change nothing (ones in norms, else zeros)."""
-    added = {role: Filled(shape, 1.0 if role.endswith("norm") else 0.0) for role, shape in spec.roles().items()}
-    return {**added, **model.tensors}
 
 
 def joined_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -181,12 +176,12 @@ def booleans(values: Iterable[bool]) -> Field:
 NAMES = {"mixer_norm": "attn_norm.weight", **names.ATTENTION_NAMES, "ffn_norm": "ffn_norm.weight", **names.FFN_NAMES}
 
 
+def lower_renamed(arch: str, model: Model, roles: Mapping[str, str]) -> Lowered:
+    """A dense model as a file of `arch`: tensors get the names of their `roles`, their values do not change."""
+    metadata = common_metadata(arch, model.spec) | {f"{arch}.feed_forward_length": u32(ffn_width(model.spec))}
+    return Lowered(arch, metadata, lower_tensors(model, lambda layer: names.rename(layer.tensors, roles)))
+
+
 def lower_dense(arch: str) -> Callable[[Model], Lowered]:
-    """The `lower` of a dense architecture `arch`: tensors are renamed, their values do not change."""
-
-    def lower(model: Model) -> Lowered:
-        width = lowering.ffn_width(model.spec)
-        metadata = lowering.common_metadata(arch, model.spec) | {f"{arch}.feed_forward_length": u32(width)}
-        return Lowered(arch, metadata, lowering.lower_tensors(model, lambda layer: names.rename(layer.tensors, NAMES)))
-
-    return lower
+    """The `lower` of a dense architecture `arch` with the usual names."""
+    return lambda model: lower_renamed(arch, model, NAMES)

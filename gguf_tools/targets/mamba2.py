@@ -84,9 +84,15 @@ def with_conv_bias(layer: LayerSpec) -> LayerSpec:
     return replace(layer, beside=replace(layer.beside, conv_bias=True)) if layer.beside else layer
 
 
-def join_state_space(mixer: Mamba2, tensors: Mapping[str, Tensor]) -> LayerTensors:
-    """The layer's tensors with one input projection, the decay as a rate, -exp(log), and the shapes of llama.cpp."""
-    out = dict(tensors)
+def join_state_space(layer: Layer) -> Mapping[str, Tensor]:
+    """The layer's tensors with one input projection, the decay as a rate, -exp(log), and the shapes of llama.cpp.
+
+    Those of a layer without a state space are unchanged.
+    """
+    mixer = layer.spec.state_space
+    if mixer is None:
+        return layer.tensors
+    out = dict(layer.tensors)
     out["ssm.in"] = concatenate([out.pop(f"ssm.{name}") for name in mixer.widths])
     if mixer.decay == "log":
         out["ssm.decay"] = Mapped(out["ssm.decay"], lambda a, _: -np.exp(a.astype(np.float64)), "-exp")
@@ -99,13 +105,12 @@ def join_state_space(mixer: Mamba2, tensors: Mapping[str, Tensor]) -> LayerTenso
 
 def lower(model: Model) -> Lowered:
     """The model as a `mamba2` file."""
-    full = lowering.completed(model, model.spec.output_norm, with_conv_bias)
+    full = lowering.completed(model, with_conv_bias)
     metadata = lowering.common_metadata(NAME, full.spec) | state_space_metadata(NAME, state_spaces(full.spec)[0])
     metadata |= {f"{NAME}.feed_forward_length": u32(0), f"{NAME}.attention.head_count": u32(0)}
 
     def named(layer: Layer) -> Mapping[str, Tensor]:
-        mixer = layer.spec.state_space
-        return names.rename(join_state_space(mixer, layer.tensors) if mixer else layer.tensors, NAMES)
+        return names.rename(join_state_space(layer), NAMES)
 
     return Lowered(NAME, metadata, lowering.lower_tensors(full, named))
 

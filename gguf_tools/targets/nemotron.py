@@ -6,7 +6,6 @@ All norms have biases (zeros change nothing), the projections may. The output pr
 
 from __future__ import annotations
 
-from gguf_tools.formats.gguf.header import u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.rope_pairs import HALF_PAIRS
@@ -49,11 +48,8 @@ def limits(spec: ModelSpec) -> list[str]:
 
 def lower(model: Model) -> Lowered:
     """The model as a `nemotron` file: tensors are renamed, and biases of norms that it lacks are zeros."""
-    norm = lowering.full_norm(model.spec.output_norm) or model.spec.output_norm
-    full = lowering.completed(model, norm, stablelm.form)
-    metadata = lowering.common_metadata(NAME, full.spec)
-    metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(full.spec))
-    return Lowered(NAME, metadata, lowering.lower_tensors(full, lambda layer: names.rename(layer.tensors, NAMES)))
+    full = lowering.completed(model, stablelm.form, output_norm=lowering.full_norm(model.spec.output_norm))
+    return lowering.lower_renamed(NAME, full, NAMES)
 
 
 def lift(source: GGUFSource) -> Model:

@@ -6,9 +6,6 @@ All biases are required (zeros change nothing), and so is the output projection.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from gguf_tools.formats.gguf.header import u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.activations import RELU_AS_GELU
@@ -63,13 +60,9 @@ def limits(spec: ModelSpec) -> list[str]:
 
 def lower(model: Model) -> Lowered:
     """The model as a `phi2` file: tensors are renamed, and biases that it lacks are zeros."""
-    norm = lowering.full_norm(model.spec.output_norm) or model.spec.output_norm
-    biased = replace(model.spec, output_bias=True)
-    tensors = lowering.filled_outside(model, biased)
-    full = lowering.completed(replace(model, spec=biased, tensors=tensors), norm, gpt2.form)
-    metadata = lowering.common_metadata(NAME, full.spec)
-    metadata[f"{NAME}.feed_forward_length"] = u32(lowering.ffn_width(full.spec))
-    return Lowered(NAME, metadata, lowering.lower_tensors(full, lambda layer: names.rename(layer.tensors, NAMES)))
+    norm = lowering.full_norm(model.spec.output_norm)
+    full = lowering.completed(model, gpt2.form, output_norm=norm, output_bias=True)
+    return lowering.lower_renamed(NAME, full, NAMES)
 
 
 def lift(source: GGUFSource) -> Model:

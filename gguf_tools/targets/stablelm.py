@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gguf_tools.errors import UnsupportedError
-from gguf_tools.formats.gguf.header import u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.activations import ACTIVATION_REWRITES
@@ -71,11 +70,8 @@ def form(layer: LayerSpec) -> LayerSpec:
 
 def lower(model: Model) -> Lowered:
     """The model as a `stablelm` file: tensors are renamed, and biases of norms that it lacks are zeros."""
-    norm = lowering.full_norm(model.spec.output_norm) or model.spec.output_norm
-    full = lowering.completed(model, norm, form)
-    width = lowering.ffn_width(full.spec)
-    metadata = lowering.common_metadata(NAME, full.spec) | {f"{NAME}.feed_forward_length": u32(width)}
-    return Lowered(NAME, metadata, lowering.lower_tensors(full, lambda layer: names.rename(layer.tensors, NAMES)))
+    full = lowering.completed(model, form, output_norm=lowering.full_norm(model.spec.output_norm))
+    return lowering.lower_renamed(NAME, full, NAMES)
 
 
 def lift(source: GGUFSource) -> Model:

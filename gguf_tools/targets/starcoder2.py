@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from gguf_tools.formats.gguf.header import u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import Layer, LayerSpec, Model, ModelSpec, Norm
 from gguf_tools.rewrites.activations import RELU_AS_GELU
@@ -39,11 +38,8 @@ def limits(spec: ModelSpec) -> list[str]:
 
 def lower(model: Model) -> Lowered:
     """The model as a `starcoder2` file: tensors are renamed, and biases that it lacks are zeros."""
-    norm = lowering.full_norm(model.spec.output_norm) or model.spec.output_norm
-    full = lowering.completed(model, norm, gpt2.form)
-    width = lowering.ffn_width(full.spec)
-    metadata = lowering.common_metadata(NAME, full.spec) | {f"{NAME}.feed_forward_length": u32(width)}
-    return Lowered(NAME, metadata, lowering.lower_tensors(full, lambda layer: names.rename(layer.tensors, NAMES)))
+    full = lowering.completed(model, gpt2.form, output_norm=lowering.full_norm(model.spec.output_norm))
+    return lowering.lower_renamed(NAME, full, NAMES)
 
 
 def lift(source: GGUFSource) -> Model:
