@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -48,22 +48,30 @@ def read_golden(path: Path) -> list[Golden]:
     or the file is broken.
     """
     check_regular(path, InputError)
-    try:
-        with warnings.catch_warnings():
-            # numpy warns about headers that Python 2 wrote; nothing of that concerns the user.
-            warnings.simplefilter("ignore")
-            arrays = _npz(path) if path.suffix == ".npz" else _safetensors(path)
-    except TinyqError:
-        raise
-    except Exception as error:
-        # Every kind of error comes out of the readers of archives and of numpy's headers, which are Python's syntax.
-        text = shortened(one_line(str(error)), 160)
-        raise InputError(f"{path}: golden logits cannot be read ({text}); write them with numpy.savez") from error
+    arrays = read_arrays(path, "golden logits", lambda name: NAME.fullmatch(name) is not None or name in BATCH)
     arrays |= _batch(path, arrays)
     numbers = sorted({int(match[2]) for name in arrays if (match := NAME.fullmatch(name))})
     if not numbers:
         raise InputError(f"{path}: has no arrays tokens_0 and logits_0; expected golden logits under these names")
     return [_pair(path, arrays, number) for number in numbers]
+
+
+def read_arrays(path: Path, what: str, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, tuple[Array, str]]:
+    """The wanted arrays of a .npz or .safetensors file by name, each with the type that it is stored in.
+
+    Raises InputError, which calls them `what`, if the file is broken.
+    """
+    try:
+        with warnings.catch_warnings():
+            # numpy warns about headers that Python 2 wrote; nothing of that concerns the user.
+            warnings.simplefilter("ignore")
+            return (_npz if path.suffix == ".npz" else _safetensors)(path, wanted)
+    except TinyqError:
+        raise
+    except Exception as error:
+        # Every kind of error comes out of the readers of archives and of numpy's headers, which are Python's syntax.
+        text = shortened(one_line(str(error)), 160)
+        raise InputError(f"{path}: {what} cannot be read ({text}); write them with numpy.savez") from error
 
 
 def _batch(path: Path, arrays: Mapping[str, tuple[Array, str]]) -> dict[str, tuple[Array, str]]:
@@ -105,20 +113,20 @@ def _shown(array: Array) -> str:
     return f"{array.dtype} of shape {array.shape}"
 
 
-def _npz(path: Path) -> dict[str, tuple[Array, str]]:
-    """The golden arrays of a .npz file; an array's size is checked against that of its zip member before allocation."""
+def _npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, tuple[Array, str]]:
+    """The wanted arrays of a .npz file; an array's size is checked against that of its zip member before allocation."""
     found = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
-            if NAME.fullmatch(name) or name in BATCH:
+            if wanted(name):
                 with archive.open(member) as stream:
-                    array = read_npy(stream, name, member.file_size)
+                    array = _npy(stream, name, member.file_size)
                 found[name] = array, str(array.dtype)
     return found
 
 
-def read_npy(stream: IO[bytes], name: str, size: int) -> Array:
+def _npy(stream: IO[bytes], name: str, size: int) -> Array:
     """The array of one member of a .npz file, `size` bytes long; ValueError if they do not hold it."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -131,12 +139,12 @@ def read_npy(stream: IO[bytes], name: str, size: int) -> Array:
     return np.frombuffer(stream.read(count * dtype.itemsize), dtype).reshape(shape)
 
 
-def _safetensors(path: Path) -> dict[str, tuple[Array, str]]:
+def _safetensors(path: Path, wanted: Callable[[str], bool]) -> dict[str, tuple[Array, str]]:
     tensors, _ = read_safetensors(path)
-    return {name: stored_array(tensor) for name, tensor in tensors.items() if NAME.fullmatch(name) or name in BATCH}
+    return {name: _stored(tensor) for name, tensor in tensors.items() if wanted(name)}
 
 
-def stored_array(tensor: StoredTensor) -> tuple[Array, str]:
+def _stored(tensor: StoredTensor) -> tuple[Array, str]:
     """A tensor as an array, and the type that it is stored in; numbers of 64 bits and integers of 32 are kept as they are."""
     kind = {"I64": np.int64, "I32": np.int32, "F64": np.float64}.get(tensor.dtype)
     if kind is None:

@@ -19,6 +19,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.golden.check import Check, Compared, FirstBad, check_arrays, check_greedy
 from gguf_tools.evaluation.golden.read import GoldenFiles, GoldenPrompt
 from gguf_tools.evaluation.golden.values import Array, Doubles
+from gguf_tools.evaluation.metrics import log_softmax
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.targets.registry import all_targets
 from gguf_tools.text import one_line, shortened
@@ -203,10 +204,7 @@ def _largest(url: str, model: str, prompt: GoldenPrompt) -> Doubles:
 
 def _log_softmax(golden: GoldenFiles, n: int) -> Doubles:
     """The log probabilities of the token after prompt n."""
-    row = np.asarray(golden.arrays[f"logits_{n}"][-1], np.float64)
-    shifted = row - row.max()
-    found: Doubles = shifted - np.log(np.exp(shifted).sum())
-    return found
+    return log_softmax(golden.arrays[f"logits_{n}"][-1])
 
 
 def _post(url: str, body: Mapping[str, Any]) -> tuple[int, Any]:

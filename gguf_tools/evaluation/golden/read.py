@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gguf_tools.errors import InputError, TinyqError
+from gguf_tools.errors import InputError
 from gguf_tools.evaluation.golden.values import Array
 from gguf_tools.evaluation.golden.write import DATA, FACTS, FORMAT
-from gguf_tools.evaluation.golden_logits import SUFFIXES, read_npy, stored_array
-from gguf_tools.formats.safetensors import read_safetensors
+from gguf_tools.evaluation.golden_logits import SUFFIXES, read_arrays
 from gguf_tools.formats.text_file import Kind, check_regular, load_json, read_bytes
 from gguf_tools.text import one_line, shortened
 
@@ -94,32 +91,10 @@ def read_dump(path: Path) -> dict[str, Array]:
     check_regular(path, InputError)
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: its name ends in {path.suffix or 'nothing'}; expected .safetensors or .npz")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            arrays = _npz(path) if path.suffix == ".npz" else _safetensors(path)
-            for name, array in arrays.items():
-                if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
-                    raise ValueError(f"{name} holds {array.dtype}, numbers expected")
-            return arrays
-    except TinyqError:
-        raise
-    except Exception as error:
-        # Every kind of error comes out of the readers of archives and of numpy's headers, which are Python's syntax.
-        text = shortened(one_line(str(error)), 160)
-        raise InputError(f"{path}: the arrays cannot be read ({text}); write them with numpy.savez") from error
-
-
-def _safetensors(path: Path) -> dict[str, Array]:
-    tensors, _ = read_safetensors(path)
-    return {name: stored_array(tensor)[0] for name, tensor in tensors.items()}
-
-
-def _npz(path: Path) -> dict[str, Array]:
-    found = {}
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            name = member.filename.removesuffix(".npy")
-            with archive.open(member) as stream:
-                found[name] = read_npy(stream, name, member.file_size)
-    return found
+    arrays = {name: array for name, (array, _) in read_arrays(path, "the arrays").items()}
+    for name, array in arrays.items():
+        if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+            raise InputError(
+                f"{path}: the arrays cannot be read ({name} holds {array.dtype}, numbers expected); write them with numpy.savez"
+            )
+    return arrays

@@ -3,6 +3,7 @@ what llama.cpp computed is named, with the error that it leaves."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
@@ -210,8 +211,6 @@ def _outside(work: Work, first: PointError, mine: Reference) -> tuple[Cause, flo
 
 def _with(reference: Reference, spec: Any, weights: Weights) -> Reference:
     """The reference with another spec and other weights outside the layers."""
-    import copy
-
     made = copy.copy(reference)
     made.spec, made.weights = spec, weights
     return made
