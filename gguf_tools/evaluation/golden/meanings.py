@@ -79,9 +79,7 @@ MEANINGS: Mapping[str, str] = {
 def readme(facts: Mapping[str, Any]) -> str:
     """The README of a golden folder."""
     model, source = facts["model"], facts["source"]
-    rows = "\n".join(
-        f"| {name} | {values['logits']:.1e} |" for name, values in facts["tolerances"].items() if "logits" in values
-    )
+    rows = "\n".join(f"| {name} | {values['logits']:.1e} |" for name, values in facts["tolerances"].items())
     kinds: dict[str, str] = {}
     for name, array in facts["arrays"].items():
         kinds.setdefault(_general(name), array["meaning"])

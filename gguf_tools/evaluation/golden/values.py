@@ -98,8 +98,9 @@ def nmse(expected: Doubles, found: Doubles) -> float:
 def tolerances(model: Model, values: Sequence[Values]) -> dict[str, dict[str, float]]:
     """For each arithmetic the largest NMSE that it explains, by name: `logits`, and each point without its layer.
 
-    Measured by running the reference in that arithmetic. An arithmetic that the reference overflows in, or that torch lacks for
-    one of its operations, is left out; so are points of which expert selection decides (NMSE of 0.1 and more).
+    Measured by running the reference in that arithmetic. An arithmetic that the reference overflows in, that explains any
+    logits, or that torch lacks for one of its operations, is left out; so are points of which expert selection decides (those
+    whose tolerance would be 1 or more).
     """
     found: dict[str, dict[str, float]] = {}
     for name, dtype in TYPES.items():
@@ -113,7 +114,7 @@ def tolerances(model: Model, values: Sequence[Values]) -> dict[str, dict[str, fl
                     worst[kind] = max(worst.get(kind, 0.0), nmse(expected, run[point]))
         except RuntimeError:  # torch has no kernel of this type for an operation
             continue
-        if np.isfinite(worst["logits"]):
+        if ROOM * worst["logits"] < 1.0:
             found[name] = {kind: max(ROOM * error, LEAST[name]) for kind, error in worst.items() if ROOM * error < 1.0}
     return found
 

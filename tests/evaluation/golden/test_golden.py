@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from gguf_tools.bundled import bundled_model
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.conformance import Case, transformers_logits
 from gguf_tools.evaluation.golden.check import Check, check_arrays
@@ -50,6 +51,17 @@ def test_golden_logits_are_transformers(place: Place) -> None:
     assert all(
         entry["meaning"] and entry["shape"] == list(golden[name].shape) for name, entry in facts["arrays"].items()
     )
+
+
+def test_an_arithmetic_that_explains_any_logits_has_no_tolerances(tmp_path: Path) -> None:
+    """The bundled dense model in float16, whose logits are another model's."""
+    (tmp_path / "golden").mkdir()
+    made = write_golden(bundled_model("dense"), tmp_path / "golden", new_tokens=1)
+    assert list(made.tolerances) == ["f32", "bf16"]
+    assert "NMSE of the logits: f32 1e-10, bf16 " in str(made)
+    golden = read_golden_files(tmp_path / "golden")
+    with pytest.raises(InputError, match="has no tolerances for f16; give --max-nmse"):
+        check_arrays(golden, golden.arrays, "engine", "f16")
 
 
 def transformers_dump(source: Path, golden: Arrays) -> Arrays:
