@@ -6,9 +6,16 @@ line prints it and exits with the exception's `exit_code`. Any other exception t
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from quant.errors import InputError, LlamaError, TinyqError
 
 __all__ = [
+    "AMOUNT",
+    "SCORE",
+    "SHARE",
+    "Bounds",
     "CheckpointError",
     "InputError",
     "LlamaError",
@@ -40,3 +47,28 @@ class ThresholdError(TinyqError):
     """A measured value misses a threshold given by the user, or a check found a difference (exit code 1)."""
 
     exit_code = 1
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The range of a number that the user gives: `low` (not itself if `above`) to `high`; `expected` is it in words."""
+
+    expected: str
+    low: float = 0.0
+    high: float = math.inf
+    above: bool = False
+
+    def fault(self, value: float) -> str:
+        """What is wrong with `value`, for the end of an error message; "" if it lies in the range (NaN does not)."""
+        fits = self.low <= value <= self.high and not (self.above and value == self.low)
+        return "" if fits else f"is {value:g}; expected {self.expected}"
+
+    def check(self, option: str, value: float | None) -> None:
+        """Raise InputError unless `value` is None or lies in the range."""
+        if value is not None and (fault := self.fault(value)):
+            raise InputError(f"{option} {fault}")
+
+
+SHARE = Bounds("a share from 0 to 1, such as 0.97 for 97%", high=1.0)
+SCORE = Bounds("a score from 0 to 100", high=100.0)
+AMOUNT = Bounds("a number of at least 0")

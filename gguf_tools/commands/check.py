@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from gguf_tools.commands.common import (
+    Number,
     check_outputs,
     force_option,
     json_option,
@@ -15,7 +16,7 @@ from gguf_tools.commands.common import (
     timeout_option,
     write_report,
 )
-from gguf_tools.errors import ThresholdError
+from gguf_tools.errors import AMOUNT, ThresholdError
 from gguf_tools.text import one_line
 
 
@@ -46,7 +47,7 @@ from gguf_tools.text import one_line
 )
 @click.option(
     "--max-nmse",
-    type=click.FloatRange(min=0),
+    type=Number(AMOUNT),
     metavar="X",
     help="Tolerance of every array, for the golden ones.",
 )

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
-from gguf_tools.errors import OutputError
+from gguf_tools.errors import AMOUNT, Bounds, OutputError
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.runtime.silence import DEFAULT_SECONDS, silence_limit
 from gguf_tools.signals import left
@@ -24,6 +24,22 @@ BYTE_STAGES = ("reading", "writing", "quantizing")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+class Number(click.types.FloatParamType):
+    """The type of an option with a number in a range, out of which it says what was expected; NaN is in none."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or a usage error."""
+        number = super().convert(value, param, ctx)
+        fault = self.bounds.fault(number)
+        if fault:
+            self.fail(f"it {fault}", param, ctx)
+        return float(number)
+
+
 json_option = click.option(
     "--json", "json_path", metavar="FILE", help="Write the report as JSON to FILE (- for stdout)."
 )
@@ -31,7 +47,7 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Number of threads; by default all cores.")
 timeout_option = click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Number(AMOUNT),
     default=DEFAULT_SECONDS,
     show_default=True,
     metavar="SECONDS",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gguf_tools.commands.common import (
+    Number,
     check_outputs,
     force_option,
     json_option,
@@ -17,7 +18,7 @@ from gguf_tools.commands.common import (
     takes_stdout,
     write_json,
 )
-from gguf_tools.errors import ThresholdError
+from gguf_tools.errors import AMOUNT, ThresholdError
 from gguf_tools.text import one_line, shortened, table
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ ROWS = 30
 @click.argument("b", metavar="B", type=click.Path(path_type=Path))
 @click.option(
     "--within",
-    type=click.FloatRange(min=0),
+    type=Number(AMOUNT),
     default=0.0,
     metavar="NMSE",
     help="Count tensors as equal, whatever their types, up to this NMSE of their weights.",

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, parsed_weights
 from gguf_tools.commands.common import (
+    Number,
     check_outputs,
     force_option,
     json_option,
@@ -22,7 +23,7 @@ from gguf_tools.commands.common import (
     write_json,
     write_text,
 )
-from gguf_tools.errors import ThresholdError
+from gguf_tools.errors import AMOUNT, SCORE, SHARE, ThresholdError
 
 if TYPE_CHECKING:
     from gguf_tools.api.results.evaluation import EvaluateResult
@@ -79,11 +80,13 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
 )
 @click.option("--no-speed", is_flag=True, help="Do not measure speed.")
 @card_options
-@click.option("--min-top1", type=float, help="Exit with 1 if the top-1 agreement is lower (0 to 1).")
-@click.option("--max-nmse", type=float, help="Exit with 1 if the NMSE of the logits is higher.")
-@click.option("--max-kl", type=float, help="Exit with 1 if the mean KL divergence (in nats) is higher.")
-@click.option("--min-greedy", type=float, help="Exit with 1 if the share of equal greedy texts is lower (0 to 1).")
-@click.option("--min-score", type=float, help="Exit with 1 if the card score is lower (0 to 100).")
+@click.option("--min-top1", type=Number(SHARE), help="Exit with 1 if the top-1 agreement is lower (0 to 1).")
+@click.option("--max-nmse", type=Number(AMOUNT), help="Exit with 1 if the NMSE of the logits is higher.")
+@click.option("--max-kl", type=Number(AMOUNT), help="Exit with 1 if the mean KL divergence (in nats) is higher.")
+@click.option(
+    "--min-greedy", type=Number(SHARE), help="Exit with 1 if the share of equal greedy texts is lower (0 to 1)."
+)
+@click.option("--min-score", type=Number(SCORE), help="Exit with 1 if the card score is lower (0 to 100).")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write CSV, one row per model, to FILE (- for stdout).")
 @click.option("--markdown", metavar="FILE", help="Write the table as Markdown to FILE (- for stdout).")
 @timeout_option

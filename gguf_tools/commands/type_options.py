@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import F
+from gguf_tools.commands.common import F, Number
+from gguf_tools.errors import Bounds
 
 _OPTIONS = (
     click.option(
@@ -27,7 +28,7 @@ _OPTIONS = (
     ),
     click.option(
         "--target-bpw",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(Bounds("a number above 0", above=True)),
         metavar="BITS",
         help="Select each tensor's type by measured sensitivity, for this many bits per weight; instead of a type.",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,21 @@ def test_thresholds(two: tuple[Path, Path], scored: EvaluateResult) -> None:
     assert str(two[1]) not in str(raised.value)
     with pytest.raises(InputError, match="min_score needs suite card or all"):
         scored.require(min_score=50)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ({"min_top1": 97}, "min_top1 is 97; expected a share from 0 to 1, such as 0.97 for 97%"),
+        ({"min_greedy": 1.01}, "min_greedy is 1.01; expected a share"),
+        ({"max_nmse": math.nan}, "max_nmse is nan; expected a number of at least 0"),
+        ({"max_kl": -1}, "max_kl is -1; expected a number of at least 0"),
+        ({"min_score": 101}, "min_score is 101; expected a score from 0 to 100"),
+    ],
+)
+def test_a_threshold_out_of_its_range_is_refused(scored: EvaluateResult, bounds: dict[str, float], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        scored.require(**bounds)
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,18 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
         (*CARD, "--questions", "bundled", "--repeat-set", "4"),
         "questions, but 4 sets of 17 need 68; give at most 3",
     ),
+    "a share in percent": (
+        ("--min-top1", "97"),
+        "'--min-top1': it is 97; expected a share from 0 to 1, such as 0.97 for 97%",
+    ),
+    "a share below 0": (("--min-greedy", "-0.1"), "'--min-greedy': it is -0.1; expected a share from 0 to 1"),
+    "a score above 100": (
+        (*CARD, "--min-score", "100.5"),
+        "'--min-score': it is 100.5; expected a score from 0 to 100",
+    ),
+    "an error below 0": (("--max-nmse", "-1e-9"), "'--max-nmse': it is -1e-09; expected a number of at least 0"),
+    "a divergence that is no number": (("--max-kl", "nan"), "'--max-kl': it is nan; expected a number of at least 0"),
+    "a time that is no number": (("--timeout", "nan"), "'--timeout': it is nan; expected a number of at least 0"),
     "no set": ((*CARD, "--repeat-set", "0"), "0 is not in the range x>=1"),
     "a weight without a number": ((*CARD, "--weight", "facts"), "--weight facts: has no weight"),
     "a weight that is none": (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gguf_tools.errors import InputError, LlamaError, ThresholdError
+from gguf_tools.errors import AMOUNT, SCORE, SHARE, InputError, LlamaError, ThresholdError
 from gguf_tools.evaluation import tables
 from gguf_tools.text import Block, Grid, Lines, Shown, as_json
 
@@ -62,8 +62,13 @@ class EvaluateResult(Shown):
 
         `min_top1` and `min_greedy` are shares (0 to 1), `max_kl` is in nats, `min_score` from 0 to 100. Raises LlamaError if
         llama.cpp failed on a file, ThresholdError naming each file and value that misses a threshold, InputError for a
-        threshold on something not measured.
+        threshold out of its range, or on something not measured.
         """
+        for name, given in (("min_top1", min_top1), ("min_greedy", min_greedy)):
+            SHARE.check(name, given)
+        for name, given in (("max_nmse", max_nmse), ("max_kl", max_kl)):
+            AMOUNT.check(name, given)
+        SCORE.check("min_score", min_score)
         if self.failed:
             raise LlamaError(self.failures)
         bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
