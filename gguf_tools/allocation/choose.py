@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from gguf_tools.allocation.sensitivity import errors, own_texts, probed, read_texts
 from gguf_tools.conversion.calibration import calibration_text
 from gguf_tools.errors import InputError
+from gguf_tools.evaluation.sensitivity import (
+    CANDIDATES,
+    Sensitivity,
+    Sources,
+    fitting_candidates,
+    measured,
+    own_texts,
+)
 from gguf_tools.formats.gguf.header import align, tensor_bytes
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.progress import StageProgress
@@ -18,32 +24,12 @@ from gguf_tools.tensors.base import Tensor
 from quant.allocate import Allocation, Option, allocate
 from quant.encode import FloatArray
 from quant.recipes import RECIPES, TypeChoice, TypeRecipe
-from quant.types import (
-    F16,
-    F32,
-    IQ4_NL,
-    IQ4_XS,
-    Q2_K,
-    Q3_K,
-    Q4_0,
-    Q4_1,
-    Q4_K,
-    Q5_0,
-    Q5_1,
-    Q5_K,
-    Q6_K,
-    Q8_0,
-    TensorType,
-)
+from quant.types import F32, Q3_K, Q4_0, TensorType
 
-CANDIDATES = (Q8_0, Q6_K, Q5_K, Q5_0, Q5_1, Q4_K, Q4_0, Q4_1, Q3_K, Q2_K, IQ4_NL, IQ4_XS)
-"""The types that are chosen from: those that need no importance matrix and are encoded in reasonable time."""
 PROBES = (Q3_K, Q4_0)
-"""Types with which a tensor's sensitivity is measured: the first whose block size divides the row length is used."""
+"""Types with which a tensor's sensitivity is measured: the first that fits its rows and changes it is used."""
 CHUNK = 256
 """Tokens per chunk of the calibration text."""
-
-Sources = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,19 +63,6 @@ class Budget:
 
     bytes: int
     alignment: int = 1
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """For each measured tensor, the KL divergence that each type is predicted to cause, in nats per token.
-
-    `divergences` are measurements on `tokens` tokens with only that tensor quantized, to its type in `probes`.
-    """
-
-    losses: Mapping[str, Mapping[TensorType, float]]
-    divergences: Mapping[str, float]
-    probes: Mapping[str, TensorType]
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -149,11 +122,6 @@ def free_to_choose(choices: Sequence[TypeChoice], sources: Sources) -> frozenset
     )
 
 
-def fitting_candidates(shape: tuple[int, ...]) -> list[TensorType]:
-    """The types whose block size divides the row length: quantized types, and F16."""
-    return [dtype for dtype in (*CANDIDATES, F16) if shape[-1] % dtype.block == 0]
-
-
 def choose(
     target: SizeTarget,
     scratch: Path,
@@ -189,29 +157,15 @@ def measure(
     `scratch` is a GGUF with the tensors of `sources`, in F32 where they may be quantized; its tensors are overwritten one at a
     time and then restored. `importance` has the importance matrix of each tensor for the encoder, shape (matrices, columns).
     """
-    show = progress or (lambda stage, done, total: None)
     file = open_gguf(scratch)
+    probes = {
+        name: [dtype for dtype in (*PROBES, *CANDIDATES) if tensor.columns % dtype.block == 0]
+        for name, tensor in sources.items()
+        if name in free and file.tensor(name).dtype == F32.name
+    }
     with Runtime(scratch, RuntimeOptions(threads=threads)) as runtime:
-        texts = read_texts(runtime, _chunks(runtime, calibration))
-        used = runtime.activations(texts.chunks, process_output=True)
-        # Tensors that the forward pass does not use (multi-token prediction layers) cannot be measured. Embeddings are
-        # used but have no activations, because they are looked up and not multiplied.
-        reached = used.keys() | {"token_embd.weight", "per_layer_token_embd.weight"}
-        probes = {
-            name: next(dtype for dtype in PROBES if tensor.columns % dtype.block == 0)
-            for name, tensor in sources.items()
-            if name in free and name in reached and file.tensor(name).dtype == F32.name
-        }
-        divergences = probed(runtime, file, sources, probes, importance, texts, partial(show, "measuring"))
-    losses: dict[str, dict[TensorType, float]] = {}
-    for done, (name, probe) in enumerate(probes.items()):
-        tensor = sources[name]
-        activations = used[name].importance.reshape(-1, tensor.columns) if name in used else None
-        found = errors(tensor, fitting_candidates(tensor.shape), activations, importance.get(name), name)
-        scale = divergences[name] / found[probe] if found.get(probe) else 0.0
-        losses[name] = {dtype: scale * error for dtype, error in found.items()}
-        show("comparing types", done + 1, len(probes))
-    return Sensitivity(losses, divergences, probes, sum(map(len, texts.chunks)))
+        chunks = _chunks(runtime, calibration)
+        return measured(runtime, file, sources, probes, importance, chunks, progress or (lambda *_: None))
 
 
 def _chunks(runtime: Runtime, calibration: Path | None) -> list[list[int]]:

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_tools.allocation.choose import free_to_choose, measure
-from gguf_tools.allocation.sensitivity import errors
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.errors import InputError
+from gguf_tools.evaluation.sensitivity import errors
 from gguf_tools.formats.gguf.header import read_header
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.quantization.plan import QuantizeRequest

@@ -153,7 +153,7 @@ def trace(
         cause=cause,
         decode=_against_each_other(prompt, single, points, expected.gelu, types) if single else None,
         routing=routing_of(work.chosen, prompt, expected.model.spec) if routing else (),
-        budget=budget_of(source, expected, ids, progress) if budget else None,
+        budget=budget_of(source, expected, ids, threads, progress) if budget else None,
         unnamed=tuple(unnamed),
         notes=tuple(notes),
     )

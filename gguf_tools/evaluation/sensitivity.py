@@ -4,14 +4,20 @@ The loss of a tensor in a type is the mean KL divergence of the next token's dis
 quantized. It is measured once, with a probe type, and scaled to other types in proportion to their error: the squared
 change of each weight times the mean square of the activations of its column. (For small changes the divergence is quadratic
 in the change of the output, hence proportional to that error.)
+
+`measured` is the one measurement, of `tinyq trace --budget` (each tensor in its type in a file) and of the types selected for a
+size (each tensor in a coarse type). It guarantees: a tensor's divergence is that with it alone rounded to its probe, over all
+tokens of the chunks; the file is restored; a tensor that its probe does not change has the divergence 0, and predicted losses
+only for types that do not change it either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,12 +25,29 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.metrics import kl_divergence
 from gguf_tools.evaluation.prompts import default_prompts, prompt_ids, render_prompt
 from gguf_tools.formats.gguf.source import GGUFSource, GGUFTensor
-from gguf_tools.progress import CountProgress
+from gguf_tools.progress import CountProgress, StageProgress
 from gguf_tools.runtime.process import Runtime
 from gguf_tools.tensors.base import Tensor
 from quant.encode import FloatArray, decode_rows, encode_rows, row_ranges
-from quant.types import TensorType
+from quant.types import (
+    F16,
+    IQ4_NL,
+    IQ4_XS,
+    Q2_K,
+    Q3_K,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    TensorType,
+)
 
+CANDIDATES = (Q8_0, Q6_K, Q5_K, Q5_0, Q5_1, Q4_K, Q4_0, Q4_1, Q3_K, Q2_K, IQ4_NL, IQ4_XS)
+"""The types whose loss is predicted: those that need no importance matrix and are encoded in reasonable time."""
 SAMPLE = 1 << 17
 """Number of weights sampled from a tensor to estimate the errors of the types."""
 RUN = 16
@@ -33,6 +56,80 @@ OWN_TOKENS = 100
 """Length in tokens of the continuation of each prompt, if no calibration text is given."""
 LOGIT_BYTES = 256 << 20
 """Memory for the unquantized model's logits, which limits the number of tokens."""
+
+EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+"""Tensors that the forward pass looks up instead of multiplying, so that they have no activations."""
+
+Sources = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """For each measured tensor, the KL divergence that each type is predicted to cause, in nats per token.
+
+    `divergences` are measurements on `tokens` tokens with only that tensor quantized, to its type in `probes`.
+    """
+
+    losses: Mapping[str, Mapping[TensorType, float]]
+    divergences: Mapping[str, float]
+    probes: Mapping[str, TensorType]
+    tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "tokens": self.tokens,
+            "tensors": {
+                name: {
+                    "probe": self.probes[name].name,
+                    "kl": kl,
+                    "losses": {dtype.name: loss for dtype, loss in self.losses[name].items()},
+                }
+                for name, kl in self.divergences.items()
+            },
+        }
+
+
+def fitting_candidates(shape: tuple[int, ...]) -> list[TensorType]:
+    """The types whose block size divides the row length: quantized types, and F16."""
+    return [dtype for dtype in (*CANDIDATES, F16) if shape[-1] % dtype.block == 0]
+
+
+def measured(
+    runtime: Runtime,
+    scratch: GGUFSource,
+    sources: Sources,
+    probes: Mapping[str, Sequence[TensorType]],
+    importance: Mapping[str, FloatArray],
+    chunks: Sequence[Sequence[int]],
+    progress: StageProgress,
+) -> Sensitivity:
+    """The divergence that each tensor in `probes` causes alone, and the predicted loss in each type that fits it.
+
+    `scratch` is an F32 file of the tensors in `sources`, which `runtime` has open; its tensors are overwritten one at a time and
+    then restored. A tensor's probe is the first of its types in `probes` that changes it. `importance` has the importance matrix
+    of each tensor for the encoder, shape (matrices, columns). Tensors that the forward pass does not use (multi-token prediction
+    layers) are left out.
+    """
+    texts = read_texts(runtime, chunks)
+    used = runtime.activations(texts.chunks, process_output=True)
+    reached = [name for name in probes if name in used or name in EMBEDDINGS]
+    found: dict[str, dict[TensorType, float]] = {}
+    chosen: dict[str, TensorType] = {}
+    for done, name in enumerate(reached):
+        tensor, kinds = sources[name], probes[name]
+        activations = used[name].importance.reshape(-1, tensor.columns) if name in used else None
+        wanted = list(dict.fromkeys([*fitting_candidates(tensor.shape), *kinds]))
+        found[name] = errors(tensor, wanted, activations, importance.get(name), name)
+        chosen[name] = next((kind for kind in kinds if found[name].get(kind)), kinds[0])
+        progress("comparing types", done + 1, len(reached))
+    changing = {name: probe for name, probe in chosen.items() if found[name].get(probe)}
+    kl = probed(runtime, scratch, sources, changing, importance, texts, partial(progress, "measuring"))
+    losses = {}
+    for name, error in found.items():
+        scale = kl[name] / error[chosen[name]] if name in changing else 0.0
+        losses[name] = {kind: scale * one for kind, one in error.items() if name in changing or not one}
+    return Sensitivity(losses, {name: kl.get(name, 0.0) for name in reached}, chosen, sum(map(len, texts.chunks)))
 
 
 def errors(
@@ -127,29 +224,40 @@ def probed(
     `scratch` is an F32 file of the tensors in `sources`, which `runtime` has open; each tensor is overwritten and restored.
     """
     found: dict[str, float] = {}
-    with scratch.path.open("r+b") as stream:
-        for done, (name, dtype) in enumerate(probes.items()):
-            place = scratch.tensor(name)
-            assert isinstance(place, GGUFTensor)
-            start = place.data_offset + place.entry.offset
-            _overwrite(stream, start, name, sources[name], dtype, importance.get(name))
-            runtime.reload()
-            found[name] = divergence(runtime, texts)
-            _overwrite(stream, start, name, sources[name], None, None)
-            progress(done + 1, len(probes))
+    for done, (name, dtype) in enumerate(probes.items()):
+        one = {name: sources[name]}
+        overwrite(scratch, one, {name: dtype}, importance)
+        runtime.reload()
+        found[name] = divergence(runtime, texts)
+        overwrite(scratch, one)
+        progress(done + 1, len(probes))
     return found
 
 
-def _overwrite(
-    stream: BinaryIO, start: int, name: str, tensor: Tensor, dtype: TensorType | None, importance: FloatArray | None
+def overwrite(
+    scratch: GGUFSource,
+    sources: Sources,
+    types: Mapping[str, TensorType] | None = None,
+    importance: Mapping[str, FloatArray] | None = None,
 ) -> None:
-    """Writes a tensor as float32 at byte `start`; with `dtype`, after encoding to and decoding from that type."""
+    """Write tensors of `sources` into an F32 file; those in `types` after encoding to and decoding from that type."""
+    types, importance = types or {}, importance or {}
+    with scratch.path.open("r+b") as stream:
+        for name, tensor in sources.items():
+            place = scratch.tensor(name)
+            assert isinstance(place, GGUFTensor)
+            stream.seek(place.data_offset + place.entry.offset)
+            _write(stream, name, tensor, types.get(name), importance.get(name))
+
+
+def _write(
+    stream: BinaryIO, name: str, tensor: Tensor, dtype: TensorType | None, importance: FloatArray | None
+) -> None:
+    """Write a tensor as float32; with `dtype`, after encoding to and decoding from that type."""
     by_matrix = importance is not None and len(importance) > 1
-    stream.seek(start)
     for part in row_ranges(tensor.shape, by_matrix):
         rows = tensor.flat(part.start * tensor.columns, part.stop * tensor.columns).reshape(-1, tensor.columns)
         if dtype is not None:
             care = None if importance is None else importance[part.matrix if by_matrix else 0]
             rows = decode_rows(encode_rows(rows, dtype, care, name=name), dtype, tensor.columns)
         stream.write(rows.astype("<f4", copy=False).data)
-    stream.flush()
