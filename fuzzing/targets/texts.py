@@ -10,12 +10,14 @@ import click
 
 from fuzzing.mutate import json_mutator
 from fuzzing.target import Prepared, Target
+from gguf_tools.allocation.given import read_sensitivity
 from gguf_tools.api.options import byte_count, type_options
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 from gguf_tools.evaluation.card.questions import choose, load_completions, load_questions
 from gguf_tools.evaluation.prompts import load_prompts
 from gguf_tools.formats.plain_yaml import read_plain_yaml
 from gguf_tools.sources.beside import front_matter
+from gguf_tools.tensors.base import Filled
 from quant.recipes import recipe
 from surgery.algebra import Stack, describe, origins, parted
 from surgery.ops import all_ops
@@ -170,6 +172,19 @@ more: {<<: {a: 1}, b: *tags}
 # Title
 """
 ROW = json_mutator(["prompt", "messages", "max_tokens", "role", "content", "question", "accept", "system", "topic"])
+WEIGHTS = {"a": Filled((2, 64), 1.0)}
+SENSITIVITY = json.dumps(
+    {
+        "budget": {
+            "sensitivity": {
+                "tokens": 9,
+                "tensors": {
+                    "a": {"probe": "q4_0", "kl": 0.5, "rms": 1.0, "losses": {"q4_0": 0.5, "q8_0": 0.01, "f16": 0}}
+                },
+            }
+        }
+    }
+).encode()
 
 
 def _chosen(path: Path) -> object:
@@ -272,6 +287,15 @@ TARGETS = (
     ),
     Target(
         name="prompts-text", title="prompts, text", prepare=_file("p.txt", load_prompts, b"Once upon\n\nA time\r\n")
+    ),
+    Target(
+        name="sensitivity",
+        title="report with a measured sensitivity",
+        prepare=_file("r.json", lambda path: read_sensitivity(path, WEIGHTS, frozenset(WEIGHTS)), SENSITIVITY),
+        mutate=json_mutator(
+            ["budget", "allocation", "sensitivity", "tokens", "tensors", "probe", "kl", "rms", "losses"]
+        ),
+        executions=100_000,
     ),
     Target(
         name="questions",

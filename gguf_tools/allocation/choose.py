@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf_tools.allocation.given import read_sensitivity
 from gguf_tools.conversion.calibration import calibration_text
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.sensitivity import (
@@ -36,12 +37,14 @@ CHUNK = 256
 class SizeTarget:
     """A target size: either `bits_per_weight`, averaged over all tensors, or `bytes` of the whole file.
 
-    `calibration` is a text to measure on; by default these are the model's own continuations of built-in prompts.
+    `calibration` is a text to measure on; by default these are the model's own continuations of built-in prompts. `sensitivity`
+    is a report with an earlier measurement, which is then used instead (`read_sensitivity`).
     """
 
     bits_per_weight: float | None = None
     bytes: int | None = None
     calibration: Path | None = None
+    sensitivity: Path | None = None
 
     @property
     def label(self) -> str:
@@ -82,6 +85,7 @@ class Chosen:
             "predicted_kl": self.allocation.loss,
             "bound_kl": self.allocation.bound,
             "calibration_tokens": measured.tokens,
+            "sensitivity": measured.as_dict(),
             "tensors": {
                 name: {"probe": measured.probes[name].name, "probe_kl": kl, "type": self.types[name].name}
                 for name, kl in measured.divergences.items()
@@ -124,23 +128,20 @@ def free_to_choose(choices: Sequence[TypeChoice], sources: Sources) -> frozenset
 
 def choose(
     target: SizeTarget,
-    scratch: Path,
     sources: Sources,
     choices: Sequence[TypeChoice],
     frame: FileOverhead,
-    importance: Mapping[str, FloatArray],
-    threads: int | None = None,
-    progress: StageProgress | None = None,
+    measuring: Callable[[frozenset[str]], Sensitivity],
 ) -> Chosen:
-    """Measure each tensor's sensitivity and select the types.
+    """Measure each tensor's sensitivity, or take it from the target's report, and select the types.
 
-    `choices` are those of a recipe and stay in effect for tensors that cannot be measured; the other arguments are those of
-    `measure`. Raises InputError if the target is too small.
+    `choices` are those of a recipe and stay in effect for tensors that cannot be measured. `measuring` is called with the names
+    of the tensors to measure. Raises InputError if the target is too small, or the report does not fit (`read_sensitivity`).
     """
     free = free_to_choose(choices, sources)
     _require_room(target, budget_of(target, choices, sources, free, frame), free, sources)
-    measured = measure(scratch, sources, free, importance, target.calibration, threads, progress)
-    return allocated(target, measured, choices, sources, frame)
+    found = read_sensitivity(target.sensitivity, sources, free) if target.sensitivity else measuring(free)
+    return allocated(target, found, choices, sources, frame)
 
 
 def measure(

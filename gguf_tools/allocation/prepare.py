@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from gguf_tools.allocation.choose import Chosen, FileOverhead, SizeTarget, choose, nearest_recipe
+from gguf_tools.allocation.choose import Chosen, FileOverhead, SizeTarget, choose, measure, nearest_recipe
 from gguf_tools.conversion import plan as conversion
 from gguf_tools.conversion.auto_type import TypeDecision
 from gguf_tools.conversion.plan import Conversion
@@ -13,6 +13,7 @@ from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute as write_conversion
 from gguf_tools.conversion.write import placed_metadata
 from gguf_tools.errors import InputError
+from gguf_tools.evaluation.sensitivity import Sensitivity
 from gguf_tools.formats.temporary import scratch_folder
 from gguf_tools.progress import StageProgress
 from gguf_tools.quantization import plan as quantization
@@ -34,13 +35,16 @@ def prepare_conversion(
     plan = conversion.prepare(request, opened)
     sources = {choice.name: tensor for choice, tensor in zip(plan.choices, plan.tensors, strict=True)}
     frame = FileOverhead(plan.layout.size(placed_metadata(plan, out)) - plan.layout.data_bytes, plan.layout.alignment)
-    with scratch_folder(out) as folder:
-        scratch = folder / "scratch.gguf"
-        exact = conversion.prepare(replace(request, type="f32", options=TypeOptions(), imatrix=None), opened)
-        write_conversion(exact, scratch, threads=request.workers)
-        chosen = choose(
-            target, scratch, sources, plan.choices, frame, plan.importance, request.threads or None, progress
-        )
+
+    def measuring(free: frozenset[str]) -> Sensitivity:
+        with scratch_folder(out) as folder:
+            scratch = folder / "scratch.gguf"
+            exact = conversion.prepare(replace(request, type="f32", options=TypeOptions(), imatrix=None), opened)
+            write_conversion(exact, scratch, threads=request.workers)
+            threads = request.threads or None
+            return measure(scratch, sources, free, plan.importance, target.calibration, threads, progress)
+
+    chosen = choose(target, sources, plan.choices, frame, measuring)
     made = conversion.prepare(replace(request, options=replace(request.options, types=chosen.types)), opened)
     return replace(made, decision=TypeDecision(target.label, "types selected by measured sensitivity")), chosen
 
@@ -68,12 +72,13 @@ def prepare_quantization(
         plan.size - sum(part.layout.data_bytes for part in plan.parts),
         max(part.layout.alignment for part in plan.parts),
     )
-    with scratch_folder(out) as folder:
-        scratch = folder / "scratch.gguf"
-        write_quantization(
-            quantization.prepare(QuantizeRequest(source=request.source, type="f32", allow_requantize=True)),
-            scratch,
-            threads=threads,
-        )
-        chosen = choose(target, scratch, sources, plan.choices, frame, plan.importance, threads or None, progress)
+
+    def measuring(free: frozenset[str]) -> Sensitivity:
+        with scratch_folder(out) as folder:
+            scratch = folder / "scratch.gguf"
+            exact = quantization.prepare(QuantizeRequest(source=request.source, type="f32", allow_requantize=True))
+            write_quantization(exact, scratch, threads=threads)
+            return measure(scratch, sources, free, plan.importance, target.calibration, threads or None, progress)
+
+    chosen = choose(target, sources, plan.choices, frame, measuring)
     return quantization.prepare(replace(request, options=replace(request.options, types=chosen.types))), chosen

@@ -50,6 +50,7 @@ def convert(
     imatrix: str | Path | None = None,
     target_bpw: float | None = None,
     target_size: str | int | None = None,
+    sensitivity: str | Path | None = None,
     tokenizer: str | Path | None = None,
     target: str | None = None,
     add_bos: bool | None = None,
@@ -74,7 +75,8 @@ def convert(
 
     `source` is a folder in Hugging Face layout, or a torch state dict: a file, or a folder that contains one. `type` is
     `auto` (the smallest exact type) or one such as `f32`, `f16`, `q8_0`, `q4_k_m`; with `target_bpw` (bits per weight) or
-    `target_size` (bytes, or a string such as `500M`) each tensor's type is selected by measured sensitivity instead.
+    `target_size` (bytes, or a string such as `500M`) each tensor's type is selected by measured sensitivity instead;
+    `sensitivity` is a JSON report that has one (of an earlier run with a size, or of `tinyq trace --budget`).
     `tensor_types` maps regular expressions on tensor names to types, or lists strings REGEX=TYPE; the last match wins.
     `surgery` is a recipe as in `operate`, with its `donors`, applied during conversion. `allow_nonfinite` keeps NaN and
     infinity in F32, F16 and BF16, which otherwise raise an error. `drop_tokens` leaves out tokens without a row in the
@@ -102,7 +104,7 @@ def convert(
     recipe = None if surgery is None else recipe_of(surgery, donors)
     others = [donor.path for donor in recipe.donors] if recipe else []
     folders = [Path(source), *([Path(tokenizer)] if tokenizer else []), *others]
-    beside = [Path(path) for path in (imatrix, calibration, describe) if path]
+    beside = [Path(path) for path in (imatrix, calibration, sensitivity, describe) if path]
     read = [*(file for folder in folders for file in source_files(folder)), *beside]
     if not dry_run:
         check_outputs({"OUT": out}, read, force=force)
@@ -127,7 +129,7 @@ def convert(
         options=type_options(tensor_types, output_type, embedding_type, pure),
         imatrix=optional_path(imatrix),
     )
-    size = size_target(target_bpw, target_size, calibration)
+    size = size_target(target_bpw, target_size, calibration, sensitivity)
     chosen = None
     if size is None:
         conversion = _prepared(request, progress)

@@ -66,17 +66,22 @@ def type_options(
 
 
 def size_target(
-    target_bpw: float | None, target_size: str | int | None, calibration: str | Path | None
+    target_bpw: float | None,
+    target_size: str | int | None,
+    calibration: str | Path | None,
+    sensitivity: str | Path | None = None,
 ) -> SizeTarget | None:
     """The requested size, or None. Raises InputError if both are given or the number is not positive and finite."""
     if target_bpw is None and target_size is None:
+        if sensitivity is not None:
+            raise InputError("--sensitivity needs --target-bpw or --target-size; give one of them")
         return None
     if target_bpw is not None and target_size is not None:
         raise InputError("--target-bpw and --target-size exclude each other; give one of them")
     if target_bpw is not None and not 0 < target_bpw < math.inf:
         raise InputError(f"--target-bpw is {target_bpw!r}; expected a number above 0")
     size = None if target_size is None else byte_count(target_size, "--target-size")
-    return SizeTarget(target_bpw, size, optional_path(calibration))
+    return SizeTarget(target_bpw, size, optional_path(calibration), optional_path(sensitivity))
 
 
 def byte_count(size: str | int, option: str) -> int:

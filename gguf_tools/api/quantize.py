@@ -36,6 +36,7 @@ def quantize(
     imatrix: str | Path | None = None,
     target_bpw: float | None = None,
     target_size: str | int | None = None,
+    sensitivity: str | Path | None = None,
     calibration: str | Path | None = None,
     allow_requantize: bool = False,
     allow_nonfinite: bool = False,
@@ -49,7 +50,8 @@ def quantize(
     """Quantize a GGUF (any shard of a split one), byte for byte as llama.cpp does: `tinyq quantize`.
 
     Give `type` (such as `q8_0` or `q4_k_m`), or a size for which each tensor's type is selected by measured sensitivity:
-    `target_bpw` (bits per weight) or `target_size` (bytes, or a string such as `500M`). `tensor_types` is that of `convert`;
+    `target_bpw` (bits per weight) or `target_size` (bytes, or a string such as `500M`); `sensitivity` is
+    a JSON report that has one (of an earlier run with a size, or of `tinyq trace --budget`). `tensor_types` is that of `convert`;
     `keep_split` writes the same shards as the source, `split_max_size` limits the bytes of tensor data per shard.
     `allow_nonfinite` keeps NaN and infinity in F32, F16 and BF16, which otherwise raise an error.
 
@@ -60,7 +62,7 @@ def quantize(
     """
     out = Path(out)
     at_least("--threads", threads)
-    target = size_target(target_bpw, target_size, calibration)
+    target = size_target(target_bpw, target_size, calibration, sensitivity)
     if (type is None) == (target is None):
         raise InputError("exactly one of TYPE, --target-bpw and --target-size is expected; give one of them")
     request = QuantizeRequest(
@@ -72,7 +74,7 @@ def quantize(
         keep_split=keep_split,
         split_max_size=byte_count(split_max_size, "--split-max-size") if split_max_size else None,
     )
-    beside = [path for path in (request.imatrix, optional_path(calibration)) if path]
+    beside = [path for path in (request.imatrix, optional_path(calibration), optional_path(sensitivity)) if path]
     read = [*source_files(request.source), *beside]
     watch = Watch.over(read)
     chosen = None

@@ -35,12 +35,18 @@ _OPTIONS = (
     click.option(
         "--target-size", metavar="SIZE", help="Like --target-bpw, for a file of at most SIZE, such as 500M or 2GiB."
     ),
+    click.option(
+        "--sensitivity",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="JSON report of an earlier run, or of `tinyq trace --budget`, to take the sensitivity from instead of measuring it.",
+    ),
 )
 
 
 def type_options(command: F) -> F:
     """A decorator that adds the options; the command receives the parameters tensor_types, output_type, embedding_type, pure,
-    imatrix, target_bpw and target_size."""
+    imatrix, target_bpw, target_size and sensitivity."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

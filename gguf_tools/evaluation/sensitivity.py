@@ -67,13 +67,15 @@ Sources = Mapping[str, Tensor]
 class Sensitivity:
     """For each measured tensor, the KL divergence that each type is predicted to cause, in nats per token.
 
-    `divergences` are measurements on `tokens` tokens with only that tensor quantized, to its type in `probes`.
+    `divergences` are measurements on `tokens` tokens with only that tensor quantized, to its type in `probes`. `sizes` are the
+    root mean squares of the tensors' weights (`rms`), by which the measurement of another model is recognised.
     """
 
     losses: Mapping[str, Mapping[TensorType, float]]
     divergences: Mapping[str, float]
     probes: Mapping[str, TensorType]
     tokens: int
+    sizes: Mapping[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,6 +85,7 @@ class Sensitivity:
                 name: {
                     "probe": self.probes[name].name,
                     "kl": kl,
+                    "rms": self.sizes[name],
                     "losses": {dtype.name: loss for dtype, loss in self.losses[name].items()},
                 }
                 for name, kl in self.divergences.items()
@@ -129,7 +132,8 @@ def measured(
     for name, error in found.items():
         scale = kl[name] / error[chosen[name]] if name in changing else 0.0
         losses[name] = {kind: scale * one for kind, one in error.items() if name in changing or not one}
-    return Sensitivity(losses, {name: kl.get(name, 0.0) for name in reached}, chosen, sum(map(len, texts.chunks)))
+    divergences, sizes = {name: kl.get(name, 0.0) for name in reached}, {name: rms(sources[name]) for name in reached}
+    return Sensitivity(losses, divergences, chosen, sum(map(len, texts.chunks)), sizes)
 
 
 def errors(
@@ -160,6 +164,15 @@ def errors(
             by_column = np.square(change, dtype=np.float64).sum(axis=0)
             totals[dtype] += float(by_column.sum() if weights is None else by_column @ weights.astype(np.float64))
     return {dtype: total / seen for dtype, total in totals.items()}
+
+
+def rms(tensor: Tensor) -> float:
+    """The root mean square of a tensor's weights, from the sample that `errors` takes."""
+    total, count = 0.0, 0
+    for _, rows in _sample(tensor):
+        total += float(np.square(rows, dtype=np.float64).sum())
+        count += rows.size
+    return float(np.sqrt(total / count))
 
 
 def _sample(tensor: Tensor) -> Iterator[tuple[int, FloatArray]]:

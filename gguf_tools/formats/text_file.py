@@ -31,6 +31,7 @@ class Kind(Enum):
     PROMPTS = "a file of prompts or questions", 16 << 20
     TEXT = "a text", 64 << 20
     GOLDEN = "golden values", 64 << 20
+    REPORT = "a report", 64 << 20
     JOURNAL = "the journal of an in-place change", 64 << 20
     MATRIX = "an importance matrix in the old format", 1 << 30
 

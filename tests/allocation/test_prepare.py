@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,6 +148,71 @@ def test_both_commands(folder: Path, source: Path, text: Path, tmp_path: Path, t
     assert {n: t.dtype for n, t in first.items()} == {n: t.dtype for n, t in second.items()}
     assert all(np.array_equal(first[n].raw(0, t.size), t.raw(0, t.size)) for n, t in second.items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "b.gguf", "r.json"]
+
+
+def test_an_earlier_measurement(
+    folder: Path, source: Path, text: Path, tmp_path: Path, tinyq: Callable[..., Ran]
+) -> None:
+    """Its report gives the same file for the same size, without a run; trace's budget is another such report."""
+    first, again, report = tmp_path / "a.gguf", tmp_path / "b.gguf", tmp_path / "r.json"
+    ran = tinyq("quantize", source, first, "--target-bpw", 4.6, "--calibration", text, "--threads", 1, "--json", report)
+    assert ran.code == 0, ran.err
+    ran = tinyq("convert", folder, again, "--target-bpw", 4.6, "--sensitivity", report, "--json", tmp_path / "s.json")
+    assert ran.code == 0, ran.err
+    one, other = open_gguf(first).tensors, open_gguf(again).tensors
+    assert {n: t.dtype for n, t in one.items()} == {n: t.dtype for n, t in other.items()}
+    both = [json.loads((tmp_path / name).read_text())["allocation"] for name in ("r.json", "s.json")]
+    assert both[0]["sensitivity"] == both[1]["sensitivity"]
+    assert both[0]["predicted_kl"] == both[1]["predicted_kl"]
+    small, budget = tmp_path / "small.gguf", tmp_path / "budget.json"
+    execute(prepare(Request(source=folder, type="q3_k_m")), small)
+    ran = tinyq("trace", small, "--reference", folder, "--budget", "--tokens", 9, "--threads", 1, "--json", budget)
+    assert ran.code == 0, ran.err
+    ran = tinyq("quantize", source, tmp_path / "c.gguf", "--target-bpw", 4.6, "--sensitivity", budget, "--json", "-")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert found["allocation"]["calibration_tokens"] == 9
+    assert 4.4 < found["bits_per_weight"] <= 4.6
+
+
+def test_a_measurement_that_does_not_fit(source: Path, text: Path, tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
+    report = tmp_path / "r.json"
+    options = ("--target-bpw", 4.6, "--calibration", text, "--threads", 1)
+    assert tinyq("quantize", source, tmp_path / "a.gguf", *options, "--dry-run", "--json", report).code == 0
+    good = json.loads(report.read_text())
+
+    def refused(changed: object) -> str:
+        report.write_text(json.dumps(changed))
+        ran = tinyq("quantize", source, tmp_path / "a.gguf", "--target-bpw", 4.6, "--sensitivity", report)
+        assert ran.code == 2
+        assert ran.err.count("\n") == 1
+        assert not (tmp_path / "a.gguf").exists()
+        return ran.err
+
+    def changed(**values: object) -> dict[str, object]:
+        made = copy.deepcopy(good)
+        tensors = made["allocation"]["sensitivity"]["tensors"]
+        next(iter(tensors.values())).update(values)
+        return {"allocation": made["allocation"]}
+
+    name = next(iter(good["allocation"]["sensitivity"]["tensors"]))
+    assert f"the root mean square of {name}" in refused(changed(rms=1.5))
+    for values in ({"kl": None}, {"kl": -1}, {"losses": {"q4_0": "x"}}, {"rms": float("nan")}):
+        assert f"a broken measurement of {name}" in refused(changed(**values))
+    assert "was measured in 'q9_9'" in refused(changed(probe="q9_9"))
+    assert "because it was measured in a type that does not change it" in refused(changed(kl=0.0, losses={"q8_0": 0.0}))
+    unfit: tuple[object, ...] = (
+        [],
+        {},
+        {"budget": None},
+        {"allocation": {"sensitivity": {"tokens": 3, "tensors": {}}}},
+    )
+    for broken in unfit:
+        assert "has no measured sensitivity" in refused(broken)
+    assert "none of this source's tensors" in refused({"budget": {"sensitivity": {"tokens": 3, "tensors": {"a": {}}}}})
+    ran = tinyq("quantize", source, tmp_path / "a.gguf", "q4_0", "--sensitivity", report)
+    assert ran.code == 2
+    assert "--sensitivity needs --target-bpw" in ran.err
 
 
 def test_dry_run(source: Path, text: Path, tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
