@@ -33,7 +33,7 @@ _MAX_BATCH = 512
 _MIN_BATCH = 64
 _OUTPUT_BYTES = 256 << 20  # logits of one batch, which llama.cpp holds twice (graph and output buffer)
 _CACHE_BYTES = 1 << 30  # KV cache and recurrent states of the sequences that are decoded together
-_MAX_PARALLEL = 64
+MAX_PARALLEL = 64
 _SPEED_SECONDS = 20.0
 _WARM_UP = 64
 
@@ -51,7 +51,7 @@ class Engine:
         lib.llama_backend_init()
         self._options = options
         self._context: Any = None
-        self._context_size = (0, 0)
+        self._context_size = (0, 0, False)
         self._observer: Any = None
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options["gpu_layers"]
@@ -70,7 +70,7 @@ class Engine:
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
         self._metadata = self._read_metadata()
         room = _OUTPUT_BYTES // (4 * max(self.n_vocab, 1))
-        self._n_batch = min(max(1 << max(room.bit_length() - 1, 0), _MIN_BATCH), _MAX_BATCH)
+        self.n_batch = min(max(1 << max(room.bit_length() - 1, 0), _MIN_BATCH), _MAX_BATCH)
 
     # -- model information -----------------------------------------------------------------------------------------
 
@@ -86,7 +86,7 @@ class Engine:
             "description": _text(description.value),
             "n_vocab": self.n_vocab,
             "n_layer": self._hyperparameter("block_count", 0),
-            "batch": self._n_batch,
+            "batch": self.n_batch,
             "n_params": int(lib.llama_model_n_params(model)),
             "bytes": int(lib.llama_model_size(model)),
             "context_train": self._hyperparameter("context_length", 0),
@@ -145,81 +145,24 @@ class Engine:
         shortest sequence ends, and selects the multiplication kernel by the number of rows. (On a CPU in F32, five sequences
         in one batch gave the same bits, for attention and hybrid models, but llama.cpp does not guarantee it.)
         """
-        self._prepare(1, context)
+        self.prepare(1, context)
         out = np.empty((len(tokens), self.n_vocab), dtype=np.float32)
-        for start in range(0, len(tokens), self._n_batch):
-            part = tokens[start : start + self._n_batch]
+        for start in range(0, len(tokens), self.n_batch):
+            part = tokens[start : start + self.n_batch]
             positions = np.arange(start, start + len(part), dtype=np.int32)
-            self._decode(part, positions, np.zeros_like(part), np.ones(len(part), dtype=np.int8))
-            out[start : start + len(part)] = self._outputs(len(part))
+            self.decode(part, positions, np.zeros_like(part), np.ones(len(part), dtype=np.int8))
+            out[start : start + len(part)] = self.outputs(len(part))
             progress(start + len(part), len(tokens))
         return out
 
-    def greedy(
-        self,
-        prompts: Sequence[Tokens],
-        n_tokens: Sequence[int],
-        stop: frozenset[int],
-        context: int,
-        progress: CountProgress,
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """The greedy continuation of each prompt, and each token's margin (difference of the two largest logits).
-
-        Prompts are read one by one, each into a sequence of its own; then the sequences are decoded together, one token per
-        step, as many at once as the memory for their caches allows.
-        """
-        tokens: list[list[int]] = [[] for _ in prompts]
-        margins: list[list[float]] = [[] for _ in prompts]
-        size = self._parallel(len(prompts), context)
-        total = sum(n_tokens)
-        gone = 0
-        for first in range(0, len(prompts), size):
-            group = range(first, min(first + size, len(prompts)))
-            self._prepare(len(group), context)
-            for index in group:
-                row = self._read_prompt(prompts[index], index - first)
-                if n_tokens[index]:
-                    _choose(row, tokens[index], margins[index], index, len(prompts[index]))
-                progress(gone, total)
-            gone = self._advance(group, prompts, n_tokens, stop, (tokens, margins), lambda done: progress(done, total))
-        return tokens, margins
-
-    def _advance(
-        self,
-        group: range,
-        prompts: Sequence[Tokens],
-        n_tokens: Sequence[int],
-        stop: frozenset[int],
-        results: tuple[list[list[int]], list[list[float]]],
-        progress: Callable[[int], None],
-    ) -> int:
-        """Decode the prompts of `group` together to their ends; tokens and margins (logits) are appended to `results`.
-
-        Returns the number of tokens requested up to the end of the group, for the progress display.
-        """
-        tokens, margins = results
-        while True:
-            progress(sum(map(len, tokens)))
-            going = [i for i in group if 0 < len(tokens[i]) < n_tokens[i] and tokens[i][-1] not in stop]
-            if not going:
-                return sum(n_tokens[: group.stop])
-            self._decode(
-                np.array([tokens[i][-1] for i in going], dtype=np.int32),
-                np.array([len(prompts[i]) + len(tokens[i]) - 1 for i in going], dtype=np.int32),
-                np.array([i - group.start for i in going], dtype=np.int32),
-                np.ones(len(going), dtype=np.int8),
-            )
-            for row, i in zip(self._outputs(len(going)), going, strict=True):
-                _choose(row, tokens[i], margins[i], i, len(prompts[i]) + len(tokens[i]))
-
     def _read_prompt(self, tokens: Tokens, sequence: int) -> Logits:
-        for start in range(0, len(tokens), self._n_batch):
-            part = tokens[start : start + self._n_batch]
+        for start in range(0, len(tokens), self.n_batch):
+            part = tokens[start : start + self.n_batch]
             wanted = np.zeros(len(part), dtype=np.int8)
             wanted[-1] = start + len(part) == len(tokens)
             positions = np.arange(start, start + len(part), dtype=np.int32)
-            self._decode(part, positions, np.full_like(part, sequence), wanted)
-        row: Logits = self._outputs(1)[0]
+            self.decode(part, positions, np.full_like(part, sequence), wanted)
+        row: Logits = self.outputs(1)[0]
         return row
 
     def speed(self, n_prompt: int, n_generate: int, repeat: int, progress: CountProgress) -> tuple[float, float]:
@@ -230,15 +173,15 @@ class Engine:
         begin = time.perf_counter()
         # The first run is short, loads the weights into memory, and is not counted.
         for run in range(repeat + 1):
-            self._prepare(1, n_prompt + n_generate)
+            self.prepare(1, n_prompt + n_generate)
             start = time.perf_counter()
             row = self._read_prompt(tokens if run else tokens[:_WARM_UP], 0)
             middle = time.perf_counter()
             for step in range(n_generate if run else 1):
                 position = np.array([(n_prompt if run else min(n_prompt, _WARM_UP)) + step], dtype=np.int32)
                 token = np.array([row.argmax()], dtype=np.int32)
-                self._decode(token, position, np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.int8))
-                row = self._outputs(1)[0]
+                self.decode(token, position, np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.int8))
+                row = self.outputs(1)[0]
             end = time.perf_counter()
             progress(run, repeat)
             if run:
@@ -327,19 +270,19 @@ class Engine:
         try:
             done = 0
             for length in lengths:
-                self._prepare(1, max(lengths))
-                size = min(step, self._n_batch)
+                self.prepare(1, max(lengths))
+                size = min(step, self.n_batch)
                 for start in range(0, length, size):
                     part = tokens[done : done + min(size, length - start)]
                     positions = np.arange(start, start + len(part), dtype=np.int32)
                     begin()
                     # Logits are requested at every position: the last layer skips positions without.
-                    self._decode(part, positions, np.zeros_like(part), np.ones(len(part), dtype=np.int8))
+                    self.decode(part, positions, np.zeros_like(part), np.ones(len(part), dtype=np.int8))
                     if observer.error:
                         raise LlamaError(str(observer.error)) from observer.error
                     done += len(part)
                     progress(done, len(tokens))
-            outputs = self._outputs(len(part)).copy()
+            outputs = self.outputs(len(part)).copy()
         finally:
             self.close_context()
             self._observer = None
@@ -347,7 +290,7 @@ class Engine:
 
     # -- the context ---------------------------------------------------------------------------------------------
 
-    def _parallel(self, wanted: int, context: int) -> int:
+    def parallel(self, wanted: int, context: int) -> int:
         """How many sequences of `context` tokens may be decoded together within `_CACHE_BYTES` for their caches."""
         heads = max(int(lib.llama_model_n_head(self._model)), 1)
         width = int(lib.llama_model_n_embd(self._model)) // heads
@@ -358,20 +301,27 @@ class Engine:
         state = self._hyperparameter("ssm.inner_size", 0) * self._hyperparameter("ssm.state_size", 0) * 4
         cache = context * kv_heads * (key + value) * _KV_TYPES[self._options["kv_type"]][1]
         room = int(_CACHE_BYTES // max(layers * (cache + state), 1))
-        return max(1, min(wanted, room, _MAX_PARALLEL, int(lib.llama_max_parallel_sequences())))
+        return max(1, min(wanted, room, MAX_PARALLEL, int(lib.llama_max_parallel_sequences())))
 
-    def _prepare(self, n_seq: int, context: int) -> None:
-        """Make the context empty, with room for `n_seq` sequences of `context` tokens each. Raises LlamaError."""
-        have_seq, have_context = self._context_size
-        if self._context is not None and have_seq == n_seq and have_context >= context:
+    def prepare(self, n_seq: int, context: int, shared: bool = False) -> None:
+        """Make the context empty, with room for `n_seq` sequences of `context` tokens each, or in total if `shared`.
+
+        Sequences in a shared cache can have their first tokens in common (`copy_sequence` copies nothing there), but every
+        token attends over all cells of the cache, those of other sequences masked. Raises LlamaError.
+        """
+        have_seq, have_context, have_shared = self._context_size
+        enough = have_seq >= n_seq if shared else have_seq == n_seq
+        if self._context is not None and have_shared == shared and enough and have_context >= context:
             lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
             return
         self.close_context()
         options = self._options
         params = lib.llama_context_default_params()
-        params.n_ctx = n_seq * -(-context // 256) * 256  # llama.cpp pads each sequence's share to 256
+        params.n_ctx = (
+            (1 if shared else n_seq) * -(-context // 256) * 256
+        )  # llama.cpp pads each sequence's share to 256
         params.n_seq_max = n_seq
-        params.n_batch = params.n_ubatch = max(self._n_batch, n_seq)
+        params.n_batch = params.n_ubatch = max(self.n_batch, n_seq)
         params.n_threads = params.n_threads_batch = options["threads"]
         params.type_k = params.type_v = _KV_TYPES[options["kv_type"]][0]
         params.flash_attn_type = (
@@ -379,7 +329,7 @@ class Engine:
         )
         # Without layers on a GPU no operation may be offloaded either, so that all results are the CPU's.
         params.offload_kqv = params.op_offload = options["gpu_layers"] != 0
-        params.kv_unified = False
+        params.kv_unified = shared
         params.no_perf = True
         if self._observer is not None:
             params.cb_eval = self._observer
@@ -387,7 +337,16 @@ class Engine:
         if not self._context:
             self._context = None
             raise LlamaError(f"cannot create a context for {n_seq} sequences of {context} tokens")
-        self._context_size = (n_seq, context)
+        self._context_size = (n_seq, context, shared)
+
+    def copy_sequence(self, source: int, target: int) -> None:
+        """Make the empty sequence `target` start with all tokens of `source`."""
+        lib.llama_memory_seq_cp(lib.llama_get_memory(self._context), source, target, -1, -1)
+
+    def remove_sequence(self, sequence: int) -> None:
+        """Make a sequence empty. Raises LlamaError."""
+        if not lib.llama_memory_seq_rm(lib.llama_get_memory(self._context), sequence, -1, -1):
+            raise LlamaError(f"llama_memory_seq_rm failed for sequence {sequence}")
 
     def reserve(self, context: int) -> None:
         """Create and free a context with llama.cpp's default settings, so that its log states the buffers' sizes.
@@ -413,7 +372,7 @@ class Engine:
         self.close_context()
         lib.llama_model_free(self._model)
 
-    def _decode(self, tokens: Tokens, positions: Tokens, sequences: Tokens, wanted: npt.NDArray[np.int8]) -> None:
+    def decode(self, tokens: Tokens, positions: Tokens, sequences: Tokens, wanted: npt.NDArray[np.int8]) -> None:
         """Run `llama_decode` on one batch; all arrays are (tokens,), `wanted` marks positions whose logits are output.
 
         Raises LlamaError with llama.cpp's return code if it fails.
@@ -434,7 +393,7 @@ class Engine:
         if code:
             raise LlamaError(f"llama_decode returned {code} for {count} tokens")
 
-    def _outputs(self, count: int) -> Logits:
+    def outputs(self, count: int) -> Logits:
         """The logits of the last batch's wanted positions, (count, n_vocab) in batch order; a view, valid until the next batch.
 
         Raises LlamaError if the model outputs no logits.
@@ -443,15 +402,6 @@ class Engine:
         if not pointer:
             raise LlamaError("the model outputs no logits (an embedding model?); expected a language model")
         return np.ctypeslib.as_array(pointer, shape=(count, self.n_vocab))
-
-
-def _choose(row: Logits, tokens: list[int], margins: list[float], prompt: int, position: int) -> None:
-    """Append the id of the largest logit (the lowest id among equals) and its margin over the second largest."""
-    if not np.isfinite(row).all():
-        raise LlamaError(f"the logits after {position} tokens of prompt {prompt} are not finite")
-    tokens.append(int(row.argmax()))
-    second, first = np.partition(row, -2)[-2:]
-    margins.append(float(first) - float(second))
 
 
 def _text(data: bytes) -> str:

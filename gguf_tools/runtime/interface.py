@@ -81,6 +81,14 @@ class GreedyResult:
 
 
 @dataclass(frozen=True)
+class LogLikelihood:
+    """The log-probability of a continuation in nats, and whether greedy decoding would give it."""
+
+    value: float
+    greedy: bool
+
+
+@dataclass(frozen=True)
 class Speed:
     """Tokens per second when reading a prompt of `n_prompt` tokens and when generating `n_generate` one by one (medians)."""
 

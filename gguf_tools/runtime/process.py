@@ -34,6 +34,7 @@ from gguf_tools.runtime.interface import (
     GreedyResult,
     Intermediate,
     LayerStatistics,
+    LogLikelihood,
     Memory,
     Message,
     ModelInfo,
@@ -41,6 +42,7 @@ from gguf_tools.runtime.interface import (
     Speed,
 )
 from gguf_tools.runtime.log import buffer_sizes, decisive_lines, last_lines
+from gguf_tools.runtime.prefix_plan import sorted_order
 from gguf_tools.runtime.silence import Silence, current_limit
 from gguf_tools.tokenizers.model_name import refused_name
 from quant.imatrix import Statistics
@@ -52,6 +54,8 @@ PURPOSE = "run GGUF files"
 """What llama-cpp-python is needed for here, as its absence is explained."""
 _ROOT = Path(__file__).resolve().parents[2]
 _LOG_TAIL = 1 << 20
+_REQUEST_TOKENS = 1 << 18
+"""Most tokens whose log-likelihoods are asked for in one message, unless one request has more."""
 _DYING_SECONDS = 5.0
 _RENDER_SECONDS = 60.0
 """Seconds after which a rendering is killed; needed if a single operation of the template never ends (see `chat`)."""
@@ -257,12 +261,14 @@ class Runtime:
         n_tokens: int | Sequence[int],
         stop: frozenset[int] = frozenset(),
         progress: CountProgress | None = None,
+        until: Sequence[str] = (),
     ) -> list[GreedyResult]:
         """The greedy continuation of each prompt: the largest raw logit, the lowest id among equals; no sampler.
 
-        `n_tokens` is one number, or one per prompt; a continuation ends early after a token of `stop`, which it includes.
-        Prompts are decoded together, so logits may differ from those of `logits` in the last bits. `progress` is called
-        with (tokens done, tokens in total).
+        `n_tokens` is one number, or one per prompt; a continuation ends early after a token of `stop`, or when its text
+        (special tokens included) has one of the strings in `until`; it includes what ended it. Prompts are decoded together,
+        and a beginning that all have in common once, so logits may differ from those of `logits` in the last bits. `progress`
+        is called with (tokens done, tokens in total).
         """
         counts = [n_tokens] * len(prompts) if isinstance(n_tokens, int) else list(n_tokens)
         if len(counts) != len(prompts):
@@ -274,6 +280,7 @@ class Runtime:
             "lengths": [len(p) for p in prompts],
             "n_tokens": counts,
             "stop": sorted(stop),
+            "until": [text for text in until if text],
             "context": needed,
         }
         answer = self._call("greedy", header, self._ids(prompts, "greedy"), progress).header
@@ -281,6 +288,43 @@ class Runtime:
             GreedyResult(tuple(tokens), tuple(margins))
             for tokens, margins in zip(answer["tokens"], answer["margins"], strict=True)
         ]
+
+    def log_likelihoods(
+        self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], progress: CountProgress | None = None
+    ) -> list[LogLikelihood]:
+        """The log-likelihood of each continuation after its context; a request is (context, continuation) in token ids.
+
+        Requests are decoded together, prefixes that they share once; log-probabilities may therefore differ from those of
+        `logits` in the last bits. A request needs as many tokens of the context as both have together, less one. `progress` is
+        called with (tokens done, tokens in total), tokens of the requests. Raises InputError for an empty context or
+        continuation.
+        """
+        sequences = []
+        for index, (context, continuation) in enumerate(requests):
+            if not len(context) or not len(continuation):
+                what = "continuation" if len(context) else "context"
+                raise InputError(f"{self.path}: the {what} of request {index} is empty; expected at least one token")
+            sequences.append([*context, *continuation])
+        self._check_lengths([sequence[:-1] for sequence in sequences], 0)
+        order = sorted_order(sequences)
+        total, gone = sum(map(len, sequences)), 0
+        found: dict[int, LogLikelihood] = {}
+        while order:
+            count = _count_within(sequences, order, _REQUEST_TOKENS)
+            now, order = order[:count], order[count:]
+            chosen = [sequences[index] for index in now]
+            header = {"lengths": list(map(len, chosen)), "scored": [len(requests[index][1]) for index in now]}
+            size = sum(map(len, chosen))
+
+            def advance(done: int, planned: int, start: int = gone, size: int = size) -> None:
+                if progress is not None:
+                    progress(start + size * done // max(planned, 1), total)
+
+            answer = self._call("log_likelihoods", header, self._ids(chosen, "log_likelihoods"), advance).header
+            for index, value, greedy in zip(now, answer["sums"], answer["greedy"], strict=True):
+                found[index] = LogLikelihood(value, greedy)
+            gone += size
+        return [found[index] for index in range(len(requests))]
 
     def speed(
         self, n_prompt: int = 512, n_generate: int = 64, repeat: int = 3, progress: CountProgress | None = None
@@ -510,6 +554,16 @@ class Runtime:
 
     def _read_log(self, start: int, end: int) -> str:
         return os.pread(self._log.fileno(), end - start, start).decode("utf-8", errors="replace")
+
+
+def _count_within(sequences: Sequence[Sequence[int]], order: Sequence[int], most: int) -> int:
+    """How many sequences, taken in `order`, have at most `most` tokens together; at least one."""
+    size = 0
+    for count, index in enumerate(order):
+        size += len(sequences[index])
+        if count and size > most:
+            return count
+    return len(order)
 
 
 def _array(frame: Frame) -> npt.NDArray[Any]:

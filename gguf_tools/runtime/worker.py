@@ -111,6 +111,7 @@ class _Service:
             "render": self._render,
             "logits": self._logits,
             "greedy": self._greedy,
+            "log_likelihoods": self._log_likelihoods,
             "speed": self._speed,
             "reserve": self._reserve,
             "activations": self._activations,
@@ -157,11 +158,21 @@ class _Service:
         return {"kind": "logits"}, self._engine.logits(array, header["context"], self._progress)
 
     def _greedy(self, header: dict[str, Any], array: Any) -> Answer:
+        from gguf_tools.runtime.generation import Ends, greedy
+
         prompts = np.split(array, np.cumsum(header["lengths"])[:-1])
-        tokens, margins = self._engine.greedy(
-            prompts, header["n_tokens"], frozenset(header["stop"]), header["context"], self._progress
-        )
+        ends = Ends(frozenset(header["stop"]), tuple(header["until"]))
+        tokens, margins = greedy(self._engine, prompts, header["n_tokens"], ends, header["context"], self._progress)
         return {"kind": "greedy", "tokens": tokens, "margins": margins}, None
+
+    def _log_likelihoods(self, header: dict[str, Any], array: Any) -> Answer:
+        from gguf_tools.runtime.likelihood import log_likelihoods
+        from gguf_tools.runtime.prefix_plan import Request
+
+        tokens = np.split(array, np.cumsum(header["lengths"])[:-1])
+        requests = [Request(ids, scored) for ids, scored in zip(tokens, header["scored"], strict=True)]
+        sums, greedy = log_likelihoods(self._engine, requests, self._progress)
+        return {"kind": "log_likelihoods", "sums": sums, "greedy": greedy}, None
 
     def _speed(self, header: dict[str, Any], _: Any) -> Answer:
         reading, writing = self._engine.speed(
