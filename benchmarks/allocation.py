@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gguf_tools.allocation.choose import FileOverhead, SizeTarget, allocated, free_to_choose, measure
+from gguf_tools.allocation.choose import FileOverhead, allocated, free_to_choose, measure
+from gguf_tools.allocation.target import SizeTarget
 from gguf_tools.bundled import MODELS, bundled_model
 from gguf_tools.conversion.plan import prepare as prepare_convert
 from gguf_tools.conversion.request import Request

@@ -48,6 +48,7 @@ def quantize(array: ArrayLike, type: str, importance: ArrayLike | None = None, t
             rows=rows[part.start : part.stop],
             source=source,
             imatrix=None if columns is None else columns[part.matrix if by_matrix else 0],
+            first=part.start,
         )
         encode_block(block, out[part.start : part.stop])
 

@@ -24,6 +24,7 @@ from quant.types import BF16, F16, F32, TensorType, infinite_scales, row_bytes
 
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
+S = TypeVar("S")
 T = TypeVar("T")
 RawArray = NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.uint8]
 
@@ -170,9 +171,9 @@ class Block:
     `rows` is an array (n, k) of float32, or an array in the stored type `source`: (n, k) uint16 for F16 or BF16,
     (n, row_bytes(source, k)) uint8 for any type. It may also be a function that returns such an array: the encoding thread
     calls it, so that reading is distributed over threads too. `imatrix` (k,) applies to all rows, so a block must not contain
-    rows of two experts with separate importances (`row_ranges`). With `measure`, the changes by encoding are measured. With
-    `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinity, and a weight beyond the type's range becomes infinite; blocks that
-    are copied (`type` is `source`) stay as they are.
+    rows of two experts with separate importances (`row_ranges`). `first` is the number of the first row in its tensor. With
+    `measure`, the changes by encoding are measured. With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinity, and a weight
+    beyond the type's range becomes infinite; blocks that are copied (`type` is `source`) stay as they are.
     """
 
     name: str
@@ -180,6 +181,7 @@ class Block:
     rows: RawArray | Callable[[], RawArray]
     source: TensorType = F32
     imatrix: FloatArray | None = None
+    first: int = 0
     measure: bool = False
     allow_nonfinite: bool = False
 
@@ -248,12 +250,12 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
         part = cast(RawArray, np.ascontiguousarray(rows[start : start + step]))
         target = raw[start : start + step]
         if direct:
-            _encode_directly(block, part, target, imatrix, start)
+            _encode_directly(block, part, target, imatrix, block.first + start)
             if loss is not None:
                 loss += _compare(_as_float(part, block.source, k, scratch), decode_rows(target, dtype, k))
             continue
         tile = _as_float(part, block.source, k, scratch)
-        peak = 0.0 if lax else _require_finite(tile, block.name, start * k)
+        peak = 0.0 if lax else _require_finite(tile, block.name, (block.first + start) * k)
         if peak >= _REACH and not dtype.plain:  # before ggml, some of whose encoders end the process
             _refuse_range(dtype, peak, block.name, None)
         if dtype is block.source:
@@ -303,7 +305,11 @@ class Encoder:
 
         The first error (of encoding, reading, or the iterable) is raised here; the blocks after it are dropped.
         """
-        return map_ahead(self._pool, self._window, encode_block, blocks)
+        return self.map(encode_block, blocks)
+
+    def map(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """The same for any function of an item, which runs in the pool's threads."""
+        return map_ahead(self._pool, self._window, function, items)
 
 
 def _shape(block: Block, rows: RawArray) -> tuple[int, int]:
@@ -322,7 +328,7 @@ def _shape(block: Block, rows: RawArray) -> tuple[int, int]:
 
 
 def _encode_directly(block: Block, part: RawArray, target: ByteArray, imatrix: FloatArray | None, before: int) -> None:
-    """Encodes rows in the type that they are stored in, with the kernels; `before` is the number of rows before them."""
+    """Encodes rows in the type that they are stored in, with the kernels; `before` is the rows before them in the tensor."""
     peak = kernels.encode(block.type, part, block.source, target, imatrix)
     if not np.isfinite(peak):
         k = target.shape[1] // block.type.block_bytes * block.type.block
@@ -389,7 +395,7 @@ def _checked_imatrix(block: Block, k: int) -> FloatArray | None:
 def _require_finite(tile: FloatArray, name: str, before: int) -> float:
     """The largest magnitude in a tile (rows, k). Raises InputError for NaN and infinity.
 
-    `before` is the number of weights before the tile, for the position in the message.
+    `before` is the number of weights before the tile in its tensor, for the position in the message.
     """
     if not tile.size:
         return 0.0
@@ -400,7 +406,7 @@ def _require_finite(tile: FloatArray, name: str, before: int) -> float:
     at = int(np.flatnonzero(~np.isfinite(flat))[0])
     raise InputError(
         f"tensor {name} holds {flat[at]} at row {(before + at) // tile.shape[1]}, column {(before + at) % tile.shape[1]} "
-        "(counted from 0 in the rows given); expected finite weights; repair the checkpoint, or keep them in f32, f16 or bf16 "
+        "(counted from 0); expected finite weights; repair the checkpoint, or keep them in f32, f16 or bf16 "
         "with --allow-nonfinite"
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_tools.allocation.given import read_sensitivity
+from gguf_tools.allocation.target import SizeTarget
 from gguf_tools.conversion.calibration import calibration_text
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.sensitivity import (
@@ -31,25 +32,6 @@ PROBES = (Q3_K, Q4_0)
 """Types with which a tensor's sensitivity is measured: the first that fits its rows and changes it is used."""
 CHUNK = 256
 """Tokens per chunk of the calibration text."""
-
-
-@dataclass(frozen=True)
-class SizeTarget:
-    """A target size: either `bits_per_weight`, averaged over all tensors, or `bytes` of the whole file.
-
-    `calibration` is a text to measure on; by default these are the model's own continuations of built-in prompts. `sensitivity`
-    is a report with an earlier measurement, which is then used instead (`read_sensitivity`).
-    """
-
-    bits_per_weight: float | None = None
-    bytes: int | None = None
-    calibration: Path | None = None
-    sensitivity: Path | None = None
-
-    @property
-    def label(self) -> str:
-        """The size as text, for the file's metadata and for reports."""
-        return f"{self.bytes} bytes" if self.bits_per_weight is None else f"{self.bits_per_weight:g} bpw"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from gguf_tools.allocation.choose import Chosen, FileOverhead, SizeTarget, choose, measure, nearest_recipe
+from gguf_tools.allocation.choose import Chosen, FileOverhead, choose, measure, nearest_recipe
+from gguf_tools.allocation.target import SizeTarget
 from gguf_tools.conversion import plan as conversion
 from gguf_tools.conversion.auto_type import TypeDecision
 from gguf_tools.conversion.plan import Conversion

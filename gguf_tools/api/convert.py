@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gguf_tools.allocation.prepare import prepare_conversion
 from gguf_tools.api.options import (
     Donors,
     TensorTypes,
@@ -136,6 +135,8 @@ def convert(
     elif request.type != AUTO:
         raise InputError("--type and a size (--target-bpw, --target-size) exclude each other; give one of them")
     else:
+        from gguf_tools.allocation.prepare import prepare_conversion
+
         check_outputs({"OUT": out}, read, force=force or dry_run)  # measuring needs space in the output's folder
         conversion, chosen = prepare_conversion(request, size, out, progress)
     if dry_run:

@@ -11,16 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gguf_tools.allocation.choose import SizeTarget
+from gguf_tools.allocation.target import SizeTarget
 from gguf_tools.errors import InputError
-from gguf_tools.evaluation.card.parts import checked_weights
-from gguf_tools.evaluation.card.questions import choose
-from gguf_tools.evaluation.card.suite import CardOptions
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.text import shortened
 from quant.recipes import Override, TypeOptions, writable_type
 
 if TYPE_CHECKING:
+    from gguf_tools.evaluation.card.suite import CardOptions
     from surgery.recipe import Recipe
 
 TensorTypes = Mapping[str, str] | Iterable[str]
@@ -129,6 +127,10 @@ def card_options(
     completion_tokens: int = 100,
 ) -> CardOptions:
     """The options of the card suite. Raises InputError for a broken file or an unknown component of the score."""
+    from gguf_tools.evaluation.card.parts import checked_weights
+    from gguf_tools.evaluation.card.questions import choose
+    from gguf_tools.evaluation.card.suite import CardOptions
+
     at_least("--repeat-set", repeat_set)
     at_least("--answer-tokens", answer_tokens)
     at_least("--think-tokens", think_tokens)

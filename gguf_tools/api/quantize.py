@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gguf_tools.allocation.prepare import prepare_quantization
 from gguf_tools.api.options import (
     TensorTypes,
     at_least,
@@ -81,6 +80,8 @@ def quantize(
     if target is None:
         plan = prepare(request)
     else:
+        from gguf_tools.allocation.prepare import prepare_quantization
+
         # Checked before measuring, which takes time, and space in the output's folder.
         check_outputs({"OUT": out}, read, force=force or dry_run)
         plan, chosen = prepare_quantization(request, target, out, threads=threads or 0, progress=progress)

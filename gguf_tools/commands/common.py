@@ -96,7 +96,8 @@ class Result(Protocol):
 
 def write_report(result: Result, json_path: str | None, *, force: bool, shown: bool = True) -> None:
     """Write the result as JSON if `json_path` is given, and print it as text if `shown`, unless the JSON goes to stdout."""
-    write_json(result.as_dict(), json_path, force=force)
+    if json_path is not None:
+        write_json(result.as_dict(), json_path, force=force)
     if shown and not takes_stdout(json_path):
         show(str(result))
 

@@ -17,13 +17,13 @@ from gguf_tools.formats.gguf.header import (
     string,
 )
 from gguf_tools.formats.gguf.surgery import sources_metadata
-from gguf_tools.formats.gguf.writer import write_gguf
+from gguf_tools.formats.gguf.writer import GGUFFile, write_blocks
 from gguf_tools.formats.output import Check, atomic_output, check_outputs
 from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.inputs import source_files
 from gguf_tools.tensors.blocks import NonFinite, Tally, tensor_blocks
 from gguf_tools.tokenizers.vocabulary import Tokenizer
-from quant.encode import ByteArray, Encoder, Narrowing
+from quant.encode import Block, Encoder, Narrowing
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def execute(
         Background(checkpoint.digest) as digest,
     ):
         # The source is hashed in the background; the fixed-width placeholder is overwritten once the digest is known.
+        file = GGUFFile(stream, metadata, conversion.layout)
         with Encoder(threads) as encoder:
-            write_gguf(
-                stream, metadata, conversion.layout, _pieces(conversion, encoder, tally, allow_nonfinite), progress
-            )
+            write_blocks(file, encoder, _blocks(conversion, allow_nonfinite), tally, progress)
+        file.finish()
         metadata[keys.SOURCE_DIGEST] = string(digest.result())
         stream.seek(0)
         stream.write(pack_header(metadata, conversion.layout.entries, conversion.layout.alignment))
@@ -100,21 +100,9 @@ def _relative(path: Path, out: Path) -> Field:
     return string(Path(os.path.relpath(path, out.parent.resolve())).as_posix())
 
 
-def _pieces(
-    conversion: Conversion, encoder: Encoder, tally: Tally, allow_nonfinite: bool
-) -> Iterator[tuple[str, ByteArray]]:
-    """Encoded rows in file order; the effect of the encoding is summed in `tally`."""
-    blocks = (
-        block
-        for choice, tensor in zip(conversion.choices, conversion.tensors, strict=True)
-        for block in tensor_blocks(
-            choice.name,
-            choice.type,
-            tensor,
-            conversion.importance.get(choice.name),
-            allow_nonfinite=allow_nonfinite,
+def _blocks(conversion: Conversion, allow_nonfinite: bool) -> Iterator[Block]:
+    """The blocks of all tensors, in file order."""
+    for choice, tensor in zip(conversion.choices, conversion.tensors, strict=True):
+        yield from tensor_blocks(
+            choice.name, choice.type, tensor, conversion.importance.get(choice.name), allow_nonfinite=allow_nonfinite
         )
-    )
-    for encoded in encoder.encode(blocks):
-        tally.add(encoded)
-        yield encoded.name, encoded.raw

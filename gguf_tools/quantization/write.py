@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,14 +12,14 @@ from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import pack_header, string
 from gguf_tools.formats.gguf.source import GGUFTensor
-from gguf_tools.formats.gguf.writer import write_gguf
+from gguf_tools.formats.gguf.writer import GGUFFile, write_blocks
 from gguf_tools.formats.output import Check, atomic_outputs, check_outputs, require_room, settle
 from gguf_tools.formats.temporary import folder_lock
 from gguf_tools.machine import available_cores
 from gguf_tools.progress import ByteProgress
 from gguf_tools.quantization.plan import OutputPart, Quantization
 from gguf_tools.tensors.blocks import NonFinite, Tally, tensor_blocks
-from quant.encode import ByteArray, Encoder, Narrowing, can_decode
+from quant.encode import Block, ByteArray, Encoder, Narrowing, can_decode
 from quant.finite import first_nonfinite
 from quant.recipes import TypeChoice
 
@@ -65,9 +64,10 @@ def execute(
         Encoder(threads or available_cores()) as encoder,
     ):
         for stream, part in zip(streams, plan.parts, strict=True):
-            write_gguf(
-                stream, part.metadata, part.layout, _pieces(plan, part, encoder, tally, allow_nonfinite), progress
-            )
+            file = GGUFFile(stream, part.metadata, part.layout)
+            write_blocks(file, encoder, _blocks(plan, part, allow_nonfinite), tally, progress)
+            _copy(plan, part, file, progress, allow_nonfinite)
+            file.finish()
         if len(streams) > 1:
             _sign(plan, streams)
     return Quantized(paths, plan.size, tally.losses, tally.nonfinite)
@@ -101,38 +101,29 @@ def _sign(plan: Quantization, streams: Sequence[BinaryIO]) -> None:
         stream.write(pack_header(metadata, part.layout.entries, part.layout.alignment))
 
 
-def _pieces(
-    plan: Quantization, part: OutputPart, encoder: Encoder, tally: Tally, allow_nonfinite: bool
-) -> Iterator[tuple[str, ByteArray]]:
-    """A part's data in file order as (tensor name, bytes); counts in `tally` what the encoding changed."""
+def _pairs(plan: Quantization, part: OutputPart, *, decodable: bool) -> list[tuple[TypeChoice, GGUFTensor]]:
+    """A part's tensors that ggml can decode, or those that it cannot, in file order."""
     mine = slice(part.start, part.stop)
     pairs = zip(plan.choices[mine], plan.tensors[mine], strict=True)
-    for decodable, group in groupby(pairs, lambda pair: can_decode(pair[1].entry.type)):
-        if decodable:
-            yield from _encoded(plan, group, encoder, tally, allow_nonfinite)
-        else:
-            for choice, tensor in group:
-                yield from ((choice.name, piece) for piece in _copied(tensor, allow_nonfinite))
+    return [pair for pair in pairs if can_decode(pair[1].entry.type) == decodable]
 
 
-def _encoded(
-    plan: Quantization,
-    pairs: Iterable[tuple[TypeChoice, GGUFTensor]],
-    encoder: Encoder,
-    tally: Tally,
-    allow_nonfinite: bool,
-) -> Iterator[tuple[str, ByteArray]]:
-    """Encoded blocks of rows of the tensors in `pairs` as (tensor name, bytes); adds to `losses` as `_pieces`."""
-    blocks = (
-        block
-        for choice, tensor in pairs
-        for block in tensor_blocks(
+def _blocks(plan: Quantization, part: OutputPart, allow_nonfinite: bool) -> Iterator[Block]:
+    """The blocks of a part's tensors that can be encoded."""
+    for choice, tensor in _pairs(plan, part, decodable=True):
+        yield from tensor_blocks(
             choice.name, choice.type, tensor, plan.importance.get(choice.name), allow_nonfinite=allow_nonfinite
         )
-    )
-    for encoded in encoder.encode(blocks):
-        tally.add(encoded)
-        yield encoded.name, encoded.raw
+
+
+def _copy(plan: Quantization, part: OutputPart, file: GGUFFile, progress: ByteProgress, allow_nonfinite: bool) -> None:
+    """Copy a part's other tensors."""
+    for choice, tensor in _pairs(plan, part, decodable=False):
+        start = 0
+        for piece in _copied(tensor, allow_nonfinite):
+            file.put(choice.name, start, piece)
+            start += piece.nbytes
+            progress(piece.nbytes)
 
 
 def _copied(tensor: GGUFTensor, allow_nonfinite: bool) -> Iterator[ByteArray]:

@@ -5,7 +5,6 @@ Headers are read and checked when a checkpoint is opened, tensor data only when 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import CheckpointError, InputError, UnsupportedError
+from gguf_tools.formats.digest import FileDigest
 from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.formats.llama2c import is_llama2c, read_llama2c
 from gguf_tools.formats.plain_yaml import read_plain_yaml
@@ -113,15 +113,13 @@ class Checkpoint:
 
         Raises CheckpointError if a file can no longer be read.
         """
-        total = hashlib.sha256()
+        total = FileDigest()
         config = self.config_file
         stated = [config] if config.exists() and config not in self.weight_files else []
         for path in (*stated, *self.weight_files):
-            total.update(path.name.encode() + b"\0")
+            total.add(path.name.encode() + b"\0")
             try:
-                with path.open("rb") as stream:
-                    while not cancelled() and (piece := stream.read(1 << 20)):
-                        total.update(piece)
+                total.add_file(path, cancelled)
             except OSError as error:
                 raise CheckpointError(
                     f"{path}: can no longer be read ({error.strerror}); run the command again"

@@ -191,7 +191,7 @@ main(sys.argv[2:])
     "moment",
     [
         "gguf_tools.conversion.plan:smallest_exact",
-        "gguf_tools.conversion.write:write_gguf",
+        "gguf_tools.conversion.write:write_blocks",
         "gguf_tools.evaluation.vocabulary:prove_vocabulary",
     ],
     ids=["reading", "writing", "proving"],

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from gguf_tools.conversion.write import execute
 from gguf_tools.errors import OutputError
 from gguf_tools.formats.gguf.header import f32, read_header, string
 from gguf_tools.formats.gguf.source import open_gguf
-from gguf_tools.formats.gguf.writer import layout, write_gguf
+from gguf_tools.formats.gguf.writer import GGUFFile, layout, write_gguf
 from gguf_tools.formats.output import atomic_output, check_output
 from quant.types import F16, F32
 
@@ -212,6 +213,35 @@ def test_pieces_that_do_not_fit_are_a_fault_of_ours(tmp_path: Path, pieces: list
     where = layout([("a", (2,), F32), ("b", (2,), F32)])
     with (tmp_path / "out").open("wb") as stream, pytest.raises((ValueError, StopIteration)):
         write_gguf(stream, {}, where, pieces, lambda _: None)
+
+
+def test_threads_put_rows_in_any_order_and_a_short_write_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda to, data, at: whole(to, data[: max(1, len(data) // 2)], at))
+    first, second = np.arange(3000, dtype=np.float32).reshape(100, 30), np.arange(7, dtype=np.float32).reshape(1, 7)
+    where = layout([("first", (100, 30), F32), ("second", (1, 7), F32)])
+    with (tmp_path / "out.gguf").open("w+b") as stream:
+        file = GGUFFile(stream, {}, where)
+        with ThreadPoolExecutor(4) as pool:
+            rows = [("second", 0, second), *(("first", row, first[row : row + 4]) for row in range(96, -1, -4))]
+            list(pool.map(lambda one: file.put_rows(one[0], one[1], one[2].view(np.uint8)), rows))
+        file.finish()
+    tensors = open_gguf(tmp_path / "out.gguf").tensors
+    np.testing.assert_array_equal(tensors["first"].array(), first)
+    np.testing.assert_array_equal(tensors["second"].array(), second)
+
+
+def test_bytes_that_are_missing_or_outside_their_tensor_are_a_fault_of_ours(tmp_path: Path) -> None:
+    with (tmp_path / "out.gguf").open("w+b") as stream:
+        file = GGUFFile(stream, {}, layout([("a", (2,), F32), ("b", (2,), F32)]))
+        for start in (-4, 4):
+            with pytest.raises(ValueError, match="not within a"):
+                file.put("a", start, PIECE)
+        file.put("a", 0, PIECE)
+        with pytest.raises(ValueError, match="8 bytes of the tensors were not written"):
+            file.finish()
 
 
 def test_a_name_that_ggml_cannot_keep_is_refused() -> None:

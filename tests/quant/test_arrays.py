@@ -65,6 +65,14 @@ def test_importances_of_columns_and_of_each_matrix() -> None:
         quant.quantize(array, "q4_K", columns[:2])
 
 
+@pytest.mark.parametrize("kind", ["q4_K", "bf16"])
+def test_a_weight_that_is_not_finite_is_named_by_its_row_in_the_whole_array(kind: str) -> None:
+    array = weights(3000, 256)  # three blocks of rows
+    array[2345, 67] = np.nan
+    with pytest.raises(InputError, match="holds nan at row 2345, column 67 "):
+        quant.quantize(array, kind, threads=2)
+
+
 def test_what_cannot_be_done_is_said() -> None:
     with pytest.raises(InputError, match="tensor type q4_z does not exist"):
         quant.quantize(weights(256), "q4_z")

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf_tools.allocation.choose import Chosen
 from gguf_tools.conversion.plan import Conversion
 from gguf_tools.conversion.write import Converted
 from gguf_tools.formats.gguf import keys
@@ -15,6 +14,7 @@ from gguf_tools.tensors.blocks import nonfinite_rows
 from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes, human_count
 
 if TYPE_CHECKING:
+    from gguf_tools.allocation.choose import Chosen
     from gguf_tools.evaluation.proof import Proof
 
 

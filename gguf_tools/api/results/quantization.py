@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gguf_tools.allocation.choose import Chosen
 from gguf_tools.quantization.plan import Quantization
 from gguf_tools.quantization.write import Quantized
 from gguf_tools.tensors.blocks import nonfinite_rows
 from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes
 from quant.encode import Narrowing
+
+if TYPE_CHECKING:
+    from gguf_tools.allocation.choose import Chosen
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.data_file import DataFile
+from gguf_tools.formats.digest import FileDigest
 from gguf_tools.formats.gguf.header import GGUFHeader, TensorEntry
 from gguf_tools.formats.gguf.split import joined_header, read_parts
 from gguf_tools.tensors.base import NARROW, Tensor
@@ -125,12 +125,10 @@ def open_gguf(path: Path) -> GGUFSource:
 
 def gguf_digest(path: Path) -> str:
     """SHA-256 over a GGUF file's bytes, or over those of all its parts in order, in hexadecimal."""
-    total = hashlib.sha256()
+    total = FileDigest()
     for part in read_parts(path):
         try:
-            with part.path.open("rb") as stream:
-                while piece := stream.read(1 << 20):
-                    total.update(piece)
+            total.add_file(part.path)
         except OSError as error:
             raise CheckpointError(f"{part.path}: cannot be read any more ({error.strerror}); begin again") from error
     return total.hexdigest()

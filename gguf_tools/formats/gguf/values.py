@@ -76,6 +76,11 @@ class Field:
             return packed_text(self.value)
         if self.type is not ValueType.ARRAY:
             return NUMBERS[self.type].pack(self.value)
+        return self._packed_array
+
+    @cached_property
+    def _packed_array(self) -> bytes:
+        """An array's bytes: kept, because a vocabulary is packed for the file's size, for its header, and again at the end."""
         assert self.element is not None
         head = struct.pack("<IQ", self.element, len(self.value))
         if self.element is ValueType.STRING:

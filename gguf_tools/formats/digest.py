@@ -1,0 +1,31 @@
+"""Hashing files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+PIECE = 1 << 20
+
+
+class FileDigest:
+    """SHA-256 of bytes and files, one after the other, read through one buffer of `PIECE` bytes."""
+
+    def __init__(self) -> None:
+        self._sum = hashlib.sha256()
+        self._buffer = memoryview(bytearray(PIECE))
+
+    def add(self, data: bytes) -> None:
+        """Continue with these bytes."""
+        self._sum.update(data)
+
+    def add_file(self, path: Path, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Continue with a file's bytes, up to the piece after which `cancelled` is true. Raises OSError."""
+        with path.open("rb", buffering=0) as stream:
+            while not cancelled() and (count := stream.readinto(self._buffer)):
+                self._sum.update(self._buffer[:count])
+
+    def hexdigest(self) -> str:
+        """The digest of all that was added, in hexadecimal."""
+        return self._sum.hexdigest()
