@@ -34,9 +34,9 @@ def causal_conv(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
 def mamba2(spec: Mamba2, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
     """Mamba-2 by its recurrence over tokens; x and the result have shape (batch, length, hidden)."""
     batch, length, _ = x.shape
-    z, values, b, c, step = (
-        functional.linear(x, weights[f"ssm.{name}"], weights.get(f"ssm.{name}_bias")) for name in spec.widths
-    )
+    parts = [functional.linear(x, weights[f"ssm.{name}"], weights.get(f"ssm.{name}_bias")) for name in spec.widths]
+    observe("ssm.in", torch.cat(parts, dim=-1))
+    z, values, b, c, step = parts
     mixed = causal_conv(torch.cat([values, b, c], dim=-1), weights["ssm.conv"], weights.get("ssm.conv_bias"))
     values, b, c = torch.split(functional.silu(mixed), [spec.widths[name] for name in "xbc"], dim=-1)
     values = values.reshape(batch, length, spec.heads, spec.head_dim)
@@ -45,7 +45,9 @@ def mamba2(spec: Mamba2, weights: Weights, x: torch.Tensor, observe: Observe = u
     )
     observe("ssm.z", z)
     observe("ssm.conv", mixed)
-    step = softplus(step + weights["ssm.dt_bias"])
+    step = step + weights["ssm.dt_bias"]
+    observe("ssm.dt", step)
+    step = softplus(step)
     if spec.step_limit:
         step = step.clamp(*spec.step_limit)
     rate = weights["ssm.decay"] if spec.decay == "rate" else -weights["ssm.decay"].exp()
@@ -55,9 +57,11 @@ def mamba2(spec: Mamba2, weights: Weights, x: torch.Tensor, observe: Observe = u
         added = (step[:, t, :, None] * values[:, t])[..., None] * b[:, t, :, None]
         state = decay[:, t, :, None, None] * state + added
         out.append(torch.einsum("bhps,bhs->bhp", state, c[:, t]))
-    y = (torch.stack(out, dim=1) + weights["ssm.skip"][:, None] * values).flatten(2)
-    observe("ssm.out", y)
+    y = torch.stack(out, dim=1)
+    observe("ssm.scan", y)
     observe("ssm.state", state[:, None])
+    y = (y + weights["ssm.skip"][:, None] * values).flatten(2)
+    observe("ssm.out", y)
     y = _gated(spec, weights, y, functional.silu(z))
     observe("ssm.gated", y)
     return functional.linear(y, weights["ssm.o"], weights.get("ssm.o_bias"))

@@ -18,7 +18,7 @@ from gguf_tools.evaluation.trace.passes import Passes, errors_of
 from gguf_tools.evaluation.trace.points import Doubles
 from gguf_tools.evaluation.trace.tensors import told_apart
 from gguf_tools.evaluation.trace.work import Work
-from gguf_tools.model.spec import LayerSpec, Model
+from gguf_tools.model.spec import DeltaNet, LayerSpec, Model
 from gguf_tools.reference import Reference
 from gguf_tools.reference.observe import OUTSIDE
 from gguf_tools.reference.weights import Weights
@@ -54,7 +54,11 @@ def find_cause(work: Work, n: int, first: PointError, own: Model) -> tuple[Cause
     left = target.left(Passes(mine, {}))
     floor = floor_of(n, first.point, work.types, work.expected.gelu)
     enough = max(first.tolerance, ENOUGH * first.local.nmse if first.local.nmse < inf else 0.0)
-    tried = list(_tried(work, n, target, own, mine))
+    tried = []
+    for pair in _tried(work, n, target, own, mine):
+        tried.append(pair)
+        if pair[1] <= floor:  # of those that leave nothing, the first is named
+            break
     best = min((nmse for _, nmse in tried), default=inf)
     cause: Hypothesis | None = None
     nmse = None
@@ -109,11 +113,7 @@ def _as_source(spec: LayerSpec, stated: LayerSpec, theirs: Weights, query_scale:
     for role, tensor in theirs.items():
         if role in norms and role in mine:
             tensor = tensor + norms[role].offset - mine[role].offset
-        if (
-            role == "delta.decay"
-            and getattr(spec.mixer, "decay", "") == "log"
-            and getattr(stated.mixer, "decay", "") == "rate"
-        ):
+        if role.endswith(".decay") and (_decay_form(spec), _decay_form(stated)) == ("log", "rate"):
             if not bool((tensor < 0).all()):
                 continue
             tensor = (-tensor).log()
@@ -121,6 +121,11 @@ def _as_source(spec: LayerSpec, stated: LayerSpec, theirs: Weights, query_scale:
             tensor = tensor / query_scale
         found[role] = tensor
     return found
+
+
+def _decay_form(spec: LayerSpec) -> str:
+    """How the decay of the layer's recurrence is stored: log or rate, "" if it has none."""
+    return spec.mixer.decay if isinstance(spec.mixer, DeltaNet) else spec.state_space.decay if spec.state_space else ""
 
 
 class _Target:
@@ -170,6 +175,10 @@ def _outside(work: Work, first: PointError, mine: Reference) -> tuple[Cause, flo
         changes[f"epsilon of the final norm is {eps:g}, not {spec.output_norm.eps:g}"] = replace(
             spec, output_norm=replace(spec.output_norm, eps=eps)
         )
+        if spec.embedding_norm:
+            changes[f"epsilon of the embedding's norm is {eps:g}, not {spec.embedding_norm.eps:g}"] = replace(
+                spec, embedding_norm=replace(spec.embedding_norm, eps=eps)
+            )
     other = 0.0 if spec.output_norm.offset else 1.0
     changes[
         "the final norm's offset of 1 is missing" if other == 0.0 else "an offset of 1 is added to the final norm"
@@ -189,7 +198,10 @@ def _outside(work: Work, first: PointError, mine: Reference) -> tuple[Cause, flo
 
     own = left(mine)
     tried = [(text, left(_with(reference, changed, reference.weights))) for text, changed in changes.items()]
-    roles = {"embedding": ("embedding",), "final_norm": ("output_norm",)}.get(first.point, ("output", "embedding"))
+    roles = {
+        "embedding": ("embedding", "positions", "embedding_norm", "embedding_norm_bias"),
+        "final_norm": ("output_norm", "output_norm_bias"),
+    }.get(first.point, ("output", "output_bias", "embedding"))
     for role in roles:
         if (
             role in mine.weights
@@ -231,6 +243,12 @@ FEEDS: Mapping[str, tuple[str, ...]] = {
     "delta.step": ("delta.dt_bias",),
     "delta.log_decay": ("delta.decay",),
     "delta.gated": ("delta.norm",),
+    "ssm.in": ("ssm.z", "ssm.x", "ssm.b", "ssm.c", "ssm.step"),
+    "ssm.dt": ("ssm.dt_bias",),
+    "ssm.scan": ("ssm.decay",),
+    "ssm.state": ("ssm.decay",),
+    "ssm.out": ("ssm.skip",),
+    "ssm.gated": ("ssm.norm",),
     "conv.conv": ("conv.kernel",),
     "ffn_out": ("ffn.down", "moe.down", "shared.down"),
     "ffn.act": ("ffn.gate", "ffn.up"),

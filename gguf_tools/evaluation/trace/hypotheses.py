@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from gguf_tools.model.rope import Rope, YarnScaling
-from gguf_tools.model.spec import Attention, DeltaNet, LayerSpec, MoE, Norm
+from gguf_tools.model.spec import Attention, DeltaNet, LayerSpec, Mamba2, MoE, Norm
 from gguf_tools.reference.feed_forward import ACTIVATIONS
 from gguf_tools.reference.weights import Weights
 
@@ -49,6 +49,8 @@ def hypotheses(
             yield Hypothesis(text, replace(spec, mixer=mixer), weights)
     if isinstance(spec.mixer, DeltaNet):
         yield from _of_delta(spec, spec.mixer, weights)
+    if spec.state_space:
+        yield from _of_state_space(spec, spec.state_space, weights)
     if isinstance(spec.feed_forward, MoE):
         theirs_ffn = own.feed_forward if own and isinstance(own.feed_forward, MoE) else None
         for text, ffn in _of_experts(spec.feed_forward, theirs_ffn):
@@ -101,8 +103,11 @@ def _with_norms(spec: LayerSpec, only: str = "", **values: Any) -> LayerSpec:
     elif isinstance(mixer, DeltaNet) and only in ("", "delta.norm"):
         norm = change(mixer.norm)
         mixer = replace(mixer, norm=norm, l2_eps=mixer.l2_eps if only else norm.eps)
+    spec = replace(spec, mixer=mixer)
+    if spec.state_space and spec.state_space.norm and only in ("", "ssm.norm"):
+        spec = _with_space(spec, norm=change(spec.state_space.norm))
     names = ("mixer_norm", "mixer_post_norm", "ffn_norm", "ffn_post_norm")
-    return replace(spec, mixer=mixer, **{name: changed(name) for name in names})
+    return replace(spec, **{name: changed(name) for name in names})
 
 
 def _of_attention(mixer: Attention, own: Attention | None) -> Iterator[tuple[str, Attention]]:
@@ -159,22 +164,57 @@ def _of_rope(rope: Rope, own: Rope | None) -> Iterator[tuple[str, Rope]]:
 
 def _of_delta(spec: LayerSpec, mixer: DeltaNet, weights: Weights) -> Iterator[Hypothesis]:
     """Mistakes that are usual with DeltaNet's decay, epsilon and convolution."""
-    decay = weights["delta.decay"]
-    rate = replace(spec, mixer=replace(mixer, decay="rate"))
-    if mixer.decay == "log":
-        positive, raw = {**weights, "delta.decay": decay.exp()}, {**weights, "delta.decay": decay}
-        yield Hypothesis(
-            "A_log without its minus sign: the decay is exp(A_log), not -exp(A_log)", rate, positive, "delta.decay"
-        )
-        yield Hypothesis("A_log as it is stored, not -exp(A_log)", rate, raw, "delta.decay")
-    else:
-        yield Hypothesis("the decay without its minus sign", spec, {**weights, "delta.decay": -decay}, "delta.decay")
+    yield from _of_decay(spec, replace(spec, mixer=replace(mixer, decay="rate")), mixer.decay, weights, "delta.decay")
     for eps in (1e-5, 1e-12):
         yield Hypothesis(
             f"epsilon of the unit keys is {eps:g}", replace(spec, mixer=replace(mixer, l2_eps=eps)), weights
         )
-    bare = {**weights, "delta.dt_bias": torch.zeros_like(weights["delta.dt_bias"])}
-    yield Hypothesis("the bias of the time step is left out (delta.dt_bias)", spec, bare, "delta.dt_bias")
+    yield _without(spec, weights, "delta.dt_bias", "the bias of the time step")
+
+
+def _of_state_space(spec: LayerSpec, space: Mamba2, weights: Weights) -> Iterator[Hypothesis]:
+    """Mistakes that are usual with Mamba-2's decay, step, skip, norm and groups."""
+    yield from _of_decay(spec, _with_space(spec, decay="rate"), space.decay, weights, "ssm.decay")
+    yield _without(spec, weights, "ssm.dt_bias", "the bias of the time step")
+    yield _without(spec, weights, "ssm.skip", "D, which adds the input to the output,")
+    if space.norm:
+        order = "after" if space.norm_first else "before"
+        changed = _with_space(spec, norm_first=not space.norm_first)
+        yield Hypothesis(f"the norm comes {order} the gate (ssm.norm)", changed, weights)
+        yield Hypothesis("the norm is left out (ssm.norm)", _with_space(spec, norm=None), weights)
+    wide = space.groups * space.state
+    if wide:
+        channels = torch.arange(space.channels)
+        x, b, c = channels[: space.inner], channels[space.inner : -wide], channels[-wide:]
+        turned = torch.cat([x, c, b])
+        exchanged = {role: weights[role][turned] for role in ("ssm.conv", "ssm.conv_bias") if role in weights}
+        pairs = {"ssm.b": "ssm.c", "ssm.c": "ssm.b", "ssm.b_bias": "ssm.c_bias", "ssm.c_bias": "ssm.b_bias"}
+        exchanged |= {role: weights[other] for role, other in pairs.items() if role in weights}
+        yield Hypothesis("B and C are exchanged", spec, {**weights, **exchanged}, "ssm.b")
+
+
+def _with_space(spec: LayerSpec, **values: Any) -> LayerSpec:
+    """The layer with other values in its state space, which is its mixer or lies beside it."""
+    assert spec.state_space
+    changed = replace(spec.state_space, **values)
+    return replace(spec, beside=changed) if spec.beside else replace(spec, mixer=changed)
+
+
+def _of_decay(spec: LayerSpec, rate: LayerSpec, form: str, weights: Weights, role: str) -> Iterator[Hypothesis]:
+    """Wrong signs and forms of a decay; `rate` is the layer that takes its weights as they are."""
+    decay = weights[role]
+    if form == "log":
+        text = "A_log without its minus sign: the decay is exp(A_log), not -exp(A_log)"
+        yield Hypothesis(text, rate, {**weights, role: decay.exp()}, role)
+        yield Hypothesis("A_log as it is stored, not -exp(A_log)", rate, {**weights, role: decay}, role)
+    else:
+        yield Hypothesis("the decay without its minus sign", spec, {**weights, role: -decay}, role)
+
+
+def _without(spec: LayerSpec, weights: Weights, role: str, name: str) -> Hypothesis:
+    """A layer with zeros in place of one of its tensors."""
+    bare = {**weights, role: torch.zeros_like(weights[role])}
+    return Hypothesis(f"{name} is left out ({role})", spec, bare, role)
 
 
 def _of_experts(ffn: MoE, own: MoE | None) -> Iterator[tuple[str, MoE]]:

@@ -2,7 +2,8 @@
 
 Sources: the `cb(…)` calls of `src/llama-graph.cpp` and `src/models/*.cpp` of llama-cpp-python 0.3.36. A test holds each pair to
 rounding, for every target here. A tensor is known by name, layer and operation, because names repeat: `Qcur` is the product, the
-sum with the bias, and the result of RoPE. An architecture that is not in `TRACED` has no points but the logits.
+sum with the bias, and the result of RoPE.
+A tensor without a name in the graph is known by the weight that it is computed from (`runtime.intermediates`).
 """
 
 from __future__ import annotations
@@ -19,18 +20,12 @@ from gguf_tools.runtime.interface import Intermediate
 
 Doubles = NDArray[np.float64]
 
-TRACED = frozenset(
-    {
-        "apertus", "cohere2", "command-r", "ernie4_5-moe", "falcon-h1", "gemma", "gemma2", "gemma3", "glm4", "glm4moe",
-        "gpt-oss", "gpt2", "gptneox", "granite", "granite_swa", "granitehybrid", "granitemoe", "hunyuan-dense", "lfm2",
-        "lfm2moe", "llama", "mamba2", "nemotron", "olmo", "olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe", "qwen3",
-        "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "smollm3", "stablelm", "starcoder2", "step35",
-    }
-)  # fmt: skip
-"""The architectures whose graphs were compared with the reference, point by point."""
 TILED = frozenset({"qwen35", "qwen35moe"})
 """Architectures whose value head m · key_heads + k is the model's head k · group + m (`targets/qwen35.py`)."""
 VALUE_HEADS = ("delta.out", "delta.z", "delta.gated", "delta.beta", "delta.alpha", "delta.step", "delta.log_decay")
+
+STATES = ("delta.state", "ssm.state")
+"""Points that are those after the last token."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ def _table(rows: Mapping[str, str]) -> dict[str, tuple[Named, ...]]:
 _ACTIVATED = "ffn_xielu ffn_gate_par ffn_swiglu ffn_geglu ffn_reglu ffn_sqr(relu) ffn_gelu ffn_relu ffn_silu ffn_act"
 PLACES = _table(
     {
-        "embedding": "inp_scaled embd:SCALE inpL:ADD attn_norm_in:GET_ROWS model.embed_tokens model.input_embed embd",
+        "embedding": "inp_scaled inp_norm embd:SCALE inpL:ADD attn_norm_in:GET_ROWS model.embed_tokens model.input_embed embd",
         "final_norm": "result_norm",
         "logits": "result_output",
         "mixer_norm": "attn_norm model.layers.{}.operator_norm:MUL",
@@ -74,8 +69,8 @@ PLACES = _table(
         "attn.v": "Vcur:ADD Vcur:MUL_MAT Vcur:VIEW",
         "attn.q_normed": "Qcur_normed:MUL model.layers.{}.self_attn.q_layernorm",
         "attn.k_normed": "Kcur_normed:MUL model.layers.{}.self_attn.k_layernorm",
-        "attn.q_rope": "Qcur_pos:ROPE Qcur:ROPE",
-        "attn.k_rope": "Kcur_pos:ROPE Kcur:ROPE",
+        "attn.q_rope": "Qcur_pos:ROPE Qcur:ROPE Qcur-post-rope:ROPE",
+        "attn.k_rope": "Kcur_pos:ROPE Kcur:ROPE Kcur-post-rope:ROPE",
         "attn.shares": "kq_soft_max",
         "attn.heads": "attn_pregate kqv_out attn_out:CONT",
         "attn.gate": "gate_reshaped:CONT gate:VIEW",
@@ -95,8 +90,16 @@ PLACES = _table(
         "delta.gated": "final_output",
         "conv.in": "model.layers.{}.conv.in_proj:MUL_MAT",
         "conv.conv": "model.layers.{}.conv.conv:SSM_CONV",
+        "ssm.in": "ssm_in.weight:MUL_MAT",
+        "ssm.conv": "ssm_conv1d.bias:ADD",
+        "ssm.dt": "ssm_dt.bias:ADD",
+        "ssm.scan": "ssm_a:SSM_SCAN",
+        "ssm.state": "ssm_a:SSM_SCAN",
+        "ssm.out": "mamba2_y_add_d",
+        "ssm.gated": "ssm_norm.weight:MUL",
         "mixer_out": "layer_out:ADD linear_attn_out:MUL_MAT attn_output:MUL_MAT attn_out:ADD attn_out:MUL_MAT attn_proj "
-        "model.layers.{}.conv.out_proj:MUL_MAT model.layers.{}.self_attn.out_proj mamba_out",
+        "model.layers.{}.conv.out_proj:MUL_MAT model.layers.{}.self_attn.out_proj mamba_out "
+        "attn_output.bias:ADD attn_output.weight:MUL_MAT",
         "mixer_post_norm": "attn_post_norm post_attn_norm:MUL",
         "mixer_residual": "ffn_inp attn_residual sa_out",
         "ffn_norm": "ffn_norm:ADD ffn_norm:MUL ffn_norm:NORM model.layers.{}.ffn_out:MUL attn_post_norm:MUL post_attn_norm:MUL",
@@ -123,7 +126,7 @@ PLACES = _table(
         "shared.down": "ffn_shexp:MUL_MAT ffn_shexp_out:MUL_MAT ffn_shared_out:MUL_MAT",
         "shared.sigmoid": "ffn_shexp_gate_inp shared_expert_gate:MUL_MAT",
         "shared.gated": "ffn_shexp_out:MUL ffn_shexp_gated",
-        "ffn_out": "ffn_out:ADD! ffn_out:MUL_MAT ffn_moe_out",
+        "ffn_out": "ffn_out:ADD! ffn_out:MUL_MAT ffn_moe_out ffn_down.bias:ADD ffn_down.weight:MUL_MAT",
         "ffn_post_norm": "ffn_post_norm:MUL *ffn_post_norm:MUL post_mlp_norm:MUL",
         "layer_out": "l_out attn_norm_in+1 h_nextn",
     }
@@ -146,7 +149,7 @@ def exists(point: str, layer: LayerSpec | None) -> bool:
             return getattr(layer, point) is not None
         case "ffn_norm":
             return layer.ffn_norm is not None
-        case "ffn.down":
+        case "ffn.down" | "ssm.z":  # ffn_out, and a part of ssm.in
             return False
         case "moe.out":
             return isinstance(ffn, MoE) and ffn.shared is not None
@@ -173,7 +176,7 @@ class Graph:
         """
         for batches in self._candidates(n, point):
             parts = [self._aligned(n, point, one) for one in batches]
-            whole = parts[-1] if point == "delta.state" else np.concatenate(parts)
+            whole = parts[-1] if point in STATES else np.concatenate(parts)
             if whole.shape[-1] == width:
                 return whole
         return None
@@ -193,8 +196,6 @@ class Graph:
 
     def _candidates(self, n: int, point: str) -> Iterator[list[Intermediate]]:
         """For each of the point's names that the graph has, the tensors of that name in order of the batches."""
-        if self.architecture not in TRACED and point != "logits":
-            return
         for named in PLACES.get(point, ()):
             # The norm before the feed-forward has the name of a norm after the mixer, where there is none of those.
             taken = point == "ffn_norm" and n != OUTSIDE and self.spec.layers[n].mixer_post_norm is not None
@@ -206,7 +207,7 @@ class Graph:
         """The last tensor of this name in each batch."""
         layer = None if n == OUTSIDE or named.counted else n + named.shift
         found = self._found.get((named.name, layer), [])
-        if named.name == "attn_norm_in" and n == OUTSIDE:
+        if named.name in ("attn_norm_in", "inp_norm") and n == OUTSIDE:
             found = self._found.get((named.name, 0), [])
         if named.name == "h_nextn" and n == len(self.spec.layers) - 1:
             # In step35 the last layer's output; in hybrid architectures, which have `l_out`, the final norm.
@@ -228,7 +229,11 @@ class Graph:
         mixer = self.spec.layers[n].mixer if n != OUTSIDE else None
         if isinstance(mixer, DeltaNet):
             array = self._of_delta(point, array, mixer, rows)
-        return array.reshape(1 if point == "delta.state" else rows, -1)
+        space = self.spec.layers[n].state_space if n != OUTSIDE else None
+        if space and point in ("ssm.scan", "ssm.state"):  # the outputs of all tokens, and after them the state
+            array = array.reshape(-1)
+            array = array[: rows * space.inner] if point == "ssm.scan" else array[rows * space.inner :]
+        return array.reshape(1 if point in STATES else rows, -1)
 
     def _of_delta(self, point: str, array: Doubles, mixer: DeltaNet, rows: int) -> Doubles:
         """A DeltaNet's values: the state with keys before values, value heads in the model's order, unit keys repeated."""

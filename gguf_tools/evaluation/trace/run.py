@@ -16,7 +16,7 @@ from gguf_tools.evaluation.trace.budget import Budget, budget_of
 from gguf_tools.evaluation.trace.causes import Cause, find_cause
 from gguf_tools.evaluation.trace.compare import FLOORS, QUANTIZED, PointError, error
 from gguf_tools.evaluation.trace.expected import expected_of
-from gguf_tools.evaluation.trace.points import NAMES, TRACED, Graph
+from gguf_tools.evaluation.trace.points import NAMES, Graph
 from gguf_tools.evaluation.trace.routing import Routing, routing_of
 from gguf_tools.evaluation.trace.work import Work
 from gguf_tools.formats.gguf.source import open_gguf
@@ -138,9 +138,6 @@ def trace(
         cause, left = find_cause(work, n, first, own)
         first = replace(first, own=left)
         points = [first if point.name == first.name else point for point in points]
-    notes = [*expected.notes, found.note]
-    if source.architecture not in TRACED:
-        notes.append(f"the graph of {source.architecture} has not been mapped to points: only the logits are compared")
     types = work.types
     return Trace(
         path=path,
@@ -155,7 +152,7 @@ def trace(
         routing=routing_of(work.chosen, prompt, expected.model.spec) if routing else (),
         budget=budget_of(source, expected, ids, threads, progress) if budget else None,
         unnamed=tuple(unnamed),
-        notes=tuple(notes),
+        notes=(*expected.notes, found.note),
     )
 
 

@@ -129,7 +129,7 @@ def test_a_bias_that_is_not_loaded(files: Files, tmp_path: Path) -> None:
 def test_one_flipped_bit(files: Files, tmp_path: Path) -> None:
     source, file = files("qwen2", "plain", "f32")
     found = traced(planted(file, tmp_path / "bad.gguf", ("blk.1.attn_output.weight", flipped)), source)
-    check(found, 1, "mixer_residual", "one value differs from the source's, at [0, 7]")
+    check(found, 1, "mixer_out", "one value differs from the source's, at [0, 7]")
     assert found.cause
     assert found.cause.text
     assert "bit 20 is flipped" in found.cause.text
@@ -156,6 +156,40 @@ def test_delta_net(files: Files, tmp_path: Path) -> None:
     check(traced(sign, source), 0, "delta.log_decay", "A_log without its minus sign")
     turned = planted(file, tmp_path / "turned.gguf", ("blk.2.ssm_conv1d.weight", lambda values: values[:, ::-1]))
     check(traced(turned, source), 2, "delta.conv", "the convolution is reversed in time (delta.conv)")
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "count"), [("mamba2", 1, 6), ("falcon-h1", 1, 2), ("granite-hybrid", 0, 2), ("bamba", 0, 2)]
+)
+def test_state_space(files: Files, tmp_path: Path, family: str, layer: int, count: int) -> None:
+    """The first `count` of the faults of a state space; Falcon-H1's lies beside attention."""
+    source, file = files(family, "plain", "f32")
+    faults = (
+        ("ssm_a", np.negative, "ssm.scan", "A_log without its minus sign"),
+        ("ssm_conv1d.weight", lambda values: values[:, ::-1], "ssm.conv", "reversed in time (ssm.conv)"),
+        ("ssm_dt.bias", nothing, "ssm.dt", "is left out (ssm.dt_bias)"),
+        ("ssm_d", nothing, "ssm.out", "is left out (ssm.skip)"),
+        ("ssm_in.weight", exchanged(0, 1), "ssm.in", "rows 0 and 1 are exchanged"),
+        ("ssm_out.weight", lambda values: values * 2, "mixer_out", "multiplied by 2"),
+    )
+    for name, function, point, cause in faults[:count]:
+        full = f"blk.{layer}.{name}"
+        found = traced(planted(file, tmp_path / "bad.gguf", (full, function)), source)
+        check(found, layer, point, cause)
+        assert found.cause
+        assert full in found.cause.tensors
+
+
+def test_embedding_norm(files: Files, tmp_path: Path) -> None:
+    """BLOOM's embeddings are normed; what the first layer reads is that."""
+    source, file = files("bloom", "plain", "f32")
+    for name, function, cause in (
+        ("token_embd_norm.weight", lambda values: values * 1.5, "token_embd_norm.weight: it is multiplied by 1.5"),
+        ("token_embd_norm.bias", np.negative, "token_embd_norm.bias: its sign is turned"),
+        ("token_embd.weight", np.negative, "token_embd.weight: its sign is turned"),
+    ):
+        found = traced(planted(file, tmp_path / "bad.gguf", (name, function)), source)
+        check(found, None, "embedding", cause)
 
 
 def test_a_norm_offset_that_is_missing(files: Files, tmp_path: Path) -> None:
