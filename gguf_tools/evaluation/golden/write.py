@@ -83,9 +83,15 @@ def opened(source: Path) -> tuple[Model, Tokenizer | None, str]:
     return model, tokenizer, checkpoint.digest()
 
 
-def prompts_for(model: Model, tokenizer: Tokenizer | None, texts: Sequence[str] | None) -> list[Prompt]:
-    """The texts as prompts; without a tokenizer, sequences of random tokens that depend on the vocabulary's size only."""
-    most = max(1, min(TOKENS, model.spec.context_length - NEW))
+def prompts_for(
+    model: Model, tokenizer: Tokenizer | None, texts: Sequence[str] | None, most_bytes: int | None = None
+) -> list[Prompt]:
+    """The texts as prompts; without a tokenizer, sequences of random tokens that depend on the vocabulary's size only.
+
+    Prompts that are not given are cut, to `TOKENS` tokens and so that their float32 logits take at most `most_bytes`.
+    """
+    fitting = TOKENS if most_bytes is None else most_bytes // (4 * PROMPTS * model.spec.vocab_size)
+    most = max(1, min(TOKENS, fitting, model.spec.context_length - NEW))
     if tokenizer is None:
         rng = np.random.default_rng(_SEED)
         size = model.spec.vocab_size
@@ -108,10 +114,14 @@ def write_golden(
     points: bool = False,
     texts: Sequence[str] | None = None,
     new_tokens: int = NEW,
+    most_bytes: int | None = None,
 ) -> Golden:
-    """Write the golden files of `source` into the existing folder. Errors as opening the source."""
+    """Write the golden files of `source` into the existing folder; `most_bytes` limits the logits of prompts that are not given.
+
+    Errors as opening the source.
+    """
     model, tokenizer, digest = opened(source)
-    values = golden_values(model, prompts_for(model, tokenizer, texts), new_tokens, points=points)
+    values = golden_values(model, prompts_for(model, tokenizer, texts, most_bytes), new_tokens, points=points)
     allowed = tolerances(model, values)
     arrays = _arrays(values)
     write_safetensors(folder / DATA, [_stored(name, array) for name, array in arrays.items()], {"format": "golden"})

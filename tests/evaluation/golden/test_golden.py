@@ -21,7 +21,7 @@ from gguf_tools.evaluation.golden.check import Check, check_arrays
 from gguf_tools.evaluation.golden.engines import check_command, check_gguf
 from gguf_tools.evaluation.golden.meanings import MEANINGS
 from gguf_tools.evaluation.golden.read import read_dump, read_golden_files
-from gguf_tools.evaluation.golden.suite import name_of, suite_cases
+from gguf_tools.evaluation.golden.suite import name_of, suite_cases, write_suite
 from gguf_tools.evaluation.golden.values import kind_of
 from gguf_tools.evaluation.golden.write import write_golden
 from tests.evaluation.golden.conftest import Place
@@ -201,9 +201,18 @@ def test_llama_cpp_passes_what_the_suite_asks(case: Case, tmp_path: Path) -> Non
     execute(prepare(case.request(source, type="f32")), tmp_path / "file.gguf")
     (tmp_path / "golden").mkdir()
     made = write_golden(source, tmp_path / "golden")
-    assert made.nbytes < 1 << 20
+    assert made.nbytes < 1_000_000
     found = check_gguf(read_golden_files(tmp_path / "golden"), tmp_path / "file.gguf", "f32", None, 1)
     assert found.passed, found.first
+
+
+def test_a_large_vocabulary_has_shorter_prompts_in_the_suite(tmp_path: Path) -> None:
+    """MiniMind's has 6,400 tokens: 24 tokens a prompt would be 1.4 MB of logits."""
+    suite = write_suite(tmp_path, points=False, families=("minimind",))
+    assert max(entry["bytes"] for entry in suite.entries) < 1_000_000
+    large = read_golden_files(tmp_path / "minimind-bare-3")
+    assert large.vocab_size == 6400
+    assert max(len(prompt.tokens) for prompt in large.prompts) == 12
 
 
 def test_the_commands(tinyq: Callable[..., Any], place: Place, tmp_path: Path) -> None:
