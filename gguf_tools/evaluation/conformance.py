@@ -34,6 +34,7 @@ from gguf_tools.sources.checkpoint import open_checkpoint
 from gguf_tools.sources.restore import restore
 from gguf_tools.targets.planner import Plan
 from gguf_tools.targets.registry import lift, target_named
+from gguf_tools.tensors.error import ratio
 
 WORST = 1e-9
 """Bound on the NMSE of any single position's logits, for an F32 file."""
@@ -156,7 +157,7 @@ def random_prompts(vocab_size: int) -> list[list[int]]:
 
 def nmse(got: Logits, want: Logits) -> float:
     """Squared error of the logits over all positions, divided by the sum of the squares of `want`."""
-    return float(_squares(got, want).sum() / _norms(want).sum())
+    return ratio(float(_squares(got, want).sum()), float(_norms(want).sum()))
 
 
 def halved(prompt: Sequence[int]) -> Sequence[int]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_tools.errors import InputError, LlamaError
+from gguf_tools.tensors.error import ratio
 
 Float = npt.NDArray[np.float64]
 Logits = npt.NDArray[Any]
@@ -146,7 +147,7 @@ class FidelityAccumulator:
         if not kl.size:
             raise InputError("no position was compared; give at least one prompt that fits the context")
         return FidelityMetrics(
-            nmse=_ratio(self._difference, self._energy),
+            nmse=ratio(self._difference, self._energy),
             max_abs_diff=self._max,
             kl_mean=float(kl.mean()),
             kl_p99=float(np.quantile(kl, 0.99)),
@@ -165,12 +166,6 @@ class FidelityAccumulator:
             return None
         mean = nll / self._n_targets
         return math.exp(mean) if mean < 700 else math.inf  # exp overflows at 709
-
-
-def _ratio(difference: float, energy: float) -> float:
-    if difference == 0.0:
-        return 0.0
-    return difference / energy if energy else math.inf
 
 
 def _blocks(reference: Logits, model: Logits) -> Iterator[tuple[int, Float, Float]]:

@@ -7,7 +7,6 @@ does not use the spec: it is the model's class in the transformers library, a fu
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from gguf_tools.evaluation.transformers_model import FLOAT32, TransformersModel,
 from gguf_tools.reference import Reference
 from gguf_tools.runtime.interface import RuntimeLike
 from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.tensors.error import ratio
 from gguf_tools.text import one_line, shortened
 
 Kind = Literal["auto", "none", "transformers", "function", "golden"]
@@ -219,9 +219,7 @@ def nmse(logits: Iterable[Logits], answer: Answer, whose: str) -> float:
             row = theirs.astype(np.float64)
             difference += float(np.square(ours.astype(np.float64) - row).sum())
             energy += float(np.square(row).sum())
-    if not energy:
-        return math.inf if difference else 0.0
-    return difference / energy
+    return ratio(difference, energy)
 
 
 def _checked(logits: Sequence[Logits], sequences: Sequences, name: str) -> tuple[Logits, ...]:

@@ -23,6 +23,7 @@ from gguf_tools.machine import useful_threads
 from gguf_tools.reference import Reference
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.sources.restore import restore
+from gguf_tools.tensors.error import nmse
 from gguf_tools.tokenizers.vocabulary import Tokenizer
 
 
@@ -74,13 +75,13 @@ class Proof:
         wanted = Reference(self.model, dtype).logits([self.tokens])[0].astype(np.float64)
         with Runtime(path, RuntimeOptions(threads=useful_threads(path.stat().st_size))) as runtime:
             (found,) = runtime.logits([self.tokens])
-        nmse = float(np.square(found - wanted).sum() / np.square(wanted).sum())
-        if self.exact and not nmse <= self.bound:
+        error = nmse(wanted, found)
+        if self.exact and not error <= self.bound:
             raise UnsupportedError(
                 f"{self.model.family} checkpoint: llama.cpp's logits for the converted file differ from the torch reference's "
-                f"(NMSE {magnitude(nmse)}; expected at most {self.bound:.0e}), so nothing is written; please report this"
+                f"(NMSE {magnitude(error)}; expected at most {self.bound:.0e}), so nothing is written; please report this"
             )
-        self.proved = Proved(nmse, len(self.tokens))
+        self.proved = Proved(error, len(self.tokens))
 
     @property
     def lines(self) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.model.spec import Attention, Model
 from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.tensors.error import nmse
 from gguf_tools.text import shortened
 
 if TYPE_CHECKING:
@@ -55,14 +56,13 @@ def check_model_type(checkpoint: Checkpoint, model: Model) -> str:
         raise UnsupportedError(
             f"{where} is not supported: {loaded.name} gives logits of shape {wanted.shape}, {model.family} {found.shape}"
         )
-    truth = wanted.astype(np.float64)
-    nmse = float(np.square(found - truth).sum() / np.square(truth).sum())
-    if not nmse <= BOUND:
+    gap = nmse(wanted, found)
+    if not gap <= BOUND:
         raise UnsupportedError(
             f"{where} is not supported: its tensors are named as in {model.family}, but {loaded.name} gives other logits "
-            f"(NMSE {nmse:.1e})"
+            f"(NMSE {gap:.1e})"
         )
-    return f"model_type {kind} is converted as {model.family}: {loaded.name} gives the same logits (NMSE {nmse:.0e})"
+    return f"model_type {kind} is converted as {model.family}: {loaded.name} gives the same logits (NMSE {gap:.0e})"
 
 
 def _same_reach(loaded: TransformersModel, model: Model, where: str) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from gguf_tools.errors import InputError, LlamaError, UnsupportedError
+from gguf_tools.tensors.error import nmse
 from surgery.algebra import HALVES, Edited, Half, Halves, Layer, Original, Scaled, SwapExperts
 from surgery.gguf.layers import GGUFSpace
 from surgery.gguf.reference import logits_after
@@ -184,7 +185,7 @@ class SurgeryProof:
                 )
             count += origin is not None or n in halved
         self._halved = set(halved)
-        error = _nmse(logits, base.logits)
+        error = nmse(base.logits, logits)
         if not error <= LIMIT:
             raise UnsupportedError(
                 f"{self._source}: the result's logits in llama.cpp differ from the source's for the same last layer (NMSE "
@@ -196,7 +197,7 @@ class SurgeryProof:
         self, found: Values, entered: Values, expected: Values, factor: float, limit: float, what: str, origin: int
     ) -> float:
         """The NMSE of what a layer, or half of one, adds; UnsupportedError if it is above the limit."""
-        error = _nmse(found - entered, np.float32(factor) * (expected - entered))
+        error = nmse(np.float32(factor) * (expected - entered), found - entered)
         if not error <= limit:
             raise UnsupportedError(
                 f"{self._source}: {what} of the result differs in llama.cpp from the source's layer {origin}, "
@@ -267,13 +268,6 @@ def copied(layer: Layer) -> int | None:
     return copied(layer.layer) if isinstance(layer, Edited) and isinstance(layer.edit, SwapExperts) else None
 
 
-def _nmse(found: Values, expected: Values) -> float:
-    """Σ|found - expected|² / Σ|expected|², 0 where both are 0."""
-    error = float(np.square(found - expected, dtype=np.float64).sum())
-    scale = float(np.square(expected, dtype=np.float64).sum())
-    return error / scale if scale else (0.0 if error == 0.0 else float("inf"))
-
-
 def _by_reference(plan: GGUFPlan, path: Path) -> tuple[float | None, str]:
     """The NMSE of the result's logits against the torch reference that operates on the source, or why there is none.
 
@@ -291,7 +285,7 @@ def _by_reference(plan: GGUFPlan, path: Path) -> tuple[float | None, str]:
         return None, "the torch reference's own logits are not finite, as the weights are not"
     with exact_runtime(path) as runtime:
         (found,) = runtime.logits([tokens])
-    error = _nmse(found, wanted)
+    error = nmse(wanted, found)
     if not error <= limit:
         raise UnsupportedError(
             f"{plan.file.header.path}: the result's logits in llama.cpp differ from the torch reference's after the same ops "

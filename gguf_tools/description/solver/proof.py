@@ -12,6 +12,7 @@ from gguf_tools.description.solver.evidence import Evidence
 from gguf_tools.description.solver.solve import Solution
 from gguf_tools.model.spec import Model
 from gguf_tools.reference import Reference
+from gguf_tools.tensors.error import ratio
 
 SMALL = 200_000_000
 """Weights of a model whose reference runs in float64."""
@@ -37,4 +38,4 @@ def _nmse(reference: Reference, given: Evidence, chosen: Sequence[int]) -> float
         theirs = given.logits[n].astype(np.float64)
         difference += float(np.square(ours - theirs).sum())
         energy += float(np.square(theirs).sum())
-    return difference / energy if energy else 0.0
+    return ratio(difference, energy)

@@ -11,7 +11,8 @@ import numpy as np
 
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.golden.read import GoldenFiles
-from gguf_tools.evaluation.golden.values import Array, Doubles, kind_of, nmse
+from gguf_tools.evaluation.golden.values import Array, Doubles, kind_of
+from gguf_tools.tensors.error import nmse
 from gguf_tools.text import table
 
 DEFAULT = 1e-2

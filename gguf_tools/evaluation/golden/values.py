@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gguf_tools.model.spec import Model
 from gguf_tools.reference import Reference
 from gguf_tools.reference.observe import OUTSIDE
+from gguf_tools.tensors.error import nmse
 
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 """The arithmetic that a tolerance is given for."""
@@ -85,14 +86,6 @@ def _greedy(reference: Reference, tokens: Sequence[int], count: int) -> tuple[tu
         ids.append(int(last.argmax()))
         margins.append(float(first - second))
     return tuple(ids[len(tokens) :]), tuple(margins)
-
-
-def nmse(expected: Doubles, found: Doubles) -> float:
-    """Σ(found - expected)² / Σexpected²; infinite for values that are not finite, or not 0 where 0 is expected."""
-    squares, size = float(np.square(found - expected).sum()), float(np.square(expected).sum())
-    if not np.isfinite(squares):
-        return float("inf")
-    return squares / size if size else (float("inf") if squares else 0.0)
 
 
 def tolerances(model: Model, values: Sequence[Values]) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from gguf_tools.evaluation.trace.points import Doubles
 from gguf_tools.reference.observe import OUTSIDE
+from gguf_tools.tensors.error import ratio
 
 EXACT = 1e-10
 """NMSE up to which float32 sums in llama.cpp explain a point; 1e-13 is typical, and 1e-11 was the largest that was measured."""
@@ -117,7 +118,7 @@ def error(reference: Doubles, found: Doubles, mask: Doubles | None = None) -> Er
     row, channel = np.unravel_index(int(gaps.argmax()), gaps.shape)
     length = float(np.sqrt(size * np.square(b).sum()))
     return Error(
-        nmse=squares / size if size else (inf if squares else 0.0),
+        nmse=ratio(squares, size),
         largest=float(gaps.max()),
         cosine=float((a * b).sum()) / length if length else 1.0,
         position=int(rows[row]),

@@ -10,6 +10,7 @@ import numpy as np
 
 from gguf_tools.progress import ByteProgress
 from gguf_tools.tensors.base import Tensor
+from gguf_tools.tensors.error import ratio
 
 PIECE = 1 << 20
 """Weights that are in memory at once of each side."""
@@ -91,6 +92,5 @@ def tensor_error(a: Tensor, b: Tensor, progress: ByteProgress = lambda _: None) 
             at, largest = start + int(gaps.argmax()), float(gaps.max())
     if not differing:
         return Error(size=a.size)
-    nmse = squares / total if total and isfinite(total) and isfinite(squares) else inf
     index = tuple(int(n) for n in np.unravel_index(at, a.shape))
-    return Error(nmse=nmse, largest=largest, index=index, differing=differing, size=a.size)
+    return Error(nmse=ratio(squares, total), largest=largest, index=index, differing=differing, size=a.size)
