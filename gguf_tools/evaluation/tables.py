@@ -20,6 +20,7 @@ from gguf_tools.evaluation.card.report import (
     card_row,
     format_card,
     held_out_row,
+    power_text,
 )
 from gguf_tools.evaluation.card.results import CardReport
 from gguf_tools.evaluation.oracle_check import OracleCheck, magnitude, transformers_name
@@ -73,6 +74,7 @@ def text_of(results: Sequence[FileScores]) -> str:
         best = next(iter(cards))
         about, rows = beside_the_best(cards, names)
         blocks.append(f"{about}:\n\n{table(('file', *DIFFERENCE_HEAD), rows, DIFFERENCE_ALIGN)}")
+        blocks += [reach] if (reach := power_text(cards[best])) else []
         if not cards[best].held_out:
             blocks.append(
                 "the best score of several is biased upwards on the questions used to select it; --held-out rest asks others"

@@ -7,7 +7,7 @@ import re
 from docs.generate import DOCS
 from gguf_tools.evaluation.card.parts import DEFAULT_WEIGHTS, WORST_BITS
 from gguf_tools.evaluation.card.questions import COMPLETIONS, SET_SIZE, SETS, load_completions, load_questions
-from gguf_tools.evaluation.card.statistics import wilson
+from gguf_tools.evaluation.card.statistics import clopper_pearson
 
 PAGE = (DOCS / "card.md").read_text("utf-8")
 
@@ -30,5 +30,5 @@ def test_interval() -> None:
     found = re.search(r"(\d+) of (\d+) has a 95% interval of (\d+)% to (\d+)%", PAGE)
     assert found
     right, total, low, high = map(int, found.groups())
-    interval = wilson(right, total)
+    interval = clopper_pearson(right, total)
     assert (low, high) == (round(100 * interval.low), round(100 * interval.high))

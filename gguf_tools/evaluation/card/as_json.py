@@ -13,10 +13,11 @@ import numpy as np
 
 from gguf_tools.evaluation.card.compare import Difference, score_interval
 from gguf_tools.evaluation.card.notes import notes_of
-from gguf_tools.evaluation.card.parts import bits_per_byte, overall, parts_of
-from gguf_tools.evaluation.card.repetition import NGRAM, Loop, longest_loop, repeated_ngrams
-from gguf_tools.evaluation.card.results import Answered, CardReport, Generation, Passage
-from gguf_tools.evaluation.card.statistics import McNemar, Paired, bootstrap, wilson
+from gguf_tools.evaluation.card.parts import bits_per_byte, extremes_of, overall, parts_of, samples_of
+from gguf_tools.evaluation.card.power import power_of
+from gguf_tools.evaluation.card.repetition import NGRAM, Loop, longest_loop
+from gguf_tools.evaluation.card.results import Answered, CardReport
+from gguf_tools.evaluation.card.statistics import McNemar, Paired, bootstrap, clopper_pearson
 
 Counted = Sequence[bool]
 
@@ -52,23 +53,24 @@ def card_dict(report: CardReport) -> dict[str, Any]:
             {"prompt": item.prompt, "text": item.generation.text, "coherent": item.coherent}
             for item in report.completions
         ],
+        "power": power_of(report).as_dict(),
         "notes": notes_of(report),
     }
 
 
 def share_dict(outcomes: Counted) -> dict[str, Any]:
-    """A share with its 95% interval by Wilson's score."""
+    """A share with its 95% interval by Clopper and Pearson."""
     right, total = sum(outcomes), len(outcomes)
-    return {"right": right, "total": total, "share": right / total, "interval": wilson(right, total).as_list()}
+    return {"right": right, "total": total, "share": right / total, "interval": clopper_pearson(right, total).as_list()}
 
 
 def part_facts(report: CardReport) -> dict[str, dict[str, Any]]:
     """Facts about each measured part besides its score."""
     found = {name: share_dict(outcomes) for name, outcomes in outcomes_of(report).items() if outcomes}
     if report.passages:
-        found["perplexity"] = _text_dict(report.passages)
+        found["perplexity"] = _text_dict(report)
     if report.generations:
-        found["repetition"] = _repetition_dict(report.generations)
+        found["repetition"] = _repetition_dict(report)
     return found
 
 
@@ -82,15 +84,20 @@ def outcomes_of(report: CardReport) -> dict[str, list[bool]]:
     }
 
 
-def _text_dict(passages: Sequence[Passage]) -> dict[str, Any]:
-    values = np.array([(p.nats, p.tokens, p.nats / math.log(2), p.bytes) for p in passages])
-    perplexity = bootstrap([values], lambda means: means[0][..., 0] / np.maximum(means[0][..., 1], 1e-300))
+def _text_dict(report: CardReport) -> dict[str, Any]:
+    """Perplexity and bits per byte over all passages, each with its 95% interval."""
+    samples = samples_of(report)["passages"]
+    tokens = sum(passage.tokens for passage in report.passages)
+    bits = bootstrap([samples], lambda means: bits_per_byte(means[0]), [extremes_of({"passages": samples})["passages"]])
+    # Both intervals are the same one: the tokens of a text are given.
+    scale = math.log(2) * sum(passage.bytes for passage in report.passages) / tokens
     return {
-        "perplexity": _exp(perplexity.estimate),
-        "interval": [_exp(value) for value in perplexity.interval.as_list()],
-        "bits_per_byte": float(bits_per_byte(values[:, 2:].mean(axis=0))),
-        "tokens": sum(p.tokens for p in passages),
-        "passages": len(passages),
+        "perplexity": _exp(bits.estimate * scale),
+        "interval": [_exp(end * scale) for end in bits.interval.as_list()],
+        "bits_per_byte": bits.estimate,
+        "bits_interval": bits.interval.as_list(),
+        "tokens": tokens,
+        "passages": len(report.passages),
     }
 
 
@@ -98,10 +105,16 @@ def _exp(nats: float) -> float | None:
     return math.exp(nats) if nats < 700 else None  # JSON has no infinity
 
 
-def _repetition_dict(generations: Sequence[Generation]) -> dict[str, Any]:
+def _repetition_dict(report: CardReport) -> dict[str, Any]:
     """The share of repeated n-grams over all texts with its 95% bootstrap interval, and the loops; lengths in tokens."""
-    values = np.array([repeated_ngrams(g.tokens) for g in generations], dtype=np.float64)
-    share = bootstrap([values], lambda means: means[0][..., 0] / np.maximum(means[0][..., 1], 1e-300))
+    generations = report.generations
+    texts = {kind: sample for kind, sample in samples_of(report).items() if kind != "passages"}
+    every = np.concatenate(list(texts.values()))
+    share = bootstrap(
+        [every],
+        lambda means: means[0][..., 2] / np.maximum(means[0][..., 3], 1e-300),
+        [extremes_of({"texts": every})["texts"]],
+    )
     loops = [loop for g in generations if (loop := longest_loop(g.tokens))]
     longest = max(loops, key=lambda loop: loop.length, default=None)
     return {

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gguf_tools.evaluation.card.parts import Float, bits_per_byte, overall, parts_of, samples_of, score_of
+from gguf_tools.evaluation.card.parts import (
+    Float,
+    bits_per_byte,
+    extremes_of,
+    overall,
+    paired_extremes,
+    parts_of,
+    samples_of,
+    score_of,
+)
 from gguf_tools.evaluation.card.results import Answered, CardReport
 from gguf_tools.evaluation.card.statistics import Interval, McNemar, Paired, bootstrap, mcnemar, paired_difference
 
@@ -44,9 +53,17 @@ class Difference:
 
 
 def score_interval(report: CardReport) -> Interval:
-    """The 95% interval of the overall score (0 to 100), by a bootstrap over questions, texts and passages."""
+    """The 95% interval of the overall score (0 to 100), by a bootstrap over questions, texts and passages.
+
+    The bounds assume one more item of each kind, the worst or the best that it could be (`extremes_of`), so that the interval
+    has a width even if all items agree.
+    """
     samples, combine = samples_of(report), score_of(report)
-    return bootstrap(list(samples.values()), lambda means: combine(dict(zip(samples, means, strict=True)))).interval
+    return bootstrap(
+        list(samples.values()),
+        lambda means: combine(dict(zip(samples, means, strict=True))),
+        list(extremes_of(samples).values()),
+    ).interval
 
 
 def best_first(reports: Mapping[str, CardReport]) -> list[str]:
@@ -83,6 +100,7 @@ def _score_difference(before: Mapping[str, Float], after: Mapping[str, Float], r
         list(before.values()),
         [after[kind] for kind in before],
         lambda means: combine(dict(zip(before, means, strict=True))),
+        list(paired_extremes(before, after).values()),
     )
 
 

@@ -18,6 +18,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.card.modes import Mode
 from gguf_tools.evaluation.card.repetition import repeated_ngrams
 from gguf_tools.evaluation.card.results import CardReport
+from gguf_tools.evaluation.card.statistics import apart, reach
 
 Float = npt.NDArray[np.float64]
 
@@ -79,6 +80,48 @@ def samples_of(report: CardReport) -> dict[str, Float]:
         "passages": [(p.nats / math.log(2), p.bytes) for p in report.passages],
     }
     return {kind: np.array(found, dtype=np.float64) for kind, found in rows.items() if found}
+
+
+def extremes_of(samples: Mapping[str, Float]) -> dict[str, Float]:
+    """The worst and the best item that one more could be, (2, columns) for each kind of item; see `statistics.bootstrap`.
+
+    A text is wrong and one repetition, or right and none, and as long as the longest of its kind; a passage lies as far beyond
+    those seen as `reach` says, or anywhere from 0 to `WORST_BITS` if all have equally many bits per byte.
+    """
+    return {kind: _passage_ends(s) if kind == "passages" else _text_ends(s) for kind, s in samples.items()}
+
+
+def _text_ends(sample: Float) -> Float:
+    ngrams = max(sample[:, 3].max(), 1.0)
+    return np.array([[0.0, 0.0, ngrams, ngrams], [1.0, 1.0, 0.0, ngrams]])
+
+
+def _passage_ends(sample: Float) -> Float:
+    size = max(sample[:, 1].max(), 1.0)
+    bits = bits_per_byte(sample)
+    best, worst = reach(bits)
+    if best == worst:
+        best, worst = 0.0, max(WORST_BITS, worst)
+    return np.array([[worst * size, size], [max(best, 0.0) * size, size]])
+
+
+def paired_extremes(before: Mapping[str, Float], after: Mapping[str, Float]) -> dict[str, Float]:
+    """One more answer on which the second model is worst and the first best, or the other way round; (2, 2 · columns) each.
+
+    For passages, the difference lies as far beyond those seen as `reach` says; of the other kinds one more item is like the
+    mean of both models, unless no question was asked: the test of `paired_difference` knows of one more item too (with one
+    kind of item, the interval excludes 0 where the test does).
+    """
+    found = {}
+    for kind in before:
+        if kind == "passages":
+            found[kind] = apart(before[kind], after[kind])[::-1]  # more bits are worse
+        elif kind == "answers" or "answers" not in before:
+            worst, best = _text_ends(np.concatenate([before[kind], after[kind]]))
+            found[kind] = np.array([[*best, *worst], [*worst, *best]])
+        else:
+            found[kind] = np.array([[*before[kind].mean(axis=0), *after[kind].mean(axis=0)]] * 2)
+    return found
 
 
 def parts_of(report: CardReport) -> dict[str, ScorePart]:

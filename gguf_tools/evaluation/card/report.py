@@ -9,6 +9,7 @@ from gguf_tools.evaluation.card.as_json import card_dict, outcomes_of, part_fact
 from gguf_tools.evaluation.card.compare import Difference, difference, score_interval
 from gguf_tools.evaluation.card.notes import ASKED
 from gguf_tools.evaluation.card.parts import overall
+from gguf_tools.evaluation.card.power import power_of
 from gguf_tools.evaluation.card.results import CardReport
 from gguf_tools.evaluation.card.statistics import McNemar, Paired
 from gguf_tools.text import table
@@ -75,10 +76,17 @@ def format_card(report: CardReport) -> str:
         f"{len(report.answers)} {asked} of the set {report.set_name}, asked {ASKED[report.mode]}",
         "",
         table(("part", "weight", "points", ""), rows, "<>><"),
+        *(["", reach] if (reach := power_text(report)) else []),
         *([""] if found["notes"] else []),
         *(f"note: {note}" for note in found["notes"]),
     ]
     return "\n".join(lines)
+
+
+def power_text(report: CardReport) -> str:
+    """What the report's items can show at all, in lines; "" for none."""
+    said = power_of(report).sentences()
+    return "\n".join(["what these items can show:", *(f"  {line}" for line in said)]) if said else ""
 
 
 def _points(part: Mapping[str, Any]) -> str:

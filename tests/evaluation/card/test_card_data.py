@@ -183,7 +183,7 @@ def test_a_bundled_prompt_leaves_room_for_its_continuation() -> None:
 def test_the_texts_have_passages_of_clean_ascii(name: str) -> None:
     text = (DATA / name).read_text(encoding="utf-8")
     found = passages(DATA / name)
-    assert len(found) >= 8
+    assert len(found) >= 16
     assert len(set(found)) == len(found)
     assert text == "\n\n".join(found) + "\n"
     assert text.isascii()
@@ -192,8 +192,8 @@ def test_the_texts_have_passages_of_clean_ascii(name: str) -> None:
         assert passage == passage.strip()
 
 
-def test_the_general_text_has_about_a_thousand_words() -> None:
-    assert 900 <= len((DATA / "general.txt").read_text(encoding="utf-8").split()) <= 1100
+def test_the_general_text_has_about_fifteen_hundred_words() -> None:
+    assert 1400 <= len((DATA / "general.txt").read_text(encoding="utf-8").split()) <= 1600
 
 
 @pytest.mark.parametrize("model", ["hybrid", "dense"])
