@@ -36,6 +36,14 @@ def human_count(count: float) -> str:
     return f"{count:.0f}" if not unit else f"{count:.1f}{unit}"
 
 
+def duration(seconds: float) -> str:
+    """A time for people: 12 s, 3 min, 2 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "<>") -> str:
     """A table with aligned columns and a rule under its head.
 

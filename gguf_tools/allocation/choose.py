@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gguf_tools.allocation.given import read_sensitivity
 from gguf_tools.allocation.target import SizeTarget
 from gguf_tools.conversion.calibration import calibration_text
 from gguf_tools.errors import InputError
+from gguf_tools.evaluation.effort import most_runs, most_tokens
 from gguf_tools.evaluation.sensitivity import (
     CANDIDATES,
     Sensitivity,
@@ -20,7 +22,7 @@ from gguf_tools.evaluation.sensitivity import (
 )
 from gguf_tools.formats.gguf.header import align, tensor_bytes
 from gguf_tools.formats.gguf.source import open_gguf
-from gguf_tools.progress import StageProgress
+from gguf_tools.progress import CountProgress, StageProgress
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.tensors.base import Tensor
 from quant.allocate import Allocation, Option, allocate
@@ -77,9 +79,11 @@ class Chosen:
     @property
     def sentence(self) -> str:
         """The measurement as one line of text."""
+        measured = self.measured
+        groups = f" in {measured.runs} groups of tensors" if measured.runs < len(measured.losses) else ""
         return (
             f"{self.target.label}: predicted KL divergence {self.allocation.loss:.1e} nats per token, measured on "
-            f"{self.measured.tokens:,} tokens; the lower bound for this size is {self.allocation.bound:.1e}"
+            f"{measured.tokens:,} tokens{groups}; the lower bound for this size is {self.allocation.bound:.1e}"
         )
 
 
@@ -147,16 +151,21 @@ def measure(
         if name in free and file.tensor(name).dtype == F32.name
     }
     with Runtime(scratch, RuntimeOptions(threads=threads)) as runtime:
-        chunks = _chunks(runtime, calibration)
-        return measured(runtime, file, sources, probes, importance, chunks, progress or (lambda *_: None))
+        show = progress or (lambda *_: None)
+        weights = sum(sources[name].size for name in probes)
+        most = most_tokens(len(probes), weights)
+        chunks = _chunks(runtime, calibration, most, partial(show, "generating text"))
+        runs = most_runs(sum(map(len, chunks)), weights)
+        return measured(runtime, file, sources, probes, importance, chunks, show, runs)
 
 
-def _chunks(runtime: Runtime, calibration: Path | None) -> list[list[int]]:
+def _chunks(runtime: Runtime, calibration: Path | None, most: int, progress: CountProgress) -> list[list[int]]:
+    """Chunks of about `most` tokens in all, of the calibration text or of the model's own."""
     size = min(CHUNK, runtime.context_limit)
     if calibration is None:
-        return own_texts(runtime, size)
+        return own_texts(runtime, size, most, progress)
     tokens = runtime.tokenize(calibration_text(calibration), add_special=True)
-    return [tokens[start : start + size] for start in range(0, len(tokens), size)]
+    return [tokens[start : start + size] for start in range(0, min(len(tokens), most), size)]
 
 
 def allocated(

@@ -25,7 +25,8 @@ def read_sensitivity(path: Path, sources: Sources, free: frozenset[str]) -> Sens
     report = next((part for key in ("budget", "allocation") if (part := _object(document).get(key))), None)
     found = _object(report).get("sensitivity")
     tokens, tensors = _object(found).get("tokens"), _object(_object(found).get("tensors"))
-    if not isinstance(tokens, int) or not tensors:
+    runs = _object(found).get("runs", len(tensors))
+    if not isinstance(tokens, int) or not isinstance(runs, int) or not tensors:
         raise InputError(
             f"{path}: has no measured sensitivity; give the --json report of tinyq trace --budget, or of a run with --target-bpw"
         )
@@ -57,7 +58,7 @@ def read_sensitivity(path: Path, sources: Sources, free: frozenset[str]) -> Sens
         raise InputError(
             f"{path}: has none of this source's tensors, such as {min(free, default='(none)')}; measure this source"
         )
-    return Sensitivity(losses, divergences, probes, tokens, sizes)
+    return Sensitivity(losses, divergences, probes, tokens, sizes, runs)
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,10 +18,12 @@ from gguf_tools.errors import AMOUNT, Bounds, OutputError
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.runtime.silence import DEFAULT_SECONDS, silence_limit
 from gguf_tools.signals import left
-from gguf_tools.text import for_terminal, human_bytes, json_escapes
+from gguf_tools.text import duration, for_terminal, human_bytes, json_escapes
 
 BYTE_STAGES = ("reading", "writing", "quantizing")
 """Stages of the API whose progress counts bytes (or weights)."""
+SHORTEST_LEFT = 5.0
+"""Seconds from which on the time left is shown."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -240,10 +243,11 @@ def stage_bars(quiet: bool) -> Iterator[StageProgress | None]:
 
 
 class _Bars:
-    """Shows one stage at a time: `BYTE_STAGES` as a bar with the remaining time, others as a line."""
+    """Shows one stage at a time, with the remaining time: `BYTE_STAGES` as a bar, others as a line."""
 
     def __init__(self) -> None:
         self.stage, self.done = "", 0
+        self.begun = (0.0, 0)
         self.advance: ByteProgress | None = None
         self.open = contextlib.ExitStack()
 
@@ -251,16 +255,24 @@ class _Bars:
         """Show `done` of `total` for a stage: as a bar if they are bytes, else as a count on one line."""
         if stage != self.stage:
             self.close()
-            self.stage, self.done = stage, 0
+            self.stage, self.done, self.begun = stage, 0, (time.monotonic(), done)
             if stage in BYTE_STAGES:
                 self.advance = self.open.enter_context(progress_bar(total, stage, quiet=False))
             else:
                 self.open.callback(_write, "\r\033[K")
         if self.advance is None:
-            _write(f"\r\033[K{stage} {done} of {total}")
+            _write(f"\r\033[K{stage} {done} of {total}{self._left(done, total)}")
         else:
             self.advance(done - self.done)
         self.done = done
+
+    def _left(self, done: int, total: int) -> str:
+        """The time that is left if the rest goes as fast, once that is known and more than some seconds."""
+        since, first = self.begun
+        if done <= first:
+            return ""
+        seconds = (time.monotonic() - since) / (done - first) * (total - done)
+        return f", about {duration(seconds)} left" if seconds >= SHORTEST_LEFT else ""
 
     def close(self) -> None:
         """End the bar or the line."""

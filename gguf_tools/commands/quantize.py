@@ -61,8 +61,8 @@ def quantize(
     """Quantize a GGUF (any shard of a split one) to TYPE: q8_0, q6_k, q4_k_m …, in either case.
 
     The tensors' bytes equal those that llama.cpp's own quantizer writes. With --target-bpw or --target-size instead of TYPE,
-    each tensor's type is selected by sensitivity: the model is run with one tensor quantized at a time, and the bits are
-    allocated to the tensors with the largest error.
+    each tensor's type is selected by sensitivity: the model is run with one tensor quantized at a time (of a large model, with
+    one role in a few consecutive layers), and the bits are allocated to the tensors with the largest error.
     """
     from gguf_tools import quantize as run
 

@@ -81,7 +81,12 @@ def next_token_nll(logits: Logits, tokens: Targets, name: str = "the sequence") 
 
 def kl_divergence(reference: Logits, model: Logits) -> Float:
     """KL(reference ‖ model) in nats for each row of two (T, V) arrays of logits; never below 0."""
-    return _kl(log_softmax(reference), log_softmax(model))
+    return kl_from(log_softmax(reference), model)
+
+
+def kl_from(reference: Float, model: Logits) -> Float:
+    """`kl_divergence` from a reference whose log-probabilities (T, V) are known, as `log_softmax` returns them."""
+    return _kl(reference, log_softmax(model))
 
 
 def _kl(reference: Float, model: Float) -> Float:

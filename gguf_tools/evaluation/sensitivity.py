@@ -6,9 +6,10 @@ change of each weight times the mean square of the activations of its column. (F
 in the change of the output, hence proportional to that error.)
 
 `measured` is the one measurement, of `tinyq trace --budget` (each tensor in its type in a file) and of the types selected for a
-size (each tensor in a coarse type). It guarantees: a tensor's divergence is that with it alone rounded to its probe, over all
-tokens of the chunks; the file is restored; a tensor that its probe does not change has the divergence 0, and predicted losses
-only for types that do not change it either.
+size (each tensor in a coarse type). It guarantees: the divergence of a group of tensors is that with them alone rounded to their
+probes, over all tokens of the chunks, and each has the share of it that its own error has in theirs; the file is restored; a
+tensor that its probe does not change has the divergence 0, and predicted losses only for types that do not change it either.
+Groups are single tensors, unless the model is so large that the caller limits the runs (`effort`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gguf_tools.errors import InputError
-from gguf_tools.evaluation.metrics import kl_divergence
+from gguf_tools.evaluation.effort import grouped
+from gguf_tools.evaluation.metrics import Float, kl_from, log_softmax
 from gguf_tools.evaluation.prompts import default_prompts, prompt_ids, render_prompt
 from gguf_tools.formats.gguf.source import GGUFSource, GGUFTensor
 from gguf_tools.progress import CountProgress, StageProgress
@@ -54,8 +56,10 @@ RUN = 16
 """Consecutive rows per piece of that sample."""
 OWN_TOKENS = 100
 """Length in tokens of the continuation of each prompt, if no calibration text is given."""
-LOGIT_BYTES = 256 << 20
-"""Memory for the unquantized model's logits, which limits the number of tokens."""
+SHORT = 64
+"""The same with the prompt, if fewer tokens are wanted than that gives."""
+LOGIT_BYTES = 512 << 20
+"""Memory for the unquantized model's log-probabilities, which limits the number of tokens."""
 
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 """Tensors that the forward pass looks up instead of multiplying, so that they have no activations."""
@@ -67,8 +71,9 @@ Sources = Mapping[str, Tensor]
 class Sensitivity:
     """For each measured tensor, the KL divergence that each type is predicted to cause, in nats per token.
 
-    `divergences` are measurements on `tokens` tokens with only that tensor quantized, to its type in `probes`. `sizes` are the
-    root mean squares of the tensors' weights (`rms`), by which the measurement of another model is recognised.
+    `divergences` are measurements on `tokens` tokens with only that tensor quantized, to its type in `probes`, or shares of
+    measurements of groups, if there were fewer `runs` than tensors. `sizes` are the root mean squares of the tensors' weights
+    (`rms`), by which the measurement of another model is recognised.
     """
 
     losses: Mapping[str, Mapping[TensorType, float]]
@@ -76,11 +81,13 @@ class Sensitivity:
     probes: Mapping[str, TensorType]
     tokens: int
     sizes: Mapping[str, float]
+    runs: int
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "tokens": self.tokens,
+            "runs": self.runs,
             "tensors": {
                 name: {
                     "probe": self.probes[name].name,
@@ -106,16 +113,17 @@ def measured(
     importance: Mapping[str, FloatArray],
     chunks: Sequence[Sequence[int]],
     progress: StageProgress,
+    most_runs: int | None = None,
 ) -> Sensitivity:
     """The divergence that each tensor in `probes` causes alone, and the predicted loss in each type that fits it.
 
     `scratch` is an F32 file of the tensors in `sources`, which `runtime` has open; its tensors are overwritten one at a time and
     then restored. A tensor's probe is the first of its types in `probes` that changes it. `importance` has the importance matrix
     of each tensor for the encoder, shape (matrices, columns). Tensors that the forward pass does not use (multi-token prediction
-    layers) are left out.
+    layers) are left out. With `most_runs`, tensors are measured in groups where each alone would take more runs of the model.
     """
-    texts = read_texts(runtime, chunks)
-    used = runtime.activations(texts.chunks, process_output=True)
+    chunks = readable(chunks, runtime.info.n_vocab)
+    used = runtime.activations(chunks, process_output=True)
     reached = [name for name in probes if name in used or name in EMBEDDINGS]
     found: dict[str, dict[TensorType, float]] = {}
     chosen: dict[str, TensorType] = {}
@@ -127,13 +135,18 @@ def measured(
         chosen[name] = next((kind for kind in kinds if found[name].get(kind)), kinds[0])
         progress("comparing types", done + 1, len(reached))
     changing = {name: probe for name, probe in chosen.items() if found[name].get(probe)}
-    kl = probed(runtime, scratch, sources, changing, importance, texts, partial(progress, "measuring"))
+    groups = grouped(list(changing), len(changing) if most_runs is None else most_runs)
+    together = probed(runtime, scratch, sources, changing, groups, importance, chunks, partial(progress, "measuring"))
+    kl: dict[str, float] = {}
+    for group, divergence in zip(groups, together, strict=True):
+        parts = {name: found[name][changing[name]] * sources[name].size / sources[name].columns for name in group}
+        kl |= {name: divergence * part / sum(parts.values()) for name, part in parts.items()}
     losses = {}
     for name, error in found.items():
         scale = kl[name] / error[chosen[name]] if name in changing else 0.0
         losses[name] = {kind: scale * one for kind, one in error.items() if name in changing or not one}
     divergences, sizes = {name: kl.get(name, 0.0) for name in reached}, {name: rms(sources[name]) for name in reached}
-    return Sensitivity(losses, divergences, chosen, sum(map(len, texts.chunks)), sizes)
+    return Sensitivity(losses, divergences, chosen, sum(map(len, chunks)), sizes, len(groups))
 
 
 def errors(
@@ -189,35 +202,49 @@ def _sample(tensor: Tensor) -> Iterator[tuple[int, FloatArray]]:
 
 @dataclass(frozen=True)
 class Texts:
-    """Chunks of tokens, and for each the logits of the unquantized model, shape (tokens, vocabulary)."""
+    """Chunks of tokens, and for each the log-probabilities of the unquantized model, shape (tokens, vocabulary)."""
 
     chunks: tuple[tuple[int, ...], ...]
-    logits: tuple[FloatArray, ...]
+    expected: tuple[Float, ...]
+
+
+def readable(chunks: Sequence[Sequence[int]], n_vocab: int) -> tuple[tuple[int, ...], ...]:
+    """As many of the first chunks as `LOGIT_BYTES` allow, at least one."""
+    starts = accumulate(map(len, chunks), initial=0)
+    room = LOGIT_BYTES // (8 * n_vocab)
+    return tuple(tuple(chunk) for chunk, start in zip(chunks, starts, strict=False) if start < room)
 
 
 def read_texts(runtime: Runtime, chunks: Sequence[Sequence[int]]) -> Texts:
-    """The unquantized model's logits for as many of the first chunks as `LOGIT_BYTES` allow, at least one."""
-    starts = accumulate(map(len, chunks), initial=0)
-    room = LOGIT_BYTES // (4 * runtime.info.n_vocab)
-    parts = tuple(tuple(chunk) for chunk, start in zip(chunks, starts, strict=False) if start < room)
-    return Texts(parts, tuple(runtime.logits(parts)))
+    """The unquantized model's log-probabilities for the chunks that are `readable`."""
+    parts = readable(chunks, runtime.info.n_vocab)
+    return Texts(parts, tuple(map(log_softmax, runtime.iter_logits(parts))))
 
 
-def own_texts(runtime: Runtime, chunk: int) -> list[list[int]]:
-    """The built-in prompts, each with the model's own greedy continuation: in-distribution text for any model."""
-    chunks = []
-    for prompt in default_prompts(runtime.info.chat_template is not None):
-        chunks.append(prompt_ids(runtime, render_prompt(runtime, prompt, {})))
-    chunks = [ids for ids in chunks if 0 < len(ids) < chunk]
-    results = runtime.greedy(chunks, [min(OWN_TOKENS, chunk - len(ids)) for ids in chunks], runtime.info.eog)
-    return [[*ids, *result.tokens] for ids, result in zip(chunks, results, strict=True)]
+def own_texts(runtime: Runtime, chunk: int, most: int, progress: CountProgress = lambda *_: None) -> list[list[int]]:
+    """The built-in prompts, each with the model's own greedy continuation: in-distribution text for any model.
+
+    They have at most `chunk` tokens each, and about `most` in all: fewer prompts with shorter continuations if `most` is below
+    what all of them give.
+    """
+    prompts = [
+        prompt_ids(runtime, render_prompt(runtime, prompt, {}))
+        for prompt in default_prompts(runtime.info.chat_template is not None)
+    ]
+    prompts = [ids for ids in prompts if 0 < len(ids) < chunk]
+    wanted = [min(OWN_TOKENS, chunk - len(ids)) for ids in prompts]
+    if sum(map(len, prompts)) + sum(wanted) > most:
+        prompts = prompts[:: max(1, len(prompts) * SHORT // most)]
+        wanted = [min(max(SHORT - len(ids), SHORT // 4), chunk - len(ids)) for ids in prompts]
+    results = runtime.greedy(prompts, wanted, runtime.info.eog, progress)
+    return [[*ids, *result.tokens] for ids, result in zip(prompts, results, strict=True)]
 
 
 def divergence(runtime: Runtime, texts: Texts) -> float:
     """Mean KL divergence from the unquantized model, in nats per token."""
     total, count = 0.0, 0
-    for reference, model in zip(texts.logits, runtime.iter_logits(texts.chunks), strict=True):
-        found = kl_divergence(reference, model)
+    for expected, model in zip(texts.expected, runtime.iter_logits(texts.chunks), strict=True):
+        found = kl_from(expected, model)
         total += float(found.sum())
         count += found.size
     return total / count
@@ -228,22 +255,27 @@ def probed(
     scratch: GGUFSource,
     sources: Mapping[str, Tensor],
     probes: Mapping[str, TensorType],
+    groups: Sequence[Sequence[str]],
     importance: Mapping[str, FloatArray],
-    texts: Texts,
+    chunks: Sequence[Sequence[int]],
     progress: CountProgress,
-) -> dict[str, float]:
-    """For each tensor in `probes`, the KL divergence with only that tensor rounded to its probe type, in nats per token.
+) -> list[float]:
+    """For each group of tensors, the KL divergence with only these rounded to their types in `probes`, in nats per token.
 
-    `scratch` is an F32 file of the tensors in `sources`, which `runtime` has open; each tensor is overwritten and restored.
+    `scratch` is an F32 file of the tensors in `sources`, which `runtime` has open; the tensors are overwritten and restored.
+    `progress` counts the runs of the model; the first is that of the unquantized one, by which the time can be estimated.
     """
-    found: dict[str, float] = {}
-    for done, (name, dtype) in enumerate(probes.items()):
-        one = {name: sources[name]}
-        overwrite(scratch, one, {name: dtype}, importance)
+    found: list[float] = []
+    progress(0, len(groups) + 1)
+    texts = read_texts(runtime, chunks)
+    for group in groups:
+        progress(len(found) + 1, len(groups) + 1)
+        some = {name: sources[name] for name in group}
+        overwrite(scratch, some, {name: probes[name] for name in group}, importance)
         runtime.reload()
-        found[name] = divergence(runtime, texts)
-        overwrite(scratch, one)
-        progress(done + 1, len(probes))
+        found.append(divergence(runtime, texts))
+        overwrite(scratch, some)
+    progress(len(groups) + 1, len(groups) + 1)
     return found
 
 

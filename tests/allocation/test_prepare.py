@@ -20,11 +20,13 @@ from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.errors import InputError
-from gguf_tools.evaluation.sensitivity import errors
+from gguf_tools.evaluation.metrics import kl_divergence
+from gguf_tools.evaluation.sensitivity import errors, overwrite
 from gguf_tools.formats.gguf.header import read_header
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.quantization.plan import QuantizeRequest
 from gguf_tools.quantization.plan import prepare as prepare_quantize
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.tensors.base import Filled, InMemory
 from quant.allocate import Option, allocate, undominated
 from quant.encode import decode_rows, encode_rows
@@ -123,6 +125,39 @@ def test_measurement_leaves_the_file_as_it_was(source: Path, text: Path, tmp_pat
     assert all(kl > 0 for kl in measured.divergences.values())
     for losses in measured.losses.values():
         assert losses[Q3_K] > losses[Q4_K] > losses[Q6_K] > losses[Q8_0] > losses[F16]
+
+
+def test_a_large_model_is_measured_in_groups(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the divergence of a file in which a whole group is rounded, which each tensor of it has its share of."""
+    config = dense(hidden_size=256, intermediate_size=256, num_hidden_layers=4, head_dim=64)
+    folder = checkpoint(tmp_path / "model", config, dtype=torch.bfloat16)
+    source, scratch = tmp_path / "f32.gguf", tmp_path / "scratch.gguf"
+    execute(prepare(Request(source=folder, type="f32")), source)
+    scratch.write_bytes(source.read_bytes())
+    sources = open_gguf(source).tensors
+    free = free_to_choose(prepare_quantize(QuantizeRequest(source=source, type="q4_k_m")).choices, sources)
+    monkeypatch.setattr("gguf_tools.evaluation.effort.WORK", 0.0)
+    stages: list[tuple[str, int, int]] = []
+    found = measure(scratch, sources, free, {}, text, 1, lambda *stage: stages.append(stage))
+    roles = {name.split(".", 2)[2] for name in free if name.startswith("blk.")}
+    assert found.runs == len(free) - len(roles)  # of four layers, the two in the middle together
+    assert [stage for stage in stages if stage[0] == "measuring"] == [
+        ("measuring", done, found.runs + 1) for done in range(found.runs + 2)
+    ]
+    assert scratch.read_bytes() == source.read_bytes()
+    assert found.as_dict()["runs"] == found.runs
+    pair = ("blk.1.ffn_down.weight", "blk.2.ffn_down.weight")
+    overwrite(open_gguf(scratch), {name: sources[name] for name in pair}, dict.fromkeys(pair, Q3_K))
+    logits = []
+    for path in (source, scratch):
+        with Runtime(path, RuntimeOptions(threads=1)) as runtime:
+            tokens = runtime.tokenize(text.read_text(), add_special=True)
+            size = runtime.context_limit
+            chunks = [tokens[start : start + size] for start in range(0, len(tokens), size)]
+            logits.append(np.concatenate(runtime.logits(chunks)))
+    assert len(logits[0]) == found.tokens
+    assert sum(found.divergences[name] for name in pair) == pytest.approx(kl_divergence(*logits).mean(), rel=1e-4)
+    assert found.divergences[pair[0]] != found.divergences[pair[1]]
 
 
 def test_a_type_that_the_user_asked_for_is_kept_even_where_it_fell_back() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from gguf_tools import convert
 from gguf_tools.commands.common import stage_bars
+from gguf_tools.text import duration
 
 
 class Terminal(io.StringIO):
@@ -42,6 +43,23 @@ def test_bytes_are_a_bar_and_all_else_a_line(monkeypatch: pytest.MonkeyPatch) ->
     assert "100%" in bar
     assert bar.count("2.0 kB of 2.0 kB") >= 1
     assert "tensors" not in bar
+
+
+def test_a_line_says_how_long_the_rest_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+    times = iter([100.0, 104.0, 130.0, 148.0])
+    monkeypatch.setattr("gguf_tools.commands.common.time.monotonic", lambda: next(times))
+    with stage_bars(quiet=False) as progress:
+        assert progress
+        for done in (0, 1, 10, 12):
+            progress("measuring", done, 73 if done < 12 else 12)
+    assert stream.getvalue().split("\r\033[K")[1:-1] == [
+        "measuring 0 of 73",
+        "measuring 1 of 73, about 5 min left",
+        "measuring 10 of 73, about 3 min left",
+        "measuring 12 of 12",
+    ]
+    assert [duration(seconds) for seconds in (5.4, 89.0, 90.0, 7500.0)] == ["5 s", "89 s", "2 min", "2 h 5 min"]
 
 
 def test_a_conversion_shows_both_of_its_stages(
