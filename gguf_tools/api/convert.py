@@ -150,7 +150,8 @@ def convert(
         force=force,
         threads=request.workers,
         progress=advance,
-        prove=proof or prove_vocabulary,
+        prove_header=prove_vocabulary,
+        prove=proof,
         check=watch.check,
         allow_nonfinite=allow_nonfinite,
     )

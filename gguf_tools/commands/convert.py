@@ -120,8 +120,8 @@ def convert(
 
     SOURCE is a folder in Hugging Face layout, or a torch state dict: a file, or a folder that contains one.
 
-    Finally llama.cpp and the source's tokenizer tokenize a probe text; the file appears only if the token ids are equal. Layer
-    surgery is applied during conversion, in the order of its options.
+    Before the weights are read, llama.cpp and the source's tokenizer tokenize a probe text, and the token ids must be equal.
+    Layer surgery is applied during conversion, in the order of its options.
     """
     from gguf_tools import convert as run
 

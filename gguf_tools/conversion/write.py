@@ -46,15 +46,17 @@ def execute(
     force: bool = False,
     threads: int = 1,
     progress: ByteProgress = lambda _: None,
+    prove_header: Callable[[Path, Tokenizer], None] | None = None,
     prove: Callable[[Path, Tokenizer], None] | None = None,
     check: Check | None = None,
     allow_nonfinite: bool = False,
 ) -> Converted:
     """Write a temporary file and rename it to `out` when it is complete.
 
-    `prove` is called with the complete temporary file and the tokenizer, then `check`; if either raises, no file is left.
-    With `allow_nonfinite`, NaN and infinity are written if the type can hold them. Raises InputError for non-finite weights
-    otherwise, OutputError if `out` cannot be written.
+    `prove_header` is called with the temporary file and the tokenizer when its header is written and its tensors are zeros still,
+    so that a vocabulary that llama.cpp reads differently is noticed before the weights are read; `prove` with the complete file,
+    then `check`. If one raises, no file is left. With `allow_nonfinite`, NaN and infinity are written if the type can hold them.
+    Raises InputError for non-finite weights otherwise, OutputError if `out` cannot be written.
     """
     checkpoint = conversion.checkpoint
     inputs = (*checkpoint.weight_files, *source_files(checkpoint.path), conversion.tokenizer.path)
@@ -68,6 +70,8 @@ def execute(
     ):
         # The source is hashed in the background; the fixed-width placeholder is overwritten once the digest is known.
         file = GGUFFile(stream, metadata, conversion.layout)
+        if prove_header:
+            prove_header(Path(stream.name), conversion.tokenizer)
         with Encoder(threads) as encoder:
             write_blocks(file, encoder, _blocks(conversion, allow_nonfinite), tally, progress)
         file.finish()

@@ -266,6 +266,23 @@ def test_a_refused_proof_leaves_nothing(qwen3_folder: Path, tmp_path: Path) -> N
     assert files(tmp_path) == []
 
 
+def test_a_vocabulary_is_proved_before_the_weights_are_read(qwen3_folder: Path, tmp_path: Path) -> None:
+    told: list[int] = []
+    sizes: list[int] = []
+
+    def refuse(path: Path, _: object) -> None:
+        sizes.append(path.stat().st_size)
+        raise OutputError("no")
+
+    plan = prepare(Request(source=qwen3_folder, type="f32"))
+    with pytest.raises(OutputError, match="no"):
+        execute(plan, tmp_path / "out.gguf", prove_header=refuse, progress=told.append)
+    assert (told, files(tmp_path)) == ([], [])
+    done = execute(plan, tmp_path / "out.gguf", progress=told.append)
+    assert sizes == [done.bytes]
+    assert told
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(errno.ENOSPC, "full")])
 def test_an_error_amid_the_tensors_leaves_nothing(qwen3_folder: Path, tmp_path: Path, error: Any) -> None:
     told = []

@@ -48,7 +48,10 @@ def layout(tensors: Iterable[tuple[str, tuple[int, ...], TensorType]]) -> Layout
 
 
 class GGUFFile:
-    """A GGUF file that is being written: first its header, then the tensors' bytes, in any order and from any thread."""
+    """A GGUF file that is being written: first its header, then the tensors' bytes, in any order and from any thread.
+
+    It has its full length from the beginning, zeros where nothing was written, so that llama.cpp can load its vocabulary.
+    """
 
     def __init__(self, stream: BinaryIO, metadata: Metadata, where: Layout) -> None:
         header = pack_header(metadata, where.entries, where.alignment)
@@ -56,7 +59,7 @@ class GGUFFile:
         stream.flush()
         self._descriptor = stream.fileno()
         self._data = len(header)
-        self._end = len(header) + where.data_bytes
+        os.ftruncate(self._descriptor, len(header) + where.data_bytes)
         self._entries = {entry.name: entry for entry in where.entries}
         self._missing = sum(entry.nbytes for entry in where.entries)
         self._lock = Lock()
@@ -78,10 +81,9 @@ class GGUFFile:
         self.put(name, row * raw.shape[1], raw)
 
     def finish(self) -> None:
-        """Give the file its full length. Raises ValueError unless every byte of the tensors was written once."""
+        """Raise ValueError unless every byte of the tensors was written once."""
         if self._missing:
             raise ValueError(f"{self._missing} bytes of the tensors were not written, or some twice")
-        os.ftruncate(self._descriptor, self._end)
 
 
 def write_blocks(
