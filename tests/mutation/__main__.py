@@ -5,60 +5,69 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 from tests.mutation import figures
-from tests.mutation.modules import MODULES
+from tests.mutation.figures import Draw
+from tests.mutation.modules import SUBJECTS
 from tests.mutation.runner import run
 
 
 def main() -> None:
     """Run the modules given, or all, each in a process of its own; note the figures, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; all without")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(SUBJECTS)}; all without")
     parser.add_argument("--here", action="store_true", help="run one module in this process")
     parser.add_argument(
         "--again", action="store_true", help="run the noted survivors alone, after tests were added and nothing else"
     )
+    parser.add_argument("--sample", type=int, metavar="N", help="run N mutants drawn at random; the page says so")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of --sample (default %(default)s)")
     parser.add_argument(
         "--page", action="store_true", help="write docs/mutants.md from the figures noted, and run nothing"
     )
     options = parser.parse_args()
     for module in options.modules:
-        if module not in MODULES:
+        if module not in SUBJECTS:
             parser.error(f"{module} is not listed in tests/mutation/modules.py")
     if options.here:
-        one(options.modules[0], options.again)
+        one(options.modules[0], options.again, Draw(options.sample, options.seed) if options.sample else None)
         return
-    for module in () if options.page else options.modules or MODULES:
-        again = ["--again"] if options.again else []
-        subprocess.run([sys.executable, "-m", "tests.mutation", "--here", *again, module], check=True)
+    passed = [argument for argument in sys.argv[1:] if argument not in options.modules]
+    for module in () if options.page else options.modules or SUBJECTS:
+        subprocess.run([sys.executable, "-m", "tests.mutation", "--here", *passed, module], check=True)
     if options.page:
         write_page()
 
 
 def write_page() -> None:
     """Write docs/mutants.md from the figures noted."""
-    figures.PAGE.write_text(figures.page(MODULES, figures.read()), "utf-8")
+    figures.PAGE.write_text(figures.page(SUBJECTS, figures.read()), "utf-8")
 
 
-def one(module: str, again: bool) -> None:
-    """Run one module, or its noted survivors again, and print and note its figures."""
-    lines = Path(module).read_text("utf-8").splitlines()
-    known = figures.read()[module].survivors if again else ()
+def one(name: str, again: bool, draw: Draw | None) -> None:
+    """Run one module or group, a sample of it, or its noted survivors again, and print and note its figures."""
+    begun = time.monotonic()
+    subject = SUBJECTS[name]
+    known = figures.read()[name] if again else None
+    draw = known.drawn if known else draw
+    chosen = figures.places(subject.modules, draw)
     outcome = run(
-        Path(module),
-        MODULES[module],
+        subject.modules,
+        subject.tests,
         lambda line: print(line, flush=True),
-        lambda mutant: not again or (lines[mutant.line - 1].strip(), mutant.change) in known,
+        lambda module, number, line, change: (
+            (module, number) in chosen and (known is None or (module, line, change) in known.survivors)
+        ),
     )
-    found = figures.figures(Path(module), outcome)
+    found = figures.figures(subject, draw, outcome)
     print(
-        f"{module}: {found.killed} of {found.total - found.equivalent} killed ({found.share:.1%}), "
-        f"{outcome.unreached} not reached by any test, {found.equivalent} equivalent",
+        f"{name}: {found.killed} of {found.total - found.equivalent} killed ({found.share:.1%}), "
+        f"{outcome.unreached} not reached by any test, {found.equivalent} equivalent; "
+        f"{outcome.total - outcome.equivalent} run in {time.monotonic() - begun:.0f} s",
         flush=True,
     )
-    figures.note(module, found)
+    figures.note(name, found)
     write_page()
 
 

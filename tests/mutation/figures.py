@@ -1,13 +1,15 @@
-"""What was measured of each module (figures.json), and the page that shows it (docs/mutants.md)."""
+"""What was measured (figures.json), and the page that shows it (docs/mutants.md)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.mutation.equivalent import EQUIVALENT, Equivalent
+from tests.mutation.modules import Subject
 from tests.mutation.mutants import changes
 from tests.mutation.runner import Outcome
 
@@ -22,18 +24,32 @@ test notices has survived. `python -m tests.mutation quant/rules.py` runs one mo
 
 Mutants that compute the same as the module are declared in `tests/mutation/equivalent.py`, each with its reason, and not run. The
 aim is that 95 % of the others are killed in the type recipes, rewrites, targets, surgery's positions, tokenizers, metrics and
-statistics. A module without figures has not been measured.
+statistics. A row without figures has not been measured.
 """
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A random sample of mutants: how many, and the seed."""
+
+    count: int
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """One module: mutants in all, killed, and declared equivalent; the survivors as (line of the source, change)."""
+    """What was measured of one module or group: mutants in all, run or declared equivalent, and killed.
+
+    The survivors are given as (module, line of the source, change). With `drawn`, the other numbers are those of a sample out of
+    `available` mutants.
+    """
 
     total: int
     killed: int
     equivalent: int
-    survivors: tuple[tuple[str, str], ...]
+    survivors: tuple[tuple[str, str, str], ...]
+    drawn: Draw | None = None
+    available: int = 0
 
     @property
     def share(self) -> float:
@@ -42,52 +58,103 @@ class Figures:
         return self.killed / real if real else 1.0
 
 
-def figures(module: Path, outcome: Outcome) -> Figures:
-    """The figures of a module, of whose mutants those survived that did so in the outcome."""
-    source = module.read_text("utf-8")
-    lines = source.splitlines()
-    found = list(changes(source))
-    declared = EQUIVALENT.get(module.as_posix(), ())
-    equivalent = sum(any(one.covers(change, lines[line - 1]) for one in declared) for line, change in found)
-    survivors = tuple((lines[mutant.line - 1].strip(), mutant.change) for mutant in outcome.survivors)
+Place = tuple[str, int]
+"""A module's path, and the number of a mutant in it."""
+
+
+def places(modules: Sequence[str], draw: Draw | None) -> dict[Place, tuple[str, str]]:
+    """The mutants of these modules, or a sample of them: the text of the line, and the change."""
+    every: dict[Place, tuple[str, str]] = {}
+    for module in modules:
+        source = Path(module).read_text("utf-8")
+        lines = source.splitlines()
+        for number, (line, change) in enumerate(changes(source)):
+            every[module, number] = lines[line - 1].strip(), change
+    if draw is None:
+        return every
+    chosen = random.Random(draw.seed).sample(sorted(every), min(draw.count, len(every)))
+    return {place: every[place] for place in sorted(chosen)}
+
+
+def figures(subject: Subject, draw: Draw | None, outcome: Outcome) -> Figures:
+    """The figures of a module or group, of whose mutants those survived that did so in the outcome."""
+    found = places(subject.modules, draw)
+    equivalent = sum(
+        any(one.covers(change, line) for one in EQUIVALENT.get(module, ()))
+        for (module, _), (line, change) in found.items()
+    )
+    sources = {module: Path(module).read_text("utf-8").splitlines() for module in subject.modules}
+    survivors = tuple(
+        (module, sources[module][mutant.line - 1].strip(), mutant.change) for module, mutant in outcome.survivors
+    )
     return Figures(
         total=len(found),
         killed=len(found) - equivalent - len(survivors),
         equivalent=equivalent,
         survivors=survivors,
+        drawn=draw,
+        available=len(places(subject.modules, None)) if draw else 0,
     )
 
 
 def read() -> dict[str, Figures]:
-    """The figures measured so far, by module."""
+    """The figures measured so far, by the name of the module or group."""
     stated = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
-    return {
-        module: Figures(**{**entry, "survivors": tuple((line, change) for line, change in entry["survivors"])})
-        for module, entry in stated.items()
-    }
+    return {name: _figures(entry) for name, entry in stated.items()}
 
 
-def note(module: str, found: Figures) -> None:
-    """Replace the figures of a module."""
-    known = read() | {module: found}
-    entries = {name: asdict(known[name]) for name in sorted(known)}
+def _figures(entry: dict[str, object]) -> Figures:
+    survivors, drawn = entry["survivors"], entry.get("drawn")
+    assert isinstance(survivors, list)
+    return Figures(
+        **{
+            **entry,
+            "survivors": tuple((module, line, change) for module, line, change in survivors),
+            "drawn": Draw(**drawn) if isinstance(drawn, dict) else None,
+        }  # type: ignore[arg-type]
+    )
+
+
+def note(name: str, found: Figures) -> None:
+    """Replace the figures of a module or group."""
+    known = read() | {name: found}
+    entries = {one: asdict(known[one]) for one in sorted(known)}
     FIGURES.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def page(modules: Iterable[str], known: dict[str, Figures]) -> str:
-    """The page: a table of the modules, then the survivors and the equivalent mutants of each."""
-    rows, survivors = [], []
-    for module in modules:
-        if found := known.get(module):
+def page(subjects: Mapping[str, Subject], known: dict[str, Figures]) -> str:
+    """The page: a table of the modules and groups, then the survivors and the equivalent mutants of each."""
+    rows, survivors, samples = [], [], []
+    measured = {name: known[name] for name in subjects if name in known}
+    for name, subject in subjects.items():
+        if found := known.get(name):
             real = found.total - found.equivalent
-            rows.append(f"| `{module}` | {found.killed} | {real} | {found.share:.1%} | {found.equivalent} |")
-            survivors += [f"| `{module}` | {_code(line)} | {_code(change)} |" for line, change in found.survivors]
+            rows.append(
+                f"| {_name(name, subject)} | {found.killed} | {real} | {found.share:.1%} | {found.equivalent} |"
+            )
+            survivors += [
+                f"| `{module}` | {_code(line)} | {_code(change)} |" for module, line, change in found.survivors
+            ]
+            if found.drawn:
+                samples.append(
+                    f"Of {_name(name, subject)} a random sample was run: {found.total} of {found.available:,} mutants "
+                    f"(`--sample {found.drawn.count} --seed {found.drawn.seed}`)."
+                )
         else:
-            rows.append(f"| `{module}` | – | – | – | – |")
-    killed = sum(found.killed for found in known.values())
-    real = sum(found.total - found.equivalent for found in known.values())
+            rows.append(f"| {_name(name, subject)} | – | – | – | – |")
+    killed = sum(found.killed for found in measured.values())
+    real = sum(found.total - found.equivalent for found in measured.values())
     said = f"In all {killed:,} of {real:,} killed ({killed / real:.1%})." if real else "Nothing has been measured."
-    parts = [HEAD, "| module | killed | of | share | equivalent |", "|---|--:|--:|--:|--:|", *rows, "", said, ""]
+    parts = [
+        HEAD,
+        "| module | killed | of | share | equivalent |",
+        "|---|--:|--:|--:|--:|",
+        *rows,
+        "",
+        said,
+        *samples,
+        "",
+    ]
     if survivors:
         parts += ["## Survivors", "", "| module | line | change |", "|---|---|---|", *survivors, ""]
     parts += ["## Equivalent mutants", "", "| module | line | reason |", "|---|---|---|"]
@@ -101,12 +168,14 @@ def page(modules: Iterable[str], known: dict[str, Figures]) -> str:
 
 def stale(module: str) -> list[Equivalent]:
     """The declarations of a module that cover none of its mutants."""
-    source = Path(module).read_text("utf-8")
-    lines = source.splitlines()
     known = list(EQUIVALENT.get(module, ()))
-    for line, change in changes(source):
-        known = [one for one in known if not one.covers(change, lines[line - 1])]
+    for line, change in places([module], None).values():
+        known = [one for one in known if not one.covers(change, line)]
     return known
+
+
+def _name(name: str, subject: Subject) -> str:
+    return f"`{name}`" if subject.modules == (name,) else f"{name} ({len(subject.modules)} modules)"
 
 
 def _code(text: str) -> str:

@@ -1,24 +1,59 @@
-"""The modules that mutation testing covers, each with the tests that are held to notice a fault in it."""
+"""What mutation testing covers: modules, and groups of modules, with the tests that are held to notice a fault in them."""
 
 from __future__ import annotations
 
-MODULES: dict[str, tuple[str, ...]] = {
-    "quant/rules.py": ("tests/quant/test_recipes.py",),
-    "quant/recipes.py": ("tests/quant/test_recipes.py", "tests/quant/test_types.py"),
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Modules (paths from the repository's root) that are measured together, and their tests."""
+
+    modules: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+REWRITES = "gguf_tools/rewrites"
+TOKENIZERS = "gguf_tools/tokenizers"
+TARGETS = "gguf_tools/targets"
+ARCHITECTURES = "targets, one file for each architecture"
+_RECIPES = ("tests/quant/test_recipes.py",)
+_REWRITES = ("tests/rewrites", "tests/surgery/test_rewrites.py")
+_TARGETS = ("tests/targets",)
+_OWN: dict[str, tuple[str, ...]] = {
+    "quant/rules.py": _RECIPES,
+    "quant/recipes.py": (*_RECIPES, "tests/quant/test_types.py"),
     "surgery/gguf/positions.py": ("tests/surgery/test_positions.py",),
     "gguf_tools/evaluation/metrics.py": ("tests/evaluation/test_metrics.py",),
     "gguf_tools/evaluation/card/statistics.py": ("tests/evaluation/card/test_card_statistics.py",),
-    "gguf_tools/rewrites/activations.py": ("tests/rewrites/test_activations.py",),
-    "gguf_tools/rewrites/delta.py": ("tests/rewrites/test_delta.py",),
-    "gguf_tools/rewrites/gates.py": ("tests/rewrites/test_gates.py",),
-    "gguf_tools/rewrites/heads.py": ("tests/rewrites/test_heads.py", "tests/rewrites/test_field_rewrites.py"),
-    "gguf_tools/rewrites/scales.py": ("tests/rewrites/test_field_rewrites.py",),
-    "gguf_tools/tokenizers/byte_level.py": ("tests/tokenizers/test_byte_level.py",),
-    "gguf_tools/tokenizers/piece_model.py": (
-        "tests/tokenizers/test_piece_fields.py",
-        "tests/tokenizers/test_piece_model.py",
-    ),
-    "gguf_tools/tokenizers/rank_model.py": ("tests/tokenizers/test_rank_model.py",),
-    "gguf_tools/tokenizers/sentencepiece.py": ("tests/tokenizers/test_sentencepiece.py",),
-    "gguf_tools/tokenizers/vocabulary.py": ("tests/tokenizers/test_vocabulary.py",),
+    f"{TOKENIZERS}/byte_level.py": ("tests/tokenizers/test_byte_level.py",),
+    f"{TOKENIZERS}/piece_model.py": ("tests/tokenizers/test_piece_fields.py", "tests/tokenizers/test_piece_model.py"),
+    f"{TOKENIZERS}/rank_model.py": ("tests/tokenizers/test_rank_model.py",),
+    f"{TOKENIZERS}/sentencepiece.py": ("tests/tokenizers/test_sentencepiece.py",),
+    f"{TOKENIZERS}/vocabulary.py": ("tests/tokenizers/test_vocabulary.py",),
 }
+_SHARED = ("base", "lifting", "limits", "lowering", "names", "planner", "registry")
+"""The modules of the targets' package that are not one architecture's."""
+
+
+def _in_folder(folder: str) -> list[str]:
+    """The modules of a package, by name."""
+    return sorted(f"{folder}/{path.name}" for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py")
+
+
+def _subjects() -> dict[str, Subject]:
+    """Every module by its path, and the groups by their names. A module joins its package's by existing."""
+    tests = dict(_OWN)
+    tests |= {module: ("tests/tokenizers",) for module in _in_folder(TOKENIZERS) if module not in tests}
+    tests |= dict.fromkeys(_in_folder(REWRITES), _REWRITES)
+    shared = [f"{TARGETS}/{name}.py" for name in _SHARED]
+    tests |= dict.fromkeys(shared, _TARGETS)
+    single = {module: Subject((module,), found) for module, found in tests.items()}
+    others = tuple(module for module in _in_folder(TARGETS) if module not in shared)
+    return {**single, ARCHITECTURES: Subject(others, _TARGETS)}
+
+
+SUBJECTS = _subjects()

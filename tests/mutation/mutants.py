@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 COMPARED: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
@@ -48,16 +49,20 @@ class Mutant:
         return f"{self.line}: {self.change}"
 
 
-def mutants(source: str) -> Iterator[Mutant]:
+def mutants(source: str, numbers: Container[int] | None = None) -> Iterator[Mutant]:
     """Every mutant of a module: operators, comparisons, constants, conditions, steps of ranges, and statements left out.
 
-    Texts, annotations and what only makes a message stay as they are.
+    Texts, annotations and what only makes a message stay as they are. With `numbers`, only the mutants with these numbers,
+    counted from 0 in the order of `changes`.
     """
     tree = ast.parse(source)
+    count = itertools.count()
     for place in _places(tree, (), False):
         node, function = place
         for changed in _changes(node):
             number = changed[0]
+            if numbers is not None and next(count) not in numbers:
+                continue
             made = copy.deepcopy(tree)
             twin = next(
                 other for other, original in zip(ast.walk(made), ast.walk(tree), strict=True) if original is node

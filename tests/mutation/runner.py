@@ -10,30 +10,38 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
+import resource
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tests.mutation.equivalent import reason
-from tests.mutation.mutants import Mutant, mutants
+from tests.mutation.mutants import Mutant, changes, mutants
 
 PACKAGES = ("quant", "gguf_tools", "surgery", "tests")
 SLOWER = 10
 """How many times as long as without the mutant its tests may take; what takes longer is killed, in both senses."""
+GROWTH = 4 << 30
+"""Bytes of address space that the tests of a mutant may add to those of the warm process."""
+STEADY = settings(
+    derandomize=True, database=None, deadline=None, phases=(Phase.explicit, Phase.generate), print_blob=False
+)
+"""Hypothesis draws the same examples each time, and does not look for a smaller one when a mutant is noticed."""
 
 
 @dataclass
 class Outcome:
-    """What became of a module's mutants; `survivors` are the mutants that no test noticed.
+    """What became of the mutants; `survivors` are those that no test noticed, each with its module's path.
 
     `equivalent` is the number of those declared to compute the same, which are not run.
     """
@@ -42,7 +50,7 @@ class Outcome:
     killed: int = 0
     equivalent: int = 0
     unreached: int = 0
-    survivors: list[Mutant] = field(default_factory=list)
+    survivors: list[tuple[str, Mutant]] = field(default_factory=list)
 
 
 class _Kept:
@@ -59,86 +67,141 @@ class _Kept:
 class Runner:
     """A pytest plugin that runs the mutants in place of the collected tests."""
 
-    def __init__(self, path: Path, progress: Callable[[str], None], wanted: Callable[[Mutant], bool]) -> None:
-        self.path = path
-        self.module = ".".join(path.with_suffix("").parts)
+    def __init__(
+        self, paths: Sequence[str], progress: Callable[[str], None], wanted: Callable[[str, int, str, str], bool]
+    ) -> None:
+        """`wanted` is asked with a module's path, the mutant's number in it, the text of its line and the change."""
+        self.paths = paths
         self.progress = progress
         self.wanted = wanted
         self.outcome = Outcome()
         self.failed = False
+        self.lines: dict[pytest.Item, dict[str, set[int]]] = {}
+        self.seconds: dict[pytest.Item, float] = {}
+        self.killer: dict[tuple[str, tuple[str, ...]], pytest.Item] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note a failure."""
         self.failed |= report.failed
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Measure the tests, then run every mutant."""
-        settings.register_profile("mutants", derandomize=True, database=None, deadline=None)
+    def pytest_collection(self) -> None:
+        """Set what every test that is imported from now on takes over from hypothesis' settings."""
+        settings.register_profile("mutants", STEADY)
         settings.load_profile("mutants")
-        lines: dict[pytest.Item, set[int]] = {}
-        seconds: dict[pytest.Item, float] = {}
-        for item, following in zip(session.items, [*session.items[1:], _Kept(session)], strict=True):
-            start = time.perf_counter()
-            with _traced(str(self.path.resolve())) as seen:
-                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            seconds[item], lines[item] = time.perf_counter() - start, seen
-        if self.failed:
-            raise pytest.UsageError("the tests fail without a mutant")
-        source = self.path.read_text("utf-8")
-        for mutant in mutants(source):
-            if not self.wanted(mutant):
-                continue
-            self.outcome.total += 1
-            if reason(self.path.as_posix(), mutant, source.splitlines()):
-                self.outcome.equivalent += 1
-                continue
-            node = _statement(ast.parse(source), mutant.line)
-            reach = set(range(node[0], node[1] + 1)) if mutant.function else set()
-            chosen = [item for item in session.items if not mutant.function or lines[item] & reach]
-            chosen.sort(key=lambda item: (sum(seconds[one] for one in chosen if one.path == item.path), seconds[item]))
-            limit = SLOWER * (sum(seconds[item] for item in chosen) + 3)
-            if not chosen:
-                self.outcome.unreached += 1
-            if chosen and self._killed(mutant, chosen, limit):
-                self.outcome.killed += 1
-            else:
-                self.outcome.survivors.append(mutant)
-                self.progress(f"survived{'' if chosen else ' (not reached)'}: {self.path}:{mutant}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Measure the tests, run every mutant, and see that the tests still pass without one."""
+        begun = time.monotonic()
+        self._measure(session)
+        self.progress(f"{len(session.items)} tests without a mutant: {time.monotonic() - begun:.1f} s")
+        for path in self.paths:
+            source = Path(path).read_text("utf-8")
+            lines = source.splitlines()
+            found = enumerate(changes(source))
+            numbers = {n for n, (line, change) in found if self.wanted(path, n, lines[line - 1].strip(), change)}
+            for mutant in mutants(source, numbers) if numbers else ():
+                self._one(path, mutant, source, session.items)
+        if self._killed(None, session.items) is not None:
+            raise pytest.UsageError("after the mutants the tests fail without one; the figures would be too good")
         return True
 
-    def _killed(self, mutant: Mutant, items: Sequence[pytest.Item], limit: float) -> bool:
-        """Whether a test fails, raises or takes too long with the mutant in place, in a child process."""
+    def _measure(self, session: pytest.Session) -> None:
+        """Which lines each test executes, and how much processor time it takes."""
+        files = {str(Path(path).resolve()): path for path in self.paths}
+        for item, following in zip(session.items, [*session.items[1:], _Kept(session)], strict=True):
+            start = time.process_time()
+            with _traced(files) as seen:
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            self.seconds[item], self.lines[item] = time.process_time() - start, seen
+            if self.failed:
+                raise pytest.UsageError(f"{item.nodeid} fails without a mutant")
+
+    def _one(self, path: str, mutant: Mutant, source: str, items: Sequence[pytest.Item]) -> None:
+        """Run one mutant, and add it to the outcome."""
+        self.outcome.total += 1
+        if reason(path, mutant, source.splitlines()):
+            self.outcome.equivalent += 1
+            return
+        first, last = _statement(ast.parse(source), mutant.line)
+        reach = set(range(first, last + 1)) if mutant.function else None
+        chosen = [item for item in items if reach is None or self.lines[item].get(path, set()) & reach]
+        chosen = self._in_order(chosen, self.killer.get((path, mutant.function)))
+        killer = self._killed((path, mutant), chosen) if chosen else None
+        if killer is not None:
+            self.outcome.killed += 1
+            self.killer[path, mutant.function] = chosen[killer]
+            return
+        self.outcome.unreached += not chosen
+        self.outcome.survivors.append((path, mutant))
+        self.progress(f"survived{'' if chosen else ' (not reached)'}: {path}:{mutant}")
+
+    def _in_order(self, items: list[pytest.Item], killer: pytest.Item | None) -> list[pytest.Item]:
+        """The test that noticed the last mutant of the same function, then the quick files and their quick tests."""
+        files: Counter[Path] = Counter()
+        for item in items:
+            files[item.path] += self.seconds[item]  # type: ignore[assignment]
+        return sorted(
+            items, key=lambda item: (item is not killer, files[item.path], str(item.path), self.seconds[item])
+        )
+
+    def _killed(self, mutant: tuple[str, Mutant] | None, items: Sequence[pytest.Item]) -> int | None:
+        """Which of the tests fails, raises or takes too long with the mutant in place, in a child process; None if none.
+
+        The processor time decides, so that other work on the machine does not; the time on the clock ends what waits.
+        """
+        seconds = sum(self.seconds[item] for item in items)
+        at, said = os.pipe()
         child = os.fork()
         if child == 0:
             os.setpgid(0, 0)
+            os.close(at)
             code = 1
             with contextlib.suppress(BaseException):
-                code = self._run(mutant, items)
+                _limit(int(SLOWER * seconds) + 2)
+                code = self._run(mutant, items, said)
             os._exit(code)
-        end = time.monotonic() + limit
-        while time.monotonic() < end:
+        os.close(said)
+        end = time.monotonic() + 600 + 60 * SLOWER * seconds
+        done, status = 0, 0
+        while not done and time.monotonic() < end:
             done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status) != 0
-            time.sleep(0.005)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return True
+            if not done:
+                time.sleep(0.003)
+        if not done:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        with open(at, "rb") as stream:
+            begun = len(stream.read())
+        return None if done and os.waitstatus_to_exitcode(status) == 0 else max(begun - 1, 0)
 
-    def _run(self, mutant: Mutant, items: Sequence[pytest.Item]) -> int:
-        """In the child: 1 as soon as a test fails."""
+    def _run(self, mutant: tuple[str, Mutant] | None, items: Sequence[pytest.Item], said: int) -> int:
+        """In the child: 1 as soon as a test fails. A byte is written to `said` as each test begins."""
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
-        put_in_place(mutant, sys.modules[self.module], str(self.path.resolve()))
+        if mutant:
+            path, planted = mutant
+            name = ".".join(Path(path).with_suffix("").parts)
+            put_in_place(planted, sys.modules[name], str(Path(path).resolve()))
         self.failed = False
         for item, following in zip(items, [*items[1:], None], strict=True):
+            os.write(said, b".")
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
                 return 1
         return 0
+
+
+def _limit(seconds: int) -> None:
+    """Bound the processor time (from now) and the address space of this process."""
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, used + seconds + 1))
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    most = pages * resource.getpagesize() + GROWTH
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def put_in_place(mutant: Mutant, module: ModuleType, file: str) -> None:
@@ -198,18 +261,21 @@ def _statement(tree: ast.Module, line: int) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _traced(file: str) -> Iterator[set[int]]:
-    """The lines of a file that run meanwhile, in any thread."""
-    seen: set[int] = set()
-
-    def local(frame: FrameType, event: str, argument: object) -> Any:
-        seen.add(frame.f_lineno)
-        return local
+def _traced(files: Mapping[str, str]) -> Iterator[dict[str, set[int]]]:
+    """The lines that run meanwhile, in any thread, of files (absolute path → the name under which they are noted)."""
+    seen: dict[str, set[int]] = {name: set() for name in files.values()}
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_code.co_filename != file:
+        name = files.get(frame.f_code.co_filename)
+        if name is None:
             return None
-        seen.add(frame.f_lineno)
+        lines = seen[name]
+
+        def local(frame: FrameType, event: str, argument: object) -> Any:
+            lines.add(frame.f_lineno)
+            return local
+
+        lines.add(frame.f_lineno)
         return local
 
     threading.settrace(trace)
@@ -222,17 +288,17 @@ def _traced(file: str) -> Iterator[set[int]]:
 
 
 def run(
-    path: Path,
+    paths: Sequence[str],
     tests: Sequence[str],
     progress: Callable[[str], None],
-    wanted: Callable[[Mutant], bool] = lambda mutant: True,
+    wanted: Callable[[str, int, str, str], bool] = lambda path, number, line, change: True,
 ) -> Outcome:
-    """The outcome of the wanted mutants of a module (a path from the repository's root) under these tests."""
-    runner = Runner(path, progress, wanted)
+    """The outcome of the wanted mutants of modules (paths from the repository's root) under these tests."""
+    runner = Runner(paths, progress, wanted)
     code = pytest.main(
-        ["-n0", "-q", "-p", "no:cacheprovider", "--no-header", "--durations=0", "--capture=sys", *tests],
+        ["-n0", "-q", "-p", "no:cacheprovider", "--no-header", "--no-summary", "--capture=sys", *tests],
         plugins=[runner],
     )
     if code != pytest.ExitCode.OK:
-        raise SystemExit(f"{path}: pytest ended with {code!r}")
+        raise SystemExit(f"{', '.join(paths)}: pytest ended with {code!r}")
     return runner.outcome

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import FunctionType, ModuleType
 
 import pytest
 
 from tests.mutation import figures
 from tests.mutation.equivalent import EQUIVALENT
-from tests.mutation.modules import MODULES
-from tests.mutation.mutants import mutants
+from tests.mutation.figures import Draw, Figures
+from tests.mutation.modules import ARCHITECTURES, ROOT, SUBJECTS
+from tests.mutation.mutants import changes, mutants
 from tests.mutation.runner import put_in_place
 
 SOURCE = '''
@@ -74,9 +79,109 @@ def test_a_default_acts_though_it_is_not_in_the_code_of_its_function() -> None:
 
 @pytest.mark.parametrize("module", EQUIVALENT)
 def test_every_declared_equivalent_is_a_mutant(module: str) -> None:
-    assert module in MODULES
+    assert any(module in subject.modules for subject in SUBJECTS.values())
     assert figures.stale(module) == []
 
 
+def test_the_mutants_of_chosen_numbers_are_those_of_all() -> None:
+    found = list(changes(SOURCE))
+    assert [(mutant.line, mutant.change) for mutant in mutants(SOURCE)] == found
+    chosen = [2, 5, len(found) - 1]
+    assert [(mutant.line, mutant.change) for mutant in mutants(SOURCE, chosen)] == [found[n] for n in chosen]
+
+
+def test_a_sample_is_the_same_for_a_seed() -> None:
+    subject = SUBJECTS[ARCHITECTURES]
+    every = figures.places(subject.modules, None)
+    first, second = (figures.places(subject.modules, Draw(40, seed)) for seed in (1, 2))
+    assert len(first) == len(second) == 40
+    assert first == figures.places(subject.modules, Draw(40, 1)) != second
+    assert first.items() <= every.items()
+    assert figures.places(subject.modules, Draw(len(every) + 1, 1)) == every
+
+
+MODULE = """
+def part(count: int) -> int:
+    if count > 9:
+        count = 9
+    return count * 3
+
+def endless(count: int) -> int:
+    n = 0
+    while n < count:
+        n += 1
+    return n
+
+def never(count: int) -> int:
+    return count + 1
+"""
+TESTS = """
+from planted.counting import endless, part
+
+def test_part() -> None:
+    assert [part(n) for n in (1, 20)] == [3, 27]
+
+def test_endless() -> None:
+    assert endless(7) == 7
+"""
+
+
+def test_the_figures_of_a_small_module(tmp_path: Path) -> None:
+    """Killed are wrong results and an endless loop; what no test reaches survives."""
+    package = tmp_path / "planted"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "counting.py").write_text(MODULE)
+    (tmp_path / "test_counting.py").write_text(TESTS)
+    script = (
+        "from tests.mutation.runner import run\n"
+        "wanted = lambda path, number, line, change: 'count' in line or change == '1 → 0'\n"
+        "out = run(['planted/counting.py'], ['test_counting.py'], print, wanted)\n"
+        "print(out.total, out.killed, out.unreached)\n"
+        "print(*sorted(mutant.change for _, mutant in out.survivors), sep='|')"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    *_, counted, survivors = ran.stdout.strip().splitlines()
+    assert survivors.split("|") == [
+        "1 → 0",
+        "1 → 2",
+        "9 → 10",
+        "9 → 8",
+        "count + 1 → count - 1",
+        "count > 9 → count >= 9",
+    ]
+    run = [change for line, change in changes(MODULE) if "count" in MODULE.splitlines()[line - 1]]
+    assert counted == f"{len(run) + 1} {len(run) + 1 - 6} 3"
+
+
+def test_tests_that_fail_without_a_mutant_give_no_figures(tmp_path: Path) -> None:
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "counting.py").write_text(MODULE)
+    (tmp_path / "test_counting.py").write_text("import planted.counting\ndef test_no() -> None:\n    assert False\n")
+    script = (
+        "from tests.mutation.runner import run\nrun(['planted/counting.py'], ['test_counting.py'], lambda line: None)"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert "test_counting.py::test_no fails without a mutant" in ran.stdout + ran.stderr
+
+
 def test_the_page_shows_the_figures() -> None:
-    assert figures.PAGE.read_text("utf-8") == figures.page(MODULES, figures.read())
+    assert figures.PAGE.read_text("utf-8") == figures.page(SUBJECTS, figures.read())
+
+
+def test_the_page_says_what_is_a_sample() -> None:
+    subject = SUBJECTS[ARCHITECTURES]
+    survivors = (("gguf_tools/targets/gemma.py", "a | b", "1 → 2"),)
+    found = Figures(total=40, killed=37, equivalent=2, survivors=survivors, drawn=Draw(40, 7), available=1017)
+    shown = figures.page({ARCHITECTURES: subject}, {ARCHITECTURES: found, "gone.py": found})
+    assert "| 37 | 38 | 97.4% | 2 |" in shown
+    assert "In all 37 of 38 killed (97.4%)." in shown
+    assert "a random sample was run: 40 of 1,017 mutants (`--sample 40 --seed 7`)" in shown
+    assert "| `gguf_tools/targets/gemma.py` | `a \\| b` | `1 → 2` |" in shown
