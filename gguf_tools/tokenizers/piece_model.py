@@ -21,7 +21,7 @@ from gguf_tools.text import shortened
 
 NAME = "tokenizer.model"
 SPACE = "▁"
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 MODELS = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 OUTER_SPACES = {"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""}
 SEVERAL_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}

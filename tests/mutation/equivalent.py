@@ -22,6 +22,7 @@ class Equivalent:
 
 
 ROWS_AT_A_TIME = "sets how many rows are computed at a time, and so the memory, not the result"
+NOT_ZERO = "any number but 0 is true"
 TWO_AXES = "axis 1 is the last axis of an array with two"
 EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
     "gguf_tools/tokenizers/byte_level.py": (
@@ -35,6 +36,12 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
             "68 bytes need another character, so that the end is not reached",
             ("512 → 513", "512 → 511"),
         ),
+    ),
+    "gguf_tools/tokenizers/piece_model.py": (
+        Equivalent("if at >= len(data) or shift > 63:", "shift is a multiple of seven", ("63 → 64",)),
+        Equivalent("add_dummy_prefix=bool(whole(normalizer, 3, 1)),", NOT_ZERO, ("1 → 2",)),
+        Equivalent("remove_extra_whitespaces=bool(whole(normalizer, 4, 1)),", NOT_ZERO, ("1 → 2",)),
+        Equivalent("escape_whitespaces=bool(whole(normalizer, 5, 1)),", NOT_ZERO, ("1 → 2",)),
     ),
     "gguf_tools/tokenizers/rank_model.py": (
         Equivalent(

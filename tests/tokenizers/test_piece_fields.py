@@ -128,3 +128,35 @@ def test_the_first_piece_can_have_a_role(unknown_id: int) -> None:
     assert config.get("unk_token") == expected
     assert (config["add_bos_token"], config["add_eos_token"]) == (False, False)
     assert document["model"]["unk_token"] == expected
+
+
+def test_a_cut_field_is_refused() -> None:
+    data = piece("ab", -1.0, 1)
+    for cut in range(len(data)):
+        with pytest.raises(CheckpointError, match="is no SentencePiece model"):
+            parse_piece_model(data[:cut], PATH)
+
+
+def test_merges_are_of_pieces_of_two_characters_and_more() -> None:
+    """Single characters may have one score, and an empty piece joins nothing."""
+    entries = [("<unk>", 0.0, 2), ("", -9.0, 1), ("a", -3.0, 1), ("b", -3.0, 1), ("ab", -1.0, 1), ("aba", -2.0, 1)]
+    data = b"".join(piece(*entry) for entry in entries) + field(2, packed({3: 2}, []))
+    document, _ = put_together(data, PATH, {})
+    assert document["model"]["merges"] == [["a", "b"], ["ab", "a"]]
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3, 4, 5])
+def test_kinds_of_models(kind: int) -> None:
+    model = parse_piece_model(piece("a") + field(2, packed({3: kind}, [])), PATH)
+    assert model.model == NAMES.get(kind, str(kind))
+
+
+def test_added_tokens_are_the_unknown_the_control_and_the_users_own() -> None:
+    entries = [(f"<{kind}>", -float(kind), kind) for kind in (1, 2, 3, 4, 6)]
+    data = b"".join(piece(*entry) for entry in entries) + field(2, packed({3: 2}, []))
+    document, _ = put_together(data, PATH, {})
+    assert [(token["content"], token["special"]) for token in document["added_tokens"]] == [
+        ("<2>", True),
+        ("<3>", True),
+        ("<4>", False),
+    ]

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gguf_tools.errors import CheckpointError, InputError, TokenizerError
-from gguf_tools.tokenizers.piece_model import NAME, parse_piece_model
+from gguf_tools.tokenizers.piece_model import NAME, parse_piece_model, put_together
 from gguf_tools.tokenizers.probe import probe, probe_pieces
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 from tests.tokenizers.tokenizers_for_tests import llama_vocabulary
@@ -90,6 +91,27 @@ def test_cuts_text_as_the_library(tmp_path: Path, options: dict[str, Any]) -> No
         options.get("remove_extra_whitespaces")
     )
     probe(tokenizer, llama_vocabulary(folder, tokenizer).encode)
+
+
+@pytest.mark.parametrize("options", [{}, {"add_dummy_prefix": False}])
+def test_puts_text_together_as_the_library(tmp_path: Path, options: dict[str, Any]) -> None:
+    data = trained(**options)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=data)
+    tokenizer = load_tokenizer(written(tmp_path / "tokenizer", data), SIZE)
+    for text in ("the fox", " the fox", "  the fox ", "the  inn  ", "naïve 中"):
+        assert tokenizer.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text)) == text
+
+
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 110), ("unigram", 50)])
+def test_unknown_characters_are_those_of_the_library(kind: str, size: int) -> None:
+    """Without bytes to fall back to, which llama.cpp needs for BPE: the document alone says it."""
+    data = trained(model_type=kind, byte_fallback=False, vocab_size=size)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=data)
+    document, _ = put_together(data, Path(NAME), {})
+    ours = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", **document}))
+    for text in ("the 中 fox", "中文 the", "the 😀😀中"):
+        assert ours.encode(text).ids == theirs.encode(text)
+        assert theirs.unk_id() in theirs.encode(text)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
