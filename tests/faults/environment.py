@@ -168,7 +168,7 @@ def find_spec(name, path=None, target=None):
     return None if name.partition(".")[0] in %r else find(name, path, target)
 
 
-PathFinder.find_spec = find_spec
+PathFinder.find_spec = staticmethod(find_spec)  # some libraries call it on an instance
 """
 
 

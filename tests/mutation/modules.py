@@ -20,7 +20,12 @@ REWRITES = "gguf_tools/rewrites"
 TOKENIZERS = "gguf_tools/tokenizers"
 TARGETS = "gguf_tools/targets"
 ARCHITECTURES = "targets, one file for each architecture"
-_RECIPES = ("tests/quant/test_recipes.py",)
+_BYTES = "tests/quant/test_bytes.py"
+_RECIPES = (
+    "tests/quant/test_recipes.py",
+    f"{_BYTES}::test_values_of_a_70b_model",
+    f"{_BYTES}::test_the_first_layers_of_a_deep_model_with_an_importance_matrix",
+)
 _REWRITES = ("tests/rewrites", "tests/surgery/test_rewrites.py")
 _TARGETS = ("tests/targets",)
 _OWN: dict[str, tuple[str, ...]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -214,7 +215,28 @@ def put_in_place(mutant: Mutant, module: ModuleType, file: str) -> None:
     for name in mutant.function:
         found = vars(found)[name] if isinstance(found, type | ModuleType) else getattr(found, name)
     function = _plain(found)
+    old = function.__code__
     function.__code__ = _code_of(code, mutant.function)
+    _replace_inner(old, function.__code__)
+
+
+def _replace_inner(old: CodeType, new: CodeType) -> None:
+    """Let the functions that a function returned before behave as those that it returns now, such as the conditions in a table."""
+    pairs = dict(zip(_inner(old), _inner(new), strict=False))
+    if not pairs:
+        return
+    for one in gc.get_objects():
+        if isinstance(one, FunctionType) and one.__code__ in pairs:
+            replacement = pairs[one.__code__]
+            if len(replacement.co_freevars) == len(one.__code__.co_freevars):
+                one.__code__ = replacement
+
+
+def _inner(code: CodeType) -> Iterator[CodeType]:
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield one
+            yield from _inner(one)
 
 
 def _plain(found: Any) -> FunctionType:

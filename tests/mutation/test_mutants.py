@@ -69,6 +69,16 @@ def test_a_mutant_acts_in_the_loaded_module() -> None:
         assert (eighth(64, True), box.size) == expected
 
 
+def test_a_mutant_acts_in_the_functions_that_were_returned_before() -> None:
+    source = "def above(bound: int):\n    return lambda number: number > bound\n\nABOVE = [above(3), above(5)]"
+    module = ModuleType("made")
+    exec(compile(source, "made", "exec"), vars(module))
+    assert [[one(number) for number in (3, 5)] for one in module.ABOVE] == [[False, True], [False, False]]
+    mutant = next(mutant for mutant in mutants(source) if mutant.change == "number > bound → number >= bound")
+    put_in_place(mutant, module, "made")
+    assert [[one(number) for number in (3, 5)] for one in module.ABOVE] == [[True, True], [False, True]]
+
+
 def test_a_default_acts_though_it_is_not_in_the_code_of_its_function() -> None:
     module = ModuleType("made")
     exec(compile(SOURCE, "made", "exec"), vars(module))

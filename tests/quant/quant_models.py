@@ -144,6 +144,13 @@ def seventy_b(arch: str, layers: int = 80, kv_heads: int = 8) -> TinyModel:
     return TinyModel(arch, metadata, shapes)
 
 
+def deep(layers: int) -> TinyModel:
+    """A Llama of that many layers, of which only the values and the last matrices."""
+    parts = ("attn_v", "ffn_down")
+    shapes = _ends(256, False) | {f"blk.{n}.{part}.weight": (2, 256) for n in range(layers) for part in parts}
+    return TinyModel("llama", _base(256, 256, layers, 8, 8), shapes)
+
+
 def qwen3(hidden: int, inner: int) -> TinyModel:
     """Qwen3: dense, norms on queries and keys, tied."""
     shapes = _ends(hidden, True)

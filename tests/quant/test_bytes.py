@@ -16,7 +16,7 @@ from quant import recipes
 from quant.encode import Block, encode_block, row_ranges
 from quant.recipes import ModelFacts, Override, TensorFacts, TypeChoice, TypeOptions
 from quant.types import F32, TYPES, TensorType, row_bytes, type_of_id
-from tests.quant.quant_models import FAMILIES, SEVENTY_B, TinyModel, write
+from tests.quant.quant_models import FAMILIES, SEVENTY_B, TinyModel, deep, write
 from tests.quant.quant_oracle import llama
 
 
@@ -170,6 +170,20 @@ def test_with_an_importance_matrix(folder: Path, name: str) -> None:
         recipes.require_importance(recipe, tensors, recipes.assign(recipe, model, tensors), values)
         llama().quantize(source, output, recipe.file_type, imatrix=str(matrix))
         compare(source, output, model, recipe, imatrix=values)
+
+
+@pytest.mark.parametrize("depth", [23, 56])
+def test_the_first_layers_of_a_deep_model_with_an_importance_matrix(folder: Path, depth: int) -> None:
+    """An eighth of 23 layers and of 56 is neither a seventh nor a ninth of them."""
+    source, output, matrix = folder / f"deep-{depth}.gguf", folder / "out.gguf", folder / "matrix.npz"
+    made = deep(depth)
+    write(made, source, bf16=False)
+    values = importance(made)
+    np.savez(matrix, **values)  # type: ignore[arg-type]
+    model = ModelFacts.from_metadata(made.keys, has_imatrix=True)
+    for name in ("q4_0", "q5_0", "iq4_nl", "iq4_xs", "iq3_xxs", "iq3_m"):
+        llama().quantize(source, output, recipes.recipe(name).file_type, imatrix=str(matrix))
+        compare(source, output, model, recipes.recipe(name), imatrix=values)
 
 
 OPTIONS = {

@@ -130,14 +130,13 @@ def _theirs(
     """The number of the type that llama.cpp gives to each tensor."""
     sizes = {"n_layer": model.n_layer, "n_head": model.n_head, "n_head_kv": model.n_head_kv, "n_expert": model.n_expert}
     more = {"n_embd": 256, "n_ff": 256, "n_embd_head_k": 32, "n_embd_head_v": 32}
-    answer = llama().ask(
-        op="types",
+    answer = llama().types(
         ftype=wanted.file_type,
         model={"architecture": model.arch, **sizes, **more},
         tensors=[(tensor.name, tensor.shape) for tensor in tensors],
         **options,
     )
-    return {tensor.name: kind for tensor, kind in zip(tensors, answer["types"], strict=True)}
+    return {tensor.name: kind for tensor, kind in zip(tensors, answer, strict=True)}
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "falcon", "qwen3moe"])
@@ -156,6 +155,31 @@ def test_every_layer_of_a_model_of_any_depth(arch: str, depth: int) -> None:
         choices = assign(wanted, model, tensors, TypeOptions(file_order=True))
         theirs = _theirs(model, tensors, wanted, pure=False, overrides=[])
         assert {choice.name: choice.type.ggml_id for choice in choices} == theirs, wanted.name
+
+
+@pytest.mark.parametrize("gqa", [2, 3, 4, 5])
+def test_any_number_of_heads_and_experts(gqa: int) -> None:
+    """Rules ask for four query heads a value head, for four experts, and for eight."""
+    parts = ("attn_v", "attn_k", "attn_output", "ffn_down", "attn_qkv")
+    tensors = [TensorFacts(f"blk.{n}.{part}.weight", (2, 256)) for n in range(9) for part in parts]
+    for experts in (0, 3, 4, 5, 7, 8, 9):
+        model = ModelFacts(arch="qwen3moe", n_layer=9, n_head=2 * gqa, n_head_kv=2, n_expert=experts)
+        for wanted in RECIPES.values():
+            choices = assign(wanted, model, tensors, TypeOptions(file_order=True))
+            theirs = _theirs(model, tensors, wanted, pure=False, overrides=[])
+            assert {choice.name: choice.type.ggml_id for choice in choices} == theirs, (wanted.name, experts)
+
+
+@pytest.mark.parametrize("arch", ["qwen3moe", "bailingmoe3"])
+def test_the_mixture_recipe_tells_experts_from_other_matrices(arch: str) -> None:
+    model = ModelFacts(arch=arch, n_layer=12, n_head=8, n_head_kv=2, n_expert=4)
+    shapes = [(2, 256), (1, 2, 256), (2, 1, 256), (2, 2, 256), (3, 2, 256), (2, 1, 2, 256), (1, 2, 2, 256)]
+    parts = ("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps", "attn_q", "attn_k_b", "attn_output", "ssm_out")
+    wanted = recipe("mxfp4_moe")
+    for part in parts:
+        tensors = [TensorFacts(f"blk.{n}.{part}.weight", shape) for n, shape in enumerate(shapes)]
+        theirs = _theirs(model, tensors, wanted, pure=False, overrides=[])
+        assert {choice.name: choice.type.ggml_id for choice in assign(wanted, model, tensors)} == theirs
 
 
 def _matches(wanted: recipes.TypeRecipe, model: ModelFacts, tensors: list[TensorFacts], options: TypeOptions) -> bool:
