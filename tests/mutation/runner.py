@@ -65,16 +65,25 @@ class _Kept:
         return [self._session]
 
 
+@dataclass(frozen=True)
+class Job:
+    """Mutants that are counted together: modules, and which of their mutants to run.
+
+    `wanted` is asked with a module's path, the mutant's number in it, the text of its line and the change; `finished` is told
+    what became of them.
+    """
+
+    modules: Sequence[str]
+    finished: Callable[[Outcome], None]
+    wanted: Callable[[str, int, str, str], bool] = lambda module, number, line, change: True
+
+
 class Runner:
     """A pytest plugin that runs the mutants in place of the collected tests."""
 
-    def __init__(
-        self, paths: Sequence[str], progress: Callable[[str], None], wanted: Callable[[str, int, str, str], bool]
-    ) -> None:
-        """`wanted` is asked with a module's path, the mutant's number in it, the text of its line and the change."""
-        self.paths = paths
+    def __init__(self, jobs: Sequence[Job], progress: Callable[[str], None]) -> None:
+        self.jobs = jobs
         self.progress = progress
-        self.wanted = wanted
         self.outcome = Outcome()
         self.failed = False
         self.lines: dict[pytest.Item, dict[str, set[int]]] = {}
@@ -97,20 +106,23 @@ class Runner:
         begun = time.monotonic()
         self._measure(session)
         self.progress(f"{len(session.items)} tests without a mutant: {time.monotonic() - begun:.1f} s")
-        for path in self.paths:
-            source = Path(path).read_text("utf-8")
-            lines = source.splitlines()
-            found = enumerate(changes(source))
-            numbers = {n for n, (line, change) in found if self.wanted(path, n, lines[line - 1].strip(), change)}
-            for mutant in mutants(source, numbers) if numbers else ():
-                self._one(path, mutant, source, session.items)
-        if self._killed(None, session.items) is not None:
-            raise pytest.UsageError("after the mutants the tests fail without one; the figures would be too good")
+        for job in self.jobs:
+            self.outcome = Outcome()
+            for path in job.modules:
+                source = Path(path).read_text("utf-8")
+                lines = source.splitlines()
+                found = enumerate(changes(source))
+                numbers = {n for n, (line, change) in found if job.wanted(path, n, lines[line - 1].strip(), change)}
+                for mutant in mutants(source, numbers) if numbers else ():
+                    self._one(path, mutant, source, session.items)
+            if self._killed(None, session.items) is not None:
+                raise pytest.UsageError("after the mutants the tests fail without one; the figures would be too good")
+            job.finished(self.outcome)
         return True
 
     def _measure(self, session: pytest.Session) -> None:
         """Which lines each test executes, and how much processor time it takes."""
-        files = {str(Path(path).resolve()): path for path in self.paths}
+        files = {str(Path(path).resolve()): path for job in self.jobs for path in job.modules}
         for item, following in zip(session.items, [*session.items[1:], _Kept(session)], strict=True):
             start = time.process_time()
             with _traced(files) as seen:
@@ -221,7 +233,7 @@ def put_in_place(mutant: Mutant, module: ModuleType, file: str) -> None:
 
 
 def _replace_inner(old: CodeType, new: CodeType) -> None:
-    """Let the functions that a function returned before behave as those that it returns now, such as the conditions in a table."""
+    """Let the functions that a function returned before (conditions in a table) behave as those that it returns now."""
     pairs = dict(zip(_inner(old), _inner(new), strict=False))
     if not pairs:
         return
@@ -309,18 +321,21 @@ def _traced(files: Mapping[str, str]) -> Iterator[dict[str, set[int]]]:
         threading.settrace(None)
 
 
-def run(
-    paths: Sequence[str],
-    tests: Sequence[str],
-    progress: Callable[[str], None],
-    wanted: Callable[[str, int, str, str], bool] = lambda path, number, line, change: True,
-) -> Outcome:
-    """The outcome of the wanted mutants of modules (paths from the repository's root) under these tests."""
-    runner = Runner(paths, progress, wanted)
+def run(jobs: Sequence[Job], tests: Sequence[str], progress: Callable[[str], None]) -> None:
+    """Run the mutants of modules (paths from the repository's root) under these tests, and tell the jobs as they are finished."""
     code = pytest.main(
-        ["-n0", "-q", "-p", "no:cacheprovider", "--no-header", "--no-summary", "--capture=sys", *tests],
-        plugins=[runner],
+        [
+            "-n0",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--no-header",
+            "--no-summary",
+            "--durations=0",
+            "--capture=sys",
+            *tests,
+        ],
+        plugins=[Runner(jobs, progress)],
     )
     if code != pytest.ExitCode.OK:
-        raise SystemExit(f"{', '.join(paths)}: pytest ended with {code!r}")
-    return runner.outcome
+        raise SystemExit(f"{', '.join(tests)}: pytest ended with {code!r}")

@@ -144,11 +144,12 @@ def test_the_figures_of_a_small_module(tmp_path: Path) -> None:
     (package / "counting.py").write_text(MODULE)
     (tmp_path / "test_counting.py").write_text(TESTS)
     script = (
-        "from tests.mutation.runner import run\n"
+        "from tests.mutation.runner import Job, run\n"
+        "outs = []\n"
         "wanted = lambda path, number, line, change: 'count' in line or change == '1 → 0'\n"
-        "out = run(['planted/counting.py'], ['test_counting.py'], print, wanted)\n"
-        "print(out.total, out.killed, out.unreached)\n"
-        "print(*sorted(mutant.change for _, mutant in out.survivors), sep='|')"
+        "run([Job(['planted/counting.py'], outs.append, wanted)], ['test_counting.py'], print)\n"
+        "print(outs[0].total, outs[0].killed, outs[0].unreached)\n"
+        "print(*sorted(mutant.change for _, mutant in outs[0].survivors), sep='|')"
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     ran = subprocess.run(
@@ -172,7 +173,8 @@ def test_tests_that_fail_without_a_mutant_give_no_figures(tmp_path: Path) -> Non
     (tmp_path / "planted" / "counting.py").write_text(MODULE)
     (tmp_path / "test_counting.py").write_text("import planted.counting\ndef test_no() -> None:\n    assert False\n")
     script = (
-        "from tests.mutation.runner import run\nrun(['planted/counting.py'], ['test_counting.py'], lambda line: None)"
+        "from tests.mutation.runner import Job, run\n"
+        "run([Job(['planted/counting.py'], print)], ['test_counting.py'], print)"
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     ran = subprocess.run(
