@@ -156,6 +156,9 @@ PROMPTS = _lines(
 QUESTIONS = _lines(
     {"question": "What is the capital of France?", "accept": ["Paris"], "system": "Be brief.", "topic": "places"},
     {"question": "2 + 2?", "accept": ["4", "four"]},
+    {"question": "Is it?", "kind": "yesno", "answer": "no"},
+    {"question": "How far?", "kind": "number", "answer": 3.5e5, "unit": "km", "tolerance": "5%"},
+    {"question": "Which?", "kind": "choice", "options": ["iron", "wood"], "answer": "A", "by": "letters"},
 )
 COMPLETIONS = _lines({"prompt": "Monday, Tuesday,", "accept": ["Wednesday"]})
 CARD = b"""---
@@ -171,7 +174,25 @@ more: {<<: {a: 1}, b: *tags}
 ---
 # Title
 """
-ROW = json_mutator(["prompt", "messages", "max_tokens", "role", "content", "question", "accept", "system", "topic"])
+ROW = json_mutator(
+    [
+        "prompt",
+        "messages",
+        "max_tokens",
+        "role",
+        "content",
+        "question",
+        "accept",
+        "system",
+        "topic",
+        "kind",
+        "answer",
+        "unit",
+        "tolerance",
+        "options",
+        "by",
+    ]
+)
 WEIGHTS = {"a": Filled((2, 64), 1.0)}
 SENSITIVITY = json.dumps(
     {

@@ -165,3 +165,8 @@ class RuntimeLike(Protocol):
         progress: CountProgress | None = None,
     ) -> list[GreedyResult]:
         """The greedy continuation of each prompt."""
+
+    def log_likelihoods(
+        self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], progress: CountProgress | None = None
+    ) -> list[LogLikelihood]:
+        """The log-likelihood of each continuation after its context."""

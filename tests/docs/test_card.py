@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from docs.generate import DOCS
+from gguf_tools.evaluation.card.expected import KEYS, KINDS
 from gguf_tools.evaluation.card.parts import DEFAULT_WEIGHTS, WORST_BITS
 from gguf_tools.evaluation.card.questions import COMPLETIONS, SET_SIZE, SETS, load_completions, load_questions
 from gguf_tools.evaluation.card.statistics import clopper_pearson
@@ -32,3 +34,13 @@ def test_interval() -> None:
     right, total, low, high = map(int, found.groups())
     interval = clopper_pearson(right, total)
     assert (low, high) == (round(100 * interval.low), round(100 * interval.high))
+
+
+def test_the_questions_on_the_page_are_of_all_kinds(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```\n(\{.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "own.jsonl").write_text(block, "utf-8")
+    assert {question.expected.kind for question in load_questions(tmp_path / "own.jsonl")} == set(KINDS)
+    for kind, keys in re.findall(r"^\| `(\w+)`(?: \(default\))? \| (`\w+`(?:, `\w+`)*) \|", PAGE, re.MULTILINE):
+        assert KEYS[kind] == tuple(re.findall(r"\w+", keys))
+    cases = Path(__file__).resolve().parents[1] / "evaluation" / "card" / "realistic.jsonl"
+    assert f"the grading on {len(cases.read_text('utf-8').splitlines())} answers" in PAGE

@@ -14,19 +14,21 @@ from typing import Literal
 
 from gguf_tools.evaluation.card.words import Phrase, normalise, plain, read
 
-Reason = Literal["right", "empty", "other", "negated", "alternatives"]
+Reason = Literal["right", "empty", "other", "negated", "alternatives", "undecided"]
 
 
 @dataclass(frozen=True)
 class Grade:
     """Whether an answer is right, and if not, why.
 
-    `empty`: it has no words. `other`: it does not contain an accepted phrase. `negated`: it negates the phrase.
-    `alternatives`: it offers the phrase as one of several answers.
+    `empty`: it has no words. `other`: it does not contain what is expected, but may say something else. `negated`: it negates
+    the expected phrase. `alternatives`: it offers several answers. `undecided`: it says neither yes nor no, chooses no option
+    or states no number. `read`: what the answer was understood to say, as far as that is known ("no", "B) Lyon", "12 km").
     """
 
     right: bool
     reason: Reason
+    read: str = ""
 
 
 _HERE, _ALSO = "\0", "\1"
@@ -83,7 +85,7 @@ _NO_ITEM = re.compile(
 
 def mentions(text: str, accept: Sequence[str]) -> bool:
     """Whether a text contains an accepted phrase as a run of whole words, negated or not."""
-    return bool(_places(read(text)[0], _phrases(accept)))
+    return bool(_occurrences(read(text)[0], _phrases(accept)))
 
 
 def grade(answer: str, accept: Sequence[str], question: str = "") -> Grade:
@@ -96,17 +98,37 @@ def grade(answer: str, accept: Sequence[str], question: str = "") -> Grade:
       short items including the phrase, unless the question asks for several things.
     - One other mention suffices, since further statements may be true as well ("Mars does not have rings").
     """
+    (reason,) = asserted(answer, [accept], question)
+    return Grade(reason == "right", reason)
+
+
+def asserted(answer: str, several: Sequence[Sequence[str]], question: str = "") -> list[Reason]:
+    """For each of `several` lists of accepted phrases, whether the answer asserts one of them: `right`, or why not.
+
+    A mention inside a longer phrase of another list does not count: "carbon dioxide" does not mention carbon.
+    """
     words, gaps = read(answer)
     if not words:
-        return Grade(False, "empty")
-    places = _places(words, _phrases(accept))
+        return ["empty"] * len(several)
+    lists = [_phrases(accept) for accept in several]
+    found = [_occurrences(words, phrases) for phrases in lists]
+    reasons: list[Reason] = []
+    for n, mine in enumerate(found):
+        longer = [place for other in (*found[:n], *found[n + 1 :]) for place in other]
+        places = _places([place for place in mine if not any(_inside(place, other) for other in longer)])
+        reasons.append(_best(words, gaps, places, question))
+    return reasons
+
+
+def _best(words: list[str], gaps: list[str], places: list[tuple[int, int]], question: str) -> Reason:
+    """The best grade of the mentions at `places`."""
     text = _text(words, gaps, places, question)
     found: set[Reason] = set()
     for start, end in places:
         found.add(_judge(text, start, end))
         if "right" in found:
-            return Grade(True, "right")
-    return Grade(False, min(found, key=_WEIGHT.index, default="other"))
+            return "right"
+    return min(found, key=_WEIGHT.index, default="other")
 
 
 _WEIGHT: tuple[Reason, ...] = ("negated", "alternatives", "other")
@@ -144,19 +166,28 @@ def _phrases(accept: Sequence[str]) -> set[Phrase]:
     return set(filter(None, map(normalise, accept)))
 
 
-def _places(words: list[str], accepted: set[Phrase]) -> list[tuple[int, int]]:
-    """Positions (start, end) of the accepted phrases; of overlapping ones the first, and of those the longest."""
-    found = [
+def _occurrences(words: list[str], accepted: set[Phrase]) -> list[tuple[int, int]]:
+    """Positions (start, end) of the accepted phrases, also of overlapping ones."""
+    return [
         (start, start + len(phrase))
         for phrase in accepted
         for start in range(len(words) - len(phrase) + 1)
         if tuple(words[start : start + len(phrase)]) == phrase
     ]
+
+
+def _places(found: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of overlapping positions the first, and of those the longest."""
     places: list[tuple[int, int]] = []
     for start, end in sorted(found, key=lambda place: (place[0], -place[1])):
         if not places or start >= places[-1][1]:
             places.append((start, end))
     return places
+
+
+def _inside(place: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one position lies within another, longer one."""
+    return other[0] <= place[0] and place[1] <= other[1] and other != place
 
 
 def _echoed(words: list[str], question: Phrase) -> list[bool]:

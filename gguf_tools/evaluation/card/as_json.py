@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gguf_tools.evaluation.card.compare import Difference, score_interval
+from gguf_tools.evaluation.card.constants import best_constant, by_kind
 from gguf_tools.evaluation.card.notes import notes_of
 from gguf_tools.evaluation.card.parts import bits_per_byte, extremes_of, overall, parts_of, samples_of
 from gguf_tools.evaluation.card.power import power_of
@@ -46,7 +47,7 @@ def card_dict(report: CardReport) -> dict[str, Any]:
         "mode": report.mode,
         "context": report.context,
         "parts": parts,
-        "held_out": share_dict([item.right for item in report.held_out]) if report.held_out else None,
+        "held_out": answers_dict(report.held_out) if report.held_out else None,
         "answers": [_answer_dict(item) for item in (*report.answers, *report.probes)],
         "held_out_answers": [_answer_dict(item) for item in report.held_out],
         "completions": [
@@ -64,9 +65,24 @@ def share_dict(outcomes: Counted) -> dict[str, Any]:
     return {"right": right, "total": total, "share": right / total, "interval": clopper_pearson(right, total).as_list()}
 
 
+def answers_dict(answers: Sequence[Answered]) -> dict[str, Any]:
+    """The share of right answers, with that of the best constant answer, for all questions and under `kinds` for each kind."""
+
+    def told(items: Sequence[Answered]) -> dict[str, Any]:
+        return {
+            **share_dict([item.right for item in items]),
+            "constant": asdict(best_constant([item.expected for item in items])),
+        }
+
+    kinds = by_kind(item.expected for item in answers)
+    return told(answers) | {"kinds": {kind: told([answers[n] for n in places]) for kind, places in kinds.items()}}
+
+
 def part_facts(report: CardReport) -> dict[str, dict[str, Any]]:
     """Facts about each measured part besides its score."""
     found = {name: share_dict(outcomes) for name, outcomes in outcomes_of(report).items() if outcomes}
+    if report.answers:
+        found["facts"] = answers_dict(report.answers)
     if report.passages:
         found["perplexity"] = _text_dict(report)
     if report.generations:
@@ -135,11 +151,15 @@ def _answer_dict(item: Answered) -> dict[str, Any]:
     """One question and its answer for JSON; `tokens` counts those of thought and answer."""
     return {
         "question": item.question,
+        "kind": item.expected.kind,
+        "expected": item.expected.text,
         "mode": item.mode,
         "thought": item.reply.thought,
         "answer": item.reply.answer,
         "right": item.right,
         "reason": item.grade.reason if item.fits else "no room",
+        "read": item.grade.read,
+        "likelihoods": None if item.likelihoods is None else list(item.likelihoods),
         "works": item.works,
         "ended": item.generation.ended,
         "tokens": len(item.generation.tokens),

@@ -69,9 +69,9 @@ class ChatModes:
         """The prompt's text. Raises InputError if the template rejects it."""
         if mode == "plain":
             system = f"{question.system}\n\n" if question.system else ""
-            return f"{system}Question: {question.question}\nAnswer:"
+            return f"{system}Question: {question.asked}\nAnswer:"
         system_turn = [{"role": "system", "content": question.system}] if question.system else []
-        messages = [*system_turn, {"role": "user", "content": question.question}]
+        messages = [*system_turn, {"role": "user", "content": question.asked}]
         try:
             return runtime.render_chat(messages, **self._options(mode))
         except InputError as error:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from gguf_tools.evaluation.card.modes import Mode
-from gguf_tools.evaluation.card.results import Answered, CardReport, Generation
+from gguf_tools.evaluation.card.results import Answered, CardReport, Completed, Generation
 from gguf_tools.evaluation.prompts import TEXT_CHUNK
 
 ASKED: Mapping[Mode, str] = {"direct": "without thinking", "thinking": "with thinking", "plain": "as plain text"}
@@ -29,10 +29,7 @@ def notes_of(report: CardReport) -> list[str]:
         held_out = report.held_out if mode == report.mode else ()
         answers = [*report.in_mode(mode), *held_out]
         notes += _grouped(f"asked {asked}", [(item.question, _answer_fault(report, item)) for item in answers])
-    faults = [
-        (item.prompt, _fault(report, item.generation) or (None if item.generation.tokens else "an empty continuation"))
-        for item in report.completions
-    ]
+    faults = [(item.prompt, _completion_fault(report, item)) for item in report.completions]
     return notes + _grouped("continued", faults)
 
 
@@ -52,6 +49,13 @@ def _answer_fault(report: CardReport, item: Answered) -> str | None:
     if item.mode == "direct" and item.reply.thought and not report.modes.undecided:
         return "a thought that was not requested"
     return None
+
+
+def _completion_fault(report: CardReport, item: Completed) -> str | None:
+    """What went wrong with a continuation; a loop after a right sentence counts for the repetition only."""
+    if item.generation.loop and item.coherent:
+        return "an endless loop after a right sentence, which is coherent but repeats itself"
+    return _fault(report, item.generation) or (None if item.generation.tokens else "an empty continuation")
 
 
 def _fault(report: CardReport, generation: Generation) -> str | None:

@@ -1,4 +1,4 @@
-"""The card suite's items: questions with accepted answers, texts to continue, and a text for the perplexity.
+"""The card suite's items: questions with expected answers, texts to continue, and a text for the perplexity.
 
 Two sets are included: `general` for any instruct model, and `bundled`, on which the bundled models were trained. A user's
 file of questions can replace those of a set.
@@ -13,7 +13,7 @@ from typing import Any
 
 from gguf_tools.bundled import FACTS
 from gguf_tools.errors import InputError
-from gguf_tools.evaluation.card.words import normalise
+from gguf_tools.evaluation.card.expected import EXAMPLES, KEYS, Expected, Options, accepted, expected_of
 from gguf_tools.evaluation.text_files import json_object, read_lines, read_text, shown
 
 SET_SIZE = 17
@@ -23,20 +23,27 @@ COMPLETIONS = 2
 """Number of texts to continue per set of questions."""
 
 _DATA = Path(__file__).parent / "data"
-_QUESTION_KEYS = ("question", "accept", "system", "topic")
-_QUESTION_EXAMPLE = '{"question": "What is the capital of France?", "accept": ["Paris"]}'
+_QUESTION_KEYS = ("question", "kind", *dict.fromkeys(key for keys in KEYS.values() for key in keys), "system", "topic")
+_QUESTION_EXAMPLE = EXAMPLES["free"]
 _COMPLETION_KEYS = ("prompt", "accept")
 _COMPLETION_EXAMPLE = '{"prompt": "Monday, Tuesday,", "accept": ["Wednesday"]}'
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its accepted answers, and an optional system prompt; questions are taken from the `topic`s in turn."""
+    """A question, the expected answer, and an optional system prompt; questions are taken from the `topic`s in turn."""
 
     question: str
-    accept: tuple[str, ...]
+    expected: Expected
     system: str | None = None
     topic: str = ""
+
+    @property
+    def asked(self) -> str:
+        """The text that the model is shown: the question, and the options with their letters if it may choose by them."""
+        if not isinstance(self.expected, Options) or not self.expected.listed:
+            return self.question
+        return "\n".join([self.question, *map(self.expected.named, range(len(self.expected.options)))])
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ def load_questions(path: Path) -> tuple[Question, ...]:
                 raise InputError(f"{origin}: {key} is {shown(row[key])}; expected text")
         question = Question(
             _required(row, "question", origin, _QUESTION_EXAMPLE),
-            _accepted(row, origin, _QUESTION_EXAMPLE),
+            expected_of(row, origin),
             row.get("system"),
             row.get("topic") or "",
         )
@@ -156,7 +163,7 @@ def load_completions(path: Path) -> tuple[Completion, ...]:
     for origin, line in read_lines(path):
         row = json_object(line, origin, _COMPLETION_KEYS, _COMPLETION_EXAMPLE)
         prompt = _required(row, "prompt", origin, _COMPLETION_EXAMPLE)
-        found.append(Completion(prompt, _accepted(row, origin, _COMPLETION_EXAMPLE)))
+        found.append(Completion(prompt, accepted(row, origin, _COMPLETION_EXAMPLE)))
     return tuple(found)
 
 
@@ -165,18 +172,6 @@ def _required(row: dict[str, Any], key: str, origin: str, example: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{origin}: {key} is {shown(value)}; expected text, as in {example}")
     return value
-
-
-def _accepted(row: dict[str, Any], origin: str, example: str) -> tuple[str, ...]:
-    value = row.get("accept")
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise InputError(f"{origin}: accept is {shown(value)}; expected a list of accepted answers, as in {example}")
-    unusable = next((item for item in value if not normalise(item)), None)
-    if unusable is not None:
-        raise InputError(
-            f"{origin}: the accepted answer {shown(unusable)} has no letters or digits; expected at least one"
-        )
-    return tuple(value)
 
 
 def _by_turns(questions: Sequence[Question]) -> tuple[Question, ...]:

@@ -69,13 +69,14 @@ def format_card(report: CardReport) -> str:
         (name.replace("_", "-"), f"{part['weight']:g}", _points(part), _PART_TEXTS[name](part))
         for name, part in found["parts"].items()
     ]
-    rows += [("held out", "–", _points(held_out), _share_text(held_out, "right"))] if held_out else []
+    rows += [("held out", "–", _points(held_out), answers_text(held_out))] if held_out else []
     asked = "question" if len(report.answers) == 1 else "questions"
     lines = [
         f"score {found['score']:.2f} of 100, 95% interval {low:.1f} to {high:.1f}",
         f"{len(report.answers)} {asked} of the set {report.set_name}, asked {ASKED[report.mode]}",
         "",
         table(("part", "weight", "points", ""), rows, "<>><"),
+        *kind_lines(found["parts"]["facts"]),
         *(["", reach] if (reach := power_text(report)) else []),
         *([""] if found["notes"] else []),
         *(f"note: {note}" for note in found["notes"]),
@@ -98,6 +99,27 @@ def _share_text(part: Mapping[str, Any], what: str) -> str:
     return f"{part['right']} of {part['total']} {what} ({part['share']:.0%}, {_within(part, _percent)})"
 
 
+def answers_text(part: Mapping[str, Any]) -> str:
+    """The share of right answers, with what the best constant answer would get."""
+    return f"{_share_text(part, 'right')}; a constant answer gets {_constant_text(part)}"
+
+
+def kind_lines(part: Mapping[str, Any]) -> list[str]:
+    """A line for each kind of question, if there are several: how many are right, and the best constant answer."""
+    kinds = part.get("kinds", {})
+    if len(kinds) < 2:
+        return []
+    told = [
+        f"{kind} {found['right']} of {found['total']} (constant {_constant_text(found)})"
+        for kind, found in kinds.items()
+    ]
+    return ["", f"by kind: {'; '.join(told)}"]
+
+
+def _constant_text(part: Mapping[str, Any]) -> str:
+    return f"{part['constant']['right']} ({part['constant']['answer']})"
+
+
 def _text_text(part: Mapping[str, Any]) -> str:
     perplexity = f"{_number(part['perplexity'])} per token ({_within(part, _number)})"
     return f"{perplexity}, {part['bits_per_byte']:.3f} bits per byte, {part['tokens']} tokens"
@@ -115,7 +137,7 @@ def _measured(describe: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapping
 
 
 _PART_TEXTS = {
-    "facts": _measured(lambda part: _share_text(part, "right")),
+    "facts": _measured(lambda part: answers_text(part)),
     "completion": _measured(lambda part: _share_text(part, "coherent")),
     "perplexity": _measured(_text_text),
     "repetition": _measured(_repetition_text),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gguf_tools.evaluation.card.answers import Grade
+from gguf_tools.evaluation.card.expected import Expected
 from gguf_tools.evaluation.card.modes import ChatModes, Mode
 from gguf_tools.evaluation.card.repetition import Loop
 from gguf_tools.evaluation.card.reply import Reply
@@ -28,13 +29,19 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A question with the model's reply and its grade."""
+    """A question with the model's reply and its grade.
+
+    `likelihoods`: what a choice by log-likelihood was graded by, one value for each option: nats of the letter, or nats per byte
+    of the option's text. None if the text was graded.
+    """
 
     question: str
+    expected: Expected
     mode: Mode
     reply: Reply
     grade: Grade
     generation: Generation
+    likelihoods: tuple[float, ...] | None = None
 
     @property
     def fits(self) -> bool:
@@ -61,16 +68,22 @@ class Answered:
 
 @dataclass(frozen=True)
 class Completed:
-    """A text and its continuation; `follows` says whether the continuation contains an expected phrase."""
+    """A text and its continuation.
+
+    `follows`: whether the continuation contains an expected phrase. `finished`: whether a sentence with that phrase is complete
+    before the endless loop, if there is one.
+    """
 
     prompt: str
     follows: bool
     generation: Generation
+    finished: bool = False
 
     @property
     def coherent(self) -> bool:
-        """Whether the continuation has an expected phrase, is valid UTF-8, and is not an endless loop."""
-        return self.follows and self.generation.loop is None and "\ufffd" not in self.generation.text
+        """Whether the continuation has an expected phrase, is valid UTF-8, and no endless loop keeps it from its end."""
+        loops = self.generation.loop is not None and not self.finished
+        return self.follows and not loops and "\ufffd" not in self.generation.text
 
 
 @dataclass(frozen=True)

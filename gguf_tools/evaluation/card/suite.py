@@ -8,7 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gguf_tools.errors import InputError
-from gguf_tools.evaluation.card.answers import grade, mentions
+from gguf_tools.evaluation.card.answers import Grade, mentions
+from gguf_tools.evaluation.card.completed import finished, goes_round
+from gguf_tools.evaluation.card.expected import LETTERS, Options
+from gguf_tools.evaluation.card.grading import grade_answer, grade_likelihoods
+from gguf_tools.evaluation.card.likelihood import log_likelihoods
 from gguf_tools.evaluation.card.modes import ChatModes, Mode, find_modes
 from gguf_tools.evaluation.card.parts import DEFAULT_WEIGHTS
 from gguf_tools.evaluation.card.questions import Choice, Completion, Question
@@ -89,10 +93,32 @@ class _Suite:
         texts = [self._modes.render(self._runtime, question, mode) for question in questions]
         limit = self._options.answer_tokens if self._modes.is_short(mode) else self._options.think_tokens
         found = self._generate(texts, limit, stage)
-        return tuple(
+        answered = [
             self._answered(question, mode, text, generation)
             for question, text, generation in zip(questions, texts, found, strict=True)
+        ]
+        return tuple(
+            self._by_likelihood(item, question.expected, text)
+            if isinstance(question.expected, Options) and question.expected.by != "text" and mode != "thinking"
+            else item
+            for item, question, text in zip(answered, questions, texts, strict=True)
         )
+
+    def _by_likelihood(self, item: Answered, expected: Options, prompt: str) -> Answered:
+        """A choice graded by the log-likelihood of its letters, or of its options per byte, after the rendered `prompt`.
+
+        One whose options do not fit into the context counts as not answered.
+        """
+        if not item.fits:
+            return item
+        texts = LETTERS[: len(expected.options)] if expected.by == "letters" else expected.options
+        space = " " if item.mode == "plain" else ""
+        found = log_likelihoods(self._runtime, prompt, [space + text for text in texts])
+        if found is None:
+            return replace(item, grade=Grade(False, "empty"), generation=replace(item.generation, fits=False))
+        sizes = [len(text.encode()) if expected.by == "options" else 1 for text in texts]
+        values = tuple(nats / size for nats, size in zip(found, sizes, strict=True))
+        return replace(item, grade=grade_likelihoods(values, expected), likelihoods=values)
 
     def _answered(self, question: Question, mode: Mode, prompt: str, generation: Generation) -> Answered:
         """The graded answer to one question; `prompt` is the rendered text, with which a thought may already be opened."""
@@ -103,9 +129,10 @@ class _Suite:
         reply = split_reply(generation.text, tags, opened=tags is not None and prompt.rstrip().endswith(tags.open))
         return Answered(
             question=question.question,
+            expected=question.expected,
             mode=mode,
             reply=reply,
-            grade=grade(reply.answer, question.accept, question.question),
+            grade=grade_answer(reply.answer, question.expected, question.question),
             generation=generation,
         )
 
@@ -122,10 +149,19 @@ class _Suite:
     def complete(self, completions: Sequence[Completion]) -> tuple[Completed, ...]:
         """Continue each text as it stands, without the chat template."""
         found = self._generate([item.prompt for item in completions], self._options.completion_tokens, "completions")
-        return tuple(
-            Completed(item.prompt, mentions(generation.text, item.accept), generation)
-            for item, generation in zip(completions, found, strict=True)
-        )
+        return tuple(self._completed(item, generation) for item, generation in zip(completions, found, strict=True))
+
+    def _completed(self, item: Completion, generation: Generation) -> Completed:
+        """A continuation; of a right list that starts anew (the days of the week), the first round only."""
+        follows, loop = mentions(generation.text, item.accept), generation.loop
+        if loop is None:
+            return Completed(item.prompt, follows, generation)
+        end = loop.start + loop.period
+        before, first_round = (self._runtime.detokenize(generation.tokens[:n], special=True) for n in (loop.start, end))
+        if goes_round(first_round[len(before) :], item.accept):
+            cut = replace(generation, text=first_round, tokens=generation.tokens[:end], ended=True, loop=None)
+            return Completed(item.prompt, follows, cut)
+        return Completed(item.prompt, follows, generation, finished(generation.text, first_round, before, item.accept))
 
     def read(self, passages: Sequence[str]) -> tuple[Passage, ...]:
         """Per-passage NLL; passages with fewer than two tokens are skipped."""

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_tools.errors import InputError
+from gguf_tools.evaluation.card.expected import Free
 from gguf_tools.evaluation.card.parts import DEFAULT_WEIGHTS
 from gguf_tools.evaluation.card.questions import CardSet, Choice, Completion, Question
 from gguf_tools.evaluation.card.results import CardReport
 from gguf_tools.evaluation.card.suite import CardOptions, run_card
-from gguf_tools.runtime.interface import GreedyResult, ModelInfo
+from gguf_tools.runtime.interface import GreedyResult, LogLikelihood, ModelInfo
 
 EOS = 0xFFFF
 VOCAB = 1 << 16
@@ -141,9 +142,24 @@ class Scripted:
                 progress(done, len(prompts))
         return results
 
+    def log_likelihoods(
+        self,
+        requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[LogLikelihood]:
+        """Minus one nat for each place at which the continuation is not what the script says."""
+        found = []
+        for context, continuation in requests:
+            assert len(context) > 0
+            assert 0 < len(continuation) <= self.context_limit - len(context)
+            said = tokens_of(self._answer(self.detokenize(context, special=True)))
+            wrong = sum(said[n : n + 1] != [token] for n, token in enumerate(continuation))
+            found.append(LogLikelihood(-float(wrong), not wrong))
+        return found
+
 
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo"}
-QUESTIONS = tuple(Question(f"The capital of {country}?", (city,)) for country, city in CAPITALS.items())
+QUESTIONS = tuple(Question(f"The capital of {country}?", Free((city,))) for country, city in CAPITALS.items())
 COMPLETIONS = (Completion("One, two,", ("three",)), Completion("Red, green,", ("blue",)))
 PASSAGES = ("It rains.", "The sun is out again.", "So be it.")
 

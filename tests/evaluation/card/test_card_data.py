@@ -15,6 +15,9 @@ import pytest
 from tokenizers import Tokenizer
 
 import gguf_tools
+from gguf_tools.evaluation.card.constants import best_constant
+from gguf_tools.evaluation.card.expected import KINDS, Options, YesNo
+from gguf_tools.evaluation.card.questions import load_questions
 
 ROOT = Path(gguf_tools.__file__).resolve().parents[1]
 DATA = ROOT / "gguf_tools" / "evaluation" / "card" / "data"
@@ -37,11 +40,6 @@ COMMON = set(
         " who will with yes you your"
     )
 )
-SMALL = words(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-    " eighteen nineteen"
-)
-TENS = words("twenty thirty forty fifty sixty seventy eighty ninety")
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -63,17 +61,6 @@ def round_robin(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def passages(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").strip().split("\n\n")
-
-
-def spelled(number: int) -> set[str]:
-    """The ways to write a number below 200 in words, without hyphens."""
-    if number < 20:
-        return {SMALL[number]}
-    if number < 100:
-        tens, units = TENS[number // 10 - 2], number % 10
-        return {f"{tens} {SMALL[units]}" if units else tens}
-    rest = spelled(number - 100) if number > 100 else {""}
-    return {f"{hundred} hundred {link}{r}".strip() for hundred in ("one", "a") for link in ("", "and ") for r in rest}
 
 
 def computed(question: str) -> int:
@@ -117,7 +104,9 @@ def test_every_set_of_seventeen_has_all_topics_equally_often_give_or_take_one() 
 def test_a_question_is_well_formed(path: Path) -> None:
     questions = rows(path)
     for q in questions:
-        assert {"question", "accept", "topic"} <= set(q) <= {"question", "accept", "topic", "system"}
+        kind = q.get("kind", "free")
+        own = {"free": {"accept"}, "yesno": {"answer"}, "number": {"answer"}, "choice": {"options", "answer"}}[kind]
+        assert {"question", "topic"} | own <= set(q) <= {"kind", "question", "topic", "system"} | own
         assert q["question"].endswith("?")
         assert q["question"] == q["question"].strip()
         assert q["topic"]
@@ -127,6 +116,8 @@ def test_a_question_is_well_formed(path: Path) -> None:
 @pytest.mark.parametrize("path", [GENERAL, FACTS], ids=["general", "bundled"])
 def test_neither_repeating_the_question_nor_a_common_word_is_an_answer(path: Path) -> None:
     for q in rows(path):
+        if q.get("kind", "free") != "free":
+            continue
         assert q["accept"]
         assert len(set(q["accept"])) == len(q["accept"])
         for answer in q["accept"]:
@@ -135,15 +126,23 @@ def test_neither_repeating_the_question_nor_a_common_word_is_an_answer(path: Pat
             assert not occurs(answer, q["question"]), q
 
 
-def test_the_arithmetic_answers_are_right_in_digits_and_in_words() -> None:
+def test_the_arithmetic_answers_are_right() -> None:
     questions = [q for q in rows(GENERAL) if q["topic"] == "arithmetic"]
     assert questions
     for q in questions:
-        answer = computed(q["question"])
-        in_words = {" ".join(words(a)) for a in q["accept"] if not a.isdigit()}
-        assert [a for a in q["accept"] if a.isdigit()] == [str(answer)], q
-        assert in_words
-        assert in_words <= spelled(answer), q
+        assert (q["kind"], q["answer"]) == ("number", computed(q["question"])), q
+
+
+def test_every_kind_is_in_the_first_set_and_no_constant_answer_does_well() -> None:
+    questions = load_questions(GENERAL)
+    ordered = [questions[rows(GENERAL).index(q)] for q in round_robin(rows(GENERAL))]
+    assert {q.expected.kind for q in ordered[:SET_SIZE]} == set(KINDS)
+    assert best_constant([q.expected for q in ordered[:SET_SIZE]]).right <= 2
+    assert best_constant([q.expected for q in ordered]).right <= 0.06 * len(ordered)
+    yes = [q.expected.answer for q in ordered if isinstance(q.expected, YesNo)]
+    assert 2 * sum(yes) == len(yes)
+    letters = Counter(q.expected.answer for q in ordered if isinstance(q.expected, Options))
+    assert max(letters.values()) - min(letters.values()) <= 1
 
 
 def test_the_first_set_asks_what_every_instruct_model_is_asked() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from gguf_tools.evaluation.card.as_json import card_dict, difference_dict
 from gguf_tools.evaluation.card.compare import difference, score_interval
+from gguf_tools.evaluation.card.expected import Free
 from gguf_tools.evaluation.card.parts import WORST_BITS, extremes_of, overall, paired_extremes, samples_of, score_of
 from gguf_tools.evaluation.card.power import Power, Reach, power_of
 from gguf_tools.evaluation.card.questions import SETS, Question, choose
@@ -208,7 +209,7 @@ def test_what_few_items_can_show(questions: int, passages: int, said: list[str])
 
 def test_what_is_said_is_what_the_tests_give() -> None:
     """The largest difference that the items allow has the smallest p that the report names."""
-    asked = [Question(f"{n}?", ("Paris",)) for n in range(7)]
+    asked = [Question(f"{n}?", Free(("Paris",))) for n in range(7)]
     text = card_set(asked, (), [f"It rains on day {n}." for n in range(7)])
     right, wrong = scored(Scripted(lambda _: "Paris", PLAIN), text), scored(Scripted(lambda _: "Rome", PLAIN), text)
     right = replace(right, passages=tuple(replace(p, nats=0.1 * p.nats) for p in right.passages))

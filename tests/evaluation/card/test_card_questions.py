@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_tools.errors import InputError
+from gguf_tools.evaluation.card.expected import Expected, Free, Number, Options, YesNo
 from gguf_tools.evaluation.card.questions import (
     SET_SIZE,
     SETS,
@@ -50,16 +51,47 @@ def test_a_question_is_read_as_it_stands(tmp_path: Path) -> None:
         ],
     )
     assert load_questions(path) == (
-        Question(" Où?  ", ("là", "ici "), "Réponds.", "t"),
-        Question("2?", ("2",)),
+        Question(" Où?  ", Free(("là", "ici ")), "Réponds.", "t"),
+        Question("2?", Free(("2",))),
     )
 
 
 GOOD = {"question": "Q?", "accept": ["a"]}
+NUMBER = {"kind": "number", "question": "How far?", "answer": 12}
+CHOICE = {"kind": "choice", "question": "Which is a metal?", "options": ["iron", "wood"], "answer": "A"}
 FAULTS: dict[str, tuple[Any, str]] = {
     "no JSON": ("Q? a", "is not JSON"),
     "a list": ([GOOD], "is a list; expected an object such as"),
-    "another key": ({**GOOD, "answer": "a"}, "key 'answer' is not known; expected question, accept, system, topic"),
+    "another key": (
+        {**GOOD, "answr": "a"},
+        "key 'answr' is not known; expected question, kind, accept, answer, unit, tolerance, options, by, system, topic",
+    ),
+    "another kind": ({**GOOD, "kind": "open"}, "kind is 'open'; expected one of free, yesno, number, choice"),
+    "a key of another kind": (
+        {**GOOD, "answer": "a"},
+        "answer belongs to questions of kind yesno or number or choice, and this one is of kind free; expected a line such as {",
+    ),
+    "no yes or no": ({"kind": "yesno", "question": "Q?", "answer": "maybe"}, "answer is 'maybe'; expected yes or no"),
+    "no number": ({"kind": "number", "question": "Q?", "answer": "12"}, "answer is '12'; expected a number, as in {"),
+    "true for a number": ({"kind": "number", "question": "Q?", "answer": True}, "answer is True; expected a number"),
+    "a huge number": ('{"kind": "number", "question": "Q?", "answer": 1e999}', "answer is inf; expected a number"),
+    "a unit of another type": ({**NUMBER, "unit": 5}, "unit is 5; expected text such as km"),
+    "a negative tolerance": ({**NUMBER, "tolerance": -1}, "tolerance is -1; expected a number of at least 0"),
+    "a tolerance in words": ({**NUMBER, "tolerance": "x%"}, "tolerance is 'x%'; expected a number of at least 0"),
+    "one option": ({**CHOICE, "options": ["iron"]}, "has 1 options; expected 2 to 26"),
+    "no list of options": ({**CHOICE, "options": "iron"}, "options is 'iron'; expected a list of options"),
+    "an option without a word": ({**CHOICE, "options": ["iron", "!"]}, "the option '!' has no letters or digits"),
+    "an option twice": ({**CHOICE, "options": ["iron", "Iron."]}, "the option 'Iron.' occurs twice"),
+    "an option that is a letter": (
+        {**CHOICE, "options": ["B", "C"]},
+        "the option 'B' is also the letter of another option",
+    ),
+    "an answer that is no option": (
+        {**CHOICE, "answer": "C"},
+        "answer is 'C'; expected one of the options, or its letter (A to B)",
+    ),
+    "no answer to a choice": ({**CHOICE, "answer": None}, "answer is None; expected one of the options"),
+    "read by another means": ({**CHOICE, "by": "sound"}, "by is 'sound'; expected one of text, letters, options"),
     "no question": ({"accept": ["a"]}, "question is None; expected text, as in {"),
     "a blank question": ({**GOOD, "question": " \n"}, "question is ' \\n'; expected text"),
     "a question of another kind": ({**GOOD, "question": 5}, "question is 5; expected text"),
@@ -73,6 +105,33 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "the same again": ({**GOOD, "question": "first?"}, "the question 'first?' occurs twice"),
     "an escaped lone surrogate": (r'{"question": "\udc00", "accept": ["a"]}', "has an escaped lone surrogate"),
 }
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"accept": ["a", "b"]}, Free(("a", "b"))),
+        ({"kind": "free", "accept": ["a"]}, Free(("a",))),
+        ({"kind": "yesno", "answer": "Yes"}, YesNo(True)),
+        ({"kind": "yesno", "answer": False}, YesNo(False)),
+        ({"kind": "number", "answer": 12}, Number(12.0)),
+        ({"kind": "number", "answer": 200, "unit": "Kilometres", "tolerance": "5%"}, Number(200.0, "km", 10.0)),
+        ({"kind": "number", "answer": -40.5, "unit": "legs", "tolerance": 0.5}, Number(-40.5, "legs", 0.5)),
+        ({"kind": "choice", "options": ["iron", "wood"], "answer": "B"}, Options(("iron", "wood"), 1)),
+        ({"kind": "choice", "options": ["iron", "wood"], "answer": "wood"}, Options(("iron", "wood"), 1)),
+        ({"kind": "choice", "options": ["A", "B"], "answer": "B", "by": "letters"}, Options(("A", "B"), 1, "letters")),
+    ],
+)
+def test_the_kinds_of_question(tmp_path: Path, row: dict[str, Any], expected: Expected) -> None:
+    (question,) = load_questions(written(tmp_path, [{"question": "Q?", **row}]))
+    assert question.expected == expected
+
+
+def test_a_choice_is_asked_with_its_options_unless_their_likelihood_decides() -> None:
+    options = ("iron", "wood")
+    assert Question("Which?", Options(options, 0)).asked == "Which?\nA) iron\nB) wood"
+    assert Question("Which?", Options(options, 0, "letters")).asked == "Which?\nA) iron\nB) wood"
+    assert Question("Which?", Options(options, 0, "options")).asked == "Which?"
 
 
 @pytest.mark.parametrize(("row", "expected"), FAULTS.values(), ids=list(FAULTS))

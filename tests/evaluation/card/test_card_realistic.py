@@ -12,6 +12,8 @@ import pytest
 
 import gguf_tools
 from gguf_tools.evaluation.card.answers import grade
+from gguf_tools.evaluation.card.expected import expected_of
+from gguf_tools.evaluation.card.grading import grade_answer
 
 PACKAGE = Path(gguf_tools.__file__).resolve().parent
 GENERAL = PACKAGE / "evaluation" / "card" / "data" / "general.jsonl"
@@ -58,7 +60,7 @@ KNOWN_LIMITS = [
 
 
 def right(question: str, answer: str) -> bool:
-    return grade(answer, QUESTIONS[question]["accept"], question).right
+    return grade_answer(answer, expected_of(QUESTIONS[question], question), question).right
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['question']} {case['answer'][:40]}")

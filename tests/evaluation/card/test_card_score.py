@@ -445,13 +445,13 @@ def test_the_card_says_what_was_measured() -> None:
     lines = [line.split(maxsplit=3) for line in format_card(found).splitlines()]
     rows = {line[0]: (line[1], line[2], line[3]) for line in lines[5:12]}
     assert rows == {
-        "facts": ("40", "80.0", "4 of 5 right (80%, 95% interval 28%–99%)"),
+        "facts": ("40", "80.0", "4 of 5 right (80%, 95% interval 28%–99%); a constant answer gets 1 (Paris)"),
         "completion": ("15", "100.0", "2 of 2 coherent (100%, 95% interval 16%–100%)"),
         "perplexity": ("15", "50.0", "4.000 per token (95% interval 1.287–12.432), 2.000 bits per byte, 36 tokens"),
         "repetition": ("10", "100.0", "0.0% of the 4-grams in 11 texts are repeated (95% interval 0.0%–44.8%)"),
         "thinking": ("10", "100.0", "4 of 4 with a closed thought and then an answer (100%, 95% interval 40%–100%)"),
         "non-thinking": ("10", "100.0", "5 of 5 with an answer and no thought (100%, 95% interval 48%–100%)"),
-        "held": ("out", "–", "100.0  5 of 5 right (100%, 95% interval 48%–100%)"),
+        "held": ("out", "–", "100.0  5 of 5 right (100%, 95% interval 48%–100%); a constant answer gets 1 (Paris)"),
     }
     assert "5 questions of the set made up, asked without thinking" in format_card(found)
     assert "not measured: the chat template always asks for a thought" in format_card(report(template=OPENED))

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.card.as_json import card_dict
+from gguf_tools.evaluation.card.expected import By, Free, Options, YesNo
 from gguf_tools.evaluation.card.modes import ChatModes, find_modes
 from gguf_tools.evaluation.card.notes import notes_of
 from gguf_tools.evaluation.card.questions import Choice, Completion, Question
+from gguf_tools.evaluation.card.report import format_card
 from gguf_tools.evaluation.card.results import CardReport, Generation
 from gguf_tools.evaluation.card.suite import CardOptions, run_card
 from tests.evaluation.card.scripted import (
@@ -26,6 +28,7 @@ from tests.evaluation.card.scripted import (
     SWITCH,
     UNDECIDED,
     UNTAGGED,
+    Answer,
     Scripted,
     asked,
     card_set,
@@ -199,7 +202,7 @@ def test_no_request_exceeds_the_context(context: int, template: str | None, bos:
     """The script itself asserts that prompt and count fit."""
     runtime = Scripted(lambda _: "x…", template, context, bos)
     content = card_set(
-        [*FRANCE, Question("A question that is longer than the first?", ("yes",))], passages=["a b" * 30]
+        [*FRANCE, Question("A question that is longer than the first?", Free(("yes",)))], passages=["a b" * 30]
     )
     options = CardOptions(choice=Choice(content), answer_tokens=limit, think_tokens=limit, completion_tokens=limit)
     if context <= len(tokens_of(rendered(template)[0])) + (bos is not None):
@@ -317,7 +320,7 @@ def test_a_note_counts_and_names_some() -> None:
     assert notes_of(report) == [
         "asked without thinking, 4 of 5: an empty answer (The capital of France?; The capital of Spain?; and 2 more)"
     ]
-    long = Question("Why " + "so " * 40 + "long?", ("x",))
+    long = Question("Why " + "so " * 40 + "long?", Free(("x",)))
     (note,) = notes_of(scored(Scripted(lambda _: ""), card_set([long], ()), probes=0))
     assert len(note) < 130
 
@@ -358,7 +361,7 @@ def test_a_text_that_is_cut_is_noted() -> None:
 def test_a_refused_system_prompt_names_the_question() -> None:
     template = "{% if messages[0].role == 'system' %}{{ 1 / 0 }}{% endif %}" + PLAIN
     runtime = Scripted(perfect, template.replace("{{ 1 / 0 }}", "{{ nothing.at.all }}"))
-    question = Question("The capital of France?", ("Paris",), system="Be brief.")
+    question = Question("The capital of France?", Free(("Paris",)), system="Be brief.")
     with pytest.raises(InputError, match=r"refused the messages.*; the question is 'The capital of France\?'$"):
         scored(runtime, card_set((question,)))
 
@@ -405,7 +408,7 @@ def test_only_the_first_line_of_plain_text_counts(answer: str, text: str, kept: 
 
 
 def test_a_question_too_long_for_the_context_is_named() -> None:
-    long = Question("What is " + "very " * 30 + "far?", ("space",))
+    long = Question("What is " + "very " * 30 + "far?", Free(("space",)))
     runtime = Scripted(perfect, context=100)
     report = scored(runtime, card_set([*FRANCE, long, QUESTIONS[1]]))
     assert [item.fits for item in report.answers] == [True, False, True]
@@ -436,6 +439,9 @@ def test_the_context_may_end_an_answer() -> None:
 # Completions
 
 
+REPEATS = "an endless loop after a right sentence, which is coherent but repeats itself"
+
+
 @pytest.mark.parametrize(
     ("said", "coherent", "fault"),
     [
@@ -446,6 +452,14 @@ def test_the_context_may_end_an_answer() -> None:
         ("", False, "an empty continuation"),
         (" three …", False, "an endless loop"),
         (" three \ufffd", False, None),
+        (" three, four, five, one, two,…", True, None),
+        (" three\n four\n five\n one\n two\n…", True, None),
+        (" three, three, three,…", False, "an endless loop"),
+        (" three, four, three, four,…", False, "an endless loop"),
+        (" four, five, six, one, two,…", False, "an endless loop"),
+        (" three. One is two.…", True, REPEATS),
+        (" three. three.…", False, "an endless loop"),
+        (" three I am not…", False, "an endless loop"),
         (f" three, {'four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, ' * 2}", True, None),
     ],
 )
@@ -454,6 +468,72 @@ def test_a_completion_goes_on_as_it_must(said: str, coherent: bool, fault: str |
     report = scored(Scripted(lambda prompt: said if prompt == COMPLETIONS[0].prompt else perfect(prompt)), content)
     assert report.completions[0].coherent == coherent
     assert notes_of(report) == ([f"continued, 1 of 1: {fault} (One, two,)"] if fault else [])
+
+
+def endless(said: str) -> Answer:
+    """The same again and again."""
+    return lambda _: f"{said}…"
+
+
+def test_a_list_that_starts_anew_counts_once() -> None:
+    """The default completion whose right continuation has no end."""
+    week = Completion("The days of the week are Monday, Tuesday, Wednesday,", ("Thursday",))
+    days = " Thursday, Friday, Saturday, Sunday, Monday, Tuesday, Wednesday,"
+    for said in (days, " Thursday, Friday, Saturday, and Sunday, Monday, Tuesday, Wednesday,"):
+        runtime = Scripted(endless(said))
+        report = scored(runtime, card_set((), [week], ()), completion_tokens=400)
+        assert report.completions[0].coherent
+        assert report.completions[0].generation.text == said
+        assert card_dict(report)["parts"]["repetition"]["endless_loops"] == 0
+        assert notes_of(report) == []
+
+
+# Choices by likelihood
+
+METAL = Question("Which is a metal?", Options(("wood", "iron", "milk"), 1, "letters"))
+
+
+@pytest.mark.parametrize("template", [PLAIN, SWITCH, None])
+@pytest.mark.parametrize("by", ["letters", "options"])
+def test_a_choice_by_likelihood(template: str | None, by: By) -> None:
+    def answer(prompt: str) -> str:
+        return (" " if template is None else "") + ("B" if by == "letters" else "iron")
+
+    expected = Options(("wood", "iron", "milk"), 1, by)
+    runtime = Scripted(answer, template)
+    report = scored(runtime, card_set([replace(METAL, expected=expected)], (), ()), probes=0)
+    (item,) = report.answers
+    assert (item.right, item.grade.read) == (True, "B) iron")
+    # one nat for each letter that is not as the script has it, per byte: "wood" and "iron" have one in common
+    assert item.likelihoods == ((-1.0, 0.0, -1.0) if by == "letters" else (-0.75, 0.0, -1.0))
+    (row,) = card_dict(report)["answers"]
+    assert (row["kind"], row["expected"], row["likelihoods"]) == ("choice", "B) iron", list(item.likelihoods))
+
+
+def test_a_choice_is_read_from_the_text_after_a_thought() -> None:
+    content = card_set([METAL], (), ())
+    (item,) = scored(Scripted(lambda _: "<think>Hm.</think>B", OPENED), content).answers
+    assert (item.right, item.likelihoods) == (True, None)
+
+
+def test_a_choice_whose_options_have_no_room_is_not_answered() -> None:
+    long = Question("Which?", Options(("wood", "iron " * 30), 1, "options"))
+    report = scored(Scripted(lambda _: "wood", PLAIN, context=60), card_set([*FRANCE, long], (), ()))
+    assert [item.fits for item in report.answers] == [True, False]
+    assert not report.answers[1].right
+
+
+def test_kinds_and_constants_are_reported() -> None:
+    questions = [*QUESTIONS[:2], Question("Is it?", YesNo(False)), Question("Is it so?", YesNo(False))]
+    report = scored(Scripted(lambda prompt: asked(prompt) or "No."), card_set(questions, (), ()), probes=0)
+    part = card_dict(report)["parts"]["facts"]
+    assert part["constant"] == {"answer": "no", "right": 2}
+    assert {kind: (one["right"], one["constant"]["right"]) for kind, one in part["kinds"].items()} == {
+        "free": (2, 1),
+        "yesno": (2, 2),
+    }
+    assert "a constant answer gets 2 (no)" in format_card(report)
+    assert "by kind: free 2 of 2 (constant 1 (Paris)); yesno 2 of 2 (constant 2 (no))" in format_card(report)
 
 
 def test_a_text_too_long_to_continue_is_named() -> None:
