@@ -28,7 +28,7 @@ from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.quantization.plan import Quantization, QuantizeRequest, prepare
 from gguf_tools.quantization.write import execute
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
-from gguf_tools.text import table
+from gguf_tools.tables import text_table
 from quant.encode import FloatArray
 from quant.recipes import TypeOptions
 
@@ -105,7 +105,7 @@ def main() -> None:
     """Print the table."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for model in MODELS for row in compare(model, Path(folder))]
-    print(table(HEAD, rows, "<<<><>"))
+    print(text_table(HEAD, rows, "<<<><>"))
 
 
 if __name__ == "__main__":

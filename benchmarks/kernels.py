@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gguf_tools.machine import available_cores
-from gguf_tools.text import table
+from gguf_tools.tables import text_table
 from quant import ggml, kernels
 from quant.kernels import TYPES
 from quant.types import F32, TensorType, row_bytes, tensor_type
@@ -101,7 +101,8 @@ def report(found: list[Speed], threads: int) -> str:
         for one in found
     ]
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    return f"{table(head, body)}\n\nmillion weights a second of processor time; {available_cores()} cores, load average {load}"
+    shown = text_table(head, body)
+    return f"{shown}\n\nmillion weights a second of processor time; {available_cores()} cores, load average {load}"
 
 
 def main(arguments: list[str] | None = None) -> None:

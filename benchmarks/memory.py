@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.shapes import Qwen3Shape
 from gguf_tools.bundled import bundled_model
-from gguf_tools.text import table
+from gguf_tools.tables import text_table
 
 SHAPE = Qwen3Shape(vocab=151_936, hidden=2048, layers=0, heads=16, kv_heads=8, head_dim=128, width=6144)
 """The sizes of Qwen3-1.7B; as many layers as the size asked for needs."""
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
             memory = (f"{peak.address_space / 1e6:.0f} MB", f"{peak.resident / 1e6:.0f} MB")
             rows.append((what, f"{size / 1e9:.2f} GB", *memory, f"{peak.seconds:.0f} s"))
     print(f"a checkpoint of {total / 1e9:.2f} GB, {given.limit:g} GB of address space")
-    print(table(("", "written", "address space", "resident", "time"), rows))
+    print(text_table(("", "written", "address space", "resident", "time"), rows))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.shapes import SHAPES, write_checkpoint
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.machine import available_cores
-from gguf_tools.text import table
+from gguf_tools.tables import text_table
 from quant.recipes import recipe
 
 CACHE = Path(".bench")
@@ -200,7 +200,7 @@ def report(rows: list[Row], threads: int, repeat: int) -> str:
     ]
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
     return (
-        f"{table(head, body)}\n\nmedians of {repeat}, {threads} threads on {available_cores()} cores, load average {load}; "
+        f"{text_table(head, body)}\n\nmedians of {repeat}, {threads} threads on {available_cores()} cores, load average {load}; "
         "peaks count mapped pages; their converter ran unchanged\nbut for the tokenizer's name, which it was told "
         "(it knows tokenizers only by hash)"
     )

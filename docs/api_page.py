@@ -9,7 +9,7 @@ from typing import Any
 
 import gguf_tools
 import quant
-from gguf_tools.text import Shown
+from gguf_tools.tables import Shown
 
 WIDTH = 100
 

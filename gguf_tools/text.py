@@ -1,12 +1,10 @@
-"""Formatting numbers, tables and untrusted text for terminals, Markdown and notebooks."""
+"""Formatting numbers and untrusted text for terminals and Markdown."""
 
 from __future__ import annotations
 
-import html
 import re
-from abc import ABC, abstractmethod
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -14,8 +12,6 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 
 LONGEST_LINE = 2000
 """Most characters of a line on a terminal; a path alone may have more."""
-LONGEST_CELL = 400
-"""Most characters of a table cell."""
 
 
 def human_bytes(count: float) -> str:
@@ -42,28 +38,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "<>") -> str:
-    """A table with aligned columns and a rule under its head.
-
-    `align` has < (left) or > (right) for each column; the last one applies to all further columns.
-    """
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    sides = align.ljust(len(head), align[-1])
-
-    def line(row: Sequence[str]) -> str:
-        return "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
-
-    return "\n".join([line(head), "  ".join("─" * width for width in widths), *map(line, rows)])
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "<>") -> str:
-    """A Markdown table; `align` as in `table`."""
-    sides = align.ljust(len(head), align[-1])
-    rule = [":---" if side == "<" else "---:" for side in sides]
-    lines = [head, rule, *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def one_line(text: str) -> str:
@@ -111,85 +85,76 @@ def as_json(value: Any) -> Any:
     return [as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-class Block(ABC):
-    """A section of a report, as text and as HTML; untrusted text is escaped in both."""
-
-    @abstractmethod
-    def text(self) -> str:
-        """The block for a terminal, without a final line break."""
-
-    @abstractmethod
-    def html(self) -> str:
-        """The block as an HTML element."""
+def for_markdown(text: str) -> str:
+    """Untrusted text on one line, escaped so that Markdown sees no HTML, links, images or code."""
+    visible = "".join(character if character.isprintable() else " " for character in text)
+    return re.sub(r"[\\<\[\]]", r"\\\g<0>", one_line(visible))
 
 
-@dataclass(frozen=True)
-class Facts(Block):
-    """Lines with a label and a value; labels are padded to `width` characters."""
-
-    rows: Sequence[tuple[str, str]]
-    width: int = 9
-
-    def text(self) -> str:
-        return "\n".join(f"{_plain(label):<{self.width}} {_plain(value)}" for label, value in self.rows)
-
-    def html(self) -> str:
-        rows = "".join(f"<tr>{_cell('th', label)}{_cell('td', value)}</tr>" for label, value in self.rows)
-        return f"<table>{rows}</table>"
+def shown_width(text: str) -> int:
+    """The columns that a text takes on a terminal: two for wide characters, none for combining ones (Unicode Annex 11)."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_columns, text))
 
 
-@dataclass(frozen=True)
-class Grid(Block):
-    """A table; `align` as in `table`."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    align: str = "<>"
-
-    def text(self) -> str:
-        return table([*map(_plain, self.head)], [[*map(_plain, row)] for row in self.rows], self.align)
-
-    def html(self) -> str:
-        sides = self.align.ljust(len(self.head), self.align[-1])
-        head = "".join(_cell("th", cell, side) for cell, side in zip(self.head, sides, strict=True))
-        rows = ("".join(_cell("td", cell, side) for cell, side in zip(row, sides, strict=True)) for row in self.rows)
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+def _columns(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-@dataclass(frozen=True)
-class Lines(Block):
-    """Preformatted lines, such as a sentence or a drawing."""
-
-    content: str = ""
-
-    def text(self) -> str:
-        return "\n".join(map(printable, self.content.split("\n")))
-
-    def html(self) -> str:
-        return f"<pre>{html.escape(self.text())}</pre>" if self.content else ""
+def padded(text: str, width: int, *, left: bool = True) -> str:
+    """The text with spaces up to `width` columns, after it or, unless `left`, before it."""
+    spaces = " " * (width - shown_width(text))
+    return text + spaces if left else spaces + text
 
 
-def _plain(text: str) -> str:
-    return shortened(printable(text), LONGEST_CELL)
+def cut_middle(text: str, width: int) -> str:
+    """The text in at most `width` columns: its start and its end, which tells types and file names apart."""
+    if shown_width(text) <= width:
+        return text
+    end = _taken(text[::-1], (width - 1) // 2)[::-1]
+    return f"{_taken(text, width - 1 - shown_width(end))}…{end}"
 
 
-def _cell(tag: str, text: str, side: str = "<") -> str:
-    align = "left" if side == "<" else "right"
-    return f'<{tag} style="text-align:{align}">{html.escape(_plain(text))}</{tag}>'
+def distinct(texts: Sequence[str], width: int) -> list[str]:
+    """The texts, each in at most `width` columns; those that `cut_middle` would make equal keep what differs, if it fits."""
+    cut = [cut_middle(text, width) for text in texts]
+    if len(set(cut)) == len(set(texts)):
+        return cut
+    start = _alike(texts)
+    end = _alike([text[start:][::-1] for text in texts])
+    spare = max(width - 2 - max(shown_width(text[start : len(text) - end]) for text in texts), 0)
+    start, end = max(start - spare // 2, 0), max(end - spare // 2, 0)
+    return [f"…{cut_middle(text[start : len(text) - end], width - 2)}…" for text in texts]
 
 
-class Shown(ABC):
-    """A result with a display form: `str` and `repr` give the text that the command prints, notebooks show HTML."""
+def _alike(texts: Sequence[str]) -> int:
+    """The number of characters with which all texts start."""
+    first, last = min(texts), max(texts)
+    return next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
-    @abstractmethod
-    def blocks(self) -> Sequence[Block]:
-        """The report's blocks, top to bottom."""
 
-    def __str__(self) -> str:
-        return "\n".join(block.text() for block in self.blocks())
+def wrapped(text: str, width: int, *, whole: bool = False) -> list[str]:
+    """The text as lines of at most `width` columns, broken at spaces, and unless `whole` within words that are longer."""
+    lines: list[str] = []
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and shown_width(joined) <= width:
+            lines[-1] = joined
+            continue
+        while not whole and shown_width(word) > width:
+            lines.append(_taken(word, width) or word[0])
+            word = word[len(lines[-1]) :]
+        lines += [word] if word else []
+    return lines
 
-    def __repr__(self) -> str:
-        return str(self)
 
-    def _repr_html_(self) -> str:
-        return f"<div>{''.join(block.html() for block in self.blocks())}</div>"
+def _taken(text: str, width: int) -> str:
+    """As much of the text's start as `width` columns hold."""
+    for n, character in enumerate(text):
+        width -= _columns(character)
+        if width < 0:
+            return text[:n]
+    return text

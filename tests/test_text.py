@@ -6,18 +6,8 @@ import json
 
 import pytest
 
-from gguf_tools.text import (
-    Facts,
-    Grid,
-    Lines,
-    as_json,
-    human_bytes,
-    human_count,
-    markdown_table,
-    one_line,
-    printable,
-    table,
-)
+from gguf_tools.tables import Column, Facts, Lines, Table
+from gguf_tools.text import as_json, human_bytes, human_count, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -33,14 +23,6 @@ def test_bytes(count: float, expected: str) -> None:
 )
 def test_counts(count: float, expected: str) -> None:
     assert human_count(count) == expected
-
-
-def test_tables() -> None:
-    head, rows = ("name", "n"), [("a", "5"), ("bcdef", "12")]
-    assert table(head, rows).splitlines() == ["name    n", "─────  ──", "a       5", "bcdef  12"]
-    assert table(head, rows, "><").splitlines()[2:] == ["    a  5", "bcdef  12"]
-    assert markdown_table(head, rows) == "| name | n |\n| :--- | ---: |\n| a | 5 |\n| bcdef | 12 |\n"
-    assert markdown_table(("a",), [("x|y",)]).splitlines()[-1] == "| x\\|y |"
 
 
 def test_one_line() -> None:
@@ -59,7 +41,7 @@ def test_control_characters_are_escaped_and_others_stay() -> None:
 def test_blocks_escape_whatever_they_hold() -> None:
     blocks = [
         Facts([(HOSTILE, HOSTILE)]),
-        Grid((HOSTILE, "n"), [(HOSTILE, HOSTILE)]),
+        Table((Column(HOSTILE), Column("n")), [(HOSTILE, HOSTILE)]),
         Lines(HOSTILE.replace("\n", "")),
     ]
     for block in blocks:
@@ -74,7 +56,6 @@ def test_blocks_escape_whatever_they_hold() -> None:
 
 def test_blocks_as_text() -> None:
     assert Facts([("a", "1"), ("longer than nine", "2")]).text() == "a         1\nlonger than nine 2"
-    assert Grid(("name", "n"), [("a", "5")]).text() == table(("name", "n"), [("a", "5")])
     assert (Lines("a\nb").text(), Lines().text(), Lines().html()) == ("a\nb", "", "")
 
 

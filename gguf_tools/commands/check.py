@@ -12,6 +12,7 @@ from gguf_tools.commands.common import (
     force_option,
     json_option,
     quiet_option,
+    table_options,
     threads_option,
     timeout_option,
     write_report,
@@ -51,6 +52,7 @@ from gguf_tools.text import one_line
     metavar="X",
     help="Tolerance of every array, for the golden ones.",
 )
+@table_options
 @timeout_option
 @threads_option
 @force_option

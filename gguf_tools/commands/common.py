@@ -18,6 +18,7 @@ from gguf_tools.errors import AMOUNT, Bounds, OutputError
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.runtime.silence import DEFAULT_SECONDS, silence_limit
 from gguf_tools.signals import left
+from gguf_tools.tables import View, terminal_view
 from gguf_tools.text import duration, for_terminal, human_bytes, json_escapes
 
 BYTE_STAGES = ("reading", "writing", "quantizing")
@@ -75,6 +76,70 @@ def output_options(command: F) -> F:
     return command
 
 
+_LAYOUT = "tinyq.layout"
+
+
+def table_options(command: F) -> F:
+    """A decorator that adds --wide and --format, which `show_report` obeys, to a command that prints tables."""
+    for option in (
+        click.option(
+            "--format",
+            "layout",
+            type=click.Choice(["text", "csv", "markdown"]),
+            default="text",
+            show_default=True,
+            expose_value=False,
+            callback=_kept,
+            help="Form of the report on stdout; csv has its tables only, with the values as they are.",
+        ),
+        click.option(
+            "--wide",
+            is_flag=True,
+            expose_value=False,
+            callback=_kept,
+            help="Tables as wide as they need, not divided or shortened for the terminal's width.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _kept(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Keep the value of an option of `table_options` for `show_report`."""
+    context.meta[f"{_LAYOUT}.{parameter.name}"] = value
+
+
+class Printed(Protocol):
+    """A report that can be printed in every form (`gguf_tools.tables.Shown`)."""
+
+    def as_text(self, view: View = ...) -> str:
+        """The report as text."""
+
+    def as_csv(self) -> str:
+        """Its tables as CSV."""
+
+    def as_markdown(self) -> str:
+        """The report as Markdown."""
+
+
+class Result(Printed, Protocol):
+    """The result of a function of the public API."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report that --json writes."""
+
+
+def show_report(report: Printed) -> None:
+    """Print a report to stdout in the form and width that the running command's options ask for."""
+    asked = click.get_current_context().meta
+    layout = asked.get(f"{_LAYOUT}.layout", "text")
+    if layout == "text":
+        show(report.as_text(terminal_view(wide=asked.get(f"{_LAYOUT}.wide", False))))
+        return
+    text = report.as_csv() if layout == "csv" else report.as_markdown()
+    _echo(for_terminal(text, None), nl=False)
+
+
 def show(text: str, *, err: bool = False) -> None:
     """Print text to stdout, or stderr. Control characters, which names read from files may contain, are escaped."""
     _echo(for_terminal(text), err=err)
@@ -90,19 +155,12 @@ def _echo(text: str, *, nl: bool = True, err: bool = False) -> None:
         raise OutputError(f"{stream}: could not be written ({error.strerror}); {left()}") from error
 
 
-class Result(Protocol):
-    """The result of a function of the public API."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report that --json writes."""
-
-
 def write_report(result: Result, json_path: str | None, *, force: bool, shown: bool = True) -> None:
     """Write the result as JSON if `json_path` is given, and print it as text if `shown`, unless the JSON goes to stdout."""
     if json_path is not None:
         write_json(result.as_dict(), json_path, force=force)
     if shown and not takes_stdout(json_path):
-        show(str(result))
+        show_report(result)
 
 
 def write_json(report: Mapping[str, Any], path: str | None, *, force: bool = False) -> None:

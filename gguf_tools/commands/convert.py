@@ -11,6 +11,7 @@ from gguf_tools.commands.common import (
     nonfinite_option,
     output_options,
     stage_bars,
+    table_options,
     timeout_option,
     write_report,
 )
@@ -82,6 +83,7 @@ from gguf_tools.commands.type_options import type_options
     help="A description of the tensors (`tinyq describe`), for a decoder that no family knows; by default SOURCE's tinyq.toml.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
+@table_options
 @timeout_option
 @nonfinite_option
 @output_options

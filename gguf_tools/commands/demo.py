@@ -23,7 +23,7 @@ from gguf_tools.commands.common import (
     write_json,
 )
 from gguf_tools.errors import LlamaError
-from gguf_tools.text import human_bytes, table
+from gguf_tools.tables import Column, Table, terminal_view
 
 if TYPE_CHECKING:
     from gguf_tools.evaluation.run import FileScores
@@ -76,26 +76,24 @@ def demo(model: str, out: Path | None, force: bool, json_path: str | None) -> No
 
 def _tables(results: Mapping[str, FileScores], questions: int) -> str:
     """The tables of both suites, one row per type, each with a line that describes it."""
-    from gguf_tools.evaluation.card.report import CARD_HEAD, card_row
-    from gguf_tools.evaluation.tables import FIDELITY_HEAD, fidelity_row
+    from gguf_tools.evaluation.card.report import CARD_COLUMNS, card_row
+    from gguf_tools.evaluation.tables import FIDELITY_COLUMNS, SIZE_COLUMNS, fidelity_row
 
     compared = {name: result.evaluation for name, result in results.items() if result.evaluation}
-    rows = [
-        (name, human_bytes(result.model.bytes), f"{result.model.bpw:.2f}", *fidelity_row(result))
-        for name, result in compared.items()
-    ]
+    rows = [(name, result.model.bytes, result.model.bpw, *fidelity_row(result)) for name, result in compared.items()]
     scored = [(name, *card_row(result.card)) for name, result in results.items() if result.card]
     report = next(iter(compared.values())).fidelity
     about = (
         f"compared with the torch reference: {report.metrics.n_tokens} positions of {report.metrics.n_prompts} prompts, "
         f"each continued by {report.n_generate} tokens"
     )
+    kind, view = Column("type", left=True, key=True), terminal_view()
     return "\n\n".join(
         [
             about,
-            table(("type", "size", "bits/weight", *FIDELITY_HEAD), rows),
+            Table((kind, *SIZE_COLUMNS, *FIDELITY_COLUMNS), rows).text(view),
             f"scored on {questions} questions, with its own chat template, greedily; scores are out of 100",
-            table(("type", *CARD_HEAD), scored),
+            Table((kind, *CARD_COLUMNS), scored).text(view),
         ]
     )
 

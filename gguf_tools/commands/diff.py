@@ -19,7 +19,8 @@ from gguf_tools.commands.common import (
     write_json,
 )
 from gguf_tools.errors import AMOUNT, ThresholdError
-from gguf_tools.text import one_line, shortened, table
+from gguf_tools.tables import text_table
+from gguf_tools.text import one_line, shortened
 
 if TYPE_CHECKING:
     from gguf_tools.inspection.difference.run import Difference
@@ -88,7 +89,7 @@ def _tensors(found: Difference) -> str:
     if not rows:
         return ""
     more = f"\n… and {len(shown) - ROWS} more (--json lists all)" if len(shown) > ROWS else ""
-    return table(("tensor", "type", "differs in", "NMSE", "max diff", "detail"), rows, "<<<>><") + more
+    return text_table(("tensor", "type", "differs in", "NMSE", "max diff", "detail"), rows, "<<<>><") + more
 
 
 def _shapes(shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]) -> str:
@@ -99,7 +100,7 @@ def _shapes(shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]) -> st
 def _metadata(found: Difference) -> str:
     rows = [(one_line(entry.key), entry.expected or "(absent)", entry.found or "(absent)") for entry in found.metadata]
     more = f"\n… and {len(rows) - ROWS} more (--json lists all)" if len(rows) > ROWS else ""
-    return table(("metadata", "A", "B"), rows[:ROWS], "<") + more if rows else ""
+    return text_table(("metadata", "A", "B"), rows[:ROWS], "<") + more if rows else ""
 
 
 def _summary(found: Difference) -> str:

@@ -15,8 +15,9 @@ from gguf_tools.commands.common import (
     force_option,
     json_option,
     quiet_option,
-    show,
+    show_report,
     stage_bars,
+    table_options,
     takes_stdout,
     threads_option,
     timeout_option,
@@ -89,6 +90,7 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
 @click.option("--min-score", type=Number(SCORE), help="Exit with 1 if the card score is lower (0 to 100).")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write CSV, one row per model, to FILE (- for stdout).")
 @click.option("--markdown", metavar="FILE", help="Write the table as Markdown to FILE (- for stdout).")
+@table_options
 @timeout_option
 @threads_option
 @force_option
@@ -169,7 +171,7 @@ def evaluate(
     if markdown is not None:
         write_text(result.as_markdown(), markdown, "--markdown", force=force)
     if not quiet and not takes_stdout(json_path, csv_path, markdown):
-        show(str(result))
+        show_report(result)
     bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
     try:
         result.require(**bounds, min_score=min_score)

@@ -11,14 +11,16 @@ import click
 from gguf_tools.commands.common import (
     check_outputs,
     output_options,
-    show,
+    show_report,
     stage_bars,
+    table_options,
     takes_stdout,
     timeout_option,
     write_json,
 )
 from gguf_tools.errors import InputError
-from gguf_tools.text import human_bytes, table
+from gguf_tools.tables import Column, Facts, Lines, Report, Table
+from gguf_tools.text import human_bytes
 
 if TYPE_CHECKING:
     from quant.imatrix import Coverage, ImportanceMatrix
@@ -42,6 +44,7 @@ SHOWN = 10
 @click.option("--process-output", is_flag=True, help="Collect statistics for output.weight too.")
 @click.option("--parse-special", is_flag=True, help='Parse special tokens ("<|…|>") in the text.')
 @click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
+@table_options
 @timeout_option
 @output_options
 def imatrix(
@@ -103,9 +106,8 @@ def imatrix(
     size = write_imatrix(matrix, out, force=force, check=watch.check) if out is not None else None
     write_json(report_dict(matrix, found, out, size), json_path, force=force)
     if not quiet and not takes_stdout(json_path):
-        show(report_text(matrix, found))
-        if out is not None and size is not None:
-            show(f"wrote     {out} ({human_bytes(size)})")
+        wrote = [("wrote", f"{out} ({human_bytes(size)})")] if out is not None and size is not None else []
+        show_report(report(matrix, found, wrote))
 
 
 def report_dict(
@@ -125,24 +127,34 @@ def report_dict(
     }
 
 
-def report_text(matrix: ImportanceMatrix, found: tuple[Coverage, ...]) -> str:
-    """The text report: a table of the tensors and experts with the fewest tokens, and a summary."""
+_COLUMNS = (
+    Column("fewest tokens", left=True, key=True, least=24),
+    Column("tokens"),
+    Column("of the expert"),
+    Column("experts"),
+    Column("experts without a token"),
+)
+
+
+def report(matrix: ImportanceMatrix, found: tuple[Coverage, ...], wrote: list[tuple[str, str]]) -> Report:
+    """A table of the tensors and experts with the fewest tokens, and a summary that ends with `wrote`."""
     rows = [
         (
             one.name,
-            f"{one.matrix} of {one.matrices}" if one.matrices > 1 else "",
-            str(one.tokens),
-            str(one.unseen or ""),
+            one.tokens,
+            one.matrix if one.matrices > 1 else None,
+            one.matrices if one.matrices > 1 else None,
+            one.unseen or None,
         )
-        for one in found[:SHOWN]
+        for one in found
     ]
-    listed = table(("fewest tokens", "expert", "tokens", "unused experts"), rows, "<<>>")
     unseen = sum(one.unseen for one in found)
-    lines = [listed, "", f"matrix    {len(found)} tensors, {matrix.chunks} chunks of {matrix.chunk_size} tokens"]
-    lines += [f"text      {', '.join(matrix.datasets)}"] if matrix.datasets else []
+    facts = [("matrix", f"{len(found)} tensors, {matrix.chunks} chunks of {matrix.chunk_size} tokens")]
+    facts += [("text", ", ".join(matrix.datasets))] if matrix.datasets else []
     if unseen:
-        lines.append(
-            f"note      {unseen} expert matrices got no token and are quantized as if without an importance matrix; use a "
-            "longer or more varied text"
+        lost = (
+            f"{unseen} expert matrices got no token and are quantized as if without an importance matrix; use a longer or more "
+            "varied text"
         )
-    return "\n".join(lines)
+        facts.append(("note", lost))
+    return Report([Table(_COLUMNS, rows, most=SHOWN, missing=""), Lines(), Facts([*facts, *wrote])])

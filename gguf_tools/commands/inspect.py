@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import check_outputs, force_option, json_option, write_report
+from gguf_tools.commands.common import check_outputs, force_option, json_option, table_options, write_report
 
 
 @click.command("inspect")
 @click.argument("path", type=click.Path(path_type=Path))
+@table_options
 @force_option
 @json_option
 def inspect_command(path: Path, force: bool, json_path: str | None) -> None:

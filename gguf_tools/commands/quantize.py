@@ -11,6 +11,7 @@ from gguf_tools.commands.common import (
     nonfinite_option,
     output_options,
     stage_bars,
+    table_options,
     timeout_option,
     write_report,
 )
@@ -32,6 +33,7 @@ from gguf_tools.commands.type_options import type_options
 @click.option("--keep-split", is_flag=True, help="Write the same shards as the source, with the same tensors in each.")
 @click.option("--split-max-size", metavar="SIZE", help="Split into shards of at most SIZE of tensor data, such as 2G.")
 @click.option("--dry-run", is_flag=True, help="Show types and the exact size, and write nothing.")
+@table_options
 @timeout_option
 @nonfinite_option
 @output_options

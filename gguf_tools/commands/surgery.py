@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import check_outputs, nonfinite_option, output_options, stage_bars, write_report
+from gguf_tools.commands.common import (
+    check_outputs,
+    nonfinite_option,
+    output_options,
+    stage_bars,
+    table_options,
+    write_report,
+)
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 
 
@@ -34,6 +41,7 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
     help="Run a GGUF and its result in llama.cpp before that appears: every layer must compute what was asked for. "
     "By default below 1 GB.",
 )
+@table_options
 @nonfinite_option
 @output_options
 def surgery(

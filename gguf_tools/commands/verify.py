@@ -13,13 +13,15 @@ from gguf_tools.commands.common import (
     json_option,
     progress_bar,
     quiet_option,
-    show,
+    show_report,
+    table_options,
     takes_stdout,
     threads_option,
     write_json,
 )
 from gguf_tools.errors import ThresholdError
-from gguf_tools.text import one_line, shortened, table
+from gguf_tools.tables import Column, Facts, Lines, Report, Table
+from gguf_tools.text import one_line
 
 if TYPE_CHECKING:
     from gguf_tools.verification.run import Verification
@@ -51,6 +53,7 @@ NAMED = 4
     metavar="DIR",
     help="Folder of the tokenizer, if it is not SOURCE's.",
 )
+@table_options
 @threads_option
 @force_option
 @json_option
@@ -89,65 +92,79 @@ def verify(
         )
     write_json(found.as_dict(), json_path, force=force)
     if not quiet and not takes_stdout(json_path):
-        show(text_of(found))
+        show_report(report(found))
     if found.differing:
         names = ", ".join(found.differing[:NAMED])
         more = f" and {len(found.differing) - NAMED} more" if len(found.differing) > NAMED else ""
         raise ThresholdError(one_line(f"{file}: differs from its source {source} in {names}{more}"))
 
 
-def text_of(found: Verification) -> str:
+_TENSORS = (
+    Column("tensor", one_line, left=True, key=True, least=24),
+    Column("type", left=True, rank=1),
+    Column("verdict", left=True),
+    Column("error", "{:.2e}".format),
+    Column("encoder's error", "{:.2e}".format),
+    Column("reason", one_line, left=True, least=24, wrap=True),
+)
+_METADATA = (
+    Column("metadata", one_line, left=True, key=True, least=24),
+    Column("verdict", left=True),
+    Column("found", left=True, least=20),
+    Column("expected from source", left=True, least=20),
+)
+
+
+def report(found: Verification) -> Report:
     """The verdicts on tensors and metadata as tables, worst first, and a summary."""
-    parts = [_tensors(found), _metadata(found), _summary(found)]
-    return "\n\n".join(part for part in parts if part)
+    tables = [table for table in (_tensors(found), _metadata(found)) if table.rows]
+    return Report([*(block for table in tables for block in (table, Lines())), Facts(_summary(found))])
 
 
-def _tensors(found: Verification) -> str:
-    """A table of the worst `ROWS` tensors that are not identical; empty if all are."""
-    shown = [tensor for tensor in found.worst_first if tensor.verdict != "identical"]
+def _tensors(found: Verification) -> Table:
+    """The tensors that are not identical, the worst first, of which `ROWS` are shown."""
     rows = [
         (
-            one_line(tensor.name),
+            tensor.name,
             tensor.type,
             tensor.verdict,
-            "" if tensor.error is None else f"{tensor.error:.2e}",
-            "" if tensor.expected_error is None else f"{tensor.expected_error:.2e}",
-            shortened(one_line(tensor.detail), 120),
+            tensor.error,
+            tensor.expected_error,
+            tensor.detail,
         )
-        for tensor in shown[:ROWS]
+        for tensor in found.worst_first
+        if tensor.verdict != "identical"
     ]
-    if not rows:
-        return ""
-    more = f"\n… and {len(shown) - ROWS} more (--json lists all)" if len(shown) > ROWS else ""
-    return table(("tensor", "type", "verdict", "error", "encoder's", "reason"), rows, "<<<>><") + more
+    return Table(_TENSORS, rows, most=ROWS, missing="")
 
 
-def _metadata(found: Verification) -> str:
+def _metadata(found: Verification) -> Table:
     rows = [
-        (one_line(entry.key), entry.verdict, entry.found or "(absent)", entry.expected or "(nothing)")
+        (entry.key, entry.verdict, entry.found or "(absent)", entry.expected or "(nothing)")
         for verdict in ("different", "unknown")
         for entry in found.metadata
         if entry.verdict == verdict
     ]
-    return table(("metadata", "verdict", "found", "expected from source"), rows, "<") if rows else ""
+    return Table(_METADATA, rows)
 
 
-def _summary(found: Verification) -> str:
-    """The summary lines: file, source, counts by verdict, notes, possible encoders, and the overall verdict."""
+def _summary(found: Verification) -> list[tuple[str, str]]:
+    """The summary's labelled lines: file, source, counts by verdict, notes, possible encoders, and the overall verdict."""
     counts = found.as_dict()
     words = counts["metadata"]
     lines = [
-        f"file      {found.file} ({found.architecture})",
-        f"source    {found.source}" + (f" after {one_line(found.recipe)}" if found.recipe else ""),
-        "tensors   "
-        + ", ".join(f"{counts[kind]} {kind}" for kind in ("identical", "consistent", "different", "unknown")),
-        "metadata  " + ", ".join(f"{words[kind]} {kind}" for kind in ("identical", "different", "unknown")),
-        *(f"note      {one_line(note)}" for note in found.notes),
+        ("file", f"{found.file} ({found.architecture})"),
+        ("source", f"{found.source}" + (f" after {one_line(found.recipe)}" if found.recipe else "")),
+        (
+            "tensors",
+            ", ".join(f"{counts[kind]} {kind}" for kind in ("identical", "consistent", "different", "unknown")),
+        ),
+        ("metadata", ", ".join(f"{words[kind]} {kind}" for kind in ("identical", "different", "unknown"))),
+        *(("note", one_line(note)) for note in found.notes),
     ]
     ways = sorted({tensor.way for tensor in found.tensors if tensor.way and tensor.verdict == "identical"})
-    lines += [f"encoding  {', or '.join(ways)}"] if ways else []
-    lines.append("verdict   " + ("differs from its source" if found.differing else _good(found)))
-    return "\n".join(lines)
+    lines += [("encoding", ", or ".join(ways))] if ways else []
+    return [*lines, ("verdict", "differs from its source" if found.differing else _good(found))]
 
 
 def _good(found: Verification) -> str:

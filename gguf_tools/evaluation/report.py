@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.fidelity import FidelityReport, FirstDifference
 from gguf_tools.runtime.interface import Speed
-from gguf_tools.text import table
+from gguf_tools.tables import Block, Column, Facts, Lines, Table
 
 _MAX_DIFFERENCES = 10
 
 _THRESHOLDS = ("min_top1", "max_nmse", "max_kl", "min_greedy")
 
 
-def format_report(report: FidelityReport, speed: Speed | None = None) -> str:
-    """The report as aligned lines, followed by first differences and notes if there are any."""
+def fidelity_blocks(report: FidelityReport, speed: Speed | None = None) -> list[Block]:
+    """The report as labelled lines, followed by first differences and notes if there are any."""
     m = report.metrics
     kl = f"mean {_number(m.kl_mean)}   p99 {_number(m.kl_p99)}   max {_number(m.kl_max)} nats"
     mean_prefix = f"{report.greedy_mean_prefix:.1f} of {report.n_generate} tokens equal on average"
@@ -33,30 +33,40 @@ def format_report(report: FidelityReport, speed: Speed | None = None) -> str:
         rows.append(("tokenizer", f"{_share(report.tokens_equal)} of prompts encoded alike"))
     if speed is not None:
         rows.append(("speed", f"prompt {speed.prompt_tok_s:.1f} tok/s   generation {speed.generate_tok_s:.1f} tok/s"))
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    blocks: list[Block] = [Facts(rows, 1 + max(len(name) for name, _ in rows))]
     if report.first_differences:
-        lines += ["", *_differences(report.first_differences)]
+        blocks += [Lines(), *_differences(report.first_differences)]
     if report.notes:
-        lines += ["", *(f"note: {note}" for note in report.notes)]
-    return "\n".join(lines)
+        blocks += [Lines(), *(Lines(f"note: {note}") for note in report.notes)]
+    return blocks
 
 
-def _differences(differences: Sequence[FirstDifference]) -> list[str]:
+_DIFFERENCES = (
+    Column("prompt", key=True),
+    Column("token", key=True),
+    Column("llama.cpp chose", left=True),
+    Column("llama.cpp's logits", left=True, rank=1),
+    Column("reference chose", left=True),
+    Column("reference's logits", left=True, rank=1),
+    Column("margin", lambda value: _number(value)),
+    Column("verdict", left=True),
+)
+
+
+def _differences(differences: Sequence[FirstDifference]) -> list[Block]:
     """One row per prompt: both candidates with both sides' logits, faults first."""
     ordered = sorted(differences, key=lambda d: (d.verdict == "tie", -d.margin))
-    header = ("prompt", "token", "llama.cpp chose", "its logits", "reference chose", "its logits", "margin", "verdict")
     rows = []
     for d in ordered[:_MAX_DIFFERENCES]:
         rows.append(
             (
-                str(d.prompt),
-                str(d.position),
+                d.prompt,
+                d.position,
                 _token(d.model.text),
                 _order(d.model.logit_model, d.reference.logit_model),
                 _token(d.reference.text),
                 _order(d.reference.logit_reference, d.model.logit_reference),
-                _number(d.margin),
+                d.margin,
                 d.verdict,
             )
         )
@@ -65,7 +75,7 @@ def _differences(differences: Sequence[FirstDifference]) -> list[str]:
     title = (
         f"first differences of {len(differences)} continuations ({ties} ties, {len(differences) - ties} faults){more}"
     )
-    return [title, table(header, rows, ">><<<<><")]
+    return [Lines(title), Table(_DIFFERENCES, rows)]
 
 
 def _token(text: str) -> str:

@@ -12,26 +12,34 @@ from gguf_tools.evaluation.card.compare import best_first, difference
 from gguf_tools.evaluation.card.notes import notes_of
 from gguf_tools.evaluation.card.parts import overall
 from gguf_tools.evaluation.card.report import (
-    CARD_HEAD,
-    DIFFERENCE_ALIGN,
-    DIFFERENCE_HEAD,
-    HELD_OUT_HEAD,
+    CARD_COLUMNS,
+    FILE_COLUMN,
+    HELD_OUT_COLUMNS,
     beside_the_best,
+    card_blocks,
     card_row,
-    format_card,
     held_out_row,
     power_text,
 )
 from gguf_tools.evaluation.card.results import CardReport
 from gguf_tools.evaluation.oracle_check import OracleCheck, magnitude, transformers_name
-from gguf_tools.evaluation.report import check_thresholds, format_report
-from gguf_tools.text import human_bytes, markdown_table, table
+from gguf_tools.evaluation.report import check_thresholds, fidelity_blocks
+from gguf_tools.tables import Block, Column, Lines, Table
+from gguf_tools.text import human_bytes
 
 if TYPE_CHECKING:
     from gguf_tools.evaluation.run import Evaluation, FileFailure, FileScores
 
-FIDELITY_HEAD = ("NMSE", "KL mean", "top-1", "greedy exact", "prompt tok/s", "generate tok/s")
-"""Column heads for `fidelity_row`."""
+SIZE_COLUMNS = (Column("size", human_bytes), Column("bits/weight", "{:.2f}".format))
+FIDELITY_COLUMNS = (
+    Column("NMSE", "{:.1e}".format),
+    Column("KL mean", "{:.1e}".format),
+    Column("top-1", "{:.4f}".format),
+    Column("greedy exact", "{:.0%}".format),
+    Column("prompt tok/s", "{:,.0f}".format, rank=1),
+    Column("generate tok/s", "{:,.0f}".format, rank=1),
+)
+"""Columns for `fidelity_row`."""
 
 _FLAT = ("nmse", "kl_mean", "kl_p99", "kl_max", "top1_agreement", "greedy_exact_match", "ppl_reference", "ppl_model")
 
@@ -59,39 +67,39 @@ def json_of(results: Sequence[FileScores], failed: Sequence[FileFailure] = ()) -
     return found | ({"failed": [vars(failure) for failure in failed]} if failed else {})
 
 
-def text_of(results: Sequence[FileScores]) -> str:
-    """The results as text for a terminal."""
+def blocks_of(results: Sequence[FileScores]) -> list[Block]:
+    """The results as blocks: one file's reports, or tables of several files with their differences and notes."""
     if len(results) == 1:
         return _one(results[0])
     names = short_names([result.model.path for result in results])
     fidelity, cards = [result for result in results if result.evaluation], _cards(results)
     told = [f"{names[result.model.path]}: {line}" for result in results if (line := _headline(result))]
-    blocks = ["\n".join(told)] if told else []
+    blocks: list[Block] = [Lines("\n".join(told))] if told else []
     if fidelity:
-        blocks.append(table(*table_of(fidelity, names, card=False)))
+        blocks.append(table_of(fidelity, names, card=False))
     if cards:
-        blocks.append(table(*table_of(results, names, fidelity=False)))
+        blocks.append(table_of(results, names, fidelity=False))
         best = next(iter(cards))
-        about, rows = beside_the_best(cards, names)
-        blocks.append(f"{about}:\n\n{table(('file', *DIFFERENCE_HEAD), rows, DIFFERENCE_ALIGN)}")
-        blocks += [reach] if (reach := power_text(cards[best])) else []
+        about, differences = beside_the_best(cards, names)
+        blocks += [Lines(f"{about}:"), differences]
+        blocks += [Lines(reach)] if (reach := power_text(cards[best])) else []
         if not cards[best].held_out:
-            blocks.append(
-                "the best score of several is biased upwards on the questions used to select it; --held-out rest asks others"
-            )
+            biased = "the best score of several is biased upwards on the questions used to select it; --held-out rest asks others"
+            blocks.append(Lines(biased))
     notes = [f"note: {names[result.model.path]}: {note}" for result in results for note in _notes(result)]
-    return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
+    blocks += [Lines("\n".join(notes))] if notes else []
+    return [part for block in blocks for part in (Lines(), block)][1:]
 
 
 def markdown_of(results: Sequence[FileScores]) -> str:
     """The results as a Markdown table, with the differences between several cards."""
     names = short_names([result.model.path for result in results])
-    blocks = [markdown_table(*table_of(results, names))]
+    blocks: list[Block] = [table_of(results, names)]
     cards = _cards(results)
     if len(cards) > 1:
-        about, rows = beside_the_best(cards, names)
-        blocks += [f"{about}:\n", markdown_table(("file", *DIFFERENCE_HEAD), rows, DIFFERENCE_ALIGN)]
-    return "\n".join(blocks)
+        about, differences = beside_the_best(cards, names)
+        blocks += [Lines(f"{about}:"), differences]
+    return "\n\n".join(block.markdown() for block in blocks) + "\n"
 
 
 def csv_of(results: Sequence[FileScores]) -> str:
@@ -129,54 +137,56 @@ def shortcomings(
     return found
 
 
-def fidelity_row(result: Evaluation) -> tuple[str, ...]:
-    """One table row with the columns of FIDELITY_HEAD."""
+def fidelity_row(result: Evaluation) -> tuple[float | None, ...]:
+    """One table row with the columns of FIDELITY_COLUMNS."""
     metrics, speed = result.fidelity.metrics, result.speed
     return (
-        f"{metrics.nmse:.1e}",
-        f"{metrics.kl_mean:.1e}",
-        f"{metrics.top1_agreement:.4f}",
-        f"{result.fidelity.greedy_exact_match:.0%}",
-        f"{speed.prompt_tok_s:,.0f}" if speed else "–",
-        f"{speed.generate_tok_s:,.0f}" if speed else "–",
+        metrics.nmse,
+        metrics.kl_mean,
+        metrics.top1_agreement,
+        result.fidelity.greedy_exact_match,
+        speed.prompt_tok_s if speed else None,
+        speed.generate_tok_s if speed else None,
     )
 
 
-def _one(result: FileScores) -> str:
-    """The results of one file as text: the oracle's headline, facts of the file, fidelity report with notes, and card."""
+def _one(result: FileScores) -> list[Block]:
+    """The results of one file: the oracle's headline, facts of the file, fidelity report with notes, and card."""
     facts, headline = result.model, _headline(result)
-    lines = [headline] if headline else []
-    lines += [
+    about = (
         f"{facts.path}: {facts.arch}, {facts.type}, {facts.layers} layers, {facts.bpw:.2f} bits per weight, "
         f"{human_bytes(facts.bytes)}"
-    ]
+    )
+    blocks: list[Block] = [Lines(headline)] if headline else []
+    blocks.append(Lines(about))
     if result.evaluation:
-        lines += [result.evaluation.source.note, "", format_report(result.evaluation.fidelity, result.evaluation.speed)]
-        lines += [f"note: {note}" for note in result.evaluation.notes]
+        blocks += [Lines(result.evaluation.source.note), Lines()]
+        blocks += fidelity_blocks(result.evaluation.fidelity, result.evaluation.speed)
+        blocks += [Lines(f"note: {note}") for note in result.evaluation.notes]
     if result.card:
-        lines += ["", format_card(result.card)]
-    return "\n".join(lines)
+        blocks += [Lines(), *card_blocks(result.card)]
+    return blocks
 
 
 def table_of(
     results: Sequence[FileScores], names: Mapping[str, str], *, fidelity: bool = True, card: bool = True
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows of the table with the requested columns, as far as they were measured."""
+) -> Table:
+    """The table with the requested columns, as far as they were measured."""
     first = results[0]
     held_out = bool(first.card and first.card.held_out)
-    head: tuple[str, ...] = ("file", "size", "bits/weight")
-    head += FIDELITY_HEAD if fidelity and first.evaluation else ()
-    head += CARD_HEAD if card and first.card else ()
-    head += HELD_OUT_HEAD if card and held_out else ()
+    columns: tuple[Column, ...] = (FILE_COLUMN, *SIZE_COLUMNS)
+    columns += FIDELITY_COLUMNS if fidelity and first.evaluation else ()
+    columns += CARD_COLUMNS if card and first.card else ()
+    columns += HELD_OUT_COLUMNS if card and held_out else ()
     rows = []
     for result in results:
         facts = result.model
-        row: tuple[str, ...] = (names[facts.path], human_bytes(facts.bytes), f"{facts.bpw:.2f}")
+        row: tuple[Any, ...] = (names[facts.path], facts.bytes, facts.bpw)
         row += fidelity_row(result.evaluation) if fidelity and result.evaluation else ()
         row += card_row(result.card) if card and result.card else ()
         row += held_out_row(result.card) if card and held_out and result.card else ()
         rows.append(row)
-    return head, rows
+    return Table(columns, rows)
 
 
 def _notes(result: FileScores) -> list[str]:

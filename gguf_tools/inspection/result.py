@@ -6,8 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes, human_count, shortened
+from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
+from gguf_tools.text import as_json, human_bytes, human_count, shortened
 
+_COLUMNS = (
+    Column("type", left=True, key=True),
+    Column("tensors"),
+    Column("weights", "{:,}".format),
+    Column("bytes", human_bytes),
+)
 LINE = 96
 """Maximum length of the value of a provenance key in the text."""
 
@@ -98,12 +105,10 @@ class Inspection(Shown):
         lines += [(key, _short(value)) for key, value in self.provenance.items()]
         lines += [("note", note) for note in self.notes]
         lines += [("problem", problem) for problem in self.problems]
-        rows = [
-            (share.type, str(share.tensors), f"{share.weights:,}", human_bytes(share.bytes)) for share in self.types
-        ]
+        rows = [(share.type, share.tensors, share.weights, share.bytes) for share in self.types]
         total = f"{self.bits_per_weight:.2f} bits per weight, {human_bytes(self.bytes)}"
         width = 1 + max(len(key) for key, _ in lines)
-        return [Facts(lines, width), Lines(), Grid(("type", "tensors", "weights", "bytes"), rows), Lines(total)]
+        return [Facts(lines, width), Lines(), Table(_COLUMNS, rows), Lines(total)]
 
 
 def _pattern(pattern: str | None) -> str:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ import pytest
 from gguf_tools.bundled import FACTS, bundled_model
 from gguf_tools.cli import run
 from gguf_tools.evaluation.card.questions import load_questions
-from gguf_tools.evaluation.card.report import CARD_HEAD, DIFFERENCE_HEAD, HELD_OUT_HEAD
+from gguf_tools.evaluation.card.report import CARD_COLUMNS, DIFFERENCE_COLUMNS, HELD_OUT_COLUMNS
 from gguf_tools.runtime.process import Runtime
+from gguf_tools.tables import Column
 from tests.conftest import Ran
 from tests.tiny_gguf import write_dense
 
@@ -53,7 +54,7 @@ def quietly(*args: object) -> str:
     """Stdout of a run that must go well and say nothing else."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = run([str(arg) for arg in args])
+        code = run([*map(str, args), "--wide"])
     assert (code, err.getvalue()) == (0, "")
     return out.getvalue()
 
@@ -207,6 +208,10 @@ def test_held_out_questions_confirm(pairs: list[Outputs]) -> None:
 # Side by side
 
 
+def heads(columns: Sequence[Column]) -> list[str]:
+    return [column.head for column in columns]
+
+
 def table_under(text: str, first: str) -> list[list[str]]:
     """The cells of the table whose head begins with `first` and which has the columns asked for."""
     lines = text.splitlines()
@@ -228,7 +233,7 @@ def test_files_stand_best_first_everywhere(all_models: Outputs) -> None:
     scores = [model["card"]["score"] for model in report["models"]]
     assert scores == sorted(scores, reverse=True)
     head, *rows = table_under(all_models.text, "score ")
-    assert head == ["file", "size", "bits/weight", *CARD_HEAD]
+    assert head == ["file", "size", "bits/weight", *heads(CARD_COLUMNS)]
     assert [row[0] for row in rows] == names
     assert [row[3] for row in rows] == [f"{score:.2f}" for score in scores]
     lines = [line for line in all_models.markdown.read_text("utf-8").splitlines() if line.startswith("| ")]
@@ -251,7 +256,7 @@ def test_every_two_are_compared(all_models: Outputs) -> None:
     pairs = [(found["first"], found["second"]) for found in report["differences"]]
     assert pairs == [(one, two) for n, one in enumerate(names) for two in names[n + 1 :]]
     head, *rows = table_under(all_models.text, "verdict")
-    assert head == ["file", *DIFFERENCE_HEAD]
+    assert head == ["file", *heads(DIFFERENCE_COLUMNS)]
     assert [row[0] for row in rows] == [Path(name).name for name in names[1:]]
     assert [row[-1] for row in rows] == [found["verdict"] for found in report["differences"][: len(names) - 1]]
     assert rows[0][-1] == "no significant difference"
@@ -268,7 +273,7 @@ def test_notes_name_the_file(all_models: Outputs) -> None:
 
 def test_held_out_has_columns(pairs: list[Outputs]) -> None:
     head, *rows = table_under(pairs[0].text, "score ")
-    assert head[-2:] == list(HELD_OUT_HEAD)
+    assert head[-2:] == heads(HELD_OUT_COLUMNS)
     assert [row[-2].endswith("/44") for row in rows] == [True, True]
 
 
@@ -330,7 +335,9 @@ def test_fidelity_of_two_files(tinyq: Tinyq, models: Path, tmp_path: Path) -> No
     prompts.write_text("Once upon a time\n", "utf-8")
     out = tmp_path / "out.json"
     files = (models / "q8_0.gguf", models / "f16.gguf")
-    ran = tinyq("eval", *files, "--prompts", prompts, "--tokens", "8", "--no-speed", "--json", out, "--max-kl", "1")
+    ran = tinyq(
+        "eval", *files, "--prompts", prompts, "--tokens", "8", "--no-speed", "--json", out, "--max-kl", "1", "--wide"
+    )
     assert (ran.code, ran.err) == (0, "")
     report = json.loads(out.read_text("utf-8"))
     assert [Path(model["model"]["path"]).name for model in report["models"]] == ["f16.gguf", "q8_0.gguf"]

@@ -15,16 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_tools.errors import InputError
-from gguf_tools.evaluation.fidelity import evaluate_fidelity, greedy_with_draft
+from gguf_tools.evaluation.fidelity import FidelityReport, evaluate_fidelity, greedy_with_draft
 from gguf_tools.evaluation.prompts import Prompt, render_prompt
-from gguf_tools.evaluation.report import check_thresholds, format_report
+from gguf_tools.evaluation.report import check_thresholds, fidelity_blocks
 from gguf_tools.runtime.interface import Speed
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.tables import Report, View
 from tests.tiny_gguf import VOCAB, dense_tensors, write_dense
 
 Change = Callable[[npt.NDArray[np.float64], list[int]], None]
 
 PROMPTS = [Prompt(text=text) for text in ("Once upon", "The sea", "x", "A much longer opening of a story, where")]
+
+
+def text_of(report: FidelityReport, speed: Speed | None = None) -> str:
+    return Report(fidelity_blocks(report, speed)).as_text(View(None))
 
 
 class Reference:
@@ -112,7 +117,7 @@ def test_identical(dense_runtime: Runtime) -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert seen[-1][0] == "compare"
     assert seen[-1][1] == seen[-1][2] == found["n_prompts"]
-    text = format_report(report, Speed(100.0, 10.0, 512, 64))
+    text = text_of(report, Speed(100.0, 10.0, 512, 64))
     assert "NMSE 0" in text
     assert "100%" in text
     assert "10.0 tok/s" in text
@@ -169,7 +174,7 @@ def test_a_fault_is_found(dense_runtime: Runtime) -> None:
     assert difference.model.token == result.tokens[5]
     assert difference.reference.token == (result.tokens[5] + 9) % VOCAB
     assert difference.model.text == dense_runtime.detokenize([result.tokens[5]], special=True)
-    text = format_report(report)
+    text = text_of(report)
     assert "(0 ties, 1 faults)" in text
     assert "75.00%" in text
 
@@ -209,7 +214,7 @@ def test_prompts_that_do_not_fit(dense: Path) -> None:
             "2 prompts (0, 3) skipped: too long for the context of 40 tokens",
             "2 prompts (1, 4) continued by fewer than 11 tokens: the context ends at 40",
         )
-        assert "note: prompt 2 skipped" in format_report(report)
+        assert "note: prompt 2 skipped" in text_of(report)
         with pytest.raises(InputError, match="no prompt can be measured: prompt 0 skipped"):
             evaluate_fidelity(runtime, Reference(runtime), prompts=prompts[:1])
 
@@ -272,7 +277,7 @@ def test_report_edges(dense_runtime: Runtime) -> None:
     report = evaluate_fidelity(dense_runtime, Reference(dense_runtime), prompts=PROMPTS, n_generate=2)
     metrics = replace(report.metrics, top1_agreement=0.99999, nmse=float("inf"), ppl_model=float("inf"))
     odd = replace(report, metrics=metrics)
-    assert "<100% of positions" in format_report(odd)
+    assert "<100% of positions" in text_of(odd)
     assert odd.as_dict()["nmse"] is None
     assert check_thresholds(odd, {"max_nmse": 1.0}) == ["NMSE is inf; expected at most 1"]
     assert check_thresholds(report, {}) == []

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from gguf_tools.conversion.plan import Conversion
 from gguf_tools.conversion.write import Converted
 from gguf_tools.formats.gguf import keys
+from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
 from gguf_tools.tensors.blocks import nonfinite_rows
-from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes, human_count
+from gguf_tools.text import as_json, human_bytes, human_count
 
 if TYPE_CHECKING:
     from gguf_tools.allocation.choose import Chosen
@@ -132,15 +133,22 @@ def _written_dict(written: Converted) -> dict[str, Any]:
     }
 
 
-def _tensors(conversion: Conversion) -> Grid:
+def _tensors(conversion: Conversion) -> Table:
     """A row per tensor."""
     rows = []
     for choice, tensor, entry in zip(conversion.choices, conversion.tensors, conversion.layout.entries, strict=True):
         names = tensor.sources
         origin = "(computed)" if not names else names[0] if len(names) == 1 else f"{names[0]} + {len(names) - 1}"
         shape = "×".join(map(str, tensor.shape))
-        rows.append((choice.name, shape, choice.type.name, human_bytes(entry.nbytes), origin))
-    return Grid(("tensor", "shape", "type", "size", "source"), rows, "<<<><")
+        rows.append((choice.name, shape, choice.type.name, entry.nbytes, origin))
+    columns = (
+        Column("tensor", left=True, key=True, least=24),
+        Column("shape", left=True, rank=1),
+        Column("type", left=True),
+        Column("size", human_bytes),
+        Column("source", left=True, rank=2, least=24),
+    )
+    return Table(columns, rows)
 
 
 def _outcome(written: Converted) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import ThresholdError
-from gguf_tools.text import Block, Facts, Shown
+from gguf_tools.tables import Block, Facts, Shown
 
 if TYPE_CHECKING:
     from gguf_tools.description.solver.solve import Solution

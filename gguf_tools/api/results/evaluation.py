@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import AMOUNT, SCORE, SHARE, InputError, LlamaError, ThresholdError
 from gguf_tools.evaluation import tables
-from gguf_tools.text import Block, Grid, Lines, Shown, as_json
+from gguf_tools.tables import Block, Lines, Shown
+from gguf_tools.text import as_json
 
 if TYPE_CHECKING:
     from gguf_tools.evaluation.card.results import CardReport
@@ -96,8 +97,8 @@ class EvaluateResult(Shown):
     def blocks(self) -> Sequence[Block]:
         """All measurements, and the errors of failed files."""
         failed = [Lines(f"failed: {failure.message}") for failure in self.failed]
-        return [Lines(tables.text_of(self.scores)), *([Lines(), *failed] if failed else [])]
+        return [*tables.blocks_of(self.scores), *([Lines(), *failed] if failed else [])]
 
     def _repr_html_(self) -> str:
-        grid = Grid(*tables.table_of(self.scores, tables.short_names([one.model.path for one in self.scores])))
-        return f"<div>{grid.html()}{''.join(block.html() for block in self.blocks())}</div>"
+        table = tables.table_of(self.scores, tables.short_names([one.model.path for one in self.scores]))
+        return f"<div>{table.html()}{''.join(block.html() for block in self.blocks())}</div>"

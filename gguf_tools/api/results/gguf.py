@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
 from gguf_tools.tensors.base import Tensor
-from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, shortened
+from gguf_tools.text import as_json, shortened
 
+TENSOR_COLUMNS = (
+    Column("tensor", left=True, key=True, least=24),
+    Column("shape", left=True),
+    Column("type", left=True),
+)
 VALUE = 96
 """Most characters of a metadata value that are shown."""
 
@@ -58,7 +64,7 @@ class GGUFFile(Shown):
         width = 1 + max((len(key) for key, _ in known), default=0)
         rows = [(entry.name, "×".join(map(str, entry.shape)), entry.type.name) for entry in self.source.header.tensors]
         facts = Facts([("path", str(self.path)), *known], max(width, 5))
-        return [facts, Lines(), Grid(("tensor", "shape", "type"), rows, "<")]
+        return [facts, Lines(), Table(TENSOR_COLUMNS, rows)]
 
 
 def _short(value: Any) -> str:

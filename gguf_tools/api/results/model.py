@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_tools.api.results.gguf import TENSOR_COLUMNS
 from gguf_tools.model.spec import Model, ModelSpec
+from gguf_tools.tables import Block, Facts, Lines, Shown, Table
 from gguf_tools.tensors.base import Tensor
-from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_count
+from gguf_tools.text import as_json, human_count
 
 if TYPE_CHECKING:
     from gguf_tools.reference import Reference
@@ -94,4 +96,4 @@ class LoadedModel(Shown):
             *(("note", note) for note in self.model.notes),
         ]
         rows = [(role, "×".join(map(str, tensor.shape)), tensor.dtype) for role, tensor in self.tensors.items()]
-        return [Facts(facts), Lines(), Grid(("tensor", "shape", "type"), rows, "<")]
+        return [Facts(facts), Lines(), Table(TENSOR_COLUMNS, rows)]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_tools.quantization.plan import Quantization
 from gguf_tools.quantization.write import Quantized
+from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
 from gguf_tools.tensors.blocks import nonfinite_rows
-from gguf_tools.text import Block, Facts, Grid, Lines, Shown, as_json, human_bytes
+from gguf_tools.text import as_json, human_bytes
 from quant.encode import Narrowing
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _loss_dict(loss: Narrowing | None) -> dict[str, Any]:
     }
 
 
-def _tensors(plan: Quantization) -> Grid:
+def _tensors(plan: Quantization) -> Table:
     """A row per tensor."""
     rows = [
         (
@@ -107,14 +108,21 @@ def _tensors(plan: Quantization) -> Grid:
             "×".join(map(str, tensor.shape)),
             tensor.entry.type.name,
             choice.type.name,
-            human_bytes(entry.nbytes),
+            entry.nbytes,
         )
         for choice, tensor, entry in zip(plan.choices, plan.tensors, plan.entries, strict=True)
     ]
-    return Grid(("tensor", "shape", "from", "type", "size"), rows, "<<<<>")
+    columns = (
+        Column("tensor", left=True, key=True, least=24),
+        Column("shape", left=True, rank=1),
+        Column("from", left=True),
+        Column("type", left=True),
+        Column("size", human_bytes),
+    )
+    return Table(columns, rows)
 
 
-def _types(plan: Quantization, written: Quantized) -> Grid:
+def _types(plan: Quantization, written: Quantized) -> Table:
     """A row per type, with its relative RMS error."""
     losses: dict[str, Narrowing] = {}
     for choice in plan.choices:
@@ -124,13 +132,19 @@ def _types(plan: Quantization, written: Quantized) -> Grid:
     rows = [
         (
             share.type,
-            str(share.tensors),
-            human_bytes(share.bytes),
-            f"{losses[share.type].relative_error:.2e}" if share.type in losses else "",
+            share.tensors,
+            share.bytes,
+            losses[share.type].relative_error if share.type in losses else None,
         )
         for share in plan.report.types
     ]
-    return Grid(("type", "tensors", "size", "relative RMS error"), rows, "<>")
+    columns = (
+        Column("type", left=True, key=True),
+        Column("tensors"),
+        Column("size", human_bytes),
+        Column("relative RMS error", "{:.2e}".format),
+    )
+    return Table(columns, rows, missing="")
 
 
 def _overview(plan: Quantization, chosen: Chosen | None) -> list[tuple[str, str]]:

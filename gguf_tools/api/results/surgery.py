@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.text import Block, Facts, Lines, Shown, as_json, human_bytes
+from gguf_tools.tables import Block, Facts, Lines, Shown
+from gguf_tools.text import as_json, human_bytes
 from surgery.algebra import describe
 from surgery.auto import Choice
 from surgery.checkpoint.rewrite import CheckpointPlan
@@ -120,7 +121,7 @@ class OperateResult(Shown):
         donors = [(donor.name, str(donor.path)) for donor in plan.recipe.donors]
         told = [("measured", f"{self.choice.op} on {self.choice.text}")] if self.choice else []
         facts = [*told, ("recipe", self.recipe), *donors, ("layers", f"{len(old)} → {len(new)}; {made}")]
-        drawing = [Lines(), Lines(draw(plan.stack, len(old), old, new)), Lines()]
+        drawing = [Lines(), Lines(draw(plan.stack, len(old), old, new), fixed=True), Lines()]
         notes = [("note", note) for note in self.notes]
         if self.bytes is None:
             return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from gguf_tools.evaluation.card.as_json import card_dict, outcomes_of, part_facts, share_dict
@@ -12,76 +13,87 @@ from gguf_tools.evaluation.card.parts import overall
 from gguf_tools.evaluation.card.power import power_of
 from gguf_tools.evaluation.card.results import CardReport
 from gguf_tools.evaluation.card.statistics import McNemar, Paired
-from gguf_tools.text import table
+from gguf_tools.tables import Block, Column, Lines, Table
 
-CARD_HEAD = (
-    "score",
-    "95%",
-    "facts",
-    "95%",
-    "completion",
-    "perplexity",
-    "bits/byte",
-    "repeated",
-    "thinking",
-    "non-thinking",
+FILE_COLUMN = Column("file", left=True, key=True, least=20)
+
+CARD_COLUMNS = (
+    Column("score", "{:.2f}".format),
+    Column("score 95%", lambda interval: "{:.1f}–{:.1f}".format(*interval)),
+    Column("facts", lambda counts: "{}/{}".format(*counts)),
+    Column("facts 95%", lambda interval: _percents(interval)),
+    Column("completion", lambda counts: "{}/{}".format(*counts), rank=1),
+    Column("perplexity", lambda value: _number(value), rank=1),
+    Column("bits/byte", "{:.3f}".format, rank=1),
+    Column("repeated", "{:.1%}".format, rank=2),
+    Column("thinking", lambda counts: "{}/{}".format(*counts), rank=2),
+    Column("non-thinking", lambda counts: "{}/{}".format(*counts), rank=2),
 )
+"""Columns for `card_row`: intervals are pairs (low, high), counts are pairs (right, asked)."""
 
 
-def card_row(report: CardReport) -> tuple[str, ...]:
-    """One table row with the columns of CARD_HEAD."""
-    outcomes = outcomes_of(report)
-    low, high = score_interval(report).as_list()
-    found = part_facts(report)
-    counted = {name: f"{sum(right)}/{len(right)}" if right else "–" for name, right in outcomes.items()}
+def card_row(report: CardReport) -> tuple[Any, ...]:
+    """One table row with the columns of CARD_COLUMNS."""
+    outcomes, found = outcomes_of(report), part_facts(report)
+    counted = {name: (sum(right), len(right)) if right else None for name, right in outcomes.items()}
     text, repetition = found.get("perplexity"), found.get("repetition")
     return (
-        f"{overall(report):.2f}",
-        f"{low:.1f}–{high:.1f}",
+        overall(report),
+        tuple(score_interval(report).as_list()),
         counted["facts"],
-        _percents(found["facts"]["interval"]) if "facts" in found else "–",
+        tuple(found["facts"]["interval"]) if "facts" in found else None,
         counted["completion"],
-        _number(text["perplexity"]) if text else "–",
-        f"{text['bits_per_byte']:.3f}" if text else "–",
-        f"{repetition['repeated_share']:.1%}" if repetition else "–",
+        (inf if text["perplexity"] is None else text["perplexity"]) if text else None,
+        text["bits_per_byte"] if text else None,
+        repetition["repeated_share"] if repetition else None,
         counted["thinking"],
         counted["non_thinking"],
     )
 
 
-HELD_OUT_HEAD = ("held out", "95%")
+HELD_OUT_COLUMNS = (
+    Column("held out", lambda counts: "{}/{}".format(*counts)),
+    Column("held out 95%", lambda interval: _percents(interval)),
+)
 
 
-def held_out_row(report: CardReport) -> tuple[str, ...]:
-    """One table row with the columns of HELD_OUT_HEAD."""
+def held_out_row(report: CardReport) -> tuple[Any, ...]:
+    """One table row with the columns of HELD_OUT_COLUMNS."""
     if not report.held_out:
-        return ("–", "–")
+        return (None, None)
     found = share_dict([item.right for item in report.held_out])
-    return (f"{found['right']}/{found['total']}", _percents(found["interval"]))
+    return ((found["right"], found["total"]), tuple(found["interval"]))
 
 
-def format_card(report: CardReport) -> str:
+_PART_COLUMNS = (
+    Column("part", left=True, key=True),
+    Column("weight", "{:g}".format),
+    Column("points", "{:.1f}".format),
+    Column("measured", left=True, least=24, wrap=True),
+)
+
+
+def card_blocks(report: CardReport) -> list[Block]:
     """One model's report: the score, a table of its parts, and notes."""
     found = card_dict(report)
     low, high = found["interval"]
     held_out = found["held_out"]
     rows = [
-        (name.replace("_", "-"), f"{part['weight']:g}", _points(part), _PART_TEXTS[name](part))
+        (name.replace("_", "-"), part["weight"], _points(part), _PART_TEXTS[name](part))
         for name, part in found["parts"].items()
     ]
-    rows += [("held out", "–", _points(held_out), answers_text(held_out))] if held_out else []
+    rows += [("held out", None, _points(held_out), answers_text(held_out))] if held_out else []
     asked = "question" if len(report.answers) == 1 else "questions"
-    lines = [
-        f"score {found['score']:.2f} of 100, 95% interval {low:.1f} to {high:.1f}",
-        f"{len(report.answers)} {asked} of the set {report.set_name}, asked {ASKED[report.mode]}",
-        "",
-        table(("part", "weight", "points", ""), rows, "<>><"),
-        *kind_lines(found["parts"]["facts"]),
-        *(["", reach] if (reach := power_text(report)) else []),
-        *([""] if found["notes"] else []),
-        *(f"note: {note}" for note in found["notes"]),
+    return [
+        Lines(f"score {found['score']:.2f} of 100, 95% interval {low:.1f} to {high:.1f}"),
+        Lines(f"{len(report.answers)} {asked} of the set {report.set_name}, asked {ASKED[report.mode]}"),
+        Lines(),
+        Table(_PART_COLUMNS, rows),
+        *map(Lines, kind_lines(found["parts"]["facts"])),
+        *([Lines(), Lines(reach)] if (reach := power_text(report)) else []),
+        *([Lines()] if found["notes"] else []),
+        *(Lines(f"note: {note}") for note in found["notes"]),
     ]
-    return "\n".join(lines)
 
 
 def power_text(report: CardReport) -> str:
@@ -90,9 +102,9 @@ def power_text(report: CardReport) -> str:
     return "\n".join(["what these items can show:", *(f"  {line}" for line in said)]) if said else ""
 
 
-def _points(part: Mapping[str, Any]) -> str:
-    points = part["score"] if "score" in part else 100 * part["share"]
-    return "–" if points is None else f"{points:.1f}"
+def _points(part: Mapping[str, Any]) -> float | None:
+    points: float | None = part["score"] if "score" in part else 100 * part["share"]
+    return points
 
 
 def _share_text(part: Mapping[str, Any], what: str) -> str:
@@ -160,16 +172,22 @@ def _percents(interval: Sequence[float]) -> str:
 
 
 def _number(perplexity: float | None) -> str:
-    if perplexity is None:
+    if perplexity is None or perplexity == inf:
         return "∞"
     return f"{perplexity:.3f}" if perplexity < 1000 else f"{perplexity:.4g}"
 
 
-DIFFERENCE_HEAD = ("score", "facts", "held out", "bits/byte", "verdict")
+DIFFERENCE_COLUMNS = (
+    Column("score"),
+    Column("facts"),
+    Column("held out"),
+    Column("bits/byte"),
+    Column("verdict", left=True, least=16, wrap=True),
+)
 
 
-def difference_row(found: Difference) -> tuple[str, ...]:
-    """One table row with the columns of DIFFERENCE_HEAD: differences with 95% intervals or p-values."""
+def difference_row(found: Difference) -> tuple[str | None, ...]:
+    """One table row with the columns of DIFFERENCE_COLUMNS: differences with 95% intervals or p-values."""
     return (
         _change(found.score, 2),
         _changed_count(found.facts),
@@ -179,28 +197,25 @@ def difference_row(found: Difference) -> tuple[str, ...]:
     )
 
 
-DIFFERENCE_ALIGN = "<>>>><"
-"""Alignment of a column of names and of those of DIFFERENCE_HEAD."""
-
-
-def beside_the_best(cards: Mapping[str, CardReport], names: Mapping[str, str]) -> tuple[str, list[tuple[str, ...]]]:
-    """A sentence, and a row for each report except the best: its name and the columns of DIFFERENCE_HEAD."""
+def beside_the_best(cards: Mapping[str, CardReport], names: Mapping[str, str]) -> tuple[str, Table]:
+    """A sentence, and a table with a row for each report except the best: its name and the columns of DIFFERENCE_COLUMNS."""
     best, *others = cards
     about = (
         f"compared with the best, {names[best]}, on the same items (95% intervals and p of paired tests, one per file)"
     )
-    return about, [(names[other], *difference_row(difference(best, other, cards))) for other in others]
+    rows = [(names[other], *difference_row(difference(best, other, cards))) for other in others]
+    return about, Table((FILE_COLUMN, *DIFFERENCE_COLUMNS), rows)
 
 
-def _change(test: Paired | None, decimals: int) -> str:
+def _change(test: Paired | None, decimals: int) -> str | None:
     if test is None:
-        return "–"
+        return None
     estimate, low, high = (_signed(value, decimals) for value in (test.estimate, *test.interval.as_list()))
     return f"{estimate} ({low} to {high})"
 
 
-def _changed_count(test: McNemar | None) -> str:
-    return "–" if test is None else f"{test.second_only - test.first_only:+d} (p = {test.p_value:.2g})"
+def _changed_count(test: McNemar | None) -> str | None:
+    return None if test is None else f"{test.second_only - test.first_only:+d} (p = {test.p_value:.2g})"
 
 
 def _signed(value: float, decimals: int) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.golden.read import GoldenFiles
 from gguf_tools.evaluation.golden.values import Array, Doubles, kind_of
+from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
 from gguf_tools.tensors.error import nmse
-from gguf_tools.text import table
 
 DEFAULT = 1e-2
 """The tolerance of points that the golden folder has none for in an arithmetic."""
@@ -50,8 +50,15 @@ class Compared:
     tolerance: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
+_COLUMNS = (
+    Column("worst first", left=True, key=True, least=24),
+    Column("NMSE", "{:.2e}".format),
+    Column("tolerance", "{:.0e}".format),
+)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Check(Shown):
     """The result: what was compared, the first thing that differs, and notes on what could not be compared."""
 
     engine: str
@@ -79,24 +86,21 @@ class Check:
             "notes": list(self.notes),
         }
 
-    def __str__(self) -> str:
-        """The report: the arrays worst first, the first thing that differs, and the verdict."""
-        rows = sorted(self.compared, key=lambda one: -one.nmse / max(one.tolerance, 1e-300))
-        parts = []
-        if rows:
-            cells = [(one.name, f"{one.nmse:.2e}", f"{one.tolerance:.0e}") for one in rows[:ROWS]]
-            parts.append(table(("worst first", "NMSE", "tolerance"), cells, "<>"))
-        lines = [f"engine    {self.engine}", f"compared  {len(rows)} arrays, {self.greedy} greedy tokens"]
-        lines += [f"note      {note}" for note in self.notes]
+    def blocks(self) -> Sequence[Block]:
+        """The arrays worst first, the first thing that differs, and the verdict."""
+        worst = sorted(self.compared, key=lambda one: -one.nmse / max(one.tolerance, 1e-300))
+        table = Table(_COLUMNS, [(one.name, one.nmse, one.tolerance) for one in worst], most=ROWS)
+        facts = [("engine", self.engine), ("compared", f"{len(worst)} arrays, {self.greedy} greedy tokens")]
+        facts += [("note", note) for note in self.notes]
         if self.first:
             first = self.first
-            lines += [
-                f"first     prompt {first.prompt}, position {first.position}, {first.point}",
-                f"expected  {first.expected}",
-                f"found     {first.found}",
+            facts += [
+                ("first", f"prompt {first.prompt}, position {first.position}, {first.point}"),
+                ("expected", str(first.expected)),
+                ("found", str(first.found)),
             ]
-        lines.append("verdict   " + ("passed" if self.passed else "differs"))
-        return "\n".join([*parts, "\n".join(lines)])
+        facts.append(("verdict", "passed" if self.passed else "differs"))
+        return [*([table, Lines()] if worst else []), Facts(facts)]
 
 
 def check_arrays(

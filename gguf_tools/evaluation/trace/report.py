@@ -7,7 +7,7 @@ from math import inf, log10
 
 from gguf_tools.evaluation.trace.compare import PointError
 from gguf_tools.evaluation.trace.run import Trace
-from gguf_tools.text import table
+from gguf_tools.tables import text_table
 
 ROWS = 12
 """Most rows in a table of points."""
@@ -86,7 +86,7 @@ def growth(trace: Trace) -> str:
         return ""
     if len(rows) > 2 * ROWS:
         rows = [*rows[:ROWS], ("…", "", "", "", ""), *rows[-ROWS:]]
-    return table(("layer", "end to end", "this layer", "predicted", "tolerance"), rows, ">")
+    return text_table(("layer", "end to end", "this layer", "predicted", "tolerance"), rows, ">")
 
 
 def budget(trace: Trace) -> str:
@@ -106,7 +106,7 @@ def budget(trace: Trace) -> str:
     ]
     more = len(trace.budget.tensors) - len(rows)
     rest = sum(one.kl for one in trace.budget.tensors[ROWS:])
-    lines = [table(("error budget", "type", "KL alone", "share", "KL off per further kB"), rows, "<<><<")]
+    lines = [text_table(("error budget", "type", "KL alone", "share", "KL off per further kB"), rows, "<<><<")]
     lines += [f"… and {more} more, KL {rest:.2e}"] if more > 0 else []
     lines.append(f"sum of all alone {total:.2e}, all together {trace.budget.together:.2e} nats per token")
     return "\n".join(lines)
@@ -120,7 +120,7 @@ def _decode(trace: Trace) -> str:
         (one.name, f"{one.local.nmse:.1e}", f"{one.tolerance:.1e}", "differs" if one.bad else "agrees")
         for one in trace.decode[:4]
     ]
-    return table(("all at once against token by token", "NMSE", "tolerance", ""), rows, "<>")
+    return text_table(("all at once against token by token", "NMSE", "tolerance", ""), rows, "<>")
 
 
 def _routing(trace: Trace) -> str:

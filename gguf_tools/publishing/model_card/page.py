@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +13,8 @@ from gguf_tools import __version__
 from gguf_tools.evaluation.card.compare import best_first
 from gguf_tools.evaluation.card.notes import ASKED, notes_of
 from gguf_tools.evaluation.card.report import (
-    CARD_HEAD,
-    DIFFERENCE_ALIGN,
-    DIFFERENCE_HEAD,
-    HELD_OUT_HEAD,
+    CARD_COLUMNS,
+    HELD_OUT_COLUMNS,
     beside_the_best,
     card_row,
     held_out_row,
@@ -26,7 +23,8 @@ from gguf_tools.formats.gguf import keys
 from gguf_tools.publishing.model_card.facts import CardFacts, CardFile
 from gguf_tools.publishing.model_card.front_matter import front_matter
 from gguf_tools.publishing.model_card.usage import usage
-from gguf_tools.text import human_bytes, human_count, markdown_table, one_line
+from gguf_tools.tables import Column, Table, markdown_table
+from gguf_tools.text import for_markdown, human_bytes, human_count, one_line
 
 
 def card_page(facts: CardFacts, modelfile: Path | None) -> str:
@@ -98,12 +96,12 @@ def _is_from_elsewhere(file: CardFile) -> bool:
 
 def _scores(facts: CardFacts) -> str:
     """The table of card scores, best first, with differences from the best and notes; "" if no card was measured."""
-    cards = {_plain(file.label): file.measured.card for file in facts.files if file.measured.card}
+    cards = {file.label: file.measured.card for file in facts.files if file.measured.card}
     if not cards:
         return ""
     cards = {name: cards[name] for name in best_first(cards)}
     first = next(iter(cards.values()))
-    head = ["File", *CARD_HEAD, *(HELD_OUT_HEAD if first.held_out else ())]
+    columns = (Column("File", left=True, key=True), *CARD_COLUMNS, *(HELD_OUT_COLUMNS if first.held_out else ()))
     rows = [[name, *card_row(card), *(held_out_row(card) if card.held_out else ())] for name, card in cards.items()]
     by = "" if first.mode == "plain" else " by the file's own chat template"
     weights = ", ".join(f"{name.replace('_', '-')} {weight:g}" for name, weight in first.weights.items())
@@ -112,15 +110,15 @@ def _scores(facts: CardFacts) -> str:
         "## Score\n",
         f"{asked} of the set {_plain(Path(first.set_name).name)}, asked{by} {ASKED[first.mode]}, "
         f"greedily; weights of the score's components: {weights}. Intervals are 95% confidence intervals.\n",
-        markdown_table(head, rows),
+        Table(columns, rows).markdown() + "\n",
     ]
     if len(cards) > 1:
         about, differences = beside_the_best(cards, {name: name for name in cards})
         lines += [
-            f"{about[0].upper()}{about[1:]}:\n",
-            markdown_table(["File", *DIFFERENCE_HEAD], differences, DIFFERENCE_ALIGN),
+            f"{_plain(about[0].upper() + about[1:])}:\n",
+            differences.markdown() + "\n",
         ]
-    lines += [f"- {name}: {_plain(note)}" for name, card in cards.items() for note in notes_of(card)]
+    lines += [f"- {_plain(name)}: {_plain(note)}" for name, card in cards.items() for note in notes_of(card)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -178,6 +176,4 @@ def _link(file: CardFile) -> str:
 
 
 def _plain(text: object) -> str:
-    """Text from a file's metadata on one line, escaped so that Markdown sees no HTML, links or images."""
-    printable = "".join(character if character.isprintable() else " " for character in str(text))
-    return re.sub(r"[\\<\[\]]", r"\\\g<0>", one_line(printable))
+    return for_markdown(str(text))

@@ -15,9 +15,10 @@ from gguf_tools.evaluation.card.expected import Free
 from gguf_tools.evaluation.card.parts import WORST_BITS, extremes_of, overall, paired_extremes, samples_of, score_of
 from gguf_tools.evaluation.card.power import Power, Reach, power_of
 from gguf_tools.evaluation.card.questions import SETS, Question, choose
-from gguf_tools.evaluation.card.report import format_card
+from gguf_tools.evaluation.card.report import card_blocks
 from gguf_tools.evaluation.card.results import CardReport, Passage
 from gguf_tools.evaluation.card.statistics import bootstrap, clopper_pearson, least_p
+from gguf_tools.tables import Report
 from tests.evaluation.card.scripted import PLAIN, QUESTIONS, Scripted, card_set, perfect, scored
 
 Float = npt.NDArray[np.float64]
@@ -219,7 +220,10 @@ def test_what_is_said_is_what_the_tests_give() -> None:
     assert found["facts"]["p_value"] == power["questions"]["least_p"]
     assert found["bits"]["p_value"] == power["text"]["least_p"]
     assert found["score"]["p_value"] == power["score"]["least_p"] == 2 / 2**14
-    assert "what these items can show:\n  7 questions: a difference if 6 answers change" in format_card(right)
+    assert (
+        "what these items can show:\n  7 questions: a difference if 6 answers change"
+        in Report(card_blocks(right)).as_text()
+    )
 
 
 def test_a_difference_that_is_shown_has_an_interval_without_0() -> None:

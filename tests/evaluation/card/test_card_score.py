@@ -22,17 +22,18 @@ from gguf_tools.evaluation.card.as_json import card_dict, difference_dict, flat_
 from gguf_tools.evaluation.card.compare import Difference, best_first, difference, score_interval
 from gguf_tools.evaluation.card.parts import DEFAULT_WEIGHTS, checked_weights, overall, parts_of
 from gguf_tools.evaluation.card.report import (
-    CARD_HEAD,
-    DIFFERENCE_HEAD,
-    HELD_OUT_HEAD,
+    CARD_COLUMNS,
+    DIFFERENCE_COLUMNS,
+    HELD_OUT_COLUMNS,
+    card_blocks,
     card_row,
     difference_row,
-    format_card,
     held_out_row,
 )
 from gguf_tools.evaluation.card.results import CardReport, Passage
 from gguf_tools.evaluation.card.statistics import Interval, Paired
-from gguf_tools.text import markdown_table
+from gguf_tools.evaluation.tables import FIDELITY_COLUMNS
+from gguf_tools.tables import Report, Table, View
 from tests.evaluation.card.scripted import (
     CAPITALS,
     COMPLETIONS,
@@ -83,6 +84,10 @@ WORSE = report(["France", "Japan"], choices=3)
 
 
 # The score
+
+
+def text_of(found: CardReport) -> str:
+    return Report(card_blocks(found)).as_text(View(None))
 
 
 def test_all_right_is_100() -> None:
@@ -388,7 +393,7 @@ def test_what_was_not_done_alike_is_not_compared() -> None:
 def test_numbers_that_round_to_0_have_no_minus() -> None:
     tiny = Paired(-1e-4, Interval(-2e-3, 1e-5), 0.5)
     found = Difference(first="a", second="b", score=tiny, facts=None, bits=tiny, held_out=None)
-    assert difference_row(found) == ("+0.00 (+0.00 to +0.00)", "–", "–", "+0.000 (-0.002 to +0.000)", found.verdict)
+    assert difference_row(found) == ("+0.00 (+0.00 to +0.00)", None, None, "+0.000 (-0.002 to +0.000)", found.verdict)
 
 
 def test_best_first_and_equals_as_given() -> None:
@@ -416,12 +421,11 @@ def test_best_first_and_equals_as_given() -> None:
 def test_every_report_can_be_written(found: CardReport) -> None:
     card = card_dict(found)
     assert json.loads(json.dumps(card, allow_nan=False)) == card
-    assert len(card_row(found)) == len(CARD_HEAD)
-    assert len(held_out_row(found)) == len(HELD_OUT_HEAD)
-    assert all(card_row(found) + held_out_row(found))
-    assert format_card(found).startswith(f"score {overall(found):.2f} of 100, 95% interval ")
+    assert len(card_row(found)) == len(CARD_COLUMNS)
+    assert len(held_out_row(found)) == len(HELD_OUT_COLUMNS)
+    assert text_of(found).startswith(f"score {overall(found):.2f} of 100, 95% interval ")
     result = difference("a", "b", {"a": PERFECT, "b": found})
-    assert len(difference_row(result)) == len(DIFFERENCE_HEAD)
+    assert len(difference_row(result)) == len(DIFFERENCE_COLUMNS)
     written = difference_dict(result)
     assert json.loads(json.dumps(written, allow_nan=False)) == written
     assert written["verdict"] == result.verdict
@@ -436,13 +440,14 @@ def test_a_perplexity_beyond_any_float_is_said(passage: Passage) -> None:
     found = replace(PERFECT, passages=(passage, passage))
     part = card_dict(found)["parts"]["perplexity"]
     assert (part["perplexity"], part["score"]) == (None, 0)
-    assert card_row(found)[CARD_HEAD.index("perplexity")] == "∞"
-    assert re.search(r"∞ per token \(95% interval [^–]+–∞\)", format_card(found))
+    (at,) = (n for n, column in enumerate(CARD_COLUMNS) if column.head == "perplexity")
+    assert CARD_COLUMNS[at].show(card_row(found)[at]) == "∞"
+    assert re.search(r"∞ per token \(95% interval [^–]+–∞\)", text_of(found))
 
 
 def test_the_card_says_what_was_measured() -> None:
     found = replace(report(["France"], choices=4), held_out=PERFECT.answers)
-    lines = [line.split(maxsplit=3) for line in format_card(found).splitlines()]
+    lines = [line.split(maxsplit=3) for line in text_of(found).splitlines()]
     rows = {line[0]: (line[1], line[2], line[3]) for line in lines[5:12]}
     assert rows == {
         "facts": ("40", "80.0", "4 of 5 right (80%, 95% interval 28%–99%); a constant answer gets 1 (Paris)"),
@@ -453,8 +458,8 @@ def test_the_card_says_what_was_measured() -> None:
         "non-thinking": ("10", "100.0", "5 of 5 with an answer and no thought (100%, 95% interval 48%–100%)"),
         "held": ("out", "–", "100.0  5 of 5 right (100%, 95% interval 48%–100%); a constant answer gets 1 (Paris)"),
     }
-    assert "5 questions of the set made up, asked without thinking" in format_card(found)
-    assert "not measured: the chat template always asks for a thought" in format_card(report(template=OPENED))
+    assert "5 questions of the set made up, asked without thinking" in text_of(found)
+    assert "not measured: the chat template always asks for a thought" in text_of(report(template=OPENED))
 
 
 def test_csv_has_a_line_of_all_names() -> None:
@@ -466,8 +471,13 @@ def test_csv_has_a_line_of_all_names() -> None:
 
 def test_markdown_parses_back() -> None:
     rows = [card_row(PERFECT), card_row(WORSE)]
-    lines = markdown_table(CARD_HEAD, rows).splitlines()
-    cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
-    assert cells[0] == CARD_HEAD
+    lines = Table(CARD_COLUMNS, rows).markdown().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == [column.head for column in CARD_COLUMNS]
     assert all(set(cell) <= {":", "-"} for cell in cells[1])
-    assert cells[2:] == rows
+    assert cells[2:] == [[c.show(value) for c, value in zip(CARD_COLUMNS, row, strict=True)] for row in rows]
+
+
+def test_headings_are_unambiguous() -> None:
+    heads = [column.head for column in (*FIDELITY_COLUMNS, *CARD_COLUMNS, *HELD_OUT_COLUMNS)]
+    assert len(set(heads)) == len(heads)

@@ -15,9 +15,10 @@ from gguf_tools.evaluation.card.expected import By, Free, Options, YesNo
 from gguf_tools.evaluation.card.modes import ChatModes, find_modes
 from gguf_tools.evaluation.card.notes import notes_of
 from gguf_tools.evaluation.card.questions import Choice, Completion, Question
-from gguf_tools.evaluation.card.report import format_card
+from gguf_tools.evaluation.card.report import card_blocks
 from gguf_tools.evaluation.card.results import CardReport, Generation
 from gguf_tools.evaluation.card.suite import CardOptions, run_card
+from gguf_tools.tables import Report, View
 from tests.evaluation.card.scripted import (
     COMPLETIONS,
     OPENED,
@@ -532,8 +533,11 @@ def test_kinds_and_constants_are_reported() -> None:
         "free": (2, 1),
         "yesno": (2, 2),
     }
-    assert "a constant answer gets 2 (no)" in format_card(report)
-    assert "by kind: free 2 of 2 (constant 1 (Paris)); yesno 2 of 2 (constant 2 (no))" in format_card(report)
+    assert "a constant answer gets 2 (no)" in Report(card_blocks(report)).as_text(View(None))
+    assert (
+        "by kind: free 2 of 2 (constant 1 (Paris)); yesno 2 of 2 (constant 2 (no))"
+        in Report(card_blocks(report)).as_text()
+    )
 
 
 def test_a_text_too_long_to_continue_is_named() -> None:
