@@ -16,6 +16,8 @@ INLINE void load_block(const float *x, vf *v)
 /* The first of the block's weights that is equal to `value`, which tells zeros of either sign apart. */
 INLINE float first_equal(const float *x, const vf *v, float value)
 {
+    if (value != 0)
+        return value;
     for (int p = 0; p < PARTS; p++) {
         unsigned bits = m_bits(f_eq(v[p], f_set(value)));
         if (bits)
@@ -52,28 +54,23 @@ static int encode_q8_0(const float *x, void *out)
     return is_usable(inverse);
 }
 
-/* The weights as integers: min(most, (int8_t)(x * inverse + plus)). */
-INLINE void block_integers(const vf *v, float inverse, float plus, int most, uint8_t *L)
+/* The weights as integers: min(most, (int8_t)(x * inverse + plus)). Returns a bit for each that is 16 or more. */
+INLINE uint32_t block_integers(const vf *v, float inverse, float plus, int most, uint8_t *L)
 {
+    uint32_t fifth = 0;
     for (int p = 0; p < PARTS; p++) {
-        vf l = f_min(f_trunc(v[p] * f_set(inverse) + f_set(plus)), f_set((float)most));
+        vf l = f_min(v[p] * f_set(inverse) + f_set(plus), f_set((float)most)); /* truncated below */
         i_store_bytes(L + p * LANES, f_to_int(l));
+        if (most > 15)
+            fifth |= (uint32_t)m_bits(f_ge(l, f_set(16.0f))) << p * LANES;
     }
+    return fifth;
 }
 
 INLINE void pack_nibbles(const uint8_t *L, uint8_t *qs)
 {
     for (int j = 0; j < 16; j++)
         qs[j] = (uint8_t)((L[j] & 15) | L[j + 16] << 4);
-}
-
-/* The fifth bits of 32 weights. */
-INLINE void pack_fifth(const uint8_t *L, uint8_t *qh)
-{
-    uint32_t bits = 0;
-    for (int j = 0; j < 32; j++)
-        bits |= (uint32_t)(L[j] >> 4 & 1) << j;
-    memcpy(qh, &bits, 4);
 }
 
 /* The scale of Q4_0 and Q5_0: the weight of largest magnitude, with its sign, is the lowest integer. */
@@ -113,9 +110,9 @@ static int encode_q5_0(const float *x, void *out)
     load_block(x, v);
     const float d = symmetric_scale(x, v, -16), inverse = d != 0 ? 1.0f / d : 0.0f;
     y->d = f16_from(d);
-    block_integers(v, inverse, 16.5f, 31, L);
+    const uint32_t fifth = block_integers(v, inverse, 16.5f, 31, L);
+    memcpy(y->qh, &fifth, 4);
     pack_nibbles(L, y->qs);
-    pack_fifth(L, y->qh);
     return is_usable(inverse);
 }
 
@@ -161,9 +158,9 @@ static int encode_q5_1(const float *x, void *out)
     const float d = scale_and_minimum(x, v, 31, &min), inverse = d != 0 ? 1.0f / d : 0.0f;
     y->d = f16_from(d);
     y->m = f16_from(min);
-    block_integers(v, inverse, 0.5f, 31, L);
+    const uint32_t fifth = block_integers(v, inverse, 0.5f, 31, L);
+    memcpy(y->qh, &fifth, 4);
     pack_nibbles(L, y->qs);
-    pack_fifth(L, y->qh);
     return is_usable(inverse) && d < 3e38f;
 }
 

@@ -79,6 +79,15 @@ static void encode_weighted_q4_0(weighted_batch *w, int blocks, const float *x, 
     }
 }
 
+/* The fifth bits of 32 weights. */
+INLINE void pack_fifth(const uint8_t *L, uint8_t *qh)
+{
+    uint32_t bits = 0;
+    for (int j = 0; j < 32; j++)
+        bits |= (uint32_t)(L[j] >> 4 & 1) << j;
+    memcpy(qh, &bits, 4);
+}
+
 /* `quantize_row_q5_0_impl` */
 static void encode_weighted_q5_0(weighted_batch *w, int blocks, const float *x, const float *importance, void *out)
 {
