@@ -4,18 +4,19 @@ what llama.cpp computed is named, with the error that it leaves."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
-from gguf_tools.evaluation.trace.compare import PointError, error, floor_of, mask_for
+from gguf_tools.evaluation.trace.compare import PointError, Points, error, floor_of, mask_for
 from gguf_tools.evaluation.trace.hypotheses import EPSILONS, Hypothesis, hypotheses
 from gguf_tools.evaluation.trace.passes import Passes, errors_of
 from gguf_tools.evaluation.trace.points import Doubles
+from gguf_tools.evaluation.trace.stated import stated_otherwise
 from gguf_tools.evaluation.trace.tensors import told_apart
 from gguf_tools.evaluation.trace.work import Work
 from gguf_tools.model.spec import DeltaNet, LayerSpec, Model
@@ -24,8 +25,12 @@ from gguf_tools.reference.observe import OUTSIDE
 from gguf_tools.reference.weights import Weights
 
 Where = Literal["file", "engine", "unknown"]
+Named = TypeVar("Named")
 ENOUGH = 1e-2
 """A fault explains a point if it leaves at most this share of its error, or nothing that is beyond the tolerance."""
+
+NOTHING = 1e-12
+"""The NMSE that float32 arithmetic leaves of a point where nothing is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,22 +58,28 @@ def find_cause(work: Work, n: int, first: PointError, own: Model) -> tuple[Cause
     target = _Target(work, n, first.point, x)
     left = target.left(Passes(mine, {}))
     floor = floor_of(n, first.point, work.types, work.expected.gelu)
-    enough = max(first.tolerance, ENOUGH * first.local.nmse if first.local.nmse < inf else 0.0)
     tried = []
     for pair in _tried(work, n, target, own, mine):
         tried.append(pair)
-        if pair[1] <= floor:  # of those that leave nothing, the first is named
+        if pair[1] <= NOTHING:  # of those that leave nothing, the first is named
             break
-    best = min((nmse for _, nmse in tried), default=inf)
-    cause: Hypothesis | None = None
-    nmse = None
-    if best <= enough:
-        # The first of those that leave about as little: those with a name come before "the file's tensor differs".
-        cause, nmse = next(pair for pair in tried if pair[1] <= max(4.0 * best, floor))
+    best = min(tried, key=lambda pair: pair[1], default=None)
+    # A tensor of the file leaves less than the fault in it has in words: nothing of the rounding of its weights.
+    slack = 4.0 * first.predicted if best and best[0].of_file else 0.0
+    cause, nmse = _named(tried, first, slack) or (None, None)
     where: Where = "file" if left <= max(floor, ENOUGH * first.local.nmse) else "engine"
     roles = (cause.role,) if cause and cause.role else feeding(first.point, work.expected.model.layer_tensors[n])
     names = tuple(dict.fromkeys(name for role in roles for name in work.expected.names(n, role)))
     return Cause(text=cause.text if cause else None, nmse=nmse, where=where, tensors=names), left
+
+
+def _named(tried: Sequence[tuple[Named, float]], first: PointError, slack: float) -> tuple[Named, float] | None:
+    """The first of the faults that leave about as little as the best one, or `slack`, or None if that one leaves too much."""
+    best = min((nmse for _, nmse in tried), default=inf)
+    error = first.local.nmse
+    if best > max(first.tolerance, ENOUGH * error if error < inf else 0.0) or best > error / 2.0:
+        return None
+    return next(pair for pair in tried if pair[1] <= max(4.0 * best, slack, NOTHING))
 
 
 def _tried(work: Work, n: int, target: _Target, own: Model, mine: Reference) -> Iterator[tuple[Hypothesis, float]]:
@@ -97,12 +108,13 @@ def _of_file(
             and not torch.equal(tensor, held.get(role, weights[role]))
         ):
             names = ", ".join(work.expected.names(n, role)) or role
-            text = f"{names}: {told_apart(held.get(role, weights[role]), tensor, spec, role)}"
-            yield Hypothesis(text, spec, {**weights, role: tensor}, role)
+            text = f"{names}: {told_apart(held.get(role, weights[role]), tensor, spec, role, held)}"
+            yield Hypothesis(text, spec, {**weights, role: tensor}, role, of_file=True)
     yield Hypothesis(
         "several of the layer's tensors differ from the source's",
         spec,
         {**weights, **_as_source(spec, stated, theirs, 1.0)},
+        of_file=True,
     )
 
 
@@ -132,20 +144,29 @@ class _Target:
     """What llama.cpp computed at the first bad point, and for which tokens the reference is held to it.
 
     The tokens are those whose experts both sides selected alike without a fault, so that a fault that changes the selection
-    cannot leave out the tokens that speak against it.
+    cannot leave out the tokens that speak against it. Where llama.cpp selects another number of experts, a fault is held to those
+    that it selects alike, if they are half of the tokens or more.
     """
 
     def __init__(self, work: Work, n: int, point: str, x: Doubles) -> None:
         self.n, self.point, self.x, self.graph = n, point, x, work.graph
         mine = work.passes.layer(n, x)
         self.values = self._found(mine[point].shape[1])
-        chosen = work.graph.values(n, "moe.chosen", mine["moe.chosen"].shape[1]) if "moe.chosen" in mine else None
-        theirs = {} if chosen is None else {"moe.chosen": chosen}
-        mask = mask_for(point, mine, theirs)
-        if work.position is not None and len(self.values) > 1:
-            at = np.arange(len(self.values)) == work.position
-            mask = at if mask is None else mask & at
-        self.mask = mask
+        self.position = work.position if len(self.values) > 1 else None
+        self.other_width = "moe.chosen" in mine and not self._chosen(mine)
+        self.mask = self._mask(mine)
+
+    def _chosen(self, mine: Points) -> Points:
+        """llama.cpp's selection of experts, if it has as many as `mine`."""
+        chosen = self.graph.values(self.n, "moe.chosen", mine["moe.chosen"].shape[1]) if "moe.chosen" in mine else None
+        return {} if chosen is None else {"moe.chosen": chosen}
+
+    def _mask(self, mine: Points) -> Doubles | None:
+        mask = mask_for(self.point, mine, self._chosen(mine))
+        if self.position is None:
+            return mask
+        at = np.asarray(np.arange(len(self.values)) == self.position)
+        return at if mask is None else np.asarray(mask & at)
 
     def _found(self, width: int) -> Doubles:
         found = self.graph.values(self.n, self.point, width)
@@ -163,7 +184,10 @@ class _Target:
             return inf
         if self.point == "moe.chosen":
             return float((np.sort(found, axis=1) != np.sort(self.values, axis=1)).any(axis=1).mean())
-        return error(found, self.values, self.mask).nmse
+        mask = self._mask(points) if self.other_width else self.mask
+        if self.other_width and mask is not None and 2 * mask.sum() < len(mask):
+            return inf
+        return error(found, self.values, mask).nmse
 
 
 def _outside(work: Work, first: PointError, mine: Reference) -> tuple[Cause, float]:
@@ -190,6 +214,8 @@ def _outside(work: Work, first: PointError, mine: Reference) -> tuple[Cause, flo
     if spec.logit_softcap:
         changes["the logits are not capped"] = replace(spec, logit_softcap=None)
 
+    changes |= dict(stated_otherwise(replace(spec, layers=()), replace(mine.spec, layers=())))
+
     def left(one: Reference) -> float:
         passes = Passes(one, {})
         points = passes.start(work.tokens) if first.point == "embedding" else passes.end(x) if x is not None else {}
@@ -197,7 +223,10 @@ def _outside(work: Work, first: PointError, mine: Reference) -> tuple[Cause, flo
         return found[first.point][0].nmse if first.point in found else inf
 
     own = left(mine)
-    tried = [(text, left(_with(reference, changed, reference.weights))) for text, changed in changes.items()]
+    tried = [
+        (text, left(_with(reference, replace(changed, layers=spec.layers), reference.weights)))
+        for text, changed in changes.items()
+    ]
     roles = {
         "embedding": ("embedding", "positions", "embedding_norm", "embedding_norm_bias"),
         "final_norm": ("output_norm", "output_norm_bias"),
@@ -213,10 +242,8 @@ def _outside(work: Work, first: PointError, mine: Reference) -> tuple[Cause, flo
             names = ", ".join(work.expected.names(OUTSIDE, role)) or role
             text = f"{names}: {told_apart(reference.weights[role], tensor, None, role)}"
             tried.append((text, left(_with(reference, spec, {**reference.weights, role: tensor}))))
-    best = min((nmse for _, nmse in tried), default=inf)
-    enough = max(first.tolerance, ENOUGH * first.local.nmse)
-    cause = next((pair for pair in tried if pair[1] <= 4.0 * best), None) if best <= enough else None
-    where: Where = "file" if own <= enough else "engine"
+    cause = _named(tried, first, 4.0 * first.predicted)
+    where: Where = "file" if own <= max(first.tolerance, ENOUGH * first.local.nmse) else "engine"
     named = tuple(dict.fromkeys(name for role in roles for name in work.expected.names(OUTSIDE, role)))
     return Cause(text=cause and cause[0], nmse=cause and cause[1], where=where, tensors=named), own
 

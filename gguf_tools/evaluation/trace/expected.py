@@ -69,8 +69,9 @@ def expected_of(found: ReferenceSource, source: GGUFSource) -> Expected:
     try:
         lowered = made.lower()
     except (InputError, ArithmeticError, LookupError, TypeError, ValueError, AssertionError) as error:
+        why = str(error) if isinstance(error, InputError) else "it has other parts or sizes"
         raise UnsupportedError(
-            f"{source.path}: {found.path} cannot be converted to {source.architecture} ({error}); give its own source"
+            f"{source.path}: {found.path} cannot be converted to {source.architecture} ({why}); give its own source"
         ) from error
     target = target_named(source.architecture)
     return Expected(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from gguf_tools.evaluation.trace.stated import stated_otherwise
 from gguf_tools.model.rope import Rope, YarnScaling
 from gguf_tools.model.spec import Attention, DeltaNet, LayerSpec, Mamba2, MoE, Norm
 from gguf_tools.reference.feed_forward import ACTIVATIONS
@@ -29,12 +30,16 @@ THETAS = (1e4, 1e5, 5e5, 1e6, 5e6, 1e7)
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A layer with a fault, which `text` names in the field's words; `role` is the weight that it is about, if any."""
+    """A layer with a fault, which `text` names in the field's words; `role` is the weight that it is about, if any.
+
+    `of_file` is one that only puts a tensor of the file in place of the source's.
+    """
 
     text: str
     spec: LayerSpec
     weights: Weights
     role: str = ""
+    of_file: bool = False
 
 
 def hypotheses(
@@ -67,6 +72,9 @@ def hypotheses(
         if {role: tensor.shape for role, tensor in other.items()} == {r: t.shape for r, t in weights.items()}:
             yield Hypothesis(f"the layer has the weights of layer {m}", spec, other)
     yield from _of_weights(spec, weights, others)
+    if own is not None:
+        for text, changed in stated_otherwise(spec, own):
+            yield Hypothesis(text, changed, weights)
 
 
 def _of_norms(spec: LayerSpec, own: LayerSpec | None) -> Iterator[tuple[str, LayerSpec]]:
@@ -121,9 +129,8 @@ def _of_attention(mixer: Attention, own: Attention | None) -> Iterator[tuple[str
         if mixer.rope:
             order = "before" if mixer.norm_after_rope else "after"
             yield f"the q/k norm comes {order} RoPE", replace(mixer, norm_after_rope=not mixer.norm_after_rope)
-    scales = {mixer.head_dim**-0.5: "1/√head_dim", 1.0: "1"} | (
-        {own.score_scale: f"{own.score_scale:g}"} if own else {}
-    )
+    stated = {own.score_scale: f"{own.score_scale:g}"} if own else {}
+    scales = stated | {mixer.head_dim**-0.5: "1/√head_dim", 1.0: "1"}
     for scale, name in scales.items():
         if abs(scale - mixer.score_scale) > 1e-6 * mixer.score_scale:
             yield f"scores are multiplied by {name}, not {mixer.score_scale:g}", replace(mixer, scale=scale)
@@ -148,8 +155,9 @@ def _of_rope(rope: Rope, own: Rope | None) -> Iterator[tuple[str, Rope]]:
         yield f"RoPE rotates {own.dims} dimensions, not {rope.dims}", replace(rope, dims=own.dims)
     if rope.scaling:
         yield "RoPE scaling is left out", replace(rope, scaling=None)
-    if own and own.scaling != rope.scaling:
-        yield f"RoPE scaling is {own.scaling}, not {rope.scaling}", replace(rope, scaling=own.scaling)
+    if own and type(own.scaling) is not type(rope.scaling) and own.scaling:
+        kinds = [type(scaling).__name__ for scaling in (own.scaling, rope.scaling)]
+        yield f"RoPE scaling is {kinds[0]}, not {kinds[1]}", replace(rope, scaling=own.scaling)
     if isinstance(rope.scaling, YarnScaling):
         factors = (1.0, rope.scaling.magnitude**2)
         for factor in factors:

@@ -119,7 +119,9 @@ def trace(
     with Runtime(path, RuntimeOptions(threads=threads)) as runtime:
         ids = _tokens(runtime, text, tokens)
         if position is not None and not 0 <= position < len(ids):
-            raise InputError(f"position {position} is not one of the {len(ids)} tokens that are read; give one from 0")
+            raise InputError(
+                f"position {position} is not one of the {len(ids)} tokens that are read; give one of 0 to {len(ids) - 1}"
+            )
         progress("running llama.cpp", 0, 1)
         step = runtime.info.batch
         prompt = Graph(runtime.intermediates(ids, NAMES), source.architecture, expected.model.spec, len(ids), step)

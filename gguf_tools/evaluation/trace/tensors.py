@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from gguf_tools.model.spec import Attention, LayerSpec
@@ -10,9 +12,15 @@ MOST_ROWS = 1 << 16
 """Most rows whose order is looked for."""
 
 
-def told_apart(source: torch.Tensor, given: torch.Tensor, layer: LayerSpec | None, role: str) -> str:
+def told_apart(
+    source: torch.Tensor,
+    given: torch.Tensor,
+    layer: LayerSpec | None,
+    role: str,
+    others: Mapping[str, torch.Tensor] | None = None,
+) -> str:
     """How `given` differs from `source`, both of one shape; the first of the usual mistakes that explains it, else how many
-    values differ."""
+    values differ. `others` are the layer's tensors by role."""
     differing = given != source
     count = int(differing.sum())
     if count == 0:
@@ -21,7 +29,7 @@ def told_apart(source: torch.Tensor, given: torch.Tensor, layer: LayerSpec | Non
         return _one(source, given, differing)
     if torch.equal(given, -source):
         return "its sign is turned"
-    if source.ndim == 3 and (text := _experts(source, given)):
+    if source.ndim == 3 and (text := _experts(source, given, role, others or {})):
         return text
     if source.ndim == 2:
         if torch.equal(given, source.flip(1)):
@@ -34,7 +42,18 @@ def told_apart(source: torch.Tensor, given: torch.Tensor, layer: LayerSpec | Non
     if bool(torch.isfinite(ratio).all()) and float((ratio - ratio[0]).abs().max()) <= 1e-6 * abs(float(ratio[0])):
         which = "it is" if count == source.numel() else f"{count} of its {source.numel()} values are"
         return f"{which} multiplied by {float(ratio[0]):.6g}"
+    if text := _scaled(source, given):
+        return text
     return f"{count} of its {source.numel()} values differ from the source's"
+
+
+def _scaled(source: torch.Tensor, given: torch.Tensor) -> str:
+    """A factor on all values that rounding hides a little."""
+    a, b = source.double().flatten(), given.double().flatten()
+    factor = float(a @ b / (a @ a)) if bool(a.any()) else 0.0
+    left = float((b - factor * a).square().sum() / b.square().sum()) if bool(b.any()) else 1.0
+    explained = left <= 1e-4 and left <= 1e-2 * (1.0 - 1.0 / factor) ** 2 if factor else False
+    return f"it is multiplied by about {factor:.3g}" if explained else ""
 
 
 def _one(source: torch.Tensor, given: torch.Tensor, differing: torch.Tensor) -> str:
@@ -49,14 +68,22 @@ def _one(source: torch.Tensor, given: torch.Tensor, differing: torch.Tensor) -> 
     return said
 
 
-def _experts(source: torch.Tensor, given: torch.Tensor) -> str:
-    """Experts in another order, (experts, …)."""
+def _experts(source: torch.Tensor, given: torch.Tensor, role: str, others: Mapping[str, torch.Tensor]) -> str:
+    """Experts in another order, with the weights of another role, or the few that differ; both (experts, …)."""
+    differing = [n for n, matrix in enumerate(given) if not torch.equal(matrix, source[n])]
+    which = f"expert{'s' if len(differing) > 1 else ''} {', '.join(map(str, differing[:4]))}" + " …" * (
+        len(differing) > 4
+    )
+    for name, other in others.items():
+        if name != role and other.shape == source.shape and torch.equal(given[differing], other[differing]):
+            return f"{which} {'have' if len(differing) > 1 else 'has'} the weights of {name}"
     held = {}
     for n, matrix in enumerate(given):
         if not torch.equal(matrix, source[n]):
             match = [m for m, other in enumerate(source) if torch.equal(matrix, other)]
             if not match:
-                return ""
+                few = 2 * len(differing) <= len(source)
+                return f"only {which} differ{'' if len(differing) > 1 else 's'} from the source's" if few else ""
             held[n] = match[0]
     pairs = [(n, m) for n, m in held.items() if held.get(m) == n and n < m]
     if 2 * len(pairs) == len(held):

@@ -12,7 +12,7 @@ from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.evaluation.trace.run import Trace, trace
-from gguf_tools.formats.gguf.header import f32
+from gguf_tools.formats.gguf.header import Field, f32, u32
 from tests.evaluation.trace.planting import Floats, planted, values_of, with_key, with_layers_exchanged
 from tests.made_checkpoints import Made
 
@@ -142,6 +142,78 @@ def test_metadata(files: Files, tmp_path: Path, kind: str) -> None:
     check(traced(theta, source), 0, "attn.q_rope", "the RoPE base is 123, not 1")
     epsilon = with_key(file, tmp_path / "epsilon.gguf", "attention.layer_norm_rms_epsilon", f32(3e-3))
     check(traced(epsilon, source), 0, "mixer_norm", "epsilon is 0.003, not 1e-05")
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "variant", "key", "value", "point", "cause"),
+    [
+        (
+            "f32",
+            "qwen3",
+            "yarn",
+            "rope.scaling.factor",
+            f32(2.0),
+            "attn.q_rope",
+            "scaling.factor is 2 in the file, not 4",
+        ),
+        ("q8_0", "qwen3-moe", "plain", "expert_used_count", u32(1), "ffn_out", "1 experts are used, not 2"),
+        (
+            "q8_0",
+            "gemma2",
+            "second",
+            "attn_logit_softcapping",
+            f32(1e6),
+            "attn.shares",
+            "the cap on the scores is left out",
+        ),
+        (
+            "f32",
+            "gemma2",
+            "second",
+            "attention.sliding_window",
+            u32(3),
+            "attn.shares",
+            "the sliding window is 3, not 8",
+        ),
+        ("f16", "granite", "plain", "residual_scale", f32(1.0), "mixer_residual", "the residual scale is left out"),
+        ("q8_0", "granite", "plain", "attention.scale", f32(0.9), "attn.shares", "multiplied by 0.9, not 0.4"),
+    ],
+)
+def test_values_of_metadata(
+    files: Files, tmp_path: Path, kind: str, family: str, variant: str, key: str, value: Field, point: str, cause: str
+) -> None:
+    source, file = files(family, variant, kind)
+    check(traced(with_key(file, tmp_path / "bad.gguf", key, value), source), 0, point, cause)
+
+
+def test_logits(files: Files, tmp_path: Path) -> None:
+    source, file = files("gemma2", "second", "q8_0")
+    bad = with_key(file, tmp_path / "cap.gguf", "final_logit_softcapping", f32(1e6))
+    check(traced(bad, source), None, "logits", "the logits are not capped")
+    source, file = files("granite", "plain", "f32")
+    bad = with_key(file, tmp_path / "scale.gguf", "logit_scale", f32(2.0))
+    check(traced(bad, source), None, "logits", "logit_scale is 0.5 in the file, not 0.125")
+
+
+def test_tensors_exchanged_transposed_and_scaled(files: Files, tmp_path: Path) -> None:
+    source, file = files("qwen3-moe", "plain", "q8_0")
+    gate, up = "blk.1.ffn_gate_exps.weight", "blk.1.ffn_up_exps.weight"
+    bad = planted(
+        file, tmp_path / "all.gguf", (gate, lambda _: values_of(file, up)), (up, lambda _: values_of(file, gate))
+    )
+    check(traced(bad, source), 1, "expert.gate", "moe.gate and moe.up are exchanged")
+
+    def of_up(values: Floats) -> Floats:
+        values[2] = values_of(file, up)[2]
+        return values
+
+    bad = planted(file, tmp_path / "one.gguf", (gate, of_up))
+    check(traced(bad, source), 1, "expert.gate", f"{gate}: expert 2 has the weights of moe.up")
+    source, file = files("qwen3", "plain", "f16")
+    bad = planted(file, tmp_path / "turned.gguf", ("blk.1.attn_k.weight", lambda values: values.T))
+    check(traced(bad, source), 1, "attn.k", "the weight is transposed (attn.k)")
+    bad = planted(file, tmp_path / "scaled.gguf", ("blk.1.ffn_down.weight", lambda values: values * 1.1))
+    check(traced(bad, source), 1, "ffn_out", "blk.1.ffn_down.weight: it is multiplied by about 1.1")
 
 
 def test_layers_exchanged(files: Files, tmp_path: Path) -> None:
