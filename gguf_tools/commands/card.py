@@ -17,6 +17,7 @@ from gguf_tools.commands.common import (
     timeout_option,
     write_json,
 )
+from gguf_tools.commands.engine_options import engine_options
 
 CARD = "README.md"
 MODELFILE = "Modelfile"
@@ -48,7 +49,7 @@ MODELFILE = "Modelfile"
     type=click.IntRange(min=1),
     help="Context length, in tokens, for which memory is stated; by default 4096, or the model's if that is shorter.",
 )
-@click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
+@engine_options
 @timeout_option
 @card_options
 @output_options
@@ -61,6 +62,8 @@ def card(
     quantized_by: str | None,
     suite: str,
     context: int | None,
+    kv_type: Any,
+    flash_attn: bool,
     gpu_layers: int,
     force: bool,
     threads: int | None,
@@ -91,7 +94,7 @@ def card(
             source,
             files,
             page.parent,
-            RuntimeOptions(gpu_layers=gpu_layers, threads=threads),
+            RuntimeOptions(kv_type=kv_type, flash_attn=flash_attn, gpu_layers=gpu_layers, threads=threads),
             fidelity=FidelityRequest(reference=source, operate=operate_recorded, speed=False)
             if suite in ("fidelity", "all")
             else None,

@@ -24,6 +24,7 @@ from gguf_tools.commands.common import (
     write_json,
     write_text,
 )
+from gguf_tools.commands.engine_options import engine_options
 from gguf_tools.errors import AMOUNT, SCORE, SHARE, ThresholdError
 
 if TYPE_CHECKING:
@@ -62,15 +63,7 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
     show_default=True,
     help="Number of tokens to generate after each prompt or text.",
 )
-@click.option(
-    "--kv-type",
-    type=click.Choice(["f32", "f16", "q8_0"]),
-    default="f32",
-    show_default=True,
-    help="Type of llama.cpp's KV cache.",
-)
-@click.option("--flash-attn", is_flag=True, help="Use llama.cpp's flash attention.")
-@click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
+@engine_options
 @click.option("--context", type=click.IntRange(min=1), help="Context length in tokens; by default as long as needed.")
 @click.option(
     "--dtype",

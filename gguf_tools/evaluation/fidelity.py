@@ -20,6 +20,7 @@ import numpy.typing as npt
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.metrics import NO_TARGET, FidelityAccumulator, FidelityMetrics, Logits
 from gguf_tools.evaluation.prompts import Prompt, begins, default_prompts, render_prompt, text_pieces
+from gguf_tools.formats.digest import json_digest
 from gguf_tools.progress import StageProgress
 from gguf_tools.runtime.interface import RuntimeLike
 
@@ -79,6 +80,7 @@ class FidelityReport:
     `greedy_exact_match`: share of prompts whose whole continuations are equal; `greedy_mean_prefix`: mean number of equal
     tokens from the start; `tokens_equal`: share of prompts that both tokenizers encode to the same ids, None without the
     reference's tokenizer; `n_generate`: tokens requested; `notes`: what was skipped, shortened or looks wrong.
+    `digests`: the `json_digest` of the prompts, and of the text (None without one).
     """
 
     metrics: FidelityMetrics
@@ -88,6 +90,7 @@ class FidelityReport:
     n_generate: int
     first_differences: tuple[FirstDifference, ...]
     notes: tuple[str, ...]
+    digests: Mapping[str, str | None]
 
     def as_dict(self) -> dict[str, Any]:
         """The value of `fidelity` in `tinyq eval --json`; numbers that are not finite become None, since JSON lacks them."""
@@ -98,6 +101,7 @@ class FidelityReport:
             "tokens_equal": self.tokens_equal,
             "n_generate": self.n_generate,
             "first_differences": [asdict(difference) for difference in self.first_differences],
+            "digests": dict(self.digests),
             "notes": list(self.notes),
         }
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in flat.items()}
@@ -184,6 +188,10 @@ def evaluate_fidelity(
         n_generate=n_generate,
         first_differences=tuple(_judge(runtime, difference, metrics) for difference in pending),
         notes=tuple(notes),
+        digests={
+            "prompts": json_digest([[prompt.text, list(prompt.messages), prompt.max_tokens] for prompt in prompts]),
+            "text": json_digest(text) if text else None,
+        },
     )
 
 

@@ -25,6 +25,7 @@ from gguf_tools.formats.gguf.split import read_parts
 from gguf_tools.machine import useful_threads
 from gguf_tools.progress import StageProgress
 from gguf_tools.reference import Reference
+from gguf_tools.runtime.facts import EngineFacts, engine_facts
 from gguf_tools.runtime.interface import ModelInfo, Speed
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
 
@@ -33,7 +34,10 @@ DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """The file under test: the value of `model` in `tinyq eval --json`."""
+    """The file under test: the value of `model` in `tinyq eval --json`.
+
+    `requantized_from` is the type that its weights were decoded from and encoded anew, None if they never were.
+    """
 
     path: str
     arch: str
@@ -41,6 +45,12 @@ class FileFacts:
     bpw: float
     bytes: int
     layers: int
+    requantized_from: str | None = None
+
+    @property
+    def type_text(self) -> str:
+        """The type, with the one that it was requantized from."""
+        return self.type + (f" (requantized from {self.requantized_from})" if self.requantized_from else "")
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Evaluation:
     """The measurements of one file; `oracle` is None if none was requested, or a sentence on why it was not possible."""
 
     model: FileFacts
+    engine: EngineFacts
     source: ReferenceSource
     fidelity: FidelityReport
     speed: Speed | None
@@ -68,6 +79,7 @@ class Evaluation:
         }
         return {
             "model": vars(self.model),
+            "engine": self.engine.as_dict(),
             "reference": {"origin": self.source.origin, "path": str(self.source.path), "note": self.source.note},
             "fidelity": self._fidelity(),
             "speed": speed,
@@ -92,7 +104,7 @@ def load_reference(source: ReferenceSource, dtype: str) -> Reference | Transform
 
 def score_file(
     path: Path, card: CardOptions, options: RuntimeOptions, progress: StageProgress | None = None
-) -> tuple[FileFacts, CardReport]:
+) -> tuple[FileFacts, EngineFacts, CardReport]:
     """Run the card suite on `path`. Errors as `run_card` and `Runtime`, with the path."""
     options = replace(options, threads=options.threads or useful_threads(path.stat().st_size))
     with Runtime(path, options) as runtime:
@@ -102,7 +114,7 @@ def score_file(
         except InputError as error:
             message = str(error)
             raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from error
-        return facts_of(path, runtime.info), report
+        return facts_of(path, runtime.info), engine_facts(runtime), report
 
 
 def evaluate_file(
@@ -138,8 +150,8 @@ def evaluate_file(
             runtime, reference, source.encode, prompts, n_generate, text=text, progress=progress
         )
         measured = runtime.speed() if speed else None
-        facts = facts_of(path, runtime.info)
-    return Evaluation(facts, source, fidelity, measured, found)
+        facts, engine = facts_of(path, runtime.info), engine_facts(runtime)
+    return Evaluation(facts, engine, source, fidelity, measured, found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +173,14 @@ class FileScores:
     """The measurements of one file: fidelity, card, or both."""
 
     model: FileFacts
+    engine: EngineFacts
     evaluation: Evaluation | None
     card: CardReport | None
 
     def as_dict(self) -> dict[str, Any]:
         """The measurements as JSON data."""
-        found = {"model": vars(self.model)} | (self.evaluation.as_dict() if self.evaluation else {})
+        found = {"model": vars(self.model), "engine": self.engine.as_dict()}
+        found |= self.evaluation.as_dict() if self.evaluation else {}
         return found | ({"card": card_dict(self.card)} if self.card else {})
 
 
@@ -201,7 +215,7 @@ def measure_files(
     ]
     loaded: dict[object, ReferenceLike] = {}  # one at most
     for path, source in zip(paths, sources, strict=True):
-        evaluation = model = report = None
+        evaluation = report = None
         try:
             if fidelity and source:
                 # A reference rebuilt from the file's own tensors cannot be shared.
@@ -227,21 +241,23 @@ def measure_files(
                     speed=fidelity.speed,
                     progress=progress,
                 )
+                facts, engine = evaluation.model, evaluation.engine
             if card:
-                model, report = score_file(path, card, options, progress)
-            facts = evaluation.model if evaluation else model or file_facts(path, options)
+                facts, engine, report = score_file(path, card, options, progress)
+            if evaluation is None and report is None:
+                facts, engine = file_facts(path, options)
         except LlamaError as error:
             if failed is None:
                 raise
             failed.append(FileFailure(str(path), str(error)))
         else:
-            yield FileScores(facts, evaluation, report)
+            yield FileScores(facts, engine, evaluation, report)
 
 
-def file_facts(path: Path, options: RuntimeOptions) -> FileFacts:
-    """The facts of a file without measuring it."""
+def file_facts(path: Path, options: RuntimeOptions) -> tuple[FileFacts, EngineFacts]:
+    """The facts of a file without measuring it, and how it would be run."""
     with Runtime(path, options) as runtime:
-        return facts_of(path, runtime.info)
+        return facts_of(path, runtime.info), engine_facts(runtime)
 
 
 def facts_of(path: Path, info: ModelInfo) -> FileFacts:
@@ -251,6 +267,13 @@ def facts_of(path: Path, info: ModelInfo) -> FileFacts:
     if not isinstance(kind, str):
         kind = info.file_type.removeprefix("(guessed) ")
     size = sum(part.path.stat().st_size for part in parts)
+    requantized = parts[0].get(keys.REQUANTIZED_FROM)
     return FileFacts(
-        path=str(path), arch=info.arch, type=kind, bpw=info.bits_per_weight, bytes=size, layers=info.n_layer
+        path=str(path),
+        arch=info.arch,
+        type=kind,
+        bpw=info.bits_per_weight,
+        bytes=size,
+        layers=info.n_layer,
+        requantized_from=requantized if isinstance(requantized, str) else None,
     )

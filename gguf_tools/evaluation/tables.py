@@ -154,7 +154,7 @@ def _one(result: FileScores) -> list[Block]:
     """The results of one file: the oracle's headline, facts of the file, fidelity report with notes, and card."""
     facts, headline = result.model, _headline(result)
     about = (
-        f"{facts.path}: {facts.arch}, {facts.type}, {facts.layers} layers, {facts.bpw:.2f} bits per weight, "
+        f"{facts.path}: {facts.arch}, {facts.type_text}, {facts.layers} layers, {facts.bpw:.2f} bits per weight, "
         f"{human_bytes(facts.bytes)}"
     )
     blocks: list[Block] = [Lines(headline)] if headline else []

@@ -1,12 +1,18 @@
-"""Hashing files."""
+"""Hashing files, and values."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 PIECE = 1 << 20
+
+
+def json_digest(value: object) -> str:
+    """SHA-256 (hexadecimal) of a value as JSON with sorted keys, so that two reports can be told to be about the same items."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class FileDigest:

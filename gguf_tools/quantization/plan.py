@@ -26,9 +26,11 @@ from gguf_tools.formats.gguf.header import (
     u32,
 )
 from gguf_tools.formats.gguf.imatrix import read_imatrix, recorded
+from gguf_tools.formats.gguf.made_from import made_from, type_name
 from gguf_tools.formats.gguf.source import GGUFTensor, gguf_tensors
 from gguf_tools.formats.gguf.split import MAX_PARTS, cut, joined_header, part_path, read_parts, split_keys
 from gguf_tools.formats.gguf.writer import Layout
+from gguf_tools.text import human_bytes
 from gguf_tools.tokenizers.model_name import NAME, repaired_name
 from quant.encode import FloatArray
 from quant.recipes import (
@@ -139,8 +141,11 @@ def prepare(request: QuantizeRequest) -> Quantization:
         _refuse_quantized(header.path, tensors, choices)
     named, notes = _named(header.metadata)
     metadata = _metadata(named, wanted, request.label or wanted.name) | (recorded(matrix) if matrix else {})
+    renewed = [t for t, choice in zip(tensors, choices, strict=True) if _is_requantized(t, choice)]
+    metadata |= made_from(header, requantized=bool(renewed))
     counts = _part_sizes(request, sources, tensors, choices, header.alignment)
     parts = _parts(metadata, tensors, choices, counts, header.alignment)
+    grown = _grown(sources, sum(part.size for part in parts), type_name(header)) if renewed else ()
     return Quantization(
         sources=sources,
         recipe=wanted,
@@ -149,7 +154,7 @@ def prepare(request: QuantizeRequest) -> Quantization:
         parts=parts,
         report=summarize(wanted, facts, choices),
         importance=importance,
-        notes=(*notes, *(matrix.unused(facts) if matrix else ())),
+        notes=(*notes, *(matrix.unused(facts) if matrix else ()), *grown),
     )
 
 
@@ -178,12 +183,28 @@ def _ordered(sources: Sequence[GGUFHeader], keep: bool) -> tuple[GGUFTensor, ...
 
 def _refuse_quantized(path: Path, tensors: Sequence[GGUFTensor], choices: Sequence[TypeChoice]) -> None:
     for tensor, choice in zip(tensors, choices, strict=True):
-        had = tensor.entry.type
-        if not had.plain and choice.type is not had:
+        if _is_requantized(tensor, choice):
             raise InputError(
-                f"{path}: tensor {choice.name} is already quantized ({had.name}) and would be converted to {choice.type.name}; "
-                "give the F32, F16 or BF16 file, or --allow-requantize, which loses more"
+                f"{path}: tensor {choice.name} is already quantized ({tensor.entry.type.name}) and would be converted to "
+                f"{choice.type.name}; give the F32, F16 or BF16 file, or --allow-requantize, which loses more"
             )
+
+
+def _is_requantized(tensor: GGUFTensor, choice: TypeChoice) -> bool:
+    """Whether a tensor that is already quantized gets another type."""
+    return not tensor.entry.type.plain and choice.type is not tensor.entry.type
+
+
+def _grown(sources: Sequence[GGUFHeader], size: int, kind: str) -> tuple[str, ...]:
+    """A note if a requantization gives a larger file than the source."""
+    had = sum(source.path.stat().st_size for source in sources)
+    if size <= had:
+        return ()
+    note = (
+        f"the output is larger than the source ({human_bytes(size)}, the source {human_bytes(had)}) and no closer to the "
+        f"original: what {kind} lost does not come back; quantize the F32, F16 or BF16 file"
+    )
+    return (note,)
 
 
 def _metadata(had: Mapping[str, Field], wanted: TypeRecipe, label: str) -> Metadata:

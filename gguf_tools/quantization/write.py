@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from gguf_tools.conversion.background import Background
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import pack_header, string
-from gguf_tools.formats.gguf.source import GGUFTensor
+from gguf_tools.formats.gguf.made_from import digested
+from gguf_tools.formats.gguf.source import GGUFTensor, gguf_digest
 from gguf_tools.formats.gguf.writer import GGUFFile, write_blocks
 from gguf_tools.formats.output import Check, atomic_outputs, check_outputs, require_room, settle
 from gguf_tools.formats.temporary import folder_lock
@@ -62,14 +65,18 @@ def execute(
     with (
         atomic_outputs(sizes, force=force, check=check) as streams,
         Encoder(threads or available_cores()) as encoder,
+        Background(partial(gguf_digest, plan.sources[0].path)) as digest,
     ):
         for stream, part in zip(streams, plan.parts, strict=True):
             file = GGUFFile(stream, part.metadata, part.layout)
             write_blocks(file, encoder, _blocks(plan, part, allow_nonfinite), tally, progress)
             _copy(plan, part, file, progress, allow_nonfinite)
             file.finish()
+        first = plan.parts[0]
+        parts = (replace(first, metadata=digested(first.metadata, digest.result())), *plan.parts[1:])
+        _write_headers(parts, streams)
         if len(streams) > 1:
-            _sign(plan, streams)
+            _sign(parts, streams)
     return Quantized(paths, plan.size, tally.losses, tally.nonfinite)
 
 
@@ -87,7 +94,14 @@ def check_room(plan: Quantization, out: Path, force: bool) -> None:
     require_room(out, plan.size)
 
 
-def _sign(plan: Quantization, streams: Sequence[BinaryIO]) -> None:
+def _write_headers(parts: Sequence[OutputPart], streams: Sequence[BinaryIO]) -> None:
+    """Overwrite the headers of finished files with those of `parts`, which are as long."""
+    for stream, part in zip(streams, parts, strict=True):
+        stream.seek(0)
+        stream.write(pack_header(part.metadata, part.layout.entries, part.layout.alignment))
+
+
+def _sign(parts: Sequence[OutputPart], streams: Sequence[BinaryIO]) -> None:
     """Overwrite the placeholder in each part's header with the set's id, a digest of everything that was written."""
     digest = hashlib.sha256()
     for stream in streams:
@@ -95,10 +109,8 @@ def _sign(plan: Quantization, streams: Sequence[BinaryIO]) -> None:
         stream.seek(0)
         while piece := stream.read(COPY_BYTES):
             digest.update(piece)
-    for stream, part in zip(streams, plan.parts, strict=True):
-        metadata = {**part.metadata, keys.SPLIT_ID: string(digest.hexdigest())}
-        stream.seek(0)
-        stream.write(pack_header(metadata, part.layout.entries, part.layout.alignment))
+    signature = {keys.SPLIT_ID: string(digest.hexdigest())}
+    _write_headers([replace(part, metadata={**part.metadata, **signature}) for part in parts], streams)
 
 
 def _pairs(plan: Quantization, part: OutputPart, *, decodable: bool) -> list[tuple[TypeChoice, GGUFTensor]]:

@@ -7,6 +7,7 @@ and their contracts: `llama.h`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import statistics
@@ -87,6 +88,7 @@ class Engine:
             "n_vocab": self.n_vocab,
             "n_layer": self._hyperparameter("block_count", 0),
             "batch": self.n_batch,
+            "build": _build(),
             "n_params": int(lib.llama_model_n_params(model)),
             "bytes": int(lib.llama_model_size(model)),
             "context_train": self._hyperparameter("context_length", 0),
@@ -402,6 +404,18 @@ class Engine:
         if not pointer:
             raise LlamaError("the model outputs no logits (an embedding model?); expected a language model")
         return np.ctypeslib.as_array(pointer, shape=(count, self.n_vocab))
+
+
+def _build() -> str:
+    """The version of llama.cpp with that of ggml and its commit, as far as the library has the functions that tell them."""
+    found = {}
+    for name in ("llama_version", "ggml_version", "ggml_commit"):
+        with contextlib.suppress(AttributeError):
+            function = getattr(lib._lib, name)
+            function.restype = ctypes.c_char_p
+            found[name] = _text(function() or b"")
+    ggml = ", ".join(found[name] for name in ("ggml_version", "ggml_commit") if found.get(name))
+    return " ".join([found.get("llama_version") or "unknown", *([f"(ggml {ggml})"] if ggml else [])])
 
 
 def _text(data: bytes) -> str:

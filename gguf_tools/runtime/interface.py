@@ -19,7 +19,7 @@ class ModelInfo:
     `bytes` and `n_params` count tensor data and parameters (0 with vocab_only); `context_train` is the training context in
     tokens; `file_type` is llama.cpp's name for the type recipe; token ids are None if the vocabulary has no such token; `eog`
     are all end-of-generation tokens; `metadata` has every key except arrays, values as strings; `batch` is
-    the number of tokens that are computed at once.
+    the number of tokens that are computed at once; `build` is the version of llama.cpp, with ggml's and its commit.
     """
 
     arch: str
@@ -38,6 +38,7 @@ class ModelInfo:
     eog: frozenset[int]
     metadata: Mapping[str, str]
     batch: int = 512
+    build: str = ""
 
     @property
     def bits_per_weight(self) -> float:

@@ -150,8 +150,7 @@ class Runtime:
 
     def reload(self) -> None:
         """Load the file again after it has changed. Raises LlamaError."""
-        threads = self.options.threads or physical_cores()
-        options = asdict(replace(self.options, threads=threads))
+        options = asdict(replace(self.options, threads=self.threads))
         start = self._log_size()
         try:
             info = self._call("load", {"path": str(self.path.resolve()), "options": options}).header["info"]
@@ -184,6 +183,11 @@ class Runtime:
         if self._info is None:
             raise LlamaError(f"{self.path}: llama.cpp is not running; use the Runtime in a `with` block")
         return self._info
+
+    @property
+    def threads(self) -> int:
+        """The number of threads that compute."""
+        return self.options.threads or physical_cores()
 
     @property
     def pid(self) -> int | None:

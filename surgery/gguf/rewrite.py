@@ -12,9 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gguf_tools.conversion.background import Background
 from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import MAX_NAME, Field, TensorEntry, ValueType, array, is_gguf, place, string, u32
+from gguf_tools.formats.gguf.made_from import digested, made_from
+from gguf_tools.formats.gguf.source import gguf_digest
 from gguf_tools.formats.gguf.split import KEYS
 from gguf_tools.formats.gguf.surgery import RecordedSource, recorded_surgery, sources_metadata
 from gguf_tools.formats.output import Check, atomic_output, check_outputs
@@ -61,6 +64,11 @@ class GGUFPlan:
     def computed(self) -> list[str]:
         """Names of the tensors that are computed and not copied."""
         return [name for name, piece in self.outputs if piece.ranges is None]
+
+    @property
+    def requantizes(self) -> bool:
+        """Whether quantized weights are decoded and encoded anew."""
+        return any(piece.ranges is None and not piece.type.plain for _, piece in self.outputs)
 
     @property
     def letters(self) -> tuple[list[str], list[str]]:
@@ -306,12 +314,14 @@ def write_plan(
     """
     check_outputs({"OUT": out}, plan.sources, force=force)
     entries, data_bytes = plan.entries
-    sources = sources_metadata(_recorded_sources(plan), out.parent)
-    header = plan.file.header.rewritten(plan.changes | _paths(plan.file, out) | sources, entries)
+    changes = plan.changes | _paths(plan.file, out) | sources_metadata(_recorded_sources(plan), out.parent)
+    changes |= made_from(plan.file.header, requantized=plan.requantizes)
+    header = plan.file.header.rewritten(changes, entries)
     size = len(header) + data_bytes
     with (
         atomic_output(out, force=force, size=size, check=check) as stream,
         Encoder(threads) as encoder,
+        Background(partial(gguf_digest, plan.file.header.path)) as digest,
     ):
         _allocate(stream, size)
         stream.write(header)
@@ -323,6 +333,9 @@ def write_plan(
             else:
                 copy_piece(piece, stream, progress, None if allow_nonfinite else encoder)
             stream.write(b"\0" * (-entry.nbytes % plan.file.header.alignment))
+        stream.seek(0)
+        stream.write(plan.file.header.rewritten(digested(changes, digest.result()), entries))
+        stream.seek(size)
         if prove:
             stream.flush()
             prove(Path(os.fsdecode(stream.name)))

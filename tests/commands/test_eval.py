@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gguf_tools import __version__
 from gguf_tools.bundled import FACTS, bundled_model
 from gguf_tools.cli import run
 from gguf_tools.evaluation.card.questions import load_questions
@@ -328,6 +332,48 @@ def test_all_suites_on_one_file(tinyq: Tinyq, models: Path, question: Path, tmp_
     assert len(report["card"]["answers"]) == 2, "in both modes"
     for told in ("KL divergence", "tok/s", "score ", "non-thinking"):
         assert told in ran.out
+
+
+def test_what_was_measured_with_what_is_recorded(tinyq: Tinyq, plain: Path, question: Path, tmp_path: Path) -> None:
+    """The settings, the versions, and digests of what was asked and read; the defaults are the most exact settings."""
+    text = tmp_path / "text.txt"
+    text.write_text("It rains.\n\nThe sun is out.\n")
+    common = ("eval", plain, "--suite", "card", "--questions", question, "--tokens", "4", "--json", "-")
+    first = json.loads(tinyq(*common, "--threads", "1").out)
+    settings = ("--kv-type", "f16", "--flash-attn", "--threads", "2", "--context", "128", "--text", text)
+    second = json.loads(tinyq(*common, *settings).out)
+    assert first["engine"] | {"context": 0} == {
+        "kv_type": "f32",
+        "flash_attn": False,
+        "gpu_layers": 0,
+        "threads": 1,
+        "context": 0,
+        "sampling": "greedy",
+        "llama_cpp": first["engine"]["llama_cpp"],
+        "llama_cpp_python": version("llama-cpp-python"),
+        "gguf": version("gguf"),
+        "tinyq": __version__,
+    }
+    assert re.match(r"\d", first["engine"]["llama_cpp"])
+    changed = {"kv_type": "f16", "flash_attn": True, "threads": 2, "context": 128}
+    assert second["engine"] == first["engine"] | changed
+    one, other = first["card"]["digests"], second["card"]["digests"]
+    assert {name for name in one if one[name] == other[name]} == {"questions", "completions"}
+    assert other["text"] == hashlib.sha256(b'["It rains.", "The sun is out."]').hexdigest()
+    asked = [asdict(item) for item in load_questions(question)]
+    assert one["questions"] == hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    assert first["card"]["tokens"] == {"answer": 128, "think": 1024, "completion": 4}
+
+
+def test_a_requantized_file_is_called_so(tinyq: Tinyq, models: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.gguf"
+    quietly("quantize", models / "q8_0.gguf", again, "q4_0", "--allow-requantize", "-q")
+    ran = tinyq("eval", again, "--no-speed", "--tokens", "1", "--oracle", "none", "--json", tmp_path / "out.json")
+    assert f"{again}: qwen3next, q4_0 (requantized from q8_0), " in ran.out
+    report = json.loads((tmp_path / "out.json").read_text("utf-8"))
+    assert report["model"]["requantized_from"] == "q8_0"
+    assert set(report["fidelity"]["digests"]) == {"prompts", "text"}
+    assert report["engine"]["sampling"] == "greedy"
 
 
 def test_fidelity_of_two_files(tinyq: Tinyq, models: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import hashlib
 import json
 import math
 import os
@@ -123,6 +124,30 @@ def test_every_figure_is_one_that_was_measured(made: tuple[Path, dict[str, Any]]
     best, other = scores
     assert f"Compared with the best, {best}, on the same items" in text
     assert re.search(rf"^\| {other} \| .* \| no significant difference \|$", text, re.MULTILINE)
+
+
+def test_what_it_was_measured_with_and_made_from_is_told(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """The engine's options are those of `tinyq eval`; a file quantized twice is called so."""
+    from gguf_tools.cli import run
+
+    again = tmp_path / "again.gguf"
+    assert run(["quantize", str(files[0]), str(again), "q4_0", "--allow-requantize", "-q"]) == 0
+    report = tmp_path / "card.json"
+    options = ["--suite", "none", "--kv-type", "q8_0", "--flash-attn", "--threads", "1", "-q", "--json", str(report)]
+    assert run(["card", str(HYBRID), str(again), *options]) == 0
+    text = (tmp_path / "README.md").read_text("utf-8")
+    told = dict(re.findall(r"^\| ([^|]+?) *\| ([^|]+?) *\|$", text.split("## Provenance")[1], re.MULTILINE))
+    assert told["Requantized from"] == told["Made from a file of type"] == "q8_0"
+    assert told["SHA-256 of that file"] == hashlib.sha256(files[0].read_bytes()).hexdigest()
+    assert told["Settings"] == "q8_0 cache, with flash attention, 1 thread, on the CPU, greedy decoding"
+    (model,) = json.loads(report.read_text("utf-8"))["models"]
+    engine = model["engine"]
+    assert told["Measured with"] == (
+        f"tinyq {engine['tinyq']}, llama.cpp {engine['llama_cpp']}, llama-cpp-python {engine['llama_cpp_python']}, "
+        f"gguf {engine['gguf']}"
+    )
+    (row,) = rows_of(text, "Files")
+    assert row["Type"] == "q4_0 (requantized from q8_0)"
 
 
 def test_usage_is_what_the_files_are(made: tuple[Path, dict[str, Any]]) -> None:

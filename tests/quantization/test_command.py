@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 
 from gguf_tools.api.options import byte_count
 from gguf_tools.errors import InputError
+from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import read_header
 from gguf_tools.formats.gguf.source import gguf_tensors
 from tests.conftest import Ran
 from tests.quant.quant_models import FAMILIES, write
+from tests.surgery.surgery_files import with_metadata
 
 Tinyq = Callable[..., Ran]
 
@@ -79,7 +82,40 @@ def test_provenance_is_kept(qwen3_folder: Path, tmp_path: Path, tinyq: Tinyq) ->
     assert tinyq("quantize", tmp_path / "a.gguf", tmp_path / "b.gguf", "q8_0", "--threads", 1).code == 0
     before, after = read_header(tmp_path / "a.gguf").metadata, read_header(tmp_path / "b.gguf").metadata
     changed = {key for key in {**before, **after} if before.get(key) != after.get(key)}
-    assert changed == {"general.file_type", "general.quantization_version", "tinyq.type"}
+    made = {"tinyq.made_from.digest", "tinyq.made_from.type"}
+    assert changed == {"general.file_type", "general.quantization_version", "tinyq.type"} | made
+    assert after["tinyq.made_from.digest"].value == hashlib.sha256((tmp_path / "a.gguf").read_bytes()).hexdigest()
+    assert after["tinyq.made_from.type"].value == "f32"
+
+
+def test_a_requantization_is_recorded_and_said_where_it_grows_the_file(
+    source: Path, tmp_path: Path, tinyq: Tinyq
+) -> None:
+    small, large, back = (tmp_path / name for name in ("small.gguf", "large.gguf", "back.gguf"))
+    assert tinyq("quantize", source, small, "q4_1").code == 0
+    assert keys.REQUANTIZED_FROM not in read_header(small).metadata
+    ran = tinyq("quantize", small, large, "q8_0", "--allow-requantize")
+    assert (ran.code, large.stat().st_size > small.stat().st_size) == (0, True)
+    assert "the output is larger than the source (" in ran.out
+    assert "what q4_1 lost does not come back; quantize the F32, F16 or BF16 file" in ran.out
+    header = read_header(large)
+    assert [header.get(key) for key in (keys.REQUANTIZED_FROM, keys.MADE_FROM_TYPE)] == ["q4_1", "q4_1"]
+    assert header.get(keys.MADE_FROM_DIGEST) == hashlib.sha256(small.read_bytes()).hexdigest()
+    ran = tinyq("quantize", large, back, "q4_0", "--allow-requantize")
+    assert "larger" not in ran.out, "it is smaller"
+    assert [read_header(back).get(key) for key in (keys.REQUANTIZED_FROM, keys.MADE_FROM_TYPE)] == ["q8_0", "q8_0"]
+
+
+def test_a_file_without_a_recorded_type_is_called_by_most_of_its_weights(
+    source: Path, tmp_path: Path, tinyq: Tinyq
+) -> None:
+    """As are the files of other converters; a dry run tells the growth too."""
+    assert tinyq("quantize", source, tmp_path / "a.gguf", "q4_1").code == 0
+    bare = with_metadata(tmp_path / "a.gguf", tmp_path / "bare.gguf", {keys.TYPE: None})
+    ran = tinyq("quantize", bare, tmp_path / "b.gguf", "q8_0", "--allow-requantize", "--dry-run")
+    assert "what q4_1 lost does not come back" in ran.out
+    assert tinyq("quantize", bare, tmp_path / "b.gguf", "q8_0", "--allow-requantize").code == 0
+    assert read_header(tmp_path / "b.gguf").get(keys.REQUANTIZED_FROM) == "q4_1"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from gguf_tools import inspect, operate, quantize
 from gguf_tools.errors import CheckpointError
+from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import read_header
 from gguf_tools.formats.gguf.keys import SPLIT_ID
 from gguf_tools.formats.gguf.split import read_parts
@@ -99,7 +101,14 @@ def test_a_whole_file_carries_no_id(source: Path, tmp_path: Path) -> None:
     for name in ("whole", "operated", "never-split"):
         assert SPLIT_ID not in read_header(tmp_path / f"{name}.gguf").metadata
     whole, never = (read_header(tmp_path / f"{name}.gguf") for name in ("whole", "never-split"))
-    assert whole.metadata == never.metadata
+    of_the_source = {keys.MADE_FROM_DIGEST: None}
+    assert {**whole.metadata, **of_the_source} == {**never.metadata, **of_the_source}
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    for name in ("whole", "operated"):
+        assert read_header(tmp_path / f"{name}.gguf").get(keys.MADE_FROM_DIGEST) == digest
+    (signed,) = {read_header(path).get(SPLIT_ID) for path in paths}
+    parts = [path.read_bytes().replace(signed.encode(), b"0" * 64) for path in paths]
+    assert signed == hashlib.sha256(b"".join(parts)).hexdigest(), "over the digest of the source"
 
 
 def test_a_mixed_set_is_named(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:

@@ -46,6 +46,8 @@ def card_dict(report: CardReport) -> dict[str, Any]:
         "set": report.set_name,
         "mode": report.mode,
         "context": report.context,
+        "digests": dict(report.digests),
+        "tokens": dict(report.tokens),
         "parts": parts,
         "held_out": answers_dict(report.held_out) if report.held_out else None,
         "answers": [_answer_dict(item) for item in (*report.answers, *report.probes)],

@@ -7,7 +7,7 @@ file of questions can replace those of a set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from gguf_tools.bundled import FACTS
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.card.expected import EXAMPLES, KEYS, Expected, Options, accepted, expected_of
 from gguf_tools.evaluation.text_files import json_object, read_lines, read_text, shown
+from gguf_tools.formats.digest import json_digest
 
 SET_SIZE = 17
 """Number of questions in one set, as on the model cards of layer surgeries."""
@@ -62,6 +63,19 @@ class CardSet:
     questions: tuple[Question, ...]
     completions: tuple[Completion, ...]
     passages: tuple[str, ...]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 (hexadecimal) of the questions with their accepted answers, of the texts to continue, and of the passages.
+
+        Each is the `json_digest` of the items.
+        """
+        items = {
+            "questions": [asdict(question) for question in self.questions],
+            "completions": [asdict(completion) for completion in self.completions],
+            "text": list(self.passages),
+        }
+        return {name: json_digest(found) for name, found in items.items()}
 
 
 @dataclass(frozen=True)

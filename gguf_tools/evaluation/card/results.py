@@ -104,6 +104,7 @@ class CardReport:
     """All items and their results, in order.
 
     `mode` is that of `answers` and `held_out`; `probes` are the first questions asked in the other mode, if there is one.
+    `digests` are those of the scored set (`CardSet.digests`), and `tokens` the limits of answers, thoughts and continuations.
     """
 
     set_name: str
@@ -116,6 +117,8 @@ class CardReport:
     held_out: tuple[Answered, ...]
     weights: Mapping[str, float]
     context: int
+    digests: Mapping[str, str]
+    tokens: Mapping[str, int]
 
     @property
     def generations(self) -> tuple[Generation, ...]:

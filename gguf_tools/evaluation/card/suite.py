@@ -74,6 +74,12 @@ def run_card(runtime: RuntimeLike, options: CardOptions, progress: StageProgress
         held_out=suite.ask(options.choice.held_out, main, "held-out questions"),
         weights=dict(options.weights),
         context=runtime.context_limit,
+        digests=scored.digests,
+        tokens={
+            "answer": options.answer_tokens,
+            "think": options.think_tokens,
+            "completion": options.completion_tokens,
+        },
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,12 +123,15 @@ def open_gguf(path: Path) -> GGUFSource:
     return GGUFSource(joined_header(parts), tensors)
 
 
-def gguf_digest(path: Path) -> str:
-    """SHA-256 over a GGUF file's bytes, or over those of all its parts in order, in hexadecimal."""
+def gguf_digest(path: Path, cancelled: Callable[[], bool] = lambda: False) -> str:
+    """SHA-256 over a GGUF file's bytes, or over those of all its parts in order, in hexadecimal.
+
+    It is meaningless once `cancelled` is true. Raises CheckpointError if a part can no longer be read.
+    """
     total = FileDigest()
     for part in read_parts(path):
         try:
-            total.add_file(part.path)
+            total.add_file(part.path, cancelled)
         except OSError as error:
             raise CheckpointError(f"{part.path}: cannot be read any more ({error.strerror}); begin again") from error
     return total.hexdigest()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gguf_tools import __version__
 from gguf_tools.evaluation.card.compare import best_first
 from gguf_tools.evaluation.card.notes import ASKED, notes_of
 from gguf_tools.evaluation.card.report import (
@@ -62,7 +60,7 @@ def _files(facts: CardFacts) -> str:
     rows = []
     for file in facts.files:
         found = file.measured.model
-        row = [_link(file), _plain(found.type), f"{found.bpw:.2f}", human_bytes(found.bytes)]
+        row = [_link(file), _plain(found.type_text), f"{found.bpw:.2f}", human_bytes(found.bytes)]
         if file.measured.evaluation:
             metrics = file.measured.evaluation.fidelity.metrics
             row += [f"{metrics.kl_mean:.2g}", f"{metrics.top1_agreement:.2%}"]
@@ -77,7 +75,7 @@ def _files(facts: CardFacts) -> str:
         told += (
             "KL is the mean divergence from the reference, and top-1 the share of positions with the same most likely token, "
             f"over {metrics.n_tokens:,} positions of {metrics.n_prompts} sequences; the reference is the original checkpoint in "
-            "torch, the file runs in llama.cpp with an F32 cache. "
+            f"torch, the file runs in llama.cpp with a cache of {facts.files[0].measured.engine.kv_type.upper()}. "
         )
     head += ["Weights", "Cache", "Compute", "Memory"]
     lengths = " or ".join(f"{length:,}" for length in sorted({file.memory.context for file in facts.files}))
@@ -155,6 +153,9 @@ def _provenance(facts: CardFacts) -> str:
         keys.FAMILY: "Checkpoint",
         keys.TARGET: "Target",
         keys.SOURCE_DIGEST: "SHA-256 of config and weights",
+        keys.MADE_FROM_TYPE: "Made from a file of type",
+        keys.MADE_FROM_DIGEST: "SHA-256 of that file",
+        keys.REQUANTIZED_FROM: "Requantized from",
         keys.REWRITES: "Rewrites",
         keys.APPROXIMATE: "Approximated",
         keys.TOKENIZER_APPROXIMATE: "Tokenizer approximated",
@@ -164,8 +165,10 @@ def _provenance(facts: CardFacts) -> str:
         value = found.get(key)
         if value:
             rows.append((label, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)))
-    measured = f"tinyq {__version__}, llama-cpp-python {version('llama-cpp-python')}"
-    rows.append(("Measured with", measured))
+    engine, card = facts.files[0].measured.engine, facts.files[0].measured.card
+    rows += [("Measured with", engine.versions), ("Settings", engine.sentence)]
+    if card:
+        rows += [(f"SHA-256 of the {name}", card.digests[name]) for name in ("questions", "text")]
     kept = [[name, _plain(text)] for name, text in filter(None, rows)]
     return f"## Provenance\n\n{markdown_table(['', ''], kept, '<')}"
 
