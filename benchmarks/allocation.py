@@ -30,7 +30,7 @@ from gguf_tools.quantization.write import execute
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.tables import text_table
 from quant.encode import FloatArray
-from quant.recipes import TypeOptions
+from quant.options import TypeOptions
 
 CALIBRATION_STORIES, HELD_OUT_STORIES = 12, 40
 ONE = RuntimeOptions(threads=1)

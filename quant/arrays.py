@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quant.encode import Block, FloatArray, RawArray, RowRange, can_decode, decode_rows, encode_block, row_ranges
 from quant.errors import InputError
-from quant.recipes import writable_type
+from quant.options import writable_type
 from quant.types import BF16, F16, F32, TensorType, row_bytes, tensor_type
 
 if TYPE_CHECKING:

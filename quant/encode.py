@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NoReturn, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quant import ggml, kernels
 from quant.ahead import map_ahead
+from quant.checks import OVERFLOW, REACH, checked_importance, refuse_range, require_finite, require_range
 from quant.errors import InputError
-from quant.types import BF16, F16, F32, TensorType, infinite_scales, row_bytes
+from quant.narrowing import Narrowing, compare, sum_sq
+from quant.types import BF16, F16, F32, TensorType, row_bytes
 
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
@@ -32,53 +34,6 @@ RawArray = NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.uint8]
 _TILE = 1 << 17
 
 _NARROW = (F16, BF16)
-
-# The smallest magnitudes that round to infinity: half a step above the largest number of each 16-bit format.
-_OVERFLOW = {F32: np.inf, F16: 65520.0, BF16: float.fromhex("0x1.ffp127")}
-
-# The largest magnitude of any block type: Q6_K's F16 scale times an 8-bit scale times a 6-bit weight. Up to it a scale that
-# overflows becomes infinity; far beyond it ggml's sums of squares overflow and it silently writes zeros.
-_REACH = 65504.0 * 128 * 32
-
-
-# With importances up to it and weights up to _REACH the distances to a grid's points are finite; ggml asserts that one is least.
-_MOST_IMPORTANT = 1e20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Narrowing:
-    """The changes by storing `weights` weights in a narrower type; two can be added.
-
-    `changed` of them are no longer equal; `overflowed` of those became infinite and are excluded from `max_abs_change` and
-    `sum_sq_change`. `sum_sq` is the sum of squares of the original weights.
-    """
-
-    weights: int = 0
-    changed: int = 0
-    overflowed: int = 0
-    max_abs_change: float = 0.0
-    sum_sq_change: float = 0.0
-    sum_sq: float = 0.0
-
-    def __add__(self, other: Narrowing) -> Narrowing:
-        return Narrowing(
-            weights=self.weights + other.weights,
-            changed=self.changed + other.changed,
-            overflowed=self.overflowed + other.overflowed,
-            max_abs_change=max(self.max_abs_change, other.max_abs_change),
-            sum_sq_change=self.sum_sq_change + other.sum_sq_change,
-            sum_sq=self.sum_sq + other.sum_sq,
-        )
-
-    @property
-    def rms_change(self) -> float:
-        """RMS of the changes."""
-        return float(np.sqrt(self.sum_sq_change / self.weights)) if self.weights else 0.0
-
-    @property
-    def relative_error(self) -> float:
-        """RMS of the changes divided by the RMS of the weights; 0 if all weights are 0."""
-        return float(np.sqrt(self.sum_sq_change / self.sum_sq)) if self.sum_sq else 0.0
 
 
 def encode_rows(
@@ -154,13 +109,13 @@ def narrowing_loss(
     for start in range(0, flat.size, _TILE):
         tile = np.ascontiguousarray(flat[start : start + _TILE])
         if not allow_nonfinite:
-            _require_finite(tile.reshape(1, -1), name, start)
+            require_finite(tile.reshape(1, -1), name, start)
         if dtype is BF16 and not np.bitwise_or.reduce(tile.view(np.uint32)) & 0xFFFF:
             total += Narrowing(
-                weights=tile.size, sum_sq=_sum_sq(tile[np.isfinite(tile)] if allow_nonfinite else tile)
+                weights=tile.size, sum_sq=sum_sq(tile[np.isfinite(tile)] if allow_nonfinite else tile)
             )  # the rows come from BF16, so narrowing to BF16 changes nothing
             continue
-        total += _compare(tile, widen(narrow(tile, dtype, scratch[: tile.size]), dtype))
+        total += compare(tile, widen(narrow(tile, dtype, scratch[: tile.size]), dtype))
     return total
 
 
@@ -239,9 +194,9 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
     raw = np.empty((n, row_bytes(dtype, k)), np.uint8) if out is None else out
     if raw.shape != (n, row_bytes(dtype, k)) or raw.dtype != np.uint8 or not raw.flags.c_contiguous:
         raise ValueError(f"out is {raw.dtype}{raw.shape}; expected contiguous uint8 ({n}, {row_bytes(dtype, k)})")
-    imatrix = _checked_imatrix(block, k)
+    imatrix = checked_importance(block.imatrix, k, dtype, block.source, block.name)
     loss = Narrowing() if block.measure else None
-    lax = block.allow_nonfinite and (dtype in _OVERFLOW or dtype is block.source)
+    lax = block.allow_nonfinite and (dtype in OVERFLOW or dtype is block.source)
     direct = dtype is not block.source and not lax and kernels.handles(dtype, block.source, imatrix is not None)
     step = max(1, n if direct and loss is None else _TILE // max(1, k))
     scratch = None if block.source is F32 else np.empty((0 if direct and loss is None else min(step, n), k), np.float32)
@@ -252,25 +207,25 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
         if direct:
             _encode_directly(block, part, target, imatrix, block.first + start)
             if loss is not None:
-                loss += _compare(_as_float(part, block.source, k, scratch), decode_rows(target, dtype, k))
+                loss += compare(_as_float(part, block.source, k, scratch), decode_rows(target, dtype, k))
             continue
         tile = _as_float(part, block.source, k, scratch)
-        peak = 0.0 if lax else _require_finite(tile, block.name, (block.first + start) * k)
-        if peak >= _REACH and not dtype.plain:  # before ggml, some of whose encoders end the process
-            _refuse_range(dtype, peak, block.name, None)
+        peak = 0.0 if lax else require_finite(tile, block.name, (block.first + start) * k)
+        if peak >= REACH and not dtype.plain:  # before ggml, some of whose encoders end the process
+            refuse_range(dtype, peak, block.name, None)
         if dtype is block.source:
             target[:] = part.view(np.uint8).reshape(target.shape)
         else:
             _quantize(dtype, tile, target, imatrix)
             if not lax:
-                _require_range(target, dtype, peak, block.name, tile)
+                require_range(target, dtype, peak, block.name, tile)
         after = decode_rows(target, dtype, k) if lax or loss is not None else None
         if lax and after is not None:
             found = after.size - int(np.count_nonzero(np.isfinite(after)))
             nonfinite += found
             overflowed += found - (tile.size - int(np.count_nonzero(np.isfinite(tile)))) if found else 0
         if loss is not None and after is not None:
-            loss += _compare(tile, after)
+            loss += compare(tile, after)
     return Encoded(block.name, dtype, raw, loss, nonfinite, overflowed)
 
 
@@ -332,8 +287,8 @@ def _encode_directly(block: Block, part: RawArray, target: ByteArray, imatrix: F
     peak = kernels.encode(block.type, part, block.source, target, imatrix)
     if not np.isfinite(peak):
         k = target.shape[1] // block.type.block_bytes * block.type.block
-        _require_finite(_as_float(part, block.source, k, np.empty((len(part), k), np.float32)), block.name, before * k)
-    _require_range(target, block.type, peak, block.name)
+        require_finite(_as_float(part, block.source, k, np.empty((len(part), k), np.float32)), block.name, before * k)
+    require_range(target, block.type, peak, block.name)
 
 
 def _quantize(dtype: TensorType, tile: FloatArray, target: ByteArray, imatrix: FloatArray | None) -> None:
@@ -365,100 +320,3 @@ def _decode(raw: RawArray, dtype: TensorType, out: FloatArray) -> None:
         out.reshape(-1)[:] = raw.reshape(-1).view(np.float32)
     else:
         ggml.to_float(dtype, raw.view(np.uint8), out)
-
-
-def _checked_imatrix(block: Block, k: int) -> FloatArray | None:
-    """The block's importances, contiguous. Raises InputError if they are missing, or not such as ggml's encoder expects."""
-    if block.imatrix is None:
-        if block.type.needs_importance and block.type is not block.source:
-            raise InputError(
-                f"tensor {block.name} needs an importance matrix to be written as {block.type.name}; give one, or choose "
-                "another type"
-            )
-        return None
-    if block.imatrix.shape != (k,):
-        raise InputError(
-            f"the importance matrix has {block.imatrix.size} values for tensor {block.name}; expected {k}, one per column"
-        )
-    if not np.isfinite(block.imatrix).all():
-        raise InputError(f"the importance matrix has NaN or infinity for tensor {block.name}; collect it again")
-    if block.type.on_grid and not (
-        block.imatrix.min(initial=0) >= 0 and block.imatrix.max(initial=0) < _MOST_IMPORTANT
-    ):
-        raise InputError(
-            f"the importance matrix has a value that is negative or {_MOST_IMPORTANT:g} and more for tensor {block.name}, which "
-            f"ggml cannot encode as {block.type.name}; collect it again"
-        )
-    return np.ascontiguousarray(block.imatrix, np.float32)
-
-
-def _require_finite(tile: FloatArray, name: str, before: int) -> float:
-    """The largest magnitude in a tile (rows, k). Raises InputError for NaN and infinity.
-
-    `before` is the number of weights before the tile in its tensor, for the position in the message.
-    """
-    if not tile.size:
-        return 0.0
-    peak = max(float(tile.max()), -float(tile.min()))  # a maximum over a NaN is NaN
-    if np.isfinite(peak):
-        return peak
-    flat = tile.reshape(-1)
-    at = int(np.flatnonzero(~np.isfinite(flat))[0])
-    raise InputError(
-        f"tensor {name} holds {flat[at]} at row {(before + at) // tile.shape[1]}, column {(before + at) % tile.shape[1]} "
-        "(counted from 0); expected finite weights; repair the checkpoint, or keep them in f32, f16 or bf16 "
-        "with --allow-nonfinite"
-    )
-
-
-def _require_range(raw: ByteArray, dtype: TensorType, peak: float, name: str, tile: FloatArray | None = None) -> None:
-    """Raises InputError if weights are too large for a type: if an encoded scale is infinite or NaN (as in
-    `ggml_validate_row_data`), or if `peak` is beyond any scale. With `tile`, the message counts its weights beyond a limit."""
-    if peak >= _OVERFLOW.get(dtype, _REACH) or bool(infinite_scales(raw, dtype).any()):
-        _refuse_range(dtype, peak, name, tile)
-
-
-def _refuse_range(dtype: TensorType, peak: float, name: str, tile: FloatArray | None) -> NoReturn:
-    limit = _OVERFLOW.get(dtype)
-    count = (
-        ""
-        if limit is None or tile is None
-        else f" ({np.count_nonzero(np.abs(tile) >= limit)} of the {tile.size} weights read are)"
-    )
-    raise InputError(
-        f"tensor {name} has a weight of magnitude {peak:g}, too large for {dtype.name}{count}; use bf16 or f32 for it "
-        "(--tensor-type NAME=bf16)"
-    )
-
-
-def _sum_sq(values: FloatArray) -> float:
-    # Not a dot product: BLAS would start its own threads for it, which compete with the encoder's.
-    return float(np.einsum("i,i", values, values, dtype=np.float64))
-
-
-def _compare(before: FloatArray, after: FloatArray) -> Narrowing:
-    """The changes from `before` to `after` (same number of elements); infinite changes count as `overflowed` only, and what
-    was not finite before as no change."""
-    before, after = before.reshape(-1), after.reshape(-1)
-    weights = before.size
-    with np.errstate(invalid="ignore"):
-        change = before - after
-    overflowed = changed = 0
-    if not np.isfinite(largest := float(np.abs(change).max(initial=0.0))):
-        # Weights that were NaN or infinite before count as unchanged; those that became infinite count as overflowed.
-        had = np.isfinite(before)
-        before, after, change = before[had], after[had], change[had]
-        finite = np.isfinite(after)
-        overflowed = change.size - int(np.count_nonzero(finite))
-        changed = overflowed
-        change = change[finite]
-        largest = float(np.abs(change).max(initial=0.0))
-    changed += int(np.count_nonzero(change))
-    return Narrowing(
-        weights=weights,
-        changed=changed,
-        overflowed=overflowed,
-        max_abs_change=largest,
-        sum_sq_change=_sum_sq(change) if changed else 0.0,
-        sum_sq=_sum_sq(before),
-    )

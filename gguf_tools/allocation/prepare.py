@@ -21,7 +21,7 @@ from gguf_tools.quantization import plan as quantization
 from gguf_tools.quantization.plan import Quantization, QuantizeRequest
 from gguf_tools.quantization.write import execute as write_quantization
 from gguf_tools.tensors.base import Tensor
-from quant.recipes import TypeOptions
+from quant.options import TypeOptions
 
 
 def prepare_conversion(

@@ -15,7 +15,7 @@ from gguf_tools.allocation.target import SizeTarget
 from gguf_tools.errors import InputError
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.text import shortened
-from quant.recipes import Override, TypeOptions, writable_type
+from quant.options import Override, TypeOptions, writable_type
 
 if TYPE_CHECKING:
     from gguf_tools.evaluation.card.suite import CardOptions

@@ -10,7 +10,8 @@ from functools import partial
 
 from gguf_tools.progress import ByteProgress
 from gguf_tools.tensors.base import Tensor
-from quant.encode import Narrowing, narrowing_loss
+from quant.encode import narrowing_loss
+from quant.narrowing import Narrowing
 from quant.types import BF16, F16, TensorType
 
 FLOAT_ROUNDING = 2.0**-24

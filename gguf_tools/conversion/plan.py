@@ -32,7 +32,8 @@ from gguf_tools.tensors.base import Tensor
 from gguf_tools.tokenizers.model_name import NAME, settled_name
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 from quant.encode import FloatArray
-from quant.recipes import ModelFacts, TensorFacts, TypeChoice, TypeOptions, assign, recipe, require_importance
+from quant.options import TypeOptions
+from quant.recipes import ModelFacts, TensorFacts, TypeChoice, assign, recipe, require_importance
 from quant.report import Report, summarize
 from quant.types import F16, QUANTIZATION_VERSION
 

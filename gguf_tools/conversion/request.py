@@ -10,7 +10,7 @@ from gguf_tools.families.base import CheckType
 from gguf_tools.formats.gguf.surgery import RecordedSource
 from gguf_tools.machine import available_cores
 from gguf_tools.model.spec import Model
-from quant.recipes import TypeOptions
+from quant.options import TypeOptions
 
 AUTO = "auto"
 

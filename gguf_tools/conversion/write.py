@@ -23,7 +23,8 @@ from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.inputs import source_files
 from gguf_tools.tensors.blocks import NonFinite, Tally, tensor_blocks
 from gguf_tools.tokenizers.vocabulary import Tokenizer
-from quant.encode import Block, Encoder, Narrowing
+from quant.encode import Block, Encoder
+from quant.narrowing import Narrowing
 
 
 @dataclass(frozen=True)

@@ -33,17 +33,8 @@ from gguf_tools.formats.gguf.writer import Layout
 from gguf_tools.text import human_bytes
 from gguf_tools.tokenizers.model_name import NAME, repaired_name
 from quant.encode import FloatArray
-from quant.recipes import (
-    ModelFacts,
-    TensorFacts,
-    TypeChoice,
-    TypeOptions,
-    TypeRecipe,
-    assign,
-    layer_of,
-    recipe,
-    require_importance,
-)
+from quant.options import TypeOptions
+from quant.recipes import ModelFacts, TensorFacts, TypeChoice, TypeRecipe, assign, layer_of, recipe, require_importance
 from quant.report import Report, summarize
 from quant.types import QUANTIZATION_VERSION
 

@@ -22,8 +22,9 @@ from gguf_tools.machine import available_cores
 from gguf_tools.progress import ByteProgress
 from gguf_tools.quantization.plan import OutputPart, Quantization
 from gguf_tools.tensors.blocks import NonFinite, Tally, tensor_blocks
-from quant.encode import Block, ByteArray, Encoder, Narrowing, can_decode
+from quant.encode import Block, ByteArray, Encoder, can_decode
 from quant.finite import first_nonfinite
+from quant.narrowing import Narrowing
 from quant.recipes import TypeChoice
 
 COPY_BYTES = 1 << 22

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from gguf_tools.tensors.base import Tensor
-from quant.encode import Block, Encoded, FloatArray, Narrowing, RawArray, RowRange, row_ranges
+from quant.encode import Block, Encoded, FloatArray, RawArray, RowRange, row_ranges
+from quant.narrowing import Narrowing
 from quant.types import F32, TensorType
 
 MEASURED = 32

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from gguf_tools.errors import InputError
 from quant import recipes
 from quant.encode import Block, encode_block, row_ranges
-from quant.recipes import ModelFacts, Override, TensorFacts, TypeChoice, TypeOptions
+from quant.options import Override, TypeOptions, writable_type
+from quant.recipes import ModelFacts, TensorFacts, TypeChoice
 from quant.types import F32, TYPES, TensorType, row_bytes, type_of_id
 from tests.quant.quant_models import FAMILIES, SEVENTY_B, TinyModel, deep, write
 from tests.quant.quant_oracle import llama
@@ -188,15 +189,15 @@ def test_the_first_layers_of_a_deep_model_with_an_importance_matrix(folder: Path
 
 OPTIONS = {
     "pure": TypeOptions(pure=True),
-    "output": TypeOptions(output_type=recipes.writable_type("q8_0")),
-    "embedding": TypeOptions(embedding_type=recipes.writable_type("Q5_K")),
+    "output": TypeOptions(output_type=writable_type("q8_0")),
+    "embedding": TypeOptions(embedding_type=writable_type("Q5_K")),
     "overrides": TypeOptions(
         overrides=tuple(map(Override.parse, ("ffn_down=q8_0", r"blk\.[0-3]\..*=q5_1", "attn_v=Q6_K")))
     ),
     "all": TypeOptions(
         pure=True,
-        output_type=recipes.writable_type("f16"),
-        embedding_type=recipes.writable_type("q4_0"),
+        output_type=writable_type("f16"),
+        embedding_type=writable_type("q4_0"),
         overrides=(Override.parse("ffn_(up|gate)=iq4_xs"), Override.parse("token_embd=q8_0")),
     ),
     "keep-split": TypeOptions(file_order=True),

@@ -23,7 +23,6 @@ from quant import encode, ggml
 from quant.encode import (
     Block,
     Encoder,
-    Narrowing,
     decode_rows,
     encode_block,
     encode_rows,
@@ -32,6 +31,7 @@ from quant.encode import (
     row_ranges,
     widen,
 )
+from quant.narrowing import Narrowing
 from quant.types import BF16, F16, F32, Q4_0, Q4_K, Q8_0, TYPES, TensorType, row_bytes, tensor_type
 from tests.quant.quant_oracle import ROOT, valid
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gguf_tools.errors import InputError
 from quant import recipes
-from quant.recipes import RECIPES, ModelFacts, Override, TensorFacts, TypeChoice, TypeOptions, assign, recipe
+from quant.options import Override, TypeOptions
+from quant.recipes import RECIPES, ModelFacts, TensorFacts, TypeChoice, assign, recipe
 from quant.types import BF16, F16, F32, Q4_K, Q6_K, Q8_0, TYPES, TensorType, tensor_type
 from tests.quant.quant_oracle import llama
 

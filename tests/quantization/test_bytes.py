@@ -13,7 +13,8 @@ from gguf_tools.formats.gguf.source import gguf_tensors
 from gguf_tools.formats.gguf.split import read_parts
 from gguf_tools.quantization.plan import QuantizeRequest, prepare
 from gguf_tools.quantization.write import execute
-from quant.recipes import RECIPES, Override, TypeOptions, recipe, writable_type
+from quant.options import Override, TypeOptions, writable_type
+from quant.recipes import RECIPES, recipe
 from tests.quant.quant_models import FAMILIES, write
 from tests.quant.quant_oracle import llama
 

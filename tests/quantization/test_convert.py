@@ -19,7 +19,7 @@ from gguf_tools.sources.checkpoint import open_checkpoint
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Reshaped, concatenate, scaled, stack, take
 from quant.encode import widen
-from quant.recipes import Override, TypeOptions, writable_type
+from quant.options import Override, TypeOptions, writable_type
 from quant.types import BF16, F32
 from tests.tiny_models import checkpoint, dense, hybrid, moe
 

@@ -12,7 +12,7 @@ from gguf_tools.quantization.write import Quantized
 from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
 from gguf_tools.tensors.blocks import nonfinite_rows
 from gguf_tools.text import as_json, human_bytes
-from quant.encode import Narrowing
+from quant.narrowing import Narrowing
 
 if TYPE_CHECKING:
     from gguf_tools.allocation.choose import Chosen
