@@ -32,6 +32,10 @@ COMMANDS = {
         "gguf_tools.commands.eval:evaluate",
         "Evaluate GGUF files with llama.cpp: against the torch reference, or on questions.",
     ),
+    "lm-eval": (
+        "gguf_tools.commands.lm_eval:lm_eval",
+        "Run the tasks of lm-evaluation-harness on a GGUF.",
+    ),
     "trace": (
         "gguf_tools.commands.trace:trace",
         "Find the first intermediate in which llama.cpp and the torch reference differ.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,25 @@ def _written(text: str) -> Callable[[Materials, Path], None]:
     return make
 
 
+def _task(_: Materials, path: Path) -> None:
+    """A task of lm-evaluation-harness with two questions, whose data lie beside it."""
+    data = path.with_suffix(".jsonl")
+    rows = [{"question": "The cat", "choices": [" and", " or"], "answer": n} for n in range(2)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    task = {
+        "task": "two_questions",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": str(data)},
+        "test_split": "train",
+        "output_type": "multiple_choice",
+        "doc_to_text": "question",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    path.write_text(json.dumps(task), "utf-8")  # JSON is YAML
+
+
 def _golden(made: Materials, path: Path) -> None:
     path.mkdir()
     write_golden(made.path("checkpoint"), path)
@@ -85,6 +105,7 @@ MAKERS: dict[str, Callable[[Materials, Path], None]] = {
     "changed.gguf": _changed,
     "matrix.gguf": _matrix,
     "golden": _golden,
+    "task.yaml": _task,
     "recipe.toml": _written('steps = ["swap(0:1)", "scale(2@0.5)"]\n'),
     "text.txt": _written(TEXT),
     "prompts.txt": _written(PROMPTS),

@@ -69,6 +69,14 @@ SCENARIOS: tuple[Scenario, ...] = (
         cost="slow",
     ),
     Scenario(
+        command="lm-eval",
+        line="lm-eval {in}/f32.gguf --tasks {in}/task.yaml --limit 2 --output_path {out}/results --log_samples",
+        llama="run",
+        containers=("results",),
+        varies=("results", "stdout"),
+        cost="long",
+    ),
+    Scenario(
         command="verify",
         line="verify {in}/small.gguf --source {in}/checkpoint --json {out}/report.json",
         llama="encode",

@@ -1,0 +1,180 @@
+"""`tinyq lm-eval`: the command of lm-evaluation-harness, with a GGUF as the model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gguf_tools.commands.common import quiet_option, threads_option, timeout_option
+from gguf_tools.errors import InputError, OutputError, TinyqError
+from gguf_tools.evaluation.harness_installed import require_harness
+from gguf_tools.text import one_line, shortened
+
+LONGEST = 300
+"""Most characters of the harness's own error message."""
+TASKS = ("--tasks", "-t", "--config", "-C")
+
+
+def _harness_help(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        require_harness()
+        _parsed(["--help"])
+        context.exit()
+
+
+@click.command("lm-eval", context_settings={"ignore_unknown_options": True})
+@click.argument("model", metavar="FILE.gguf", type=click.Path(path_type=Path))
+@click.argument("options", nargs=-1, required=True, metavar="--tasks TASK… [HARNESS OPTIONS]", type=click.UNPROCESSED)
+@click.option(
+    "--kv-type",
+    type=click.Choice(["f32", "f16", "q8_0"]),
+    default="f32",
+    show_default=True,
+    help="Type of llama.cpp's KV cache.",
+)
+@click.option("--flash-attn", is_flag=True, help="Use llama.cpp's flash attention.")
+@click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
+@click.option(
+    "--context", type=click.IntRange(min=1), help="Context length in tokens; by default the training context."
+)
+@timeout_option
+@threads_option
+@click.option(
+    "--harness-help",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_harness_help,
+    help="Show the harness's own options and exit.",
+)
+@quiet_option
+def lm_eval(
+    model: Path,
+    options: tuple[str, ...],
+    kv_type: str,
+    flash_attn: bool,
+    gpu_layers: int,
+    context: int | None,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Run tasks of lm-evaluation-harness on FILE.gguf, in a llama.cpp process, with the file's own tokenizer.
+
+    This is the harness's `lm-eval run` with this model: every option of it can be given, such as --tasks, --num_fewshot, --limit,
+    --apply_chat_template, --output_path and --log_samples. tinyq compare reads what the last two write.
+
+    Needs lm-evaluation-harness (pip install lm_eval). The harness downloads the tasks' data from the Hugging Face hub.
+
+    \b
+    Example: tinyq lm-eval model.gguf --tasks arc_easy hellaswag --limit 200
+               --output_path results --log_samples
+    """
+    require_harness()
+    settings = {"kv_type": kv_type, "flash_attn": flash_attn, "gpu_layers": gpu_layers}
+    settings |= {"threads": threads} if threads is not None else {}
+    settings |= {"max_length": context} if context is not None else {}
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    arguments = _parsed(options)
+    if arguments.model is not None:
+        raise click.UsageError("--model cannot be given: the model is FILE.gguf, run by tinyq")
+    if not (arguments.tasks or arguments.config):
+        raise click.UsageError("no tasks are given; give --tasks TASK…, such as --tasks arc_easy")
+    arguments.model = "tinyq"
+    arguments.model_args = {"pretrained": str(model), **settings, **(arguments.model_args or {})}
+    output = Path(arguments.output_path) if arguments.output_path else None
+    if output is None:
+        _execute(arguments)
+        return
+    _check_folder(output)
+    with tempfile.TemporaryDirectory(prefix="tinyq-") as work:
+        arguments.output_path = str(Path(work, output.name))
+        _execute(arguments)
+        _publish(Path(work), output)
+
+
+def _check_folder(output: Path) -> None:
+    """Raise OutputError if the harness's results, which get new names each time, cannot be written to `output`.
+
+    A path that ends in .json stands for names that begin so, in its folder.
+    """
+    folder = output.parent if output.suffix == ".json" else output
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise OutputError(f"{output}: {existing} is a file, but a folder is written; give --output_path another name")
+    if not os.access(existing, os.W_OK):
+        raise OutputError(f"{output}: the folder {existing} is not writable; give --output_path another folder")
+
+
+def _publish(work: Path, output: Path) -> None:
+    """Move what the harness has written below `work` to where it would have written it itself, all or nothing."""
+    from gguf_tools.formats.output import atomic_outputs
+
+    files = sorted(path for path in work.rglob("*") if path.is_file())
+    if not any(file.suffix == ".json" for file in files):  # the harness only logs that it could not write them
+        raise OutputError(f"{output}: lm-evaluation-harness could not write its results; is {work.parent} full?")
+    targets = [output.parent / file.relative_to(work) for file in files]
+    try:
+        for folder in dict.fromkeys(target.parent for target in targets):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output}: the folder cannot be created ({error.strerror})") from error
+    sizes = [file.stat().st_size for file in files]
+    with atomic_outputs(list(zip(targets, sizes, strict=True))) as streams:
+        for file, stream in zip(files, streams, strict=True):
+            with file.open("rb") as source:
+                shutil.copyfileobj(source, stream)
+
+
+def _execute(arguments: Any) -> None:
+    """Run the harness. Raises InputError with the harness's message if it fails, TinyqError as our model class raises it."""
+    from lm_eval.utils import setup_logging
+
+    import gguf_tools.evaluation.harness  # noqa: F401  (registers the model class)
+
+    setup_logging(logging.WARNING)
+    try:
+        arguments.func(arguments)
+    except TinyqError:
+        raise
+    except Exception as error:  # whatever a task, its data or the harness raises
+        said = shortened(one_line(str(error)), LONGEST)
+        raise InputError(
+            f"lm-evaluation-harness stopped: {type(error).__name__}{': ' if said else ''}{said}"
+            " (TINYQ_DEBUG=1 shows where)"
+        ) from error
+
+
+def _parsed(options: Sequence[str]) -> Any:
+    """The arguments of `lm-eval run`, by the harness's own parser. Raises click.UsageError with its message."""
+    from lm_eval._cli import HarnessCLI
+
+    said = io.StringIO()
+    try:
+        with _arguments(["lm-eval", "run", *options]), contextlib.redirect_stderr(said):
+            return HarnessCLI().parse_args()
+    except SystemExit as error:
+        if not error.code:
+            return None
+        lines = said.getvalue().strip().splitlines() or ["the harness refuses its options"]
+        raise click.UsageError(lines[-1].partition("error: ")[2] or lines[-1]) from error
+
+
+@contextlib.contextmanager
+def _arguments(given: list[str]) -> Iterator[None]:
+    """Let `sys.argv`, which the harness's parser reads, be `given`."""
+    before, sys.argv = sys.argv, given
+    try:
+        yield
+    finally:
+        sys.argv = before
