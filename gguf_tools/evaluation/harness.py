@@ -83,6 +83,7 @@ class TinyqLM(TemplateLM):  # type: ignore[misc]
         max_batch_size: int | None = None,
         device: str | None = None,
     ) -> None:
+        """Start llama.cpp's process and load the file."""
         super().__init__()
         self.options = RuntimeOptions(
             kv_type=kv_type,

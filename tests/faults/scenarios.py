@@ -70,7 +70,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         command="lm-eval",
-        line="lm-eval {in}/f32.gguf --tasks {in}/task.yaml --limit 2 --output_path {out}/results --log_samples",
+        line="lm-eval {in}/f32.gguf --tasks {in}/task.yaml --output_path {out}/results --log_samples",
         llama="run",
         containers=("results",),
         varies=("results", "stdout"),
