@@ -13,20 +13,24 @@ from gguf_tools.commands.common import (
     force_option,
     json_option,
     quiet_option,
-    show,
+    show_report,
     stage_bars,
+    table_options,
     takes_stdout,
     write_json,
 )
 from gguf_tools.errors import AMOUNT, ThresholdError
-from gguf_tools.tables import text_table
+from gguf_tools.tables import Block, Column, Facts, Lines, Report, Table
 from gguf_tools.text import one_line, shortened
 
 if TYPE_CHECKING:
     from gguf_tools.inspection.difference.run import Difference
+    from gguf_tools.inspection.difference.tensors import TensorDifference
 
 ROWS = 30
 """Most tensors, and most keys, in the tables."""
+LONGEST = 100
+"""Most characters of a value, or of what is said about a tensor."""
 
 
 @click.command()
@@ -39,6 +43,7 @@ ROWS = 30
     metavar="NMSE",
     help="Count tensors as equal, whatever their types, up to this NMSE of their weights.",
 )
+@table_options
 @force_option
 @json_option
 @quiet_option
@@ -62,34 +67,50 @@ def diff(a: Path, b: Path, within: float, force: bool, json_path: str | None, qu
         )
     write_json(found.as_dict(), json_path, force=force)
     if not quiet and not takes_stdout(json_path):
-        show(text_of(found))
+        show_report(report(found))
     if not found.equal:
         raise ThresholdError(one_line(f"{b}: differs from {a}, first in {found.first}"))
 
 
-def text_of(found: Difference) -> str:
+_TENSORS = (
+    Column("tensor", one_line, left=True, key=True, least=27),
+    Column("type", left=True, rank=1),
+    Column("difference", left=True),
+    Column("NMSE", "{:.2e}".format),
+    Column("max diff", "{:.2e}".format, rank=2),
+    Column("detail", one_line, left=True, rank=1, least=16, wrap=True),
+)
+_METADATA = (
+    Column("metadata", one_line, left=True, key=True, least=24),
+    Column("A", one_line, left=True, least=16, wrap=True),
+    Column("B", one_line, left=True, least=16, wrap=True),
+)
+
+
+def report(found: Difference) -> Report:
     """The tensors and keys that differ as tables, worst first, and a summary."""
-    return "\n\n".join(part for part in (_tensors(found), _metadata(found), _summary(found)) if part)
-
-
-def _tensors(found: Difference) -> str:
-    """A table of the `ROWS` worst tensors; empty if all are equal."""
-    shown = [tensor for tensor in found.tensors if tensor.status != "equal"]
-    rows = [
-        (
-            one_line(tensor.name),
-            " → ".join(dict.fromkeys(kind for kind in tensor.types if kind)),
-            tensor.status,
-            f"{tensor.error.nmse:.2e}" if tensor.error and tensor.error.differing else "",
-            f"{tensor.error.largest:.2e}" if tensor.error and tensor.error.differing else "",
-            shortened(one_line(tensor.detail), 100) or _shapes(tensor.shapes),
-        )
-        for tensor in shown[:ROWS]
+    blocks: list[Block] = []
+    tensors = [_row(tensor) for tensor in found.tensors if tensor.status != "equal"]
+    metadata = [
+        (entry.key, _value(entry.expected or "(absent)"), _value(entry.found or "(absent)")) for entry in found.metadata
     ]
-    if not rows:
-        return ""
-    more = f"\n… and {len(shown) - ROWS} more (--json lists all)" if len(shown) > ROWS else ""
-    return text_table(("tensor", "type", "differs in", "NMSE", "max diff", "detail"), rows, "<<<>><") + more
+    for columns, rows in ((_TENSORS, tensors), (_METADATA, metadata)):
+        blocks += [Table(columns, rows, most=ROWS, missing=""), Lines()] if rows else []
+    return Report([*blocks, _summary(found)])
+
+
+def _row(tensor: TensorDifference) -> tuple[object, ...]:
+    types = " → ".join(dict.fromkeys(kind for kind in tensor.types if kind))
+    error = tensor.error if tensor.error and tensor.error.differing else None
+    detail = shortened(one_line(tensor.detail), LONGEST) or _shapes(tensor.shapes)
+    if error:  # the largest difference has a column of its own
+        count = "all" if error.differing == error.size else f"{error.differing:,} of {error.size:,}"
+        detail = f"{count}, most at {list(error.index)}"
+    return tensor.name, types, tensor.status, error and error.nmse, error and error.largest, detail
+
+
+def _value(text: str) -> str:
+    return shortened(one_line(text), LONGEST)
 
 
 def _shapes(shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]) -> str:
@@ -97,25 +118,19 @@ def _shapes(shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]) -> st
     return " → ".join(texts)
 
 
-def _metadata(found: Difference) -> str:
-    rows = [(one_line(entry.key), entry.expected or "(absent)", entry.found or "(absent)") for entry in found.metadata]
-    more = f"\n… and {len(rows) - ROWS} more (--json lists all)" if len(rows) > ROWS else ""
-    return text_table(("metadata", "A", "B"), rows[:ROWS], "<") + more if rows else ""
-
-
-def _summary(found: Difference) -> str:
-    """The summary lines: both sides, counts, layers that moved, the surgery, and the verdict."""
+def _summary(found: Difference) -> Facts:
+    """Both sides, counts, layers that moved, the surgery, and the verdict."""
     counts = dict.fromkeys(("equal", "type", "values", "shape", "only in A", "only in B"), 0)
     for tensor in found.tensors:
         counts[tensor.status] += 1
-    lines = [
-        f"A         {found.a}",
-        f"B         {found.b}",
-        "tensors   " + ", ".join(f"{count} {name}" for name, count in counts.items() if count),
-        *(f"note      {one_line(note)}" for note in found.notes),
-        *(f"layers    {line}" for line in found.layers[:ROWS]),
+    facts = [
+        ("A", str(found.a)),
+        ("B", str(found.b)),
+        ("tensors", ", ".join(f"{count} {name}" for name, count in counts.items() if count)),
+        *(("note", one_line(note)) for note in found.notes),
+        *(("layers", line) for line in found.layers[:ROWS]),
     ]
     if found.surgery:
-        lines.append(f'surgery   tinyq surgery A OUT --recipe "{found.surgery}"')
-    lines.append("verdict   " + ("equal" if found.equal else f"different, first in {one_line(found.first)}"))
-    return "\n".join(lines)
+        facts.append(("surgery", f'tinyq surgery A OUT --recipe "{found.surgery}"'))
+    facts.append(("verdict", "equal" if found.equal else f"different, first in {one_line(found.first)}"))
+    return Facts(facts)

@@ -21,6 +21,7 @@ from gguf_tools.commands.common import (
     write_text,
 )
 from gguf_tools.errors import ThresholdError
+from gguf_tools.tables import terminal_view
 from gguf_tools.text import one_line
 
 
@@ -95,7 +96,7 @@ def trace(
     if png is not None:
         write_bytes(as_png(found), png, force=force)
     if not quiet and not takes_stdout(json_path, html):
-        show(text_of(found))
+        show(text_of(found, terminal_view()))
     if found.first is not None:
         cause = f": {found.cause.text}" if found.cause and found.cause.text else ""
         raise ThresholdError(one_line(f"{file}: {found.first.name} is not what the reference computes{cause}"))

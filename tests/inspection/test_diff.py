@@ -207,3 +207,23 @@ def test_the_command(tinyq: Callable[..., Any], plain: Path, tmp_path: Path) -> 
     ran = tinyq("diff", plain, whole)
     assert 'tinyq surgery A OUT --recipe "swap(0:3)"' in ran.out
     assert isinstance(difference(plain, whole), Difference)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_line_of_the_report_is_wider_than_the_terminal(
+    tinyq: Callable[..., Any],
+    plain: Path,
+    small: Path,
+    tmp_path: Path,
+    width: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changed = copy(small, tmp_path).rename(tmp_path / "b.gguf")
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.gguf").symlink_to(plain)
+    ran = tinyq("diff", "a.gguf", changed.name)
+    assert ran.code == 1
+    assert max(map(len, ran.out.splitlines())) <= width
+    assert max(map(len, tinyq("diff", "a.gguf", changed.name, "--wide").out.splitlines())) > 80
+    assert tinyq("diff", "a.gguf", changed.name, "--format", "csv").out.startswith("tensor,type,difference,NMSE,")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.evaluation.trace.compare import PointError
-from gguf_tools.evaluation.trace.report import budget, columns, growth, severity, summary
+from gguf_tools.evaluation.trace.report import WHOLE, budget, columns, growth, severity, summary
 from gguf_tools.evaluation.trace.run import Trace
 from gguf_tools.text import for_terminal
 
@@ -76,7 +76,7 @@ def as_html(trace: Trace) -> str:
     title = html.escape(f"tinyq trace {trace.path.name}")
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>'
-        f"<h1>{title}</h1><pre>{html.escape(for_terminal(summary(trace)))}</pre>"
+        f"<h1>{title}</h1><pre>{html.escape(for_terminal(summary(trace).text(WHOLE)))}</pre>"
         f"<table><tr><th>layer</th>{head}</tr>{''.join(rows)}</table>"
         f"<pre>{html.escape(growth(trace))}</pre><pre>{html.escape(for_terminal(budget(trace)))}</pre></body></html>\n"
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf, log10
 
+from gguf_tools.evaluation.trace.causes import Cause
 from gguf_tools.evaluation.trace.compare import PointError
 from gguf_tools.evaluation.trace.run import Trace
-from gguf_tools.tables import text_table
+from gguf_tools.tables import Facts, View, text_table
 
+WHOLE = View(None)
+"""As wide as needed, no sentence broken."""
 ROWS = 12
 """Most rows in a table of points."""
 SHADES = "·░▒▓█"
@@ -16,9 +19,17 @@ SHADES = "·░▒▓█"
 SHORT = {"layer_out": "out", "mixer_out": "mix", "mixer_norm": "norm", "mixer_residual": "res", "ffn_norm": "norm2"}
 
 
-def text_of(trace: Trace) -> str:
+def text_of(trace: Trace, view: View = WHOLE) -> str:
     """The whole report."""
-    parts = [heatmap(trace), growth(trace), _decode(trace), _routing(trace), budget(trace), summary(trace)]
+    width = view.width
+    parts = [
+        heatmap(trace, width),
+        growth(trace),
+        _decode(trace, width),
+        _routing(trace, width),
+        budget(trace, width),
+        summary(trace).text(view),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -50,23 +61,29 @@ def shade(point: PointError | None) -> str:
     return SHADES[min(int(severity(point) * (len(SHADES) - 1)), len(SHADES) - 2)]
 
 
-def heatmap(trace: Trace) -> str:
-    """Points × layers: a row a point, a column a layer; empty if no layer has points."""
+def heatmap(trace: Trace, width: int | None = None) -> str:
+    """Points × layers: a row a point, a column a layer, in several maps if they are too wide; empty if no layer has points."""
     names = columns(trace)
     if not names:
         return ""
     cells = {(point.layer, point.point): point for point in trace.points}
     layers = sorted({point.layer for point in trace.points if point.layer is not None})
     wide = max(map(len, names))
+    most = len(layers) if width is None else max(10, (width - wide - 11) // 10 * 10)
+    maps = [_map(cells, names, layers[start : start + most], wide) for start in range(0, len(layers), most)]
+    legend = f"{SHADES[0]} far below the tolerance … {SHADES[-2]} near it, {SHADES[-1]} beyond; the largest NMSE on the right"
+    return "\n\n".join(maps) + f"\n{legend}"
+
+
+def _map(
+    cells: Mapping[tuple[int | None, str], PointError], names: Sequence[str], layers: Sequence[int], wide: int
+) -> str:
     tens = "".join(str(n // 10 % 10) if n % 10 == 0 and n else " " for n in layers)
     lines = [f"{'local error':<{wide}}  {tens}".rstrip(), f"{'':<{wide}}  {''.join(str(n % 10) for n in layers)}"]
     for name in names:
         row = "".join(shade(cells.get((n, name))) for n in layers)
         worst = max((cells[n, name].local.nmse for n in layers if (n, name) in cells), default=0.0)
         lines.append(f"{name:<{wide}}  {row}  {worst:.1e}")
-    lines.append(
-        f"{SHADES[0]} far below the tolerance … {SHADES[-2]} near it, {SHADES[-1]} beyond; the largest NMSE on the right"
-    )
     return "\n".join(lines)
 
 
@@ -89,7 +106,7 @@ def growth(trace: Trace) -> str:
     return text_table(("layer", "end to end", "this layer", "predicted", "tolerance"), rows, ">")
 
 
-def budget(trace: Trace) -> str:
+def budget(trace: Trace, width: int | None = None) -> str:
     """Which tensors' quantization the divergence comes from, with a bar for each."""
     if trace.budget is None:
         return ""
@@ -106,13 +123,14 @@ def budget(trace: Trace) -> str:
     ]
     more = len(trace.budget.tensors) - len(rows)
     rest = sum(one.kl for one in trace.budget.tensors[ROWS:])
-    lines = [text_table(("error budget", "type", "KL alone", "share", "KL off per further kB"), rows, "<<><<")]
+    head = ("error budget", "type", "KL alone", "share", "KL off per further kB")
+    lines = [text_table(head, rows, "<<><<", width=width)]
     lines += [f"… and {more} more, KL {rest:.2e}"] if more > 0 else []
     lines.append(f"sum of all alone {total:.2e}, all together {trace.budget.together:.2e} nats per token")
     return "\n".join(lines)
 
 
-def _decode(trace: Trace) -> str:
+def _decode(trace: Trace, width: int | None) -> str:
     """The points that differ most between reading at once and token by token."""
     if trace.decode is None:
         return ""
@@ -120,10 +138,10 @@ def _decode(trace: Trace) -> str:
         (one.name, f"{one.local.nmse:.1e}", f"{one.tolerance:.1e}", "differs" if one.bad else "agrees")
         for one in trace.decode[:4]
     ]
-    return text_table(("all at once against token by token", "NMSE", "tolerance", ""), rows, "<>")
+    return text_table(("all at once against token by token", "NMSE", "tolerance", ""), rows, "<>", width=width)
 
 
-def _routing(trace: Trace) -> str:
+def _routing(trace: Trace, width: int | None) -> str:
     """Agreement and load by layer, and the tokens of which the experts differ."""
     lines = []
     for one in trace.routing:
@@ -131,7 +149,8 @@ def _routing(trace: Trace) -> str:
             f"layer {one.layer}: {one.agreement:.0%} of tokens to the same experts; load {_pairs(one.load(one.model))}"
         )
         marks = "".join("·" if set(a) == set(b) else "█" for a, b in zip(one.reference, one.model, strict=True))
-        lines.append(f"  {marks}")
+        most = (width or len(marks) + 2) - 2
+        lines += [f"  {marks[start : start + most]}" for start in range(0, len(marks), most)]
         differing = [
             f"  token {t}: {list(b)}, the reference {list(a)}"
             for t, (a, b) in enumerate(zip(one.reference, one.model, strict=True))
@@ -146,42 +165,47 @@ def _pairs(load: Sequence[int]) -> str:
     return ", ".join(f"{expert}: {count}" for expert, count in shown) + (" …" if len(load) > 8 else "")
 
 
-def summary(trace: Trace) -> str:
+def summary(trace: Trace) -> Facts:
     """What was compared, and the first bad point with its cause, or that there is none."""
-    lines = [
-        f"file       {trace.path} ({trace.architecture}, {trace.types})",
-        f"reference  {trace.reference}",
-        f"tokens     {len(trace.tokens)}",
-        f"points     {len(trace.points)} compared"
-        + (f"; without a name: {', '.join(trace.unnamed)}" if trace.unnamed else ""),
-        *(f"note       {note}" for note in trace.notes),
+    unnamed = f"; without a name: {', '.join(trace.unnamed)}" if trace.unnamed else ""
+    facts = [
+        ("file", f"{trace.path} ({trace.architecture}, {trace.types})"),
+        ("reference", str(trace.reference)),
+        ("tokens", str(len(trace.tokens))),
+        ("points", f"{len(trace.points)} compared{unnamed}"),
+        *(("note", note) for note in trace.notes if note != f"compared with {trace.reference}"),
     ]
     if trace.logits:
-        lines.append(f"logits     NMSE {trace.logits.whole.nmse:.2e} end to end")
+        facts.append(("logits", f"NMSE {trace.logits.whole.nmse:.2e} end to end"))
     blind = max((point.tolerance for point in trace.points if point.layer is not None), default=0.0)
     if blind > 1e-9:
-        lines.append(
-            f"blind to   faults that change a point by an NMSE below {blind:.0e} locally; tinyq diff compares the bytes"
-        )
+        text = f"faults that change a point by an NMSE below {blind:.0e} locally; tinyq diff compares the bytes"
+        facts.append(("blind to", text))
     first = trace.first
     if first is None:
-        return "\n".join([*lines, "verdict    every point is explained by rounding"])
+        return Facts([*facts, ("verdict", "every point is explained by rounding")], width=10)
     local = first.local
-    lines += [
-        f"first bad  {first.name}: {first.tensor}, NMSE {local.nmse:.2e}, at most {first.tolerance:.0e} is explained",
-        f"           worst at token {local.position}, channel {local.channel}: off by {local.largest:.3g}",
-        f"           cosine {local.cosine:.9f}",
+    facts += [
+        (
+            "first bad",
+            f"{first.name}: {first.tensor}, NMSE {local.nmse:.2e}, at most {first.tolerance:.0e} is explained",
+        ),
+        ("", f"worst at token {local.position}, channel {local.channel}: off by {local.largest:.3g}"),
+        ("", f"cosine {local.cosine:.9f}"),
+        *(_cause(trace.cause, first.own or 0.0) if trace.cause else []),
+        ("verdict", f"{first.name} is not what the reference computes"),
     ]
-    cause = trace.cause
-    if cause:
-        lines += [f"fed by     {', '.join(cause.tensors)}"] if cause.tensors else []
-        where = {"file": "the file", "engine": "llama.cpp, or how tinyq reads the file", "unknown": "unknown"}[
-            cause.where
-        ]
-        lines.append(f"fault in   {where} (NMSE {first.own or 0.0:.1e} with the file's own weights and metadata)")
-        if cause.text:
-            lines.append(f"cause      {cause.text} (tried: leaves an NMSE of {cause.nmse or 0.0:.1e})")
-        else:
-            lines.append("cause      none of the faults that were tried gives what llama.cpp computed")
-    lines.append(f"verdict    {first.name} is not what the reference computes")
-    return "\n".join(lines)
+    return Facts(facts, width=10)
+
+
+def _cause(cause: Cause, own: float) -> list[tuple[str, str]]:
+    """The tensors that feed the first bad point, where the fault is, and which of those that were tried it is."""
+    where = {"file": "the file", "engine": "llama.cpp, or how tinyq reads the file", "unknown": "unknown"}[cause.where]
+    text = "none of the faults that were tried gives what llama.cpp computed"
+    if cause.text:
+        text = f"{cause.text} (tried: leaves an NMSE of {cause.nmse or 0.0:.1e})"
+    return [
+        *([("fed by", ", ".join(cause.tensors))] if cause.tensors else []),
+        ("fault in", f"{where} (NMSE {own:.1e} with the file's own weights and metadata)"),
+        ("cause", text),
+    ]

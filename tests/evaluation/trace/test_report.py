@@ -1,0 +1,38 @@
+"""The report fits the terminal: no line is wider, whatever the number of layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gguf_tools.conversion.plan import prepare
+from gguf_tools.conversion.request import Request
+from gguf_tools.conversion.write import execute
+from gguf_tools.evaluation.trace.report import heatmap, text_of
+from gguf_tools.evaluation.trace.run import Trace, trace
+from gguf_tools.tables import View
+from tests.made_checkpoints import Made
+
+
+@pytest.fixture(scope="module")
+def found(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    """A trace of 150 layers, which are copies of one's points."""
+    source, file = made("qwen3-moe", "plain"), tmp_path_factory.mktemp("report") / "a.gguf"
+    execute(prepare(Request(source=source, type="q8_0", threads=1)), file)
+    small = trace(file, source, tokens=90, decode=True, routing=True, budget=True, threads=1)
+    points = [replace(point, layer=n) for n in range(150) for point in small.points if point.layer == 0]
+    return replace(small, path=Path("a.gguf"), reference=Path("source"), points=tuple(points))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_line_is_wider(found: Trace, width: int) -> None:
+    assert max(map(len, text_of(found, View(width, width)).splitlines())) <= width
+
+
+def test_all_layers_are_in_the_maps(found: Trace) -> None:
+    maps = heatmap(found, 80).split("\n\n")
+    rows = [line for part in maps for line in part.splitlines() if line.startswith("mixer_norm ")]
+    assert sum(len(row.split()[1]) for row in rows) == 150
+    assert len(heatmap(found).split("\n\n")) == 1
