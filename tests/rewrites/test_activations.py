@@ -14,9 +14,11 @@ from torch.nn import functional
 from gguf_tools.model.spec import MLP, GatedMLP, Model
 from gguf_tools.reference.feed_forward import ACTIVATIONS
 from gguf_tools.rewrites.activations import (
+    LINEAR_POWER,
     RELU_AS_GELU,
     RELU_GATE,
     RELU_GATE_AS_GELU,
+    SQUARE_POWER,
     SQUARED_RELU,
     SQUARED_RELU_AS_GEGLU,
     UNGATED,
@@ -68,19 +70,19 @@ def _of_ffn(model: Model) -> int:
     return sum(tensor.size for role, tensor in model.layer_tensors[0].items() if role.startswith("ffn."))
 
 
-@pytest.mark.parametrize(("power", "worst"), [(10, 4.7e-7), (14, 1.7e-5)])
+@pytest.mark.parametrize(("power", "worst"), [(SQUARE_POWER, 4.7e-7), (LINEAR_POWER, 1.7e-5)])
 def test_stated_errors(power: int, worst: float) -> None:
     z = torch.linspace(-0.05, 0.05, 2_000_001, dtype=torch.float64)
     sharp = functional.silu(z * 2.0**power) / 2.0**power
-    found = (sharp * z - functional.relu(z) ** 2) if power == 10 else sharp - functional.relu(z)
+    found = (sharp * z - functional.relu(z) ** 2) if power == SQUARE_POWER else sharp - functional.relu(z)
     assert worst * 0.5 < float(found.abs().max()) <= worst
 
 
-@pytest.mark.parametrize(("power", "worst"), [(10, 1.6e-7), (14, 1.1e-5)])
+@pytest.mark.parametrize(("power", "worst"), [(SQUARE_POWER, 1.6e-7), (LINEAR_POWER, 1.1e-5)])
 def test_stated_errors_of_gelu(power: int, worst: float) -> None:
     z = torch.linspace(-0.05, 0.05, 2_000_001, dtype=torch.float64)
     sharp = functional.gelu(z * 2.0**power, approximate="tanh") / 2.0**power
-    found = (sharp * z - functional.relu(z) ** 2) if power == 10 else sharp - functional.relu(z)
+    found = (sharp * z - functional.relu(z) ** 2) if power == SQUARE_POWER else sharp - functional.relu(z)
     assert worst * 0.5 < float(found.abs().max()) <= worst
 
 
