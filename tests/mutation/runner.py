@@ -138,8 +138,11 @@ class Runner:
             self.outcome.equivalent += 1
             return
         first, last = _statement(ast.parse(source), mutant.line)
-        reach = set(range(first, last + 1)) if mutant.function else None
-        chosen = [item for item in items if reach is None or self.lines[item].get(path, set()) & reach]
+        # What a module computes when it is imported has no lines in a test: the tests that use the module are run.
+        reach = range(first, last + 1) if mutant.function else range(len(source))
+        chosen = [item for item in items if not self.lines[item][path].isdisjoint(reach)]
+        if not chosen and not mutant.function:
+            chosen = list(items)
         chosen = self._in_order(chosen, self.killer.get((path, mutant.function)))
         killer = self._killed((path, mutant), chosen) if chosen else None
         if killer is not None:
