@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -18,9 +18,11 @@ from tests.faults.shim import Shim, ShimState
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 600.0
-"""Seconds after which a command counts as hung."""
-GRACE = 3.0
-"""Seconds in which processes that a command started must be gone after its end."""
+"""Seconds of processor time after which a command counts as hung, and on the clock without any; other work does not count."""
+STEP = 5.0
+"""Seconds between two looks at the processor time."""
+GRACE = 60.0
+"""Seconds in which processes that a command started must be gone after its end, on a machine that has other work."""
 _LIMITED = """
 import os, resource, sys
 limit = int(sys.argv[1])
@@ -119,12 +121,17 @@ class Running:
                 self.process.send_signal(self.setting.number)
         else:
             reached = True
-        try:
-            out, err = self.process.communicate(timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            hung = True
-            os.killpg(self.process.pid, signal.SIGKILL)
-            out, err = self.process.communicate()
+        used, since = 0.0, begun
+        while True:
+            try:
+                out, err = self.process.communicate(timeout=STEP)
+                break
+            except subprocess.TimeoutExpired:
+                before, used = used, self._processor_time()
+                since = time.monotonic() if used > before else since
+                if used > LIMIT or time.monotonic() - since > LIMIT:
+                    hung = True
+                    os.killpg(self.process.pid, signal.SIGKILL)
         seconds = time.monotonic() - begun
         wait_until(lambda: not self.survivors(), GRACE)
         survivors = self.survivors()
@@ -148,13 +155,20 @@ class Running:
 
     def survivors(self) -> int:
         """How many processes of its session there are, itself left aside."""
-        found = 0
+        return sum(pid != self.process.pid and fields[0] not in "ZX" for pid, fields in self._session())
+
+    def _processor_time(self) -> float:
+        """Seconds of processor time that its session has used, with those of processes that have ended."""
+        ticks = sum(sum(map(int, fields[11:15])) for _, fields in self._session())
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def _session(self) -> Iterator[tuple[int, list[str]]]:
+        """The processes of its session: their ids, and the fields of /proc/PID/stat from the state on."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError, IndexError, ValueError):
-                state, _, _, session = stat.read_text("utf-8", "replace").rpartition(")")[2].split()[:4]
-                pid = int(stat.parent.name)
-                found += int(session) == self.process.pid and pid != self.process.pid and state not in "ZX"
-        return found
+                fields = stat.read_text("utf-8", "replace").rpartition(")")[2].split()
+                if int(fields[3]) == self.process.pid:
+                    yield int(stat.parent.name), fields
 
     def stopped(self) -> bool:
         """Whether it was stopped (SIGSTOP), or has ended."""
@@ -181,7 +195,7 @@ def beside(place: Place, name: str) -> Path:
     return place.folder.with_name(f"{place.folder.name}.{name}")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = LIMIT) -> None:
     """Wait for a condition, `seconds` at most."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
