@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 import warnings
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -78,7 +79,9 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0] if args else ""
         if name and name not in COMMANDS and not name.startswith("-"):
-            ctx.fail(f"there is no command {name!r}; expected one of {', '.join(COMMANDS)}")
+            close = get_close_matches(name.lower(), COMMANDS, n=3)
+            guess = f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(COMMANDS)}"
+            ctx.fail(f"there is no command {name!r}; {guess}")
         return super().resolve_command(ctx, args)
 
 
@@ -94,7 +97,11 @@ def _version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> No
     ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup,
+    epilog="\b\nExample:\n  tinyq convert hf/ out.gguf --type q8_0 && tinyq eval out.gguf --reference hf/",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.option(
     "-v", "--verbose", is_flag=True, is_eager=True, expose_value=True, help="With --version: also the encoder."
 )

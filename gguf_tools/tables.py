@@ -36,13 +36,18 @@ class View:
     prose: int | None = None
 
 
+UNKNOWN = View()
+"""The view where the width is not known."""
+WIDEST = View(None)
+
+
 def terminal_view(*, wide: bool = False) -> View:
     """The view for stdout: as wide as the terminal or the variable COLUMNS say, otherwise `WIDTH`; `wide` has no limit.
 
     Sentences are broken only for a terminal or a COLUMNS that is set: in a file, each stays on its line.
     """
     if wide:
-        return View(None, None)
+        return WIDEST
     width = max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST)
     return View(width, width if _is_terminal() or os.environ.get("COLUMNS", "").isdecimal() else None)
 
@@ -58,7 +63,7 @@ class Block(ABC):
     """A section of a report; untrusted text is escaped in every form."""
 
     @abstractmethod
-    def text(self, view: View = View()) -> str:
+    def text(self, view: View = UNKNOWN) -> str:
         """The block for a terminal, without a final line break."""
 
     @abstractmethod
@@ -81,7 +86,7 @@ class Facts(Block):
     rows: Sequence[tuple[str, str]]
     width: int = 9
 
-    def text(self, view: View = View()) -> str:
+    def text(self, view: View = UNKNOWN) -> str:
         return "\n".join(self._line(label, value, view.prose) for label, value in self.rows)
 
     def _line(self, label: str, value: str, prose: int | None) -> str:
@@ -105,7 +110,7 @@ class Lines(Block):
     content: str = ""
     fixed: bool = False
 
-    def text(self, view: View = View()) -> str:
+    def text(self, view: View = UNKNOWN) -> str:
         lines = map(printable, self.content.split("\n"))
         return "\n".join(line if self.fixed or view.prose is None else hanging("", line, view.prose) for line in lines)
 
@@ -157,7 +162,7 @@ class Table(Block):
     most: int | None = None
     missing: str = MISSING
 
-    def text(self, view: View = View()) -> str:
+    def text(self, view: View = UNKNOWN) -> str:
         columns, rows = self._shown(self.rows[: self.most])
         parts = _parts(columns, rows, view.width)
         texts = [
@@ -328,7 +333,7 @@ class Shown(ABC):
     def blocks(self) -> Sequence[Block]:
         """The report's blocks, top to bottom."""
 
-    def as_text(self, view: View = View()) -> str:
+    def as_text(self, view: View = UNKNOWN) -> str:
         """The report as text of the view's width."""
         return "\n".join(block.text(view) for block in self.blocks())
 

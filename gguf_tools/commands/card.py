@@ -10,6 +10,7 @@ import click
 from gguf_tools.commands.card_options import card_options, parsed_card_options
 from gguf_tools.commands.common import (
     check_outputs,
+    examples,
     output_options,
     show,
     stage_bars,
@@ -23,7 +24,7 @@ CARD = "README.md"
 MODELFILE = "Modelfile"
 
 
-@click.command("card")
+@click.command("card", epilog=examples("card hf/ q8_0.gguf q4_k_m.gguf --modelfile"))
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, required=True, metavar="FILES…", type=click.Path(path_type=Path))
 @click.option(
@@ -89,7 +90,7 @@ def card(
     outputs = [path for path in (page, second) if path]
     check_outputs({"--json": json_path}, force=force, outputs={"--out": page, "--modelfile": second})
     watch = Watch.over(file for path in (source, *files) for file in source_files(path))
-    with stage_bars(quiet) as progress:
+    with stage_bars(quiet, files[0].name if len(files) == 1 else "") as progress:
         facts = gather(
             source,
             files,

@@ -9,6 +9,7 @@ import click
 from gguf_tools.commands.common import (
     Number,
     check_outputs,
+    examples,
     force_option,
     json_option,
     quiet_option,
@@ -21,7 +22,7 @@ from gguf_tools.errors import AMOUNT, ThresholdError
 from gguf_tools.text import one_line
 
 
-@click.command()
+@click.command(epilog=examples("check golden/ --server http://127.0.0.1:8080"))
 @click.argument("golden", metavar="GOLDEN/", type=click.Path(path_type=Path))
 @click.option(
     "--dump",

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,11 +20,13 @@ from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.runtime.silence import DEFAULT_SECONDS, silence_limit
 from gguf_tools.signals import left
 from gguf_tools.tables import View, terminal_view
-from gguf_tools.text import duration, for_terminal, human_bytes, json_escapes
+from gguf_tools.text import cut_middle, duration, for_terminal, human_bytes, json_escapes, printable
 
 BYTE_STAGES = ("reading", "writing", "quantizing")
 """Stages of the API whose progress counts bytes (or weights)."""
 SHORTEST_LEFT = 5.0
+LABEL = 36
+"""Most columns of a progress bar's label."""
 """Seconds from which on the time left is shown."""
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,6 +70,11 @@ nonfinite_option = click.option(
     is_flag=True,
     help="Keep weights that are NaN, infinite or too large for F16, if the tensor's type can store them.",
 )
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: its command lines, each without `tinyq`."""
+    return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  tinyq {line}" for line in lines)])
 
 
 def output_options(command: F) -> F:
@@ -277,7 +285,9 @@ def progress_bar(total: int, label: str, quiet: bool) -> Iterator[ByteProgress]:
     def shown(_: object) -> str:
         return f"{human_bytes(done)} of {human_bytes(total)}"
 
-    with click.progressbar(length=total, label=label, file=sys.stderr, item_show_func=shown) as bar:
+    with click.progressbar(
+        length=total, label=cut_middle(printable(label), LABEL), file=sys.stderr, item_show_func=shown, width=0
+    ) as bar:
 
         def advance(count: int) -> None:
             nonlocal done
@@ -288,12 +298,15 @@ def progress_bar(total: int, label: str, quiet: bool) -> Iterator[ByteProgress]:
 
 
 @contextlib.contextmanager
-def stage_bars(quiet: bool) -> Iterator[StageProgress | None]:
-    """The progress of stages on stderr: a bar for bytes, a line for other counts; None if `quiet` or it is not a terminal."""
+def stage_bars(quiet: bool, of: str = "") -> Iterator[StageProgress | None]:
+    """The progress of stages on stderr: a bar for bytes, a line for other counts; None if `quiet` or it is not a terminal.
+
+    `of` is what they are stages of, such as a file's name, and stands before each.
+    """
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    bars = _Bars()
+    bars = _Bars(f"{of}: " if of else "")
     try:
         yield bars
     finally:
@@ -303,7 +316,8 @@ def stage_bars(quiet: bool) -> Iterator[StageProgress | None]:
 class _Bars:
     """Shows one stage at a time, with the remaining time: `BYTE_STAGES` as a bar, others as a line."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: str) -> None:
+        self.start = start
         self.stage, self.done = "", 0
         self.begun = (0.0, 0)
         self.advance: ByteProgress | None = None
@@ -315,14 +329,21 @@ class _Bars:
             self.close()
             self.stage, self.done, self.begun = stage, 0, (time.monotonic(), done)
             if stage in BYTE_STAGES:
-                self.advance = self.open.enter_context(progress_bar(total, stage, quiet=False))
+                self.advance = self.open.enter_context(progress_bar(total, f"{self.start}{stage}", quiet=False))
             else:
                 self.open.callback(_write, "\r\033[K")
         if self.advance is None:
-            _write(f"\r\033[K{stage} {done} of {total}{self._left(done, total)}")
+            _write(f"\r\033[K{self._line(stage, done, total)}")
         else:
             self.advance(done - self.done)
         self.done = done
+
+    def _line(self, stage: str, done: int, total: int) -> str:
+        """The stage, its count, percent and time left, in one line of the terminal: the stage's start gives way."""
+        share = f" ({done / total:.0%})" if total else ""
+        end = f" {done} of {total}{share}{self._left(done, total)}"
+        room = shutil.get_terminal_size().columns - 1 - len(end)
+        return cut_middle(printable(f"{self.start}{stage}"), max(room, 12)) + end
 
     def _left(self, done: int, total: int) -> str:
         """The time that is left if the rest goes as fast, once that is known and more than some seconds."""

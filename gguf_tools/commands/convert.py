@@ -8,6 +8,7 @@ import click
 
 from gguf_tools.commands.common import (
     check_outputs,
+    examples,
     nonfinite_option,
     output_options,
     stage_bars,
@@ -19,7 +20,10 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 from gguf_tools.commands.type_options import type_options
 
 
-@click.command(cls=WithSurgery)
+@click.command(
+    cls=WithSurgery,
+    epilog=examples("convert hf/ out.gguf --type q8_0", "convert best.pt out.gguf --tokenizer qwen3/ --swap 12:13"),
+)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -128,7 +132,7 @@ def convert(
     from gguf_tools import convert as run
 
     check_outputs({"--json": json_path}, force=force, outputs={} if dry_run else {"OUT": out})
-    with stage_bars(quiet) as progress:
+    with stage_bars(quiet, out.name) as progress:
         result = run(
             source,
             out,

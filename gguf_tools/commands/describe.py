@@ -8,6 +8,7 @@ import click
 
 from gguf_tools.commands.common import (
     check_outputs,
+    examples,
     force_option,
     json_option,
     quiet_option,
@@ -19,7 +20,7 @@ from gguf_tools.commands.common import (
 from gguf_tools.errors import InputError, ThresholdError
 
 
-@click.command()
+@click.command(epilog=examples("describe best.pt -o model.toml --golden golden.npz"))
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where to write it; by default stdout."
@@ -72,7 +73,7 @@ def describe(
         return
     from gguf_tools import describe as run
 
-    with stage_bars(quiet) as progress:
+    with stage_bars(quiet, checkpoint.name) as progress:
         result = run(
             checkpoint,
             out,

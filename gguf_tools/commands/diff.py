@@ -10,6 +10,7 @@ import click
 from gguf_tools.commands.common import (
     Number,
     check_outputs,
+    examples,
     force_option,
     json_option,
     quiet_option,
@@ -33,7 +34,7 @@ LONGEST = 100
 """Most characters of a value, or of what is said about a tensor."""
 
 
-@click.command()
+@click.command(epilog=examples("diff a.gguf b.gguf --within 1e-6"))
 @click.argument("a", metavar="A", type=click.Path(path_type=Path))
 @click.argument("b", metavar="B", type=click.Path(path_type=Path))
 @click.option(
@@ -57,7 +58,7 @@ def diff(a: Path, b: Path, within: float, force: bool, json_path: str | None, qu
     from gguf_tools.inspection.difference.run import difference
 
     check_outputs({"--json": json_path}, force=force)
-    with stage_bars(quiet) as progress:
+    with stage_bars(quiet, b.name) as progress:
         found = difference(
             a,
             b,

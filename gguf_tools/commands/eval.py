@@ -12,6 +12,7 @@ from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, pa
 from gguf_tools.commands.common import (
     Number,
     check_outputs,
+    examples,
     force_option,
     json_option,
     quiet_option,
@@ -36,7 +37,12 @@ _FIDELITY_ONLY = ("reference", "oracle", "prompts", "dtype", "no_speed", "min_to
 _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
 
 
-@click.command("eval")
+@click.command(
+    "eval",
+    epilog=examples(
+        "eval out.gguf --reference hf/ --min-top1 0.97", "eval a.gguf b.gguf --suite card --format markdown"
+    ),
+)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…", type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), metavar="SOURCE", help="Checkpoint to compare with.")
 @click.option(
@@ -137,7 +143,7 @@ def evaluate(
         raise click.UsageError("only one of --json, --csv and --markdown can go to stdout")
     check_outputs({"--json": json_path, "--csv": csv_path, "--markdown": markdown}, force=force)
     weights = parsed_weights(card.pop("weights"))
-    with stage_bars(quiet) as progress:
+    with stage_bars(quiet, models[0].name if len(models) == 1 else "") as progress:
         result = run(
             models,
             reference=reference,

@@ -8,6 +8,7 @@ import click
 
 from gguf_tools.commands.common import (
     check_outputs,
+    examples,
     force_option,
     json_option,
     quiet_option,
@@ -18,7 +19,7 @@ from gguf_tools.commands.common import (
 )
 
 
-@click.command()
+@click.command(epilog=examples("golden hf/ golden/ --points"))
 @click.argument("source", metavar="[SOURCE]", required=False, type=click.Path(path_type=Path))
 @click.argument("out", metavar="[OUT/]", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -66,7 +67,7 @@ def golden(
     check_outputs({"--json": json_path}, force=force, outputs={"OUT": folder}, folders=("OUT",))
     texts = [line for line, _ in read_lines(prompts)] if prompts else None
     made: object
-    with stage_bars(quiet) as progress, atomic_folder(folder, force=force) as place:
+    with stage_bars(quiet, folder.name) as progress, atomic_folder(folder, force=force) as place:
         if all_out is not None:
             made = write_suite(
                 place,

@@ -10,6 +10,7 @@ import click
 
 from gguf_tools.commands.common import (
     check_outputs,
+    examples,
     output_options,
     show_report,
     stage_bars,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 SHOWN = 10
 
 
-@click.command()
+@click.command(epilog=examples("imatrix model.gguf text.txt -o model.imatrix.gguf"))
 @click.argument("model", metavar="[MODEL.gguf", required=False, type=click.Path(path_type=Path))
 @click.argument("text", metavar="TEXT]", required=False, type=click.Path(path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where to write the matrix.")
@@ -99,7 +100,7 @@ def imatrix(
             parse_special=parse_special,
         )
         options = RuntimeOptions(threads=threads, gpu_layers=gpu_layers)
-        with stage_bars(quiet) as progress:
+        with stage_bars(quiet, model.name) as progress:
             matrices.append(collect(request, options, progress and partial(progress, "tokens")))
     matrix = merged(matrices)
     found = coverage(matrix)

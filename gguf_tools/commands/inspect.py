@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from gguf_tools.commands.common import check_outputs, force_option, json_option, table_options, write_report
+from gguf_tools.commands.common import check_outputs, examples, force_option, json_option, table_options, write_report
 
 
-@click.command("inspect")
+@click.command("inspect", epilog=examples("inspect model.gguf", "inspect hf/ --json -"))
 @click.argument("path", type=click.Path(path_type=Path))
 @table_options
 @force_option

@@ -8,6 +8,7 @@ import click
 
 from gguf_tools.commands.common import (
     check_outputs,
+    examples,
     nonfinite_option,
     output_options,
     stage_bars,
@@ -18,7 +19,11 @@ from gguf_tools.commands.common import (
 from gguf_tools.commands.type_options import type_options
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "quantize model-f16.gguf model-q4_k_m.gguf q4_k_m", "quantize model-f16.gguf out.gguf --target-size 500M"
+    )
+)
 @click.argument("source", metavar="IN.gguf", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.gguf", type=click.Path(path_type=Path))
 @click.argument("type_name", metavar="TYPE", required=False)
@@ -69,7 +74,7 @@ def quantize(
     from gguf_tools import quantize as run
 
     check_outputs({"--json": json_path}, force=force, outputs={} if dry_run else {"OUT": out})
-    with stage_bars(quiet) as progress:
+    with stage_bars(quiet, out.name) as progress:
         result = run(
             source,
             out,

@@ -8,6 +8,7 @@ import click
 
 from gguf_tools.commands.common import (
     check_outputs,
+    examples,
     nonfinite_option,
     output_options,
     stage_bars,
@@ -17,7 +18,12 @@ from gguf_tools.commands.common import (
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 
 
-@click.command(cls=WithSurgery)
+@click.command(
+    cls=WithSurgery,
+    epilog=examples(
+        'surgery hf/ operated/ --recipe "swap(12:13) + bridge(5:20)"', "surgery model.gguf --in-place --swap 1:3"
+    ),
+)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path), required=False)
 @click.option("--in-place", is_flag=True, help="Change SOURCE, a GGUF, itself; only for reordering whole layers.")
@@ -69,7 +75,7 @@ def surgery(
 
     written = {} if dry_run else {"OUT": out, "--save-recipe": save_recipe}
     check_outputs({"--json": json_path}, force=force, outputs=written, folders=() if source.is_file() else ("OUT",))
-    with stage_bars(quiet) as progress:
+    with stage_bars(quiet, (out or source).name) as progress:
         result = operate(
             source,
             out,

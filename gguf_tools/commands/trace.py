@@ -8,6 +8,7 @@ import click
 
 from gguf_tools.commands.common import (
     check_outputs,
+    examples,
     force_option,
     json_option,
     quiet_option,
@@ -25,7 +26,7 @@ from gguf_tools.tables import terminal_view
 from gguf_tools.text import one_line
 
 
-@click.command()
+@click.command(epilog=examples("trace out.gguf --reference hf/ --html trace.html"))
 @click.argument("file", metavar="FILE.gguf", type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), metavar="SOURCE", help="Checkpoint to compare with.")
 @click.option(
@@ -76,7 +77,7 @@ def trace(
     from surgery.donors import operate_recorded
 
     check_outputs({"--json": json_path, "--html": html, "--png": png}, force=force)
-    with stage_bars(quiet) as progress:
+    with stage_bars(quiet, file.name) as progress:
         found = run(
             file,
             reference,

@@ -9,6 +9,7 @@ import click
 
 from gguf_tools.commands.common import (
     check_outputs,
+    examples,
     force_option,
     json_option,
     progress_bar,
@@ -32,7 +33,7 @@ NAMED = 4
 """Most names in the final error line."""
 
 
-@click.command()
+@click.command(epilog=examples("verify out.gguf --source hf/"))
 @click.argument("file", metavar="FILE.gguf", type=click.Path(path_type=Path))
 @click.option(
     "--source",
@@ -79,7 +80,7 @@ def verify(
     from surgery.donors import operate_recorded
 
     check_outputs({"--json": json_path}, force=force)
-    with progress_bar(file_bytes(file), "verifying", quiet) as advance:
+    with progress_bar(file_bytes(file), f"verifying {file.name}", quiet) as advance:
         found = verify(
             file,
             source,

@@ -214,8 +214,9 @@ def measure_files(
         find_reference(path, fidelity.reference, fidelity.operate, shared) if fidelity else None for path in paths
     ]
     loaded: dict[object, ReferenceLike] = {}  # one at most
-    for path, source in zip(paths, sources, strict=True):
+    for n, (path, source) in enumerate(zip(paths, sources, strict=True), 1):
         evaluation = report = None
+        tell = _of_file(progress, f"{path.name}, {n} of {len(paths)}") if len(paths) > 1 else progress
         try:
             if fidelity and source:
                 # A reference rebuilt from the file's own tensors cannot be shared.
@@ -239,11 +240,11 @@ def measure_files(
                     text=fidelity.text,
                     n_generate=fidelity.n_generate,
                     speed=fidelity.speed,
-                    progress=progress,
+                    progress=tell,
                 )
                 facts, engine = evaluation.model, evaluation.engine
             if card:
-                facts, engine, report = score_file(path, card, options, progress)
+                facts, engine, report = score_file(path, card, options, tell)
             if evaluation is None and report is None:
                 facts, engine = file_facts(path, options)
         except LlamaError as error:
@@ -252,6 +253,11 @@ def measure_files(
             failed.append(FileFailure(str(path), str(error)))
         else:
             yield FileScores(facts, engine, evaluation, report)
+
+
+def _of_file(progress: StageProgress | None, name: str) -> StageProgress | None:
+    """Progress whose stages begin with the file's name and number."""
+    return None if progress is None else lambda stage, done, total: progress(f"{name}: {stage}", done, total)
 
 
 def file_facts(path: Path, options: RuntimeOptions) -> tuple[FileFacts, EngineFacts]:

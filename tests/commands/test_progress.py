@@ -38,7 +38,7 @@ def test_bytes_are_a_bar_and_all_else_a_line(monkeypatch: pytest.MonkeyPatch) ->
         progress("writing", 2000, 2000)
     shown = stream.getvalue()
     line, bar = shown.split("writing", 1)
-    assert "tensors 1 of 3\r\033[Ktensors 3 of 3\r\033[K" in line
+    assert "tensors 1 of 3 (33%)\r\033[Ktensors 3 of 3 (100%)\r\033[K" in line
     assert "500 B of 2.0 kB" in bar
     assert "100%" in bar
     assert bar.count("2.0 kB of 2.0 kB") >= 1
@@ -54,10 +54,10 @@ def test_a_line_says_how_long_the_rest_takes(monkeypatch: pytest.MonkeyPatch) ->
         for done in (0, 1, 10, 12):
             progress("measuring", done, 73 if done < 12 else 12)
     assert stream.getvalue().split("\r\033[K")[1:-1] == [
-        "measuring 0 of 73",
-        "measuring 1 of 73, about 5 min left",
-        "measuring 10 of 73, about 3 min left",
-        "measuring 12 of 12",
+        "measuring 0 of 73 (0%)",
+        "measuring 1 of 73 (1%), about 5 min left",
+        "measuring 10 of 73 (14%), about 3 min left",
+        "measuring 12 of 12 (100%)",
     ]
     assert [duration(seconds) for seconds in (5.4, 89.0, 90.0, 7500.0)] == ["5 s", "89 s", "2 min", "2 h 5 min"]
 
@@ -94,3 +94,15 @@ def test_quiet_and_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with stage_bars(quiet=False) as progress:
         assert progress is None
+
+
+def test_the_file_is_named_in_one_line_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "60")
+    with stage_bars(False, "a-model-with-a-very-long-name-that-no-terminal-holds-q4_k_m.gguf") as progress:
+        assert progress
+        progress("questions", 3, 17)
+    line = stream.getvalue().split("\r\033[K")[1]
+    assert len(line) < 60
+    assert line.startswith("a-model-with-a")
+    assert line.endswith("q4_k_m.gguf: questions 3 of 17 (18%)")
