@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 import warnings
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +17,7 @@ import click
 
 from gguf_tools import __version__, signals
 from gguf_tools.errors import TinyqError
-from gguf_tools.text import sentence, shortened
+from gguf_tools.text import expected, sentence, shortened
 
 COMMANDS = {
     "convert": ("gguf_tools.commands.convert:convert", "Convert a checkpoint to a GGUF that stock llama.cpp runs."),
@@ -79,9 +78,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0] if args else ""
         if name and name not in COMMANDS and not name.startswith("-"):
-            close = get_close_matches(name.lower(), COMMANDS, n=3)
-            guess = f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(COMMANDS)}"
-            ctx.fail(f"there is no command {name!r}; {guess}")
+            ctx.fail(f"there is no command {name!r}; {expected(name, COMMANDS)}")
         return super().resolve_command(ctx, args)
 
 
@@ -99,7 +96,7 @@ def _version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> No
 
 @click.group(
     cls=LazyGroup,
-    epilog="\b\nExample:\n  tinyq convert hf/ out.gguf --type q8_0 && tinyq eval out.gguf --reference hf/",
+    epilog="\b\nExamples:\n  tinyq convert hf/ out.gguf --type q8_0\n  tinyq eval out.gguf --reference hf/",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option(

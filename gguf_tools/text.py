@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -83,6 +84,13 @@ def as_json(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
     return [as_json(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def expected(word: str, known: Iterable[str], listed: str = "expected one of") -> str:
+    """What was probably meant by an unknown word, for the end of an error: the similar known words, else all of them."""
+    names = {name.lower(): name for name in known}
+    close = [names[name] for name in get_close_matches(word.lower(), names, n=3)]
+    return f"did you mean {' or '.join(close)}?" if close else f"{listed} {', '.join(names.values())}"
 
 
 def for_markdown(text: str) -> str:

@@ -30,6 +30,7 @@ from typing import Any
 from gguf_tools.errors import InputError
 from gguf_tools.formats.output import atomic_output
 from gguf_tools.formats.text_file import Kind, read_text
+from gguf_tools.text import expected
 from surgery.algebra import Stack, identity
 from surgery.ops import Op, op_named, parse_op
 from surgery.ops.base import DONOR
@@ -168,10 +169,8 @@ def read_file(path: Path) -> Recipe:
     try:
         text = read_text(path, Kind.RECIPE, InputError)
     except InputError as error:
-        names = ", ".join(shipped_recipes())
-        raise InputError(
-            f"recipe {error}; expected a TOML file, a text such as 'swap(1:3)', or one of {names}"
-        ) from error
+        wanted = expected(str(path), shipped_recipes(), "expected a TOML file, a text such as 'swap(1:3)', or one of")
+        raise InputError(f"recipe {error}; {wanted}") from error
     try:
         data = toml.loads(text)
     except (ValueError, RecursionError) as error:

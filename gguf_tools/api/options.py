@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gguf_tools.allocation.target import SizeTarget
 from gguf_tools.errors import InputError
 from gguf_tools.progress import ByteProgress, StageProgress
-from gguf_tools.text import shortened
+from gguf_tools.text import expected, shortened
 from quant.options import Override, TypeOptions, writable_type
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def at_least(option: str, value: int | None, least: int = 1, most: int | None = 
 def one_of(option: str, value: str, known: Sequence[str]) -> None:
     """Raise InputError unless `value` is one of `known`."""
     if value not in known:
-        raise InputError(f"{option} is {value!r}; expected one of {', '.join(known)}")
+        raise InputError(f"{option} is {value!r}; {expected(str(value), known)}")
 
 
 def type_options(

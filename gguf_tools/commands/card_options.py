@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gguf_tools.commands.common import F
+from gguf_tools.commands.completion import completer, score_parts
 from gguf_tools.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ _OPTIONS = (
     click.option(
         "--questions",
         metavar="SET",
+        shell_complete=completer(lambda: ("general", "bundled"), files=True),
         default="general",
         show_default=True,
         help="Card suite: the question set, general, bundled, or a JSON Lines file.",
@@ -31,6 +33,7 @@ _OPTIONS = (
     click.option(
         "--held-out",
         metavar="SET",
+        shell_complete=completer(lambda: ("rest", "general", "bundled"), files=True),
         help="Card suite: held-out questions, scored separately: rest (of --questions), a set, or a file.",
     ),
     click.option(
@@ -38,6 +41,7 @@ _OPTIONS = (
         "weights",
         multiple=True,
         metavar="PART=N",
+        shell_complete=completer(score_parts),
         help="Card suite: weight of a component of the score, such as facts=50; repeatable.",
     ),
     click.option("--thinking", is_flag=True, help="Card suite: ask with the model's thinking mode on."),

@@ -16,6 +16,7 @@ from gguf_tools.commands.common import (
     timeout_option,
     write_report,
 )
+from gguf_tools.commands.completion import architectures, completer, families, recipe_types
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 from gguf_tools.commands.type_options import type_options
 
@@ -31,6 +32,7 @@ from gguf_tools.commands.type_options import type_options
     "type_name",
     default="auto",
     metavar="TYPE",
+    shell_complete=completer(lambda: ["auto", *recipe_types()]),
     show_default=True,
     help="auto (the smallest exact type), or f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m …, in either case.",
 )
@@ -41,7 +43,12 @@ from gguf_tools.commands.type_options import type_options
     metavar="DIR",
     help="Folder of the tokenizer, if it is not SOURCE's.",
 )
-@click.option("--target", metavar="NAME", help="llama.cpp architecture to use instead of the cheapest exact one.")
+@click.option(
+    "--target",
+    metavar="NAME",
+    shell_complete=completer(architectures),
+    help="llama.cpp architecture to use instead of the cheapest exact one.",
+)
 @click.option("--add-bos/--no-add-bos", default=None, help="Override the tokenizer's add_bos setting.")
 @click.option("--drop-tokens", is_flag=True, help="Leave out tokens without a row in the embedding.")
 @click.option(
@@ -78,6 +85,7 @@ from gguf_tools.commands.type_options import type_options
     "--as",
     "as_family",
     metavar="NAME",
+    shell_complete=completer(families),
     help="Treat an unknown model_type as this family (such as llama) or known model_type.",
 )
 @click.option(

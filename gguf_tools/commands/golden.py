@@ -17,6 +17,7 @@ from gguf_tools.commands.common import (
     takes_stdout,
     write_json,
 )
+from gguf_tools.commands.completion import completer, family_names
 
 
 @click.command(epilog=examples("golden hf/ golden/ --points"))
@@ -30,7 +31,12 @@ from gguf_tools.commands.common import (
     help="Instead of SOURCE: a folder for each family and variant that tinyq makes small checkpoints of.",
 )
 @click.option(
-    "--family", "families", multiple=True, metavar="NAME", help="With --all: only this family; may be repeated."
+    "--family",
+    "families",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completer(family_names),
+    help="With --all: only this family; may be repeated.",
 )
 @click.option(
     "--points", is_flag=True, help="Every named intermediate too, routing choices and recurrent states included."

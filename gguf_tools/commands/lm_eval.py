@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from gguf_tools.commands.common import quiet_option, threads_option, timeout_option
+from gguf_tools.commands.common import examples, quiet_option, threads_option, timeout_option
 from gguf_tools.errors import InputError, OutputError, TinyqError
 from gguf_tools.evaluation.harness_installed import require_harness
 from gguf_tools.text import one_line, shortened
@@ -32,7 +32,11 @@ def _harness_help(context: click.Context, _: click.Parameter, wanted: bool) -> N
         context.exit()
 
 
-@click.command("lm-eval", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "lm-eval",
+    context_settings={"ignore_unknown_options": True},
+    epilog=examples("lm-eval model.gguf --tasks arc_easy,hellaswag --output_path results/"),
+)
 @click.argument("model", metavar="FILE.gguf", type=click.Path(path_type=Path))
 @click.argument("options", nargs=-1, required=True, metavar="--tasks TASK… [HARNESS OPTIONS]", type=click.UNPROCESSED)
 @click.option(

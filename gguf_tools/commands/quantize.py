@@ -16,6 +16,7 @@ from gguf_tools.commands.common import (
     timeout_option,
     write_report,
 )
+from gguf_tools.commands.completion import completer, recipe_types
 from gguf_tools.commands.type_options import type_options
 
 
@@ -26,7 +27,7 @@ from gguf_tools.commands.type_options import type_options
 )
 @click.argument("source", metavar="IN.gguf", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.gguf", type=click.Path(path_type=Path))
-@click.argument("type_name", metavar="TYPE", required=False)
+@click.argument("type_name", metavar="TYPE", required=False, shell_complete=completer(recipe_types))
 @type_options
 @click.option(
     "--calibration",

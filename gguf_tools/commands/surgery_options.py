@@ -6,6 +6,7 @@ the arguments before click parses them. The ops are imported only when the optio
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import click
@@ -20,10 +21,27 @@ _KEY = "tinyq.surgery.options"
 class WithSurgery(click.Command):
     """A command with the options of layer surgery."""
 
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        params = super().get_params(ctx)
+        if not ctx.resilient_parsing:
+            return params
+        from gguf_tools.commands.completion import surgery_parameters
+
+        return [*params, *surgery_parameters()]
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the surgery options in their order, and parse the others; the error for an unknown one suggests ops too."""
+        if ctx.resilient_parsing:  # the shell completes a line that need not be whole
+            return super().parse_args(ctx, args)
         given, rest = _collected(args, ctx)
         ctx.meta[_KEY] = given
-        return super().parse_args(ctx, rest)
+        try:
+            return super().parse_args(ctx, rest)
+        except click.NoSuchOption as error:
+            from surgery.ops import all_ops
+
+            near = get_close_matches(error.option_name, [f"--{name}" for name in all_ops()])
+            raise click.NoSuchOption(error.option_name, None, [*(error.possibilities or ()), *near], ctx) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)

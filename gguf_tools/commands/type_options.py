@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from gguf_tools.commands.common import F, Number
+from gguf_tools.commands.completion import assigned_type, completer, tensor_types
 from gguf_tools.errors import Bounds
 
 _OPTIONS = (
@@ -15,10 +16,15 @@ _OPTIONS = (
         "tensor_types",
         multiple=True,
         metavar="REGEX=TYPE",
+        shell_complete=assigned_type,
         help="Type of tensors whose name matches REGEX (anywhere in it); repeatable, the last match wins.",
     ),
-    click.option("--output-type", metavar="TYPE", help="Type of output.weight."),
-    click.option("--embedding-type", metavar="TYPE", help="Type of the token embedding."),
+    click.option(
+        "--output-type", metavar="TYPE", shell_complete=completer(tensor_types), help="Type of output.weight."
+    ),
+    click.option(
+        "--embedding-type", metavar="TYPE", shell_complete=completer(tensor_types), help="Type of the token embedding."
+    ),
     click.option("--pure", is_flag=True, help="Use one type for all quantized tensors."),
     click.option(
         "--imatrix",

@@ -21,7 +21,7 @@ from gguf_tools.families.saved_buffers import check_buffers
 from gguf_tools.model.spec import Model
 from gguf_tools.sources.checkpoint import CONFIG, Checkpoint, DescriptionText, open_checkpoint
 from gguf_tools.sources.restore import restore
-from gguf_tools.text import shortened
+from gguf_tools.text import expected, shortened
 
 T = TypeVar("T")
 UNEXPRESSED = {
@@ -61,7 +61,7 @@ def family_named(name: str) -> Family:
     for family in all_families():
         if family.name == name:
             return family
-    raise UnsupportedError(f"family {name} is not known; the known families are {_known()}")
+    raise UnsupportedError(f"family {name} is not known; {expected(name, _names(), 'the known families are')}")
 
 
 def recognise(checkpoint: Checkpoint) -> Family:
@@ -194,8 +194,12 @@ def load_model(path: Path) -> Model:
     return build_model(open_checkpoint(path))
 
 
+def _names() -> list[str]:
+    return [family.name for family in all_families()]
+
+
 def _known() -> str:
-    return ", ".join(family.name for family in all_families())
+    return ", ".join(_names())
 
 
 def _call(family: Family, name: str, function: Callable[[Checkpoint], T], checkpoint: Checkpoint) -> T:

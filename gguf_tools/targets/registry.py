@@ -10,6 +10,7 @@ from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import Model
 from gguf_tools.targets.base import Target
+from gguf_tools.text import expected
 
 
 @cache
@@ -27,8 +28,8 @@ def target_named(name: str) -> Target:
     for target in all_targets():
         if target.name == name:
             return target
-    known = ", ".join(target.name for target in all_targets())
-    raise UnsupportedError(f"target {name} is not known; the known targets are {known}")
+    known = (target.name for target in all_targets())
+    raise UnsupportedError(f"target {name} is not known; {expected(name, known, 'the known targets are')}")
 
 
 class NoTargetError(UnsupportedError):

@@ -8,6 +8,7 @@ import pkgutil
 from functools import cache
 
 from gguf_tools.errors import InputError
+from gguf_tools.text import expected
 from surgery.ops.base import Arguments, Op
 
 __all__ = ["Arguments", "Op", "all_ops", "op_named", "parse_op"]
@@ -30,7 +31,7 @@ def op_named(name: str) -> type[Op]:
     """The op named `name`; otherwise InputError, which lists the known names."""
     found = all_ops().get(name)
     if found is None:
-        raise InputError(f"op {name!r} is not known; the ops are {', '.join(all_ops())}")
+        raise InputError(f"op {name!r} is not known; {expected(name, all_ops(), 'the ops are')}")
     return found
 
 

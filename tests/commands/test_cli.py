@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,12 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from gguf_tools import __version__, cli
 from gguf_tools.errors import LlamaError, OutputError, ThresholdError, TinyqError
 from quant import kernels
 from tests.conftest import Ran
+from tests.tiny_gguf import write_dense
 
 Tinyq = Callable[..., Ran]
 HEAVY = ("torch", "numpy", "gguf", "tokenizers", "llama_cpp", "transformers", "safetensors", "yaml", "jinja2")
@@ -68,6 +73,26 @@ def test_every_command_has_help(tinyq: Tinyq, name: str) -> None:
     assert ran.err == ""
 
 
+@pytest.mark.parametrize("name", [None, *cli.COMMANDS])
+def test_every_help_ends_with_an_example_that_is_valid(name: str | None) -> None:
+    group = click.Context(cli.tinyq, info_name="tinyq", terminal_width=80)
+    command = cli.tinyq.get_command(group, name) if name else None
+    help_text = (
+        command.get_help(click.Context(command, info_name=name, parent=group)) if command else cli.tinyq.get_help(group)
+    )
+    *_, head, end = re.split(r"(Examples?:)\n", help_text)
+    lines = [line.strip() for line in end.splitlines()]
+    assert head == ("Example:" if len(lines) == 1 else "Examples:")
+    for line in lines:
+        assert len(line) <= 78
+        first, called, *args = shlex.split(line)
+        assert (first, called) == ("tinyq", name or called)
+        found = cli.tinyq.get_command(group, called)
+        assert found
+        with found.make_context(called, args, parent=group):
+            pass
+
+
 def test_version(tinyq: Tinyq) -> None:
     assert tinyq("--version") == Ran(0, f"tinyq, version {__version__}\n", "")
 
@@ -87,6 +112,65 @@ def test_an_unknown_command_is_named_with_those_there_are(tinyq: Tinyq) -> None:
     assert ran.code == 2
     assert ran.err.count("\n") == 1
     assert "there is no command 'transmogrify'; expected one of convert, " in ran.err
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["evl", "a.gguf"], "there is no command 'evl'; did you mean eval"),
+        (["Quantise"], "did you mean quantize?"),
+        (["quantize", "a", "b", "q4km"], "similar types are q4_k_m, "),
+        (["surgery", "a", "b", "--swpa", "1:2"], "--swap"),
+        (["surgery", "a", "b", "--recipe", "solr-dus"], "did you mean solar-dus?"),
+        (["surgery", "a", "b", "--recipe", "swpa(1:2)"], "did you mean swap?"),
+        (["eval", "a", "--suit", "card"], "--suite"),
+        (["eval", "a", "--suite", "crad"], "'card'"),
+        (["eval", "a", "--suite", "card", "--weight", "fatcs=4"], "did you mean facts?"),
+        (["golden", "--all", "out", "--family", "lama"], "did you mean llama"),
+    ],
+)
+def test_what_is_nearly_right_is_suggested(tinyq: Tinyq, args: list[str], expected: str, tmp_path: Path) -> None:
+    write_dense(tmp_path / "a")
+    ran = tinyq(*(str(tmp_path / arg) if arg in ("a", "b", "out") else arg for arg in args))
+    assert ran.code == 2
+    assert expected in ran.err
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "word", "expected"),
+    [
+        ([], "ver", ["verify"]),
+        (["convert", "a", "b", "--type"], "q4_k_", ["q4_k_m", "q4_k_s"]),
+        (["convert", "a", "b", "--type"], "AU", ["auto"]),
+        (["quantize", "a", "b"], "q5_k_", ["q5_k_m", "q5_k_s"]),
+        (["quantize", "a", "b", "--tensor-type"], "ffn_down=q6", ["ffn_down=q6_K"]),
+        (["convert", "a", "b", "--as"], "qwen3_n", ["qwen3_next"]),
+        (["convert", "a", "b", "--target"], "qwen3n", ["qwen3next"]),
+        (["golden", "--family"], "minim", ["minimind"]),
+        (["surgery", "a", "b", "--recipe"], "solar", ["solar-dus", "solar"]),
+        (["surgery", "--recipe", "rys", "a", "b", "--swap", "1:2"], "--interp", ["--interpolate"]),
+        (["convert", "a", "b"], "--interpol", ["--interpolate"]),
+        (["surgery", "a", "b", "--swap", "1:2", "--only"], "att", ["attention"]),
+        (["eval", "a", "--weight"], "non", ["non-thinking="]),
+        (["eval", "a", "--format"], "m", ["markdown"]),
+    ],
+)
+def test_the_shell_completes(args: list[str], word: str, expected: list[str]) -> None:
+    completion = ShellComplete(cli.tinyq, {}, "tinyq", "_TINYQ_COMPLETE")
+    assert sorted(item.value for item in completion.get_completions(args, word)) == sorted(expected)
+
+
+def test_bash_asks_for_completions() -> None:
+    asked = {
+        **os.environ,
+        "_TINYQ_COMPLETE": "bash_complete",
+        "COMP_WORDS": "tinyq quantize a b iq4",
+        "COMP_CWORD": "4",
+    }
+    done = subprocess.run([sys.executable, "-m", "gguf_tools"], env=asked, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.split()) == ["plain,iq4_nl", "plain,iq4_xs"]
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_json_in_a_file(tinyq: Tinyq, qwen3_folder: Path, tmp_path: Path) -> Non
 
 def test_dry_run_shows_the_plan_and_writes_nothing(tinyq: Tinyq, hybrid_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    ran = tinyq("convert", hybrid_folder, out, "--dry-run")
+    ran = tinyq("convert", hybrid_folder, out, "--dry-run", "--wide")
     assert (ran.code, ran.err) == (0, "")
     assert left(tmp_path) == []
     rows = {line.split()[0]: line.split() for line in ran.out.splitlines() if ".weight" in line}

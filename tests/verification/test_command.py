@@ -51,7 +51,7 @@ def test_different(tinyq: Callable[..., Any], sources: Sources, quantized: Calla
     # Worst first.
     assert {tensor["name"] for tensor in found["tensors"][:2]} == {"blk.0.attn_q.weight", "blk.1.attn_q.weight"}
     assert found["tensors"][0]["error"] > 1
-    table = tinyq("verify", file, "--source", sources("llama")).out.splitlines()
+    table = tinyq("verify", file, "--source", sources("llama"), "--wide").out.splitlines()
     assert table[2].startswith("blk.")
     assert "holds the source's blk." in table[2]
 

@@ -101,4 +101,5 @@ class EvaluateResult(Shown):
 
     def _repr_html_(self) -> str:
         table = tables.table_of(self.scores, tables.short_names([one.model.path for one in self.scores]))
-        return f"<div>{table.html()}{''.join(block.html() for block in self.blocks())}</div>"
+        shown = [table, *self.blocks()] if len(self.scores) == 1 else self.blocks()
+        return f"<div>{''.join(block.html() for block in shown)}</div>"

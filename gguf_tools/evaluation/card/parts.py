@@ -19,6 +19,7 @@ from gguf_tools.evaluation.card.modes import Mode
 from gguf_tools.evaluation.card.repetition import repeated_ngrams
 from gguf_tools.evaluation.card.results import CardReport
 from gguf_tools.evaluation.card.statistics import apart, reach
+from gguf_tools.text import expected
 
 Float = npt.NDArray[np.float64]
 
@@ -59,7 +60,7 @@ def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
     """The default weights with some replaced. Raises InputError for an unknown part, or a weight out of range."""
     for name, weight in weights.items():
         if name not in DEFAULT_WEIGHTS:
-            raise InputError(f"part {name!r} is not known; expected one of {', '.join(DEFAULT_WEIGHTS)}")
+            raise InputError(f"part {name!r} is not known; {expected(name, DEFAULT_WEIGHTS)}")
         if not 0 <= weight <= MOST_WEIGHT:
             raise InputError(f"the weight of {name} is {weight}; expected a number from 0 to {MOST_WEIGHT:,}")
     merged = {**DEFAULT_WEIGHTS, **weights}

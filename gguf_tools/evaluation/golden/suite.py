@@ -17,6 +17,7 @@ from gguf_tools.evaluation.conformance import Case, cases
 from gguf_tools.evaluation.golden.write import FACTS, FORMAT, Golden, write_golden
 from gguf_tools.families.registry import own_families
 from gguf_tools.progress import CountProgress
+from gguf_tools.text import expected
 
 FILE = "model-f32.gguf"
 MOST_LOGITS = 950_000
@@ -63,8 +64,8 @@ def write_suite(
     chosen = [case for case in suite_cases() if not families or case.family.name in families]
     missing = set(families) - {case.family.name for case in chosen}
     if missing:
-        known = ", ".join(dict.fromkeys(case.family.name for case in suite_cases()))
-        raise InputError(f"there is no family {min(missing)}; the families are {known}")
+        known = dict.fromkeys(case.family.name for case in suite_cases())
+        raise InputError(f"there is no family {min(missing)}; {expected(min(missing), known, 'the families are')}")
     for n, case in enumerate(chosen):
         progress(n, len(chosen))
         place = folder / name_of(case)

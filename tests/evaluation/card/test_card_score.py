@@ -204,7 +204,8 @@ def test_weights_are_one_table() -> None:
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
-        ({"fact": 1.0}, "part 'fact' is not known; expected one of facts, completion, perplexity"),
+        ({"taste": 1.0}, "part 'taste' is not known; expected one of facts, completion, perplexity"),
+        ({"fact": 1.0}, "part 'fact' is not known; did you mean facts?"),
         ({"facts": -1.0}, "the weight of facts is -1.0; expected a number from 0 to 1,000,000"),
         ({"facts": 1e308}, "the weight of facts is 1e+308; expected a number from 0 to 1,000,000"),
         ({"facts": math.nan}, "the weight of facts is nan"),

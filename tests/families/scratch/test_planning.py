@@ -59,7 +59,7 @@ def test_a_forced_target_says_what_it_lacks(made: Made) -> None:
 
 
 def test_an_unknown_target(made: Made) -> None:
-    assert "target gpt5 is not known; the known targets are" in refusal(made("moe-model", "stacked"), target="gpt5")
+    assert "target wobble is not known; the known targets are" in refusal(made("moe-model", "stacked"), target="wobble")
 
 
 def test_approximation(made: Made, tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""What the shell completes: types, families, architectures, recipes, ops and question sets (click's completion protocol)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import click
+from click.shell_completion import CompletionItem
+
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def completer(words: Callable[[], Iterable[str]], *, files: bool = False) -> Completer:
+    """A function for `shell_complete` that completes the words, in any case, and with `files` also paths."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        items = _starting(words(), incomplete)
+        return [*items, CompletionItem(incomplete, type="file")] if files else items
+
+    return complete
+
+
+def _starting(words: Iterable[str], incomplete: str, before: str = "") -> list[CompletionItem]:
+    return [CompletionItem(before + word) for word in words if word.lower().startswith(incomplete.lower())]
+
+
+def recipe_types() -> list[str]:
+    """The types of whole files."""
+    from quant.recipes import RECIPES
+
+    return list(RECIPES)
+
+
+def tensor_types() -> list[str]:
+    """The types of single tensors that can be written."""
+    from quant.types import TYPES
+
+    return [kind.name for kind in TYPES if kind.encodes]
+
+
+def families() -> list[str]:
+    """The families of checkpoints and the values of model_type that they declare."""
+    from gguf_tools.families.registry import all_families
+
+    found = all_families()
+    return sorted({*(family.name for family in found), *(kind for family in found for kind in family.model_types)})
+
+
+def family_names() -> list[str]:
+    """The families of checkpoints."""
+    from gguf_tools.families.registry import all_families
+
+    return [family.name for family in all_families()]
+
+
+def architectures() -> list[str]:
+    """The llama.cpp architectures that checkpoints are converted to."""
+    from gguf_tools.targets.registry import all_targets
+
+    return sorted(target.name for target in all_targets())
+
+
+def shipped() -> list[str]:
+    """The bundled surgery recipes."""
+    from surgery.shipped import shipped_recipes
+
+    return list(shipped_recipes())
+
+
+def score_parts() -> list[str]:
+    """The components of the card's score, as --weight takes them."""
+    from gguf_tools.evaluation.card.parts import DEFAULT_WEIGHTS
+
+    return [f"{name.replace('_', '-')}=" for name in DEFAULT_WEIGHTS]
+
+
+def assigned_type(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The type in REGEX=TYPE."""
+    pattern, equals, kind = incomplete.rpartition("=")
+    return _starting(tensor_types(), kind, f"{pattern}=") if equals else []
+
+
+def surgery_parameters() -> list[click.Parameter]:
+    """The surgery options as click's own, which only completion sees (`WithSurgery` reads them before click does)."""
+    from surgery.algebra import HALVES
+    from surgery.ops import all_ops
+
+    completers: dict[str, Completer] = {
+        "recipe": completer(shipped, files=True),
+        "only": completer(lambda: HALVES),
+        "with": completer(list, files=True),
+    }
+    return [
+        click.Option([f"--{name}"], multiple=True, expose_value=False, shell_complete=completers.get(name))
+        for name in (*all_ops(), *completers)
+    ]
