@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 __version__ = "0.1.0"
 
 __all__ = [
+    "AskResult",
     "ConvertResult",
     "DescribeResult",
     "EvaluateResult",
@@ -22,6 +23,7 @@ __all__ = [
     "OperateResult",
     "QuantizeResult",
     "__version__",
+    "ask",
     "convert",
     "describe",
     "evaluate",
@@ -35,6 +37,7 @@ __all__ = [
 if TYPE_CHECKING:
     from typing import Any
 
+    from gguf_tools.api.ask import ask
     from gguf_tools.api.convert import convert
     from gguf_tools.api.describe import describe
     from gguf_tools.api.evaluate import evaluate
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from gguf_tools.api.open_gguf import open_gguf
     from gguf_tools.api.operate import operate
     from gguf_tools.api.quantize import quantize
+    from gguf_tools.api.results.conversation import AskResult
     from gguf_tools.api.results.conversion import ConvertResult
     from gguf_tools.api.results.description import DescribeResult
     from gguf_tools.api.results.evaluation import EvaluateResult
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
     from gguf_tools.inspection.result import Inspection
 
 _MODULES = {
+    "AskResult": "api.results.conversation",
     "ConvertResult": "api.results.conversion",
     "DescribeResult": "api.results.description",
     "EvaluateResult": "api.results.evaluation",
@@ -61,6 +66,7 @@ _MODULES = {
     "LoadedModel": "api.results.model",
     "OperateResult": "api.results.surgery",
     "QuantizeResult": "api.results.quantization",
+    "ask": "api.ask",
     "convert": "api.convert",
     "describe": "api.describe",
     "evaluate": "api.evaluate",

@@ -153,6 +153,11 @@ def show(text: str, *, err: bool = False) -> None:
     _echo(for_terminal(text), err=err)
 
 
+def show_part(text: str, *, err: bool = False) -> None:
+    """Print a part of a text that arrives in pieces, with control characters escaped as by `show`, and without a line break."""
+    _echo(for_terminal(text, None), nl=False, err=err)
+
+
 def _echo(text: str, *, nl: bool = True, err: bool = False) -> None:
     try:
         click.echo(text, nl=nl, err=err)

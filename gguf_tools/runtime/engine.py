@@ -350,6 +350,14 @@ class Engine:
         if not lib.llama_memory_seq_rm(lib.llama_get_memory(self._context), sequence, -1, -1):
             raise LlamaError(f"llama_memory_seq_rm failed for sequence {sequence}")
 
+    def truncate(self, length: int) -> bool:
+        """Forget all tokens of sequence 0 from position `length` on; False if the model's state cannot go back so far."""
+        return bool(lib.llama_memory_seq_rm(lib.llama_get_memory(self._context), 0, length, -1))
+
+    def draw(self, sampler: Any) -> int:
+        """A token drawn from the last batch's last logits by a llama.cpp sampler."""
+        return int(lib.llama_sampler_sample(sampler, self._context, -1))
+
     def reserve(self, context: int) -> None:
         """Create and free a context with llama.cpp's default settings, so that its log states the buffers' sizes.
 

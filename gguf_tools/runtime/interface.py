@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gguf_tools.errors import InputError
 from gguf_tools.progress import CountProgress
 
 
@@ -87,6 +88,32 @@ class LogLikelihood:
 
     value: float
     greedy: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen: the largest logit at a temperature of 0, else drawn as llama.cpp's samplers do it.
+
+    In this order: the `top_k` most likely tokens (0: all), of these the fewest with at least `top_p` of the probability, of these
+    those with at least `min_p` of the largest probability, drawn at `temperature` with `seed`.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise InputError, naming the option, for a value out of range."""
+        for name, most in (("temperature", 100.0), ("top_p", 1.0), ("min_p", 1.0)):
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise InputError(f"{name.replace('_', '-')} is {value}; expected a number from 0 to {most:g}")
+        for name, most in (("top_k", 1 << 30), ("seed", (1 << 32) - 2)):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= most:
+                raise InputError(f"{name.replace('_', '-')} is {value}; expected a whole number from 0 to {most}")
 
 
 @dataclass(frozen=True)

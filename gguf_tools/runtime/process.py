@@ -39,6 +39,7 @@ from gguf_tools.runtime.interface import (
     Message,
     ModelInfo,
     Node,
+    Sampling,
     Speed,
 )
 from gguf_tools.runtime.log import buffer_sizes, decisive_lines, last_lines
@@ -329,6 +330,20 @@ class Runtime:
                 found[index] = LogLikelihood(value, greedy)
             gone += size
         return [found[index] for index in range(len(requests))]
+
+    def read_tokens(self, start: int, tokens: Sequence[int], context: int) -> bool:
+        """Read tokens, `info.batch` at most, as the sequence's positions from `start` on; what followed `start` is forgotten.
+
+        A sequence starts at 0, with room for `context` tokens; `session.Session` keeps one. False if the model cannot go back to
+        `start`, or has forgotten the sequence by another computation: then start at 0.
+        """
+        header = {"start": start, "context": context}
+        return bool(self._call("read", header, self._one_batch(tokens, "read")).header["done"])
+
+    def next_token(self, previous: int | None, sampling: Sampling | None) -> int:
+        """The token after the sequence, into which `previous` is read first; `sampling` is given for the first of a text."""
+        header = {"previous": previous, "sampling": sampling and asdict(sampling)}
+        return int(self._call("next", header).header["token"])
 
     def speed(
         self, n_prompt: int = 512, n_generate: int = 64, repeat: int = 3, progress: CountProgress | None = None

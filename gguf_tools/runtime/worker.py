@@ -29,6 +29,9 @@ _WATCH_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_SECONDS = 0.1
 
+_KEEP_CONTINUATION = ("read", "next", "tokenize", "detokenize", "render")
+"""Requests that leave the engine's context as it is."""
+
 Answer = tuple[dict[str, Any], Array | None]
 
 
@@ -100,6 +103,7 @@ class _Service:
     def __init__(self, answers: FileIO) -> None:
         self._answers = answers
         self._engine: Any = None  # Engine; imported by `_load`, so that a failing import is reported as an answer
+        self._continuation: Any = None  # Continuation
         self._told = 0.0
 
     def serve(self, frame: Frame) -> Answer:
@@ -111,6 +115,8 @@ class _Service:
             "render": self._render,
             "logits": self._logits,
             "greedy": self._greedy,
+            "read": self._read,
+            "next": self._next,
             "log_likelihoods": self._log_likelihoods,
             "speed": self._speed,
             "reserve": self._reserve,
@@ -120,6 +126,8 @@ class _Service:
             "exchange": self._exchange,
             "intermediates": self._intermediates,
         }
+        if frame.header["op"] not in _KEEP_CONTINUATION:
+            self._end_continuation()
         return handlers[frame.header["op"]](frame.header, frame.array)
 
     def _progress(self, done: int, total: int) -> None:
@@ -173,6 +181,28 @@ class _Service:
         requests = [Request(ids, scored) for ids, scored in zip(tokens, header["scored"], strict=True)]
         sums, greedy = log_likelihoods(self._engine, requests, self._progress)
         return {"kind": "log_likelihoods", "sums": sums, "greedy": greedy}, None
+
+    def _end_continuation(self) -> None:
+        if self._continuation is not None:
+            self._continuation.end()
+            self._continuation = None
+
+    def _read(self, header: dict[str, Any], array: Any) -> Answer:
+        """Answers whether the tokens were read: not if the sequence is not there, or its state cannot go back to `start`."""
+        from gguf_tools.runtime.continuation import Continuation
+
+        if header["start"] == 0:
+            self._end_continuation()
+            self._continuation = Continuation(self._engine, header["context"])
+        done = self._continuation is not None and self._continuation.read(header["start"], array)
+        return {"kind": "read", "done": done}, None
+
+    def _next(self, header: dict[str, Any], _: Any) -> Answer:
+        if self._continuation is None:
+            raise LlamaError("no sequence has been read that could be continued")
+        if header["sampling"] is not None:
+            self._continuation.begin(header["sampling"])
+        return {"kind": "token", "token": self._continuation.next(header["previous"])}, None
 
     def _speed(self, header: dict[str, Any], _: Any) -> Answer:
         reading, writing = self._engine.speed(

@@ -112,6 +112,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         llama="run",
         cost="slow",
     ),
+    Scenario(
+        command="ask",
+        line="ask {in}/small.gguf Hello --tokens 4 --json {out}/report.json",
+        llama="run",
+        cost="slow",
+    ),
+    Scenario(command="chat", line="chat {in}/small.gguf --json {out}/report.json", llama="run", cost="slow"),
     Scenario(command="inspect", variant="folder", line="inspect {in}/checkpoint --json {out}/report.json", tells=True),
     Scenario(command="inspect", variant="GGUF", line="inspect {in}/f32.gguf --json {out}/report.json", tells=True),
     Scenario(

@@ -73,11 +73,12 @@ class ChatModes:
         system_turn = [{"role": "system", "content": question.system}] if question.system else []
         messages = [*system_turn, {"role": "user", "content": question.asked}]
         try:
-            return runtime.render_chat(messages, **self._options(mode))
+            return runtime.render_chat(messages, **self.options(mode))
         except InputError as error:
             raise InputError(f"{error}; the question is {shown(question.question)}") from error
 
-    def _options(self, mode: Mode) -> dict[str, Any]:
+    def options(self, mode: Mode) -> dict[str, Any]:
+        """The variables of the template that ask for this mode."""
         return _switched(mode == "thinking") if self.switch else {}
 
 
