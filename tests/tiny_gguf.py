@@ -31,9 +31,10 @@ def _byte_characters() -> list[str]:
     return [chr(byte) if byte in plain else chr(256 + rest.index(byte)) for byte in range(256)]
 
 
-def add_vocabulary(writer: GGUFWriter, chat: bool) -> None:
-    """A byte-level vocabulary of VOCAB tokens."""
+def add_vocabulary(writer: GGUFWriter, chat: bool, size: int = VOCAB) -> None:
+    """A byte-level vocabulary of VOCAB tokens, and unused ones up to `size`."""
     tokens = [*_byte_characters(), "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"]
+    tokens += [f"<|unused {number}|>" for number in range(size - VOCAB)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -170,7 +171,7 @@ def write_hybrid(path: Path, layers: int = 4, seed: int = 0) -> Path:
 
 
 def _finish(writer: GGUFWriter, tensors: Tensors, chat: bool) -> Path:
-    add_vocabulary(writer, chat)
+    add_vocabulary(writer, chat, len(tensors["token_embd.weight"]))
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

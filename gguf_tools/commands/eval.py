@@ -70,7 +70,11 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
     help="Number of tokens to generate after each prompt or text.",
 )
 @engine_options
-@click.option("--context", type=click.IntRange(min=1), help="Context length in tokens; by default as long as needed.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Context length in tokens, by default as long as needed; --text is compared in pieces of this length (else of 512).",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["f32", "f64"]),

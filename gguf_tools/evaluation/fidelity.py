@@ -10,19 +10,20 @@ is needed, and the same run gives the logits for the teacher-forced comparison.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_tools.errors import InputError
+from gguf_tools.evaluation.logit_pairs import ReferenceLike, compared
 from gguf_tools.evaluation.metrics import NO_TARGET, FidelityAccumulator, FidelityMetrics, Logits
-from gguf_tools.evaluation.prompts import Prompt, begins, default_prompts, render_prompt, text_pieces
+from gguf_tools.evaluation.prompts import TEXT_CHUNK, Prompt, begins, default_prompts, render_prompt, text_pieces
 from gguf_tools.formats.digest import json_digest
 from gguf_tools.progress import StageProgress
-from gguf_tools.runtime.interface import RuntimeLike
+from gguf_tools.runtime.interface import BlockRuntime, RuntimeLike
 
 ReferenceEncode = Callable[[str, bool], Sequence[int]]
 """The reference's tokenizer: (text, whether to add special tokens such as BOS and EOS) → ids. Special tokens in the text are
@@ -31,16 +32,8 @@ recognised, as in the tokenizers library."""
 
 Verdict = Literal["tie", "fault"]
 
-_REFERENCE_BYTES = 256 << 20  # logits of one batch of the reference, at 8 bytes each
 _TIE_SIGMAS = 4.0
 _MAX_NOISE = 0.3
-
-
-class ReferenceLike(Protocol):
-    """A reference model: stateless, with batches of sequences."""
-
-    def logits(self, sequences: list[list[int]]) -> Sequence[Logits]:
-        """For each sequence the logits of every position, shape (T, n_vocab), float32 or float64."""
 
 
 @dataclass(frozen=True)
@@ -128,21 +121,22 @@ class _Pending:
 
 
 def evaluate_fidelity(
-    runtime: RuntimeLike,
+    runtime: BlockRuntime,
     reference: ReferenceLike,
     encode: ReferenceEncode | None = None,
     prompts: Sequence[Prompt] | None = None,
     n_generate: int = 100,
     *,
     text: str | None = None,
+    piece_tokens: int = TEXT_CHUNK,
     stop: frozenset[int] = frozenset(),
     chat_options: Mapping[str, Any] | None = None,
     progress: StageProgress | None = None,
 ) -> FidelityReport:
     """Compare llama.cpp with a reference over `prompts` (by default the built-in ones that suit the model).
 
-    `encode` is the reference's tokenizer. `text` is a longer passage, compared teacher-forced in pieces of at most 512
-    tokens. Generation stops only at tokens in `stop`, not at EOS, so that every prompt gives `n_generate` tokens.
+    `encode` is the reference's tokenizer. `text` is a longer passage, compared teacher-forced in pieces of at most
+    `piece_tokens` tokens. Generation stops only at tokens in `stop`, not at EOS, so that every prompt gives `n_generate` tokens.
     `chat_options` are passed to the chat template. Prompts that are empty or fill the context are skipped, and those that
     leave room for fewer than `n_generate` tokens get a shorter continuation; the report's notes list both.
 
@@ -162,28 +156,25 @@ def evaluate_fidelity(
     counts = [case.n_generate for case in cases]
     generated = runtime.greedy([c.ids for c in cases], counts, stop, lambda done, total: tell("greedy", done, total))
     sequences = [case.ids + list(result.tokens) for case, result in zip(cases, generated, strict=True)]
-    pieces = text_pieces(runtime, text) if text else []
-    total = len(sequences) + len(pieces)
+    pieces = text_pieces(runtime, text, piece_tokens) if text else []
+    given = [case.ids for case in cases] + pieces
+    names = [f"prompt {case.index}" for case in cases] + [f"text piece {number}" for number in range(len(pieces))]
+    drafts = [_Draft(case, result.tokens) for case, result in zip(cases, generated, strict=True)]
     accumulator = FidelityAccumulator()
-    prefixes: list[int] = []
-    pending: list[_Pending] = []
-    for done, (ours, theirs) in enumerate(_pairs(runtime, reference, sequences + pieces)):
-        if done < len(cases):
-            case, tokens = cases[done], generated[done].tokens
-            targets = _targets(case.ids, len(sequences[done]))
-            accumulator.add(ours, theirs, targets, f"prompt {case.index}")
-            prefix, difference = _first_difference(case, tokens, ours, theirs)
-            prefixes.append(prefix)
-            pending += [] if difference is None else [difference]
-        else:
-            piece = pieces[done - len(cases)]
-            accumulator.add(ours, theirs, _targets(piece, len(piece)), f"text piece {done - len(cases)}")
-        tell("compare", done + 1, total)
+    done, total = 0, sum(map(len, sequences + pieces))
+    for index, start, ours, theirs in compared(runtime, reference, sequences + pieces, tell):
+        targets = _targets(given[index], start, len(ours))
+        accumulator.add(ours, theirs, targets, names[index], start)
+        if index < len(drafts):
+            drafts[index].verify(start, ours, theirs)
+        done += len(ours)
+        tell("compare", done, total)
     metrics = accumulator.result()
+    pending = [draft.difference for draft in drafts if draft.difference]
     return FidelityReport(
         metrics=metrics,
         greedy_exact_match=1.0 - len(pending) / len(cases),
-        greedy_mean_prefix=float(np.mean(prefixes)),
+        greedy_mean_prefix=float(np.mean([draft.prefix for draft in drafts])),
         tokens_equal=tokens_equal,
         n_generate=n_generate,
         first_differences=tuple(_judge(runtime, difference, metrics) for difference in pending),
@@ -276,48 +267,47 @@ def _tokens_differ(ours: Sequence[int], theirs: Sequence[int]) -> str:
     return f"tokenized differently from token {at}: {first} by llama.cpp, {second} by the reference"
 
 
-def _targets(given: Sequence[int], length: int) -> npt.NDArray[np.int64]:
-    """The next token at each of `length` positions if it is among the given ones, else NO_TARGET."""
-    targets = np.full(length, NO_TARGET, dtype=np.int64)
-    targets[: len(given) - 1] = given[1:]
+def _targets(given: Sequence[int], first: int, count: int) -> npt.NDArray[np.int64]:
+    """The next token at each of `count` positions from `first` on, if it is among the given ones, else NO_TARGET."""
+    targets = np.full(count, NO_TARGET, dtype=np.int64)
+    following = given[first + 1 : first + 1 + count]
+    targets[: len(following)] = following
     return targets
 
 
-def _pairs(
-    runtime: RuntimeLike, reference: ReferenceLike, sequences: Sequence[list[int]]
-) -> Iterator[tuple[Logits, Logits]]:
-    """(reference, model) logits of each sequence; the reference runs batches of at most `_REFERENCE_BYTES` of logits."""
-    most = max(1, _REFERENCE_BYTES // (8 * max(runtime.info.n_vocab, 1)))
-    batch: list[list[int]] = []
-    for index, sequence in enumerate(sequences):
-        batch.append(sequence)
-        following = sequences[index + 1] if index + 1 < len(sequences) else None
-        if following is not None and sum(map(len, batch)) + len(following) <= most:
-            continue
-        answers = reference.logits(batch)
-        if len(answers) != len(batch):
-            raise InputError(f"the reference returned logits of {len(answers)} sequences; expected {len(batch)}")
-        yield from zip(answers, runtime.iter_logits(batch), strict=True)
-        batch = []
+class _Draft:
+    """A continuation that the reference verifies, block by block.
 
+    `prefix` is the number of its tokens from the start that equal the reference's, `difference` the one after them, if any.
+    """
 
-def _first_difference(
-    case: _Case, tokens: Sequence[int], reference: Logits, model: Logits
-) -> tuple[int, _Pending | None]:
-    """Number of tokens from the start that equal the reference's, and the difference after them, if there is one."""
-    start = len(case.ids) - 1
-    chosen = reference[start : start + len(tokens)].argmax(axis=-1)
-    wrong = np.flatnonzero(chosen != np.asarray(tokens, dtype=np.int64))
-    if not wrong.size:
-        return len(tokens), None
-    position = int(wrong[0])
-    pair = (tokens[position], int(chosen[position]))
-    ours, theirs = reference[start + position], model[start + position]
-    logits_model = (float(theirs[pair[0]]), float(theirs[pair[1]]))
-    logits_reference = (float(ours[pair[0]]), float(ours[pair[1]]))
-    return position, _Pending(
-        index=case.index, position=position, tokens=pair, logits_model=logits_model, logits_reference=logits_reference
-    )
+    def __init__(self, case: _Case, tokens: Sequence[int]) -> None:
+        self.prefix = 0
+        self.difference: _Pending | None = None
+        self._case = case
+        self._tokens = np.asarray(tokens, dtype=np.int64)
+
+    def verify(self, start: int, reference: Logits, model: Logits) -> None:
+        """Look at the logits of both sides from position `start` on; blocks come in order."""
+        before = len(self._case.ids) - 1  # the position whose logits give the first token
+        first, end = (min(max(at - before, 0), len(self._tokens)) for at in (start, start + len(reference)))
+        if self.difference or first == end:
+            return
+        row = before + first - start
+        chosen = reference[row : row + end - first].argmax(axis=-1)
+        wrong = np.flatnonzero(chosen != self._tokens[first:end])
+        self.prefix += int(wrong[0]) if wrong.size else end - first
+        if not wrong.size:
+            return
+        pair = (int(self._tokens[self.prefix]), int(chosen[wrong[0]]))
+        ours, theirs = (side[row + wrong[0]] for side in (reference, model))
+        self.difference = _Pending(
+            index=self._case.index,
+            position=self.prefix,
+            tokens=pair,
+            logits_model=(float(theirs[pair[0]]), float(theirs[pair[1]])),
+            logits_reference=(float(ours[pair[0]]), float(ours[pair[1]])),
+        )
 
 
 def _judge(runtime: RuntimeLike, pending: _Pending, metrics: FidelityMetrics) -> FirstDifference:

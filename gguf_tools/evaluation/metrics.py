@@ -111,31 +111,39 @@ class FidelityAccumulator:
         self._noise: list[Float] = []
         self._spread: list[Float] = []
 
-    def add(self, reference: Logits, model: Logits, targets: Targets | None = None, name: str | None = None) -> None:
+    def add(
+        self,
+        reference: Logits,
+        model: Logits,
+        targets: Targets | None = None,
+        name: str | None = None,
+        first: int = 0,
+    ) -> None:
         """Add one prompt's logits, both (T, V), and the token that follows each position, (T,) or None.
 
-        `targets` may contain NO_TARGET. `name` is the name of the prompt in errors, by default its number. Raises InputError
-        if shapes differ or a logit of the reference is not finite, LlamaError if one of the model is not.
+        `targets` may contain NO_TARGET. `name` is the name of the prompt in errors, by default its number. A long prompt may be
+        added in blocks: `first` is the position of the block's first row, 0 for a new prompt. Raises InputError if shapes
+        differ or a logit of the reference is not finite, LlamaError if one of the model is not.
         """
-        name = f"prompt {self._n_prompts}" if name is None else name
+        self._n_prompts += first == 0
+        name = f"prompt {self._n_prompts - 1}" if name is None else name
         if reference.shape != model.shape or reference.ndim != 2:
             raise InputError(
                 f"{name}: the reference's logits have shape {reference.shape}, the model's {model.shape};"
                 " expected the same shape (tokens, vocabulary), so this is not the model's reference"
             )
-        for start, first, second in _blocks(reference, model):
-            _check_finite(second, f"{name}: the model's", start, LlamaError)
-            _check_finite(first, f"{name}: the reference's", start, InputError)
-            self._add_block(first, second)
-            first, second = log_softmax(first), log_softmax(second)
-            self._kl.append(_kl(first, second))
+        for start, one, other in _blocks(reference, model):
+            _check_finite(other, f"{name}: the model's", first + start, LlamaError)
+            _check_finite(one, f"{name}: the reference's", first + start, InputError)
+            self._add_block(one, other)
+            one, other = log_softmax(one), log_softmax(other)
+            self._kl.append(_kl(one, other))
             if targets is not None:
-                part = targets[start : start + len(first)]
+                part = targets[start : start + len(one)]
                 rows = np.flatnonzero(part != NO_TARGET)
                 self._n_targets += len(rows)
-                self._nll_reference -= float(first[rows, part[rows]].sum())
-                self._nll_model -= float(second[rows, part[rows]].sum())
-        self._n_prompts += 1
+                self._nll_reference -= float(one[rows, part[rows]].sum())
+                self._nll_model -= float(other[rows, part[rows]].sum())
 
     def _add_block(self, reference: Float, model: Float) -> None:
         difference = model - reference

@@ -119,10 +119,10 @@ def prompt_ids(runtime: RuntimeLike, text: str) -> list[int]:
     return runtime.tokenize(text, add_special=not begins(runtime, text), parse_special=True)
 
 
-def text_pieces(runtime: RuntimeLike, text: str) -> list[list[int]]:
-    """The text's ids in pieces of at most `TEXT_CHUNK` tokens or the context, each with BOS if the whole text has it."""
+def text_pieces(runtime: RuntimeLike, text: str, most: int = TEXT_CHUNK) -> list[list[int]]:
+    """The text's ids in pieces of at most `most` tokens or the context, each with BOS if the whole text has it."""
     ids = runtime.tokenize(text, add_special=True, parse_special=False)
     head = ids[:1] if runtime.info.add_bos and ids[:1] == [runtime.info.bos] else []
     body = ids[len(head) :]
-    size = max(min(runtime.context_limit, TEXT_CHUNK) - len(head), 1)
+    size = max(min(runtime.context_limit, most) - len(head), 1)
     return [head + body[start : start + size] for start in range(0, len(body), size)]

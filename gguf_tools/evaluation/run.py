@@ -14,10 +14,11 @@ from gguf_tools.evaluation.card.as_json import card_dict
 from gguf_tools.evaluation.card.parts import overall
 from gguf_tools.evaluation.card.results import CardReport
 from gguf_tools.evaluation.card.suite import CardOptions, run_card
-from gguf_tools.evaluation.fidelity import FidelityReport, ReferenceLike, evaluate_fidelity
+from gguf_tools.evaluation.fidelity import FidelityReport, evaluate_fidelity
+from gguf_tools.evaluation.logit_pairs import ReferenceLike
 from gguf_tools.evaluation.oracle import Oracles, parse_oracle
 from gguf_tools.evaluation.oracle_check import OracleCheck, transformers_name
-from gguf_tools.evaluation.prompts import Prompt
+from gguf_tools.evaluation.prompts import TEXT_CHUNK, Prompt
 from gguf_tools.evaluation.reference_source import Checkpoints, Operate, ReferenceSource, find_reference
 from gguf_tools.evaluation.transformers_model import TransformersModel
 from gguf_tools.formats.gguf import keys
@@ -147,7 +148,14 @@ def evaluate_file(
         found = oracles.check(source, runtime, prompts, text) if oracles else None
         reference = load() if load else load_reference(source, dtype)
         fidelity = evaluate_fidelity(
-            runtime, reference, source.encode, prompts, n_generate, text=text, progress=progress
+            runtime,
+            reference,
+            source.encode,
+            prompts,
+            n_generate,
+            text=text,
+            piece_tokens=options.context_length or TEXT_CHUNK,
+            progress=progress,
         )
         measured = runtime.speed() if speed else None
         facts, engine = facts_of(path, runtime.info), engine_facts(runtime)

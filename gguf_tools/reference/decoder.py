@@ -1,12 +1,13 @@
 """The forward pass of a decoder in plain torch, as specified by its `ModelSpec`.
 
-There is no cache: a call runs whole token sequences and returns the logits of every position. Sequences of different lengths
-are padded on the right, which does not affect earlier positions because every mixer is causal.
+A call runs whole token sequences and returns the logits of every position. Sequences of different lengths are padded on the
+right, which does not affect earlier positions because every mixer is causal. A long sequence is read layer by layer, each layer
+in blocks (`Reference.blocks`), so that neither scores nor logits of the whole sequence are in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -18,10 +19,12 @@ from gguf_tools.errors import UnsupportedError
 from gguf_tools.model.features import undeclared
 from gguf_tools.model.rope import LongRopeScaling
 from gguf_tools.model.spec import Attention, LayerSpec, Mamba2, Mixer, Model, ModelSpec, MoE, ShortConv
+from gguf_tools.progress import CountProgress
 from gguf_tools.reference.feed_forward import dense, moe
 from gguf_tools.reference.mixers import attention, delta_net
 from gguf_tools.reference.norm import normed
 from gguf_tools.reference.observe import OUTSIDE, Observe, Observer, unobserved
+from gguf_tools.reference.past import Past
 from gguf_tools.reference.state_space import mamba2, short_conv
 from gguf_tools.reference.weights import Weights, load_all
 
@@ -201,6 +204,37 @@ class Reference:
             hidden = self.forward(tokens)
             return [self.head(hidden[row, : len(sequence)]).numpy() for row, sequence in enumerate(sequences)]
 
+    def blocks(
+        self, tokens: Sequence[int], size: int, progress: CountProgress | None = None
+    ) -> Iterator[NDArray[np.floating]]:
+        """The logits of one sequence, `size` positions at a time, shape (size or fewer, vocab_size).
+
+        Besides the weights, memory holds the residual stream of all positions, the keys and values of one layer, and what one
+        block takes. The results are those of `logits` up to rounding. `progress` counts the layers that have read the sequence.
+        """
+        x = self._through(torch.tensor([list(tokens)]), size, progress)
+        for start in range(0, x.shape[1], size):
+            yield self._logits_of(x[:, start : start + size])
+
+    @torch.inference_mode()
+    def _through(self, tokens: torch.Tensor, size: int, progress: CountProgress | None) -> torch.Tensor:
+        """The residual stream after the last layer, (1, length, hidden), each layer having read `size` positions at a time."""
+        x = self.embed(tokens)
+        for n, layer in enumerate(self.spec.layers):
+            past = Past(x.shape[1])
+            for start in range(0, x.shape[1], size):
+                part = x[:, start : start + size]
+                x[:, start : start + size] = self.layer(n, layer, part, past=past)
+                past.advance(part.shape[1])
+            if progress:
+                progress(n + 1, len(self.spec.layers))
+        return x
+
+    @torch.inference_mode()
+    def _logits_of(self, x: torch.Tensor) -> NDArray[np.floating]:
+        result: NDArray[np.floating] = self.head(self.final_norm(x))[0].numpy()
+        return result
+
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits, shape (…, vocab_size), of final normed hidden states (…, hidden)."""
         matrix = self.weights["embedding" if self.spec.tied else "output"]
@@ -231,16 +265,18 @@ class Reference:
             observe(OUTSIDE, "logits", self.head(x))
         return x
 
-    def layer(self, n: int, layer: LayerSpec, x: torch.Tensor, observer: Observer | None = None) -> torch.Tensor:
-        """Layer n on the residual stream x, shape (batch, length, hidden)."""
+    def layer(
+        self, n: int, layer: LayerSpec, x: torch.Tensor, observer: Observer | None = None, past: Past | None = None
+    ) -> torch.Tensor:
+        """Layer n on the residual stream x, shape (batch, length, hidden), which follows what `past` holds."""
         weights = self.layers[n]
         observe: Observe = partial(observer, n) if observer else unobserved
         x = x * layer.input_scale
         read = normed(x, layer.mixer_norm, weights, "mixer_norm")
         observe("mixer_norm", read)
-        mixed = mix(layer.mixer, weights, read, observe)
+        mixed = mix(layer.mixer, weights, read, observe, past)
         if layer.beside:
-            mixed = mixed + mamba2(layer.beside, weights, read, observe)
+            mixed = mixed + mamba2(layer.beside, weights, read, observe, past)
         observe("mixer_out", mixed)
         mixed = normed(mixed, layer.mixer_post_norm, weights, "mixer_post_norm")
         observe("mixer_post_norm", mixed)
@@ -269,12 +305,14 @@ def _limits(spec: ModelSpec) -> list[int]:
     return sorted({scaling.original_context for scaling in scalings})
 
 
-def mix(mixer: Mixer, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
-    """What the mixer makes of the normed activations x; both have shape (batch, length, hidden)."""
+def mix(
+    mixer: Mixer, weights: Weights, x: torch.Tensor, observe: Observe = unobserved, past: Past | None = None
+) -> torch.Tensor:
+    """What the mixer makes of the normed activations x after those that `past` holds; both are (batch, length, hidden)."""
     if isinstance(mixer, Attention):
-        return attention(mixer, weights, x, observe)
+        return attention(mixer, weights, x, observe, past)
     if isinstance(mixer, ShortConv):
-        return short_conv(mixer, weights, x, observe)
+        return short_conv(mixer, weights, x, observe, past)
     if isinstance(mixer, Mamba2):
-        return mamba2(mixer, weights, x, observe)
-    return delta_net(mixer, weights, x, observe)
+        return mamba2(mixer, weights, x, observe, past)
+    return delta_net(mixer, weights, x, observe, past)

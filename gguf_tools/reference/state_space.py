@@ -7,37 +7,50 @@ from torch.nn import functional
 
 from gguf_tools.model.spec import Mamba2, ShortConv
 from gguf_tools.reference.observe import Observe, unobserved
+from gguf_tools.reference.past import Past
 from gguf_tools.reference.weights import Weights
 
 
-def short_conv(spec: ShortConv, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
-    """Gated short convolution of LFM2; x and the result have shape (batch, length, hidden)."""
+def short_conv(
+    spec: ShortConv, weights: Weights, x: torch.Tensor, observe: Observe = unobserved, past: Past | None = None
+) -> torch.Tensor:
+    """Gated short convolution of LFM2; x and the result have shape (batch, length, hidden), after what `past` holds."""
     projected = functional.linear(x, weights["conv.in"], weights.get("conv.in_bias"))
     observe("conv.in", projected)
     gate, after, values = projected.chunk(3, dim=-1)
     observe("conv.gated", gate * values)
-    conv = causal_conv(gate * values, weights["conv.kernel"], weights.get("conv.kernel_bias"))
+    conv = causal_conv(gate * values, weights["conv.kernel"], weights.get("conv.kernel_bias"), past)
     observe("conv.conv", conv)
     observe("conv.after", after * conv)
     return functional.linear(after * conv, weights["conv.o"], weights.get("conv.o_bias"))
 
 
-def causal_conv(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def causal_conv(
+    x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None, past: Past | None = None
+) -> torch.Tensor:
     """Each channel of x, shape (batch, length, channels), convolved with its row of `kernel` (channels, tokens).
 
-    The last weight of a row belongs to the token itself; before the first token the input is 0.
+    The last weight of a row belongs to the token itself; before the first token the input is 0, before x what `past` keeps.
     """
-    padded = functional.pad(x.transpose(1, 2), (kernel.shape[1] - 1, 0))
+    before = past.kept("conv") if past else None
+    if before is None:
+        before = x.new_zeros(x.shape[0], kernel.shape[1] - 1, x.shape[2])
+    padded = torch.cat([before, x], dim=1)
+    if past:
+        past.keep("conv", padded[:, x.shape[1] :])
+    padded = padded.transpose(1, 2)
     return functional.conv1d(padded, kernel[:, None, :], bias, groups=kernel.shape[0]).transpose(1, 2)
 
 
-def mamba2(spec: Mamba2, weights: Weights, x: torch.Tensor, observe: Observe = unobserved) -> torch.Tensor:
-    """Mamba-2 by its recurrence over tokens; x and the result have shape (batch, length, hidden)."""
+def mamba2(
+    spec: Mamba2, weights: Weights, x: torch.Tensor, observe: Observe = unobserved, past: Past | None = None
+) -> torch.Tensor:
+    """Mamba-2 by its recurrence over tokens; x and the result have shape (batch, length, hidden), after what `past` holds."""
     batch, length, _ = x.shape
     parts = [functional.linear(x, weights[f"ssm.{name}"], weights.get(f"ssm.{name}_bias")) for name in spec.widths]
     observe("ssm.in", torch.cat(parts, dim=-1))
     z, values, b, c, step = parts
-    mixed = causal_conv(torch.cat([values, b, c], dim=-1), weights["ssm.conv"], weights.get("ssm.conv_bias"))
+    mixed = causal_conv(torch.cat([values, b, c], dim=-1), weights["ssm.conv"], weights.get("ssm.conv_bias"), past)
     values, b, c = torch.split(functional.silu(mixed), [spec.widths[name] for name in "xbc"], dim=-1)
     values = values.reshape(batch, length, spec.heads, spec.head_dim)
     b, c = (
@@ -52,11 +65,15 @@ def mamba2(spec: Mamba2, weights: Weights, x: torch.Tensor, observe: Observe = u
         step = step.clamp(*spec.step_limit)
     rate = weights["ssm.decay"] if spec.decay == "rate" else -weights["ssm.decay"].exp()
     observe("ssm.step", step)
-    decay, state, out = (rate * step).exp(), x.new_zeros(batch, spec.heads, spec.head_dim, spec.state), []
+    decay, out = (rate * step).exp(), []
+    kept = past.kept("ssm.state") if past else None
+    state = x.new_zeros(batch, spec.heads, spec.head_dim, spec.state) if kept is None else kept
     for t in range(length):
         added = (step[:, t, :, None] * values[:, t])[..., None] * b[:, t, :, None]
         state = decay[:, t, :, None, None] * state + added
         out.append(torch.einsum("bhps,bhs->bhp", state, c[:, t]))
+    if past:
+        past.keep("ssm.state", state)
     y = torch.stack(out, dim=1)
     observe("ssm.scan", y)
     observe("ssm.state", state[:, None])

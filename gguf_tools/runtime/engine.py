@@ -32,6 +32,8 @@ _KV_TYPES: dict[str, tuple[int, float]] = {  # ggml's type number, bytes per val
 }
 _MAX_BATCH = 512
 _MIN_BATCH = 64
+_MIN_BLOCK = 32
+_SCORE_BYTES = 128 << 20  # attention scores of one block, of which llama.cpp holds two or three
 _OUTPUT_BYTES = 256 << 20  # logits of one batch, which llama.cpp holds twice (graph and output buffer)
 _CACHE_BYTES = 1 << 30  # KV cache and recurrent states of the sequences that are decoded together
 MAX_PARALLEL = 64
@@ -52,7 +54,8 @@ class Engine:
         lib.llama_backend_init()
         self._options = options
         self._context: Any = None
-        self._context_size = (0, 0, False)
+        self._context_size = (0, 0, False, 0)
+        self._read = -1  # tokens of the sequence that `block` reads; -1 if there is none
         self._observer: Any = None
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options["gpu_layers"]
@@ -156,6 +159,28 @@ class Engine:
             out[start : start + len(part)] = self.outputs(len(part))
             progress(start + len(part), len(tokens))
         return out
+
+    def block(self, tokens: Tokens, start: int, context: int) -> Logits:
+        """The logits of the next block of a sequence that is read block by block: (T, n_vocab) float32, valid until the next.
+
+        `start` is the number of its tokens read before, `context` that of all. A block has `block_size` tokens at most. Raises
+        LlamaError, also if another request came between.
+        """
+        if not start:
+            self.prepare(1, context, batch=self.block_size(context))
+            self._read = 0
+        if start != self._read:
+            raise LlamaError(f"the block begins at token {start}, but {self._read} tokens were read")
+        positions = np.arange(start, start + len(tokens), dtype=np.int32)
+        self.decode(tokens, positions, np.zeros_like(tokens), np.ones(len(tokens), dtype=np.int8))
+        self._read += len(tokens)
+        return self.outputs(len(tokens))
+
+    def block_size(self, context: int) -> int:
+        """Tokens of a block in a context of this length: fewer in a long one, so that the attention scores stay within bounds."""
+        heads = max(int(lib.llama_model_n_head(self._model)), 1)
+        room = _SCORE_BYTES // (4 * heads * max(context, 1))
+        return min(max(1 << max(room.bit_length() - 1, 0), _MIN_BLOCK), self.n_batch)
 
     def _read_prompt(self, tokens: Tokens, sequence: int) -> Logits:
         for start in range(0, len(tokens), self.n_batch):
@@ -305,15 +330,19 @@ class Engine:
         room = int(_CACHE_BYTES // max(layers * (cache + state), 1))
         return max(1, min(wanted, room, MAX_PARALLEL, int(lib.llama_max_parallel_sequences())))
 
-    def prepare(self, n_seq: int, context: int, shared: bool = False) -> None:
+    def prepare(self, n_seq: int, context: int, shared: bool = False, batch: int | None = None) -> None:
         """Make the context empty, with room for `n_seq` sequences of `context` tokens each, or in total if `shared`.
 
         Sequences in a shared cache can have their first tokens in common (`copy_sequence` copies nothing there), but every
-        token attends over all cells of the cache, those of other sequences masked. Raises LlamaError.
+        token attends over all cells of the cache, those of other sequences masked. At most `batch` tokens are decoded at once, by
+        default `n_batch`. Raises LlamaError.
         """
-        have_seq, have_context, have_shared = self._context_size
+        self._read = -1
+        batch = batch or max(self.n_batch, n_seq)
+        have_seq, have_context, have_shared, have_batch = self._context_size
         enough = have_seq >= n_seq if shared else have_seq == n_seq
-        if self._context is not None and have_shared == shared and enough and have_context >= context:
+        alike = have_shared == shared and have_batch == batch
+        if self._context is not None and alike and enough and have_context >= context:
             lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
             return
         self.close_context()
@@ -323,7 +352,7 @@ class Engine:
             (1 if shared else n_seq) * -(-context // 256) * 256
         )  # llama.cpp pads each sequence's share to 256
         params.n_seq_max = n_seq
-        params.n_batch = params.n_ubatch = max(self.n_batch, n_seq)
+        params.n_batch = params.n_ubatch = batch
         params.n_threads = params.n_threads_batch = options["threads"]
         params.type_k = params.type_v = _KV_TYPES[options["kv_type"]][0]
         params.flash_attn_type = (
@@ -339,7 +368,7 @@ class Engine:
         if not self._context:
             self._context = None
             raise LlamaError(f"cannot create a context for {n_seq} sequences of {context} tokens")
-        self._context_size = (n_seq, context, shared)
+        self._context_size = (n_seq, context, shared, batch)
 
     def copy_sequence(self, source: int, target: int) -> None:
         """Make the empty sequence `target` start with all tokens of `source`."""

@@ -198,3 +198,13 @@ class RuntimeLike(Protocol):
         self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], progress: CountProgress | None = None
     ) -> list[LogLikelihood]:
         """The log-likelihood of each continuation after its context."""
+
+
+class BlockRuntime(RuntimeLike, Protocol):
+    """A runtime that also reads a sequence block by block."""
+
+    def block_size(self, sequence: Sequence[int]) -> int:
+        """Tokens of a block of `iter_blocks`."""
+
+    def iter_blocks(self, sequence: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
+        """One sequence's logits, `block_size` positions at a time."""

@@ -256,6 +256,21 @@ class Runtime:
         for sequence in sequences:
             yield _array(self._call("logits", {"context": context}, self._ids([sequence], "logits")))
 
+    def block_size(self, sequence: Sequence[int]) -> int:
+        """Tokens of a block of `iter_blocks`: `info.batch`, or fewer in a long context."""
+        return int(self._call("block_size", {"context": len(sequence)}).header["size"])
+
+    def iter_blocks(self, sequence: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
+        """One sequence's logits, `block_size` positions at a time: (T, n_vocab) float32 each, the last with fewer positions.
+
+        Computed lazily, so that memory holds one block. No other request may come between two blocks; LlamaError then.
+        """
+        self._check_lengths([sequence], 0)
+        ids, size = self._ids([sequence], "blocks"), self.block_size(sequence)
+        for start in range(0, len(ids), size):
+            header = {"start": start, "context": len(ids)}
+            yield _array(self._call("block", header, ids[start : start + size]))
+
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
         """`iter_logits` as a list, which takes 4 bytes × tokens × vocabulary of memory."""
         return list(self.iter_logits(sequences))

@@ -114,6 +114,8 @@ class _Service:
             "detokenize": self._detokenize,
             "render": self._render,
             "logits": self._logits,
+            "block_size": self._block_size,
+            "block": self._block,
             "greedy": self._greedy,
             "read": self._read,
             "next": self._next,
@@ -164,6 +166,12 @@ class _Service:
 
     def _logits(self, header: dict[str, Any], array: Any) -> Answer:
         return {"kind": "logits"}, self._engine.logits(array, header["context"], self._progress)
+
+    def _block_size(self, header: dict[str, Any], _: Any) -> Answer:
+        return {"kind": "block_size", "size": self._engine.block_size(header["context"])}, None
+
+    def _block(self, header: dict[str, Any], array: Any) -> Answer:
+        return {"kind": "block"}, self._engine.block(array, header["start"], header["context"])
 
     def _greedy(self, header: dict[str, Any], array: Any) -> Answer:
         from gguf_tools.runtime.generation import Ends, greedy

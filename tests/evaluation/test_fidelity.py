@@ -116,7 +116,7 @@ def test_identical(dense_runtime: Runtime) -> None:
     assert found["first_differences"] == found["notes"] == []
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert seen[-1][0] == "compare"
-    assert seen[-1][1] == seen[-1][2] == found["n_prompts"]
+    assert seen[-1][1] == seen[-1][2] == found["n_tokens"]
     text = text_of(report, Speed(100.0, 10.0, 512, 64))
     assert "NMSE 0" in text
     assert "100%" in text
@@ -267,7 +267,7 @@ def test_references_of_another_shape(dense_runtime: Runtime) -> None:
 
 def test_small_batches_of_the_reference(monkeypatch: pytest.MonkeyPatch, dense_runtime: Runtime) -> None:
     whole = evaluate_fidelity(dense_runtime, Hashed(VOCAB), prompts=PROMPTS, n_generate=5)
-    monkeypatch.setattr("gguf_tools.evaluation.fidelity._REFERENCE_BYTES", 8 * VOCAB * 20)
+    monkeypatch.setattr("gguf_tools.evaluation.logit_pairs._REFERENCE_BYTES", 8 * VOCAB * 20)
     reference = Hashed(VOCAB)
     assert evaluate_fidelity(dense_runtime, reference, prompts=PROMPTS, n_generate=5) == whole
     assert reference.runs > 1

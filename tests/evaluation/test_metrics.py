@@ -80,6 +80,30 @@ def test_against_plain_formulas(monkeypatch: pytest.MonkeyPatch, block: int) -> 
         assert getattr(result, name) == pytest.approx(value, rel=1e-9), name
 
 
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_prompt_added_in_blocks_is_one_prompt(size: int) -> None:
+    whole, parts = FidelityAccumulator(), FidelityAccumulator()
+    for first, second, targets in pairs(5):
+        whole.add(first, second, targets)
+        for start in range(0, len(first), size):
+            part = slice(start, start + size)
+            parts.add(first[part], second[part], targets[part], first=start)
+    expected, found = vars(whole.result()), vars(parts.result())
+    assert found["n_prompts"] == expected["n_prompts"] == 5
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_position_of_a_broken_logit_is_that_in_the_prompt() -> None:
+    broken = np.ones((5, 3), np.float32)
+    broken[2, 1] = np.nan
+    accumulator = FidelityAccumulator()
+    accumulator.add(np.ones((4, 3), np.float32), np.ones((4, 3), np.float32), first=0)
+    with pytest.raises(LlamaError, match="prompt 0: the model's logit of token 1 at position 6 is nan"):
+        accumulator.add(np.ones((5, 3), np.float32), broken, first=4)
+    with pytest.raises(InputError, match="prompt 0: the reference's logit of token 1 at position 6 is nan"):
+        accumulator.add(broken, np.ones((5, 3), np.float32), first=4)
+
+
 @given(arrays(np.float64, st.sampled_from([(3,), (2, 3), (2, 4, 3)]), elements=st.floats(-50, 50)))
 def test_log_softmax_is_torchs_along_the_last_axis(a: Any) -> None:
     np.testing.assert_allclose(
