@@ -36,6 +36,10 @@ COMMANDS = {
         "gguf_tools.commands.lm_eval:lm_eval",
         "Run the tasks of lm-evaluation-harness on a GGUF.",
     ),
+    "compare": (
+        "gguf_tools.commands.compare:compare",
+        "Compare two benchmark runs item by item, corrected for the number of tasks.",
+    ),
     "trace": (
         "gguf_tools.commands.trace:trace",
         "Find the first intermediate in which llama.cpp and the torch reference differ.",

@@ -241,11 +241,12 @@ def check_outputs(
     force: bool,
     outputs: Mapping[str, Path | None] | None = None,
     folders: Collection[str] = (),
+    read: Collection[Path] = (),
 ) -> None:
     """Raise OutputError, before any work, if the running command may not write an output (`formats.output.check_outputs`).
 
     `reports` may be streams (-, /dev/stdout, a pipe); `outputs` may not. All other parameters that are existing paths count as
-    inputs, with all files that opening them reads.
+    inputs, with all files that opening them reads; so do the files `read`.
     """
     from gguf_tools.formats.gguf.split import is_part_name
     from gguf_tools.formats.output import check_outputs as check
@@ -254,7 +255,7 @@ def check_outputs(
     outputs = outputs or {}
     files = {option: Path(path) for option, path in reports.items() if path is not None and str(path) != "-"}
     files = {option: path for option, path in files.items() if not _is_stream(path)}
-    inputs = [file for path in _given_paths() for file in source_files(path)]
+    inputs = [*read, *(file for path in _given_paths() for file in source_files(path))]
     check({**outputs, **files}, inputs, force=force, folders=folders)
     for option, path in files.items():
         for other in outputs.values():

@@ -32,6 +32,7 @@ class Kind(Enum):
     TEXT = "a text", 64 << 20
     GOLDEN = "golden values", 64 << 20
     REPORT = "a report", 64 << 20
+    SAMPLES = "a file of a benchmark's samples", 2 << 30
     JOURNAL = "the journal of an in-place change", 64 << 20
     MATRIX = "an importance matrix in the old format", 1 << 30
 

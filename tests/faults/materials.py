@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,17 @@ def _task(_: Materials, path: Path) -> None:
     path.write_text(json.dumps(task), "utf-8")  # JSON is YAML
 
 
+def _samples(right: Sequence[bool]) -> Callable[[Materials, Path], None]:
+    """What lm-evaluation-harness writes of a task's questions."""
+
+    def row(number: int, value: bool) -> str:
+        return json.dumps(
+            {"doc_id": number, "doc": {"question": f"{number}?"}, "metrics": ["acc"], "acc": float(value)}
+        )
+
+    return _written("".join(row(number, value) + "\n" for number, value in enumerate(right)))
+
+
 def _golden(made: Materials, path: Path) -> None:
     path.mkdir()
     write_golden(made.path("checkpoint"), path)
@@ -106,6 +117,8 @@ MAKERS: dict[str, Callable[[Materials, Path], None]] = {
     "matrix.gguf": _matrix,
     "golden": _golden,
     "task.yaml": _task,
+    "samples_one.jsonl": _samples([True, False, True]),
+    "samples_two.jsonl": _samples([True, True, False]),
     "recipe.toml": _written('steps = ["swap(0:1)", "scale(2@0.5)"]\n'),
     "text.txt": _written(TEXT),
     "prompts.txt": _written(PROMPTS),

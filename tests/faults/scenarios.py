@@ -76,6 +76,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         varies=("results", "stdout"),
         cost="long",
     ),
+    Scenario(command="compare", line="compare {in}/samples_one.jsonl {in}/samples_two.jsonl --json {out}/report.json"),
     Scenario(
         command="verify",
         line="verify {in}/small.gguf --source {in}/checkpoint --json {out}/report.json",

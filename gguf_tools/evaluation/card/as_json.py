@@ -56,6 +56,7 @@ def card_dict(report: CardReport) -> dict[str, Any]:
             {"prompt": item.prompt, "text": item.generation.text, "coherent": item.coherent}
             for item in report.completions
         ],
+        "passages": [{"nats": item.nats, "tokens": item.tokens, "bytes": item.bytes} for item in report.passages],
         "power": power_of(report).as_dict(),
         "notes": notes_of(report),
     }

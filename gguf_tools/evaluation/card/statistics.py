@@ -134,6 +134,20 @@ def _sign_test(one: int, other: int) -> float:
     return min(1.0, float(Fraction(2 * tail, 1 << coins)))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number (Holm 1979), in the order given; each is at most 1.
+
+    With n of them, the k-th smallest is multiplied by n - k + 1, and none is smaller than one before it.
+    """
+    count = len(p_values)
+    corrected = [0.0] * count
+    largest = 0.0
+    for place, index in enumerate(sorted(range(count), key=lambda n: p_values[n])):
+        largest = max(largest, min(1.0, (count - place) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
 def bootstrap(
     samples: Sequence[Float],
     combine: Callable[[list[Float]], Float],
