@@ -159,8 +159,9 @@ def test_holm_is_the_definition() -> None:
     assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-def test_the_report_says_what_changed_and_what_was_left_out(tmp_path: Path) -> None:
-    a, b = tmp_path / "a", tmp_path / "b"
+def test_the_report_says_what_changed_and_what_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    a, b = Path("a"), Path("b")
     right_or_wrong(a, "arc", [True] * 5 + [False] * 5)
     right_or_wrong(b, "arc", [False] * 2 + [True] * 8 + [True])
     right_or_wrong(a, "boolq", [True, False])
