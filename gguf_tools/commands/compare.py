@@ -8,6 +8,7 @@ import click
 
 from gguf_tools.commands.common import (
     check_outputs,
+    examples,
     force_option,
     json_option,
     quiet_option,
@@ -20,7 +21,7 @@ from gguf_tools.errors import ThresholdError
 from gguf_tools.text import one_line
 
 
-@click.command()
+@click.command(epilog=examples("compare results/base results/q4_k_m --metric acc --fail-if-worse"))
 @click.argument("a", metavar="A", type=click.Path(path_type=Path))
 @click.argument("b", metavar="B", type=click.Path(path_type=Path))
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Compare only this task; can be repeated.")
@@ -49,8 +50,6 @@ def compare(
     paired permutation test, and the p-values are corrected for the number of tests (Holm). Choose tasks and metrics before
     looking at results: every one that is compared counts.
 
-    \b
-    Example: tinyq compare results/base results/q4_k_m --metric acc
     """
     from gguf_tools.evaluation.comparison.paired import compare as compared
     from gguf_tools.evaluation.comparison.report import report_of

@@ -35,7 +35,10 @@ def _harness_help(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.command(
     "lm-eval",
     context_settings={"ignore_unknown_options": True},
-    epilog=examples("lm-eval model.gguf --tasks arc_easy,hellaswag --output_path results/"),
+    epilog=examples(
+        "lm-eval model.gguf --tasks arc_easy,hellaswag --limit 200",
+        "lm-eval model.gguf --tasks mmlu --output_path results --log_samples",
+    ),
 )
 @click.argument("model", metavar="FILE.gguf", type=click.Path(path_type=Path))
 @click.argument("options", nargs=-1, required=True, metavar="--tasks TASK… [HARNESS OPTIONS]", type=click.UNPROCESSED)
@@ -79,9 +82,6 @@ def lm_eval(
 
     Needs lm-evaluation-harness (pip install lm_eval). The harness downloads the tasks' data from the Hugging Face hub.
 
-    \b
-    Example: tinyq lm-eval model.gguf --tasks arc_easy hellaswag --limit 200
-               --output_path results --log_samples
     """
     require_harness()
     settings = {"kv_type": kv_type, "flash_attn": flash_attn, "gpu_layers": gpu_layers}

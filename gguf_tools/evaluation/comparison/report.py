@@ -15,9 +15,8 @@ NAMED = 3
 
 def report_of(found: Comparison) -> Report:
     """The two runs, a row for each metric, and what can be concluded."""
-    blocks: list[Block] = [
-        Facts([("A", _run(found.first.model, found.first.path)), ("B", _run(found.second.model, found.second.path))])
-    ]
+    runs = [(name, _run(run.model, run.path)) for name, run in (("A", found.first), ("B", found.second))]
+    blocks: list[Block] = [Facts(runs, width=1)]
     blocks += [Lines(), _table(found), Lines(), Lines("\n".join(_conclusions(found)))]
     if told := [line for one in _flipped(found) for line in _flips(one)]:
         blocks += [Lines(), Lines("\n".join(told))]
