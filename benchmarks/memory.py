@@ -1,6 +1,7 @@
 """Address space that conversion and surgery take: a random checkpoint of several gigabytes under a limit (RLIMIT_AS).
 
     python -m benchmarks memory [--gigabytes 6] [--limit 2] [--folder DIR]
+    python -m benchmarks memory --context 4096 8192 [--layers 2] [--kv-type f16] [--folder DIR]  # see long_context
 
 The limit counts all that is mapped: Python, numpy, torch, the threads' stacks, every buffer. Each command runs in a child process
 that sets it before anything is imported.
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.long_context import CACHE_BYTES, measure
 from benchmarks.shapes import Qwen3Shape
 from gguf_tools.bundled import bundled_model
 from gguf_tools.tables import text_table
@@ -126,7 +128,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gigabytes", type=float, default=6.0)
     parser.add_argument("--limit", type=float, default=2.0, help="gigabytes of address space; 0 for none")
     parser.add_argument("--folder", type=Path, default=None, help="where the files lie; a temporary folder by default")
+    parser.add_argument("--context", type=int, nargs="+", help="measure `tinyq eval` at these contexts instead")
+    parser.add_argument("--layers", type=int, default=2, help="with --context: layers of the checkpoint")
+    parser.add_argument("--kv-type", choices=list(CACHE_BYTES), default="f32", help="with --context: llama.cpp's cache")
     given = parser.parse_args(arguments)
+    if given.context:
+        with tempfile.TemporaryDirectory(dir=given.folder) as name:
+            measure(Path(name), given.context, given.layers, given.kv_type)
+        return
     rows = []
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)

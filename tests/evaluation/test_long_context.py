@@ -125,7 +125,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stderr[-2000:]
         peaks.append([int(peak) for peak in ran.stdout.split()])
     for short, long in zip(*peaks, strict=True):
-        assert long - short < 150e6, peaks
+        assert long - short < 80e6, peaks
 
 
 def test_a_text_is_read_in_pieces_of_the_context(tinyq: Any, tmp_path: Path) -> None:

@@ -92,6 +92,17 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
         ),
     ),
     "gguf_tools/evaluation/card/statistics.py": (
+        Equivalent(
+            "for _ in range(60):", "an interval of 1 is halved beyond what a double tells apart", ("60 → 61", "60 → 59")
+        ),
+        Equivalent(
+            "low, high = (share, high) if probability < tail else (low, share)",
+            "where both are equal, either end is the share looked for",
+            ("probability < tail → probability <= tail",),
+        ),
+        Equivalent(
+            "flips = 1", "no item and one item have a p of 1, which no significance exceeds", ("1 → 2", "1 → 0")
+        ),
         Equivalent("_BLOCK_BYTES = 16 << 20", ROWS_AT_A_TIME),
         Equivalent("columns = [a.shape[-1] for a in first]", TWO_AXES, ("-1 → +1",)),
         Equivalent(

@@ -244,7 +244,7 @@ def paired_difference(
 
 def apart(first: Float, second: Float) -> Float:
     """Two items, (2, 2k), on which two models with results (items, k) would differ by the `reach` of their differences."""
-    ends = np.array([reach(column) for column in (second - first).T]).reshape(-1, 2).T
+    ends = np.array([reach(column) for column in (second - first).T]).reshape(first.shape[1], 2).T
     middle = np.broadcast_to(first.mean(axis=0), ends.shape)
     return np.concatenate([middle, middle + ends], axis=1)
 
