@@ -58,6 +58,10 @@ class Plan:
         return self.target.lower(self.model)
 
 
+NEAREST = 6
+"""Architectures that a refusal names, those that lack least."""
+
+
 def plan(model: Model, target: str | None = None, calibration: Callable[[], Tokens] | None = None) -> Plan:
     """The cheapest plan that expresses the model exactly, over all targets or for the named one.
 
@@ -72,7 +76,7 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
         made = _exact(candidate, model, steps)
         lacks = candidate.lacks(made.model.spec)
         if lacks:
-            refusals.append((len(lacks), f"{candidate.name} does not support {', '.join(lacks)}"))
+            refusals.append((len(lacks), candidate.name, f"{candidate.name} does not support {', '.join(lacks)}"))
         else:
             plans.append(made)
     order = {name: n for n, name in enumerate(model.preferred_targets)}
@@ -95,14 +99,17 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
         for offer in offers
         if offer.approximation
     )
-    raise UnsupportedError(
-        f"no llama.cpp architecture expresses this {model.family} model exactly: {_listed(refusals)}{hints}"
-    )
+    lacking = _listed(refusals, model.preferred_targets)
+    raise UnsupportedError(f"no llama.cpp architecture expresses this {model.family} model exactly: {lacking}{hints}")
 
 
-def _listed(refusals: list[tuple[int, str]]) -> str:
-    """The sentences of `refusals`, (number of unsupported features, sentence) per target, the fewest first."""
-    return "; ".join(text for _, text in sorted(refusals))
+def _listed(refusals: list[tuple[int, str, str]], preferred: Sequence[str]) -> str:
+    """The sentences of `refusals`, (number of unsupported features, target, sentence): the nearest, and the preferred ones."""
+    ranked = sorted(refusals)
+    named = [one for n, one in enumerate(ranked) if n < NEAREST or one[1] in preferred]
+    others = len(ranked) - len(named)
+    more = [f"{others} other architectures lack as much or more (--target NAME says what)"] if others else []
+    return "; ".join([*(text for _, _, text in named), *more])
 
 
 class _Steps:
