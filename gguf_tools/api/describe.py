@@ -7,7 +7,7 @@ from pathlib import Path
 from gguf_tools.api.options import at_least, optional_path
 from gguf_tools.api.results.description import DescribeResult
 from gguf_tools.description.describe import Found, find, text_of
-from gguf_tools.description.solver.moves import start
+from gguf_tools.description.solver.moves import starts
 from gguf_tools.errors import InputError
 from gguf_tools.formats.output import atomic_output, check_outputs
 from gguf_tools.formats.watch import Watch
@@ -51,7 +51,7 @@ def describe(
     opened = restore(open_checkpoint(path, described=True))
     if golden is None and oracle is None:
         found = find(opened, context=context_length)
-        text = text_of(opened, found, start(found.assignment, found.assignment.structure.hidden), solved=False)
+        text = text_of(opened, found, starts(found.assignment)[0], solved=False)
         result = DescribeResult(path=path, text=text, solution=None, left=found.left)
     else:
         result = _solved(opened, path, optional_path(golden), oracle, context_length, progress)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gguf_tools.description.forms import Form, hinted, is_kernel, is_matrix, layer_forms
+from gguf_tools.description.forms import Form, head_dims, hinted, is_kernel, is_matrix, layer_forms, router_of
 from gguf_tools.description.schema import LAYER, Source
 from gguf_tools.description.structure import Slot, Structure
 from gguf_tools.errors import UnsupportedError
@@ -39,7 +39,8 @@ class Group:
     """Layers with the same tensors: the forms that their matrices allow, and their vectors.
 
     `biases` maps a matrix's name to that of its bias, `norms` are the norms over the hidden size, `head_norms` the slots of the
-    q and k norms (of shape (head_dim,), (heads, head_dim) or (heads · head_dim,)). `left` are tensors without a place.
+    q and k norms (of shape (head_dim,), (heads, head_dim) or (heads · head_dim,)). `scalars` are tensors of one number, and
+    `per_head` vectors with a number for each head. `left` are tensors without a place.
     """
 
     layers: tuple[int, ...]
@@ -49,6 +50,8 @@ class Group:
     head_norms: tuple[Slot, ...] = ()
     router_bias: str | None = None
     sigmoid: str | None = None
+    scalars: tuple[str, ...] = ()
+    per_head: tuple[Slot, ...] = ()
     left: tuple[str, ...] = ()
 
 
@@ -99,10 +102,14 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
     rest = [slot for slot in rest if slot != sigmoid]
     head = _head_norms(form, slots, rest, hidden) if form.mixer == "Attention" else ()
     rest = [slot for slot in rest if slot not in head]
-    router = next((slot for slot in rest if moe and slot.squeezed == (experts,) and experts != hidden), None)
+    unbiased = moe and experts != hidden and router_of(form) not in biases
+    router = next((slot for slot in rest if unbiased and slot.squeezed == (experts,)), None)
     rest = [slot for slot in rest if slot != router]
     loose = [slot for slot in slots if not vectors.count(slot) and slot.name not in {s.tensor for s in form.sources}]
     loose = [slot for slot in loose if slot not in head]
+    scalars = [slot for slot in loose if not slot.squeezed] if form.ffn == "MLP" else []
+    loose = [slot for slot in loose if slot not in scalars]
+    per_head = [slot for slot in rest if _per_head(slot, form, hidden)]
     return Group(
         layers=layers,
         forms=tuple(forms),
@@ -111,8 +118,22 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
         head_norms=head,
         router_bias=router.name if router else None,
         sigmoid=sigmoid.name if sigmoid and any(s.roles == ("shared.down",) for s in form.sources) else None,
-        left=tuple(slot.name for slot in [*loose, *rest] if slot in loose or slot.squeezed != (hidden,)),
+        scalars=tuple(slot.name for slot in scalars),
+        per_head=tuple(per_head),
+        left=tuple(
+            slot.name
+            for slot in [*loose, *rest]
+            if slot in loose or (slot.squeezed != (hidden,) and slot not in per_head)
+        ),
     )
+
+
+def _per_head(slot: Slot, form: Form, hidden: int) -> bool:
+    """Whether a vector may have a number for each query head or each key head."""
+    if form.mixer != "Attention" or slot.squeezed == (hidden,):
+        return False
+    (size,) = slot.squeezed
+    return any(rows % size == 0 and rows // size in head_dims(form) for rows in (form.q, form.kv))
 
 
 def _biases(form: Form, slots: Sequence[Slot], vectors: Sequence[Slot]) -> dict[str, str]:
@@ -195,7 +216,7 @@ def mean(checkpoint: Checkpoint, slot: Slot, layer: int) -> float:
 
 def _outside(structure: Structure, checkpoint: Checkpoint) -> Outside:
     """The places of the tensors outside the layers."""
-    shape = (structure.vocabulary, structure.hidden)
+    shape = (structure.rows, structure.hidden)
     matrices = [(s.name, s.shape != shape) for s in structure.outside if s.shape in (shape, shape[::-1])]
     matrices.sort(key=lambda item: not any(word in item[0].lower() for word in FIRST_WORDS))
     copies = tuple(
@@ -207,7 +228,7 @@ def _outside(structure: Structure, checkpoint: Checkpoint) -> Outside:
     rest = [slot for slot in structure.outside if slot.shape not in (shape, shape[::-1])]
     tables = [s for s in rest if len(s.squeezed) == 2 and s.squeezed[1] == structure.hidden]
     vectors = [slot for slot in rest if slot.squeezed == (structure.hidden,)]
-    bias = next((slot for slot in rest if slot.squeezed == (structure.vocabulary,)), None)
+    bias = next((slot for slot in rest if slot.squeezed == (structure.rows,)), None)
     placed = [*tables[:1], *vectors, *([bias] if bias else [])]
     return Outside(
         matrices=kept,

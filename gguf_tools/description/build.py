@@ -9,7 +9,7 @@ from gguf_tools.description.check import contradictions
 from gguf_tools.description.derived import derived_field
 from gguf_tools.description.fields import Reader, hints
 from gguf_tools.description.placing import Placing
-from gguf_tools.description.schema import EXPERT, LAYER, Description, Source, name_pattern, roles_of
+from gguf_tools.description.schema import EXPERT, LAYER, VOCABULARY, Description, Source, name_pattern, roles_of
 from gguf_tools.description.toml import MOST_LAYERS
 from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.model.norms import Norm, Shape
@@ -63,9 +63,13 @@ def read_spec(description: Description, checkpoint: Checkpoint, present: Sequenc
         raise description.error(("tensors", "embedding"), f"has shape {rows}; expected (vocabulary, hidden)")
     shapes = _shapes(description.outside, checkpoint, 0)
     layers = [_layer(description, checkpoint, n, sources) for n, sources in enumerate(present)]
-    given: dict[str, Any] = {"vocab_size": rows[0], "hidden": rows[1], "layers": tuple(layers)}
-    reader = Reader(description, lambda kind, name, place: derived_field(kind, name, place, shapes))
     table = dict(description.model)
+    tokens = table.pop(VOCABULARY, rows[0])
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 < tokens <= rows[0]:
+        text = f"is {shortened(repr(tokens), 40)}; expected a whole number up to {rows[0]}, the rows of the embedding"
+        raise description.error(("model", VOCABULARY), text)
+    given: dict[str, Any] = {VOCABULARY: tokens, "hidden": rows[1], "layers": tuple(layers)}
+    reader = Reader(description, lambda kind, name, place: derived_field(kind, name, place, shapes))
     if checkpoint.replaced:  # the user's --context-length
         table["context_length"] = next(checkpoint.config[key] for key in checkpoint.replaced)
     spec = reader.part(ModelSpec, table, ("model",), given)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Literal
 
 from gguf_tools.description.assignment import Assignment, Group, NormSlots
 from gguf_tools.description.forms import Form
 from gguf_tools.description.schema import Source
-from gguf_tools.model.feed_forward import MLP, Activation, GatedMLP, MoE, Router, SharedExpert
+from gguf_tools.model.feed_forward import MLP, XIELU, Activation, GatedMLP, MoE, Router, SharedExpert
 from gguf_tools.model.norms import Norm
 from gguf_tools.model.rope import Rope, Scaling
 from gguf_tools.model.spec import Attention, FeedForward, LayerSpec, Mixer, ModelSpec
@@ -19,6 +20,8 @@ NORM_FIELDS = ("mixer_norm", "ffn_norm", "mixer_post_norm", "ffn_post_norm")
 HEAD_FIELDS = ("attn.q_norm", "attn.k_norm")
 Blocks = Literal["whole", "kv_heads", "heads", "rows"]
 """How the rows of roles that share a matrix are grouped: not at all, by key/value head, by head, or one by one."""
+RouterBias = Literal["score", "selection", "logit"]
+"""What a router's bias is added to: the scores or the logits, for the selection alone, or the logits themselves."""
 Where = Literal["none", "before", "after"]
 
 
@@ -32,7 +35,8 @@ class Choices:
     normed, `heads_exchanged` that the second of the two norms is that of q. `windowed` and `unrotated` are the layers with the
     window and without rope, `second` those whose rope has a base and a scaling of its own. `output` is the number of the output
     matrix, or -1 for the embedding; `final` the number of the norm before it, or -1 for one without weights. `embedding_normed`
-    is a norm of the embeddings.
+    is a norm of the embeddings. `scalars` are the roles of a layer's tensors of one number, in their order, and `per_head` is the
+    number of the roles that its vectors with a number for each head have, of `per_head_roles`.
     """
 
     forms: tuple[Form, ...]
@@ -51,6 +55,9 @@ class Choices:
     heads_exchanged: bool = False
     scale: float | None = None
     softcap: float | None = None
+    alibi: float | None = None
+    per_head: int = 0
+    scalars: tuple[str, ...] = XIELU
     theta: float = 10000.0
     dims: int | None = None
     rotated: bool = True
@@ -74,7 +81,7 @@ class Choices:
     normalised: bool = True
     score: Literal["softmax", "sigmoid"] = "softmax"
     router_scale: float = 1.0
-    score_bias: bool = True
+    router_bias: RouterBias = "score"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +163,11 @@ def _norm(choices: Choices, slots: NormSlots, offset: float | None = None) -> No
 def _layer(group: Group, form: Form, choices: Choices, n: int) -> tuple[LayerSpec, tuple[Source, ...]]:
     """The spec of layer `n` and the sources of its roles."""
     sources = [_ordered(source, form, choices) for source in form.sources]
+    router = "moe.logit_bias" if choices.router_bias == "logit" else "moe.router_bias"
+    biases = [(group.biases[source.tensor], source) for source in sources if source.tensor in group.biases]
     sources += [
-        Source(group.biases[source.tensor], tuple(f"{role}_bias" for role in source.roles), source.blocks)
-        for source in sources
-        if source.tensor in group.biases
+        Source(name, tuple(router if role == "moe.router" else f"{role}_bias" for role in source.roles), source.blocks)
+        for name, source in biases
     ]
     norms: dict[str, Norm] = {}
     placement = dict(choices.placements)[len(group.norms)]
@@ -170,13 +178,14 @@ def _layer(group: Group, form: Form, choices: Choices, n: int) -> tuple[LayerSpe
     mixer, more = _mixer(group, form, choices, n, norms, {role for source in sources for role in source.roles})
     sources += more
     if group.router_bias:
-        sources.append(Source(group.router_bias, ("moe.router_bias",)))
+        sources.append(Source(group.router_bias, (router,)))
+    sources += [Source(name, (f"ffn.{role}",)) for name, role in zip(group.scalars, choices.scalars, strict=False)]
     if group.sigmoid:
         sources.append(Source(group.sigmoid, ("shared.sigmoid",)))
     by_role = {role: source for source in sources for role in source.roles}
     spec = LayerSpec(
         mixer=mixer,
-        feed_forward=_feed_forward(form, choices, by_role),
+        feed_forward=_feed_forward(form, choices, by_role, curved=len(group.scalars) == len(XIELU)),
         mixer_norm=norms.get("mixer_norm"),
         ffn_norm=norms.get("ffn_norm"),
         mixer_post_norm=norms.get("mixer_post_norm"),
@@ -220,6 +229,9 @@ def _mixer(
     head_norms = group.head_norms[::-1] if choices.heads_exchanged else group.head_norms
     roles_of_norms = HEAD_FIELDS[-len(head_norms) :] if head_norms else ()  # a single one is that of k
     sources = [Source(slot.name, (role,)) for slot, role in zip(head_norms, roles_of_norms, strict=True)]
+    ways = per_head_roles(group, form, dim) if group.per_head else []
+    vectors = ways[choices.per_head % len(ways)] if ways else ()
+    sources += [Source(slot.name, (role,)) for slot, role in zip(group.per_head, vectors, strict=False)]
     sizes = [slot.squeezed for slot in head_norms]
     whole = (
         HEAD_FIELDS[0] in norms or len(sizes) == 1 or (sizes == [(form.q,), (form.kv,)] and sizes != [(dim,), (dim,)])
@@ -237,30 +249,47 @@ def _mixer(
         bias=frozenset(name for name in "qkvo" if f"attn.{name}_bias" in roles),
         qk_norm=_norm(choices, weight, choices.head_offset) if normed else None,
         gated="attn.gate" in roles,
+        norm_gain="attn.q_gain" in vectors,
+        value_scale="attn.v_scale" in vectors,
+        sinks="attn.sinks" in vectors,
         norm_per_head=bool(group.head_norms and len(group.head_norms[0].squeezed) == 2),
         norm_whole=whole,
         norm_after_rope=normed and choices.qk_norm == "after",
+        alibi=choices.alibi,
         window=choices.window if choices.windowed is None or n in choices.windowed else None,
         scale=choices.scale,
         softcap=choices.softcap,
     ), sources
 
 
-def _feed_forward(form: Form, choices: Choices, sources: Mapping[str, Source]) -> FeedForward:
-    """The feed-forward of a form."""
+def per_head_roles(group: Group, form: Form, dim: int) -> list[tuple[str, ...]]:
+    """The roles that a group's vectors with a number for each head may have, in every way that their sizes allow."""
+    heads, kv_heads = form.q // dim, form.kv // dim
+    sizes = {"sinks": heads, "q_gain": heads, "k_gain": kv_heads, "v_scale": kv_heads}
+    found = []
+    for roles in permutations(sizes, len(group.per_head)):
+        fits = all(slot.squeezed == (sizes[role],) for slot, role in zip(group.per_head, roles, strict=True))
+        if fits and ("q_gain" in roles) == ("k_gain" in roles) and ("q_gain" not in roles or group.head_norms):
+            found.append(tuple(f"attn.{role}" for role in roles))
+    return found
+
+
+def _feed_forward(form: Form, choices: Choices, sources: Mapping[str, Source], *, curved: bool) -> FeedForward:
+    """The feed-forward of a form; with `curved` its activation is the one that has numbers of its own, xIELU."""
     biases = frozenset(name for name in ("gate", "up", "down") if f"ffn.{name}_bias" in sources)
     if form.ffn == "GatedMLP":
         return GatedMLP(width=form.width, bias=biases, activation=choices.activation)
     if form.ffn == "MLP":
-        return MLP(width=form.width, bias=biases, activation=choices.activation)
+        return MLP(width=form.width, bias=biases, activation="xielu" if curved else choices.activation)
     biased = "moe.router_bias" in sources
     router = Router(
         top_k=choices.top_k,
         normalised=choices.normalised,
         scale=choices.router_scale,
         score=choices.score,
-        score_bias=biased and choices.score_bias,
-        selection_bias=biased and not choices.score_bias,
+        score_bias=biased and choices.router_bias == "score",
+        selection_bias=biased and choices.router_bias == "selection",
+        logit_bias="moe.logit_bias" in sources,
     )
     shared = SharedExpert(form.shared, "shared.sigmoid" in sources) if "shared.down" in sources else None
     return MoE(experts=form.experts, width=form.width, router=router, shared=shared)

@@ -63,5 +63,6 @@ def text_of(checkpoint: Checkpoint, found: Found, choices: Choices, *, solved: b
         unused=found.left,
         notes=notes,
         head=lines,
+        rows=structure.rows,
     )
     return description_text(described)

@@ -95,6 +95,11 @@ def head_dims(form: Form) -> list[int]:
     return sorted(sizes, key=lambda d: (d & (d - 1) != 0 and d not in (80, 96, 112, 160, 192), abs(d - 64)))
 
 
+def router_of(form: Form) -> str:
+    """The tensor of the router; empty if there is none."""
+    return next((source.tensor for source in form.sources if source.roles == ("moe.router",)), "")
+
+
 def by_hints(form: Form, slots: Sequence[Slot]) -> Form:
     """The form with sources of the same shape exchanged so that as many as possible have hinting names."""
     shapes = {slot.name: (slot.shape, slot.experts) for slot in slots}

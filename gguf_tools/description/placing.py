@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from gguf_tools.description.schema import EXPERT, Description, Source, roles_of
+from gguf_tools.description.schema import EXPERT, VOCABULARY, Description, Source, roles_of
 from gguf_tools.errors import CheckpointError
 from gguf_tools.model.norms import Shape
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import Reshaped, Transposed, stack, take_rows
+
+PADDED = ("embedding", "output", "output_bias")
+"""Roles whose tensors may have rows that no token has."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Placing:
     def cut(self, tensor: Tensor, source: Source, role: str, shapes: Mapping[str, Shape]) -> Tensor:
         """The rows of one role, in its shape; of three axes the first counts matrices. CheckpointError if they do not fit."""
         shape, axis = shapes[role], _rows_axis(role, shapes[role])
+        if role in PADDED and VOCABULARY in self.description.model and tensor.shape[0] > shape[0]:
+            tensor = take_rows(tensor, 1, 0, shape[0])
         rows = [shapes[other][axis] for other in source.roles]
         whole = (*shape[:axis], sum(rows), *shape[axis + 1 :])
         found = [size for size in tensor.shape if size != 1]

@@ -21,6 +21,8 @@ from gguf_tools.text import shortened
 
 LAYER, EXPERT = "{n}", "{e}"
 """The places of a layer's and of an expert's number in a tensor's name."""
+VOCABULARY = "vocab_size"
+"""The key of `[model]` that states the number of tokens, where the embedding has more rows."""
 KeyPath = tuple[str, ...]
 """The keys that lead to a value, from the outermost table inwards."""
 

@@ -13,6 +13,8 @@ from gguf_tools.model.norms import Shape
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.text import shortened
 
+PADDED = 4096
+"""Rows that an embedding may have beyond those of the tokens."""
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -43,7 +45,7 @@ class Slot:
 class Structure:
     """A checkpoint's tensors by their place: `outside` the layers, and `inside` the `count` layers.
 
-    The embedding has the shape (vocabulary, hidden).
+    The embedding has the shape (rows, hidden): one row for each token of the vocabulary, and perhaps more that no token has.
     """
 
     outside: tuple[Slot, ...]
@@ -51,6 +53,7 @@ class Structure:
     count: int
     vocabulary: int
     hidden: int
+    rows: int
 
     def groups(self) -> list[tuple[tuple[int, ...], tuple[Slot, ...]]]:
         """The layers that have tensors of the same names, with these."""
@@ -75,8 +78,10 @@ def find_structure(checkpoint: Checkpoint, vocabulary: int | None = None) -> Str
         )
     outside = tuple(Slot(name, shape) for name, shape in shapes.items() if name not in layers)
     inside = _with_experts(_slots(layers, shapes))
-    vocabulary, hidden = _embedding(checkpoint, outside, inside, vocabulary)
-    return Structure(outside=outside, inside=inside, count=count, vocabulary=vocabulary, hidden=hidden)
+    rows, hidden = _embedding(checkpoint, outside, inside, vocabulary)
+    return Structure(
+        outside=outside, inside=inside, count=count, vocabulary=vocabulary or rows, hidden=hidden, rows=rows
+    )
 
 
 def _prefixes(names: Iterable[str]) -> dict[str, set[int]]:
@@ -153,15 +158,20 @@ def _with_experts(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
 def _embedding(
     checkpoint: Checkpoint, outside: Sequence[Slot], inside: Sequence[Slot], vocabulary: int | None
 ) -> tuple[int, int]:
-    """(vocabulary, hidden): the hidden size is the axis that most of the layers' tensors have too."""
+    """(rows, hidden) of the embedding: the hidden size is the axis that most of the layers' tensors have too.
+
+    Where no matrix has one row a token, it is the one with a few rows more: models pad them to a multiple of 64 or more.
+    """
     axes = Counter(size for slot in inside for size in set(slot.shape))
     pairs = {
         (rows, columns)
         for slot in outside
         if len(slot.shape) == 2
         for rows, columns in (slot.shape, slot.shape[::-1])
-        if axes[columns] and (vocabulary is None or rows == vocabulary) and rows != columns
+        if axes[columns] and (vocabulary is None or vocabulary <= rows <= vocabulary + PADDED) and rows != columns
     }
+    exact = {pair for pair in pairs if pair[0] == vocabulary}
+    pairs = exact or pairs
     if not pairs:
         wanted = (
             f"{vocabulary} rows, as the logits have," if vocabulary else "one axis in common with the layers' tensors"

@@ -10,9 +10,11 @@ from typing import Any
 
 from gguf_tools.description.derived import derived_field
 from gguf_tools.description.fields import KIND, hints
-from gguf_tools.description.schema import KeyPath, Source
+from gguf_tools.description.placing import Placing
+from gguf_tools.description.schema import VOCABULARY, Description, KeyPath, Source, roles_of
 from gguf_tools.model.norms import Norm, Shape
 from gguf_tools.model.spec import LayerSpec, ModelSpec
+from gguf_tools.sources.checkpoint import Checkpoint
 
 Notes = Mapping[KeyPath, str]
 """Place in the description → the comment at the end of its line."""
@@ -25,7 +27,7 @@ Table = dict[str, Any]
 class Described:
     """A decoder to describe: its spec, where each role's tensor is, and comments.
 
-    `head` are the lines of comment at the top.
+    `head` are the lines of comment at the top. `rows` are those of the embedding, where it has more than one for each token.
     """
 
     spec: ModelSpec
@@ -34,6 +36,7 @@ class Described:
     unused: Sequence[str] = ()
     notes: Notes = field(default_factory=dict)
     head: Sequence[str] = ()
+    rows: int = 0
 
 
 def description_text(described: Described) -> str:
@@ -44,6 +47,7 @@ def description_text(described: Described) -> str:
     tables = [
         _table(layer, ("layer",), _shapes(described.inside, layer.roles(spec.hidden)), common) for layer in spec.layers
     ]
+    model = {VOCABULARY: spec.vocab_size, **model} if described.rows > spec.vocab_size else model
     base = max(tables, key=tables.count)
     lines = [f"# {line}".rstrip() for line in described.head]
     lines += _lines("model", _pruned(ModelSpec, model, ("model",), described.notes), described.notes)
@@ -59,6 +63,20 @@ def description_text(described: Described) -> str:
     lines += ["", "[tensors]", *_source_lines(described.outside, ("tensors",), described.notes)]
     lines += ["", "[tensors.layer]", *_source_lines(described.inside, ("tensors", "layer"), described.notes)]
     return "\n".join(lines).strip("\n") + "\n"
+
+
+def restated(description: Description, checkpoint: Checkpoint, spec: ModelSpec, head: Sequence[str]) -> str:
+    """The description of another model with the same tensor names, such as one with moved layers; `head` are comments."""
+    first = roles_of(description.outside)["embedding"]
+    described = Described(
+        spec=spec,
+        outside=description.outside,
+        inside=description.inside,
+        unused=description.unused,
+        head=head,
+        rows=Placing(description, checkpoint).stored(first).shape[0],
+    )
+    return description_text(described)
 
 
 def _shapes(sources: Sequence[Source], roles: Mapping[str, Shape]) -> dict[str, Shape | None]:

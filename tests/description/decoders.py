@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 
-VOCAB, HIDDEN, LAYERS, HEADS, DIM, FF, CONTEXT = 150, 48, 2, 4, 12, 80, 160
+VOCAB, HIDDEN, LAYERS, HEADS, DIM, FF, CONTEXT = 280, 48, 2, 4, 12, 80, 160
 Weights = Mapping[str, torch.Tensor]
 Forward = Callable[[Weights, torch.Tensor], torch.Tensor]
 
@@ -70,7 +70,9 @@ def split(x: torch.Tensor, dim: int) -> torch.Tensor:
     return x.view(x.shape[0], -1, dim).transpose(0, 1)
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int = 0) -> torch.Tensor:
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int = 0, cap: float = 0.0
+) -> torch.Tensor:
     """Causal attention of (heads, length, dim) with fewer keys and values, as (length, heads · dim)."""
     group = q.shape[0] // k.shape[0]
     k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
@@ -78,7 +80,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, wind
     mask = torch.full((n, n), float("-inf")).triu(1)
     if window:
         mask = mask + torch.full((n, n), float("-inf")).tril(-window)
-    out = (q @ k.transpose(1, 2) * scale + mask).softmax(-1) @ v
+    scores = q @ k.transpose(1, 2) * scale
+    scores = cap * torch.tanh(scores / cap) if cap else scores
+    out = (scores + mask).softmax(-1) @ v
     return out.transpose(0, 1).reshape(n, -1)
 
 
@@ -95,7 +99,7 @@ def one(w: Weights, t: torch.Tensor) -> torch.Tensor:
 
 
 def two(w: Weights, t: torch.Tensor) -> torch.Tensor:
-    """Layer norms with biases, a third of each head rotated, relu² without a gate, mixer and feed-forward in parallel."""
+    """Layer norms with biases, half of each head rotated, gelu by tanh without a gate, mixer and feed-forward in parallel."""
     x = w["zu.a"][t]
     for n in range(LAYERS):
         p = f"deck{n}."
@@ -103,19 +107,19 @@ def two(w: Weights, t: torch.Tensor) -> torch.Tensor:
         q, k, v = (split(y @ w[f"{p}m{j}.w"].T + w[f"{p}m{j}.b"], DIM) for j in "xyz")
         q, k = turn(q, 10000.0, 6), turn(k, 10000.0, 6)
         a = attend(q, k, v, DIM**-0.5) @ w[p + "mo.w"].T + w[p + "mo.b"]
-        h = F.relu(y @ w[p + "f1.w"].T + w[p + "f1.b"]) ** 2
+        h = F.gelu(y @ w[p + "f1.w"].T + w[p + "f1.b"], approximate="tanh")
         x = x + a + h @ w[p + "f2.w"].T + w[p + "f2.b"]
     return F.layer_norm(x, (HIDDEN,), w["fin.g"], w["fin.b"], 1e-5) @ w["hed.a"].T
 
 
 def three(w: Weights, t: torch.Tensor) -> torch.Tensor:
-    """Norms whose weights are stored minus 1, before and after, gelu by tanh, embeddings times √hidden, capped logits."""
+    """Norms whose weights are stored minus 1, before and after, gelu by tanh, embeddings times √hidden, two caps."""
     x = w["zu.m"][t] * HIDDEN**0.5
     for n in range(LAYERS):
         p = f"ba.{n}."
         y = rms(x, 1 + w[p + "n1.s"], 1e-5)
         q, k, v = (split(y @ w[f"{p}at.{j}"].T, DIM) for j in ("u", "i", "e"))
-        a = attend(turn(q, 10000.0, DIM), turn(k, 10000.0, DIM), v, 0.2) @ w[p + "at.r"].T
+        a = attend(turn(q, 10000.0, DIM), turn(k, 10000.0, DIM), v, 0.2, cap=50) @ w[p + "at.r"].T
         x = x + rms(a, 1 + w[p + "n2.s"], 1e-5)
         y = rms(x, 1 + w[p + "n3.s"], 1e-5)
         m = (F.gelu(y @ w[p + "ff.u"].T, approximate="tanh") * (y @ w[p + "ff.i"].T)) @ w[p + "ff.r"].T

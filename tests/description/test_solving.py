@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,28 @@ from gguf_tools import describe
 from gguf_tools.description.build import build
 from gguf_tools.description.toml import read_description
 from gguf_tools.errors import ThresholdError
+from gguf_tools.families.tiny.writing import write_tiny_tokenizer
 from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import Attention, MoE
 from gguf_tools.reference import Reference
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.sources.checkpoint import open_checkpoint
 from tests.conftest import Ran
-from tests.description.decoders import CONTEXT, DECODERS, VOCAB, golden
+from tests.description.decoders import CONTEXT, DECODERS, DIM, VOCAB, golden
 from tests.description.scrambled import write_weights
 
 
-def prepared(folder: Path, name: str, *, seed: int = 0, other: int = 0) -> tuple[Path, Path]:
-    """A decoder's weights and golden logits as files; the logits are those of the weights with seed `other`."""
+def prepared(folder: Path, name: str, *, other: int = 0, shuffled: bool = False) -> tuple[Path, Path]:
+    """A decoder's weights and golden logits as files; the logits are those of the weights with seed `other`.
+
+    With `shuffled` the tensors are written in random order.
+    """
     decoder = DECODERS[name]
-    weights = {key: value.numpy() for key, value in decoder.weights(seed).items()}
+    weights = {key: value.numpy() for key, value in decoder.weights().items()}
+    if shuffled:
+        names = list(weights)
+        random.Random(2).shuffle(names)
+        weights = {key: weights[key] for key in names}
     source = write_weights(folder / "weights.safetensors", weights)
     sequences, logits = golden(decoder, decoder.weights(other))
     save(folder / "golden.npz", sequences, logits)
@@ -52,6 +62,8 @@ ROPES = {
     "bare": Rope(10000.0, 12, backwards=True),
     "scaled": Rope(1e7, 12),
 }
+GELU = ("parallel", "sandwich", "positions")
+"""Decoders whose GELU llama.cpp looks up in a table of 16 bits."""
 ROUTERS = {"experts": (2, "softmax", True, 1.0), "stacked": (3, "sigmoid", False, 2.5)}
 
 
@@ -70,12 +82,24 @@ def test_a_decoder_of_invented_code_is_solved(name: str, tmp_path: Path, tinyq: 
     (ours,) = Reference(model, torch.float64).logits([tokens])
     assert np.square(ours - wanted).sum() / np.square(wanted).sum() <= 1e-11
     assert tinyq("describe", source, "--check", out).code == 0
+    write_tiny_tokenizer(tmp_path / "tokenizer", VOCAB)
+    made = tinyq("convert", source, tmp_path / "out.gguf", "--describe", out, "--tokenizer", tmp_path / "tokenizer")
+    assert made.code == 0, made.err
+    with Runtime(tmp_path / "out.gguf", RuntimeOptions(threads=1)) as runtime:
+        (theirs,) = runtime.logits([tokens])
+    assert np.square(theirs - wanted).sum() / np.square(wanted).sum() <= (1e-6 if name in GELU else 1e-11)
     mixer, feed_forward = model.spec.layers[0].mixer, model.spec.layers[0].feed_forward
     assert isinstance(mixer, Attention)
     assert mixer.rope == ROPES[name]
     if isinstance(feed_forward, MoE):
         router = feed_forward.router
         assert (router.top_k, router.score, router.normalised, router.scale) == ROUTERS[name]
+
+
+def test_the_order_of_the_tensors_does_not_matter(tmp_path: Path) -> None:
+    source, evidence = prepared(tmp_path, "experts", shuffled=True)
+    found = describe(source, golden=evidence)
+    assert found.solved, found.as_dict()["reason"]
 
 
 def test_logits_of_other_weights_are_refused_by_the_head(tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
@@ -119,6 +143,16 @@ def test_another_step_of_the_training_is_refused_by_the_head(tmp_path: Path) -> 
         describe(source, golden=evidence).require()
 
 
+def test_a_missing_layer_fails_on_single_tokens(tmp_path: Path) -> None:
+    source, evidence = prepared(tmp_path, "scaled")
+    decoder, weights = DECODERS["scaled"], DECODERS["scaled"].weights()
+    skipped = {name: value * (0 if name in ("layer_1.ou.w", "layer_1.dn.w") else 1) for name, value in weights.items()}
+    save(evidence, *golden(decoder, skipped))
+    with pytest.raises(ThresholdError, match="no choice explains these logits; stage one token"):
+        describe(source, tmp_path / "model.toml", golden=evidence).require()
+    assert not (tmp_path / "model.toml").exists()
+
+
 def test_token_ids_off_by_one_fail_on_single_tokens(tmp_path: Path) -> None:
     source, evidence = prepared(tmp_path, "bare")
 
@@ -129,6 +163,25 @@ def test_token_ids_off_by_one_fail_on_single_tokens(tmp_path: Path) -> None:
     changed(evidence, shift)
     with pytest.raises(ThresholdError, match="no choice explains these logits; stage one token"):
         describe(source, golden=evidence).require()
+
+
+def test_logits_in_bfloat16_settle_the_structure_and_the_report_says_what_they_do_not(tmp_path: Path) -> None:
+    source, evidence = prepared(tmp_path, "fused")
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = golden(DECODERS["fused"], DECODERS["fused"].weights())
+    save(evidence, *rounded)  # as float32, whose values are numbers of bfloat16
+    found = describe(source, golden=evidence)
+    assert found.solved, found.as_dict()["reason"]
+    choices = found.as_dict()["choices"]
+    assert choices["qkv"] == [["attn.k", "attn.q", "attn.v"], "whole"]
+    assert choices["gate_up"] == [["up", "gate"], "whole"]
+    assert (choices["activation"], choices["pairs"], choices["head_dim"]) == ("silu", "interleaved", DIM)
+    assert choices["embedding_scale"] == pytest.approx(0.25, rel=0.05)
+    assert choices["theta"] == pytest.approx(123456.0, rel=0.2)
+    assert "the logits are bfloat16: epsilon is a usual value, not a solved one" in found.text.replace(
+        "The logits", "the logits"
+    )
+    assert "eps" in {entry["choice"].split()[0] for entry in found.as_dict()["not_told_apart"]}
 
 
 def test_a_batch_serves_as_evidence(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from gguf_tools.errors import ThresholdError
 from gguf_tools.tables import Block, Facts, Shown
 
 if TYPE_CHECKING:
-    from gguf_tools.description.solver.solve import Solution
+    from gguf_tools.description.solver.solution import Solution
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gguf_tools.description.assignment import Assignment
 from gguf_tools.description.choices import Choices, Decoder, decoder
 from gguf_tools.description.placing import Placing
-from gguf_tools.description.schema import Description, Source, roles_of
+from gguf_tools.description.schema import VOCABULARY, Description, Source, roles_of
 from gguf_tools.description.solver.evidence import Batch
 from gguf_tools.errors import InputError
 from gguf_tools.model.norms import Shape
@@ -41,7 +41,10 @@ class Engine:
         tensors = {
             name: InMemory(np.ascontiguousarray(tensor.array()), (name,)) for name, tensor in checkpoint.tensors.items()
         }
-        empty = Description(path=Path("description"), model={}, norm={}, layer={})
+        structure = assignment.structure
+        padded = structure.rows > structure.vocabulary
+        model = {VOCABULARY: structure.vocabulary} if padded else {}
+        empty = Description(path=Path("description"), model=model, norm={}, layer={})
         self._placing = Placing(empty, replace(checkpoint, tensors=tensors))
         self._kept: dict[object, torch.Tensor] = {}
         self.evaluations = 0

@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import InputError
 
-FLOORS = {"float64": 1e-20, "float32": 1e-11, "float16": 1e-6, "bfloat16": 1e-4}
+FLOORS = {"float64": 1e-20, "float32": 1e-11, "float16": 1e-5, "bfloat16": 1e-3}
 """The NMSE that logits of this type leave to the true decoder at most, computed as their type says."""
-SPANS = {"float64": 1e-11, "float32": 1e-10, "float16": 1e-6, "bfloat16": 1e-5}
+SPANS = {"float64": 1e-11, "float32": 1e-10, "float16": 1e-6, "bfloat16": 1e-4}
 """The share of logits of this type outside the span of the output matrix at most."""
+SEARCHED = 1e-6
+"""The NMSE at which a search over discrete choices ends, if the logits are precise."""
+COARSE = ("float16", "bfloat16")
+"""Types in which rounding hides what has little effect."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Batch:
 class Evidence:
     """Golden logits, shape (length, vocabulary) for each sequence; `held` is the sequence that the solver does not see.
 
-    `dtype` is the coarsest type that the logits were stored in.
+    `dtype` is the coarsest type that the logits were computed or stored in.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -51,6 +55,16 @@ class Evidence:
     def floor(self) -> float:
         """The NMSE below which the logits are explained."""
         return FLOORS[self.dtype]
+
+    @property
+    def coarse(self) -> bool:
+        """Whether the logits were rounded to 16 bits."""
+        return self.dtype in COARSE
+
+    @property
+    def goal(self) -> float:
+        """The NMSE on one-token prompts at which a search may end: what is left then is continuous, or rounding."""
+        return max(SEARCHED, self.floor) if self.coarse else SEARCHED
 
     @property
     def longest(self) -> int:
@@ -101,10 +115,22 @@ def evidence(
     lengths = [len(tokens) for tokens in sequences]
     longest = max(lengths)
     middle = [n for n, length in enumerate(lengths) if length > 1 and n != lengths.index(longest)]
-    dtype = max((kind if kind in FLOORS else "float32" for kind in dtypes), key=lambda kind: FLOORS[kind])
+    kinds = [_computed(array, kind) for array, kind in zip(logits, dtypes, strict=True)]
+    dtype = max(kinds, key=lambda kind: FLOORS[kind])
     return Evidence(
         sequences=tuple(tuple(map(int, tokens)) for tokens in sequences),
         logits=tuple(logits),
         dtype=dtype,
         held=middle[-1] if middle else None,
     )
+
+
+def _computed(logits: NDArray[np.floating], stored: str) -> str:
+    """The type that logits were computed in: a coarser one than they are stored in where all of them are numbers of it."""
+    if stored != "float32":
+        return stored if stored in FLOORS else "float32"
+    values = np.ascontiguousarray(logits, np.float32)
+    if not (values.view(np.uint32) & 0xFFFF).any():
+        return "bfloat16"
+    with np.errstate(over="ignore"):
+        return "float16" if np.array_equal(values.astype(np.float16), values) else "float32"

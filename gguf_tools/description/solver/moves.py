@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from itertools import combinations, permutations
 from typing import get_args
 
 from gguf_tools.description.assignment import Assignment
-from gguf_tools.description.choices import HEAD_FIELDS, NORM_FIELDS, Blocks, Choices
-from gguf_tools.description.forms import Form, head_dims
-from gguf_tools.model.feed_forward import MLP, Activation
+from gguf_tools.description.choices import HEAD_FIELDS, NORM_FIELDS, Blocks, Choices, RouterBias, per_head_roles
+from gguf_tools.description.forms import Form, head_dims, router_of
+from gguf_tools.model.feed_forward import MLP, XIELU, Activation
 
 Move = tuple[str, Choices]
 """(what is chosen, the choices with another answer to it)."""
@@ -28,11 +28,14 @@ BLOCKS = (
 )
 """Choices that are changed together where changing one does not help: pairs within a set."""
 MOST_EXPERTS = 8
+MOST_FORMS = 8
+"""Forms of a layer that the search begins with."""
 ACTIVATIONS: tuple[Activation, ...] = tuple(
     name for name in get_args(Activation) if MLP(1, name).roles(1).keys() == MLP(1, "relu").roles(1).keys()
 )
 """Activations that have no weights of their own."""
-GROUPED: tuple[Blocks, ...] = ("whole", "kv_heads")
+FACTORS = (0.25, 0.5, 0.7, 1.4, 2.0, 4.0)
+"""By how much the scale of the embeddings is changed where none of the usual ones fits."""
 HEADWISE: tuple[Blocks, ...] = ("heads", "whole")
 ROWWISE: tuple[Blocks, ...] = ("whole", "rows")
 """Ways in which the rows of roles that share a matrix are grouped."""
@@ -55,13 +58,31 @@ def placements(count: int, heads: tuple[str, ...], needed: bool, parallel: bool)
     return [order for set_ in chosen for order in permutations(set_)]
 
 
-def start(assignment: Assignment, hidden: int) -> Choices:
-    """The first guess: what most decoders do, and what names hint at."""
-    forms = tuple(group.forms[0] for group in assignment.groups)
+def starts(assignment: Assignment) -> list[Choices]:
+    """The first guesses, one for each form: what most decoders do, and what names hint at."""
+    first, *others = assignment.groups
+    out = []
+    for form in first.forms[:MOST_FORMS]:
+        alike = [
+            next((other for other in group.forms if kind(other) == kind(form)), group.forms[0]) for group in others
+        ]
+        out.append(start(assignment, (form, *alike)))
+    return out
+
+
+def kind(form: Form) -> Hashable:
+    """What two forms have in common that differ only in which tensor of a shape is which, or in widths."""
+    return form.mixer, form.ffn, tuple(sorted(source.roles for source in form.sources))
+
+
+def start(assignment: Assignment, forms: tuple[Form, ...]) -> Choices:
+    """What most decoders with these forms do."""
     attention = next((form for form in forms if form.mixer == "Attention"), None)
     counts = dict.fromkeys(len(group.norms) for group in assignment.groups)
     experts = max((form.experts for form in forms), default=0)
     sizes = _known_dim(assignment, forms) or (head_dims(attention) if attention else [64])
+    pairs = [pair for pair in zip(assignment.groups, forms, strict=True) if pair[0].per_head]
+    sizes = [size for size in sizes if all(per_head_roles(group, form, size) for group, form in pairs)] or sizes
     return Choices(
         forms=forms,
         placements=tuple((count, default_placement(count, *head_fields(assignment))) for count in counts),
@@ -130,9 +151,19 @@ def one_token(assignment: Assignment, choices: Choices) -> Iterator[Move]:
     yield "centred", replace(choices, centred=not choices.centred)
     if any(form.ffn == "MoE" for form in choices.forms):
         yield from _routing(assignment, choices)
+    yield from _small(assignment, choices)
     attention = next((form for form in choices.forms if form.mixer == "Attention"), None)
     if attention and attention.kv != attention.q and not _known_dim(assignment, choices.forms):
         yield from (("head_dim", replace(choices, head_dim=size)) for size in head_dims(attention))
+
+
+def _small(assignment: Assignment, choices: Choices) -> Iterator[Move]:
+    """Other roles of the tensors of one number, and of the vectors with a number for each head."""
+    if any(len(group.scalars) == len(XIELU) for group in assignment.groups):
+        yield from (("scalars", replace(choices, scalars=order)) for order in permutations(XIELU))
+    pairs = zip(assignment.groups, choices.forms, strict=True)
+    ways = max(len(per_head_roles(group, form, choices.head_dim)) if group.per_head else 0 for group, form in pairs)
+    yield from (("per_head", replace(choices, per_head=n)) for n in range(ways))
 
 
 def _has_embedding_norm(assignment: Assignment, choices: Choices) -> bool:
@@ -143,6 +174,12 @@ def embedding_scales(assignment: Assignment) -> tuple[float, ...]:
     """Usual factors on the embeddings."""
     root = float(assignment.structure.hidden**0.5)
     return (1.0, root, 1 / root)
+
+
+def scalings(choices: Choices) -> Iterator[Move]:
+    """Other factors on the embeddings, near that chosen: they set how much the layers matter beside the embedding."""
+    for factor in FACTORS:
+        yield "factor", replace(choices, embedding_scale=choices.embedding_scale * factor)
 
 
 def form_moves(assignment: Assignment, choices: Choices) -> Iterator[Move]:
@@ -197,9 +234,10 @@ def _fused(choices: Choices) -> Iterator[Move]:
     """Other orders of roles that share a matrix."""
     roles = {source.roles for form in choices.forms for source in form.sources if len(source.roles) > 1}
     if any(len(each) == 3 or set(each) == {"attn.k", "attn.v"} for each in roles):
+        sizes = _fused_sizes(choices)
         for order in permutations(("attn.q", "attn.k", "attn.v")):
-            for blocks in GROUPED:
-                yield "qkv", replace(choices, qkv=(order, blocks))
+            yield "qkv", replace(choices, qkv=(order, "whole"))
+            yield from (("qkv", replace(choices, qkv=(order, "kv_heads"), head_dim=size)) for size in sizes)
     if any("attn.gate" in each for each in roles):
         for order in permutations(("attn.q", "attn.gate")):
             for blocks in HEADWISE:
@@ -208,6 +246,12 @@ def _fused(choices: Choices) -> Iterator[Move]:
         for order in permutations(("gate", "up")):
             for blocks in ROWWISE:
                 yield "gate_up", replace(choices, gate_up=(order, blocks))
+
+
+def _fused_sizes(choices: Choices) -> list[int]:
+    """Sizes of heads that rows grouped by head may have: all, where there are as many key heads as query heads."""
+    form = next((form for form in choices.forms if form.mixer == "Attention"), None)
+    return head_dims(form) if form and form.q == form.kv else [choices.head_dim]
 
 
 def _routing(assignment: Assignment, choices: Choices) -> Iterator[Move]:
@@ -220,9 +264,4 @@ def _routing(assignment: Assignment, choices: Choices) -> Iterator[Move]:
         group.router_bias or group.biases.get(router_of(form))
         for group, form in zip(assignment.groups, choices.forms, strict=True)
     ):
-        yield "score_bias", replace(choices, score_bias=not choices.score_bias)
-
-
-def router_of(form: Form) -> str:
-    """The tensor of the router; empty if there is none."""
-    return next((source.tensor for source in form.sources if source.roles == ("moe.router",)), "")
+        yield from (("router_bias", replace(choices, router_bias=use)) for use in get_args(RouterBias))

@@ -27,6 +27,8 @@ SECOND_BASES = (1e4, 1e6)
 """Bases that some of the layers may have, where the others have another."""
 BASES = tuple(10.0 ** (x / 2) for x in range(4, 17))
 PAIRS: tuple[Literal["half", "interleaved"], ...] = ("half", "interleaved")
+ALIBI = 8.0
+"""The largest bias of ALiBi, as its authors have it."""
 MOST_DIMS = 8
 """Sizes of heads that are tried where one token does not settle it."""
 GOAL = 1e-9
@@ -48,39 +50,63 @@ def solve_pattern(
     choices: Sequence[Choices],
     batches: Sequence[Batch],
     left: float,
+    *,
+    coarse: bool,
     tell: StageProgress = lambda *_: None,
 ) -> tuple[Choices, float]:
     """The choices, of those that one token leaves open, that explain the batches, of growing length; with the last NMSE.
 
-    `left` is the NMSE on one token, which no pattern takes away.
+    `left` is the NMSE on one token, which no pattern takes away. With `coarse` logits several patterns may come near, so that all
+    are tried, and several go on to longer prompts.
     """
-    goal = max(GOAL, 30 * left)
-    short = batches[0]
-    tried = [option for one in choices for option in dict.fromkeys(options(engine.assignment, one))]
-    scored = []
-    for n, option in enumerate(tried):
-        if n % 50 == 0:
-            tell(f"attention pattern on {short.length} tokens: candidate", n, len(tried))
-        scored.append((engine.error(option, short), n))
-    scored.sort()
-    kept = [tried[n] for _, n in scored[: CARRIED[0]]]
-    fitted = sorted((_fitted(engine, option, short) for option in kept), key=lambda item: item[1])
-    if fitted[0][1] > goal:
-        fitted = (
-            sorted((extended(engine, option, short, goal) for option, _ in fitted[:4]), key=lambda item: item[1])
-            + fitted[4:]
-        )
+    goal = max(GOAL, (3 if coarse else 30) * left)
+    fitted = _enumerated(engine, choices, batches[0], goal, coarse=coarse, tell=tell)
     kept = [option for option, _ in fitted[: CARRIED[1]]]
     best = fitted[0]
     for n, batch in enumerate(batches[1:], 1):
         tell(f"attention pattern on {batch.length} tokens: prompts", n, len(batches) - 1)
         found = [extended(engine, option, batch, goal) for option in kept[:1]]
-        if min(error for _, error in found) > goal:
+        if coarse or min(error for _, error in found) > goal:
             found += [extended(engine, option, batch, goal) for option in kept[1:]]
         found.sort(key=lambda item: item[1])
         best = found[0]
         kept = [option for option, _ in found[: CARRIED[2]]]
     return best
+
+
+def _enumerated(
+    engine: Engine, choices: Sequence[Choices], short: Batch, goal: float, *, coarse: bool, tell: StageProgress
+) -> list[tuple[Choices, float]]:
+    """The patterns that explain a few tokens best, the usual ones first, and where none of those fits, all."""
+    tried = [option for one in choices for option in dict.fromkeys(options(engine.assignment, one))]
+    tried.sort(key=lambda option: not _usual(option))
+    count = len(tried) if coarse else sum(map(_usual, tried))
+    scored: list[tuple[float, int]] = []
+    fitted: list[tuple[Choices, float]] = []
+    for first, last in ((0, count), (count, len(tried))):
+        for n in range(first, last):
+            if n % 50 == 0:
+                tell(f"attention pattern on {short.length} tokens: candidate", n, len(tried))
+            scored.append((engine.error(tried[n], short), n))
+        scored.sort()
+        fitted = [_fitted(engine, tried[n], short) for _, n in scored[: CARRIED[0]]]
+        fitted.sort(key=lambda item: item[1])
+        if first == 0 and fitted and fitted[0][1] > goal:  # a few layers may be unlike the others
+            more = [extended(engine, option, short, goal) for option, _ in fitted[:2]]
+            fitted = sorted([*more, *fitted[2:]], key=lambda item: item[1])
+        if fitted and fitted[0][1] <= goal:
+            return fitted
+    again = [min(item, _rebased(engine, item[0], short), key=lambda one: one[1]) for item in fitted[: CARRIED[1]]]
+    fitted = sorted(again + fitted[CARRIED[1] :], key=lambda item: item[1])
+    if fitted[0][1] <= goal:
+        return fitted
+    more = [extended(engine, option, short, goal) for option, _ in fitted[:4]]
+    return sorted(more, key=lambda item: item[1]) + fitted[4:]
+
+
+def _usual(option: Choices) -> bool:
+    """Whether a pattern is like that of most decoders."""
+    return not option.backwards and option.scale is None and (option.qk_norm != "after")
 
 
 def options(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
@@ -90,7 +116,9 @@ def options(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
         yield choices
         return
     dims = [choices.head_dim]
-    if attention.q == attention.kv and not any(group.head_norms for group in assignment.groups):
+    fused = any(len(source.roles) == 3 for form in choices.forms for source in form.sources)
+    by_head = fused and choices.qkv[1] == "kv_heads"  # then the size of the heads shows on one token
+    if attention.q == attention.kv and not by_head and not any(group.head_norms for group in assignment.groups):
         dims = head_dims(attention)[:MOST_DIMS]
     normed = any(group.head_norms for group in assignment.groups) or _placed(choices)
     offsets = {choices.head_offset, 0.0, 1.0} if normed else {choices.head_offset}
@@ -101,6 +129,8 @@ def options(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
         for scale in scales:
             if where != "after":
                 yield replace(base, rotated=False, scale=scale)
+                if assignment.outside.positions is None:
+                    yield replace(base, rotated=False, scale=scale, alibi=ALIBI)
             sizes = [size for size in (dim, dim // 2, dim // 4) if size % 2 == 0 and size]
             for pairs, backwards, size in product(PAIRS, (False, True), sizes):
                 turned = None if size == dim else size
@@ -147,6 +177,7 @@ def _heads_exchanged(choices: Choices) -> tuple[tuple[int, tuple[str, ...]], ...
 def unknowns(choices: Choices) -> list[str]:
     """The continuous choices of the pattern."""
     names = ["theta"] if choices.rotated else []
+    names += ["alibi"] if choices.alibi else []
     return [*names, *(["second_theta"] if choices.second else []), "scale", *(["softcap"] if choices.softcap else [])]
 
 
@@ -154,21 +185,26 @@ def _fitted(engine: Engine, choices: Choices, batch: Batch, iterations: int = 4)
     return fit(lambda tried: engine.residual(tried, batch), choices, unknowns(choices), iterations)
 
 
+def _rebased(engine: Engine, choices: Choices, batch: Batch) -> tuple[Choices, float]:
+    """The choices fitted from the best of `BASES` on, which a fit from another base may not reach."""
+    tried = [replace(choices, theta=base) for base in BASES] if choices.rotated else [choices]
+    return _fitted(engine, min(tried, key=lambda option: engine.error(option, batch)), batch, 8)
+
+
 def extended(engine: Engine, choices: Choices, batch: Batch, goal: float) -> tuple[Choices, float]:
     """The choices fitted to a longer batch; where that does not explain it, with windows, scalings and single layers changed."""
     begin = choices
     choices, error = _fitted(engine, begin, batch, 8)
     if error > max(1e-6, goal) and choices.rotated and first_wrong(engine.residual(begin, batch)) == batch.length:
-        bases = min((replace(begin, theta=base) for base in BASES), key=lambda option: engine.error(option, batch))
-        choices, error = min((choices, error), _fitted(engine, bases, batch, 8), key=lambda item: item[1])
+        choices, error = min((choices, error), _rebased(engine, begin, batch), key=lambda item: item[1])
     for again in range(8):
         if error <= goal:
             break
         start = begin if again == 0 and first_wrong(engine.residual(begin, batch)) < batch.length else choices
         before = engine.error(start, batch)
         tried = list(changes(engine, start, batch))
-        scored = sorted((engine.error(option, batch), n) for n, option in enumerate(tried))[:4]
-        fits = [_fitted(engine, tried[n], batch, 6) for _, n in scored]
+        scored = [(engine.error(option, batch), option) for option in tried]
+        fits = [_fitted(engine, option, batch, 6) for option in promising(scored, before, choices)]
         best = min(fits, key=lambda item: item[1], default=(choices, error))
         if best[1] > 0.7 * min(error, before):
             break
@@ -176,6 +212,17 @@ def extended(engine: Engine, choices: Choices, batch: Batch, goal: float) -> tup
     if error > goal and choices.rotated:
         choices, error = min((choices, error), _scaled(engine, choices, batch), key=lambda item: item[1])
     return choices, error
+
+
+def promising(scored: Sequence[tuple[float, Choices]], before: float, choices: Choices) -> list[Choices]:
+    """The best four candidates of those that have an effect, and every cap of the scores.
+
+    A cap far above the scores acts like another scale of them, so that it does not show before both are fitted.
+    """
+    effective = [item for item in scored if abs(item[0] - before) > 1e-4 * before]
+    effective.sort(key=lambda item: item[0])
+    caps = [option for _, option in effective[4:] if option.softcap and not choices.softcap]
+    return [*(option for _, option in effective[:4]), *caps]
 
 
 def _scaled(engine: Engine, choices: Choices, batch: Batch) -> tuple[Choices, float]:

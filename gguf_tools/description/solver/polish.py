@@ -69,12 +69,16 @@ def _moved(choices: Choices, steps: dict[str, float]) -> Choices:
 
 
 def snap(
-    residual: Residual, choices: Choices, names: Sequence[str], floor: float, named: dict[str, Sequence[float]]
+    residual: Residual,
+    choices: Choices,
+    names: Sequence[str],
+    limit: Callable[[float], float],
+    named: dict[str, Sequence[float]],
 ) -> tuple[Choices, float]:
     """The choices with each value of `names` replaced by the roundest number that explains the logits as well.
 
     One value after another is rounded while those not yet rounded are fitted again. `named` are numbers to try first. A number
-    is kept if the NMSE stays below twice the best, or below `floor`.
+    is kept if the NMSE stays below `limit` of the best.
     """
     free = list(names)
     best = nmse(residual(choices))
@@ -84,8 +88,8 @@ def snap(
             if not 0.5 < rounded / value(choices, name) < 2:
                 continue
             tried, found = fit(residual, replace(choices, **{name: rounded}), free, 6)  # type: ignore[arg-type]
-            if found <= max(2 * best, floor):
-                choices, best = tried, min(best, found) if found > floor else found
+            if found <= limit(best):
+                choices, best = tried, min(best, found)
                 break
     return choices, best
 

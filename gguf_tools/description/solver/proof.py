@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gguf_tools.description.solver.evidence import Evidence
-from gguf_tools.description.solver.solve import Solution
+from gguf_tools.description.solver.solution import Solution
 from gguf_tools.model.spec import Model
 from gguf_tools.reference import Reference
 from gguf_tools.tensors.error import ratio
@@ -24,7 +24,7 @@ def prove(solution: Solution, model: Model, given: Evidence) -> Solution:
     error = _nmse(reference, given, given.seen)
     held = _nmse(reference, given, [given.held]) if given.held is not None else None
     proved = replace(solution, error=error, held=held)
-    if error > 10 * given.floor:
+    if error > max(10 * given.floor, 3 * solution.error):
         text = "the written description computes other logits than the solver; please report this"
         return replace(proved, stage="proof", reason=text)
     return proved

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
 from gguf_tools.description.choices import Choices
-from gguf_tools.description.solver.moves import Move, coupled
+from gguf_tools.description.solver.moves import Move, coupled, kind
 
 Score = Callable[[Choices], float]
 Moves = Callable[[Choices], Iterable[Move]]
@@ -16,58 +16,66 @@ Moves = Callable[[Choices], Iterable[Move]]
 
 @dataclass
 class Search:
-    """Candidates with their scores; `tell` is called with the number of candidates and the best score."""
+    """Candidates with their scores; `tell` is called with the number of candidates and the best score.
+
+    The candidates that were not yet changed wait in queues, one for each form of the first layers, which take turns: layers of
+    the wrong form say nothing by their score. A search goes on where it ended.
+    """
 
     score: Score
     moves: Moves
     budget: int
     tell: Callable[[int, float], None] = lambda *_: None
     scores: dict[Choices, float] = field(default_factory=dict)
+    _queues: dict[Hashable, list[tuple[float, int, Choices]]] = field(default_factory=dict)
+    _order: count[int] = field(default_factory=count)
+    _lowest: float = float("inf")
 
-    def evaluate(self, choices: Choices) -> float:
-        """The score of a candidate, computed once."""
-        if choices not in self.scores:
-            self.scores[choices] = self.score(choices)
-            self.tell(len(self.scores), min(self.scores.values()))
-        return self.scores[choices]
-
-    def run(self, start: Choices, goal: float) -> Choices:
-        """The best candidate found before the goal is reached or the budget of evaluations is spent."""
-        order = count()
-        queue = [(self.evaluate(start), next(order), start)]
-        while queue and len(self.scores) < self.budget:
-            found, _, choices = heapq.heappop(queue)
-            if found <= goal:
-                break
-            singles = [move for move in self.moves(choices) if move[1] not in self.scores]
-            best = found
-            for _, changed in singles:
-                new = self.evaluate(changed)
-                best = min(best, new)
-                heapq.heappush(queue, (new, next(order), changed))
-                if new <= goal or len(self.scores) >= self.budget:
-                    break
-            if best > 0.9 * found:
-                self._pairs(choices, singles, queue, order, goal)
+    @property
+    def best(self) -> Choices:
+        """The best candidate."""
         return min(self.scores, key=lambda choices: self.scores[choices])
 
-    def _pairs(
-        self,
-        choices: Choices,
-        singles: list[Move],
-        queue: list[tuple[float, int, Choices]],
-        order: count[int],
-        goal: float,
-    ) -> None:
+    def add(self, choices: Choices, score: float | None = None) -> float:
+        """The score of a candidate, computed once unless it is given; it is queued to be changed."""
+        if score is not None or choices not in self.scores:
+            self.scores[choices] = found = self.score(choices) if score is None else score
+            queue = self._queues.setdefault(kind(choices.forms[0]), [])
+            heapq.heappush(queue, (found, next(self._order), choices))
+            self._lowest = min(self._lowest, found)
+            self.tell(len(self.scores), self._lowest)
+        return self.scores[choices]
+
+    def run(self, goal: float) -> Choices:
+        """The best candidate found before the goal is reached or the budget of evaluations is spent."""
+        while len(self.scores) < self.budget and self._lowest > goal:
+            waiting = [queue for queue in self._queues.values() if queue]
+            if not waiting:
+                break
+            for queue in waiting:
+                self._change(heapq.heappop(queue), goal)
+        return self.best
+
+    def _change(self, item: tuple[float, int, Choices], goal: float) -> None:
+        """Evaluate the changes of one candidate."""
+        found, _, choices = item
+        singles = [move for move in self.moves(choices) if move[1] not in self.scores]
+        best = found
+        for _, changed in singles:
+            if len(self.scores) >= self.budget or self._lowest <= goal:
+                heapq.heappush(self._queues[kind(choices.forms[0])], item)  # the rest is for when the search goes on
+                return
+            best = min(best, self.add(changed))
+        if best > 0.9 * found:
+            self._pairs(singles, goal)
+
+    def _pairs(self, singles: list[Move], goal: float) -> None:
         """Evaluate two coupled changes together."""
-        for kind, changed in singles:
+        for name, changed in singles:
             for other, both in self.moves(changed):
-                repeated = other < kind or (other == kind and kind != "roles")
-                if repeated or not coupled(kind, other) or both in self.scores:
+                repeated = other < name or (other == name and name != "roles")
+                if repeated or not coupled(name, other) or both in self.scores:
                     continue
-                if len(self.scores) >= self.budget:
+                if len(self.scores) >= self.budget or self._lowest <= goal:
                     return
-                new = self.evaluate(both)
-                heapq.heappush(queue, (new, next(order), both))
-                if new <= goal:
-                    return
+                self.add(both)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,68 +15,39 @@ from gguf_tools.description.solver import moves
 from gguf_tools.description.solver.engine import Engine
 from gguf_tools.description.solver.evidence import Batch, Evidence
 from gguf_tools.description.solver.head import Head, sampled_rows, solve_head
-from gguf_tools.description.solver.pattern import MEDIUM, SHORT, changes, options, solve_pattern, unknowns
+from gguf_tools.description.solver.pattern import MEDIUM, SHORT, changes, options, promising, solve_pattern, unknowns
 from gguf_tools.description.solver.polish import fit, nmse, snap
 from gguf_tools.description.solver.search import Search
+from gguf_tools.description.solver.solution import Solution, difference
 from gguf_tools.progress import StageProgress
 from gguf_tools.sources.checkpoint import Checkpoint
 
-FIRST, MORE = 1800, 400
-"""Evaluations of the search on one-token prompts before scales are fitted, and after each fit."""
+FIRST, MORE = 1000, 400
+"""Evaluations of the search on one-token prompts with usual scales, and before each fit of scales."""
+SCALES = range(-4, 9)
+"""Powers of 2 that the embeddings are multiplied by where no usual scale fits."""
+CANDIDATES = 12
+"""Candidates whose scales are fitted."""
 WORK = 3e11
 """Weights × tokens that the search on one-token prompts may multiply before scales are fitted."""
 FITTED = (("embedding_scale", "eps", "router_scale"), ("embedding_scale", "residual_scale", "router_scale"))
 """Values that are fitted together: not all of them, since embeddings, residual and epsilon can be scaled without effect."""
 SANE = (1e-14, 0.1)
 """Bounds of an epsilon."""
+EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12)
+"""Usual epsilons, and nearly none."""
+FLIPS = 30
+"""How much larger the error of logits in 16 bits may be where rounding changes which experts are selected."""
 ROUNDS = 8
 """How often scales are fitted and the search goes on."""
 DISCRETE = 1e-5
 """NMSE on one-token prompts below which only continuous choices and GELU's two forms can still be wrong."""
+SNAPPED = (
+    *("embedding_scale", "residual_scale", "logit_scale", "logit_softcap", "router_scale"),
+    *("scale", "softcap", "alibi", "theta", "eps"),
+)
+"""Continuous choices in the order in which they are rounded."""
 POLISHED = ("eps", "embedding_scale", "logit_scale", "logit_softcap", "router_scale", "residual_scale")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Solution:
-    """What was found: the choices, the NMSE on the sequences seen and on the one held out (None without one).
-
-    `stage` is empty if the logits are explained, else the stage that failed (head, one token, attention pattern), and `reason`
-    says how. `open` are choices that the evidence does not tell apart, with the other values. `tested` is the number of
-    positions of the longest sequence.
-    """
-
-    choices: Choices
-    error: float
-    held: float | None
-    stage: str = ""
-    reason: str = ""
-    open: tuple[tuple[str, str], ...] = ()
-    tested: int = 0
-    evaluations: int = 0
-
-    @property
-    def solved(self) -> bool:
-        """Whether the choices explain the logits."""
-        return not self.stage
-
-    @property
-    def notes(self) -> list[str]:
-        """What the evidence leaves open, each a sentence."""
-        notes = [f"{name} is not told apart from {others}" for name, others in self.open]
-        if self.solved and self.tested:
-            notes.append(f"tested up to {self.tested} tokens: a window or a rope scaling beyond would not show")
-        return notes
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """What was found, as comments of the description."""
-        found = [f"Solved from golden logits: NMSE {self.error:.1e}."] if self.solved else ["Not solved."]
-        found += [f"On a prompt that the solver did not see: {self.held:.1e}."] if self.held is not None else []
-        return (*found, *(f"{note[0].upper()}{note[1:]}." for note in self.notes))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The choices by name, without the places of tensors, as JSON data."""
-        return {name: _plain(item) for name, item in vars(self.choices).items() if name not in ("forms", "placements")}
 
 
 def solve(
@@ -89,34 +59,21 @@ def solve(
     """
     structure = assignment.structure
     rows = sampled_rows(structure.vocabulary, structure.hidden)
-    begin = moves.start(assignment, structure.hidden)
+    begin = moves.starts(assignment)
     tell("output projection and final norm", 1, 1)
     head = solve_head(assignment, checkpoint, given, rows)
     if head is not None and head.problem:
-        return Solution(choices=begin, error=head.span, held=None, stage="head", reason=head.problem)
+        return Solution(choices=begin[0], error=head.span, held=None, stage="head", reason=head.problem)
     if head is not None:
-        begin = _with_head(begin, head)
+        begin = [_with_head(choices, head) for choices in begin]
     solver = _Solver(Engine(assignment, checkpoint, rows, context), given, rows, tell)
     return solver.run(begin)
 
 
-def difference(found: Choices, other: Choices) -> tuple[str, str]:
-    """What two choices differ in: (the name with its value, the other value)."""
-    for name, value in vars(found).items():
-        new = getattr(other, name)
-        if new == value:
-            continue
-        if name in ("forms", "placements"):
-            return "which tensor of a shape is which", "an exchange"
-        return f"{name} {_plain(value)}", str(_plain(new))
-    return "", ""
-
-
-def _plain(item: Any) -> Any:
-    """A choice as JSON data."""
-    if isinstance(item, frozenset | tuple):
-        return [_plain(one) for one in (sorted(item) if isinstance(item, frozenset) else item)]
-    return item if item is None or isinstance(item, bool | int | float | str) else repr(item)
+def _near(number: float) -> float:
+    """The number with three digits where that is nearly the same."""
+    rounded = float(f"{number:.2e}")
+    return rounded if abs(rounded - number) < 1e-3 * abs(number) else number
 
 
 def _with_head(choices: Choices, head: Head) -> Choices:
@@ -144,16 +101,19 @@ class _Solver:
         made = [given.prefixes(length, rows, 6 if length <= MEDIUM else 2) for length in lengths if length > 1]
         self.longer: list[Batch] = [batch for batch in made if batch is not None]
 
-    def run(self, begin: Choices) -> Solution:
-        """All stages."""
+    def run(self, begin: Sequence[Choices]) -> Solution:
+        """All stages, from the first guesses on."""
         found, error = self.one_token(begin)
         if error > max(DISCRETE, 10 * self.given.floor):
             return self._failed(
                 found, error, "one token", "no embedding, norms, projections and feed-forward of those known fit"
             )
+        found, error = self.settled(found)
         if not self.longer:
             return self._solution(found, error)
-        found, error = solve_pattern(self.engine, self._ties(found), self.longer, error, self.tell)
+        found, error = solve_pattern(
+            self.engine, self._ties(found), self.longer, error, coarse=self.given.coarse, tell=self.tell
+        )
         if found.unrotated == frozenset(range(self.engine.assignment.structure.count)):
             found = replace(found, rotated=False, unrotated=frozenset(), scaling=None, second=frozenset())
         if error > max(1e-4, 10 * self.given.floor):
@@ -162,13 +122,18 @@ class _Solver:
         found, error = self.polish(found)
         found, error = self.revise(found, error)
         found, error = self.snapped(found, error)
-        if error > self.given.floor:
+        if error > self.limit(found):
             return self._failed(
                 found, error, "continuous values", "the closest choices leave more than the logits' own precision"
             )
         return self._solution(found, error)
 
-    def one_token(self, begin: Choices) -> tuple[Choices, float]:
+    def limit(self, found: Choices) -> float:
+        """The NMSE below which the logits are explained; rounding to 16 bits selects other experts now and then."""
+        flips = self.given.coarse and any(form.ffn == "MoE" for form in found.forms)
+        return self.given.floor * (FLIPS if flips else 1)
+
+    def one_token(self, begin: Sequence[Choices]) -> tuple[Choices, float]:
         """Search on one-token prompts, with the scales fitted where the search alone does not end."""
         slots = self.engine.assignment.structure.inside
         weights = sum(int(np.prod(slot.shape)) * len(slot.layers) for slot in slots)
@@ -176,7 +141,7 @@ class _Solver:
 
         def told(count: int, best: float) -> None:
             if count % 20 == 0:
-                self.tell(f"one-token prompts (NMSE {best:.0e}): candidate", count, budget)
+                self.tell(f"one-token prompts (NMSE {best:.0e}): candidate", count, max(budget, count))
 
         search = Search(
             lambda choices: self.engine.error(choices, self.one),
@@ -184,36 +149,49 @@ class _Solver:
             budget,
             told,
         )
-        found = search.run(begin, 1e-6)
+        for choices in begin:
+            search.add(choices)
+        found = search.run(self.given.goal)
         error = search.scores[found]
-        if error > 1e-6:
-            found, error = self._with_scales(search, found)
-        return found, error
+        return (found, error) if error <= self.given.goal else self._with_scales(search, begin)
 
-    def _with_scales(self, search: Search, found: Choices) -> tuple[Choices, float]:
-        """Fit scales on the best candidates, and search on from there."""
-        stuck, best_yet = 0, search.scores[found]
+    def _with_scales(self, search: Search, begin: Sequence[Choices]) -> tuple[Choices, float]:
+        """Search on with other scales of the embeddings; fit scales on the best candidates, and go on from there."""
+        plain = search.moves
+        search.moves = lambda choices: (*plain(choices), *moves.scalings(choices))
+        for choices in begin:
+            for power in SCALES:
+                search.add(replace(choices, embedding_scale=2.0**power))
+        stuck, before = 0, search.scores[search.best]
         for _ in range(ROUNDS):
-            ranked = sorted(search.scores, key=lambda choices: search.scores[choices])[:12]
-            tries = [
-                fit(lambda tried: self.engine.residual(tried, self.one), option, names, 6)
-                for option in ranked
-                for names in FITTED
-            ]
-            fits = [self._plain_scale(*one) for one in tries if SANE[0] < one[0].eps < SANE[1]]
-            if not fits:
-                break
-            best, fitted = min(fits, key=lambda item: item[1])
-            search.scores[best] = fitted
-            if fitted <= 1e-6:
-                return best, fitted
             search.budget = len(search.scores) + MORE
-            found = search.run(best, 1e-6)
-            stuck = stuck + 1 if search.scores[found] > 0.8 * best_yet else 0
-            best_yet = min(best_yet, search.scores[found])
-            if search.scores[found] <= 1e-6 or stuck == 3:
+            found = search.run(self.given.goal)
+            if search.scores[found] > self.given.goal:
+                for best, fitted in self._fits(search):
+                    search.add(best, fitted)
+            found = search.best
+            stuck = stuck + 1 if search.scores[found] > 0.8 * before else 0
+            before = min(before, search.scores[found])
+            if search.scores[found] <= self.given.goal or stuck == 3:
                 break
-        return found, search.scores[found]
+        return search.best, search.scores[search.best]
+
+    def _fits(self, search: Search) -> list[tuple[Choices, float]]:
+        """The best candidates that differ in more than scales, with scales fitted: first briefly, then the best of them."""
+        different: dict[Choices, Choices] = {}
+        for choices in sorted(search.scores, key=lambda choices: search.scores[choices]):
+            different.setdefault(
+                replace(choices, embedding_scale=1.0, residual_scale=1.0, router_scale=1.0, eps=1.0), choices
+            )
+            if len(different) == CANDIDATES:
+                break
+        brief = [self._fit(choices, FITTED[0], 2) for choices in different.values()]
+        brief.sort(key=lambda item: item[1])
+        tries = [self._fit(choices, names, 6) for choices, _ in brief[:3] for names in FITTED]
+        return [self._plain_scale(*one) for one in tries if SANE[0] < one[0].eps < SANE[1]]
+
+    def _fit(self, choices: Choices, names: Sequence[str], iterations: int) -> tuple[Choices, float]:
+        return fit(lambda tried: self.engine.residual(tried, self.one), choices, names, iterations)
 
     def _plain_scale(self, found: Choices, error: float) -> tuple[Choices, float]:
         """The same with a residual scale of 1, where embeddings and epsilon can be scaled instead, which is equal."""
@@ -225,6 +203,36 @@ class _Solver:
         )
         new = self.engine.error(plain, self.one)
         return (plain, new) if new <= 2 * error and SANE[0] < plain.eps < SANE[1] else (found, error)
+
+    def settled(self, found: Choices) -> tuple[Choices, float]:
+        """Epsilon, scales and the form of GELU, which show least, from one-token prompts: what the pattern leaves is its own."""
+        found, error = self._small(found)
+        singles = [move for move in moves.one_token(self.engine.assignment, found) if move[1] != found]
+        if self.given.coarse:
+            best = min((one for _, one in singles), key=lambda one: self.engine.error(one, self.one))
+            if self.engine.error(best, self.one) < 0.7 * error:
+                found, error = self._small(best)
+        elif error > self.given.floor / 10:
+            others = [one for kind, one in singles if kind == "activation"]
+            fits = [self._small(one) for one in others if self.engine.error(one, self.one) < DISCRETE]
+            found, error = min([(found, error), *fits], key=lambda item: item[1])
+        return found, error
+
+    def _small(self, found: Choices) -> tuple[Choices, float]:
+        """Epsilon and scales fitted to one-token prompts, from those found and from usual ones.
+
+        An epsilon that came out too small has no slope any more, and scales that make up for it hide the right one.
+        """
+        names = [name for name in self.continuous(found) if name in POLISHED]
+        rounded = replace(
+            found,
+            embedding_scale=_near(found.embedding_scale),
+            router_scale=_near(found.router_scale),
+            residual_scale=_near(found.residual_scale),
+        )
+        epsilons = EPSILONS if "eps" in names else EPSILONS[:1]
+        usual = min((replace(rounded, eps=eps) for eps in epsilons), key=lambda one: self.engine.error(one, self.one))
+        return min((self._fit(one, names, 8) for one in (found, usual)), key=lambda item: item[1])
 
     def _ties(self, found: Choices) -> list[Choices]:
         """The choices, and those with another order of fused roles that one token does not tell from them."""
@@ -250,6 +258,7 @@ class _Solver:
     def continuous(self, choices: Choices) -> list[str]:
         """The continuous choices that have an effect; the residual scale stays where it is."""
         names = [name for name in POLISHED if name != "residual_scale" or choices.residual_scale != 1.0]
+        names = [name for name in names if name != "eps" or not self.given.coarse]  # rounding hides it
         names = [name for name in names if getattr(choices, name) is not None]
         if choices.embedding_normed or choices.embedding_scale == 1.0:
             names.remove("embedding_scale")
@@ -270,9 +279,9 @@ class _Solver:
         for _ in range(4):
             if error <= self.given.floor:
                 break
-            tried = [changed for _, changed in self._alternatives(found)]
-            scored = sorted((nmse(self.residual(changed)), n) for n, changed in enumerate(tried))[:3]
-            fits = [fit(self.residual, tried[n], self.continuous(tried[n]), 8) for _, n in scored]
+            tried = [one for _, one in self._alternatives(found) if self.engine.error(one, self.one) < 1.0]
+            scored = [(nmse(self.residual(changed)), changed) for changed in tried]
+            fits = [fit(self.residual, one, self.continuous(one), 8) for one in promising(scored, error, found)]
             best = min(fits, key=lambda item: item[1], default=(found, error))
             if best[1] > 0.5 * error:
                 break
@@ -306,7 +315,7 @@ class _Solver:
                 )
                 for one in plain[:40]
             ]
-        return [(kind, option) for kind, option in singles if self.engine.error(option, self.one) < 1.0]
+        return singles
 
     def snapped(self, found: Choices, error: float) -> tuple[Choices, float]:
         """The continuous choices as round numbers."""
@@ -316,22 +325,10 @@ class _Solver:
             "embedding_scale": (1.0, root, 1 / root),
             "scale": (found.head_dim**-0.5, 1.0, 1.0 / found.head_dim),
         }
-        order = [
-            name
-            for name in (
-                "embedding_scale",
-                "residual_scale",
-                "logit_scale",
-                "logit_softcap",
-                "router_scale",
-                "scale",
-                "softcap",
-                "theta",
-                "eps",
-            )
-            if name in self.continuous(found)
-        ]
-        found, error = snap(self.residual, found, order, self.given.floor / 10, named)
+        order = [name for name in SNAPPED if name in self.continuous(found)]
+        coarse, floor = self.given.coarse, self.given.floor / 10
+        found, _ = snap(self.residual, found, order, lambda best: 1.1 * best if coarse else max(2 * best, floor), named)
+        error = nmse(self.residual(found))
         if found.scale is not None and found.scale == found.head_dim**-0.5:
             found = replace(found, scale=None)
         return found, error
@@ -340,7 +337,7 @@ class _Solver:
         """The solution, judged on the sequence that was held out."""
         held = self.held(found)
         stage, reason = "", ""
-        if held is not None and held > max(30 * self.given.floor, 100 * error):
+        if held is not None and held > max(30 * self.limit(found), 100 * error):
             length = len(self.given.sequences[self.given.held or 0])
             stage, reason = (
                 "held-out prompt",
@@ -355,15 +352,22 @@ class _Solver:
             open=self.open(found, error) if not stage else (),
             tested=self.given.longest,
             evaluations=self.engine.evaluations,
+            rounded=self.given.dtype if self.given.coarse else "",
         )
 
     def open(self, found: Choices, error: float) -> tuple[tuple[str, str], ...]:
         """The choices whose other values explain the logits as well: within three times the error, or their precision."""
-        limit = max(3 * error, self.given.floor / 10)
+        limit = 2 * error if self.given.coarse else max(3 * error, self.given.floor / 10)
         notes: dict[str, set[str]] = {}
         made = self.engine.decoder(found)
-        for _, other in self._alternatives(found, patterns=False):
-            if self.engine.error(other, self.one) > 10 * limit or self.engine.decoder(other) == made:
+        cheap = [self.one, *self.longer[:1]]
+        others = [other for _, other in self._alternatives(found, patterns=False)]
+        if self.given.coarse:
+            others += [replace(found, eps=eps) for eps in EPSILONS]
+        for other in others:
+            if self.engine.decoder(other) == made or any(
+                self.engine.error(other, batch) > 10 * limit for batch in cheap
+            ):
                 continue
             if nmse(self.residual(other)) <= limit:
                 name, text = difference(found, other)
