@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from gguf_tools.conversion.provenance import RECIPE_FILE
+from gguf_tools.description.toml import parse_description
+from gguf_tools.description.write import restated
 from gguf_tools.errors import CheckpointError, InputError, OutputError, UnsupportedError
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.data_file import DataFile
@@ -30,12 +32,14 @@ from gguf_tools.model.spec import Model
 from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.checkpoint import (
     CONFIG,
+    DESCRIPTION,
     INDEX,
     LIT_CONFIG,
     PARAMS,
     SINGLE,
     TORCH_INDEX,
     Checkpoint,
+    DescriptionText,
     open_checkpoint,
 )
 from gguf_tools.tensors.base import Tensor
@@ -155,13 +159,17 @@ def write_checkpoint(
     with atomic_folder(out, force=force, size=plan.size, check=check) as folder:
         for file in files:
             _copy(file, folder / file.name)
-        (folder / CONFIG).write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        if plan.config or plan.checkpoint.description is None:
+            (folder / CONFIG).write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        if plan.checkpoint.description is not None:
+            (folder / DESCRIPTION).write_text(_described(plan, plan.checkpoint.description), "utf-8")
         (folder / RECIPE_FILE).write_text(_history(plan, out), "utf-8")
         _write_weights(plan, folder, progress, allow_nonfinite)
         made = build_model(open_checkpoint(folder), check_type=lambda *_: "")  # the source has been checked
         if made.spec != plan.model.spec:
+            stated = "the description" if plan.checkpoint.description else "config.json of this family"
             raise UnsupportedError(
-                f"{out}: config.json of this family cannot express the new layers "
+                f"{out}: {stated} cannot express the new layers "
                 f"({plan.model.spec.pattern} intended, {made.spec.pattern} read back); use tinyq convert with these options"
             )
     return plan.size
@@ -174,6 +182,14 @@ def _history(plan: CheckpointPlan, out: Path) -> str:
     path = plan.checkpoint.path
     base = Donor("", path, plan.checkpoint.digest()) if recipe.donors and not plan.before else None
     return file_text(plan.before.then(recipe), layers, out, base)
+
+
+def _described(plan: CheckpointPlan, stated: DescriptionText) -> str:
+    """The description of the new folder: that of the source, with fields of single layers following their layers."""
+    checkpoint, description = plan.checkpoint, parse_description(stated.text, stated.path)
+    layers = f"{len(plan.source_model.layers)} layers became {len(plan.model.layers)}"
+    head = [f"After layer surgery on {checkpoint.path.name}: {layers}. {RECIPE_FILE} has the recipe."]
+    return restated(description, checkpoint, plan.model.spec, head)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -189,7 +205,7 @@ def _files_beside(checkpoint: Checkpoint) -> list[Path]:
     files = [
         path
         for path in checkpoint.folder.iterdir()
-        if path.is_file() and path.name not in (INDEX, TORCH_INDEX, CONFIG, PARAMS, LIT_CONFIG)
+        if path.is_file() and path.name not in (INDEX, TORCH_INDEX, CONFIG, PARAMS, LIT_CONFIG, DESCRIPTION)
     ]
     if not checkpoint.path.is_dir():
         return [path for path in files if BESIDE.fullmatch(path.name)]

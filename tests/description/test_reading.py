@@ -18,7 +18,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.families.registry import load_model as built
 from gguf_tools.families.registry import own_families
 from gguf_tools.families.tiny.writing import write_tiny_tokenizer
-from gguf_tools.model.spec import Model
+from gguf_tools.model.spec import Attention, Model
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import InMemory, same_values
 from gguf_tools.tensors.views import interleave_rows
@@ -199,6 +199,24 @@ def test_problems_lists_every_tensor_without_a_role(made: Made) -> None:
         "b.2.n2",
     ]
     assert list(problems(parse_description(LLAMA, Path("model.toml")), checkpoint)) == []
+
+
+def test_the_layers_of_a_description_follow_surgery(made: Made, tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
+    checkpoint = fused(built(made("llama", "plain")))
+    source = tmp_path / "source"
+    write_weights(source / "model.safetensors", {name: t.array() for name, t in checkpoint.tensors.items()})
+    single = LLAMA.replace("[tensors]", "[[layers]]\nonly = [2]\nmixer.window = 8\n\n[tensors]", 1)
+    (source / "tinyq.toml").write_text(single, "utf-8")
+    ran = tinyq("surgery", source, tmp_path / "out", "--swap", "0:2", "--repeat", "0..0")
+    assert ran.code == 0, ran.err
+    windows = [layer.mixer.window for layer in built(source).spec.layers if isinstance(layer.mixer, Attention)]
+    assert windows == [None, None, 8]
+    found = built(tmp_path / "out")
+    windows = [layer.mixer.window for layer in found.spec.layers if isinstance(layer.mixer, Attention)]
+    assert windows == [8, 8, None, None]
+    old = built(source)
+    assert same_values(found.layers[1].tensors["attn.q"], old.layers[2].tensors["attn.q"])
+    assert same_values(found.layers[3].tensors["attn.q"], old.layers[0].tensors["attn.q"])
 
 
 def test_a_described_checkpoint_converts_and_is_evaluated(
