@@ -9,7 +9,7 @@ import numpy as np
 from fuzzing.target import Prepared, Target
 from gguf_tools.description.build import build, problems
 from gguf_tools.description.describe import find, text_of
-from gguf_tools.description.solver.moves import start
+from gguf_tools.description.solver.moves import starts
 from gguf_tools.description.toml import parse_description
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import InMemory
@@ -37,7 +37,7 @@ def _prepare(folder: Path) -> Prepared:
     """A description of a small checkpoint, read and built."""
     checkpoint = _checkpoint()
     found = find(checkpoint, VOCAB, 64)
-    text = text_of(checkpoint, found, start(found.assignment, HIDDEN), solved=False)
+    text = text_of(checkpoint, found, starts(found.assignment)[0], solved=False)
     layered = (
         text
         + '\n[[layers]]\nonly = [1]\nmixer.window = 8\nmixer.rope = false\n[layers.feed_forward]\nactivation = "relu"\n'
