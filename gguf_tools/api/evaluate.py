@@ -63,6 +63,9 @@ def evaluate(
     (options `questions` to `think_tokens`) and gives a score from 0 to 100; `all` runs both. Several models are ordered best
     first; files on which llama.cpp failed are in the result's `failed`. The result's `require` checks thresholds.
 
+    `context` limits sequences, in tokens, and is the length of the pieces in which suite `fidelity` compares `text` (512 without
+    it); long pieces are compared block by block, in memory that their length hardly changes.
+
     `progress` is called with (stage, done, total); of several files, the stage begins with the file's name and number.
 
     Raises InputError or CheckpointError for a broken file or an invalid option, LlamaError if llama.cpp fails on every file.

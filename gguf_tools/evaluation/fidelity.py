@@ -170,6 +170,12 @@ def evaluate_fidelity(
         done += len(ours)
         tell("compare", done, total)
     metrics = accumulator.result()
+    longest = max(map(len, sequences + pieces))
+    if longest < piece_tokens > TEXT_CHUNK:
+        notes.append(
+            f"the longest sequence compared has {longest:,} tokens; give a --text of {piece_tokens:,} or more to compare at "
+            "that length"
+        )
     pending = [draft.difference for draft in drafts if draft.difference]
     return FidelityReport(
         metrics=metrics,

@@ -139,5 +139,24 @@ def test_a_text_is_read_in_pieces_of_the_context(tinyq: Any, tmp_path: Path) -> 
             *("eval", path, "--text", text, "--oracle", "none", "--no-speed", "--tokens", "1", "--json", "-", *options)
         )
         assert ran.code == 0, ran.err
-        counts[context] = json.loads(ran.out)["fidelity"]["n_prompts"] - 24
+        found = json.loads(ran.out)["fidelity"]
+        counts[context] = found["n_prompts"] - 24
+        assert not any("longest sequence" in note for note in found["notes"])
     assert counts == {None: 7, 100: 18, 1500: 2}
+
+
+def test_a_text_too_short_for_the_context_is_noted(tinyq: Any, tmp_path: Path) -> None:
+    ran: Ran = tinyq(
+        *(
+            "eval",
+            write_dense(tmp_path / "a.gguf"),
+            "--oracle",
+            "none",
+            "--no-speed",
+            "--tokens",
+            "1",
+            "--context",
+            "32768",
+        )
+    )
+    assert "tokens; give a --text of 32,768 or more to compare at that length" in " ".join(ran.out.split())
