@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHMARKS = ("kernels", "speed", "allocation", "memory", "surgery")
+BENCHMARKS = ("kernels", "speed", "allocation", "memory", "surgery", "harness")
 BY_DEFAULT = ("kernels", "speed", "allocation", "memory")
 
 

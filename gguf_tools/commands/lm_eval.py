@@ -81,7 +81,6 @@ def lm_eval(
     --apply_chat_template, --output_path and --log_samples. tinyq compare reads what the last two write.
 
     Needs lm-evaluation-harness (pip install lm_eval). The harness downloads the tasks' data from the Hugging Face hub.
-
     """
     require_harness()
     settings = {"kv_type": kv_type, "flash_attn": flash_attn, "gpu_layers": gpu_layers}

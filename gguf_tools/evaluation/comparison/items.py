@@ -10,6 +10,17 @@ Kind = Literal["mean", "bits_per_byte", "log_perplexity"]
 """How values are combined: the mean, or −Σ log-likelihood / Σ weight, in bits if the weights are bytes (otherwise in nats)."""
 
 
+MOST = 1e100
+"""Values of this size or more are no results of a benchmark."""
+
+
+def number(found: object) -> float | None:
+    """A value read from a file as a float; None for what is no number, or one whose sums could overflow."""
+    if not isinstance(found, int | float) or not abs(found) < MOST:  # NaN is not below either
+        return None
+    return float(found)
+
+
 @dataclass(frozen=True)
 class Item:
     """One question or text: what it is called in reports, and its value, with its weight if values are summed."""

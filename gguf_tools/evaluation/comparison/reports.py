@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import InputError
-from gguf_tools.evaluation.comparison.items import Item, Metric, Run
+from gguf_tools.evaluation.comparison.items import Item, Metric, Run, number
 from gguf_tools.formats import text_file
 from gguf_tools.text import shortened
 
@@ -53,9 +53,9 @@ def _items(rows: Any, text: str, result: str, where: str) -> dict[Hashable, Item
     """The items of one list; equal texts are told apart by order."""
     found: dict[Hashable, Item] = {}
     asked: Counter[tuple[object, object]] = Counter()
-    for number, row in enumerate(rows if isinstance(rows, list) else [None]):
+    for place, row in enumerate(rows if isinstance(rows, list) else [None]):
         if not isinstance(row, dict) or not isinstance(row.get(text), str) or not isinstance(row.get(result), bool):
-            raise InputError(f"{where}[{number}]: expected an object with {text} and {result}; run tinyq eval again")
+            raise InputError(f"{where}[{place}]: expected an object with {text} and {result}; run tinyq eval again")
         question = (row[text], str(row.get("mode")))
         found[question, asked[question]] = Item(
             shortened(" ".join(row[text].split()), _LABEL_LENGTH), float(row[result])
@@ -67,12 +67,12 @@ def _items(rows: Any, text: str, result: str, where: str) -> dict[Hashable, Item
 def _text(passages: Any, path: Path) -> Metric:
     """Bits per byte of the text, passage by passage."""
     items: dict[Hashable, Item] = {}
-    for number, row in enumerate(passages if isinstance(passages, list) else [None]):
+    for place, row in enumerate(passages if isinstance(passages, list) else [None]):
         values: Mapping[str, Any] = row if isinstance(row, dict) else {}
-        nats, size = values.get("nats"), values.get("bytes")
-        if not isinstance(nats, int | float) or not isinstance(size, int) or size < 1:
+        nats, size = number(values.get("nats")), number(values.get("bytes"))
+        if nats is None or size is None or size < 1:
             raise InputError(
-                f"{path}: card.passages[{number}]: expected an object with nats and bytes; run tinyq eval again"
+                f"{path}: card.passages[{place}]: expected an object with nats and bytes; run tinyq eval again"
             )
-        items[number, size] = Item(f"passage {number + 1}", -float(nats), float(size))
+        items[place, size] = Item(f"passage {place + 1}", -nats, size)
     return Metric(task="text", name="bits_per_byte", kind="bits_per_byte", higher_is_better=False, items=items)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import InputError
-from gguf_tools.evaluation.comparison.items import Item, Kind, Metric, Run
+from gguf_tools.evaluation.comparison.items import Item, Kind, Metric, Run, number
 from gguf_tools.formats import text_file
 from gguf_tools.text import shortened
 
@@ -71,7 +70,8 @@ def read_samples(path: Path) -> Run:
         if task not in newest or date > newest[task][0]:
             newest[task] = (date, file)
     older = len(files) - len(newest)
-    notes = [f"{path}: {older} older files of samples were left aside"] if older else []
+    files_left = f"{older} older file{'s' if older > 1 else ''} of samples"
+    notes = [f"{path}: left aside {files_left}"] if older else []
     results = _results(folders[0])
     metrics: dict[tuple[str, str], Metric] = {}
     for task, (_, file) in sorted(newest.items()):
@@ -118,7 +118,8 @@ def _task(task: str, file: Path, directions: Mapping[str, Any]) -> tuple[list[Me
     seen: dict[tuple[object, object], int] = {}
     for row in rows:
         digest = row.get("doc_hash", row["doc_id"])
-        filtered = row.get("filter") or "none"
+        given = row.get("filter")
+        filtered = given if given and isinstance(given, str) else "none"
         count = seen[digest, filtered] = seen.get((digest, filtered), -1) + 1  # equal documents are told apart by order
         for name in _metrics_of(row):
             value = _value(row.get(name), name)
@@ -127,7 +128,8 @@ def _task(task: str, file: Path, directions: Mapping[str, Any]) -> tuple[list[Me
                 continue
             full = name if filtered == "none" else f"{name} ({filtered})"
             item = Item(_label(row), *value, prompt=str(row.get("prompt_hash", "")))
-            items.setdefault(full, {})[digest, count] = item
+            # What values are divided by belongs to the text: bytes or words.
+            items.setdefault(full, {})[digest, count, item.weight] = item
     summed = [name for name in _SUMMED if name in items]
     for name in summed[1:]:
         del items[name]
@@ -147,9 +149,9 @@ def _task(task: str, file: Path, directions: Mapping[str, Any]) -> tuple[list[Me
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     """The samples of a file. Raises InputError with the line of one that is broken, or if there are none."""
     text = text_file.read_text(file, text_file.Kind.SAMPLES, InputError)
-    number = 0
-    for number, line in enumerate(filter(str.strip, text.split("\n")), 1):
-        origin = f"{file}:{number}"
+    count = 0
+    for count, line in enumerate(filter(str.strip, text.split("\n")), 1):
+        origin = f"{file}:{count}"
         row = text_file.parse_json(line, Path(origin), InputError)
         if (
             not isinstance(row, dict)
@@ -160,7 +162,7 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
                 f"{origin}: is not a sample of lm-evaluation-harness (an object with doc_id); run the tasks again"
             )
         yield row
-    if not number:
+    if not count:
         raise InputError(f"{file}: has no samples; run the task again with --log_samples")
 
 
@@ -173,15 +175,11 @@ def _value(found: object, name: str) -> tuple[float, float] | None:
     """A metric's value and weight; None for what is no number."""
     if name in _SUMMED:
         pair = found if isinstance(found, list) and len(found) == 2 else (None, None)
-        numbers = [_number(part) for part in pair]
+        numbers = [number(part) for part in pair]
         value, weight = numbers[0], numbers[1]
-        return (value, weight) if value is not None and weight is not None and weight > 0 else None
-    number = _number(found)
-    return None if number is None else (number, 1.0)
-
-
-def _number(found: object) -> float | None:
-    return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
+        return (value, weight) if value is not None and weight is not None and weight >= 1 else None
+    value = number(found)
+    return None if value is None else (value, 1.0)
 
 
 def _higher(name: str, directions: Mapping[str, Any]) -> bool:

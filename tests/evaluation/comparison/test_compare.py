@@ -175,7 +175,7 @@ def test_the_report_says_what_changed_and_what_was_left_out(tmp_path: Path, monk
     assert "arc: 1 item only in" in joined
     assert "“What is question 10?”" in joined
     assert f"only in {a}: boolq (acc)" in joined
-    assert "1 older files of samples" in joined
+    assert "left aside 1 older file of samples" in joined
     report = found.as_dict()
     assert report["compared"][0]["only_second"] == 1
     assert report["missing"] == [{"path": str(a), "task": "boolq", "metric": "acc"}]
