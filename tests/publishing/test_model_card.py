@@ -121,6 +121,9 @@ def test_every_figure_is_one_that_was_measured(made: tuple[Path, dict[str, Any]]
     assert [float(row["score"]) for row in scores.values()] == sorted(
         (float(row["score"]) for row in scores.values()), reverse=True
     )
+    power = report["models"][0]["card"]["power"]
+    assert f"- 17 questions: a difference if {power['flips']} answers change, all one way" in text
+    assert f"- 16 passages: p down to {power['text']['least_p']:.2g} in bits per byte" in text
     best, other = scores
     assert f"Compared with the best, {best}, on the same items" in text
     assert re.search(rf"^\| {other} \| .* \| no significant difference \|$", text, re.MULTILINE)

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from gguf_tools.evaluation.card.compare import best_first
 from gguf_tools.evaluation.card.notes import ASKED, notes_of
+from gguf_tools.evaluation.card.power import power_of
 from gguf_tools.evaluation.card.report import (
     CARD_COLUMNS,
     HELD_OUT_COLUMNS,
@@ -116,6 +117,8 @@ def _scores(facts: CardFacts) -> str:
             f"{_plain(about[0].upper() + about[1:])}:\n",
             differences.markdown() + "\n",
         ]
+    if said := power_of(first).sentences():
+        lines += ["What these items can show:\n", *(f"- {line}" for line in said), ""]
     lines += [f"- {_plain(name)}: {_plain(note)}" for name, card in cards.items() for note in notes_of(card)]
     return "\n".join(lines).rstrip() + "\n"
 
