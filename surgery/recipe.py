@@ -164,13 +164,18 @@ def load_recipe(given: str) -> Recipe:
 
 def read_file(path: Path) -> Recipe:
     """The recipe in a TOML file."""
-    # tomllib is in Python from 3.11 on; tomli is its backport.
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         text = read_text(path, Kind.RECIPE, InputError)
     except InputError as error:
         wanted = expected(str(path), shipped_recipes(), "expected a TOML file, a text such as 'swap(1:3)', or one of")
         raise InputError(f"recipe {error}; {wanted}") from error
+    return parse_file_text(text, path)
+
+
+def parse_file_text(text: str, path: Path) -> Recipe:
+    """The recipe in the text of a TOML file; `path` is named in errors, and donors' paths are relative to its folder."""
+    # tomllib is in Python from 3.11 on; tomli is its backport.
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         data = toml.loads(text)
     except (ValueError, RecursionError) as error:

@@ -36,6 +36,14 @@ MODELFILE = "Modelfile"
 @click.option(
     "--modelfile", is_flag=True, help=f"Also write an Ollama {MODELFILE} for the first file, in the card's folder."
 )
+@click.option(
+    "--baseline",
+    "baselines",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Compare the first of FILES with this GGUF (the original, an earlier version) on the same questions; repeatable.",
+)
 @click.option("--base-model", metavar="OWNER/NAME", help="Hub id of the model that the files were converted from.")
 @click.option("--quantized-by", metavar="NAME", help="Author of the files.")
 @click.option(
@@ -59,6 +67,7 @@ def card(
     files: tuple[Path, ...],
     out: Path | None,
     modelfile: bool,
+    baselines: tuple[Path, ...],
     base_model: str | None,
     quantized_by: str | None,
     suite: str,
@@ -84,18 +93,23 @@ def card(
     from gguf_tools.runtime.process import RuntimeOptions
     from gguf_tools.sources.inputs import source_files
     from surgery.donors import operate_recorded
+    from surgery.told import tell_surgery
 
+    if baselines and suite not in ("card", "all"):
+        raise click.UsageError("--baseline needs --suite card or all")
     page = out or files[0].parent / CARD
     second = page.parent / MODELFILE if modelfile else None
     outputs = [path for path in (page, second) if path]
     check_outputs({"--json": json_path}, force=force, outputs={"--out": page, "--modelfile": second})
-    watch = Watch.over(file for path in (source, *files) for file in source_files(path))
+    watch = Watch.over(file for path in (source, *files, *baselines) for file in source_files(path))
     with stage_bars(quiet, files[0].name if len(files) == 1 else "") as progress:
         facts = gather(
             source,
             files,
             page.parent,
             RuntimeOptions(kv_type=kv_type, flash_attn=flash_attn, gpu_layers=gpu_layers, threads=threads),
+            tell_surgery,
+            baselines=baselines,
             fidelity=FidelityRequest(reference=source, operate=operate_recorded, speed=False)
             if suite in ("fidelity", "all")
             else None,
@@ -114,6 +128,7 @@ def card(
         {
             "outputs": [str(path) for path in outputs],
             "models": [file.measured.as_dict() | {"memory": vars(file.memory)} for file in facts.files],
+            "baselines": [file.measured.as_dict() | {"memory": vars(file.memory)} for file in facts.baselines],
             "modelfile": {"template": facts.modelfile.layout is not None, "reason": facts.modelfile.reason},
         },
         json_path,

@@ -56,6 +56,11 @@ class Op(ABC):
 
     @property
     @abstractmethod
+    def sentence(self) -> str:
+        """What the op does, for readers of a model card; layers are numbered from 0, as they stand when the op is reached."""
+
+    @property
+    @abstractmethod
     def arguments(self) -> tuple[str, ...]:
         """The arguments as written in the parentheses of a recipe."""
 

@@ -22,6 +22,7 @@ from surgery.ops.base import (
     own,
     span_text,
 )
+from surgery.ops.words import HALF_NAMES, by_method, layer_name, layers, only_half
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,13 @@ class Interpolate(Op):
         return donors_of(self.first, self.second)
 
     @property
+    def sentence(self) -> str:
+        first, second = layer_name(self.first), layer_name(self.second)
+        mixed = f"{1 - self.alpha:g} of {first} and {self.alpha:g} of {second}{by_method(self.method)}"
+        place = f"is inserted after {first}" if self.replace is None else f"takes the place of layer {self.replace}"
+        return f"A layer made of {mixed} {place}{only_half(self.only)}."
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         place = () if self.replace is None else (f"replace={self.replace}",)
         pair = f"{operand_text(self.first)}:{operand_text(self.second)}"
@@ -139,6 +147,13 @@ class Merge(Op):
         return donors_of(self.second)
 
     @property
+    def sentence(self) -> str:
+        first, second = layer_name(self.first), layer_name(self.second)
+        gone = "" if isinstance(self.second, Original) else f", and {second} is left out"
+        mean = f"The mean of {first} and {second}{by_method(self.method)}"
+        return f"{mean} takes the place of {first}{only_half(self.only)}{gone}."
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         return (f"{self.first}:{operand_text(self.second)}", *keyword_texts(self.method, self.only))
 
@@ -168,6 +183,14 @@ class Scale(Op):
         check(self, stack, *self.span)
         inside = set(expand((self.span,)))
         return tuple(scaled(layer, self.factor, self.only) if n in inside else layer for n, layer in enumerate(stack))
+
+    @property
+    def sentence(self) -> str:
+        one, where = self.span[0] == self.span[1], layers(self.span)
+        what = (
+            f"What {where} add{'s' * one}" if self.only is None else f"What the {HALF_NAMES[self.only]} of {where} adds"
+        )
+        return f"{what} to the residual stream is multiplied by {self.factor:g}."
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import ClassVar
 from gguf_tools.errors import InputError
 from surgery.algebra import Original, Stack, scaled
 from surgery.ops.base import DONOR, Arguments, Op, Span, check, expand, span_text
+from surgery.ops.words import block, capital, layers
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Bridge(Op):
     def apply(self, stack: Stack) -> Stack:
         check(self, stack, self.source, self.after)
         return (*stack[: self.after + 1], stack[self.source], *stack[self.after + 1 :])
+
+    @property
+    def sentence(self) -> str:
+        return f"A copy of layer {self.source} is inserted after layer {self.after}."
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -73,6 +78,11 @@ class Graft(Op):
         return tuple(Original(index, self.source) for index in expand((self.span,)))
 
     @property
+    def sentence(self) -> str:
+        becomes = " and becomes" if self.span[0] == self.span[1] else "; the first becomes"
+        return f"{block(self.span, self.source)} inserted{becomes} layer {self.to}."
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         return (f"{self.source}:{span_text(self.span)}@{self.to}",)
 
@@ -97,6 +107,10 @@ class Duplicate(Op):
         return (*stack[: self.layer + 1], *stack[self.layer :])
 
     @property
+    def sentence(self) -> str:
+        return f"A copy of layer {self.layer} is inserted after it."
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         return (str(self.layer),)
 
@@ -119,6 +133,10 @@ class Triple(Op):
     def apply(self, stack: Stack) -> Stack:
         check(self, stack, self.layer)
         return (*stack[: self.layer], *(stack[self.layer],) * 3, *stack[self.layer + 1 :])
+
+    @property
+    def sentence(self) -> str:
+        return f"Two copies of layer {self.layer} are inserted after it."
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -154,6 +172,12 @@ class Repeat(Op):
         check(self, stack, *self.span)
         first, last = self.span
         return (*stack[:first], *stack[first : last + 1] * self.times, *stack[last + 1 :])
+
+    @property
+    def sentence(self) -> str:
+        one = self.span[0] == self.span[1]
+        times = "once" if self.times == 1 else "twice" if self.times == 2 else f"{self.times} times"
+        return f"{capital(layers(self.span))} run{'s' * one} {times}."
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -203,6 +227,12 @@ class Attenuate(Op):
             weaker = scaled(layer, sqrt(1 / times[layer]), query_key=sqrt(0.5) if copy else 1.0)
             made.append(weaker if times[layer] > 1 else layer)
         return (*stack[:first], *made, *stack[last + 1 :])
+
+    @property
+    def sentence(self) -> str:
+        where = "" if self.span is None else f" among {layers(self.span)}"
+        added = "what each copy adds to the residual stream is multiplied by √(1/n)"
+        return f"Of every layer{where} that runs n times, {added}, and the queries and keys of all but the first by √½."
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from surgery.algebra import DropExperts, Stack, SwapExperts, edited
 from surgery.ops.base import AUTO, Arguments, Op, Span, check, check_once, expand, span_text, unresolved
+from surgery.ops.words import layers, listed
 
 MAX_EXPERTS = 1 << 16
 
@@ -59,6 +60,16 @@ class DropExpertsOp(Op):
         return tuple(edited(layer, edit) if n in inside else layer for n, layer in enumerate(stack))
 
     @property
+    def sentence(self) -> str:
+        if self.measures:
+            if self.auto == 1:
+                return "The expert of each layer that gives least on a text is left out."
+            share = f"{self.share * 100:g} % of the experts" if self.share else f"{self.auto} experts"
+            return f"The {share} of each layer that give least on a text are left out."
+        names = f"Expert {self.experts[0]} is" if len(self.experts) == 1 else f"Experts {listed(self.experts)} are"
+        return f"{names} left out of {layers(self.span)}."
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         if self.measures:
             return (f"{AUTO}{self.auto}" if self.auto else f"{AUTO}{self.share * 100:g}%",)
@@ -91,6 +102,10 @@ class SwapExpertsOp(Op):
         check_once(self, (self.first, self.second), "expert")
         edit = SwapExperts(min(self.first, self.second), max(self.first, self.second))
         return (*stack[: self.layer], edited(stack[self.layer], edit), *stack[self.layer + 1 :])
+
+    @property
+    def sentence(self) -> str:
+        return f"Experts {self.first} and {self.second} of layer {self.layer} change places."
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from surgery.ops.base import (
     span_text,
     unresolved,
 )
+from surgery.ops.words import block, capital, from_to, half_of, listed, spans
 
 MEASURES = ("norm", "influence")
 """What a layer does to the residual stream: ‖out - in‖ / ‖in‖, or 1 - cos(in, out), as means over tokens."""
@@ -52,6 +53,11 @@ class Swap(Op):
         return tuple(out)
 
     @property
+    def sentence(self) -> str:
+        pairs = listed([f"layers {a} and {b}" for a, b in self.pairs])
+        return capital(f"{half_of(self.only)}{pairs} change places.")
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         return (*(f"{a}:{b}" for a, b in self.pairs), *keyword_texts(only=self.only))
 
@@ -79,6 +85,10 @@ class Move(Op):
         return tuple(out)
 
     @property
+    def sentence(self) -> str:
+        return f"Layer {self.layer} is moved and becomes layer {self.to}."
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         return (f"{self.layer}:{self.to}",)
 
@@ -102,6 +112,10 @@ class Reverse(Op):
         check(self, stack, *self.span)
         first, last = self.span
         return (*stack[:first], *reversed(stack[first : last + 1]), *stack[last + 1 :])
+
+    @property
+    def sentence(self) -> str:
+        return f"{block(self.span)} put in the opposite order."
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -133,6 +147,11 @@ class Cycle(Op):
         block = stack[first : last + 1]
         cut = -self.by % len(block)
         return (*stack[:first], *block[cut:], *block[:cut], *stack[last + 1 :])
+
+    @property
+    def sentence(self) -> str:
+        count, end = abs(self.by), "end" if self.by >= 0 else "start"
+        return f"{block(self.span)} rotated by {count} {'place' if count == 1 else 'places'} towards the {end}."
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -185,6 +204,14 @@ class Delete(Op):
         return tuple(layer for n, layer in enumerate(stack) if n not in set(gone))
 
     @property
+    def sentence(self) -> str:
+        if self.measures:
+            what = "relative norm of the change" if self.by == MEASURES[0] else "block influence"
+            which = "layer that changes" if self.auto == 1 else f"{self.auto} layers that change"
+            return f"The {which} the residual stream least {'is' if self.auto == 1 else 'are'} left out, by {what}."
+        return f"{spans(self.spans)} left out."
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         if self.measures:
             return (f"{AUTO}{self.auto}", *([f"by={self.by}"] if self.by != MEASURES[0] else []))
@@ -209,6 +236,10 @@ class Path(Op):
     def apply(self, stack: Stack) -> Stack:
         check(self, stack, *(end for span in self.spans for end in span))
         return tuple(stack[index] for index in expand(self.spans))
+
+    @property
+    def sentence(self) -> str:
+        return f"The layers run in the order {', '.join(map(from_to, self.spans))}."
 
     @property
     def arguments(self) -> tuple[str, ...]:

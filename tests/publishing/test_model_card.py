@@ -25,14 +25,18 @@ from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.formats.gguf.header import read_header
+from gguf_tools.publishing.model_card.memory import offloaded_bytes
+from gguf_tools.publishing.model_card.surgery import SurgeryTold, surgery_section
 from gguf_tools.runtime.process import Runtime
 from gguf_tools.text import human_bytes
+from surgery.told import tell_surgery
 from tests.conftest import Ran
-from tests.tiny_gguf import write_dense
+from tests.tiny_gguf import dense_tensors, write_dense
 
 Tinyq = Callable[..., Ran]
 
 HYBRID = bundled_model("hybrid")
+DENSE = bundled_model("dense")
 FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
@@ -45,7 +49,7 @@ def front_of(text: str) -> dict[str, Any]:
 
 def rows_of(text: str, section: str) -> list[dict[str, str]]:
     """The first table under a heading, a dictionary a line."""
-    body = text.split(f"## {section}\n", 1)[1]
+    body = text.split(f"## {section}\n", 1)[1] if section else text
     lines = next(part.strip() for part in body.split("\n\n") if part.strip().startswith("|")).splitlines()
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     assert len({len(row) for row in cells}) == 1
@@ -104,8 +108,10 @@ def test_every_figure_is_one_that_was_measured(made: tuple[Path, dict[str, Any]]
         assert model["model"]["bpw"] * weights / 8 == pytest.approx(sum(e.nbytes for e in read_header(path).tensors))
         assert row["KL (nats)"] == f"{model['fidelity']['kl_mean']:.2g}"
         assert row["Top-1"] == f"{model['fidelity']['top1_agreement']:.2%}"
+    for row, path in zip(rows_of(text, "Memory"), files, strict=True):
         with Runtime(path) as runtime:
             memory = runtime.memory(128)
+        assert row["File"] == path.name
         assert row["Memory"] == human_bytes(memory.total)
         assert [row["Weights"], row["Cache"], row["Compute"]] == [
             human_bytes(part) for part in (memory.weights, memory.cache, memory.compute)
@@ -188,23 +194,103 @@ def test_what_was_not_measured_is_left_out(tinyq: Tinyq, files: tuple[Path, Path
     assert not (tmp_path / "Modelfile").exists()
 
 
-def test_surgery_is_told(tinyq: Tinyq, tmp_path: Path) -> None:
-    operated, plain = tmp_path / "swapped.gguf", tmp_path / "plain.gguf"
-    assert tinyq("convert", HYBRID, operated, "--type", "q8_0", "--swap", "0:2", "--repeat", "1", "-q").code == 0
-    assert tinyq("convert", HYBRID, plain, "--type", "q8_0", "-q").code == 0
-    arguments = ("--suite", "card", "--questions", "bundled", "-q", "--base-model", "a/b")
-    assert tinyq("card", HYBRID, operated, *arguments).code == 0
+def test_surgery_on_the_checkpoint_is_told_beside_the_original(tinyq: Tinyq, tmp_path: Path) -> None:
+    """The file was converted from a folder that `tinyq surgery` wrote, by a conversion that does more surgery."""
+    folder, operated, original = tmp_path / "folder", tmp_path / "operated.gguf", tmp_path / "original.gguf"
+    questions = tmp_path / "questions.jsonl"
+    asked = ["What is the capital of France?", "What color is grass?"]
+    questions.write_text("".join(f'{{"question": "{one}", "accept": ["Paris", "green"]}}\n' for one in asked), "utf-8")
+    recipe = "swap(0:2) + interpolate(3:5, 0.5)"
+    assert tinyq("surgery", DENSE, folder, "--recipe", recipe, "-q").code == 0
+    assert tinyq("convert", folder, operated, "--type", "q8_0", "--duplicate", "4", "-q").code == 0
+    assert tinyq("convert", DENSE, original, "--type", "q8_0", "-q").code == 0
+    report = tmp_path / "card.json"
+    arguments = ("--suite", "card", "--questions", questions, "-q", "--base-model", "a/b", "--json", report)
+    assert tinyq("card", folder, operated, "--baseline", original, *arguments).code == 0
     text = (tmp_path / "README.md").read_text("utf-8")
-    recipe = read_header(operated).get("tinyq.surgery")
-    assert f"recipe:\n\n`{recipe}`\n" in text
+    assert "The 12 layers of the original became 14." in text
+    for sentence in (
+        "1. Layers 0 and 2 change places.",
+        "2. A layer made of 0.5 of layer 3 and 0.5 of layer 5 is inserted after layer 3.",
+        "3. A copy of layer 4 is inserted after it.",
+        f"`{recipe} + duplicate(4)`",
+        " 0 a │  0 a │ was 2",
+    ):
+        assert sentence in text
     front = front_of(text)
     assert "layer-surgery" in front["tags"]
-    assert front["base_model"] == "a/b"
     assert "base_model_relation" not in front, "an operated model is not merely a quantized one"
-    assert tinyq("card", HYBRID, operated, plain, *arguments, "--force").code == 0
-    both = (tmp_path / "README.md").read_text("utf-8")
-    assert f"- swapped.gguf: `{recipe}`" in both
-    assert "- plain.gguf: `" not in both
+    versions = {row[""]: row for row in rows_of(text, "Comparison")}
+    assert [versions["Layers"][name] for name in ("original.gguf", "operated.gguf")] == ["12", "14"]
+    assert [versions["Surgery"][name] for name in ("original.gguf", "operated.gguf")] == [
+        "–",
+        f"{recipe} + duplicate(4)",
+    ]
+    data = json.loads(report.read_text("utf-8"))
+    measured = {"operated.gguf": data["models"][0]["card"], "original.gguf": data["baselines"][0]["card"]}
+    results = {row["Measured"]: row for row in rows_of(text.split("Measured alike", 1)[1], "")}
+    for name, card in measured.items():
+        bits = card["parts"]["perplexity"]["bits_per_byte"]
+        assert results["bits/byte"][name] == f"{bits:.3f}"
+        assert results["score"][name].startswith(f"{card['score']:.2f} (")
+        assert results["facts"][name].startswith(f"{card['parts']['facts']['right']}/2 (")
+    by = measured["operated.gguf"]["parts"]["perplexity"], measured["original.gguf"]["parts"]["perplexity"]
+    change = results["bits/byte"]["Δ original.gguf"].strip("*")
+    assert change.startswith(f"{by[0]['bits_per_byte'] - by[1]['bits_per_byte']:+.3f} (")
+    relative = results["perplexity"]["Δ original.gguf"].strip("*")
+    assert relative.startswith(f"{by[0]['perplexity'] / by[1]['perplexity'] - 1:+.1%} (")
+    assert "| What is the capital of France? | " in text.split("What was asked", 1)[1]
+    assert "### With thinking" in text
+    assert "### Without thinking" in text
+
+
+def test_baselines_need_the_card_suite(tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path) -> None:
+    command = ("card", HYBRID, files[0], "--out", tmp_path / "card.md")
+    ran = tinyq(*command, "--baseline", files[1], "--suite", "fidelity")
+    assert (ran.code, ran.err.split(";")[0]) == (2, "tinyq: --baseline needs --suite card or all")
+    assert "is given twice" in tinyq(*command, "--baseline", files[0]).err
+    assert tinyq(*command, "--baseline", HYBRID / "config.json").code == 2
+    assert not (tmp_path / "card.md").exists()
+
+
+def test_files_of_different_surgery_are_told_apart(tmp_path: Path) -> None:
+    def file(name: str, **keys: str) -> SurgeryTold | None:
+        writer = GGUFWriter(tmp_path / name, "qwen3")
+        for key, value in keys.items():
+            writer.add_string(key.replace("_", "."), value)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return tell_surgery(read_header(tmp_path / name), 4, "aaaa")
+
+    told = {
+        "plain": file("plain"),
+        "swapped": file("swapped", tinyq_surgery="swap(0:2)"),
+        "both": file("both", tinyq_surgery="delete(1)", tinyq_source_recipe='layers = 3\nsteps = ["repeat(1x3)"]\n'),
+        "path": file("path", tinyq_surgery="path(0, 0, 2, 1)"),
+        "broken": file("broken", tinyq_surgery="swap(`<b>"),
+    }
+    assert told["plain"] is None
+    counts = {name: (one.before, one.after) for name, one in told.items() if one}
+    assert counts == {"swapped": (4, 4), "both": (3, 4), "path": (None, 4), "broken": (None, 4)}
+    text = surgery_section(list(told.items()))
+    assert "The 4 layers of swapped were changed; their number is the same." in text
+    assert "The 3 layers of the original became 4 in both." in text
+    assert "The layers of path were changed; there are 4 now." in text
+    assert "`swap('<b>`" in text
+    assert surgery_section([("plain", None)]) == ""
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_tensors_that_a_gpu_would_hold(tmp_path: Path, tied: bool) -> None:
+    """All but the input embedding; an embedding that is the output too is held a second time."""
+    tensors = dense_tensors(2)
+    output = tensors.pop("output.weight", tensors["token_embd.weight"])
+    path = write_dense(tmp_path / "a.gguf", tensors if tied else {**tensors, "output.weight": output})
+    total = sum(entry.nbytes for entry in read_header(path).tensors)
+    embedding = next(entry.nbytes for entry in read_header(path).tensors if entry.name == "token_embd.weight")
+    assert offloaded_bytes(path) == (total if tied else total - embedding)
 
 
 def test_the_hub_id_of_the_source(tinyq: Tinyq, files: tuple[Path, Path], tmp_path: Path) -> None:

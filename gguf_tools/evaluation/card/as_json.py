@@ -17,7 +17,7 @@ from gguf_tools.evaluation.card.notes import notes_of
 from gguf_tools.evaluation.card.parts import bits_per_byte, extremes_of, overall, parts_of, samples_of
 from gguf_tools.evaluation.card.power import power_of
 from gguf_tools.evaluation.card.repetition import NGRAM, Loop, longest_loop
-from gguf_tools.evaluation.card.results import Answered, CardReport
+from gguf_tools.evaluation.card.results import Answered, CardReport, outcomes_of
 from gguf_tools.evaluation.card.statistics import McNemar, Paired, bootstrap, clopper_pearson
 
 Counted = Sequence[bool]
@@ -91,16 +91,6 @@ def part_facts(report: CardReport) -> dict[str, dict[str, Any]]:
     if report.generations:
         found["repetition"] = _repetition_dict(report)
     return found
-
-
-def outcomes_of(report: CardReport) -> dict[str, list[bool]]:
-    """For each part that is a share of right items: whether each item is right."""
-    return {
-        "facts": [item.right for item in report.answers],
-        "completion": [item.coherent for item in report.completions],
-        "thinking": [item.works for item in report.promised("thinking")],
-        "non_thinking": [item.works for item in report.promised("direct")],
-    }
 
 
 def _text_dict(report: CardReport) -> dict[str, Any]:

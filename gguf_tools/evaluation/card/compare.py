@@ -15,7 +15,7 @@ from gguf_tools.evaluation.card.parts import (
     samples_of,
     score_of,
 )
-from gguf_tools.evaluation.card.results import Answered, CardReport
+from gguf_tools.evaluation.card.results import Answered, CardReport, outcomes_of
 from gguf_tools.evaluation.card.statistics import Interval, McNemar, Paired, bootstrap, mcnemar, paired_difference
 
 
@@ -23,9 +23,9 @@ from gguf_tools.evaluation.card.statistics import Interval, McNemar, Paired, boo
 class Difference:
     """The difference `second` minus `first` on the same items, with paired tests.
 
-    `score` in points of 100, `bits` in bits per byte of the text (negative: `second` is better), both with a permutation test
-    and a bootstrap interval; `facts` and `held_out` with McNemar's exact test. None if the two were not measured on the same
-    items.
+    `score` in points of 100, `bits` in bits per byte of the text (negative: `second` is better), `repetition` as the share of
+    repeated n-grams, each with a permutation test and a bootstrap interval; `facts` and `held_out` with McNemar's exact test.
+    None if the two were not measured on the same items.
     """
 
     first: str
@@ -34,6 +34,7 @@ class Difference:
     facts: McNemar | None
     bits: Paired | None
     held_out: McNemar | None
+    repetition: Paired | None
 
     @property
     def verdict(self) -> str:
@@ -85,6 +86,36 @@ def difference(first: str, second: str, reports: Mapping[str, CardReport]) -> Di
         facts=_facts(one.answers, two.answers),
         bits=_bits_difference(before["passages"], after["passages"]) if alike.get("passages") else None,
         held_out=_facts(one.held_out, two.held_out),
+        repetition=_repetition(before, after, one) if same and one.generations else None,
+    )
+
+
+def part_difference(one: CardReport, two: CardReport, part: str) -> McNemar | None:
+    """McNemar's test of a part that is a share of right items; None if it is not one, or the items are others."""
+    first, second = (outcomes_of(report).get(part) for report in (one, two))
+    if not first or not second or _items_of(one, part) != _items_of(two, part):
+        return None
+    return mcnemar(first, second)
+
+
+def _items_of(report: CardReport, part: str) -> list[str]:
+    """The texts that the outcomes of a part belong to."""
+    if part == "completion":
+        return [item.prompt for item in report.completions]
+    items = report.answers if part == "facts" else report.promised("thinking" if part == "thinking" else "direct")
+    return [item.question for item in items]
+
+
+def _repetition(before: Mapping[str, Float], after: Mapping[str, Float], report: CardReport) -> Paired:
+    """The difference in the share of repeated n-grams over all texts."""
+    kinds = [kind for kind in before if kind != "passages"]
+    unrepeated = parts_of(report)["repetition"].score_of
+    extremes = paired_extremes(before, after)
+    return paired_difference(
+        [before[kind] for kind in kinds],
+        [after[kind] for kind in kinds],
+        lambda means: 1.0 - unrepeated(dict(zip(kinds, means, strict=True))),
+        [extremes[kind] for kind in kinds],
     )
 
 

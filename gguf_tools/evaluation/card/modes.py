@@ -18,6 +18,8 @@ from gguf_tools.runtime.interface import RuntimeLike
 Mode = Literal["direct", "thinking", "plain"]
 """Chat template with thinking off, chat template with thinking on, or plain text."""
 
+KEYS = ("enable_thinking", "thinking")
+"""The variables by which chat templates switch thinking on and off."""
 _PROBE = [{"role": "user", "content": "Hello"}]
 
 
@@ -25,14 +27,15 @@ _PROBE = [{"role": "user", "content": "Hello"}]
 class ChatModes:
     """The capabilities of a chat template.
 
-    `tags` enclose a thought; `switch`: the template reads `enable_thinking` (or Granite's `thinking`); `opened`: it emits the
-    opening tag itself.
+    `tags` enclose a thought; `switch`: the template reads `key`, `enable_thinking` or Granite's `thinking`; `opened`: it emits
+    the opening tag itself.
     """
 
     template: bool
     tags: ThinkTags | None = None
     switch: bool = False
     opened: bool = False
+    key: str = KEYS[0]
 
     @property
     def thinking(self) -> bool:
@@ -92,8 +95,9 @@ def find_modes(runtime: RuntimeLike) -> ChatModes:
     if not (on and off):
         raise InputError("the chat template gives no text for a question; correct it or remove it from the file")
     opened = tags is not None and on.rstrip().endswith(tags.open)
-    return ChatModes(True, tags, on != off, opened)
+    alone = (runtime.render_chat(_PROBE, **{KEYS[0]: value}) for value in (True, False))
+    return ChatModes(True, tags, on != off, opened, KEYS[0] if on == off or len(set(alone)) == 2 else KEYS[1])
 
 
 def _switched(on: bool) -> dict[str, Any]:
-    return {"enable_thinking": on, "thinking": on}
+    return dict.fromkeys(KEYS, on)

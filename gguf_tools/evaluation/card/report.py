@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any
 
-from gguf_tools.evaluation.card.as_json import card_dict, outcomes_of, part_facts, share_dict
+from gguf_tools.evaluation.card.as_json import card_dict, part_facts, share_dict
 from gguf_tools.evaluation.card.compare import Difference, difference, score_interval
 from gguf_tools.evaluation.card.notes import ASKED
 from gguf_tools.evaluation.card.parts import overall
 from gguf_tools.evaluation.card.power import power_of
-from gguf_tools.evaluation.card.results import CardReport
+from gguf_tools.evaluation.card.results import CardReport, outcomes_of
 from gguf_tools.evaluation.card.statistics import McNemar, Paired
 from gguf_tools.tables import Block, Column, Lines, Table
 
@@ -189,10 +189,10 @@ DIFFERENCE_COLUMNS = (
 def difference_row(found: Difference) -> tuple[str | None, ...]:
     """One table row with the columns of DIFFERENCE_COLUMNS: differences with 95% intervals or p-values."""
     return (
-        _change(found.score, 2),
-        _changed_count(found.facts),
-        _changed_count(found.held_out),
-        _change(found.bits, 3),
+        changed_value(found.score, 2),
+        changed_count(found.facts),
+        changed_count(found.held_out),
+        changed_value(found.bits, 3),
         found.verdict,
     )
 
@@ -203,18 +203,36 @@ def beside_the_best(cards: Mapping[str, CardReport], names: Mapping[str, str]) -
     about = (
         f"compared with the best, {names[best]}, on the same items (95% intervals and p of paired tests, one per file)"
     )
-    rows = [(names[other], *difference_row(difference(best, other, cards))) for other in others]
-    return about, Table((FILE_COLUMN, *DIFFERENCE_COLUMNS), rows)
+    return about, beside(cards[best], {names[other]: cards[other] for other in others})
 
 
-def _change(test: Paired | None, decimals: int) -> str | None:
+def beside(card: CardReport, others: Mapping[str, CardReport]) -> Table:
+    """A row for each of the others: its name and the columns of DIFFERENCE_COLUMNS, the other minus `card`."""
+    rows = []
+    for name, other in others.items():
+        found = difference("first", "second", {"first": card, "second": other})
+        rows.append((name, *difference_row(found)))
+    return Table((FILE_COLUMN, *DIFFERENCE_COLUMNS), rows)
+
+
+def changed_share(test: Paired | None) -> str | None:
+    """A difference of shares in points of a hundred, with its 95% interval."""
+    if test is None:
+        return None
+    estimate, low, high = (_signed(100 * value, 1) for value in (test.estimate, *test.interval.as_list()))
+    return f"{estimate} ({low} to {high}) points"
+
+
+def changed_value(test: Paired | None, decimals: int) -> str | None:
+    """A difference with its 95% interval; None if it was not measured on the same items."""
     if test is None:
         return None
     estimate, low, high = (_signed(value, decimals) for value in (test.estimate, *test.interval.as_list()))
     return f"{estimate} ({low} to {high})"
 
 
-def _changed_count(test: McNemar | None) -> str | None:
+def changed_count(test: McNemar | None) -> str | None:
+    """A difference of counts with the p-value of McNemar's test; None if they are not of the same items."""
     return None if test is None else f"{test.second_only - test.first_only:+d} (p = {test.p_value:.2g})"
 
 

@@ -133,3 +133,13 @@ class CardReport:
     def promised(self, mode: Mode) -> tuple[Answered, ...]:
         """The answers in a mode, except those where the template lets the model decide whether to think."""
         return () if self.modes.undecided else self.in_mode(mode)
+
+
+def outcomes_of(report: CardReport) -> dict[str, list[bool]]:
+    """For each part that is a share of right items: whether each item is right."""
+    return {
+        "facts": [item.right for item in report.answers],
+        "completion": [item.coherent for item in report.completions],
+        "thinking": [item.works for item in report.promised("thinking")],
+        "non_thinking": [item.works for item in report.promised("direct")],
+    }

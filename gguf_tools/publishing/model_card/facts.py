@@ -13,11 +13,12 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.card.modes import ChatModes, find_modes
 from gguf_tools.evaluation.card.suite import CardOptions
 from gguf_tools.evaluation.run import FidelityRequest, FileScores, measure_files
-from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf, read_header
 from gguf_tools.inspection.report import inspect
 from gguf_tools.inspection.result import Inspection
 from gguf_tools.progress import StageProgress
+from gguf_tools.publishing.model_card.memory import offloaded_bytes
+from gguf_tools.publishing.model_card.surgery import SurgeryTold, TellSurgery
 from gguf_tools.publishing.modelfile import Modelfile, modelfile_for, sampling_parameters
 from gguf_tools.runtime.interface import Memory
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
@@ -38,7 +39,8 @@ class CardFile:
     """One GGUF with its measurements, memory use and provenance.
 
     `place` is its path relative to the card's folder, with forward slashes; `label` is its name, or `place` if another file
-    has the same name. `recipe` is the layer surgery recorded in its header ("" for none); `provenance` has its tinyq keys.
+    has the same name. `surgery` is what its header records of layer surgery; `provenance` has its tinyq keys.
+    `offloaded`: see `offloaded_bytes`.
     """
 
     path: Path
@@ -46,7 +48,9 @@ class CardFile:
     label: str
     measured: FileScores
     memory: Memory
-    recipe: str
+    offloaded: int
+    surgery: SurgeryTold | None
+    model: Inspection
     provenance: Mapping[str, Any]
 
 
@@ -56,7 +60,7 @@ class CardFacts:
 
     name: str
     files: tuple[CardFile, ...]
-    model: Inspection
+    baselines: tuple[CardFile, ...]
     metadata: Mapping[str, Any]
     base_models: tuple[str, ...]
     sampling: Mapping[str, float | int]
@@ -65,9 +69,14 @@ class CardFacts:
     quantized_by: str | None
 
     @property
-    def recipes(self) -> tuple[str, ...]:
-        """The surgery recipes of the files, without duplicates."""
-        return tuple(dict.fromkeys(file.recipe for file in self.files if file.recipe))
+    def model(self) -> Inspection:
+        """The description of the first file."""
+        return self.files[0].model
+
+    @property
+    def operated(self) -> bool:
+        """Whether a file has layer surgery behind it."""
+        return any(file.surgery for file in self.files)
 
 
 def gather(
@@ -75,7 +84,9 @@ def gather(
     paths: Sequence[Path],
     folder: Path,
     options: RuntimeOptions,
+    tell_surgery: TellSurgery,
     *,
+    baselines: Sequence[Path] = (),
     fidelity: FidelityRequest | None = None,
     card: CardOptions | None = None,
     context: int | None = None,
@@ -85,30 +96,36 @@ def gather(
 ) -> CardFacts:
     """Measure the files and read other facts from their headers and from `source`, a checkpoint or a GGUF.
 
-    `folder` is the card's folder; `context` is the length in tokens for which memory is reported. Slow measurements come last.
+    `tell_surgery` tells what a header records; `folder` is the card's folder; `baselines` are measured with the card suite and
+    compared with the first file; `context` is the length in tokens for which memory is reported. Slow measurements come last.
     Raises InputError if a file or the source is unsuitable, or the hub does not accept a name; LlamaError if llama.cpp fails.
     """
-    for number, path in enumerate(paths):
-        if path in paths[:number]:
+    every = [*paths, *baselines]
+    for number, path in enumerate(every):
+        if path in every[:number]:
             raise InputError(f"{path}: is given twice; give each file once")
     if quantized_by is not None and not quantized_by.isprintable():
         raise InputError(f"--quantized-by is {quantized_by!r}; expected a name of printable characters")
     if base_model is not None and not _HUB_ID.fullmatch(base_model):
         raise InputError(f"--base-model is {base_model!r}; expected a hub id (owner/name)")
     _check_source(source)
-    headers = [read_header(path) for path in paths]
+    headers = [read_header(path) for path in every]
     base_models = (base_model,) if base_model else _base_models(source, headers[0])
-    places = [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
+    places = [Path(os.path.relpath(path, folder)).as_posix() for path in every]
     memories = []
-    for path in paths:
+    for path in every:
         with Runtime(path, options) as runtime:
             memories.append(_memory(runtime, context))
             if path == paths[0]:
                 modes, modelfile = find_modes(runtime), modelfile_for(places[0], runtime, context)
                 sampling = sampling_parameters(runtime.info.metadata)
-    names = [path.name for path in paths]
+    names = [path.name for path in every]
     labels = [place if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
-    measured = measure_files(paths, options, fidelity, card, progress)
+    described = [inspect(path) for path in every]
+    measured = [
+        *measure_files(paths, options, fidelity, card, progress),
+        *measure_files(baselines, options, None, card, progress),
+    ]
     files = [
         CardFile(
             path=path,
@@ -116,18 +133,20 @@ def gather(
             label=label,
             measured=found,
             memory=memory,
-            recipe=_recipe(header),
+            offloaded=offloaded_bytes(path),
+            surgery=tell_surgery(header, found.model.layers, about.pattern),
+            model=about,
             provenance=_provenance(header),
         )
-        for path, place, label, found, memory, header in zip(
-            paths, places, labels, measured, memories, headers, strict=True
+        for path, place, label, found, memory, header, about in zip(
+            every, places, labels, measured, memories, headers, described, strict=True
         )
     ]
     general = {key: field.value for key, field in headers[0].metadata.items() if key.startswith("general.")}
     return CardFacts(
         name=str(general.get("general.name") or paths[0].stem),
-        files=tuple(files),
-        model=inspect(paths[0]),
+        files=tuple(files[: len(paths)]),
+        baselines=tuple(files[len(paths) :]),
         metadata=general,
         base_models=base_models,
         sampling=sampling,
@@ -152,11 +171,6 @@ def _memory(runtime: Runtime, context: int | None) -> Memory:
             f"{runtime.path}: the model's context has {limit} tokens, but --context is {context}; give fewer"
         )
     return runtime.memory(context or min(DEFAULT_CONTEXT, limit))
-
-
-def _recipe(header: GGUFHeader) -> str:
-    found = header.get(keys.SURGERY)
-    return found if isinstance(found, str) else ""
 
 
 def _provenance(header: GGUFHeader) -> dict[str, Any]:

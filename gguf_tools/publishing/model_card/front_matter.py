@@ -23,7 +23,7 @@ def front_matter(facts: CardFacts) -> str:
         "license_link": _text(general, "license.link"),
         "language": _list(general, "languages"),
         "base_model": list(facts.base_models) if len(facts.base_models) != 1 else facts.base_models[0],
-        "base_model_relation": "quantized" if facts.base_models and not facts.recipes else None,
+        "base_model_relation": "quantized" if facts.base_models and not facts.operated else None,
         "model_name": one_line(facts.name),
         "pipeline_tag": "text-generation",
         "quantized_by": facts.quantized_by,
@@ -35,7 +35,7 @@ def front_matter(facts: CardFacts) -> str:
 
 def _tags(facts: CardFacts) -> list[str]:
     architecture = facts.files[0].measured.model.arch
-    own = ["gguf", architecture, *(["layer-surgery"] if facts.recipes else []), "tinyq"]
+    own = ["gguf", architecture, *(["layer-surgery"] if facts.operated else []), "tinyq"]
     return list(dict.fromkeys([*own, *_list(facts.metadata, "tags")]))
 
 

@@ -19,11 +19,15 @@ from gguf_tools.evaluation.card.report import (
     held_out_row,
 )
 from gguf_tools.formats.gguf import keys
+from gguf_tools.publishing.model_card.comparison import comparison_section
 from gguf_tools.publishing.model_card.facts import CardFacts, CardFile
 from gguf_tools.publishing.model_card.front_matter import front_matter
+from gguf_tools.publishing.model_card.memory import memory_section
+from gguf_tools.publishing.model_card.methodology import methodology_section
+from gguf_tools.publishing.model_card.surgery import surgery_section
 from gguf_tools.publishing.model_card.usage import usage
 from gguf_tools.tables import Column, Table, markdown_table
-from gguf_tools.text import for_markdown, human_bytes, human_count, one_line
+from gguf_tools.text import for_markdown, human_bytes, human_count
 
 
 def card_page(facts: CardFacts, modelfile: Path | None) -> str:
@@ -32,9 +36,12 @@ def card_page(facts: CardFacts, modelfile: Path | None) -> str:
         _head(facts),
         _files(facts),
         _scores(facts),
-        _surgery(facts),
+        comparison_section(facts),
+        surgery_section([(file.label, file.surgery) for file in facts.files]),
         _details(facts),
+        memory_section([(file.label, file.memory, file.offloaded) for file in facts.files]),
         usage(facts, show_modelfile=modelfile is None),
+        methodology_section(facts),
         _provenance(facts),
     ]
     return front_matter(facts) + "\n" + "\n".join(section for section in sections if section)
@@ -48,7 +55,7 @@ def _head(facts: CardFacts) -> str:
     layers = sorted({file.measured.model.layers for file in facts.files})
     counted = " or ".join(map(str, layers)) + (" layer" if layers == [1] else " layers")
     made = f", converted from {_linked(facts.base_models)}" if facts.base_models else ""
-    after = " by layer surgery" if facts.recipes else ""
+    after = " by layer surgery" if facts.operated else ""
     return f"# {_plain(facts.name)}\n\nGGUF files for llama.cpp{made}{after}: {counted}, {size}.\n"
 
 
@@ -57,7 +64,7 @@ def _linked(ids: Sequence[str]) -> str:
 
 
 def _files(facts: CardFacts) -> str:
-    """The table of files: type, size, KL divergence and top-1 agreement if measured, and the memory that llama.cpp reports."""
+    """The table of files: type, size, KL divergence and top-1 agreement if measured."""
     rows = []
     for file in facts.files:
         found = file.measured.model
@@ -65,8 +72,7 @@ def _files(facts: CardFacts) -> str:
         if file.measured.evaluation:
             metrics = file.measured.evaluation.fidelity.metrics
             row += [f"{metrics.kl_mean:.2g}", f"{metrics.top1_agreement:.2%}"]
-        memory = file.memory
-        rows.append([*row, *map(human_bytes, (memory.weights, memory.cache, memory.compute, memory.total))])
+        rows.append(row)
     head = ["File", "Type", "Bits/weight", "Size"]
     told = "Bits per weight count all bytes of the tensors. "
     evaluation = facts.files[0].measured.evaluation
@@ -78,13 +84,10 @@ def _files(facts: CardFacts) -> str:
             f"over {metrics.n_tokens:,} positions of {metrics.n_prompts} sequences; the reference is the original checkpoint in "
             f"torch, the file runs in llama.cpp with a cache of {facts.files[0].measured.engine.kv_type.upper()}. "
         )
-    head += ["Weights", "Cache", "Compute", "Memory"]
-    lengths = " or ".join(f"{length:,}" for length in sorted({file.memory.context for file in facts.files}))
     other = [_plain(file.label) for file in facts.files if _is_from_elsewhere(file)]
     if other:
         told += f"The reference is not, or no longer, the source that {', '.join(other)} records. "
-    told += f"Memory is what llama.cpp reserves with its default settings for {lengths} tokens.\n"
-    return f"## Files\n\n{markdown_table(head, rows, '<<>')}\n{told}"
+    return f"## Files\n\n{markdown_table(head, rows, '<<>')}\n{told.rstrip()}\n"
 
 
 def _is_from_elsewhere(file: CardFile) -> bool:
@@ -121,15 +124,6 @@ def _scores(facts: CardFacts) -> str:
         lines += ["What these items can show:\n", *(f"- {line}" for line in said), ""]
     lines += [f"- {_plain(name)}: {_plain(note)}" for name, card in cards.items() for note in notes_of(card)]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _surgery(facts: CardFacts) -> str:
-    if not facts.recipes:
-        return ""
-    lines = [f"- {_plain(file.label)}: `{one_line(file.recipe)}`" for file in facts.files if file.recipe]
-    if len(facts.recipes) == 1 and all(file.recipe for file in facts.files):
-        lines = [f"`{one_line(facts.recipes[0])}`"]
-    return "## Layer surgery\n\nApplied without retraining, with this recipe:\n\n" + "\n".join(lines) + "\n"
 
 
 def _details(facts: CardFacts) -> str:

@@ -6,7 +6,9 @@ import json
 import shlex
 from collections.abc import Iterator
 
+from gguf_tools.evaluation.card.results import outcomes_of
 from gguf_tools.publishing.model_card.facts import CardFacts
+from gguf_tools.text import for_markdown
 
 _STORY = "Once upon a time"
 _GREETING = "Hello!"
@@ -19,6 +21,7 @@ def usage(facts: CardFacts, show_modelfile: bool) -> str:
         [
             "## Usage\n",
             *_with_llama_cpp(facts, name, context),
+            *_thinking(facts, name, context),
             *_with_python(facts, name, context),
             *_with_ollama(facts, show_modelfile),
         ]
@@ -29,12 +32,53 @@ def _with_llama_cpp(facts: CardFacts, name: str, context: int) -> Iterator[str]:
     yield (
         "With llama.cpp, which takes the sampling settings from the file:\n" if facts.sampling else "With llama.cpp:\n"
     )
-    model = f"-m {shlex.quote(f'./{name}' if name.startswith('-') else name)} -c {context}"
-    plain = f'llama-completion {model} -p "{_STORY}"'
-    lines = [f"llama-cli {model} --jinja" if facts.modes.template else plain]
-    if facts.modes.switch:
-        lines += ["", "# without thinking", f"{lines[0]} --chat-template-kwargs '{{\"enable_thinking\": false}}'"]
+    plain = f'llama-completion {_model(name, context)} -p "{_STORY}"'
+    lines = [_chat_command(name, context) if facts.modes.template else plain]
     yield _block("bash", lines)
+
+
+def _thinking(facts: CardFacts, name: str, context: int) -> Iterator[str]:
+    """How to ask with and without thinking, as the chat template allows, and what was measured of it."""
+    modes = facts.modes
+    if modes.switch and modes.thinking:
+        for on, title in ((True, "With thinking"), (False, "Without thinking")):
+            setting = json.dumps({modes.key: on})
+            yield f"### {title}\n"
+            yield _block("bash", [f"{_chat_command(name, context)} --chat-template-kwargs {shlex.quote(setting)}"])
+            request = json.dumps(
+                {"messages": [{"role": "user", "content": _GREETING}], "chat_template_kwargs": {modes.key: on}}
+            )
+            yield "In a request to llama-server's `/v1/chat/completions`:\n"
+            yield _block("json", [request])
+            yield from _measured_thinking(facts, "thinking" if on else "non_thinking")
+    elif modes.opened or modes.undecided:
+        yield "### Thinking\n"
+        tags = f"`{modes.tags.open}` and `{modes.tags.close}`" if modes.tags else "its tags"
+        always = "always asks for" if modes.opened else "leaves it to the model whether it writes"
+        yield f"The chat template {always} a thought, between {tags}, before the answer; it has no switch.\n"
+        yield from _measured_thinking(facts, "thinking")
+
+
+_WORKS = {"thinking": "a closed thought and then an answer", "non_thinking": "an answer and no thought"}
+
+
+def _measured_thinking(facts: CardFacts, part: str) -> Iterator[str]:
+    """For each file that was asked in this mode: how many answers have its form."""
+    counts = [
+        f"{sum(right)} of {len(right)}" + (f" ({for_markdown(file.label)})" if len(facts.files) > 1 else "")
+        for file in facts.files
+        if file.measured.card and (right := outcomes_of(file.measured.card)[part])
+    ]
+    if counts:
+        yield f"Measured: answers with {_WORKS[part]}: {', '.join(counts)}.\n"
+
+
+def _chat_command(name: str, context: int) -> str:
+    return f"llama-cli {_model(name, context)} --jinja"
+
+
+def _model(name: str, context: int) -> str:
+    return f"-m {shlex.quote(f'./{name}' if name.startswith('-') else name)} -c {context}"
 
 
 def _with_python(facts: CardFacts, name: str, context: int) -> Iterator[str]:

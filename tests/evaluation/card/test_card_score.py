@@ -393,7 +393,7 @@ def test_what_was_not_done_alike_is_not_compared() -> None:
 
 def test_numbers_that_round_to_0_have_no_minus() -> None:
     tiny = Paired(-1e-4, Interval(-2e-3, 1e-5), 0.5)
-    found = Difference(first="a", second="b", score=tiny, facts=None, bits=tiny, held_out=None)
+    found = Difference(first="a", second="b", score=tiny, facts=None, bits=tiny, held_out=None, repetition=None)
     assert difference_row(found) == ("+0.00 (+0.00 to +0.00)", None, None, "+0.000 (-0.002 to +0.000)", found.verdict)
 
 
