@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Subject:
-    """Modules (paths from the repository's root) that are measured together, and their tests."""
+    """Modules (paths from the repository's root) that are measured together, and their tests as pytest's arguments."""
 
     modules: tuple[str, ...]
     tests: tuple[str, ...]
@@ -27,10 +27,29 @@ _RECIPES = (
     f"{_BYTES}::test_the_first_layers_of_a_deep_model_with_an_importance_matrix",
 )
 _REWRITES = ("tests/rewrites", "tests/surgery/test_rewrites.py")
+_OF_REWRITES = {
+    "activations": ("activations",),
+    "approximations": ("approximations",),
+    "delta": ("delta",),
+    "gates": ("gates",),
+    "heads": ("heads", "field_rewrites"),
+    "norms": ("norms",),
+    "output_bias": ("delta", "norms"),
+    "post_norms": ("norms",),
+    "residual": ("norms",),
+    "rope_pairs": ("field_rewrites", "norms"),
+    "router": ("router",),
+    "scales": ("scales", "field_rewrites"),
+}
+"""The tests of a rewrite by name, where they are fewer than those of the whole package."""
 _TARGETS = ("tests/targets",)
 _OWN: dict[str, tuple[str, ...]] = {
     "quant/rules.py": _RECIPES,
-    "quant/recipes.py": (*_RECIPES, "tests/quant/test_types.py"),
+    "quant/recipes.py": (
+        "tests/quant/test_recipes.py",
+        "tests/quant/test_types.py",
+        "--deselect=tests/quant/test_recipes.py::test_every_layer_of_a_model_of_any_depth",  # for the rules
+    ),
     "surgery/gguf/positions.py": ("tests/surgery/test_positions.py",),
     "gguf_tools/evaluation/metrics.py": ("tests/evaluation/test_metrics.py",),
     "gguf_tools/evaluation/card/statistics.py": ("tests/evaluation/card/test_card_statistics.py",),
@@ -54,6 +73,8 @@ def _subjects() -> dict[str, Subject]:
     tests = dict(_OWN)
     tests |= {module: ("tests/tokenizers",) for module in _in_folder(TOKENIZERS) if module not in tests}
     tests |= dict.fromkeys(_in_folder(REWRITES), _REWRITES)
+    for name, own in _OF_REWRITES.items():
+        tests[f"{REWRITES}/{name}.py"] = tuple(f"tests/rewrites/test_{one}.py" for one in own)
     shared = [f"{TARGETS}/{name}.py" for name in _SHARED]
     tests |= dict.fromkeys(shared, _TARGETS)
     single = {module: Subject((module,), found) for module, found in tests.items()}

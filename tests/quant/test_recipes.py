@@ -300,6 +300,70 @@ def test_facts_from_metadata() -> None:
         ModelFacts.from_metadata({"general.architecture": "llama", "llama.block_count": "x"})
 
 
+def test_facts_of_architectures_that_count_layers_in_their_own_way() -> None:
+    def facts(arch: str, **keys: object) -> ModelFacts:
+        return ModelFacts.from_metadata({"general.architecture": arch, **{f"{arch}.{k}": v for k, v in keys.items()}})
+
+    # load_arch_hparams of graniteswitch: its MTP layers are all in one.
+    assert facts("graniteswitch", block_count=9, nextn_predict_layers=3) == ModelFacts(
+        arch="graniteswitch", n_layer=7, n_head=0, n_head_kv=0, n_layer_nextn=1
+    )
+    assert facts("nanbeige", block_count=3) == ModelFacts(arch="nanbeige", n_layer=3, n_head=0, n_head_kv=0)
+    assert facts("glm4moe", block_count=5, nextn_predict_layers=1).n_layer_nextn == 1
+    assert facts("clip").n_layer == 0
+    assert facts("llama", block_count=1).n_layer == 1
+    heads = {"attention.head_count": [6, 8], "attention.head_count_kv": [3, 1]}
+    made = facts("llama", block_count=2, **heads)
+    assert (made.n_head, made.n_head_kv, made.n_expert, made.has_imatrix) == (6, 3, 0, False)
+    for bad in ([], "7", 1.5):
+        with pytest.raises(InputError, match=r"attention\.head_count is .*; expected a whole number"):
+            facts("llama", block_count=2, **{"attention.head_count": bad})
+
+
+@pytest.mark.parametrize("name", ["q4_k_s", "q4_k_m", "q3_k_m", "iq2_xs", "iq2_m"])
+def test_tensors_count_by_layer_unless_the_order_of_the_file_is_asked_for(name: str) -> None:
+    """Rules count in the order of llama.cpp's loader: layers as numbers, names as bytes."""
+    model = ModelFacts(arch="llama", n_layer=24, n_head=8, n_head_kv=8)
+    parts = ("attn_v", "ffn_down", "attn_qkv")
+    loaded = [TensorFacts(f"blk.{n}.{part}.weight", (2, 256)) for n in range(24) for part in sorted(parts)]
+    loaded = [TensorFacts("token_embd.weight", (2, 256)), *loaded]
+    mixed = [loaded[n * 29 % len(loaded)] for n in range(len(loaded))]
+    assert sorted(mixed, key=lambda t: t.name) == sorted(loaded, key=lambda t: t.name)
+    for ours, file_order, counted in ((mixed, False, loaded), (mixed, True, mixed), (loaded, False, loaded)):
+        choices = assign(recipe(name), model, ours, TypeOptions(file_order=file_order))
+        assert [choice.name for choice in choices] == [tensor.name for tensor in ours]
+        theirs = _theirs(model, counted, recipe(name), pure=False, overrides=[])
+        assert {choice.name: choice.type.ggml_id for choice in choices} == theirs
+
+
+def test_types_by_full_name_decide_last() -> None:
+    types = {"blk.0.attn_k.weight": Q6_K, "blk.0.ffn_down.weight": F16}
+    options = TypeOptions(types=types, overrides=(Override.parse("ffn_down=q8_0"),))
+    _, keys, down, *_ = assign(recipe("q4_k_m"), LLAMA, TENSORS, options)
+    assert (keys.type.name, keys.wanted, keys.reason) == ("q8_0", Q6_K, "rows of 640 are not a multiple of 256")
+    assert (down.type, down.reason) == (Q8_0, "override ffn_down")
+    assert assign(recipe("q4_k_m"), LLAMA, TENSORS, dataclasses.replace(options, overrides=()))[2].type is F16
+
+
+def test_an_experts_tensor_in_the_last_layer_is_in_a_layer() -> None:
+    model = dataclasses.replace(LLAMA, n_expert=2)
+    for name, good in (
+        ("blk.3.ffn_up_exps.weight", True),
+        ("blk.0.ffn_gate_exps.weight", True),
+        ("ffn_up.weight", False),
+    ):
+        tensors = [TensorFacts(name, (2, 2, 256))]
+        if good:
+            assert assign(recipe("iq3_xs"), model, tensors)
+        else:
+            with pytest.raises(InputError, match="is in none of the 4 layers"):
+                assign(recipe("iq3_xs"), model, tensors)
+    # With one expert and with none, its place among those of its role is what counts.
+    for experts in (0, 1):
+        few = dataclasses.replace(LLAMA, n_expert=experts)
+        assert assign(recipe("iq3_xs"), few, [TensorFacts("ffn_up.weight", (2, 256))])
+
+
 @pytest.mark.parametrize(("short", "whole"), [("Q4_K", "q4_k_m"), ("q3_k", "q3_k_m"), ("q5_K", "q5_k_m")])
 def test_a_k_type_without_a_size_is_the_medium_recipe(short: str, whole: str) -> None:
     assert recipe(short) is recipe(whole)
