@@ -1,0 +1,250 @@
+"""Which SentencePiece-like vocabularies become which of llama.cpp's two algorithms: small ones, each made for one rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gguf_tools.errors import TokenizerError
+from gguf_tools.tokenizers.files import read_files
+from gguf_tools.tokenizers.piece_model import OUTER_SPACES, SEVERAL_SPACES
+from gguf_tools.tokenizers.sentencepiece import EXTRA_SPACES, LEADING_SPACE, after_own, is_sentencepiece
+from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
+from tests.tokenizers.tokenizers_for_tests import llama_vocabulary
+
+PREPEND = {"type": "Prepend", "prepend": "▁"}
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+BYTES = [f"<0x{n:02X}>" for n in range(256)]
+CONTROL = ["<unk>", "<s>", "</s>"]
+LETTERS = ["▁", "a", "b", "c", "\n"]
+WORDS = ["ab", "abc", "bc", "▁a", "▁ab"]
+EVERY = [["a", "b"], ["ab", "c"], ["a", "bc"], ["b", "c"], ["▁", "a"], ["▁a", "b"], ["▁", "ab"]]
+"""Every join of `WORDS`, each token's together."""
+
+
+def metaspace(scheme: str | None, *, split: bool = False, **more: Any) -> dict[str, Any]:
+    step = {"type": "Metaspace", "replacement": "▁", "split": split, **more}
+    return step if scheme is None else {**step, "prepend_scheme": scheme}
+
+
+def written(
+    folder: Path,
+    *,
+    normalizers: Sequence[Mapping[str, Any]] = (REPLACE,),
+    steps: Sequence[Mapping[str, Any]] = (),
+    merges: Sequence[Sequence[str]] = EVERY,
+    more: Sequence[str] = (),
+    added: Sequence[Mapping[str, Any]] = (),
+    **model: Any,
+) -> Path:
+    """A folder with such a tokenizer; `more` are further tokens of the vocabulary, `added` further added tokens."""
+    vocab = {token: n for n, token in enumerate([*CONTROL, *BYTES, *LETTERS, *WORDS, *more])}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokens = [{"id": n, "content": token, "special": True, **flags} for n, token in enumerate(CONTROL)]
+    document = {
+        "version": "1.0",
+        "added_tokens": [*tokens, *({**flags, "special": False, "id": vocab[one["content"]], **one} for one in added)],
+        "normalizer": {"type": "Sequence", "normalizers": list(normalizers)} if normalizers else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)} if steps else None,
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": list(merges),
+            **model,
+        },
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    return folder
+
+
+def size(folder: Path) -> int:
+    document = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    return len(document["model"]["vocab"])
+
+
+def loaded(folder: Path) -> Tokenizer:
+    return load_tokenizer(folder, size(folder))
+
+
+TEXTS = ["".join(parts) for length in (1, 2, 3, 4) for parts in product("abc ", repeat=length)] + ["é ab", "a\n\nb"]
+
+
+def differing(folder: Path, tokenizer: Tokenizer) -> list[str]:
+    """The texts that llama.cpp cuts in another way, of those that no limit excludes."""
+    llama = llama_vocabulary(folder, tokenizer)
+    texts = [text for text in TEXTS if not any(limit.affects(text) for limit in tokenizer.limits)]
+    assert texts
+    return [text for text in texts if llama.encode(text) != tokenizer.encode(text)]
+
+
+def test_scores_are_the_order_of_the_merged_tokens(tmp_path: Path) -> None:
+    folder = written(tmp_path, more=["xyz"])
+    tokenizer = loaded(folder)
+    assert (tokenizer.model, tokenizer.pre, tokenizer.add_space_prefix) == ("llama", "default", False)
+    assert tokenizer.scores is not None
+    scores = dict(zip(tokenizer.tokens, tokenizer.scores, strict=True))
+    order = ["ab", "abc", "bc", "▁a", "▁ab"]
+    assert [scores[token] for token in order] == [0.0, -1.0, -2.0, -3.0, -4.0]
+    # Below all merged tokens: characters and what no merge gives; bytes and control tokens have no score.
+    assert {scores[token] for token in (*LETTERS, "xyz")} == {-5.0}
+    assert {scores[token] for token in (*CONTROL, *BYTES)} == {0.0}
+    assert {tokenizer.token_types[tokenizer.tokens.index(token)] for token in BYTES} == {6}
+    assert tokenizer.token_types[0] == 2
+    assert not differing(folder, tokenizer)
+
+
+NO, FIRST, ALWAYS, COLLAPSED = (False, ()), (True, (LEADING_SPACE,)), (True, ()), (False, (EXTRA_SPACES,))
+
+
+@pytest.mark.parametrize(
+    ("normalizers", "steps", "expected"),
+    [
+        ([REPLACE], [], NO),
+        ([PREPEND, REPLACE], [], ALWAYS),
+        ([REPLACE], [SPLIT], NO),
+        ([], [metaspace("never")], NO),
+        ([], [metaspace("always")], FIRST),
+        ([], [metaspace("first")], FIRST),
+        ([], [metaspace(None)], FIRST),
+        ([], [metaspace(None, add_prefix_space=True)], FIRST),
+        ([PREPEND, REPLACE], [metaspace("never")], ALWAYS),
+        ([PREPEND], [metaspace("first")], ALWAYS),
+        ([REPLACE], [metaspace("never"), SPLIT], NO),
+        ([OUTER_SPACES, SEVERAL_SPACES, REPLACE], [], COLLAPSED),
+        ([OUTER_SPACES, SEVERAL_SPACES, PREPEND, REPLACE], [], (True, (EXTRA_SPACES,))),
+    ],
+)
+def test_what_is_done_to_spaces(
+    tmp_path: Path, normalizers: list[Any], steps: list[Any], expected: tuple[bool, tuple[Any, ...]]
+) -> None:
+    folder = written(tmp_path, normalizers=normalizers, steps=steps)
+    assert is_sentencepiece(read_files(folder))
+    tokenizer = loaded(folder)
+    assert (tokenizer.add_space_prefix, tokenizer.limits) == expected
+    first = any("after a control token llama.cpp adds a space" in note for note in tokenizer.notes)
+    assert first == (normalizers == [] and steps == [metaspace("first")])
+    assert bool(tokenizer.probe_tokens) != first
+    assert not differing(folder, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("normalizers", "steps", "message"),
+    [
+        ([REPLACE, PREPEND], [], "no equivalent of the normalizer 'Prepend'"),
+        ([{"type": "Prepend", "prepend": "x"}, REPLACE], [], "no equivalent of the normalizer 'Prepend'"),
+        ([REPLACE, SEVERAL_SPACES], [], "no equivalent of the normalizer 'Replace'"),
+        ([PREPEND, OUTER_SPACES, REPLACE], [], "no equivalent of the normalizer 'Replace'"),
+        ([{**REPLACE, "content": "_"}], [metaspace("never")], "no equivalent of the normalizer 'Replace'"),
+        ([], [SPLIT, metaspace("never")], "the pre-tokenizer step 'Split' splits where"),
+        ([REPLACE], [{**SPLIT, "pattern": {"String": "a"}}], "the pre-tokenizer step 'Split' splits where"),
+        ([], [{**metaspace("never"), "replacement": "_"}], "the pre-tokenizer step 'Metaspace' splits where"),
+    ],
+)
+def test_what_llama_cpp_does_not_do_to_spaces(
+    tmp_path: Path, normalizers: list[Any], steps: list[Any], message: str
+) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        loaded(written(tmp_path, normalizers=normalizers, steps=steps))
+
+
+def test_a_byte_level_vocabulary_is_another_kind(tmp_path: Path) -> None:
+    steps = [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]
+    assert not is_sentencepiece(read_files(written(tmp_path, steps=steps)))
+    assert not is_sentencepiece(read_files(written(tmp_path, normalizers=[])))
+
+
+def test_a_split_at_spaces_allows_no_space_inside_of_a_token(tmp_path: Path) -> None:
+    steps = [metaspace("never", split=True)]
+    assert not differing(tmp_path, loaded(written(tmp_path, normalizers=[], steps=steps)))
+    inside = written(tmp_path, normalizers=[], steps=steps, merges=[*EVERY, ["a", "▁"]], more=["a▁"])
+    with pytest.raises(TokenizerError, match="splits at every space, but a merge gives 'a▁'"):
+        loaded(inside)
+    # A step that says nothing of it splits; one that does not may have such tokens.
+    silent = {key: value for key, value in steps[0].items() if key != "split"}
+    with pytest.raises(TokenizerError, match="splits at every space"):
+        loaded(written(tmp_path, normalizers=[], steps=[silent], merges=[*EVERY, ["a", "▁"]], more=["a▁"]))
+    whole = written(tmp_path, normalizers=[], steps=[metaspace("never")], merges=[*EVERY, ["a", "▁"]], more=["a▁"])
+    assert not differing(whole, loaded(whole))
+
+
+def test_every_byte_needs_a_token(tmp_path: Path) -> None:
+    document = json.loads((written(tmp_path) / "tokenizer.json").read_text("utf-8"))
+    for lacking in ("<0x00>", "<0x7F>", "<0xFF>"):
+        vocab = {("<x>" if token == lacking else token): n for token, n in document["model"]["vocab"].items()}
+        changed = {**document, "model": {**document["model"], "vocab": vocab}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(changed), "utf-8")
+        with pytest.raises(TokenizerError, match=f"the vocabulary has no token {lacking}"):
+            loaded(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("merges", "plain"),
+    [
+        # The merges of "abc" are apart from each other: those of another token are between them.
+        ([["a", "b"], ["ab", "c"], ["b", "c"], ["a", "bc"], ["▁", "a"], ["▁a", "b"], ["▁", "ab"]], True),
+        # One of its joins is no merge.
+        ([["a", "b"], ["ab", "c"], ["b", "c"], ["▁", "a"], ["▁a", "b"], ["▁", "ab"]], True),
+        # Listed twice, the second counts.
+        ([["a", "b"], *EVERY], False),
+        ([*EVERY, ["a", "b"]], True),
+    ],
+)
+def test_merges_that_are_not_those_of_sentencepiece(tmp_path: Path, merges: list[list[str]], plain: bool) -> None:
+    folder = written(tmp_path, merges=merges)
+    tokenizer = loaded(folder)
+    assert (tokenizer.model, tokenizer.pre) == (("gpt2", "sarvam-moe") if plain else ("llama", "default"))
+    assert not differing(folder, tokenizer)
+    if plain:
+        assert len(set(tokenizer.merges)) == len(tokenizer.merges)
+        assert tokenizer.add_space_prefix is False
+        before = written(tmp_path, merges=merges, normalizers=[PREPEND, REPLACE])
+        with pytest.raises(TokenizerError, match="its merges are not those of SentencePiece"):
+            loaded(before)
+
+
+def test_a_join_that_gives_an_added_token_is_noted(tmp_path: Path) -> None:
+    """llama.cpp may join it from pieces of plain text, which the tokenizer never does."""
+    folder = written(tmp_path, more=["cab", "ca"], merges=[*EVERY, ["c", "a"]], added=[{"content": "cab"}])
+    tokenizer = loaded(folder)
+    assert tokenizer.model == "llama"
+    assert [note for note in tokenizer.notes if "also matches" in note] == [
+        "llama.cpp also matches 'cab' in plain text, the tokenizer does not"
+    ]
+    assert "cab" not in tokenizer.probe_tokens
+
+
+def test_line_ends_are_never_merged_with_text(tmp_path: Path) -> None:
+    incomplete = [["a", "b"], ["ab", "c"], ["b", "c"], ["▁", "a"], ["▁a", "b"], ["▁", "ab"]]
+    ends = written(tmp_path, merges=[*incomplete, ["\n", "\n"]], more=["\n\n"])
+    assert loaded(ends).pre == "sarvam-moe"
+    crossing = written(tmp_path, merges=[*incomplete, ["a", "\n"]], more=["a\n"])
+    with pytest.raises(TokenizerError, match=r"a merge gives 'a\\n'"):
+        loaded(crossing)
+
+
+def test_limits_name_the_texts_that_differ() -> None:
+    for text, leading, extra in (
+        ("a b", False, False),
+        (" a", True, True),
+        ("▁a", True, False),
+        ("a ", False, True),
+        ("a  b", False, True),
+        ("", False, False),
+    ):
+        assert (LEADING_SPACE.affects(text), EXTRA_SPACES.affects(text)) == (leading, extra)
+    own = after_own(["<sep>", "<x>"])
+    assert [own.affects(text) for text in ("a", "a<x>b", "<sep>")] == [False, True, True]
+    assert "'<sep>'" in own.note
