@@ -315,7 +315,8 @@ def test_facts_of_architectures_that_count_layers_in_their_own_way() -> None:
     heads = {"attention.head_count": [6, 8], "attention.head_count_kv": [3, 1]}
     made = facts("llama", block_count=2, **heads)
     assert (made.n_head, made.n_head_kv, made.n_expert, made.has_imatrix) == (6, 3, 0, False)
-    for bad in ([], "7", 1.5):
+    wrong: tuple[object, ...] = ([], "7", 1.5)
+    for bad in wrong:
         with pytest.raises(InputError, match=r"attention\.head_count is .*; expected a whole number"):
             facts("llama", block_count=2, **{"attention.head_count": bad})
 
