@@ -243,7 +243,7 @@ def _state_space_line(mixer: Mamba2) -> str:
 
 
 def _experts_line(moe: MoE) -> str:
-    line = f"{moe.experts} of width {moe.width}, {moe.router.top_k} per token, {moe.router.score} router"
+    line = f"{moe.experts} per layer, of width {moe.width} each; {moe.router.top_k} used per token, {moe.router.score} router"
     if moe.shared:
         line += f", a shared expert of width {moe.shared.width}{' (gated)' if moe.shared.gated else ''}"
     return line

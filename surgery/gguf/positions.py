@@ -83,8 +83,16 @@ def _refusal(architecture: Architecture, p: Property, layer: int, has: Hashable,
 def phrase(p: Property, value: Hashable) -> str:
     """What a layer has, for the value that llama.cpp gives it."""
     if isinstance(value, bool):
-        return f"a place whose layer {p.what}" if value else f"a place whose layer does not ({p.what})"
+        return f"a place whose layer {p.what if value else negated(p.what)}"
     return f"{p.what}: {_word(value)}"
+
+
+def negated(what: str) -> str:
+    """The opposite of what a layer does: has no window for has a window, is not recurrent, does not take image features."""
+    verb, _, rest = what.partition(" ")
+    if verb == "has":
+        return f"has {rest.removeprefix('no ')}" if rest.startswith("no ") else f"has no {rest.removeprefix('a ')}"
+    return f"is not {rest}" if verb == "is" else f"does not {verb.removesuffix('s')} {rest}"
 
 
 def _word(value: Hashable) -> str:

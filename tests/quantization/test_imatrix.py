@@ -229,7 +229,9 @@ def test_command(qwen3_folder: Path, tmp_path: Path, text: Path, tinyq: Callable
     found = json.loads(report.read_text())
     assert found["tokens"] == 2 * read_imatrix(out).entries["blk.0.attn_q.weight"].counts[0]
     assert found["coverage"][0]["tokens"] == found["tokens"]
-    assert "fewest tokens" in tinyq("imatrix", "--merge", out, "--merge", tmp_path / "b.gguf").out
+    shown = tinyq("imatrix", "--merge", out, "--merge", tmp_path / "b.gguf").out
+    assert "fewest tokens" in shown
+    assert "expert" not in shown, "a dense model has none"
     for source, kind in ((path, "quantize"), (qwen3_folder, "convert")):
         typed = ("q4_0",) if kind == "quantize" else ("--type", "q4_0")
         ran = tinyq(kind, source, tmp_path / f"{kind}.gguf", *typed, "--imatrix", out, "--threads", 1)

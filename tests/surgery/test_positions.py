@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -12,11 +13,14 @@ from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.gguf.header import Field, ValueType, array, u32
 from surgery.algebra import Blend, DropExperts, Edited, Halves, Original, Scaled
 from surgery.architectures.base import Architecture, Carry, Layers, Property, Rule
+from surgery.architectures.judge import VERBS
+from surgery.architectures.registry import architectures
 from surgery.architectures.rules import PATTERN, Array, First
 from surgery.gguf.positions import (
     Changes,
     check_both_kinds,
     derived,
+    negated,
     of_source,
     origin,
     phrase,
@@ -193,10 +197,23 @@ def test_the_first_layer_that_would_change_is_named(
         placed(architecture(prop), {prop: wanted}, under(len(wanted)), 0)
 
 
+def test_every_phrase_is_grammatical() -> None:
+    for architecture in architectures().values():
+        for p in architecture.properties:
+            for text in (phrase(p, True), phrase(p, False)) if p.what.split()[0] in VERBS else ():
+                assert not re.search(r"\b(\w+) \1\b|no a |no no |True|False", text), text
+    assert [negated(what) for what in ("has a window", "has no rope", "is recurrent", "lacks its first norm")] == [
+        "has no window",
+        "has rope",
+        "is not recurrent",
+        "does not lack its first norm",
+    ]
+
+
 def test_phrases() -> None:
     window = Property("has a window", None, Fixed(()))
     assert phrase(window, True) == "a place whose layer has a window"
-    assert phrase(window, False) == "a place whose layer does not (has a window)"
+    assert phrase(window, False) == "a place whose layer has no window"
     assert phrase(Property("number of heads", None, Fixed(())), 4) == "number of heads: 4"
 
 

@@ -60,7 +60,7 @@ def test_a_checkpoint(source: Path) -> None:
     text = shown(source)
     for part in (
         "DADA (A attention, D Gated DeltaNet)",
-        "2 of width 64, 1 per token",
+        "2 per layer, of width 64 each; 1 used per token",
         "yarn (factor 4",
         "no chat template",
         "target",
