@@ -39,6 +39,9 @@ MOST_WEIGHT = 1_000_000
 WORST_BITS = 4.0
 """Bits per byte at which the perplexity part scores 0: about the entropy of single letters in English."""
 
+FEW_PASSAGES = 6
+"""Fewer passages than these do not tell how far another may lie beyond them."""
+
 DECIMALS = 2
 """Decimals of a score; rounding weights to float16 changes less than the last of them."""
 
@@ -87,7 +90,7 @@ def extremes_of(samples: Mapping[str, Float]) -> dict[str, Float]:
     """The worst and the best item that one more could be, (2, columns) for each kind of item; see `statistics.bootstrap`.
 
     A text is wrong and one repetition, or right and none, and as long as the longest of its kind; a passage lies as far beyond
-    those seen as `reach` says, or anywhere from 0 to `WORST_BITS` if all have equally many bits per byte.
+    those seen as `reach` says, or anywhere from 0 to `WORST_BITS` if they are too few to tell, or all alike.
     """
     return {kind: _passage_ends(s) if kind == "passages" else _text_ends(s) for kind, s in samples.items()}
 
@@ -101,7 +104,7 @@ def _passage_ends(sample: Float) -> Float:
     size = max(sample[:, 1].max(), 1.0)
     bits = bits_per_byte(sample)
     best, worst = reach(bits)
-    if best == worst:
+    if best == worst or len(bits) < FEW_PASSAGES:
         best, worst = 0.0, max(WORST_BITS, worst)
     return np.array([[worst * size, size], [max(best, 0.0) * size, size]])
 

@@ -85,7 +85,7 @@ def test_the_intervals_hold_the_truth(share: float, *, together: bool) -> None:
     assert facts / RUNS >= 0.93
 
 
-@pytest.mark.parametrize("count", [6, 8, 16])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 8, 16])
 def test_the_interval_of_bits_per_byte_holds_the_truth(count: int) -> None:
     rng = np.random.default_rng(count)
     held = 0
@@ -133,8 +133,9 @@ def test_the_extremes_are_of_the_items_seen() -> None:
     for kind in ("answers", "probes", "completions"):
         longest = max(float(samples[kind][:, 3].max()), 1.0)
         assert ends[kind].tolist() == [[0, 0, longest, longest], [1, 1, 0, longest]]
-    passages = np.array([[100.0, 100.0], [600.0, 200.0]])  # 1 and 3 bits a byte
-    assert extremes_of({"passages": passages})["passages"].tolist() == [[1000, 200], [0, 200]]
+    passages = np.array([[100.0, 100.0], [500.0, 200.0]] * 3)  # 1 and 2.5 bits a byte, one step being 0.3
+    assert extremes_of({"passages": passages})["passages"].tolist() == [[2.8 * 200, 200], [0.7 * 200, 200]]
+    assert extremes_of({"passages": passages[1:]})["passages"].tolist() == [[800, 200], [0, 200]], "too few"
     for bits, worst in ((2.0, 4.0), (9.0, 9.0)):
         alike = np.array([[bits * 50, 50.0]] * 3)
         assert extremes_of({"passages": alike})["passages"].tolist() == [[worst * 50, 50], [0, 50]]
