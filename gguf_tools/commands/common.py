@@ -263,7 +263,7 @@ def check_outputs(
                 raise OutputError(f"{path}: is the name of a shard of {other}; give {option} another path")
 
 
-WRITTEN = ("out", "save_recipe", "json_path", "csv_path", "markdown", "html", "png", "all_out")
+WRITTEN = ("answers", "out", "save_recipe", "json_path", "csv_path", "markdown", "html", "png", "all_out")
 """The parameters of all commands that name outputs."""
 
 

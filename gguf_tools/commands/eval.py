@@ -34,14 +34,12 @@ if TYPE_CHECKING:
 EXACT_TYPE, EXACT_NMSE = "f32", 1e-9
 """Files of this type are exact up to this NMSE of the logits; for others the first bad point is looked for."""
 _FIDELITY_ONLY = ("reference", "oracle", "prompts", "dtype", "no_speed", "min_top1", "max_nmse", "max_kl", "min_greedy")
-_CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
+_CARD_ONLY = (*CARD_OPTION_NAMES, "min_score", "show_answers", "answers")
 
 
 @click.command(
     "eval",
-    epilog=examples(
-        "eval out.gguf --reference hf/ --min-top1 0.97", "eval a.gguf b.gguf --suite card --format markdown"
-    ),
+    epilog=examples("eval out.gguf --reference hf/ --min-top1 0.97", "eval a.gguf b.gguf --suite card --show-answers"),
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…", type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), metavar="SOURCE", help="Checkpoint to compare with.")
@@ -91,6 +89,12 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score")
     "--min-greedy", type=Number(SHARE), help="Exit with 1 if the share of equal greedy texts is lower (0 to 1)."
 )
 @click.option("--min-score", type=Number(SCORE), help="Exit with 1 if the card score is lower (0 to 100).")
+@click.option("--show-answers", is_flag=True, help="Card suite: print each question, answer and verdict, and why.")
+@click.option(
+    "--answers",
+    metavar="FILE",
+    help="Card suite: write the answers as JSON Lines to FILE (- for stdout), one record for each question and mode.",
+)
 @click.option("--csv", "csv_path", metavar="FILE", help="Write CSV, one row per model, to FILE (- for stdout).")
 @click.option("--markdown", metavar="FILE", help="Write the table as Markdown to FILE (- for stdout).")
 @table_options
@@ -118,6 +122,8 @@ def evaluate(
     max_kl: float | None,
     min_greedy: float | None,
     min_score: float | None,
+    show_answers: bool,
+    answers: str | None,
     csv_path: str | None,
     markdown: str | None,
     threads: int | None,
@@ -141,11 +147,13 @@ def evaluate(
     evaluated, and the exit code is 3.
     """
     from gguf_tools import evaluate as run
+    from gguf_tools.evaluation.card.listing import as_lines
 
     _check_options(suite)
-    if sum(map(takes_stdout, (json_path, csv_path, markdown))) > 1:
-        raise click.UsageError("only one of --json, --csv and --markdown can go to stdout")
-    check_outputs({"--json": json_path, "--csv": csv_path, "--markdown": markdown}, force=force)
+    reports = {"--json": json_path, "--csv": csv_path, "--markdown": markdown, "--answers": answers}
+    if sum(map(takes_stdout, reports.values())) > 1:
+        raise click.UsageError("only one of --json, --csv, --markdown and --answers can go to stdout")
+    check_outputs(reports, force=force)
     weights = parsed_weights(card.pop("weights"))
     with stage_bars(quiet, models[0].name if len(models) == 1 else "") as progress:
         result = run(
@@ -173,8 +181,12 @@ def evaluate(
         write_text(result.as_csv(), csv_path, "--csv", force=force)
     if markdown is not None:
         write_text(result.as_markdown(), markdown, "--markdown", force=force)
-    if not quiet and not takes_stdout(json_path, csv_path, markdown):
+    if answers is not None:
+        write_text(as_lines(result.answers()), answers, "--answers", force=force)
+    if not quiet and not takes_stdout(*reports.values()):
         show_report(result)
+    if show_answers and not takes_stdout(*reports.values()):
+        show_report(result.answers_report())
     bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
     try:
         result.require(**bounds, min_score=min_score)

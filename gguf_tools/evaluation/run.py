@@ -23,6 +23,7 @@ from gguf_tools.evaluation.reference_source import Checkpoints, Operate, Referen
 from gguf_tools.evaluation.transformers_model import TransformersModel
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.split import read_parts
+from gguf_tools.formats.gguf.surgery import recorded_recipe
 from gguf_tools.machine import useful_threads
 from gguf_tools.progress import StageProgress
 from gguf_tools.reference import Reference
@@ -37,7 +38,8 @@ DTYPES = {"f32": torch.float32, "f64": torch.float64}
 class FileFacts:
     """The file under test: the value of `model` in `tinyq eval --json`.
 
-    `requantized_from` is the type that its weights were decoded from and encoded anew, None if they never were.
+    `requantized_from` is the type that its weights were decoded from and encoded anew, None if they never were;
+    `recipe` the layer surgery that the file records, None if there was none.
     """
 
     path: str
@@ -47,6 +49,7 @@ class FileFacts:
     bytes: int
     layers: int
     requantized_from: str | None = None
+    recipe: str | None = None
 
     @property
     def type_text(self) -> str:
@@ -290,4 +293,5 @@ def facts_of(path: Path, info: ModelInfo) -> FileFacts:
         bytes=size,
         layers=info.n_layer,
         requantized_from=requantized if isinstance(requantized, str) else None,
+        recipe=recorded_recipe(parts[0]),
     )

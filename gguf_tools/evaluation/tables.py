@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_tools.evaluation.card.as_json import difference_dict, flat_card, to_csv
 from gguf_tools.evaluation.card.compare import best_first, difference
+from gguf_tools.evaluation.card.listing import answer_blocks, flip_lines
 from gguf_tools.evaluation.card.notes import notes_of
 from gguf_tools.evaluation.card.parts import overall
 from gguf_tools.evaluation.card.report import (
@@ -30,6 +31,8 @@ from gguf_tools.text import human_bytes
 if TYPE_CHECKING:
     from gguf_tools.evaluation.run import Evaluation, FileFailure, FileScores
 
+RECIPE_COLUMN = Column("surgery", left=True, least=16, wrap=True)
+"""The recipe of the layer surgery that a file records."""
 SIZE_COLUMNS = (Column("size", human_bytes), Column("bits/weight", "{:.2f}".format))
 FIDELITY_COLUMNS = (
     Column("NMSE", "{:.1e}".format),
@@ -82,6 +85,7 @@ def blocks_of(results: Sequence[FileScores]) -> list[Block]:
         best = next(iter(cards))
         about, differences = beside_the_best(cards, names)
         blocks += [Lines(f"{about}:"), differences]
+        blocks += [Lines("\n".join(flip_lines(cards, names)))]
         blocks += [Lines(reach)] if (reach := power_text(cards[best])) else []
         if not cards[best].held_out:
             biased = "the best score of several is biased upwards on the questions used to select it; --held-out rest asks others"
@@ -91,6 +95,12 @@ def blocks_of(results: Sequence[FileScores]) -> list[Block]:
     return [part for block in blocks for part in (Lines(), block)][1:]
 
 
+def answers_of(results: Sequence[FileScores]) -> list[Block]:
+    """Every question with its answers and verdicts, of several files side by side; empty if no question was asked."""
+    cards = _cards(results)
+    return answer_blocks(cards, short_names(list(cards))) if cards else []
+
+
 def markdown_of(results: Sequence[FileScores]) -> str:
     """The results as a Markdown table, with the differences between several cards."""
     names = short_names([result.model.path for result in results])
@@ -98,7 +108,7 @@ def markdown_of(results: Sequence[FileScores]) -> str:
     cards = _cards(results)
     if len(cards) > 1:
         about, differences = beside_the_best(cards, names)
-        blocks += [Lines(f"{about}:"), differences]
+        blocks += [Lines(f"{about}:"), differences, Lines("\n".join(flip_lines(cards, names)))]
     return "\n\n".join(block.markdown() for block in blocks) + "\n"
 
 
@@ -155,7 +165,7 @@ def _one(result: FileScores) -> list[Block]:
     facts, headline = result.model, _headline(result)
     about = (
         f"{facts.path}: {facts.arch}, {facts.type_text}, {facts.layers} layers, {facts.bpw:.2f} bits per weight, "
-        f"{human_bytes(facts.bytes)}"
+        f"{human_bytes(facts.bytes)}" + (f", surgery {facts.recipe}" if facts.recipe else "")
     )
     blocks: list[Block] = [Lines(headline)] if headline else []
     blocks.append(Lines(about))
@@ -174,14 +184,14 @@ def table_of(
     """The table with the requested columns, as far as they were measured."""
     first = results[0]
     held_out = bool(first.card and first.card.held_out)
-    columns: tuple[Column, ...] = (FILE_COLUMN, *SIZE_COLUMNS)
+    columns: tuple[Column, ...] = (FILE_COLUMN, RECIPE_COLUMN, *SIZE_COLUMNS)
     columns += FIDELITY_COLUMNS if fidelity and first.evaluation else ()
     columns += CARD_COLUMNS if card and first.card else ()
     columns += HELD_OUT_COLUMNS if card and held_out else ()
     rows = []
     for result in results:
         facts = result.model
-        row: tuple[Any, ...] = (names[facts.path], facts.bytes, facts.bpw)
+        row: tuple[Any, ...] = (names[facts.path], facts.recipe, facts.bytes, facts.bpw)
         row += fidelity_row(result.evaluation) if fidelity and result.evaluation else ()
         row += card_row(result.card) if card and result.card else ()
         row += held_out_row(result.card) if card and held_out and result.card else ()

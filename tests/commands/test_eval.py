@@ -23,7 +23,7 @@ from gguf_tools.cli import run
 from gguf_tools.evaluation.card.questions import load_questions
 from gguf_tools.evaluation.card.report import CARD_COLUMNS, DIFFERENCE_COLUMNS, HELD_OUT_COLUMNS
 from gguf_tools.runtime.process import Runtime
-from gguf_tools.tables import Column
+from gguf_tools.tables import MISSING, Column
 from tests.conftest import Ran
 from tests.tiny_gguf import write_dense
 
@@ -237,9 +237,10 @@ def test_files_stand_best_first_everywhere(all_models: Outputs) -> None:
     scores = [model["card"]["score"] for model in report["models"]]
     assert scores == sorted(scores, reverse=True)
     head, *rows = table_under(all_models.text, "score ")
-    assert head == ["file", "size", "bits/weight", *heads(CARD_COLUMNS)]
+    assert head == ["file", "surgery", "size", "bits/weight", *heads(CARD_COLUMNS)]
     assert [row[0] for row in rows] == names
-    assert [row[3] for row in rows] == [f"{score:.2f}" for score in scores]
+    assert [row[1] for row in rows] == [model["model"]["recipe"] or MISSING for model in report["models"]]
+    assert [row[4] for row in rows] == [f"{score:.2f}" for score in scores]
     lines = [line for line in all_models.markdown.read_text("utf-8").splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == head
@@ -266,6 +267,12 @@ def test_every_two_are_compared(all_models: Outputs) -> None:
     assert rows[0][-1] == "no significant difference"
     assert f"compared with the best, {Path(names[0]).name}, " in all_models.text
     assert "--held-out rest asks others" in all_models.text
+    for found in report["differences"][: len(names) - 1]:
+        told = f"{Path(found['second']).name}, compared with {Path(names[0]).name}: "
+        said = next(line for line in all_models.text.splitlines() if line.startswith(told)).removeprefix(told)
+        flipped = [f"{verb} {len(found[verb])}: {'; '.join(found[verb])}" for verb in ("lost", "gained") if found[verb]]
+        assert said == (", ".join(flipped) or "the same questions are right")
+        assert len(found["gained"]) - len(found["lost"]) == found["facts"]["second_only"] - found["facts"]["first_only"]
 
 
 def test_notes_name_the_file(all_models: Outputs) -> None:
@@ -315,6 +322,23 @@ def test_stdout_has_only_what_goes_there(tinyq: Tinyq, plain: Path, question: Pa
     assert "asked as plain text" not in ran.out.partition('"notes"')[0]
     if option == "--json":
         assert list(json.loads(ran.out)) == ["model", "card"]
+
+
+def test_answers_are_shown_and_written(tinyq: Tinyq, plain: Path, question: Path, tmp_path: Path) -> None:
+    command = ("eval", plain, "--suite", "card", "--questions", question, "--tokens", "4")
+    ran = tinyq(*command, "--answers", tmp_path / "a.jsonl", "--show-answers")
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text("utf-8").splitlines()]
+    (asked,) = load_questions(question)
+    assert [(row["model"], row["question"], row["set"]) for row in rows] == [(str(plain), asked.question, "scored")]
+    assert ran.code == 0
+    assert f"1. {asked.question} ({asked.expected.text})" in ran.out
+    assert ran.out.index("score ") < ran.out.index("questions (scored")
+    ran = tinyq(*command, "--answers", "-", "--show-answers")
+    assert [json.loads(line) for line in ran.out.splitlines()] == rows
+    before = (tmp_path / "a.jsonl").read_bytes()
+    ran = tinyq(*command, "--answers", tmp_path / "a.jsonl")
+    assert (ran.code, ran.out) == (2, "")
+    assert (tmp_path / "a.jsonl").read_bytes() == before
 
 
 def test_all_suites_on_one_file(tinyq: Tinyq, models: Path, question: Path, tmp_path: Path) -> None:
@@ -417,6 +441,8 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "a reference": ((*CARD, "--reference", "x"), "--reference needs --suite fidelity or all"),
     "a threshold on the score": (("--min-score", "5"), "--min-score needs --suite card or all"),
     "questions without the suite": (("--questions", "bundled"), "--questions needs --suite card or all"),
+    "answers without the suite": (("--answers", "a.jsonl"), "--answers needs --suite card or all"),
+    "answers shown without the suite": (("--show-answers",), "--show-answers needs --suite card or all"),
     "weights without the suite": (("--weight", "facts=1"), "--weight needs --suite card or all"),
     "an unknown set": (
         (*CARD, "--questions", "nonsense"),
@@ -449,7 +475,10 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "a weight of nothing": ((*CARD, "--weight", "taste=1"), "part 'taste' is not known; expected one of facts, "),
     "a text that is not there": ((*CARD, "--text", "gone.txt"), "gone.txt: cannot be read (No such file or directory)"),
     "an unknown suite": (("--suite", "cards"), "'cards' is not one of 'fidelity', 'card', 'all'"),
-    "two outputs in one": ((*CARD, "--json", "-", "--csv", "-"), "only one of --json, --csv and --markdown can go"),
+    "two outputs in one": (
+        (*CARD, "--json", "-", "--csv", "-"),
+        "only one of --json, --csv, --markdown and --answers can go",
+    ),
 }
 
 

@@ -78,6 +78,14 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(command="compare", line="compare {in}/samples_one.jsonl {in}/samples_two.jsonl --json {out}/report.json"),
     Scenario(
+        command="eval",
+        variant="answers",
+        line="eval {in}/small.gguf --suite card --questions bundled --tokens 2 --answer-tokens 2 --think-tokens 2 "
+        "--answers {out}/answers.jsonl",
+        llama="run",
+        cost="slow",
+    ),
+    Scenario(
         command="verify",
         line="verify {in}/small.gguf --source {in}/checkpoint --json {out}/report.json",
         llama="encode",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import AMOUNT, SCORE, SHARE, InputError, LlamaError, ThresholdError
 from gguf_tools.evaluation import tables
-from gguf_tools.tables import Block, Lines, Shown
+from gguf_tools.evaluation.card.listing import records
+from gguf_tools.tables import Block, Lines, Report, Shown
 from gguf_tools.text import as_json
 
 if TYPE_CHECKING:
@@ -85,6 +86,14 @@ class EvaluateResult(Shown):
     def as_dict(self) -> dict[str, Any]:
         """The report that `tinyq eval --json` writes."""
         return dict(as_json(tables.json_of(self.scores, self.failed)))
+
+    def answers(self) -> list[dict[str, Any]]:
+        """The answers of suite card that `tinyq eval --answers` writes: one record for each file, question and mode."""
+        return [row for score in self.scores if score.card for row in records(score.model.path, score.card)]
+
+    def answers_report(self) -> Report:
+        """Every question with its answers, verdicts and reasons: what `tinyq eval --show-answers` prints."""
+        return Report(tables.answers_of(self.scores))
 
     def as_csv(self) -> str:
         """The text that `tinyq eval --csv` writes: one row per file."""

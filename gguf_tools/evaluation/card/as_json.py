@@ -50,8 +50,8 @@ def card_dict(report: CardReport) -> dict[str, Any]:
         "tokens": dict(report.tokens),
         "parts": parts,
         "held_out": answers_dict(report.held_out) if report.held_out else None,
-        "answers": [_answer_dict(item) for item in (*report.answers, *report.probes)],
-        "held_out_answers": [_answer_dict(item) for item in report.held_out],
+        "answers": [answer_dict(item) for item in (*report.answers, *report.probes)],
+        "held_out_answers": [answer_dict(item) for item in report.held_out],
         "completions": [
             {"prompt": item.prompt, "text": item.generation.text, "coherent": item.coherent}
             for item in report.completions
@@ -140,7 +140,7 @@ def _loop_dict(loop: Loop | None) -> dict[str, int] | None:
     return None if loop is None else {"period": loop.period, "tokens": loop.length}
 
 
-def _answer_dict(item: Answered) -> dict[str, Any]:
+def answer_dict(item: Answered) -> dict[str, Any]:
     """One question and its answer for JSON; `tokens` counts those of thought and answer."""
     return {
         "question": item.question,
@@ -161,13 +161,15 @@ def _answer_dict(item: Answered) -> dict[str, Any]:
 
 
 def difference_dict(found: Difference) -> dict[str, Any]:
-    """One comparison for JSON."""
+    """One comparison for JSON; `lost` and `gained` list the questions that only the first, or the second, answers right."""
     tests = {"score": found.score, "facts": found.facts, "bits": found.bits, "held_out": found.held_out}
     return {
         "first": found.first,
         "second": found.second,
         "verdict": found.verdict,
         **{name: None if test is None else _test_dict(test) for name, test in tests.items()},
+        "lost": None if found.flipped is None else list(found.flipped.lost),
+        "gained": None if found.flipped is None else list(found.flipped.gained),
     }
 
 

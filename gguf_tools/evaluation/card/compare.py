@@ -19,12 +19,42 @@ from gguf_tools.evaluation.card.results import Answered, CardReport, outcomes_of
 from gguf_tools.evaluation.card.statistics import Interval, McNemar, Paired, bootstrap, mcnemar, paired_difference
 
 
+@dataclass(frozen=True)
+class Flips:
+    """The questions to which only the first of two models has the right answer (lost by the second), or only the second."""
+
+    lost: tuple[str, ...]
+    gained: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """What changed, in words."""
+        said = [
+            f"{verb} {len(questions)}: {'; '.join(questions)}"
+            for verb, questions in (("lost", self.lost), ("gained", self.gained))
+            if questions
+        ]
+        return ", ".join(said) or "the same questions are right"
+
+
+def flips(first: Sequence[Answered], second: Sequence[Answered]) -> Flips | None:
+    """What flipped between the answers of two models; None unless both were asked the same questions."""
+    if not first or [item.question for item in first] != [item.question for item in second]:
+        return None
+    pairs = list(zip(first, second, strict=True))
+    return Flips(
+        tuple(one.question for one, two in pairs if one.right and not two.right),
+        tuple(one.question for one, two in pairs if two.right and not one.right),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """The difference `second` minus `first` on the same items, with paired tests.
 
     `score` in points of 100, `bits` in bits per byte of the text (negative: `second` is better), `repetition` as the share of
     repeated n-grams, each with a permutation test and a bootstrap interval; `facts` and `held_out` with McNemar's exact test.
+    `flipped` says which of the questions changed.
     None if the two were not measured on the same items.
     """
 
@@ -35,6 +65,7 @@ class Difference:
     bits: Paired | None
     held_out: McNemar | None
     repetition: Paired | None
+    flipped: Flips | None = None
 
     @property
     def verdict(self) -> str:
@@ -87,6 +118,7 @@ def difference(first: str, second: str, reports: Mapping[str, CardReport]) -> Di
         bits=_bits_difference(before["passages"], after["passages"]) if alike.get("passages") else None,
         held_out=_facts(one.held_out, two.held_out),
         repetition=_repetition(before, after, one) if same and one.generations else None,
+        flipped=flips(one.answers, two.answers),
     )
 
 

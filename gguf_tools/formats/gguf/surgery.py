@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,24 @@ def recorded_surgery(header: GGUFHeader) -> RecordedSurgery | None:
     names, paths, digests = (tuple(map(str, column)) if isinstance(column, tuple) else () for column in columns)
     rows = zip(names, paths, digests, strict=False)
     return RecordedSurgery(text, tuple(RecordedSource(name, folder / path, digest) for name, path, digest in rows))
+
+
+def recorded_recipe(header: GGUFHeader) -> str | None:
+    """All layer surgery that a file records, as recipe text: that on the checkpoint that it was made from, then its own.
+
+    None if there was none; what cannot be read of the checkpoint's recipe is left out.
+    """
+    steps: list[str] = []
+    text = header.get(keys.SOURCE_RECIPE)
+    if isinstance(text, str):
+        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        try:
+            found = toml.loads(text).get("steps")
+        except (ValueError, RecursionError):
+            found = None
+        steps += [step for step in found if isinstance(step, str)] if isinstance(found, list) else []
+    own = recorded_surgery(header)
+    return " + ".join([*steps, *([own.text] if own else [])]) or None
 
 
 def sources_metadata(sources: Sequence[RecordedSource], folder: Path) -> Metadata:
