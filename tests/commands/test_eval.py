@@ -321,7 +321,7 @@ def test_stdout_has_only_what_goes_there(tinyq: Tinyq, plain: Path, question: Pa
     assert ran.out.startswith(start)
     assert "asked as plain text" not in ran.out.partition('"notes"')[0]
     if option == "--json":
-        assert list(json.loads(ran.out)) == ["model", "card"]
+        assert list(json.loads(ran.out)) == ["model", "engine", "card"]
 
 
 def test_answers_are_shown_and_written(tinyq: Tinyq, plain: Path, question: Path, tmp_path: Path) -> None:
