@@ -88,8 +88,7 @@ def measure(path: Path, asked: Sequence[tuple[str, str]], repeat: int, threads: 
     from gguf_tools.evaluation.harness import TinyqLM
 
     instances = [Instance("loglikelihood", {}, pair, n) for n, pair in enumerate(asked)]
-    # Without BOS: the server's prompt is tokenized without.
-    ours = TinyqLM(path, threads=threads, max_length=context, add_bos_token=False)
+    ours = TinyqLM(path, threads=threads, max_length=context)
     with server(path, threads, ours.max_length) as address:
         theirs = GGUFLM(base_url=address)
         ways: dict[str, Callable[[], Answers]] = {

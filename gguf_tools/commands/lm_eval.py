@@ -18,11 +18,11 @@ import click
 from gguf_tools.commands.common import examples, quiet_option, threads_option, timeout_option
 from gguf_tools.errors import InputError, OutputError, TinyqError
 from gguf_tools.evaluation.harness_installed import require_harness
+from gguf_tools.runtime.process import Runtime
 from gguf_tools.text import one_line, shortened
 
 LONGEST = 300
 """Most characters of the harness's own error message."""
-TASKS = ("--tasks", "-t", "--config", "-C")
 
 
 def _harness_help(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -88,6 +88,7 @@ def lm_eval(
     settings |= {"max_length": context} if context is not None else {}
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    Runtime(model)  # refuses what is no GGUF, before the harness reads its thousands of tasks
     arguments = _parsed(options)
     if arguments.model is not None:
         raise click.UsageError("--model cannot be given: the model is FILE.gguf, run by tinyq")

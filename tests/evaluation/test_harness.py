@@ -271,6 +271,27 @@ def test_a_mistake_is_one_line(
     assert len(ran.err.strip().splitlines()) == 1
 
 
+def test_what_is_no_gguf_is_refused_before_the_tasks_are_read(tinyq: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = tinyq("lm-eval", tmp_path / "none.gguf", "--tasks", "small_choice")
+    assert (ran.code, "does not exist; give a GGUF file" in ran.err) == (2, True)
+
+
+@pytest.mark.usefixtures("only_ours")
+def test_a_truncated_file_is_one_line(tinyq: Callable[..., Ran], gguf: Path, tasks: Path, tmp_path: Path) -> None:
+    path = tmp_path / "short.gguf"
+    path.write_bytes(gguf.read_bytes()[:100_000])
+    ran = tinyq("lm-eval", path, "--tasks", "small_choice", "--include_path", tasks, "--output_path", tmp_path / "out")
+    assert ran.code == 3
+    assert len(ran.err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_harness_lists_its_own_options(tinyq: Callable[..., Ran]) -> None:
+    ran = tinyq("lm-eval", "--harness-help")
+    assert ran.code == 0
+    assert "--num_fewshot" in ran.out
+
+
 def test_without_the_harness_one_line_says_how(
     tinyq: Callable[..., Ran], gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
