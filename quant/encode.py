@@ -123,12 +123,12 @@ def narrowing_loss(
 class Block:
     """Some rows of one tensor, and the type to encode them in.
 
-    `rows` is an array (n, k) of float32, or an array in the stored type `source`: (n, k) uint16 for F16 or BF16,
-    (n, row_bytes(source, k)) uint8 for any type. It may also be a function that returns such an array: the encoding thread
-    calls it, so that reading is distributed over threads too. `imatrix` (k,) applies to all rows, so a block must not contain
-    rows of two experts with separate importances (`row_ranges`). `first` is the number of the first row in its tensor. With
-    `measure`, the changes by encoding are measured. With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinity, and a weight
-    beyond the type's range becomes infinite; blocks that are copied (`type` is `source`) stay as they are.
+    `rows` is an array (n, k) of float32, or an array in the stored type `source`: (n, k) uint16 for F16 or BF16, (n,
+    row_bytes(source, k)) uint8 for any type. It may also be a function that returns such an array: the encoding thread calls
+    it, so that reading is distributed over threads too. `imatrix` (k,) applies to all rows, so a block must not contain rows of
+    two experts with separate importances (`row_ranges`). `first` is the number of the first row in its tensor. The changes by
+    encoding are measured for the first `measure` rows. With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinity, and a
+    weight beyond the type's range becomes infinite; blocks that are copied (`type` is `source`) stay as they are.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Block:
     source: TensorType = F32
     imatrix: FloatArray | None = None
     first: int = 0
-    measure: bool = False
+    measure: int = 0
     allow_nonfinite: bool = False
 
 
@@ -198,16 +198,17 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
     loss = Narrowing() if block.measure else None
     lax = block.allow_nonfinite and (dtype in OVERFLOW or dtype is block.source)
     direct = dtype is not block.source and not lax and kernels.handles(dtype, block.source, imatrix is not None)
-    step = max(1, n if direct and loss is None else _TILE // max(1, k))
-    scratch = None if block.source is F32 else np.empty((0 if direct and loss is None else min(step, n), k), np.float32)
+    step = max(1, n if direct else _TILE // max(1, k))
+    scratch = None if block.source is F32 else np.empty((min(step, n, block.measure if direct else n), k), np.float32)
     nonfinite = overflowed = 0
     for start in range(0, n if k else 0, step):
         part = cast(RawArray, np.ascontiguousarray(rows[start : start + step]))
         target = raw[start : start + step]
+        few = min(len(part), max(0, block.measure - start))
         if direct:
             _encode_directly(block, part, target, imatrix, block.first + start)
             if loss is not None:
-                loss += compare(_as_float(part, block.source, k, scratch), decode_rows(target, dtype, k))
+                loss += compare(_as_float(part[:few], block.source, k, scratch), decode_rows(target[:few], dtype, k))
             continue
         tile = _as_float(part, block.source, k, scratch)
         peak = 0.0 if lax else require_finite(tile, block.name, (block.first + start) * k)
@@ -219,13 +220,13 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
             _quantize(dtype, tile, target, imatrix)
             if not lax:
                 require_range(target, dtype, peak, block.name, tile)
-        after = decode_rows(target, dtype, k) if lax or loss is not None else None
+        after = decode_rows(target if lax else target[:few], dtype, k) if lax or few else None
         if lax and after is not None:
             found = after.size - int(np.count_nonzero(np.isfinite(after)))
             nonfinite += found
             overflowed += found - (tile.size - int(np.count_nonzero(np.isfinite(tile)))) if found else 0
-        if loss is not None and after is not None:
-            loss += compare(tile, after)
+        if loss is not None and after is not None and few:
+            loss += compare(tile[:few], after[:few])
     return Encoded(block.name, dtype, raw, loss, nonfinite, overflowed)
 
 

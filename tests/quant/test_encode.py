@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -242,13 +243,20 @@ def test_row_ranges() -> None:
     assert list(row_ranges((0, 8), by_matrix=True)) == []
 
 
-def test_measured_blocks() -> None:
-    rows = np.random.default_rng(4).standard_normal((3, 256)).astype(np.float32)
+@pytest.mark.parametrize("kind", [Q8_0, F16], ids=str)
+@pytest.mark.parametrize("allow_nonfinite", [False, True])
+@pytest.mark.parametrize("measure", [1, 700, 5000])
+def test_measured_blocks(kind: TensorType, allow_nonfinite: bool, measure: int) -> None:
+    rows = np.random.default_rng(4).standard_normal((1500, 256)).astype(np.float32)  # three tiles
+    block = Block(name="t", type=kind, rows=rows, measure=measure, allow_nonfinite=allow_nonfinite)
     with Encoder(1) as encoder:
-        (part,) = encoder.encode([Block(name="t", type=Q8_0, rows=rows, measure=True)])
-    change = decode_rows(part.raw, Q8_0, 256) - rows
+        (part,) = encoder.encode([block])
+    change = (decode_rows(part.raw, kind, 256) - rows)[:measure].astype(np.float64)
     assert part.loss is not None
-    np.testing.assert_allclose(part.loss.rms_change, np.sqrt(np.mean(change.astype(np.float64) ** 2)), rtol=1e-6)
+    assert part.loss.weights == change.size
+    assert part.loss.changed == np.count_nonzero(change)
+    np.testing.assert_allclose(part.loss.rms_change, np.sqrt(np.mean(change**2)), rtol=1e-6)
+    assert encode.encode_block(replace(block, measure=0)).loss is None
 
 
 def blocks(count: int, drawn: list[int], bad: int = -1) -> Iterator[Block]:
@@ -321,7 +329,7 @@ def test_a_missing_library_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_only_plain_types_keep_what_is_not_finite(kind: TensorType, bad: float) -> None:
     rows = np.ones((2, 256), np.float32)
     rows[1, 7] = bad
-    block = Block(name="w", type=kind, rows=rows, measure=True, allow_nonfinite=True)
+    block = Block(name="w", type=kind, rows=rows, measure=len(rows), allow_nonfinite=True)
     if not kind.plain:
         with pytest.raises(InputError, match=r"tensor w holds .* at row 1, column 7"):
             encode_block(block)
