@@ -12,6 +12,9 @@ from gguf_tools.evaluation.card.statistics import RESAMPLES, SIGNIFICANCE, least
 SEARCHED = 250
 """Variants that a search tries, as an example of a correction for many comparisons."""
 
+MANY = 1_000_000
+"""More comparisons than this are not counted."""
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -22,8 +25,8 @@ class Reach:
 
     @property
     def comparisons(self) -> int:
-        """Most comparisons after whose correction (Holm 1979, Bonferroni) the smallest p can still be significant."""
-        return int(SIGNIFICANCE / self.least_p)
+        """Most comparisons, up to `MANY`, after whose correction (Holm 1979, Bonferroni) the smallest p can be significant."""
+        return int(SIGNIFICANCE / max(self.least_p, SIGNIFICANCE / MANY))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -255,8 +255,9 @@ def least_p(items: int, resamples: int | None = None) -> float:
     With `resamples`, that of `paired_difference`, which tries only so many permutations beyond `EXACT_ITEMS` items.
     """
     smallest = 2.0 ** (1 - items) if items else 1.0
-    sampled = resamples is not None and items > EXACT_ITEMS
-    return max(smallest, 1 / (1 + resamples)) if sampled and resamples else smallest
+    if resamples is None or items <= EXACT_ITEMS:
+        return smallest
+    return max(smallest, 1 / (1 + resamples))
 
 
 def least_flips(significance: float = SIGNIFICANCE) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -207,6 +208,14 @@ def test_what_few_items_can_show(questions: int, passages: int, said: list[str])
     found = Power(*(Reach(count, least_p(count)) for count in (questions, passages, questions + passages)))
     assert found.sentences() == said
     assert (found.flips is None) == (questions < 6)
+
+
+@pytest.mark.parametrize("count", [30, 176, 2000])
+def test_many_items_reach_any_p(count: int) -> None:
+    """The p of 2,000 items, all of which changed one way, is below any float."""
+    found = Power(*(Reach(count, least_p(count)) for _ in range(3)))
+    assert (found.flips, found.flips_of_many, found.text.comparisons) == (6, 14, 1_000_000)
+    assert json.loads(json.dumps(found.as_dict()))["text"]["comparisons"] == 1_000_000
 
 
 def test_what_is_said_is_what_the_tests_give() -> None:
