@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHMARKS = ("kernels", "speed", "allocation", "memory", "surgery", "harness")
-BY_DEFAULT = ("kernels", "speed", "allocation", "memory")
+BENCHMARKS = ("kernels", "decoding", "speed", "allocation", "memory", "surgery", "harness")
+BY_DEFAULT = ("kernels", "decoding", "speed", "allocation", "memory")
 
 
 def main(arguments: list[str]) -> None:
