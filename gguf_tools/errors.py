@@ -24,6 +24,7 @@ __all__ = [
     "TinyqError",
     "TokenizerError",
     "UnsupportedError",
+    "is_read_error",
 ]
 
 
@@ -47,6 +48,19 @@ class ThresholdError(TinyqError):
     """A measured value misses a threshold given by the user, or a check found a difference (exit code 1)."""
 
     exit_code = 1
+
+
+def is_read_error(error: BaseException) -> bool:
+    """Whether an error says that a file is there and could not be read (a broken disk, no permission).
+
+    Where a file may be absent or unsuitable without harm, such an error is raised nevertheless: what it holds is not known.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return not isinstance(cause, FileNotFoundError | NotADirectoryError)
+        cause = cause.__cause__
+    return False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gguf_tools.errors import CheckpointError, InputError
+from gguf_tools.errors import CheckpointError, InputError, is_read_error
 from gguf_tools.evaluation.oracle_check import transformers_name
 from gguf_tools.evaluation.transformers_model import transformers_encoder, why_not
 from gguf_tools.evaluation.type_check import check_model_type
@@ -173,6 +173,8 @@ def _run_by_transformers(
         try:
             encoder = transformers_encoder(checkpoint)
         except InputError as error:
+            if is_read_error(error):
+                raise
             note += f"; tokens are not compared ({error})"
     return ReferenceSource(
         model=None,
@@ -294,6 +296,8 @@ def _tokenizer(header: GGUFHeader, checkpoint: Checkpoint, vocab_size: int) -> T
     try:
         # The conversion dropped tokens beyond the embedding too, or it would have failed.
         return load_tokenizer(folder, vocab_size, config=checkpoint.config, drop_tokens=True, approximate=True)
-    except InputError:
+    except InputError as error:
+        if is_read_error(error):
+            raise
         # The tokenizer may have been in another folder (convert --tokenizer); logits can be compared without it.
         return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gguf_tools.errors import InputError, UnsupportedError
+from gguf_tools.errors import InputError, UnsupportedError, is_read_error
 from gguf_tools.families.base import CheckType
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.gguf import keys
@@ -129,7 +129,7 @@ def _vocabulary(
 ) -> tuple[Metadata, tuple[str, ...]]:
     """The expected tokenizer metadata, from the recorded tokenizer's folder if it exists, else from `folder`.
 
-    Without a readable tokenizer the metadata is empty, and a note says why.
+    Without a tokenizer that can be converted the metadata is empty, and a note says why.
     """
     recorded = header.get(keys.TOKENIZER_PATH)
     if isinstance(recorded, str) and (header.path.resolve().parent / recorded).is_dir():
@@ -138,6 +138,8 @@ def _vocabulary(
         accepted = keys.TOKENIZER_APPROXIMATE in header.metadata
         found = load_tokenizer(folder, vocab_size, config=config, approximate=accepted)
     except InputError as error:
+        if is_read_error(error):
+            raise
         return {}, (f"the vocabulary is not verified ({error})",)
     words = found.metadata()
     # If no file of the tokenizer names BOS or EOS, the converter writes a substitute, which is not to be compared.

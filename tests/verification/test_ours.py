@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +15,10 @@ from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Operation, Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.evaluation.golden import write as golden
+from gguf_tools.evaluation.reference_source import find_reference
 from gguf_tools.families.registry import all_families
+from gguf_tools.inspection.difference.run import difference
 from gguf_tools.quantization import plan as quantization
 from gguf_tools.quantization.write import execute as write_quantized
 from gguf_tools.verification.run import verify
@@ -136,3 +142,28 @@ def test_refusals(sources: Sources, tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(data[:-100])
     with pytest.raises(CheckpointError, match="truncated"):
         verify(tmp_path / "cut.gguf", sources("llama"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_on_a_broken_disk_is_not_as_good_as_none(
+    name: str, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that can do without a tokenizer must not say that all is well because one cannot be read."""
+    source = sources("llama")
+    file = write_theirs(source, "llama", tmp_path / "file.gguf")
+    opened = os.open
+
+    def broken(path: Any, *arguments: Any, **options: Any) -> int:
+        if Path(os.fsdecode(path)).name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", broken)
+    for command in (
+        lambda: verify(file, source, threads=1),
+        lambda: difference(source, file),
+        lambda: golden.opened(source),
+        lambda: find_reference(file, source),
+    ):
+        with pytest.raises(CheckpointError, match=rf"{name}: cannot be read \(Input/output error\); check the path"):
+            command()

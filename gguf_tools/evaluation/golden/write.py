@@ -69,16 +69,18 @@ class Golden:
 
 
 def opened(source: Path) -> tuple[Model, Tokenizer | None, str]:
-    """The model of a checkpoint or GGUF, its tokenizer if it can be read, and its digest."""
+    """The model of a checkpoint or GGUF, its tokenizer if it has one that can be converted, and its digest."""
     if source.is_file() and is_gguf(source):
         return lift(open_gguf(source)), None, gguf_digest(source)
     checkpoint = open_checkpoint(source)
     model = build_model(checkpoint, check_type=check_model_type)
-    from gguf_tools.errors import InputError
+    from gguf_tools.errors import InputError, is_read_error
 
     try:
         tokenizer = load_tokenizer(checkpoint.folder, model.spec.vocab_size, config=checkpoint.config, drop_tokens=True)
-    except InputError:
+    except InputError as error:
+        if is_read_error(error):
+            raise
         return model, None, checkpoint.digest()
     return model, tokenizer, checkpoint.digest()
 
