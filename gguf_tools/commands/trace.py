@@ -12,8 +12,9 @@ from gguf_tools.commands.common import (
     force_option,
     json_option,
     quiet_option,
-    show,
+    show_report,
     stage_bars,
+    table_options,
     takes_stdout,
     threads_option,
     timeout_option,
@@ -22,7 +23,6 @@ from gguf_tools.commands.common import (
     write_text,
 )
 from gguf_tools.errors import ThresholdError
-from gguf_tools.tables import terminal_view
 from gguf_tools.text import one_line
 
 
@@ -43,6 +43,7 @@ from gguf_tools.text import one_line
 )
 @click.option("--png", metavar="FILE", help="Write the errors of points × layers as a picture to FILE.")
 @click.option("--html", metavar="FILE", help="Write the report as one self-contained HTML page to FILE.")
+@table_options
 @timeout_option
 @threads_option
 @force_option
@@ -72,7 +73,7 @@ def trace(
     """
     from gguf_tools.evaluation.text_files import read_text
     from gguf_tools.evaluation.trace.pictures import as_html, as_png
-    from gguf_tools.evaluation.trace.report import text_of
+    from gguf_tools.evaluation.trace.report import TraceReport
     from gguf_tools.evaluation.trace.run import trace as run
     from surgery.donors import operate_recorded
 
@@ -97,7 +98,7 @@ def trace(
     if png is not None:
         write_bytes(as_png(found), png, force=force)
     if not quiet and not takes_stdout(json_path, html):
-        show(text_of(found, terminal_view()))
+        show_report(TraceReport(found))
     if found.first is not None:
         cause = f": {found.cause.text}" if found.cause and found.cause.text else ""
         raise ThresholdError(one_line(f"{file}: {found.first.name} is not what the reference computes{cause}"))

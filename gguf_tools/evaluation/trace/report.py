@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import inf, log10
 
 from gguf_tools.evaluation.trace.causes import Cause
 from gguf_tools.evaluation.trace.compare import PointError
 from gguf_tools.evaluation.trace.run import Trace
-from gguf_tools.tables import Facts, View, text_table
+from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table, View, text_table
 
 WHOLE = View(None)
 """As wide as needed, no sentence broken."""
@@ -31,6 +32,46 @@ def text_of(trace: Trace, view: View = WHOLE) -> str:
         summary(trace).text(view),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, repr=False)
+class TraceReport(Shown):
+    """The report, in every form: as text with the longest tables cut, as CSV with every point."""
+
+    trace: Trace
+
+    def as_text(self, view: View = WHOLE) -> str:
+        return text_of(self.trace, view)
+
+    def blocks(self) -> Sequence[Block]:
+        """The heatmap, the tables of points, layers and the error budget, and the summary."""
+        found = self.trace
+        points = [
+            (one.name, one.tensor, one.local.nmse, one.whole.nmse, one.tolerance, "bad" if one.bad else "explained")
+            for one in found.points
+        ]
+        blocks: list[Block] = [Lines(heatmap(found), fixed=True), Table(_POINTS, points)]
+        if found.budget:
+            spent = [(one.name, one.type, one.kl, one.next_type, one.gain) for one in found.budget.tensors]
+            blocks.append(Table(_BUDGET, spent))
+        return [*blocks, summary(found)]
+
+
+_POINTS = (
+    Column("point", left=True, key=True),
+    Column("tensor", left=True),
+    Column("NMSE of this layer", "{:.1e}".format),
+    Column("NMSE end to end", "{:.1e}".format),
+    Column("tolerance", "{:.1e}".format),
+    Column("verdict", left=True),
+)
+_BUDGET = (
+    Column("tensor", left=True, key=True),
+    Column("type", left=True),
+    Column("KL alone", "{:.2e}".format),
+    Column("next type", left=True),
+    Column("KL off per further byte", "{:.1e}".format),
+)
 
 
 def columns(trace: Trace) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
-from gguf_tools.evaluation.trace.report import heatmap, text_of
+from gguf_tools.evaluation.trace.report import TraceReport, heatmap, text_of
 from gguf_tools.evaluation.trace.run import Trace, trace
 from gguf_tools.tables import View
 from tests.made_checkpoints import Made
@@ -36,3 +38,15 @@ def test_all_layers_are_in_the_maps(found: Trace) -> None:
     rows = [line for part in maps for line in part.splitlines() if line.startswith("mixer_norm ")]
     assert sum(len(row.split()[1]) for row in rows) == 150
     assert len(heatmap(found).split("\n\n")) == 1
+
+
+def test_csv_has_every_point_and_markdown_the_summary(found: Trace) -> None:
+    points, budget = TraceReport(found).as_csv().split("\n\n")
+    rows = list(csv.DictReader(io.StringIO(points)))
+    assert [float(row["NMSE of this layer"]) for row in rows] == [point.local.nmse for point in found.points]
+    assert found.budget
+    assert budget.count("\n") == 1 + len(found.budget.tensors)
+    text = TraceReport(found).as_markdown()
+    assert text.startswith("```\nlocal error")
+    assert "- reference: source" in text
+    assert TraceReport(found).as_text(View(80, 80)) == text_of(found, View(80, 80))
