@@ -13,7 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
-from gguf_tools.text import cut_middle, distinct, for_markdown, padded, printable, shortened, shown_width, wrapped
+from gguf_tools.text import (
+    cut_middle,
+    cut_start,
+    distinct,
+    for_markdown,
+    padded,
+    printable,
+    shortened,
+    shown_width,
+    wrapped,
+)
 
 WIDTH = 80
 """Columns of a terminal whose width is not known, and of a pipe."""
@@ -135,8 +145,8 @@ class Column:
     """A column of a `Table`: its heading, how its values are written, and what happens if the table is too wide.
 
     `rank` is the order of importance: columns of the largest rank are the first to move to a second table. A `key` names the
-    rows, and stands in each. Texts may be cut in the middle to `least` columns (0: never), or with `wrap` continue on further
-    lines.
+    rows, and stands in each. Texts may be cut in the middle (with `end`, at their start) to `least` columns (0: never), or with
+    `wrap` continue on further lines.
     """
 
     head: str
@@ -146,6 +156,7 @@ class Column:
     rank: int = 0
     key: bool = False
     least: int = 0
+    end: bool = False
     wrap: bool = False
 
 
@@ -295,6 +306,8 @@ def _fitted(column: Column, cells: Sequence[str], width: int) -> list[list[str]]
         return [wrapped(cell, width) or [""] for cell in cells]
     if not column.left or all(shown_width(cell) <= width for cell in cells):
         return [[cell] for cell in cells]
+    if column.end:
+        return [[cut_start(cell, width)] for cell in cells]
     cut = distinct(cells, width) if column.key else [cut_middle(cell, width) for cell in cells]
     alike = column.key and len(set(cut)) < len(set(cells))
     return [wrapped(cell, width) for cell in cells] if alike else [[cell] for cell in cut]

@@ -126,6 +126,11 @@ def cut_middle(text: str, width: int) -> str:
     return f"{_taken(text, width - 1 - shown_width(end))}…{end}"
 
 
+def cut_start(text: str, width: int) -> str:
+    """The text in at most `width` columns: its end, which tells tensors of one layer apart."""
+    return text if shown_width(text) <= width else f"…{_taken(text[::-1], width - 1)[::-1]}"
+
+
 def distinct(texts: Sequence[str], width: int) -> list[str]:
     """The texts, each in at most `width` columns; those that `cut_middle` would make equal keep what differs, if it fits."""
     cut = [cut_middle(text, width) for text in texts]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_tools.tables import Column, Facts, Lines, Report, Table, View, markdown_table, terminal_view, text_table
-from gguf_tools.text import cut_middle, distinct, printable, shown_width, wrapped
+from gguf_tools.text import cut_middle, cut_start, distinct, printable, shown_width, wrapped
 
 WORDS = st.text(st.sampled_from("abc XYZ-_/.大é\u0301🔬"), max_size=40)
 NAME = Column("name", left=True, key=True, least=12)
@@ -41,6 +41,8 @@ def test_no_line_is_wider_than_asked_and_every_value_is_there(
 def test_texts_are_cut_and_broken_to_their_width(text: str, width: int) -> None:
     clean = printable(text)
     assert shown_width(cut_middle(clean, width)) <= width
+    assert shown_width(cut_start(clean, width)) <= width
+    assert clean.endswith(cut_start(clean, width).removeprefix("…"))
     lines = wrapped(clean, width)
     assert all(shown_width(line) <= width for line in lines)
     assert "".join("".join(lines).split()) == "".join(clean.split())

@@ -146,7 +146,7 @@ def _tensors(conversion: Conversion) -> Table:
         Column("shape", left=True, rank=1),
         Column("type", left=True),
         Column("size", human_bytes),
-        Column("source", left=True, rank=2, least=24),
+        Column("source", left=True, rank=2, least=24, end=True),
     )
     return Table(columns, rows)
 
