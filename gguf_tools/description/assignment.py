@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -100,12 +101,14 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
     moe = form.ffn == "MoE"
     experts = next((slot.shape[0] for slot in slots if len(slot.squeezed) == 3), 0) if moe else 0
     rest = [slot for slot in rest if slot != sigmoid]
-    head = _head_norms(form, slots, rest, hidden) if form.mixer == "Attention" else ()
+    others = [slot for slot in slots if slot.name not in biases.values()]
+    head = _head_norms(form, others, rest, hidden) if form.mixer == "Attention" else ()
     rest = [slot for slot in rest if slot not in head]
     unbiased = moe and experts != hidden and router_of(form) not in biases
     router = next((slot for slot in rest if unbiased and slot.squeezed == (experts,)), None)
     rest = [slot for slot in rest if slot != router]
-    loose = [slot for slot in slots if not vectors.count(slot) and slot.name not in {s.tensor for s in form.sources}]
+    placed = {*biases.values(), *(source.tensor for source in form.sources)}
+    loose = [slot for slot in slots if slot not in vectors and slot.name not in placed]
     loose = [slot for slot in loose if slot not in head]
     scalars = [slot for slot in loose if not slot.squeezed] if form.ffn == "MLP" else []
     loose = [slot for slot in loose if slot not in scalars]
@@ -144,8 +147,16 @@ def _biases(form: Form, slots: Sequence[Slot], vectors: Sequence[Slot]) -> dict[
         modules[slot.module].append(slot)
     found: dict[str, str] = {}
     loose: list[tuple[str, int]] = []
+    used = {source.tensor for source in form.sources}
     for source in form.sources:
         slot = by_name[source.tensor]
+        if len(slot.squeezed) == 3 and not is_kernel(slot):
+            count, *both = slot.squeezed
+            rows = both[1 if source.transposed else 0]
+            free = [one for one in slots if one.squeezed == (count, rows) and one.name not in {*used, *found.values()}]
+            if free:
+                found[slot.name] = max(free, key=lambda one: _alike(one.name, source.tensor)).name
+            continue
         if len(slot.squeezed) != 2:
             if is_kernel(slot):
                 loose.append((slot.name, slot.shape[0]))
@@ -169,6 +180,11 @@ def _biases(form: Form, slots: Sequence[Slot], vectors: Sequence[Slot]) -> dict[
         if free and rows not in hidden and name not in found:
             found[name] = free[0].name
     return found
+
+
+def _alike(first: str, second: str) -> int:
+    """How many characters two names have in common at their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _head_norms(form: Form, slots: Sequence[Slot], rest: Sequence[Slot], hidden: int) -> tuple[Slot, ...]:

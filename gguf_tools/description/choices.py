@@ -10,13 +10,15 @@ from typing import Literal
 from gguf_tools.description.assignment import Assignment, Group, NormSlots
 from gguf_tools.description.forms import Form
 from gguf_tools.description.schema import Source
-from gguf_tools.model.feed_forward import MLP, XIELU, Activation, GatedMLP, MoE, Router, SharedExpert
+from gguf_tools.model.feed_forward import MLP, XIELU, Activation, ClampedSwiGLU, GatedMLP, MoE, Router, SharedExpert
 from gguf_tools.model.norms import Norm
 from gguf_tools.model.rope import Rope, Scaling
 from gguf_tools.model.spec import Attention, FeedForward, LayerSpec, Mixer, ModelSpec
 from gguf_tools.model.state_space import ShortConv
 
 NORM_FIELDS = ("mixer_norm", "ffn_norm", "mixer_post_norm", "ffn_post_norm")
+CLAMPED = ClampedSwiGLU(slope=1.702, limit=7.0)
+"""The clamped gate of gpt-oss, with its numbers."""
 HEAD_FIELDS = ("attn.q_norm", "attn.k_norm")
 Blocks = Literal["whole", "kv_heads", "heads", "rows"]
 """How the rows of roles that share a matrix are grouped: not at all, by key/value head, by head, or one by one."""
@@ -36,7 +38,8 @@ class Choices:
     window and without rope, `second` those whose rope has a base and a scaling of its own. `output` is the number of the output
     matrix, or -1 for the embedding; `final` the number of the norm before it, or -1 for one without weights. `embedding_normed`
     is a norm of the embeddings. `scalars` are the roles of a layer's tensors of one number, in their order, and `per_head` is the
-    number of the roles that its vectors with a number for each head have, of `per_head_roles`.
+    number of the roles that its vectors with a number for each head have, of `per_head_roles`. With `clamped` the experts have
+    the gate `CLAMPED`.
     """
 
     forms: tuple[Form, ...]
@@ -82,6 +85,7 @@ class Choices:
     score: Literal["softmax", "sigmoid"] = "softmax"
     router_scale: float = 1.0
     router_bias: RouterBias = "score"
+    clamped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,4 +296,11 @@ def _feed_forward(form: Form, choices: Choices, sources: Mapping[str, Source], *
         logit_bias="moe.logit_bias" in sources,
     )
     shared = SharedExpert(form.shared, "shared.sigmoid" in sources) if "shared.down" in sources else None
-    return MoE(experts=form.experts, width=form.width, router=router, shared=shared)
+    return MoE(
+        experts=form.experts,
+        width=form.width,
+        router=router,
+        shared=shared,
+        bias=frozenset(name for name in ("gate", "up", "down") if f"moe.{name}_bias" in sources),
+        clamped=CLAMPED if choices.clamped else None,
+    )

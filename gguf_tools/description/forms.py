@@ -210,10 +210,15 @@ class _Matcher:
     def _experts(self, matrices: list[Slot], experts: list[Slot]) -> Iterator[Split]:
         """Experts, stacked or one by one, with a router and perhaps a shared expert."""
         count = experts[0].shape[0]
-        router = self.having(matrices, count, self.hidden)
+        modules = {slot.module for slot in experts}
+        # Biases of the experts, where they are as wide as the model, have the router's shape.
+        biases = [slot for slot in matrices if slot.squeezed == (count, self.hidden) and slot.module in modules]
+        router = self.having(_without(matrices, biases), count, self.hidden)
+        if router is None:
+            router, biases = self.having(matrices, count, self.hidden), []
         if router is None or any(slot.shape[0] != count for slot in experts):
             return
-        rest = _without(matrices, router)
+        rest = _without(matrices, [*router, *biases])
         for turned in (False, True):
             matcher = replace(self, transposed=turned)
             for split in matcher._dense(experts, "moe"):

@@ -22,7 +22,6 @@ STATE_SPACE = "the structure finder knows attention and short convolutions, not 
 UNSOLVED = {
     "bamba": STATE_SPACE,
     "falcon-h1": STATE_SPACE,
-    "gpt-oss": "sinks and a clamped gate are not among the choices that are tried",
     "granite-hybrid": STATE_SPACE,
     "mamba2": STATE_SPACE,
     "qwen3-next": STATE_SPACE,

@@ -25,6 +25,8 @@ BLOCKS = (
     {"placement", "offset"},
     {"scale", "placement"},
     {"centred", "offset"},
+    {"clamped", "gate_up"},
+    {"clamped", "router_bias"},
 )
 """Choices that are changed together where changing one does not help: pairs within a set."""
 MOST_EXPERTS = 8
@@ -260,6 +262,7 @@ def _routing(assignment: Assignment, choices: Choices) -> Iterator[Move]:
     yield from (("top_k", replace(choices, top_k=count)) for count in range(1, min(experts, MOST_EXPERTS) + 1))
     yield "score", replace(choices, score="sigmoid" if choices.score == "softmax" else "softmax")
     yield "normalised", replace(choices, normalised=not choices.normalised)
+    yield "clamped", replace(choices, clamped=not choices.clamped)
     if any(
         group.router_bias or group.biases.get(router_of(form))
         for group, form in zip(assignment.groups, choices.forms, strict=True)
