@@ -41,7 +41,8 @@ class Group:
 
     `biases` maps a matrix's name to that of its bias, `norms` are the norms over the hidden size, `head_norms` the slots of the
     q and k norms (of shape (head_dim,), (heads, head_dim) or (heads · head_dim,)). `scalars` are tensors of one number, and
-    `per_head` vectors with a number for each head. `left` are tensors without a place.
+    `per_head` vectors with a number for each head, `inner_norm` the weights of the norm within a state space. `left` are tensors
+    without a place.
     """
 
     layers: tuple[int, ...]
@@ -53,6 +54,7 @@ class Group:
     sigmoid: str | None = None
     scalars: tuple[str, ...] = ()
     per_head: tuple[Slot, ...] = ()
+    inner_norm: str | None = None
     left: tuple[str, ...] = ()
 
 
@@ -113,6 +115,7 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
     scalars = [slot for slot in loose if not slot.squeezed] if form.ffn == "MLP" else []
     loose = [slot for slot in loose if slot not in scalars]
     per_head = [slot for slot in rest if _per_head(slot, form, hidden)]
+    inner = next((slot for slot in rest if slot.squeezed == (form.inner,) != (hidden,)), None)
     return Group(
         layers=layers,
         forms=tuple(forms),
@@ -123,17 +126,22 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
         sigmoid=sigmoid.name if sigmoid and any(s.roles == ("shared.down",) for s in form.sources) else None,
         scalars=tuple(slot.name for slot in scalars),
         per_head=tuple(per_head),
+        inner_norm=inner.name if inner else None,
         left=tuple(
             slot.name
             for slot in [*loose, *rest]
-            if slot in loose or (slot.squeezed != (hidden,) and slot not in per_head)
+            if slot in loose or (slot.squeezed != (hidden,) and slot not in per_head and slot != inner)
         ),
     )
 
 
 def _per_head(slot: Slot, form: Form, hidden: int) -> bool:
     """Whether a vector may have a number for each query head or each key head."""
-    if form.mixer != "Attention" or slot.squeezed == (hidden,):
+    if slot.squeezed == (hidden,):
+        return False
+    if form.mixer == "Mamba2":
+        return slot.squeezed == (form.heads,)
+    if form.mixer != "Attention":
         return False
     (size,) = slot.squeezed
     return any(rows % size == 0 and rows // size in head_dims(form) for rows in (form.q, form.kv))

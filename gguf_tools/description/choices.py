@@ -8,13 +8,13 @@ from itertools import permutations
 from typing import Literal
 
 from gguf_tools.description.assignment import Assignment, Group, NormSlots
-from gguf_tools.description.forms import Form
+from gguf_tools.description.forms import SSM, Form
 from gguf_tools.description.schema import Source
 from gguf_tools.model.feed_forward import MLP, XIELU, Activation, ClampedSwiGLU, GatedMLP, MoE, Router, SharedExpert
 from gguf_tools.model.norms import Norm
 from gguf_tools.model.rope import Rope, Scaling
 from gguf_tools.model.spec import Attention, FeedForward, LayerSpec, Mixer, ModelSpec
-from gguf_tools.model.state_space import ShortConv
+from gguf_tools.model.state_space import Mamba2, ShortConv
 
 NORM_FIELDS = ("mixer_norm", "ffn_norm", "mixer_post_norm", "ffn_post_norm")
 CLAMPED = ClampedSwiGLU(slope=1.702, limit=7.0)
@@ -86,6 +86,10 @@ class Choices:
     router_scale: float = 1.0
     router_bias: RouterBias = "score"
     clamped: bool = False
+    ssm_order: tuple[str, ...] = SSM
+    ssm_groups: int = 1
+    norm_first: bool = False
+    decay: Literal["log", "rate"] = "log"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +210,8 @@ def _ordered(source: Source, form: Form, choices: Choices) -> Source:
     if len(roles) == 1:
         return source
     prefix = roles[0].partition(".")[0]
+    if prefix == "ssm":
+        return Source(source.tensor, choices.ssm_order, 1, source.transposed)
     if len(roles) == 3:
         order, blocks = choices.qkv
     elif set(roles) == {"attn.k", "attn.v"}:
@@ -229,6 +235,8 @@ def _mixer(
     """The mixer of layer `n`, and the sources of its q and k norms."""
     if form.mixer == "ShortConv":
         return ShortConv(form.kernel, "conv.in_bias" in roles), []
+    if form.mixer == "Mamba2":
+        return _state_space(group, form, choices, roles)
     dim = choices.head_dim
     head_norms = group.head_norms[::-1] if choices.heads_exchanged else group.head_norms
     roles_of_norms = HEAD_FIELDS[-len(head_norms) :] if head_norms else ()  # a single one is that of k
@@ -266,8 +274,32 @@ def _mixer(
     ), sources
 
 
+def _state_space(group: Group, form: Form, choices: Choices, roles: set[str]) -> tuple[Mixer, list[Source]]:
+    """The state space of a layer, and the sources of its vectors."""
+    ways = per_head_roles(group, form, choices.head_dim)
+    vectors = ways[choices.per_head % len(ways)] if ways else ()
+    sources = [Source(slot.name, (role,)) for slot, role in zip(group.per_head, vectors, strict=False)]
+    norm = NormSlots(group.inner_norm) if group.inner_norm else None
+    sources += norm.sources("ssm.norm") if norm else ()
+    biased = [name for name, role in (("in", "ssm.z_bias"), ("o", "ssm.o_bias")) if role in roles]
+    return Mamba2(
+        heads=form.heads,
+        head_dim=form.inner // form.heads,
+        groups=choices.ssm_groups,
+        state=form.state // choices.ssm_groups,
+        kernel=form.kernel,
+        norm=_norm(choices, norm) if norm else None,
+        norm_first=choices.norm_first,
+        decay=choices.decay,
+        conv_bias="ssm.conv_bias" in roles,
+        bias=frozenset(biased),
+    ), sources
+
+
 def per_head_roles(group: Group, form: Form, dim: int) -> list[tuple[str, ...]]:
     """The roles that a group's vectors with a number for each head may have, in every way that their sizes allow."""
+    if form.mixer == "Mamba2":
+        return list(permutations(("ssm.decay", "ssm.skip", "ssm.dt_bias"))) if len(group.per_head) == 3 else []
     heads, kv_heads = form.q // dim, form.kv // dim
     sizes = {"sinks": heads, "q_gain": heads, "k_gain": kv_heads, "v_scale": kv_heads}
     found = []
@@ -278,8 +310,10 @@ def per_head_roles(group: Group, form: Form, dim: int) -> list[tuple[str, ...]]:
     return found
 
 
-def _feed_forward(form: Form, choices: Choices, sources: Mapping[str, Source], *, curved: bool) -> FeedForward:
+def _feed_forward(form: Form, choices: Choices, sources: Mapping[str, Source], *, curved: bool) -> FeedForward | None:
     """The feed-forward of a form; with `curved` its activation is the one that has numbers of its own, xIELU."""
+    if form.ffn is None:
+        return None
     biases = frozenset(name for name in ("gate", "up", "down") if f"ffn.{name}_bias" in sources)
     if form.ffn == "GatedMLP":
         return GatedMLP(width=form.width, bias=biases, activation=choices.activation)

@@ -30,12 +30,17 @@ HINTS: Mapping[str, str] = {
 """Role → words that its tensor is often called by, as parts of a name between dots."""
 
 
+SSM = ("ssm.z", "ssm.x", "ssm.b", "ssm.c", "ssm.step")
+"""The roles that share a state space's input projection, in the order of the published files."""
+
+
 @dataclass(frozen=True)
 class Form:
     """The matrices of a layer and their roles; `biases` their biases. `mixer` and `ffn` are classes of the spec.
 
     `q` and `kv` are the rows of queries and of keys (values have as many), 0 for another mixer than attention. `width` is that
-    of the feed-forward or of each of the `experts`, `shared` that of a shared expert, `kernel` that of a convolution.
+    of the feed-forward or of each of the `experts`, `shared` that of a shared expert, `kernel` that of a convolution. A state
+    space has `heads`, together `inner` wide, and B and C of `state` rows each.
     """
 
     mixer: str
@@ -47,6 +52,9 @@ class Form:
     experts: int = 0
     shared: int = 0
     kernel: int = 0
+    inner: int = 0
+    heads: int = 0
+    state: int = 0
 
     @property
     def score(self) -> int:
@@ -274,6 +282,19 @@ class _Matcher:
             kernel = Source(kernels[0].name, ("conv.kernel",))
             sources = (self.source(wide[0], "conv.in"), kernel, self.source(out[0], "conv.o"))
             yield Form("ShortConv", None, sources, kernel=kernels[0].shape[2])
+        if len(matrices) == 2 and len(kernels) == 1:
+            yield from self._state_space(matrices, kernels[0])
+
+    def _state_space(self, matrices: list[Slot], kernel: Slot) -> Iterator[Form]:
+        """Mamba-2: z, x, B, C and the steps from one matrix, of which x, B and C pass the convolution."""
+        channels = kernel.shape[0]
+        for wide, out in (matrices, matrices[::-1]):
+            (rows, columns), (back, inner) = self.shape(wide), self.shape(out)
+            heads, state = rows - inner - channels, (channels - inner) // 2
+            fits = columns == back == self.hidden and heads > 0 and state > 0 and channels == inner + 2 * state
+            if fits and inner % heads == 0:
+                sources = (self.source(wide, *SSM), Source(kernel.name, ("ssm.conv",)), self.source(out, "ssm.o"))
+                yield Form("Mamba2", None, sources, kernel=kernel.shape[2], inner=inner, heads=heads, state=state)
 
 
 def _without(slots: Sequence[Slot], taken: Sequence[Slot]) -> list[Slot]:

@@ -20,10 +20,8 @@ from tests.made_checkpoints import Made
 
 STATE_SPACE = "the structure finder knows attention and short convolutions, not mixers with a recurrent state"
 UNSOLVED = {
-    "bamba": STATE_SPACE,
     "falcon-h1": STATE_SPACE,
     "granite-hybrid": STATE_SPACE,
-    "mamba2": STATE_SPACE,
     "qwen3-next": STATE_SPACE,
     "qwen3.5": STATE_SPACE,
 }

@@ -26,6 +26,9 @@ BLOCKS = (
     {"scale", "placement"},
     {"centred", "offset"},
     {"clamped", "gate_up"},
+    {"groups", "norm_first", "per_head"},
+    {"groups", "ssm_order"},
+    {"per_head", "ssm_order"},
     {"clamped", "router_bias"},
 )
 """Choices that are changed together where changing one does not help: pairs within a set."""
@@ -91,12 +94,12 @@ def start(assignment: Assignment, forms: tuple[Form, ...]) -> Choices:
         head_dim=sizes[0],
         qk_norm="before" if any(group.head_norms for group in assignment.groups) else "none",
         activation="silu" if any(form.ffn == "GatedMLP" for form in forms) else "gelu_tanh",
-        rotated=assignment.outside.positions is None,
+        rotated=assignment.outside.positions is None and attention is not None,
         centred=any(norm.bias for group in assignment.groups for norm in group.norms),
         output=1 if len(assignment.outside.matrices) > 1 else -1,
         final=len(assignment.outside.norms) - 1,
         top_k=min(2, experts) or 1,
-        parallel=counts == {1: None},
+        parallel=counts == {1: None} and all(form.ffn for form in forms),
     )
 
 
@@ -138,7 +141,7 @@ def one_token(assignment: Assignment, choices: Choices) -> Iterator[Move]:
     yield from exchanges(choices, assignment.structure.hidden, unseen=({"attn.q", "attn.k"},))
     heads, needed = head_fields(assignment)
     for at, (count, placed) in enumerate(choices.placements):
-        for parallel in (False, True):
+        for parallel in (False, True) if any(form.ffn for form in choices.forms) else (False,):
             for other in placements(count, heads, needed, parallel):
                 if (other, parallel) != (placed, choices.parallel):
                     changed = (*choices.placements[:at], (count, other), *choices.placements[at + 1 :])
@@ -154,9 +157,24 @@ def one_token(assignment: Assignment, choices: Choices) -> Iterator[Move]:
     if any(form.ffn == "MoE" for form in choices.forms):
         yield from _routing(assignment, choices)
     yield from _small(assignment, choices)
+    yield from _state_spaces(choices)
     attention = next((form for form in choices.forms if form.mixer == "Attention"), None)
     if attention and attention.kv != attention.q and not _known_dim(assignment, choices.forms):
         yield from (("head_dim", replace(choices, head_dim=size)) for size in head_dims(attention))
+
+
+def _state_spaces(choices: Choices) -> Iterator[Move]:
+    """Other answers to how a state space computes, but for its decay, which one token does not show."""
+    form = next((form for form in choices.forms if form.mixer == "Mamba2"), None)
+    if form is None:
+        return
+    groups = (n for n in (1, 2, 4, 8, 16) if form.heads % n == 0 and form.state % n == 0)
+    yield from (("groups", replace(choices, ssm_groups=n)) for n in groups)
+    yield "norm_first", replace(choices, norm_first=not choices.norm_first)
+    for first, second in combinations(range(len(choices.ssm_order)), 2):
+        order = list(choices.ssm_order)
+        order[first], order[second] = order[second], order[first]
+        yield "ssm_order", replace(choices, ssm_order=tuple(order))
 
 
 def _small(assignment: Assignment, choices: Choices) -> Iterator[Move]:

@@ -112,6 +112,9 @@ def _usual(option: Choices) -> bool:
 def options(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
     """Every pattern of attention: which of q and k is which, heads, norms of q and k, rope, scale of the scores."""
     attention = next((form for form in choices.forms if form.mixer == "Attention"), None)
+    spaces = any(form.mixer == "Mamba2" for form in choices.forms)
+    if spaces and choices.decay == "log":
+        yield from options(assignment, replace(choices, decay="rate"))
     if attention is None:
         yield choices
         return
