@@ -9,7 +9,16 @@ from itertools import takewhile
 
 import numpy as np
 
-from gguf_tools.description.forms import Form, head_dims, hinted, is_kernel, is_matrix, layer_forms, router_of
+from gguf_tools.description.forms import (
+    Form,
+    head_dims,
+    hinted,
+    is_kernel,
+    is_matrix,
+    layer_forms,
+    recurrent,
+    router_of,
+)
 from gguf_tools.description.schema import LAYER, Source
 from gguf_tools.description.structure import Slot, Structure
 from gguf_tools.errors import UnsupportedError
@@ -18,6 +27,8 @@ from gguf_tools.tensors.base import same_values
 from gguf_tools.text import shortened
 
 FIRST_WORDS = ("embed", "tok", "wte", "emb")
+SSM_VECTORS = 3
+"""Vectors of a state space with a number for each head."""
 NORM_MEAN = 0.5
 """Weights of a norm have a mean near 1, its biases near 0."""
 
@@ -93,7 +104,7 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
         shapes = ", ".join(f"{slot.name} {'×'.join(map(str, slot.shape))}" for slot in slots if len(slot.squeezed) > 1)
         raise UnsupportedError(
             f"{checkpoint.path}: the matrices of layer {layers[0]} match no mixer and feed-forward that tinyq knows "
-            f"({shortened(shapes, 400)}); describe by hand what can be, see docs/describe.md"
+            f"{recurrent(slots)}({shortened(shapes, 400)}); describe by hand what can be, see docs/describe.md"
         )
     vectors = [slot for slot in slots if len(slot.squeezed) == 1 and not is_kernel(slot)]
     form = forms[0]
@@ -107,7 +118,10 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
     head = _head_norms(form, others, rest, hidden) if form.mixer == "Attention" else ()
     rest = [slot for slot in rest if slot not in head]
     unbiased = moe and experts != hidden and router_of(form) not in biases
-    router = next((slot for slot in rest if unbiased and slot.squeezed == (experts,)), None)
+    biased = [slot for slot in rest if unbiased and slot.squeezed == (experts,)]
+    if form.mixer == "Mamba2" and form.heads == experts:
+        biased = biased[SSM_VECTORS:]
+    router = biased[0] if biased else None
     rest = [slot for slot in rest if slot != router]
     placed = {*biases.values(), *(source.tensor for source in form.sources)}
     loose = [slot for slot in slots if slot not in vectors and slot.name not in placed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
@@ -129,6 +130,19 @@ def by_hints(form: Form, slots: Sequence[Slot]) -> Form:
 def is_kernel(slot: Slot) -> bool:
     """Whether a tensor has the shape of a depthwise convolution's weights, (channels, 1, kernel)."""
     return len(slot.shape) == 3 and slot.shape[1] == 1 and slot.shape[2] > 1
+
+
+def recurrent(slots: Sequence[Slot]) -> str:
+    """What a layer with a convolution over channels looks like, as the middle of a sentence; empty without one."""
+    kernel = next(filter(is_kernel, slots), None)
+    if kernel is None:
+        return ""
+    channels, _, width = kernel.shape
+    sizes = Counter(slot.squeezed for slot in slots if len(slot.squeezed) == 1 and slot.squeezed != (channels,))
+    heads = min((size for size, count in sizes.items() if count >= 2), default=(0,))
+    kind = "a state space like Mamba-2" if sizes[heads] == 3 else "linear attention like Gated DeltaNet"
+    seen = f"a convolution of {width} tokens over {channels} channels"
+    return f"but show {kind}: {seen}, {sizes[heads]} vectors of {heads[0]} heads " if heads[0] else f"but show {seen} "
 
 
 def is_matrix(slot: Slot) -> bool:

@@ -179,7 +179,8 @@ class _Solver:
     def _fits(self, search: Search) -> list[tuple[Choices, float]]:
         """The best candidates that differ in more than scales, with scales fitted: first briefly, then the best of them."""
         different: dict[Choices, Choices] = {}
-        for choices in sorted(search.scores, key=lambda choices: search.scores[choices]):
+        possible = [choices for choices, score in search.scores.items() if score < float("inf")]
+        for choices in sorted(possible, key=lambda choices: search.scores[choices]):
             different.setdefault(
                 replace(choices, embedding_scale=1.0, residual_scale=1.0, router_scale=1.0, eps=1.0), choices
             )
