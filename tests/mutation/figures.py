@@ -18,9 +18,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "mutants.md"
 HEAD = """# Mutants
 
 `make mutants` plants one small fault at a time in a module (another operator or comparison, a number one larger or smaller, a
-condition negated, a step of two in a range, a call left out) and runs the tests that execute the changed lines. A fault that no
-test notices has survived. `python -m tests.mutation quant/rules.py` runs one module; the modules and their tests are listed in
-`tests/mutation/modules.py`. Texts are not changed, so that messages may be reworded.
+condition negated, a step of two in a range, a call left out) and runs the tests that execute the changed lines, or those that use
+the module where the fault is in what it computes when it is imported. A fault that no test notices has survived.
+`python -m tests.mutation quant/rules.py` runs one module, and `--sample N --seed S` a random sample, which this page then says;
+the modules and their tests are listed in `tests/mutation/modules.py`. Texts are not changed, so that messages may be reworded.
 
 Mutants that compute the same as the module are declared in `tests/mutation/equivalent.py`, each with its reason, and not run. The
 aim is that 95 % of the others are killed in the type recipes, rewrites, targets, surgery's positions, tokenizers, metrics and
