@@ -349,7 +349,7 @@ def test_all_suites_on_one_file(tinyq: Tinyq, models: Path, question: Path, tmp_
     ran = tinyq("eval", models / "f16.gguf", "--suite", "all", *options)
     assert (ran.code, ran.err) == (0, "")
     report = json.loads(out.read_text("utf-8"))
-    assert list(report) == ["model", "reference", "fidelity", "speed", "card"]
+    assert list(report) == ["model", "engine", "reference", "fidelity", "speed", "card"]
     assert report["fidelity"]["n_prompts"] == 2
     assert report["fidelity"]["top1_agreement"] == 1
     assert report["speed"]["generate_tok_s"] > 0
@@ -411,7 +411,7 @@ def test_fidelity_of_two_files(tinyq: Tinyq, models: Path, tmp_path: Path) -> No
     assert (ran.code, ran.err) == (0, "")
     report = json.loads(out.read_text("utf-8"))
     assert [Path(model["model"]["path"]).name for model in report["models"]] == ["f16.gguf", "q8_0.gguf"]
-    assert [list(model) for model in report["models"]] == [["model", "reference", "fidelity", "speed"]] * 2
+    assert [list(model) for model in report["models"]] == [["model", "engine", "reference", "fidelity", "speed"]] * 2
     first, second = (model["fidelity"]["kl_mean"] for model in report["models"])
     assert first < second / 10
     assert report["differences"] == []
