@@ -15,7 +15,7 @@ from gguf_tools.evaluation.card.expected import LETTERS, Options
 from gguf_tools.evaluation.card.words import normalise
 from gguf_tools.evaluation.card.yesno import grade_yesno
 
-_MARKUP = re.compile(r"[*_`#$~]|\\(?:f?boxed|text\w*|math\w+|mbox)(?![a-z])\*?|[{}]")
+_MARKUP = re.compile(r"</?[A-Za-z][^<>]{0,40}>|[*_`#$~]|\\(?:f?boxed|text\w*|math\w+|mbox)(?![a-z])\*?|[{}]")
 _SINGLE = re.compile(r"(?P<open>[(\[]\s*)?(?<![\w'’.])(?P<letter>[A-Za-z])(?![\w'’]|-\w|\.\w)(?P<close>\s*[)\]])?")
 _CUES = re.compile(
     r"(?:^|\W)(?:answer|option|choice|letter|choose|chose|choosing|pick|picked|select|selected|say|with|is|be|was|not|either"
@@ -25,7 +25,8 @@ _STRICT = re.compile(r"(?:answer(?: is| would be)?|option|choice|letter)[\s:=\"'
 _STARTS = re.compile(r"(?:^|[.!?:;,—–/→\n])[\s\"'“]*$")
 _ENDS = re.compile(r"[\"'”]?\s*$|[\"'”]?[.,:;!?)\]](?=\s|$|[\"'”)])|\s*[\n/→]|\s+[-–—=]\s")
 _GOES_ON = re.compile(
-    r"\s+(?:because|since|as|or|and|but|(?:is|seems|looks|must be|would be)\s+(?:not\s+)?(?:the\s+|a\s+)?(?:most\s+likely\s+)?"
+    r"\s+(?:is(?=\s*(?:[.,;!]|$))|because|since|as|or|and|but"
+    r"|(?:is|seems|looks|must be|would be)\s+(?:not\s+)?(?:the\s+|a\s+)?(?:most\s+likely\s+)?"
     r"(?:correct|right|best|true|wrong|incorrect|false|my|answer))\b"
 )
 _TITLE = re.compile(r"\b(?:dr|mr|mrs|ms|st|prof)\.\s*$")
@@ -47,6 +48,8 @@ def grade_options(answer: str, expected: Options, question: str = "") -> Grade:
     if not normalise(answer):
         return Grade(False, "empty")
     text = _without_list(_MARKUP.sub("", unicodedata.normalize("NFKC", answer)), expected.options)
+    if not normalise(text):
+        return Grade(False, "alternatives", "every option")
     chosen, reasons = _chosen(text, expected, question)
     if len(chosen) > 1:
         last = _CONCLUDES.findall(text)[-1:]

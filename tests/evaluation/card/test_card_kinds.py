@@ -330,6 +330,14 @@ def test_units_convert_within_their_dimension_only(one: str, other: str, value: 
 
 CITIES = Options(("Paris", "Lyon", "Rome", "Carbon dioxide", "carbon"), 0)
 CHOSEN = {
+    "<b>B</b>": "B",
+    "C is not correct, B is.": "B",
+    "(A) Paris (B) Lyon (C) Rome (D) Carbon dioxide (E) carbon": "several",
+    "It cannot be A, so it must be B": "B",
+    "The answer is not A, C or D, it's B": "B",
+    "I don't think it's B": "none",
+    "neither A nor B": "none",
+    "My answer: A, no wait, B": "several",
     "A": "A",
     "(A)": "A",
     "A)": "A",
@@ -387,7 +395,7 @@ CHOSEN = {
     "e.g. this": "none",
     "Dr. C. Smith": "none",
     "A) Paris\nB) Lyon\nC) Rome\nD) Carbon dioxide\nE) carbon\n\nThe answer is B.": "B",
-    "A) Paris B) Lyon C) Rome D) Carbon dioxide E) carbon": "none",
+    "A) Paris B) Lyon C) Rome D) Carbon dioxide E) carbon": "several",
     "Paris, Lyon and Rome": "several",
     "Carbon dioxide": "D",
     "carbon": "E",
