@@ -19,6 +19,7 @@ from gguf_tools.evaluation.card.report import (
     beside_the_best,
     card_blocks,
     card_row,
+    constant_line,
     held_out_row,
     power_text,
 )
@@ -83,6 +84,7 @@ def blocks_of(results: Sequence[FileScores]) -> list[Block]:
     if cards:
         blocks.append(table_of(results, names, fidelity=False))
         best = next(iter(cards))
+        blocks += [Lines(constant)] if (constant := constant_line(cards[best])) else []
         about, differences = beside_the_best(cards, names)
         blocks += [Lines(f"{about}:"), differences]
         blocks += [Lines("\n".join(flip_lines(cards, names)))]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any
 
-from gguf_tools.evaluation.card.as_json import card_dict, part_facts, share_dict
+from gguf_tools.evaluation.card.as_json import answers_dict, card_dict, part_facts, share_dict
 from gguf_tools.evaluation.card.compare import Difference, difference, score_interval
 from gguf_tools.evaluation.card.notes import ASKED
 from gguf_tools.evaluation.card.parts import overall
@@ -126,6 +126,16 @@ def kind_lines(part: Mapping[str, Any]) -> list[str]:
         for kind, found in kinds.items()
     ]
     return ["", f"by kind: {'; '.join(told)}"]
+
+
+def constant_line(report: CardReport) -> str:
+    """What the best constant answer would get of the facts, and of the held-out facts; "" if nothing was asked."""
+    told = [
+        f"{_constant_text(answers_dict(items))} of {len(items)} {name}"
+        for name, items in (("facts", report.answers), ("held-out facts", report.held_out))
+        if items
+    ]
+    return f"a constant answer gets {', '.join(told)}" if told else ""
 
 
 def _constant_text(part: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from gguf_tools.evaluation.card.expected import By, Free, Options, YesNo
 from gguf_tools.evaluation.card.modes import ChatModes, find_modes
 from gguf_tools.evaluation.card.notes import notes_of
 from gguf_tools.evaluation.card.questions import Choice, Completion, Question
-from gguf_tools.evaluation.card.report import card_blocks
+from gguf_tools.evaluation.card.report import card_blocks, constant_line
 from gguf_tools.evaluation.card.results import CardReport, Generation
 from gguf_tools.evaluation.card.suite import CardOptions, run_card
 from gguf_tools.tables import Report, View
@@ -533,6 +533,7 @@ def test_kinds_and_constants_are_reported() -> None:
         "free": (2, 1),
         "yesno": (2, 2),
     }
+    assert constant_line(report) == "a constant answer gets 2 (no) of 4 facts"
     assert "a constant answer gets 2 (no)" in Report(card_blocks(report)).as_text(View(None))
     assert (
         "by kind: free 2 of 2 (constant 1 (Paris)); yesno 2 of 2 (constant 2 (no))"
