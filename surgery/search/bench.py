@@ -1,0 +1,284 @@
+"""Measures candidates: on texts by the engine or by llama.cpp, on questions by llama.cpp, on files in a scratch folder.
+
+The scratch folder lies in memory (/dev/shm) where that has room for two variants. A file is written only where llama.cpp has to
+run it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_tools.errors import InputError, UnsupportedError
+from gguf_tools.evaluation.card.parts import overall, parts_of
+from gguf_tools.evaluation.card.questions import CardSet, Choice
+from gguf_tools.evaluation.card.results import CardReport
+from gguf_tools.evaluation.card.statistics import Float
+from gguf_tools.evaluation.card.suite import CardOptions, run_card
+from gguf_tools.evaluation.metrics import next_token_nll
+from gguf_tools.evaluation.prompts import text_pieces
+from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.model.spec import Model
+from gguf_tools.quantization.plan import Quantization, QuantizeRequest, prepare
+from gguf_tools.quantization.write import execute
+from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.targets.registry import lift
+from surgery.algebra import Stack
+from surgery.gguf.layers import LayeredFile, open_layered
+from surgery.gguf.rewrite import GGUFPlan, plan_gguf, write_plan
+from surgery.recipe import Recipe
+from surgery.search.engine import Engine, LayerProfile, Scores
+from surgery.search.items import Items
+from surgery.search.records import Entry, Measured
+from surgery.search.space import expected_loss
+
+MEMORY = Path("/dev/shm")
+"""A folder in memory, on Linux."""
+KL_TOKENS = 256
+"""Tokens of the text on which the KL divergence is measured, at least; whole texts are taken."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """A passage in pieces of two tokens at least, and the UTF-8 bytes that are predicted in it."""
+
+    pieces: tuple[tuple[int, ...], ...]
+    bytes: int
+
+
+class Bench:
+    """The base model of a search with everything that measuring its variants needs; a context manager."""
+
+    def __init__(
+        self,
+        source: Path,
+        items: Items,
+        card: CardOptions,
+        *,
+        options: RuntimeOptions,
+        teacher: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Read the header of `source`; weights are read when they are needed. InputError for a file that is no GGUF of layers."""
+        self.source = source
+        self.items = items
+        self.file: LayeredFile = open_layered(source)
+        self._card = card
+        self._options = options
+        self._teacher = teacher
+        self._device = device
+        self._folder = Path(tempfile.mkdtemp(prefix="tinyq-search-", dir=_scratch(2 * source.stat().st_size)))
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def count(self) -> int:
+        """Number of layers of the base."""
+        return len(self.file.layers)
+
+    def plan(self, recipe: Recipe) -> GGUFPlan:
+        """The surgery on the base; InputError or UnsupportedError where it is not possible."""
+        return plan_gguf(self.file, recipe)
+
+    @cached_property
+    def passages(self) -> tuple[Read, ...]:
+        """The passages that candidates are chosen by, as the card suite reads them; those without a prediction are left out."""
+        with Runtime(self.source, replace(self._options, vocab_only=True)) as runtime:
+            found = (_read(runtime, passage) for passage in self.items.chosen.passages)
+            return tuple(passage for passage in found if passage.pieces)
+
+    @cached_property
+    def pieces(self) -> list[tuple[int, ...]]:
+        """The tokens of all passages, in their pieces."""
+        return [piece for passage in self.passages for piece in passage.pieces]
+
+    @cached_property
+    def engine(self) -> Engine | None:
+        """The engine, or None where the torch reference does not know the architecture."""
+        try:
+            model = lift(open_gguf(self.source))
+            teacher = self._lifted_teacher(model)
+        except UnsupportedError:
+            return None
+        pieces = self.pieces
+        lengths = np.cumsum([len(piece) for piece in pieces])
+        enough = int(np.searchsorted(lengths, KL_TOKENS)) + 1
+        kl_texts = len(pieces) if teacher is not None else min(enough, len(pieces))
+        return Engine(model, pieces, kl_texts=kl_texts, teacher=teacher, device=self._device)
+
+    def _lifted_teacher(self, model: Model) -> Model | None:
+        if self._teacher is None:
+            return None
+        found = lift(open_gguf(self._teacher))
+        if found.spec.vocab_size != model.spec.vocab_size:
+            raise InputError(
+                f"{self._teacher}: has a vocabulary of {found.spec.vocab_size} tokens, and {self.source} one of "
+                f"{model.spec.vocab_size}; give a teacher with the same tokenizer"
+            )
+        return found
+
+    @cached_property
+    def profile(self) -> tuple[LayerProfile, ...]:
+        """What each layer of the base does to the residual stream: by the engine, else by llama.cpp (without the angles)."""
+        if self.engine is not None:
+            return self.engine.profile()
+        with Runtime(self.source, self._options) as runtime:
+            found = runtime.layer_changes(self.pieces)
+        return tuple(
+            LayerProfile(norm, influence, float("nan"))
+            for norm, influence in zip(found.update_norm, found.influence, strict=True)
+        )
+
+    def expected(self, stack: Stack) -> float:
+        """What a stack is expected to lose by the update norms of the layers."""
+        return expected_loss(stack, [layer.update_norm for layer in self.profile])
+
+    def size(self, entry: Entry) -> int:
+        """Bytes of the candidate's file, but for a few that its metadata record of the surgery."""
+        if entry.type:
+            return self._quantization(entry.type).size
+        entries, data_bytes = self.plan(entry.parsed).entries
+        del entries
+        return self.file.header.data_offset + data_bytes
+
+    def by_update_norm(self, entry: Entry) -> Measured:
+        """The expected loss alone, as one item, and the size of the file."""
+        stack = entry.stack(self.count)
+        loss = self.expected(stack)
+        return Measured(np.array([loss]), {"expected": loss, "bytes": self.size(entry), "layers": len(stack)})
+
+    def by_kl(self, entry: Entry) -> Measured:
+        """The mean KL divergence on each of the first texts; of all texts where a teacher is given."""
+        assert self.engine is not None
+        found = self._scores(self.engine, entry, slice(self.engine.kl_texts))
+        return Measured(found.kl, {"kl": float(found.kl.mean())})
+
+    def by_text(self, entry: Entry) -> Measured:
+        """Bits a byte of each passage."""
+        if self.engine is not None:
+            bits = self._scores(self.engine, entry, slice(None)).bits
+        else:
+            with self.variant(entry) as path, Runtime(path, self._options) as runtime:
+                bits = _bits(runtime, self.pieces)
+        owners = [n for n, passage in enumerate(self.passages) for _ in passage.pieces]
+        rows = np.zeros((len(self.passages), 2))
+        np.add.at(rows[:, 0], owners, bits)
+        rows[:, 1] = [passage.bytes for passage in self.passages]
+        whole = float(rows[:, 0].sum() / rows[:, 1].sum())
+        return Measured(rows[:, 0] / rows[:, 1], {"bits_per_byte": whole}, {"passages": rows.tolist()})
+
+    def _scores(self, engine: Engine, entry: Entry, texts: slice) -> Scores:
+        """The engine's scores; the base quantized to another type is read back from its file."""
+        if not entry.type:
+            return engine.score(entry.stack(self.count), texts=texts)
+        with self.variant(entry) as path:
+            return engine.score_model(lift(open_gguf(path)), texts=texts)
+
+    def by_questions(self, entry: Entry) -> Measured:
+        """The card suite on the items that candidates are chosen by."""
+        return self._by_card(entry, self.items.chosen)
+
+    def by_held_out(self, entry: Entry) -> Measured:
+        """The card suite on the held-out items; without questions, the text alone."""
+        return self._by_card(entry, self.items.held_out)
+
+    def by_function(self, function: Callable[[Path], float]) -> Callable[[Entry], Measured]:
+        """The user's own scoring of a GGUF, larger is better."""
+
+        def measure(entry: Entry) -> Measured:
+            with self.variant(entry) as path:
+                value = function(path)
+                size = path.stat().st_size
+            if not isinstance(value, int | float) or not np.isfinite(value):
+                raise InputError(f"--objective: gave {value!r} for {entry.name}; expected a finite number")
+            return Measured(np.array([-float(value)]), {"function": float(value), "bytes": size})
+
+        return measure
+
+    def _by_card(self, entry: Entry, items: CardSet) -> Measured:
+        """The card suite on a variant's file."""
+        with self.variant(entry) as path:
+            size = path.stat().st_size
+            with Runtime(path, self._options) as runtime:
+                report = run_card(runtime, replace(self._card, choice=Choice(items), probes=0))
+        return _measured(report, size)
+
+    def _quantization(self, name: str) -> Quantization:
+        """The plan that quantizes the base to a type."""
+        return prepare(QuantizeRequest(source=self.source, type=name, allow_requantize=True))
+
+    @contextmanager
+    def variant(self, entry: Entry) -> Iterator[Path]:
+        """The candidate's file, in the scratch folder as long as the context lasts; the base's own file for the base."""
+        if entry.always and not entry.type:
+            yield self.source
+            return
+        path = self._folder / f"{entry.key}.gguf"
+        try:
+            self.write(entry, path)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def write(self, entry: Entry, out: Path) -> None:
+        """Write the candidate's file, as `tinyq surgery` or `tinyq quantize` does."""
+        threads = self._options.threads or 1
+        if entry.type:
+            execute(self._quantization(entry.type), out, threads=threads)
+        else:
+            write_plan(self.plan(entry.parsed), out, threads=threads)
+
+
+def _measured(report: CardReport, size: int) -> Measured:
+    """A card report as losses by question (by passage where none was asked), figures, and the results of the items."""
+    right = [answer.right for answer in report.answers]
+    passages = [[passage.nats / np.log(2), passage.bytes] for passage in report.passages]
+    bits = sum(row[0] for row in passages) / max(sum(row[1] for row in passages), 1)
+    figures: dict[str, float] = {"bytes": size, "bits_per_byte": float(bits)}
+    if right:
+        figures |= {"right": sum(right), "asked": len(right), "score": overall(report)}
+        figures |= {name: part.score for name, part in parts_of(report).items()}
+    losses = [1.0 - float(value) for value in right] or [row[0] / row[1] for row in passages]
+    items: dict[str, Any] = {"right": right, "passages": passages}
+    return Measured(np.array(losses, dtype=np.float64), figures, items)
+
+
+def _read(runtime: Runtime, passage: str) -> Read:
+    """A passage as the card suite reads it: in pieces of tokens, with the bytes that are predicted."""
+    pieces = [tuple(ids) for ids in text_pieces(runtime, passage)]
+    size = len(passage.encode())
+    for ids in pieces:
+        if ids and ids[0] != runtime.info.bos:
+            # Without a BOS, a piece's first token has no prediction.
+            size -= len(runtime.detokenize(ids[:1]).encode())
+    return Read(tuple(ids for ids in pieces if len(ids) > 1), size)
+
+
+def _bits(runtime: Runtime, pieces: Sequence[Sequence[int]]) -> Float:
+    """The bits of each piece's predicted tokens by llama.cpp."""
+    found = [
+        next_token_nll(logits, np.asarray(ids), "the text").sum()
+        for ids, logits in zip(pieces, runtime.iter_logits(pieces), strict=True)
+    ]
+    bits: Float = np.array(found, dtype=np.float64) / np.log(2)
+    return bits
+
+
+def _scratch(size: int) -> Path | None:
+    """A folder in memory with room for `size` bytes and as much again, or None for the usual temporary folder."""
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2 * size:
+        return MEMORY
+    return None

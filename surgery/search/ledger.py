@@ -1,0 +1,364 @@
+"""The study in Optuna's storage: candidates as trials that workers lease, measure and give back.
+
+A trial waits, is leased by one worker (a compare-and-set in the database) while a stage is measured, and waits again for the
+next stage until it is complete, pruned or failed. The worker's heartbeat keeps the lease; a trial whose worker has died waits
+again, and keeps the results that it has. Whoever reads the study sees the same records, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gguf_tools.errors import InputError
+from surgery.search.records import Entry, Measured, Record, State
+
+if TYPE_CHECKING:
+    import optuna
+
+Results = Callable[[Entry], Mapping[str, Measured]]
+"""An entry → the results of stages that need no measuring."""
+HEARTBEAT = 3
+"""Seconds between two signs of life of a worker."""
+GRACE = 20
+"""Seconds without one after which a trial is given to another worker."""
+SETUP, PATH, ENTRY, STAGE = "setup", "path", "entry", "stage:"
+PAUSE = 0.5
+"""Seconds before the tables of a storage are tried again that another worker is making."""
+DRAWS = 20
+"""Draws of the sampler for each candidate that is wanted, at most."""
+
+
+def load_optuna() -> Any:
+    """The optuna package; InputError where it is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise InputError(
+            "tinyq search keeps its study with Optuna, which is not installed; pip install 'tinyq-gguf[search]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna
+
+
+def storage_url(storage: str) -> str:
+    """The URL of a storage as SQLAlchemy takes it: a path is that of an SQLite file, PostgreSQL's driver is psycopg."""
+    if "://" not in storage:
+        return f"sqlite:///{Path(storage).absolute()}"
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", storage)
+
+
+class Ledger:
+    """A study of a storage; `setup` is what all its workers must agree on."""
+
+    def __init__(self, url: str, name: str, study: optuna.Study, backend: optuna.storages.RDBStorage) -> None:
+        self.url = url
+        self.name = name
+        self.study = study
+        self._backend = backend
+
+    @classmethod
+    def create(cls, url: str, name: str, setup: Mapping[str, Any], directions: Sequence[str], path: str) -> Ledger:
+        """The study `name`, made if it is not there; InputError where it is there with another setup, naming the difference."""
+        optuna = load_optuna()
+        backend = _backend(url, make=True)
+        try:
+            study = optuna.create_study(
+                storage=backend, study_name=name, directions=list(directions), load_if_exists=True
+            )
+            found = study.user_attrs.get(SETUP)
+            if found is None:
+                study.set_user_attr(PATH, path)
+                study.set_user_attr(SETUP, dict(setup))
+                found = study.user_attrs[SETUP]
+        except Exception as error:
+            raise _unusable(url, error) from error
+        difference = next((key for key in setup if found.get(key) != setup[key]), None)
+        if difference is not None:
+            raise InputError(
+                f"{shown_url(url)}: the study {name} was begun with {difference} {found.get(difference)!r}, and this command "
+                f"gives {setup[difference]!r}; give the same, or another --study or --storage"
+            )
+        return cls(url, name, study, backend)
+
+    @classmethod
+    def open(cls, url: str, name: str | None) -> Ledger:
+        """A study that is there; InputError where it is not, or where it is not said which of several."""
+        optuna = load_optuna()
+        if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+            raise InputError(
+                f"{url.removeprefix('sqlite:///')}: there is no such study; expected a file or a storage URL"
+            )
+        backend = _backend(url, make=False)
+        try:
+            names = sorted(optuna.get_all_study_names(backend))
+            own = [n for n in names if SETUP in backend.get_study_user_attrs(backend.get_study_id_from_name(n))]
+        except Exception as error:
+            raise _unusable(url, error) from error
+        searches = [n for n in own if not n.endswith(HELD_OUT)]
+        if name is None and len(searches) != 1:
+            listed = ", ".join(searches) or "none"
+            raise InputError(f"{shown_url(url)}: holds {len(searches)} studies ({listed}); name one with --study")
+        chosen = name or searches[0]
+        if chosen not in own:
+            raise InputError(
+                f"{shown_url(url)}: holds no search named {chosen}; it holds {', '.join(searches) or 'none'}"
+            )
+        return cls(url, chosen, optuna.load_study(study_name=chosen, storage=backend), backend)
+
+    @property
+    def setup(self) -> dict[str, Any]:
+        """What the study was begun with."""
+        found = self.study.user_attrs[SETUP]
+        assert isinstance(found, dict)
+        return found
+
+    @property
+    def path(self) -> str:
+        """Where the base lay when the study was begun."""
+        return str(self.study.user_attrs.get(PATH, ""))
+
+    def has(self, name: str) -> bool:
+        """Whether the storage holds a study of that name."""
+        return name in load_optuna().get_all_study_names(self._backend)
+
+    def records(self) -> list[Record]:
+        """All candidates in the order of their places; of two with the same stack the one with the lower number."""
+        found: dict[str, Record] = {}
+        for trial in sorted(self.study.get_trials(deepcopy=False), key=lambda trial: trial.number):
+            if ENTRY in trial.user_attrs:
+                record = _record(trial)
+                found.setdefault(record.entry.key, record)
+        return sorted(found.values(), key=lambda record: record.entry.place)
+
+    def add(self, entries: Iterable[Entry], known_results: Results | None = None) -> None:
+        """Add candidates, those left out whose key is there; `known_results` gives what is known of each without measuring."""
+        known = {record.entry.key for record in self.records()}
+        for entry in entries:
+            if entry.key not in known:
+                self._insert(entry, known_results)
+
+    def sample(
+        self, draw: Callable[[optuna.Trial], Entry | None], count: int, seed: int, known_results: Results | None = None
+    ) -> int:
+        """Add up to `count` candidates that `draw` makes of what Optuna's TPE sampler suggests; returns how many.
+
+        The sampler knows the finished candidates that were drawn before. A draw that gives no entry, or one whose key is there,
+        is not kept; twenty times as many draws are made at most.
+        """
+        optuna = load_optuna()
+        state = optuna.trial.TrialState
+        known = {record.entry.key for record in self.records()}
+        before = [trial for trial in self.study.get_trials(deepcopy=False) if trial.params]
+        sampler = optuna.samplers.TPESampler(seed=seed + len(before), constant_liar=True)
+        memory = optuna.create_study(directions=self.study.directions, sampler=sampler)
+        memory.add_trials([trial for trial in before if trial.state in (state.COMPLETE, state.PRUNED)])
+        added = 0
+        for _ in range(DRAWS * count):
+            if added == count:
+                break
+            trial = memory.ask()
+            entry = draw(trial)
+            if entry is None or entry.key in known:
+                memory.tell(trial, state=state.FAIL)
+                continue
+            known.add(entry.key)
+            self._insert(entry, known_results, trial.params, trial.distributions)
+            added += 1
+        return added
+
+    def _insert(
+        self,
+        entry: Entry,
+        known_results: Results | None,
+        params: Mapping[str, Any] | None = None,
+        distributions: Mapping[str, optuna.distributions.BaseDistribution] | None = None,
+    ) -> None:
+        """Add one candidate, which waits; `params` are what it was drawn from, for the sampler and for optuna-dashboard."""
+        trials = load_optuna().trial
+        results = {} if known_results is None else known_results(entry)
+        made = trials.create_trial(
+            state=trials.TrialState.WAITING,
+            user_attrs={
+                ENTRY: asdict(entry),
+                "recipe": entry.name,
+                **{f"{STAGE}{name}": found.as_dict() for name, found in results.items()},
+            },
+            params=dict(params or {}),
+            distributions=dict(distributions or {}),
+        )
+        self.study.add_trial(made)
+
+    def lease(self, record: Record, *, without: str) -> Lease | None:
+        """The right to measure the stage `without` of a candidate.
+
+        None where another worker has the candidate, or where it has the stage's result or is finished by now.
+        """
+        optuna = load_optuna()
+        try:
+            self._backend.record_heartbeat(record.trial_id)
+            taken = self._backend.set_trial_state_values(record.trial_id, optuna.trial.TrialState.RUNNING)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return None
+        if taken and f"{STAGE}{without}" in self._backend.get_trial(record.trial_id).user_attrs:
+            self.wait(record)
+            return None
+        return Lease(self, record) if taken else None
+
+    def give_back_stale(self) -> None:
+        """Let the candidates wait again whose workers have shown no sign of life for `GRACE` seconds."""
+        optuna = load_optuna()
+        # Optuna's own function for this marks such trials as failed.
+        for trial_id in self._backend._get_stale_trial_ids(self.study._study_id):
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                self._backend.set_trial_state_values(trial_id, optuna.trial.TrialState.WAITING)
+
+    def finish(self, record: Record, state: State, reason: str = "", values: Sequence[float] | None = None) -> None:
+        """End a candidate; nothing happens where another worker has ended it, which came to the same result."""
+        optuna = load_optuna()
+        states = {
+            "complete": optuna.trial.TrialState.COMPLETE,
+            "pruned": optuna.trial.TrialState.PRUNED,
+            "failed": optuna.trial.TrialState.FAIL,
+        }
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            if reason:
+                self._backend.set_trial_user_attr(record.trial_id, "reason", reason)
+            self._backend.set_trial_state_values(record.trial_id, states[state], values)
+
+    def store(self, record: Record, stage: str, step: int, found: Measured) -> None:
+        """Keep the result of a stage."""
+        self._backend.set_trial_user_attr(record.trial_id, f"{STAGE}{stage}", found.as_dict())
+        mean = float(found.losses.mean()) if len(found.losses) else 0.0
+        self._backend.set_trial_intermediate_value(record.trial_id, step, mean)
+
+    def wait(self, record: Record) -> None:
+        """Let a candidate wait for its next stage."""
+        optuna = load_optuna()
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._backend.set_trial_state_values(record.trial_id, optuna.trial.TrialState.WAITING)
+
+    def beat(self, record: Record) -> None:
+        """Show that the worker of a candidate lives."""
+        self._backend.record_heartbeat(record.trial_id)
+
+
+HELD_OUT = " (held out)"
+"""How the name of the study ends in which the best candidates are measured on held-out items."""
+
+
+class Lease:
+    """The right to measure a candidate, which waits again when that ends; until then a thread shows signs of life."""
+
+    def __init__(self, ledger: Ledger, record: Record) -> None:
+        self._ledger = ledger
+        self.record = record
+        self._ended = False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Lease]:
+        """Inside, other workers see that the candidate is being measured."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT):
+                self._ledger.beat(self.record)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            thread.join()
+            if not self._ended:
+                self._ledger.wait(self.record)
+
+    def done(self, stage: str, step: int, found: Measured) -> None:
+        """Keep the result of a stage; the candidate waits for the next."""
+        self._ledger.store(self.record, stage, step, found)
+
+    def failed(self, reason: str) -> None:
+        """The candidate could not be measured."""
+        self._ended = True
+        self._ledger.finish(self.record, "failed", reason)
+
+
+def _record(trial: optuna.trial.FrozenTrial) -> Record:
+    """A trial of the study as a record."""
+    stored = trial.user_attrs[ENTRY]
+    states: dict[str, State] = {
+        "WAITING": "waiting",
+        "RUNNING": "running",
+        "COMPLETE": "complete",
+        "PRUNED": "pruned",
+        "FAIL": "failed",
+    }
+    results = {
+        key.removeprefix(STAGE): Measured.read(value)
+        for key, value in trial.user_attrs.items()
+        if key.startswith(STAGE)
+    }
+    return Record(
+        entry=Entry(**stored),
+        number=trial.number,
+        trial_id=trial._trial_id,
+        state=states[trial.state.name],
+        results=results,
+        reason=trial.user_attrs.get("reason", ""),
+    )
+
+
+def _backend(url: str, *, make: bool) -> optuna.storages.RDBStorage:
+    """Optuna's storage at a URL, with heartbeats, its tables made with `make`; InputError where it cannot be used."""
+    storages = load_optuna().storages
+    # SQLite's writers wait for each other instead of failing at once.
+    engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    for last in (False, False, True):
+        try:
+            made: optuna.storages.RDBStorage = storages.RDBStorage(
+                url,
+                engine_kwargs=engine,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                skip_table_creation=not make,
+            )
+            if make and url.startswith("sqlite"):
+                _relax(made)
+            return made
+        except Exception as error:
+            # Workers that begin at the same time make the tables at the same time; one of them is refused.
+            if last or "already exists" not in str(error):
+                raise _unusable(url, error) from error
+            time.sleep(PAUSE)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _relax(backend: optuna.storages.RDBStorage) -> None:
+    """Let SQLite commit without waiting for the disk: nothing is lost if a process is killed, only if the machine is."""
+    from sqlalchemy import event
+
+    def relaxed(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    event.listen(backend.engine, "connect", relaxed)
+    backend.engine.dispose()
+
+
+def shown_url(url: str) -> str:
+    """A storage URL without its password."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
+
+
+def _unusable(url: str, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines()
+    return InputError(f"{shown_url(url)}: the storage cannot be used ({reason[0] if reason else type(error).__name__})")
