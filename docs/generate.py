@@ -60,6 +60,11 @@ def commands_page() -> str:
             raise ValueError(f"the command {name} has no implementation")
         context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
         lines += [f"## tinyq {name}", "", "```", command.get_help(context), "```", ""]
+        for action, below in command.commands.items() if isinstance(command, click.Group) else ():
+            inner = click.Context(
+                below, info_name=action, parent=context, terminal_width=WIDTH, max_content_width=WIDTH
+            )
+            lines += [f"### tinyq {name} {action}", "", "```", below.get_help(inner), "```", ""]
     return "\n".join(lines)
 
 

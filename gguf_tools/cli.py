@@ -52,6 +52,7 @@ COMMANDS = {
     "ask": ("gguf_tools.commands.ask:ask_command", "Ask a GGUF one question, with its own chat template."),
     "chat": ("gguf_tools.commands.chat:chat", "Chat with a GGUF in the terminal."),
     "inspect": ("gguf_tools.commands.inspect:inspect_command", "Describe a checkpoint or a GGUF."),
+    "search": ("gguf_tools.commands.search:search", "Look for the layer surgery that scores best."),
     "demo": ("gguf_tools.commands.demo:demo", "Convert, quantize and evaluate a bundled model."),
 }
 """Command name → (module:function, its line in the list of commands)."""

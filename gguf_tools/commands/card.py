@@ -44,6 +44,12 @@ MODELFILE = "Modelfile"
     metavar="FILE",
     help="Compare the first of FILES with this GGUF (the original, an earlier version) on the same questions; repeatable.",
 )
+@click.option(
+    "--study",
+    metavar="STUDY",
+    help="Add the leaderboard of a search (tinyq search), by its file or storage URL.",
+)
+@click.option("--study-name", metavar="NAME", help="Which study, where STUDY holds several.")
 @click.option("--base-model", metavar="OWNER/NAME", help="Hub id of the model that the files were converted from.")
 @click.option("--quantized-by", metavar="NAME", help="Author of the files.")
 @click.option(
@@ -68,6 +74,8 @@ def card(
     out: Path | None,
     modelfile: bool,
     baselines: tuple[Path, ...],
+    study: str | None,
+    study_name: str | None,
     base_model: str | None,
     quantized_by: str | None,
     suite: str,
@@ -95,6 +103,7 @@ def card(
     from surgery.donors import operate_recorded
     from surgery.told import tell_surgery
 
+    found = "" if study is None else _search_section(study, study_name)
     if baselines and suite not in ("card", "all"):
         raise click.UsageError("--baseline needs --suite card or all")
     page = out or files[0].parent / CARD
@@ -119,7 +128,7 @@ def card(
             quantized_by=quantized_by,
             progress=progress,
         )
-    texts = [text.encode("utf-8", errors="replace") for text in (card_page(facts, second), facts.modelfile.text)]
+    texts = [text.encode("utf-8", errors="replace") for text in (card_page(facts, second, found), facts.modelfile.text)]
     sizes = [(path, len(text)) for path, text in zip(outputs, texts, strict=False)]
     with atomic_outputs(sizes, force=force, check=watch.check) as streams:
         for stream, text in zip(streams, texts, strict=False):
@@ -139,3 +148,12 @@ def card(
             show(f"wrote {path}")
         if second and facts.modelfile.reason:
             show(f"{second} has no TEMPLATE: {facts.modelfile.reason}")
+
+
+def _search_section(study: str, name: str | None) -> str:
+    """The section on a study; InputError where it is not there."""
+    from surgery.search.leaderboard import read_board
+    from surgery.search.ledger import Ledger, storage_url
+    from surgery.search.told import search_section
+
+    return search_section(read_board(Ledger.open(storage_url(study), name)))

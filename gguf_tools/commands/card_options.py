@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -80,8 +81,12 @@ def parsed_card_options(
     thinking: bool,
     answer_tokens: int,
     think_tokens: int,
+    text: Path | None = None,
 ) -> CardOptions:
-    """The options as CardOptions. Raises InputError for a broken file of questions or an unknown component of the score."""
+    """The options as CardOptions, with a text in place of the set's.
+
+    Raises InputError for a broken file, or an unknown component of the score.
+    """
     from gguf_tools.api import options
 
     return options.card_options(
@@ -92,6 +97,7 @@ def parsed_card_options(
         thinking=thinking,
         answer_tokens=answer_tokens,
         think_tokens=think_tokens,
+        text=text,
     )
 
 

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from gguf_tools.errors import InputError
-from gguf_tools.evaluation.card.statistics import SIGNIFICANCE, McNemar, Paired, mcnemar, paired_difference
+from gguf_tools.evaluation.card.statistics import (
+    SIGNIFICANCE,
+    McNemar,
+    Paired,
+    holm,
+    mcnemar,
+    paired_difference,
+)
+from surgery.search.correlation import spearman
 from surgery.search.ledger import HELD_OUT as HELD_OUT_STUDY
 from surgery.search.ledger import Ledger
 from surgery.search.objective import (
@@ -24,7 +32,6 @@ from surgery.search.objective import (
     ranked,
 )
 from surgery.search.records import Measured, Record
-from surgery.search.significance import holm, spearman
 
 
 @dataclass(frozen=True, kw_only=True)

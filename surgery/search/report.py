@@ -28,7 +28,7 @@ class SearchReport(Shown):
     def blocks(self) -> Sequence[Block]:
         """The verdict first, then what was searched, the leaderboard, what was confirmed, the front, and what was pruned."""
         board = self.board
-        found: list[Block] = [Lines(board.verdict), Lines(), Facts(list(_facts(board)), width=10), Lines()]
+        found: list[Block] = [Lines(board.verdict), Lines(), Facts(list(summary(board)), width=10), Lines()]
         found.append(leaderboard(board))
         if any(line.confirmed for line in board.best):
             found += [Lines(), Lines("on held-out items, beside the base:"), confirmation(board)]
@@ -44,7 +44,7 @@ class SearchReport(Shown):
         return found
 
 
-def _facts(board: Board) -> Iterator[tuple[str, str]]:
+def summary(board: Board) -> Iterator[tuple[str, str]]:
     """What was searched, and how far it came."""
     setup = board.setup
     states = [line.record.state for line in (*board.best, *board.others)]
@@ -63,8 +63,8 @@ def _titled(name: str) -> str:
     )
 
 
-def leaderboard(board: Board) -> Table:
-    """The base, its quantizations and the complete candidates, best first."""
+def leaderboard(board: Board, most: int | None = None) -> Table:
+    """The base, its quantizations and the complete candidates, best first; `most` of them."""
     columns = [
         Column("rank", key=True),
         Column("recipe", left=True, key=True, least=24, wrap=True),
@@ -77,7 +77,7 @@ def leaderboard(board: Board) -> Table:
         Column("size", human_bytes, rank=2),
     ]
     lines = [line for line in (board.base, *board.rivals) if line is not None]
-    return Table(columns, [_row(line) for line in (*lines, *board.best)], most=SHOWN + len(lines))
+    return Table(columns, [_row(line) for line in (*lines, *board.best[:most])], most=SHOWN + len(lines))
 
 
 def _row(line: Line) -> tuple[Any, ...]:

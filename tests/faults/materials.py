@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 from gguf_tools import convert, operate, quantize
+from gguf_tools.cli import run
 from gguf_tools.evaluation.golden.write import write_golden
 from gguf_tools.families.registry import family_named
 from gguf_tools.formats.gguf.imatrix import write_imatrix
@@ -17,6 +20,7 @@ from quant.imatrix import ImportanceMatrix, Statistics
 
 PROMPTS = "The cat and the other\nin the end\n"
 TEXT = "Then the cat went on and on, and the end was near. " * 12
+PASSAGES = "\n\n".join(f"The {word} went on, and the end was near.\n" for word in ("cat", "dog", "hen", "owl"))
 HIDDEN = 64
 
 
@@ -104,6 +108,35 @@ def _samples(right: Sequence[bool]) -> Callable[[Materials, Path], None]:
     return _written("".join(row(number, value) + "\n" for number, value in enumerate(right)))
 
 
+def _study(made: Materials, path: Path) -> None:
+    """A finished study of the deleted blocks of f32.gguf, its only journal in the file itself."""
+    line = [
+        "search",
+        str(made.path("f32.gguf")),
+        "--objective",
+        "perplexity",
+        "--strategy",
+        "blocks",
+        "--allow",
+        "delete",
+    ]
+    line += [
+        "--text",
+        str(made.path("passages.txt")),
+        "--storage",
+        str(path),
+        "--study",
+        "found",
+        "--threads",
+        "1",
+        "-q",
+    ]
+    if run(line):
+        raise ValueError("the search of the material study.db failed")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode=DELETE")
+
+
 def _golden(made: Materials, path: Path) -> None:
     path.mkdir()
     write_golden(made.path("checkpoint"), path)
@@ -116,6 +149,8 @@ MAKERS: dict[str, Callable[[Materials, Path], None]] = {
     "changed.gguf": _changed,
     "matrix.gguf": _matrix,
     "golden": _golden,
+    "passages.txt": _written(PASSAGES),
+    "study.db": _study,
     "task.yaml": _task,
     "samples_one.jsonl": _samples([True, False, True]),
     "samples_two.jsonl": _samples([True, True, False]),

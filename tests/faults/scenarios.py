@@ -128,6 +128,33 @@ SCENARIOS: tuple[Scenario, ...] = (
         cost="slow",
     ),
     Scenario(command="chat", line="chat {in}/small.gguf --json {out}/report.json", llama="run", cost="slow"),
+    Scenario(
+        command="search run",
+        line="search run {in}/f32.gguf --objective perplexity --strategy blocks --allow delete --text {in}/passages.txt "
+        "--storage {in}/study.db --study found --threads 1 --html {out}/page.html --json {out}/report.json",
+        changes=("study.db",),
+        cost="slow",
+    ),
+    Scenario(
+        command="search report",
+        line="search report {in}/study.db --html {out}/page.html --png {out}/pictures --json {out}/report.json",
+        changes=("study.db",),
+        containers=("pictures",),
+        varies=("pictures",),
+        cost="slow",
+    ),
+    Scenario(
+        command="search export",
+        line="search export {in}/study.db {out}/model.gguf --source {in}/f32.gguf --json {out}/report.json",
+        changes=("study.db",),
+        cost="slow",
+    ),
+    Scenario(
+        command="search profile",
+        line="search profile {in}/f32.gguf --text {in}/passages.txt --png {out}/picture.png --json {out}/report.json",
+        varies=("picture.png",),
+        cost="slow",
+    ),
     Scenario(command="inspect", variant="folder", line="inspect {in}/checkpoint --json {out}/report.json", tells=True),
     Scenario(command="inspect", variant="GGUF", line="inspect {in}/f32.gguf --json {out}/report.json", tells=True),
     Scenario(

@@ -30,14 +30,18 @@ from gguf_tools.tables import Column, Table, markdown_table
 from gguf_tools.text import for_markdown, human_bytes, human_count
 
 
-def card_page(facts: CardFacts, modelfile: Path | None) -> str:
-    """The whole README.md, which links to `modelfile` in the same folder or, if that is None, shows the Modelfile's text."""
+def card_page(facts: CardFacts, modelfile: Path | None, search: str = "") -> str:
+    """The whole README.md, which links to `modelfile` in the same folder or, if that is None, shows the Modelfile's text.
+
+    `search` is a section on the search that found the surgery, in Markdown.
+    """
     sections = [
         _head(facts),
         _files(facts),
         _scores(facts),
         comparison_section(facts),
         surgery_section([(file.label, file.surgery) for file in facts.files]),
+        search,
         _details(facts),
         memory_section([(file.label, file.memory, file.offloaded) for file in facts.files]),
         usage(facts, show_modelfile=modelfile is None),

@@ -1,4 +1,4 @@
-"""Corrections for many tests, and rank correlation."""
+"""Rank correlation."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number (Holm 1979), in the order given; each is at most 1."""
-    count = len(p_values)
-    corrected = [0.0] * count
-    largest = 0.0
-    for place, index in enumerate(sorted(range(count), key=lambda n: p_values[n])):
-        largest = max(largest, min(1.0, (count - place) * p_values[index]))
-        corrected[index] = largest
-    return corrected
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
