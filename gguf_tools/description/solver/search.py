@@ -18,14 +18,16 @@ Moves = Callable[[Choices], Iterable[Move]]
 class Search:
     """Candidates with their scores; `tell` is called with the number of candidates and the best score.
 
-    The candidates that were not yet changed wait in queues, one for each form of the first layers, which take turns: layers of
-    the wrong form say nothing by their score. A search goes on where it ended.
+    The candidates that were not yet changed wait in queues, one for each form of the first layers. The best of all is changed
+    next, or with `turns` the best of each, since layers of the wrong form say nothing by their score. A search goes on where it
+    ended.
     """
 
     score: Score
     moves: Moves
     budget: int
     tell: Callable[[int, float], None] = lambda *_: None
+    turns: bool = False
     scores: dict[Choices, float] = field(default_factory=dict)
     _queues: dict[Hashable, list[tuple[float, int, Choices]]] = field(default_factory=dict)
     _order: count[int] = field(default_factory=count)
@@ -52,7 +54,7 @@ class Search:
             waiting = [queue for queue in self._queues.values() if queue]
             if not waiting:
                 break
-            for queue in waiting:
+            for queue in waiting if self.turns else [min(waiting)]:
                 self._change(heapq.heappop(queue), goal)
         return self.best
 

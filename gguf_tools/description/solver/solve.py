@@ -149,9 +149,13 @@ class _Solver:
             budget,
             told,
         )
-        for choices in begin:
-            search.add(choices)
+        search.add(begin[0])
         found = search.run(self.given.goal)
+        if search.scores[found] > self.given.goal and len(begin) > 1:
+            search.turns, search.budget = True, len(search.scores) + budget
+            for choices in begin:
+                search.add(choices)
+            found = search.run(self.given.goal)
         error = search.scores[found]
         return (found, error) if error <= self.given.goal else self._with_scales(search, begin)
 
