@@ -43,8 +43,10 @@ RUNS: dict[str, dict[str, tuple[int, ...]]] = {
 """By command: a line of arguments, in which the words in capitals are inputs and outputs, and the numbers of threads to try."""
 WITHOUT_THREADS = {"describe": "SOURCE -o OUT.toml", "golden": "SOURCE OUT --tokens 4 --points"}
 """Commands that write files and have no option for threads: the same line twice."""
-WRITES_NOTHING_OF_ITS_OWN = {"verify", "inspect", "demo", "diff", "check", "trace"}
-"""They write a report at most; the files of the demo are those of convert."""
+WRITES_NOTHING_OF_ITS_OWN = {
+    *("verify", "inspect", "demo", "diff", "check", "trace", "compare", "ask", "chat", "lm-eval", "search")
+}
+"""They write a report at most; the files of the demo are those of convert, and tests/surgery/search compares studies."""
 
 
 def test_every_command_is_here() -> None:
