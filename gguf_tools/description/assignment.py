@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gguf_tools.description.forms import (
     Form,
@@ -27,6 +28,8 @@ from gguf_tools.tensors.base import same_values
 from gguf_tools.text import shortened
 
 FIRST_WORDS = ("embed", "tok", "wte", "emb")
+WEIGHTS_POSITIVE = 0.9
+"""Share of positive numbers in a norm's weights; in a bias about half are."""
 SSM_VECTORS = 3
 """Vectors of a state space with a number for each head."""
 NORM_MEAN = 0.5
@@ -134,7 +137,7 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
         layers=layers,
         forms=tuple(forms),
         biases=biases,
-        norms=_norms([slot for slot in rest if slot.squeezed == (hidden,)], checkpoint, layers[0]),
+        norms=_norms([slot for slot in rest if slot.squeezed == (hidden,)], checkpoint, layers),
         head_norms=head,
         router_bias=router.name if router else None,
         sigmoid=sigmoid.name if sigmoid and any(s.roles == ("shared.down",) for s in form.sources) else None,
@@ -225,31 +228,43 @@ def _head_norms(form: Form, slots: Sequence[Slot], rest: Sequence[Slot], hidden:
     return ()
 
 
-def _norms(vectors: Sequence[Slot], checkpoint: Checkpoint, layer: int) -> tuple[NormSlots, ...]:
+def _norms(vectors: Sequence[Slot], checkpoint: Checkpoint, layers: Sequence[int]) -> tuple[NormSlots, ...]:
     """The norms that vectors of the hidden size belong to: by module, or where names show none, by their values."""
     modules: dict[str, list[Slot]] = defaultdict(list)
     for slot in vectors:
         modules[slot.module].append(slot)
     if all(len(slots) <= 2 for slots in modules.values()):
-        return tuple(_norm(slots, checkpoint, layer) for slots in modules.values())
-    weights = [slot for slot in vectors if mean(checkpoint, slot, layer) > NORM_MEAN]
+        return tuple(norm for slots in modules.values() for norm in _norm(slots, checkpoint, layers))
+    weights = [slot for slot in vectors if mean(checkpoint, slot, layers) > NORM_MEAN]
     others = [slot for slot in vectors if slot not in weights]
     if len(weights) != len(others):
         weights, others = list(vectors), []
     return tuple(NormSlots(slot.name, others[n].name if others else None) for n, slot in enumerate(weights))
 
 
-def _norm(slots: Sequence[Slot], checkpoint: Checkpoint, layer: int) -> NormSlots:
-    """A norm with one vector, its weights, or with two, of which the one with the larger mean is the weights."""
-    if len(slots) == 1:
-        return NormSlots(slots[0].name)
-    first, second = sorted(slots, key=lambda slot: -mean(checkpoint, slot, layer))
-    return NormSlots(first.name, second.name)
+def _norm(slots: Sequence[Slot], checkpoint: Checkpoint, layers: Sequence[int]) -> list[NormSlots]:
+    """A norm with one vector, its weights, or with two, of which the one with the larger mean is the weights.
+
+    Two vectors of positive numbers are those of two norms, which a layer has as parameters of its own.
+    """
+    first, *rest = sorted(slots, key=lambda slot: -mean(checkpoint, slot, layers))
+    if rest and positive(checkpoint, rest[0], layers) < WEIGHTS_POSITIVE:
+        return [NormSlots(first.name, rest[0].name)]
+    return [NormSlots(slot.name) for slot in slots]
 
 
-def mean(checkpoint: Checkpoint, slot: Slot, layer: int) -> float:
-    """The mean of a tensor of one layer."""
-    return float(checkpoint.tensors[slot.name.replace(LAYER, str(layer))].array().mean())
+def mean(checkpoint: Checkpoint, slot: Slot, layers: Sequence[int]) -> float:
+    """The mean of a tensor over layers, of which single ones may be unlike the others."""
+    return float(np.mean([array.mean() for array in _arrays(checkpoint, slot, layers)]))
+
+
+def positive(checkpoint: Checkpoint, slot: Slot, layers: Sequence[int]) -> float:
+    """The share of positive numbers in a tensor over layers."""
+    return float(np.mean([(array > 0).mean() for array in _arrays(checkpoint, slot, layers)]))
+
+
+def _arrays(checkpoint: Checkpoint, slot: Slot, layers: Sequence[int]) -> list[NDArray[np.float32]]:
+    return [checkpoint.tensors[slot.name.replace(LAYER, str(layer))].array() for layer in layers]
 
 
 def _outside(structure: Structure, checkpoint: Checkpoint) -> Outside:
@@ -270,7 +285,7 @@ def _outside(structure: Structure, checkpoint: Checkpoint) -> Outside:
     placed = [*tables[:1], *vectors, *([bias] if bias else [])]
     return Outside(
         matrices=kept,
-        norms=_norms(vectors, checkpoint, 0),
+        norms=_norms(vectors, checkpoint, (0,)),
         positions=tables[0].name if tables else None,
         output_bias=bias.name if bias else None,
         copies=copies,

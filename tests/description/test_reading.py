@@ -11,6 +11,7 @@ import pytest
 
 from gguf_tools import convert, evaluate, load_model
 from gguf_tools.description.build import build, problems
+from gguf_tools.description.describe import find
 from gguf_tools.description.schema import Source
 from gguf_tools.description.toml import parse_description
 from gguf_tools.description.write import Described, description_text
@@ -199,6 +200,11 @@ def test_problems_lists_every_tensor_without_a_role(made: Made) -> None:
         "b.2.n2",
     ]
     assert list(problems(parse_description(LLAMA, Path("model.toml")), checkpoint)) == []
+
+
+def test_norms_that_a_layer_has_as_parameters_of_its_own_are_two(made: Made) -> None:
+    (group,) = find(fused(built(made("llama", "plain"))), 288).assignment.groups
+    assert [(norm.weight, norm.bias) for norm in group.norms] == [("b.{n}.n1", None), ("b.{n}.n2", None)]
 
 
 def test_the_layers_of_a_description_follow_surgery(made: Made, tmp_path: Path, tinyq: Callable[..., Ran]) -> None:
