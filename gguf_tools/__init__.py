@@ -76,7 +76,8 @@ _MODULES = {
     "operate": "api.operate",
     "quantize": "api.quantize",
 }
-"""Public name → the module that defines it. No subpackage may have such a name: importing it would hide the function."""
+"""Public name → the module that defines it. A subpackage of such a name would hide the function when it is
+imported, unless it puts the function in its own place, as `evaluate` does."""
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,7 @@ ROOMS = (
     "allocation",
     "publishing",
     "api",
+    "evaluate",
     "commands",
 )
 """The rooms of gguf_tools: a room imports those before it, and the loose modules of GROUND. `docs/architecture.md` shows them."""

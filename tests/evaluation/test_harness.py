@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -301,3 +302,21 @@ def test_without_the_harness_one_line_says_how(
     assert ran.code == 2
     assert "pip install 'lm_eval>=0.4.13'" in ran.err
     assert len(ran.err.strip().splitlines()) == 1
+
+
+def test_the_class_is_registered_by_the_public_name_which_stays_the_function() -> None:
+    """In a process of its own: `gguf_tools.evaluate` is a package from then on, and still evaluates."""
+    code = (
+        "import gguf_tools.evaluate.harness, gguf_tools\n"
+        "from lm_eval.api.registry import get_model\n"
+        "assert get_model('tinyq') is gguf_tools.evaluate.harness.TinyqLM\n"
+        "from gguf_tools import evaluate\n"
+        "try:\n"
+        "    evaluate('none.gguf')\n"
+        "except gguf_tools.errors.InputError as error:\n"
+        "    print(error)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert ran.stdout.startswith("none.gguf: ")
