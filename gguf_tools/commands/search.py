@@ -236,9 +236,9 @@ def export(
     from surgery.search.export import chosen_recipe
     from surgery.search.ledger import Ledger, storage_url
 
+    check_outputs({"--json": json_path}, force=force, outputs={"OUT": out})
     ledger = Ledger.open(storage_url(storage), study)
     base, recipe = chosen_recipe(ledger, rank, source)
-    check_outputs({"--json": json_path}, force=force, outputs={"OUT": out})
     result = operate(base, out, recipe, force=force, threads=threads)
     write_report(result, json_path, force=force, shown=not quiet)
 

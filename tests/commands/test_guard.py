@@ -14,7 +14,6 @@ import click
 import pytest
 
 from gguf_tools import convert, operate, quantize
-from gguf_tools.cli import COMMANDS
 from gguf_tools.cli import tinyq as group
 from gguf_tools.commands.common import WRITTEN
 from gguf_tools.errors import CheckpointError, OutputError
@@ -25,6 +24,7 @@ from gguf_tools.verification.run import verify
 from quant.imatrix import ImportanceMatrix, Statistics
 from surgery.gguf.in_place import plan_in_place
 from tests.conftest import Ran
+from tests.faults.declared import commands
 
 Tinyq = Callable[..., Ran]
 
@@ -88,7 +88,12 @@ def runs(place: Place) -> dict[str, list[tuple[list[object], dict[str, Path]]]]:
         ],
         "imatrix": [([file, text], {"-o": out / "a.gguf"}), (["--merge", place.matrix], {"-o": out / "a.gguf"})],
         "card": [([source, file, "--suite", "none"], {"--out": out / "a.md"})],
-        "eval": [([file, "--suite", "card"], {"--csv": out / "a.csv", "--markdown": out / "a.md"})],
+        "eval": [
+            (
+                [file, "--suite", "card"],
+                {"--csv": out / "a.csv", "--markdown": out / "a.md", "--answers": out / "a.jsonl"},
+            )
+        ],
         "verify": [([file, "--source", source], {})],
         "diff": [([source, file], {})],
         "golden": [
@@ -100,7 +105,19 @@ def runs(place: Place) -> dict[str, list[tuple[list[object], dict[str, Path]]]]:
         "inspect": [([file], {}), ([source], {})],
         "describe": [([source], {"--out": out / "a.toml"})],
         "demo": [([], {})],
+        "compare": [([file, text], {})],
+        "ask": [([file, "Hello"], {})],
+        "chat": [([file], {})],
+        "search run": [([file, "--storage", out / "none.db"], {"--html": out / "a.html"})],
+        "search report": [([out / "none.db"], {"--html": out / "a.html", "--png": out / "pictures"})],
+        "search export": [([out / "none.db"], {"": out / "a.gguf"})],
+        "search profile": [([file], {"--png": out / "a.png"})],
     }
+
+
+def by_name() -> dict[str, click.Command]:
+    """The commands by name, those of a group with its name; lm-eval's outputs are options of the harness."""
+    return {name: command for name, command in commands(group) if name != "lm-eval"}
 
 
 def given(arguments: list[object], outputs: dict[str, Path]) -> list[object]:
@@ -110,20 +127,17 @@ def given(arguments: list[object], outputs: dict[str, Path]) -> list[object]:
 
 
 def cases(place: Place) -> Iterator[tuple[str, list[object], dict[str, Path]]]:
-    for command in COMMANDS:
+    for command in by_name():
         for arguments, outputs in runs(place)[command]:
             yield command, arguments, {**outputs, "--json": place.out / "a.json"}
 
 
 def typed(command: str, line: list[object]) -> list[object]:
-    return [command, *line, *(["q8_0"] if command == "quantize" else [])]
+    return [*command.split(), *line, *(["q8_0"] if command == "quantize" else [])]
 
 
 def test_every_option_that_writes_is_tried(place: Place) -> None:
-    context = click.Context(group)
-    for command in COMMANDS:
-        found = group.get_command(context, command)
-        assert found is not None
+    for command, found in by_name().items():
         named = {
             option for param in found.params if param.name in WRITTEN for option in (param.opts if param.opts else [])
         }

@@ -101,6 +101,8 @@ def test_a_recipe_after_other_ops_counts_the_layers_at_its_place() -> None:
 
 def test_an_unknown_name_is_refused_with_those_that_ship() -> None:
     with pytest.raises(InputError, match="one of g023-v1, g023-v2, rys, solar-dus"):
+        load_recipe("nothing-like-it")
+    with pytest.raises(InputError, match="did you mean solar-dus"):
         load_recipe("solar")
 
 

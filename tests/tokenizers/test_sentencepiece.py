@@ -103,7 +103,11 @@ def test_probe_passes(name: str) -> None:
 @given(text=TEXT)
 def test_any_text_tokenizes_alike(name: str, text: str) -> None:
     tokenizer, llama = trained(name)
-    if not any(limit.affects(text) for limit in tokenizer.limits):
+    # llama.cpp also merges pieces to the text of a control token, such as <s>.
+    special = any(
+        token in text for token, kind in zip(tokenizer.tokens, tokenizer.token_types, strict=True) if kind == 3
+    )
+    if not special and not any(limit.affects(text) for limit in tokenizer.limits):
         assert llama.encode(text) == tokenizer.encode(text)
 
 

@@ -222,8 +222,10 @@ def test_a_candidate_on_which_llama_cpp_fails_is_failed_with_its_last_lines(
         (("--storage", "postgresql://user:secret@127.0.0.1:1/x"), "***@127.0.0.1:1/x: the storage cannot be used"),
     ],
 )
-def test_wrong_options_are_one_line(tmp_path: Path, tinyq: Tinyq, options: tuple[str, ...], message: str) -> None:
-    os.chdir(tmp_path)
+def test_wrong_options_are_one_line(
+    tmp_path: Path, tinyq: Tinyq, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     found = tinyq(*search_line(tmp_path, *options))
     assert found.code == 2
     assert message in found.err
