@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +17,21 @@ from surgery.search.page import Heatmap, heatmaps
 from surgery.search.profile import Profile
 
 
-def _pyplot() -> Any:
-    """matplotlib without a screen; InputError where it is not installed."""
-    try:
-        import matplotlib
+@contextmanager
+def _pyplot() -> Iterator[Any]:
+    """matplotlib without a screen, its caches in a folder that is removed; InputError where it is not installed."""
+    with tempfile.TemporaryDirectory(prefix="tinyq-plots-") as folder:
+        os.environ.setdefault("MPLCONFIGDIR", folder)
+        try:
+            import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise InputError("--png needs matplotlib, which is not installed; pip install 'tinyq-gguf[plots]'") from error
-    return pyplot
+            matplotlib.use("Agg")
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise InputError(
+                "--png needs matplotlib, which is not installed; pip install 'tinyq-gguf[plots]'"
+            ) from error
+        yield pyplot
 
 
 def write_plots(board: Board, folder: Path, *, force: bool = False) -> list[Path]:
@@ -30,9 +39,9 @@ def write_plots(board: Board, folder: Path, *, force: bool = False) -> list[Path
 
     OutputError where one exists without `force`, InputError where matplotlib is missing.
     """
-    pyplot = _pyplot()
-    pictures = {"size.png": _scatter(pyplot, board)}
-    pictures |= {f"heatmap-{n}.png": _heatmap(pyplot, found) for n, found in enumerate(heatmaps(board), 1)}
+    with _pyplot() as pyplot:
+        pictures = {"size.png": _scatter(pyplot, board)}
+        pictures |= {f"heatmap-{n}.png": _heatmap(pyplot, found) for n, found in enumerate(heatmaps(board), 1)}
     folder.mkdir(parents=True, exist_ok=True)
     check_outputs({f"--png {name}": folder / name for name in pictures}, (), force=force)
     for name, data in pictures.items():
@@ -43,12 +52,17 @@ def write_plots(board: Board, folder: Path, *, force: bool = False) -> list[Path
 
 def profile_plot(profile: Profile) -> bytes:
     """The three measures by layer, each in a panel, as a PNG."""
-    pyplot = _pyplot()
     panels = {
         "update norm": [layer.update_norm for layer in profile.layers],
         "block influence": [layer.influence for layer in profile.layers],
         "angle / π": [layer.angle for layer in profile.layers],
     }
+    with _pyplot() as pyplot:
+        return _panels(pyplot, panels)
+
+
+def _panels(pyplot: Any, panels: Mapping[str, Sequence[float]]) -> bytes:
+    """Bars by layer, a panel for each measure."""
     figure, axes = pyplot.subplots(len(panels), 1, sharex=True, figsize=(7, 6))
     for axis, (name, values) in zip(axes, panels.items(), strict=True):
         axis.bar(range(len(values)), values)

@@ -133,6 +133,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         line="search run {in}/f32.gguf --objective perplexity --strategy blocks --allow delete --text {in}/passages.txt "
         "--storage {in}/study.db --study found --threads 1 --html {out}/page.html --json {out}/report.json",
         changes=("study.db",),
+        llama="run",
         cost="slow",
     ),
     Scenario(
@@ -147,12 +148,14 @@ SCENARIOS: tuple[Scenario, ...] = (
         command="search export",
         line="search export {in}/study.db {out}/model.gguf --source {in}/f32.gguf --json {out}/report.json",
         changes=("study.db",),
+        llama="run",
         cost="slow",
     ),
     Scenario(
         command="search profile",
         line="search profile {in}/f32.gguf --text {in}/passages.txt --png {out}/picture.png --json {out}/report.json",
         varies=("picture.png",),
+        llama="run",
         cost="slow",
     ),
     Scenario(command="inspect", variant="folder", line="inspect {in}/checkpoint --json {out}/report.json", tells=True),
