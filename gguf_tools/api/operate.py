@@ -184,8 +184,10 @@ def _written(
         check()
         apply_in_place(planned)
         if proof and planned.patches:
+            changed = Watch.over([plan.file.header.path])
             try:
                 proof(plan.file.header.path)
+                changed.check()
             except BaseException:
                 with signals.held():
                     journal.undo(plan.file.header.path)
