@@ -31,6 +31,7 @@ from gguf_tools.commands.search_options import (
     search_options,
     storage_options,
 )
+from gguf_tools.signals import EndedError
 
 if TYPE_CHECKING:
     from surgery.search.report import SearchReport
@@ -157,15 +158,16 @@ def run(
         device=device,
         prune=not no_pruning,
     )
-    ledger = None
     try:
         with Live(quiet) as live:
             ledger = search_in_processes(request, live, workers)
-    finally:
-        # After an interruption, too: what has been measured stands in the study.
-        board = stored_board(request.storage, request.study) if ledger is None else read_board(ledger)
+    except (KeyboardInterrupt, EndedError):
+        # What has been measured so far stands in the study.
+        board = stored_board(request.storage, request.study)
         if board is not None:
             _write(SearchReport(board), json_path, html, force=force, shown=not quiet)
+        raise
+    _write(SearchReport(read_board(ledger)), json_path, html, force=force, shown=not quiet)
 
 
 def _write(report: SearchReport, json_path: str | None, html: str | None, *, force: bool, shown: bool = True) -> None:

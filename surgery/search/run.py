@@ -127,11 +127,12 @@ def search(request: SearchRequest, watch: Watch) -> Ledger:
             rivals=request.rivals,
             seed=request.seed,
         )
+        # Before the storage is touched: this runs llama.cpp.
+        stages = stages_of(objectives, bench, prune=request.prune)
         setup = request.setup(space, items)
         directions = [objective.direction for objective in objectives]
         ledger = Ledger.create(request.storage, request.study, setup, directions, str(request.source.resolve()))
         population = Population(plan, bench, objectives)
-        stages = stages_of(objectives, bench, prune=request.prune)
 
         work(ledger, stages, objectives, population.grow, request.keep, watch)
         _confirm(request, ledger, bench, objectives, setup, watch)
