@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,3 +126,9 @@ def text_pieces(runtime: RuntimeLike, text: str, most: int = TEXT_CHUNK) -> list
     body = ids[len(head) :]
     size = max(min(runtime.context_limit, most) - len(head), 1)
     return [head + body[start : start + size] for start in range(0, len(body), size)]
+
+
+def predicted_bytes(runtime: RuntimeLike, text: str, pieces: Iterable[Sequence[int]]) -> int:
+    """UTF-8 bytes of the text's predicted tokens: all but the first of each piece that does not begin with BOS."""
+    firsts = [ids[0] for ids in pieces if len(ids) and ids[0] != runtime.info.bos]
+    return len(text.encode()) - sum(len(runtime.detokenize([first]).encode()) for first in firsts)

@@ -25,7 +25,7 @@ from gguf_tools.evaluation.card.results import CardReport
 from gguf_tools.evaluation.card.statistics import Float
 from gguf_tools.evaluation.card.suite import CardOptions, run_card
 from gguf_tools.evaluation.metrics import next_token_nll
-from gguf_tools.evaluation.prompts import text_pieces
+from gguf_tools.evaluation.prompts import predicted_bytes, text_pieces
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.model.spec import Model
 from gguf_tools.quantization.plan import Quantization, QuantizeRequest, prepare
@@ -259,12 +259,7 @@ def _measured(report: CardReport, size: int) -> Measured:
 def _read(runtime: Runtime, passage: str) -> Read:
     """A passage as the card suite reads it: in pieces of tokens, with the bytes that are predicted."""
     pieces = [tuple(ids) for ids in text_pieces(runtime, passage)]
-    size = len(passage.encode())
-    for ids in pieces:
-        if ids and ids[0] != runtime.info.bos:
-            # Without a BOS, a piece's first token has no prediction.
-            size -= len(runtime.detokenize(ids[:1]).encode())
-    return Read(tuple(ids for ids in pieces if len(ids) > 1), size)
+    return Read(tuple(ids for ids in pieces if len(ids) > 1), predicted_bytes(runtime, passage, pieces))
 
 
 def _bits(runtime: Runtime, pieces: Sequence[Sequence[int]]) -> Float:

@@ -147,6 +147,12 @@ class Board:
         return len(self.best) + len(self.others)
 
     @property
+    def drawn(self) -> list[Line]:
+        """The lines whose size and first objective are known, for pictures: the base, its quantizations, the candidates."""
+        lines = (self.base, *self.rivals, *self.best)
+        return [line for line in lines if line and line.bytes and line.values[0] is not None]
+
+    @property
     def verdict(self) -> str:
         """The first sentence of the report."""
         if self.base is None or not self.best:

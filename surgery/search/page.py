@@ -90,9 +90,7 @@ def _drawn(board: Board, line: Line) -> str:
 
 def scatter(board: Board) -> str:
     """The first objective against the size of the file, as SVG: the base and its quantizations are squares, the front a line."""
-    lines = [
-        line for line in (board.base, *board.rivals, *board.best) if line and line.bytes and line.values[0] is not None
-    ]
+    lines = board.drawn
     if not lines:
         return "<p>nothing has been measured yet</p>"
     sizes = [float(line.bytes or 0) for line in lines]

@@ -77,9 +77,7 @@ def _panels(pyplot: Any, panels: Mapping[str, Sequence[float]]) -> bytes:
 def _scatter(pyplot: Any, board: Board) -> bytes:
     """The first objective against the size in megabytes."""
     figure, axis = pyplot.subplots(figsize=(7, 4))
-    lines = [
-        line for line in (board.base, *board.rivals, *board.best) if line and line.bytes and line.values[0] is not None
-    ]
+    lines = board.drawn
     for line in lines:
         marker = "s" if line.record.entry.always else "o"
         axis.plot(

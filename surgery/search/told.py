@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from gguf_tools.text import for_markdown
 from surgery.search.leaderboard import Board
-from surgery.search.report import confirmation, leaderboard, summary
-
-SHOWN = 15
-"""Candidates that the section lists."""
+from surgery.search.report import SHOWN, confirmation, leaderboard, summary
 
 
 def search_section(board: Board) -> str:

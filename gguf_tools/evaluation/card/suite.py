@@ -20,7 +20,7 @@ from gguf_tools.evaluation.card.repetition import ends_in_loop
 from gguf_tools.evaluation.card.reply import find_tags, split_reply
 from gguf_tools.evaluation.card.results import Answered, CardReport, Completed, Generation, Passage
 from gguf_tools.evaluation.metrics import next_token_nll
-from gguf_tools.evaluation.prompts import prompt_ids, text_pieces
+from gguf_tools.evaluation.prompts import predicted_bytes, prompt_ids, text_pieces
 from gguf_tools.progress import StageProgress
 from gguf_tools.runtime.interface import RuntimeLike
 
@@ -173,15 +173,13 @@ class _Suite:
         """Per-passage NLL; passages with fewer than two tokens are skipped."""
         found = []
         for index, passage in enumerate(passages):
-            nats, tokens, size = 0.0, 0, len(passage.encode())
+            nats, tokens = 0.0, 0
             pieces = text_pieces(self._runtime, passage)
             for ids, logits in zip(pieces, self._runtime.iter_logits(pieces), strict=True):
                 nll = next_token_nll(logits, np.asarray(ids), f"passage {index}")
                 nats, tokens = nats + float(nll.sum()), tokens + len(nll)
-                if len(ids) and ids[0] != self._runtime.info.bos:
-                    # Without a BOS, a piece's first token has no prediction.
-                    size -= len(self._runtime.detokenize(ids[:1]).encode())
             if tokens:
+                size = predicted_bytes(self._runtime, passage, pieces)
                 found.append(Passage(nats, tokens, size, len(pieces)))
             self._tell("text", index + 1, len(passages))
         return tuple(found)

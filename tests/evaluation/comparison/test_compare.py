@@ -314,27 +314,6 @@ BROKEN = (
 )
 
 
-BROKEN = (
-    "missing",
-    "empty folder",
-    "results only",
-    "several",
-    "truncated",
-    "not a sample",
-    "no doc_id",
-    "empty",
-    "not UTF-8",
-    "deep",
-    "no metrics",
-    "wrong results",
-    "fidelity",
-    "several in one",
-    "bad card",
-    "other task",
-    "other questions",
-)
-
-
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_run_is_one_line(tmp_path: Path, tinyq: Callable[..., Ran], name: str) -> None:
     path, said = broken(tmp_path)[name]

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def server(tmp_path: Path) -> Iterator[str]:
     """The URL of a database of a new server on loopback."""
     initdb, postgres = _binary("initdb"), _binary("postgres")
     as_user = _as_user()
-    folder = Path(f"/tmp/tinyq-postgres-{os.getpid()}")
-    folder.mkdir(mode=0o700)
+    # A path of its own, as sockets have short names, and other users cannot enter pytest's folders.
+    folder = Path(tempfile.mkdtemp(prefix="tinyq-postgres-"))
     if as_user:
         os.chown(folder, 65534, 65534)
     variables = {**os.environ, "HOME": str(folder)}
