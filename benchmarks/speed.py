@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tarfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,24 +43,43 @@ class Run:
     peak: int
 
 
+LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+child = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(child.pid, 0)
+found = [time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss, os.waitstatus_to_exitcode(status)]
+with os.fdopen(int(sys.argv[1]), "w") as out:
+    json.dump(found, out)
+"""
+"""Runs a command and writes its seconds, processor seconds, ru_maxrss and exit code to a file descriptor.
+
+Linux counts the memory of the process that called exec into ru_maxrss; this process is small, the benchmark is not.
+"""
+
+
 def run(*command: object) -> Run:
     """Run a command quietly and measure it; its own output is shown if it fails."""
     # As installed: modules are compiled once, and not in every run.
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str((CACHE / "pycache").resolve())}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    start = time.perf_counter()
-    child = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    reading, writing = os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", LAUNCHER, str(writing), *(str(part) for part in command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        pass_fds=(writing,),
     )
-    assert child.stdout is not None
-    output = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(output.decode(errors="replace")[-3000:])
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Run(seconds, usage.ru_utime + usage.ru_stime, peak)
+    os.close(writing)
+    with os.fdopen(reading) as report:
+        text = report.read()
+    if not text:
+        raise SystemExit(done.stdout.decode(errors="replace")[-3000:])
+    seconds, cpu, peak, code = json.loads(text)
+    if code:
+        raise SystemExit(done.stdout.decode(errors="replace")[-3000:])
+    return Run(seconds, cpu, peak * (1 if sys.platform == "darwin" else 1024))
 
 
 def llama_source() -> Path:
