@@ -1,10 +1,11 @@
 """How many surgeries an hour `tinyq search` tries, against the plain way: write a file, load it, ask one question after another.
 
-    python -m benchmarks search [--model FILE.gguf] [--questions SET] [--budget 60] [--plain 4] [--threads N]
+    python -m benchmarks search [--model FILE.gguf] [--questions SET] [--strategy S]... [--budget 60] [--plain 4] [--threads N]
 
 Both use the same questions, texts and settings of llama.cpp (the card suite's). The plain way is timed on `--plain` of the
-candidates of `--strategy single`, each with the surgery command, as a script would; the search is timed as a whole, its held-out
-items left out, and counts all candidates that it tried, pruned ones too. Processor time is shown beside the clock.
+candidates of the strategy single, each with the surgery command, as a script would. The search (of `--strategy`, by default
+single too) is timed as a whole, its held-out items left out, and counts all candidates that it tried, pruned ones too.
+Processor time is shown beside the clock.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks search")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--questions", default="bundled")
+    parser.add_argument("--strategy", action="append", choices=("single", "blocks", "compose", "sample"))
     parser.add_argument("--budget", type=int, default=60)
     parser.add_argument("--plain", type=int, default=4)
     parser.add_argument("--threads", type=int, default=available_cores())
@@ -119,7 +121,7 @@ def main() -> None:
             storage=f"sqlite:///{Path(folder) / 'study.db'}",
             study="benchmark",
             objectives=("card",),
-            strategies=("single",),
+            strategies=tuple(given.strategy or ("single",)),
             card=chosen,
             options=options,
             budget=given.budget,
