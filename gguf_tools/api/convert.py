@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gguf_tools.api.options import (
-    Donors,
-    TensorTypes,
-    at_least,
-    counted,
-    optional_path,
-    recipe_of,
-    size_target,
-    type_options,
-)
+from gguf_tools.api.options import Donors, TensorTypes, counted, size_target
+from gguf_tools.api.request import conversion_request
 from gguf_tools.api.results.conversion import ConvertResult
 from gguf_tools.conversion.plan import Conversion, open_source, prepare
 from gguf_tools.conversion.request import AUTO, Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.errors import InputError
-from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.evaluation.vocabulary import prove_vocabulary
 from gguf_tools.formats.output import check_outputs
-from gguf_tools.formats.watch import Watch
 from gguf_tools.progress import StageProgress
 from gguf_tools.runtime.process import PURPOSE
-from gguf_tools.sources.inputs import source_files
 from quant.installed import require_llama_cpp
-from surgery.conversion import operation_of
 from surgery.recipe import Recipe
 
 if TYPE_CHECKING:
     from gguf_tools.evaluation.proof import Proof
-
-MAX_CONTEXT = (1 << 31) - 1
 
 
 def convert(
@@ -94,40 +81,40 @@ def convert(
     converted, OutputError if `out` exists without `force` or cannot be written, LlamaError if llama.cpp rejects the file.
     """
     out = Path(out)
-    at_least("--context-length", context_length, 1, MAX_CONTEXT)
-    at_least("--threads", threads)
     if oracle and not prove:
         raise InputError("--oracle needs --prove; add --prove")
-    if as_family and describe:
-        raise InputError("--as and --describe exclude each other; give one of them")
-    recipe = None if surgery is None else recipe_of(surgery, donors)
-    others = [donor.path for donor in recipe.donors] if recipe else []
-    folders = [Path(source), *([Path(tokenizer)] if tokenizer else []), *others]
-    beside = [Path(path) for path in (imatrix, calibration, sensitivity, describe) if path]
-    read = [*(file for folder in folders for file in source_files(folder)), *beside]
-    if not dry_run:
-        check_outputs({"OUT": out}, read, force=force)
-    watch = Watch.over(read)
-    request = Request(
-        source=Path(source),
-        type=type.lower(),
-        tokenizer=optional_path(tokenizer),
+
+    def check(read: Sequence[Path]) -> None:
+        if not dry_run:
+            check_outputs({"OUT": out}, read, force=force)
+
+    asked = conversion_request(
+        source,
+        check,
+        type=type,
+        tensor_types=tensor_types,
+        output_type=output_type,
+        embedding_type=embedding_type,
+        pure=pure,
+        imatrix=imatrix,
+        sensitivity=sensitivity,
+        tokenizer=tokenizer,
         target=target,
         add_bos=add_bos,
         drop_tokens=drop_tokens,
-        threads=threads or 0,
-        text_only=text_only,
-        as_family=as_family,
-        check_type=check_model_type,
-        operation=operation_of(recipe, Path(source), optional_path(tokenizer), digests=not dry_run) if recipe else None,
         context_length=context_length,
-        description=optional_path(describe),
         allow_approximate=allow_approximate,
         allow_nonfinite=allow_nonfinite,
-        calibration=optional_path(calibration),
-        options=type_options(tensor_types, output_type, embedding_type, pure),
-        imatrix=optional_path(imatrix),
+        calibration=calibration,
+        text_only=text_only,
+        as_family=as_family,
+        describe=describe,
+        surgery=surgery,
+        donors=donors,
+        dry_run=dry_run,
+        threads=threads,
     )
+    request, read = asked.request, asked.read
     size = size_target(target_bpw, target_size, calibration, sensitivity)
     chosen = None
     if size is None:
@@ -152,7 +139,7 @@ def convert(
         progress=advance,
         prove_header=prove_vocabulary,
         prove=proof,
-        check=watch.check,
+        check=asked.watch.check,
         allow_nonfinite=allow_nonfinite,
     )
     return ConvertResult(conversion, chosen, written, proof)

@@ -1,9 +1,9 @@
-"""Carries out a planned conversion in one streaming pass; on failure no output is left."""
+"""Carries out planned conversions of one source in one streaming pass; on failure no output is left."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from gguf_tools.formats.gguf.header import (
     string,
 )
 from gguf_tools.formats.gguf.surgery import sources_metadata
-from gguf_tools.formats.gguf.writer import GGUFFile, write_blocks
-from gguf_tools.formats.output import Check, atomic_output, check_outputs
+from gguf_tools.formats.gguf.writer import GGUFFile, Group, Target, write_groups
+from gguf_tools.formats.output import Check, atomic_outputs, check_outputs
 from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.inputs import source_files
 from gguf_tools.tensors.blocks import NonFinite, Tally, tensor_blocks
 from gguf_tools.tokenizers.vocabulary import Tokenizer
-from quant.encode import Block, Encoder
+from quant.encode import Encoder
 from quant.narrowing import Narrowing
 
 
@@ -40,6 +40,10 @@ class Converted:
     nonfinite: dict[str, NonFinite]
 
 
+Prove = Callable[[Path, Tokenizer], None]
+"""Called with a temporary file and the tokenizer; if it raises, nothing is written."""
+
+
 def execute(
     conversion: Conversion,
     out: Path,
@@ -47,8 +51,8 @@ def execute(
     force: bool = False,
     threads: int = 1,
     progress: ByteProgress = lambda _: None,
-    prove_header: Callable[[Path, Tokenizer], None] | None = None,
-    prove: Callable[[Path, Tokenizer], None] | None = None,
+    prove_header: Prove | None = None,
+    prove: Prove | None = None,
     check: Check | None = None,
     allow_nonfinite: bool = False,
 ) -> Converted:
@@ -59,29 +63,72 @@ def execute(
     then `check`. If one raises, no file is left. With `allow_nonfinite`, NaN and infinity are written if the type can hold them.
     Raises InputError for non-finite weights otherwise, OutputError if `out` cannot be written.
     """
-    checkpoint = conversion.checkpoint
-    inputs = (*checkpoint.weight_files, *source_files(checkpoint.path), conversion.tokenizer.path)
-    check_outputs({"OUT": out}, inputs, force=force)
-    metadata = placed_metadata(conversion, out)
-    tally = Tally()
-    size = conversion.layout.size(metadata)
+    (written,) = execute_all(
+        [(conversion, out)],
+        force=force,
+        threads=threads,
+        progress=progress,
+        prove_header=prove_header,
+        prove=prove,
+        check=check,
+        allow_nonfinite=allow_nonfinite,
+    )
+    return written
+
+
+def execute_all(
+    wanted: Sequence[tuple[Conversion, Path]],
+    *,
+    force: bool = False,
+    threads: int = 1,
+    progress: ByteProgress = lambda _: None,
+    prove_header: Prove | None = None,
+    prove: Prove | None = None,
+    check: Check | None = None,
+    allow_nonfinite: bool = False,
+) -> tuple[Converted, ...]:
+    """Write conversions of one opened source, each in its own type, to files in one folder, which appear together.
+
+    The source is read once: rows of a tensor are read, encoded in each type that a file needs, and written to all files. The
+    conversions are plans made from one `Opened`, with the same importance matrix. The options and errors are those of `execute`;
+    `prove_header` is called with the first file alone, since all have the same vocabulary.
+    """
+    first, outs = wanted[0][0], [out for _, out in wanted]
+    checkpoint = first.checkpoint
+    inputs = (*checkpoint.weight_files, *source_files(checkpoint.path), first.tokenizer.path)
+    check_outputs({out.name if len(outs) > 1 else "OUT": out for out in outs}, inputs, force=force)
+    placed = [placed_metadata(conversion, out) for conversion, out in wanted]
+    sizes = [conversion.layout.size(metadata) for (conversion, _), metadata in zip(wanted, placed, strict=True)]
     with (
-        atomic_output(out, force=force, size=size, check=check) as stream,
+        atomic_outputs(list(zip(outs, sizes, strict=True)), force=force, check=check) as streams,
         Background(checkpoint.digest) as digest,
     ):
         # The source is hashed in the background; the fixed-width placeholder is overwritten once the digest is known.
-        file = GGUFFile(stream, metadata, conversion.layout)
+        targets = [
+            Target(GGUFFile(stream, metadata, conversion.layout), Tally())
+            for stream, metadata, (conversion, _) in zip(streams, placed, wanted, strict=True)
+        ]
         if prove_header:
-            prove_header(Path(stream.name), conversion.tokenizer)
+            prove_header(Path(streams[0].name), first.tokenizer)
         with Encoder(threads) as encoder:
-            write_blocks(file, encoder, _blocks(conversion, allow_nonfinite), tally, progress)
-        file.finish()
-        metadata[keys.SOURCE_DIGEST] = string(digest.result())
-        stream.seek(0)
-        stream.write(pack_header(metadata, conversion.layout.entries, conversion.layout.alignment))
-        stream.flush()
-        if prove:
-            prove(Path(stream.name), conversion.tokenizer)
+            groups = _groups([conversion for conversion, _ in wanted], targets, allow_nonfinite)
+            write_groups(encoder, groups, progress)
+        for stream, target, metadata, (conversion, _) in zip(streams, targets, placed, wanted, strict=True):
+            target.file.finish()
+            metadata[keys.SOURCE_DIGEST] = string(digest.result())
+            stream.seek(0)
+            stream.write(pack_header(metadata, conversion.layout.entries, conversion.layout.alignment))
+            stream.flush()
+            if prove:
+                prove(Path(stream.name), conversion.tokenizer)
+    return tuple(
+        _converted(conversion, out, size, target.tally)
+        for (conversion, out), size, target in zip(wanted, sizes, targets, strict=True)
+    )
+
+
+def _converted(conversion: Conversion, out: Path, size: int, tally: Tally) -> Converted:
+    """The result of one file, with the changes that `tally` has by tensor added up by type."""
     by_type: dict[str, Narrowing] = {}
     for choice in conversion.choices:
         if choice.name in tally.losses:
@@ -105,9 +152,17 @@ def _relative(path: Path, out: Path) -> Field:
     return string(Path(os.path.relpath(path, out.parent.resolve())).as_posix())
 
 
-def _blocks(conversion: Conversion, allow_nonfinite: bool) -> Iterator[Block]:
-    """The blocks of all tensors, in file order."""
-    for choice, tensor in zip(conversion.choices, conversion.tensors, strict=True):
-        yield from tensor_blocks(
-            choice.name, choice.type, tensor, conversion.importance.get(choice.name), allow_nonfinite=allow_nonfinite
-        )
+def _groups(conversions: Sequence[Conversion], targets: Sequence[Target], allow_nonfinite: bool) -> Iterator[Group]:
+    """For all tensors, in file order: the same rows in each type that a file needs, with the files that need it."""
+    first = conversions[0]
+    for at, tensor in enumerate(first.tensors):
+        choices = [conversion.choices[at] for conversion in conversions]
+        types = dict.fromkeys(choice.type for choice in choices)
+        takers = [
+            [target for choice, target in zip(choices, targets, strict=True) if choice.type is dtype] for dtype in types
+        ]
+        name = choices[0].name
+        importance = first.importance.get(name)
+        blocks = [tensor_blocks(name, dtype, tensor, importance, allow_nonfinite=allow_nonfinite) for dtype in types]
+        for group in zip(*blocks, strict=True):
+            yield list(zip(group, takers, strict=True))

@@ -6,7 +6,7 @@ Source: the GGUF specification (`docs/gguf.md` of ggml).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import BinaryIO
@@ -86,21 +86,50 @@ class GGUFFile:
             raise ValueError(f"{self._missing} bytes of the tensors were not written, or some twice")
 
 
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A file that is being written, and the tally of what its encoding changed."""
+
+    file: GGUFFile
+    tally: Tally
+
+
+Group = Sequence[tuple[Block, Sequence[Target]]]
+"""Blocks of the same rows of a tensor, one for each type, each with the files that hold the tensor in that type."""
+
+
 def write_blocks(
     file: GGUFFile, encoder: Encoder, blocks: Iterable[Block], tally: Tally, progress: ByteProgress
 ) -> None:
-    """Encode blocks of rows, and write each in the thread that encoded it, while it is in that processor's cache.
+    """Encode blocks of rows and write them to one file, as `write_groups` does."""
+    target = Target(file, tally)
+    write_groups(encoder, ([(block, (target,))] for block in blocks), progress)
 
-    `tally` counts what the encoding changed; `progress` receives each block's number of bytes. The first error is raised.
+
+def write_groups(encoder: Encoder, groups: Iterable[Group], progress: ByteProgress) -> None:
+    """Read each group's rows once, encode them in each type, and write them to every file that holds them in that type.
+
+    A thread does all that for one group, while its rows are in that processor's cache. `progress` receives the number of bytes
+    written for each group. The first error is raised.
     """
 
-    def write(block: Block) -> tuple[Encoded, int]:
-        encoded = encode_block(block)
-        file.put_rows(block.name, block.first, encoded.raw)
-        return replace(encoded, raw=encoded.raw[:0].copy()), encoded.raw.nbytes
+    def write(group: Group) -> tuple[list[tuple[Encoded, Sequence[Target]]], int]:
+        done: list[tuple[Encoded, Sequence[Target]]] = []
+        nbytes = 0
+        rows = group[0][0].rows
+        rows = rows() if callable(rows) else rows
+        for block, targets in group:
+            encoded = encode_block(replace(block, rows=rows))
+            for target in targets:
+                target.file.put_rows(block.name, block.first, encoded.raw)
+                nbytes += encoded.raw.nbytes
+            done.append((replace(encoded, raw=encoded.raw[:0].copy()), targets))
+        return done, nbytes
 
-    for encoded, nbytes in encoder.map(write, blocks):
-        tally.add(encoded)
+    for done, nbytes in encoder.map(write, groups):
+        for encoded, targets in done:
+            for target in targets:
+                target.tally.add(encoded)
         progress(nbytes)
 
 
