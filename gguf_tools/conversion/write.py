@@ -86,18 +86,20 @@ def execute_all(
     prove: Prove | None = None,
     check: Check | None = None,
     allow_nonfinite: bool = False,
+    home: Path | None = None,
 ) -> tuple[Converted, ...]:
     """Write conversions of one opened source, each in its own type, to files in one folder, which appear together.
 
     The source is read once: rows of a tensor are read, encoded in each type that a file needs, and written to all files. The
     conversions are plans made from one `Opened`, with the same importance matrix. The options and errors are those of `execute`;
-    `prove_header` is called with the first file alone, since all have the same vocabulary.
+    `prove_header` is called with the first file alone, since all have the same vocabulary. `home` is the folder that the files
+    will be moved to, to which the paths that they record are relative.
     """
     first, outs = wanted[0][0], [out for _, out in wanted]
     checkpoint = first.checkpoint
     inputs = (*checkpoint.weight_files, *source_files(checkpoint.path), first.tokenizer.path)
     check_outputs({out.name if len(outs) > 1 else "OUT": out for out in outs}, inputs, force=force)
-    placed = [placed_metadata(conversion, out) for conversion, out in wanted]
+    placed = [placed_metadata(conversion, home / out.name if home else out) for conversion, out in wanted]
     sizes = [conversion.layout.size(metadata) for (conversion, _), metadata in zip(wanted, placed, strict=True)]
     with (
         atomic_outputs(list(zip(outs, sizes, strict=True)), force=force, check=check) as streams,

@@ -101,7 +101,7 @@ class FidelityReport:
 
 
 @dataclass(frozen=True)
-class _Case:
+class Case:
     """A prompt to measure: its index, llama.cpp's ids, and the number of tokens to generate."""
 
     index: int
@@ -131,35 +131,46 @@ def evaluate_fidelity(
     piece_tokens: int = TEXT_CHUNK,
     stop: frozenset[int] = frozenset(),
     chat_options: Mapping[str, Any] | None = None,
+    continuations: Sequence[Sequence[int]] | None = None,
     progress: StageProgress | None = None,
 ) -> FidelityReport:
     """Compare llama.cpp with a reference over `prompts` (by default the built-in ones that suit the model).
 
     `encode` is the reference's tokenizer. `text` is a longer passage, compared teacher-forced in pieces of at most
     `piece_tokens` tokens. Generation stops only at tokens in `stop`, not at EOS, so that every prompt gives `n_generate` tokens.
-    `chat_options` are passed to the chat template. Prompts that are empty or fill the context are skipped, and those that
-    leave room for fewer than `n_generate` tokens get a shorter continuation; the report's notes list both.
+    `chat_options` are passed to the chat template. With `continuations`, the reference's own greedy text after each prompt that
+    is measured, nothing is generated: both sides read the prompt with that text, and the model's greedy text equals it up to the
+    first position where the model's highest logit is another token. Prompts that are empty or fill the context are skipped, and
+    those that leave room for fewer than `n_generate` tokens get a shorter continuation; the report's notes list both.
 
     Raises InputError if no prompt is left, a prompt cannot be rendered, or the reference's logits have other shapes than the
     model's; LlamaError if llama.cpp fails or gives logits that are not finite.
     """
     if prompts is None:
         prompts = default_prompts(runtime.info.chat_template is not None)
-    cases, tokens_equal, notes = _prepare(runtime, encode, prompts, n_generate, chat_options or {})
-    if not cases:
-        raise InputError("no prompt can be measured: " + ("; ".join(notes) or "no prompt is given"))
+    cases, tokens_equal, notes = prepare_cases(runtime, encode, prompts, n_generate, chat_options or {})
 
     def tell(stage: str, done: int, total: int) -> None:
         if progress is not None:
             progress(stage, done, total)
 
-    counts = [case.n_generate for case in cases]
-    generated = runtime.greedy([c.ids for c in cases], counts, stop, lambda done, total: tell("greedy", done, total))
-    sequences = [case.ids + list(result.tokens) for case, result in zip(cases, generated, strict=True)]
+    if continuations is None:
+        counts = [case.n_generate for case in cases]
+        generated = runtime.greedy(
+            [c.ids for c in cases], counts, stop, lambda done, total: tell("greedy", done, total)
+        )
+        drafts = [_Draft(case, result.tokens) for case, result in zip(cases, generated, strict=True)]
+        sequences = [draft.sequence for draft in drafts]
+    else:
+        drafts = [_Draft(case, told, by_model=False) for case, told in zip(cases, continuations, strict=True)]
+        sequences = [draft.sequence[:-1] for draft in drafts]  # nothing follows the last token
+        if ended := sum(len(told) < case.n_generate for case, told in zip(cases, continuations, strict=True)):
+            notes.append(
+                f"the reference's text after {ended} of {len(cases)} prompts has fewer than {n_generate} tokens"
+            )
     pieces = text_pieces(runtime, text, piece_tokens) if text else []
     given = [case.ids for case in cases] + pieces
     names = [f"prompt {case.index}" for case in cases] + [f"text piece {number}" for number in range(len(pieces))]
-    drafts = [_Draft(case, result.tokens) for case, result in zip(cases, generated, strict=True)]
     accumulator = FidelityAccumulator()
     done, total = 0, sum(map(len, sequences + pieces))
     for index, start, ours, theirs in compared(runtime, reference, sequences + pieces, tell):
@@ -220,16 +231,19 @@ def greedy_with_draft(
     return tokens
 
 
-def _prepare(
+def prepare_cases(
     runtime: RuntimeLike,
     encode: ReferenceEncode | None,
     prompts: Sequence[Prompt],
     n_generate: int,
     chat_options: Mapping[str, Any],
-) -> tuple[list[_Case], float | None, list[str]]:
-    """(prompts to measure, share of prompts that both tokenizers encode to the same ids, notes on the other prompts)."""
+) -> tuple[list[Case], float | None, list[str]]:
+    """(prompts to measure, share of prompts that both tokenizers encode to the same ids, notes on the other prompts).
+
+    Raises InputError if no prompt can be measured.
+    """
     limit = runtime.context_limit
-    cases: list[_Case] = []
+    cases: list[Case] = []
     alike: list[bool] = []
     empty: list[int] = []
     long: list[int] = []
@@ -251,7 +265,7 @@ def _prepare(
         elif room < 1:
             long.append(index)
         else:
-            cases.append(_Case(index, ids, min(wanted, room)))
+            cases.append(Case(index, ids, min(wanted, room)))
             short += [index] if room < wanted else []
     if empty:
         notes.append(f"{_named(empty)} skipped: it has no tokens")
@@ -259,6 +273,8 @@ def _prepare(
         notes.append(f"{_named(long)} skipped: too long for the context of {limit} tokens")
     if short:
         notes.append(f"{_named(short)} continued by fewer than {n_generate} tokens: the context ends at {limit}")
+    if not cases:
+        raise InputError("no prompt can be measured: " + ("; ".join(notes) or "no prompt is given"))
     return cases, sum(alike) / len(alike) if alike else None, notes
 
 
@@ -282,16 +298,18 @@ def _targets(given: Sequence[int], first: int, count: int) -> npt.NDArray[np.int
 
 
 class _Draft:
-    """A continuation that the reference verifies, block by block.
+    """A continuation by one side, the model unless `by_model` is false, which the other side verifies, block by block.
 
-    `prefix` is the number of its tokens from the start that equal the reference's, `difference` the one after them, if any.
+    `prefix` is the number of its tokens from the start that the other side gives too, `difference` the one after them, if any.
     """
 
-    def __init__(self, case: _Case, tokens: Sequence[int]) -> None:
+    def __init__(self, case: Case, tokens: Sequence[int], *, by_model: bool = True) -> None:
         self.prefix = 0
         self.difference: _Pending | None = None
+        self.sequence = [*case.ids, *tokens]
         self._case = case
         self._tokens = np.asarray(tokens, dtype=np.int64)
+        self._by_model = by_model
 
     def verify(self, start: int, reference: Logits, model: Logits) -> None:
         """Look at the logits of both sides from position `start` on; blocks come in order."""
@@ -300,12 +318,14 @@ class _Draft:
         if self.difference or first == end:
             return
         row = before + first - start
-        chosen = reference[row : row + end - first].argmax(axis=-1)
+        verifier = reference if self._by_model else model
+        chosen = verifier[row : row + end - first].argmax(axis=-1)
         wrong = np.flatnonzero(chosen != self._tokens[first:end])
         self.prefix += int(wrong[0]) if wrong.size else end - first
         if not wrong.size:
             return
-        pair = (int(self._tokens[self.prefix]), int(chosen[wrong[0]]))
+        drafted, other = int(self._tokens[self.prefix]), int(chosen[wrong[0]])
+        pair = (drafted, other) if self._by_model else (other, drafted)
         ours, theirs = (side[row + wrong[0]] for side in (reference, model))
         self.difference = _Pending(
             index=self._case.index,

@@ -43,19 +43,39 @@ def compared(
 
     Short sequences come whole, the reference running batches of at most `_REFERENCE_BYTES` of logits; longer ones in blocks.
     """
-    most = max(1, _REFERENCE_BYTES // (8 * max(runtime.info.n_vocab, 1)))
+    for batch in batches(sequences, runtime.info.n_vocab):
+        if is_long(sequences[batch[0]], runtime.info.n_vocab):
+            for start, ours, theirs in _in_blocks(runtime, reference, sequences[batch[0]], tell):
+                yield batch[0], start, ours, theirs
+        else:
+            yield from _together(runtime, reference, {n: sequences[n] for n in batch})
+
+
+def batches(sequences: Sequence[Sequence[int]], n_vocab: int) -> Iterator[list[int]]:
+    """The indices of sequences that run together, in order: short ones up to `_REFERENCE_BYTES` of logits, a long one alone."""
+    most = _most_tokens(n_vocab)
     batch: list[int] = []
     for index, sequence in enumerate(sequences):
-        long = len(sequence) > min(most, _WHOLE)
+        long = is_long(sequence, n_vocab)
         if batch and (long or sum(len(sequences[n]) for n in (*batch, index)) > most):
-            yield from _together(runtime, reference, {n: sequences[n] for n in batch})
+            yield batch
             batch = []
         if long:
-            for start, ours, theirs in _in_blocks(runtime, reference, sequence, tell):
-                yield index, start, ours, theirs
+            yield [index]
         else:
             batch.append(index)
-    yield from _together(runtime, reference, {n: sequences[n] for n in batch})
+    if batch:
+        yield batch
+
+
+def is_long(sequence: Sequence[int], n_vocab: int) -> bool:
+    """Whether a sequence is read block by block."""
+    return len(sequence) > min(_most_tokens(n_vocab), _WHOLE)
+
+
+def _most_tokens(n_vocab: int) -> int:
+    """Tokens whose logits have `_REFERENCE_BYTES`."""
+    return max(1, _REFERENCE_BYTES // (8 * max(n_vocab, 1)))
 
 
 def _together(
@@ -63,7 +83,7 @@ def _together(
 ) -> Iterator[tuple[int, int, Logits, Logits]]:
     """The sequences, by their indices, each as one block that begins at position 0."""
     batch = list(sequences.values())
-    answers = reference.logits(batch) if batch else []
+    answers = reference.logits(batch)
     if len(answers) != len(batch):
         raise InputError(f"the reference returned logits of {len(answers)} sequences; expected {len(batch)}")
     for index, ours, theirs in zip(sequences, answers, runtime.iter_logits(batch), strict=True):

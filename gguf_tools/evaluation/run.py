@@ -112,13 +112,18 @@ def score_file(
     """Run the card suite on `path`. Errors as `run_card` and `Runtime`, with the path."""
     options = replace(options, threads=options.threads or useful_threads(path.stat().st_size))
     with Runtime(path, options) as runtime:
-        try:
-            report = run_card(runtime, card, progress)
-            overall(report)  # raises if no part with a weight was measured
-        except InputError as error:
-            message = str(error)
-            raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from error
-        return facts_of(path, runtime.info), engine_facts(runtime), report
+        return facts_of(path, runtime.info), engine_facts(runtime), score(runtime, card, progress)
+
+
+def score(runtime: Runtime, card: CardOptions, progress: StageProgress | None = None) -> CardReport:
+    """Run the card suite on the file that `runtime` has open. Errors as `run_card`, with the path."""
+    try:
+        report = run_card(runtime, card, progress)
+        overall(report)  # raises if no part with a weight was measured
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if message.startswith(str(runtime.path)) else f"{runtime.path}: {message}") from error
+    return report
 
 
 def evaluate_file(

@@ -178,6 +178,11 @@ class Runtime:
                 stream.close()
         self._log.close()
 
+    def stop(self) -> None:
+        """Kill the process, from any thread: a call that is running then fails with LlamaError."""
+        if process := self._process:
+            process.kill()
+
     @property
     def info(self) -> ModelInfo:
         """The model's properties."""

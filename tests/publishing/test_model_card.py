@@ -87,6 +87,7 @@ def test_front_matter(made: tuple[Path, dict[str, Any]]) -> None:
         "base_model_relation": "quantized",
         "model_name": "tinyq hybrid",
         "pipeline_tag": "text-generation",
+        "library_name": "gguf",
         "quantized_by": "somebody",
         "tags": ["gguf", "qwen3next", "tinyq", "qwen3_next", "tiny", "stories", "test"],
     }
@@ -433,7 +434,8 @@ def test_hostile_metadata_stays_text(tinyq: Tinyq, tmp_path: Path, monkeypatch: 
     assert front["base_model"] == "some/model"
     assert front["tags"][-1] == "good"
     assert "" not in front["tags"]
-    assert front["license"].startswith("x --- # <script>")
+    assert front["license"] == "other"  # the hub would refuse the other
+    assert "license_name" not in front
     body = FRONT.sub("", text)
     assert not re.search(r"(?<!\\)<|\x1b|\u202e", body.split("## Usage")[0] + body.split("## Provenance")[1])
     assert re.search(r"^# x --- # \\<script> !\\\[i\\\]\(http://x\)", body, re.MULTILINE)

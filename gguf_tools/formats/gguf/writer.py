@@ -114,6 +114,7 @@ def write_groups(encoder: Encoder, groups: Iterable[Group], progress: ByteProgre
     """
 
     def write(group: Group) -> tuple[list[tuple[Encoded, Sequence[Target]]], int]:
+        """What the encoding of each block changed, with the block's files, and the number of bytes written."""
         done: list[tuple[Encoded, Sequence[Target]]] = []
         nbytes = 0
         rows = group[0][0].rows

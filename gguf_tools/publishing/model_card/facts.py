@@ -13,10 +13,11 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.card.modes import ChatModes, find_modes
 from gguf_tools.evaluation.card.suite import CardOptions
 from gguf_tools.evaluation.run import FidelityRequest, FileScores, measure_files
-from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf, read_header
+from gguf_tools.formats.gguf.header import Field, GGUFHeader, is_gguf, read_header
 from gguf_tools.inspection.report import inspect
 from gguf_tools.inspection.result import Inspection
 from gguf_tools.progress import StageProgress
+from gguf_tools.publishing.model_card.accepted import is_full_id
 from gguf_tools.publishing.model_card.memory import offloaded_bytes
 from gguf_tools.publishing.model_card.surgery import SurgeryTold, TellSurgery
 from gguf_tools.publishing.modelfile import Modelfile, modelfile_for, sampling_parameters
@@ -28,10 +29,9 @@ from gguf_tools.tokenizers.files import read_object
 DEFAULT_CONTEXT = 4096
 """Context length, in tokens, for which memory is reported, or the model's if that is shorter."""
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
 _BASE_MODEL = re.compile(r"general\.base_model\.\d+\.repo_url")
-_HUB_URL = "https://huggingface.co/"
+HUB_URL = "https://huggingface.co/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,54 +104,97 @@ def gather(
     for number, path in enumerate(every):
         if path in every[:number]:
             raise InputError(f"{path}: is given twice; give each file once")
-    if quantized_by is not None and not quantized_by.isprintable():
-        raise InputError(f"--quantized-by is {quantized_by!r}; expected a name of printable characters")
-    if base_model is not None and not _HUB_ID.fullmatch(base_model):
-        raise InputError(f"--base-model is {base_model!r}; expected a hub id (owner/name)")
+    check_names(base_model, quantized_by)
     _check_source(source)
     headers = [read_header(path) for path in every]
-    base_models = (base_model,) if base_model else _base_models(source, headers[0])
+    base_models = (base_model,) if base_model else base_models_of(source, headers[0].metadata)
     places = [Path(os.path.relpath(path, folder)).as_posix() for path in every]
     memories = []
     for path in every:
         with Runtime(path, options) as runtime:
-            memories.append(_memory(runtime, context))
+            memories.append(memory_of(runtime, context))
             if path == paths[0]:
-                modes, modelfile = find_modes(runtime), modelfile_for(places[0], runtime, context)
-                sampling = sampling_parameters(runtime.info.metadata)
+                chat = chat_facts(runtime, places[0], context)
     names = [path.name for path in every]
     labels = [place if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
-    described = [inspect(path) for path in every]
     measured = [
         *measure_files(paths, options, fidelity, card, progress),
         *measure_files(baselines, options, None, card, progress),
     ]
     files = [
-        CardFile(
-            path=path,
-            place=place,
-            label=label,
-            measured=found,
-            memory=memory,
-            offloaded=offloaded_bytes(path),
-            surgery=tell_surgery(header, found.model.layers, about.pattern),
-            model=about,
-            provenance=_provenance(header),
-        )
-        for path, place, label, found, memory, header, about in zip(
-            every, places, labels, measured, memories, headers, described, strict=True
-        )
+        card_file(path, place, label, found, memory, tell_surgery)
+        for path, place, label, found, memory in zip(every, places, labels, measured, memories, strict=True)
     ]
-    general = {key: field.value for key, field in headers[0].metadata.items() if key.startswith("general.")}
+    return facts_of_card(
+        files[: len(paths)],
+        chat,
+        baselines=files[len(paths) :],
+        base_models=base_models,
+        quantized_by=quantized_by,
+    )
+
+
+def check_names(base_model: str | None, quantized_by: str | None) -> None:
+    """Raise InputError for a name, given by the user, that the hub does not accept."""
+    if quantized_by is not None and not quantized_by.isprintable():
+        raise InputError(f"--quantized-by is {quantized_by!r}; expected a name of printable characters")
+    if base_model is not None and not is_full_id(base_model):
+        raise InputError(f"--base-model is {base_model!r}; expected a hub id (owner/name)")
+
+
+@dataclass(frozen=True)
+class ChatFacts:
+    """What follows from a file's vocabulary, chat template and sampling defaults."""
+
+    modes: ChatModes
+    modelfile: Modelfile
+    sampling: Mapping[str, float | int]
+
+
+def chat_facts(runtime: Runtime, place: str, context: int | None) -> ChatFacts:
+    """The facts of the file that `runtime` has open, with a Modelfile for it at `place`."""
+    modes, modelfile = find_modes(runtime), modelfile_for(place, runtime, context)
+    return ChatFacts(modes, modelfile, sampling_parameters(runtime.info.metadata))
+
+
+def card_file(
+    path: Path, place: str, label: str, measured: FileScores, memory: Memory, tell_surgery: TellSurgery
+) -> CardFile:
+    """A file on the card, with what its header says."""
+    header, about = read_header(path), inspect(path)
+    return CardFile(
+        path=path,
+        place=place,
+        label=label,
+        measured=measured,
+        memory=memory,
+        offloaded=offloaded_bytes(path),
+        surgery=tell_surgery(header, measured.model.layers, about.pattern),
+        model=about,
+        provenance=_provenance(header),
+    )
+
+
+def facts_of_card(
+    files: Sequence[CardFile],
+    chat: ChatFacts,
+    *,
+    baselines: Sequence[CardFile] = (),
+    base_models: tuple[str, ...] = (),
+    quantized_by: str | None = None,
+) -> CardFacts:
+    """The facts on a card of measured files; name and license are those in the first one's header."""
+    header = read_header(files[0].path)
+    general = {key: field.value for key, field in header.metadata.items() if key.startswith("general.")}
     return CardFacts(
-        name=str(general.get("general.name") or paths[0].stem),
-        files=tuple(files[: len(paths)]),
-        baselines=tuple(files[len(paths) :]),
+        name=str(general.get("general.name") or files[0].path.stem),
+        files=tuple(files),
+        baselines=tuple(baselines),
         metadata=general,
         base_models=base_models,
-        sampling=sampling,
-        modes=modes,
-        modelfile=modelfile,
+        sampling=chat.sampling,
+        modes=chat.modes,
+        modelfile=chat.modelfile,
         quantized_by=quantized_by,
     )
 
@@ -164,7 +207,8 @@ def _check_source(source: Path) -> None:
         open_checkpoint(source)
 
 
-def _memory(runtime: Runtime, context: int | None) -> Memory:
+def memory_of(runtime: Runtime, context: int | None) -> Memory:
+    """What llama.cpp reserves for `context` tokens, by default `DEFAULT_CONTEXT`. Raises InputError if the model has fewer."""
     limit = runtime.context_limit
     if context is not None and context > limit:
         raise InputError(
@@ -177,14 +221,14 @@ def _provenance(header: GGUFHeader) -> dict[str, Any]:
     return {key: field.value for key, field in header.metadata.items() if key.startswith("tinyq.")}
 
 
-def _base_models(source: Path, header: GGUFHeader) -> tuple[str, ...]:
-    """Ids on the hub of the files' base models: the source's own if it is known, else those recorded in the header."""
+def base_models_of(source: Path, metadata: Mapping[str, Field]) -> tuple[str, ...]:
+    """Ids on the hub of the files' base models: the source's own if it is known, else those in the metadata."""
     own = _hub_id(source)
     if own:
         return (own,)
-    urls = [field.value for key, field in header.metadata.items() if _BASE_MODEL.fullmatch(key)]
-    ids = [url.removeprefix(_HUB_URL) for url in urls if isinstance(url, str) and url.startswith(_HUB_URL)]
-    return tuple(found for found in ids if _HUB_ID.fullmatch(found))
+    urls = [field.value for key, field in metadata.items() if _BASE_MODEL.fullmatch(key)]
+    ids = [url.removeprefix(HUB_URL) for url in urls if isinstance(url, str) and url.startswith(HUB_URL)]
+    return tuple(found for found in ids if is_full_id(found))
 
 
 def _hub_id(source: Path) -> str | None:
@@ -194,4 +238,4 @@ def _hub_id(source: Path) -> str | None:
             return f"{match[1]}/{match[2]}"
     config = source / CONFIG
     name = read_object(config).get("_name_or_path") if config.is_file() else None
-    return name if isinstance(name, str) and _HUB_ID.fullmatch(name) and not Path(name).exists() else None
+    return name if isinstance(name, str) and is_full_id(name) and not Path(name).exists() else None

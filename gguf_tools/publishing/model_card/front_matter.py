@@ -5,17 +5,27 @@ Source: the hub's documentation of model cards (`modelcard.md` of huggingface/hu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from gguf_tools.publishing.model_card.facts import CardFacts
+from gguf_tools.publishing.model_card.accepted import accepted
+from gguf_tools.publishing.model_card.facts import HUB_URL, CardFacts
 from gguf_tools.text import one_line
+
+_DATASET = re.compile(r"general\.dataset\.\d+\.repo_url")
 
 
 def front_matter(facts: CardFacts) -> str:
-    """The YAML block with its `---` lines; keys without a known value are omitted."""
+    """The YAML block with its `---` lines; keys without a known value, or with one that the hub refuses, are omitted."""
+    kept, _ = checked_front_matter(facts)
+    return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=1000)}---\n"
+
+
+def checked_front_matter(facts: CardFacts) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The values of the YAML block, and a sentence on each value of the source that the hub would refuse."""
     general = facts.metadata
     values: dict[str, Any] = {
         "license": _text(general, "license"),
@@ -24,13 +34,20 @@ def front_matter(facts: CardFacts) -> str:
         "language": _list(general, "languages"),
         "base_model": list(facts.base_models) if len(facts.base_models) != 1 else facts.base_models[0],
         "base_model_relation": "quantized" if facts.base_models and not facts.operated else None,
+        "datasets": _datasets(general),
         "model_name": one_line(facts.name),
         "pipeline_tag": "text-generation",
+        "library_name": "gguf",
         "quantized_by": facts.quantized_by,
         "tags": _tags(facts),
     }
-    kept = {key: value for key, value in values.items() if value}
-    return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=1000)}---\n"
+    return accepted(values)
+
+
+def _datasets(general: Mapping[str, Any]) -> list[str]:
+    """The ids of the data sets that were recorded with their owners."""
+    urls = [value for key, value in general.items() if _DATASET.fullmatch(key) and isinstance(value, str)]
+    return [url.removeprefix(HUB_URL).removeprefix("datasets/") for url in urls if url.startswith(HUB_URL)]
 
 
 def _tags(facts: CardFacts) -> list[str]:

@@ -24,27 +24,30 @@ from gguf_tools.publishing.model_card.facts import CardFacts, CardFile
 from gguf_tools.publishing.model_card.front_matter import front_matter
 from gguf_tools.publishing.model_card.memory import memory_section
 from gguf_tools.publishing.model_card.methodology import methodology_section
+from gguf_tools.publishing.model_card.published import Published, check_section, types_section
 from gguf_tools.publishing.model_card.surgery import surgery_section
 from gguf_tools.publishing.model_card.usage import usage
 from gguf_tools.tables import Column, Table, markdown_table
 from gguf_tools.text import for_markdown, human_bytes, human_count
 
 
-def card_page(facts: CardFacts, modelfile: Path | None, search: str = "") -> str:
+def card_page(facts: CardFacts, modelfile: Path | None, search: str = "", published: Published | None = None) -> str:
     """The whole README.md, which links to `modelfile` in the same folder or, if that is None, shows the Modelfile's text.
 
-    `search` is a section on the search that found the surgery, in Markdown.
+    `search` is a section on the search that found the surgery, in Markdown. `published` are the facts on files that are published
+    together, each with a Modelfile of its own.
     """
     sections = [
         _head(facts),
-        _files(facts),
+        types_section(facts, published) if published else _files(facts),
         _scores(facts),
         comparison_section(facts),
         surgery_section([(file.label, file.surgery) for file in facts.files]),
         search,
         _details(facts),
         memory_section([(file.label, file.memory, file.offloaded) for file in facts.files]),
-        usage(facts, show_modelfile=modelfile is None),
+        usage(facts, modelfile is None and published is None, published),
+        check_section(facts, published) if published else "",
         methodology_section(facts),
         _provenance(facts),
     ]

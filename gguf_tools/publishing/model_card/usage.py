@@ -8,43 +8,59 @@ from collections.abc import Iterator
 
 from gguf_tools.evaluation.card.results import outcomes_of
 from gguf_tools.publishing.model_card.facts import CardFacts
+from gguf_tools.publishing.model_card.published import Published
 from gguf_tools.text import for_markdown
 
 _STORY = "Once upon a time"
 _GREETING = "Hello!"
 
 
-def usage(facts: CardFacts, show_modelfile: bool) -> str:
-    """The usage section for the first file; `show_modelfile` includes the Modelfile's text, if the card's folder has none."""
-    name, context = facts.files[0].place, facts.files[0].memory.context
+def usage(facts: CardFacts, show_modelfile: bool, published: Published | None = None) -> str:
+    """The usage section, for the first file or the one that `published` chooses.
+
+    Files on the hub are named by their repository and tag. `show_modelfile` includes the Modelfile's text, if the card's folder
+    has none.
+    """
+    file = facts.files[published.chosen if published else 0]
+    name, context = file.place, file.memory.context
+    hub = f"{published.repository}:{published.tags[published.chosen]}" if published and published.repository else None
+    model = f"-hf {hub} -c {context}" if hub else _model(name, context)
     return "\n".join(
         [
             "## Usage\n",
-            *_with_llama_cpp(facts, name, context),
-            *_thinking(facts, name, context),
-            *_with_python(facts, name, context),
-            *_with_ollama(facts, show_modelfile),
+            *_choice(facts, published),
+            *_with_llama_cpp(facts, model),
+            *_thinking(facts, model),
+            *_with_python(facts, name, context, published.repository if published else None),
+            *_with_ollama(facts, show_modelfile, hub, published),
+            *(_with_lm_studio(published.repository) if published and published.repository else ()),
         ]
     )
 
 
-def _with_llama_cpp(facts: CardFacts, name: str, context: int) -> Iterator[str]:
+def _choice(facts: CardFacts, published: Published | None) -> Iterator[str]:
+    """Which file the commands use, if there are several."""
+    if published and len(facts.files) > 1:
+        other = "another tag of the table" if published.repository else "another file's name"
+        yield f"The commands use {for_markdown(facts.files[published.chosen].label)}; put {other} in its place.\n"
+
+
+def _with_llama_cpp(facts: CardFacts, model: str) -> Iterator[str]:
     yield (
         "With llama.cpp, which takes the sampling settings from the file:\n" if facts.sampling else "With llama.cpp:\n"
     )
-    plain = f'llama-completion {_model(name, context)} -p "{_STORY}"'
-    lines = [_chat_command(name, context) if facts.modes.template else plain]
-    yield _block("bash", lines)
+    plain = f'llama-completion {model} -p "{_STORY}"'
+    yield _block("bash", [_chat_command(model) if facts.modes.template else plain])
 
 
-def _thinking(facts: CardFacts, name: str, context: int) -> Iterator[str]:
+def _thinking(facts: CardFacts, model: str) -> Iterator[str]:
     """How to ask with and without thinking, as the chat template allows, and what was measured of it."""
     modes = facts.modes
     if modes.switch and modes.thinking:
         for on, title in ((True, "With thinking"), (False, "Without thinking")):
             setting = json.dumps({modes.key: on})
             yield f"### {title}\n"
-            yield _block("bash", [f"{_chat_command(name, context)} --chat-template-kwargs {shlex.quote(setting)}"])
+            yield _block("bash", [f"{_chat_command(model)} --chat-template-kwargs {shlex.quote(setting)}"])
             request = json.dumps(
                 {"messages": [{"role": "user", "content": _GREETING}], "chat_template_kwargs": {modes.key: on}}
             )
@@ -73,18 +89,21 @@ def _measured_thinking(facts: CardFacts, part: str) -> Iterator[str]:
         yield f"Measured: answers with {_WORKS[part]}: {', '.join(counts)}.\n"
 
 
-def _chat_command(name: str, context: int) -> str:
-    return f"llama-cli {_model(name, context)} --jinja"
+def _chat_command(model: str) -> str:
+    return f"llama-cli {model} --jinja"
 
 
 def _model(name: str, context: int) -> str:
     return f"-m {shlex.quote(f'./{name}' if name.startswith('-') else name)} -c {context}"
 
 
-def _with_python(facts: CardFacts, name: str, context: int) -> Iterator[str]:
-    """An example for llama-cpp-python, `name` being the file and `context` the length in tokens."""
+def _with_python(facts: CardFacts, name: str, context: int, repository: str | None) -> Iterator[str]:
+    """An example for llama-cpp-python, `name` being the file, in `repository` if given, and `context` the length in tokens."""
     settings = "".join(f", {key}={value:g}" for key, value in facts.sampling.items())
-    lines = ["from llama_cpp import Llama", "", f"model = Llama({json.dumps(name)}, n_ctx={context})"]
+    opened = f"Llama({json.dumps(name)}, n_ctx={context})"
+    if repository:
+        opened = f"Llama.from_pretrained({json.dumps(repository)}, filename={json.dumps(name)}, n_ctx={context})"
+    lines = ["from llama_cpp import Llama", "", f"model = {opened}"]
     if facts.modes.template:
         question = json.dumps(_question(facts), ensure_ascii=False)
         lines += [
@@ -98,13 +117,23 @@ def _with_python(facts: CardFacts, name: str, context: int) -> Iterator[str]:
     yield _block("python", lines)
 
 
-def _with_ollama(facts: CardFacts, show_modelfile: bool) -> Iterator[str]:
+def _with_ollama(facts: CardFacts, show_modelfile: bool, hub: str | None, published: Published | None) -> Iterator[str]:
+    """The commands for Ollama: straight from the hub, and from the files with their Modelfile."""
     tag = _tag(facts.name)
+    modelfile = published.modelfiles[published.chosen] if published else "Modelfile"
     yield "With Ollama:\n"
-    yield _block("bash", [f"ollama create {tag} -f Modelfile", f"ollama run {tag}"])
+    if hub:
+        yield _block("bash", [f"ollama run hf.co/{hub}"])
+        yield "or, with the Modelfile here, which has the template and the sampling settings:\n"
+    yield _block("bash", [f"ollama create {tag} -f {shlex.quote(modelfile)}", f"ollama run {tag}"])
     if show_modelfile:
         yield "where `Modelfile` is\n"
         yield _block("", facts.modelfile.text.splitlines())
+
+
+def _with_lm_studio(repository: str) -> Iterator[str]:
+    yield "With LM Studio, by its search for the repository's name or by its command line, which asks for the file:\n"
+    yield _block("bash", [f"lms get https://huggingface.co/{repository}"])
 
 
 def _question(facts: CardFacts) -> str:
