@@ -24,8 +24,7 @@ from gguf_tools.families.tiny import attention as tiny_attention
 from gguf_tools.families.tiny.writing import random_tensors, write_checkpoint, write_tiny_tokenizer
 from gguf_tools.model.spec import ClampedSwiGLU, Layer, LayerSpec, LayerTensors, Model, MoE, Norm, Router
 from gguf_tools.sources.checkpoint import Checkpoint
-from gguf_tools.tensors.base import Tensor
-from gguf_tools.tensors.views import Reshaped, Transposed, stack, take, take_columns
+from gguf_tools.tensors.views import matrices, stack, take_columns, transposed
 
 SINKS = "self_attn.sinks"
 
@@ -61,9 +60,9 @@ def _experts(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int
     down = inventory.take(f"{prefix}experts.down_proj", experts, width, hidden)
     part: LayerTensors = {"moe.router": router, "moe.logit_bias": inventory.take(f"{prefix}router.bias", experts)}
     for name, columns in (("gate", np.arange(0, 2 * width, 2)), ("up", np.arange(1, 2 * width, 2))):
-        part[f"moe.{name}"] = stack([Transposed(take_columns(each, columns)) for each in _matrices(both)])
+        part[f"moe.{name}"] = stack([transposed(take_columns(each, columns)) for each in matrices(both)])
         part[f"moe.{name}_bias"] = take_columns(bias, columns)
-    part["moe.down"] = stack([Transposed(each) for each in _matrices(down)])
+    part["moe.down"] = stack([transposed(each) for each in matrices(down)])
     part["moe.down_bias"] = inventory.take(f"{prefix}experts.down_proj_bias", experts, hidden)
     config.expect("num_local_experts", experts)
     config.expect("intermediate_size", width)
@@ -71,11 +70,6 @@ def _experts(inventory: Inventory, config: ClassConfig, prefix: str, hidden: int
     if top_k > experts:
         raise CheckpointError(f"{config.path}: num_experts_per_tok is {top_k}, but the router has {experts} experts")
     return MoE(experts, width, Router(top_k=top_k, logit_bias=True), bias=frozenset({"gate", "up", "down"})), part
-
-
-def _matrices(stacked: Tensor) -> list[Tensor]:
-    """The matrices that a tensor of three axes consists of."""
-    return [Reshaped(take(stacked, range(n, n + 1)), stacked.shape[1:]) for n in range(stacked.shape[0])]
 
 
 _STATED: Mapping[str, Any] = {

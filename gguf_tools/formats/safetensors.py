@@ -85,6 +85,10 @@ class StoredTensor(Tensor):
         raw = self.file.read(self.offset + start * width, (stop - start) * width)
         return np.frombuffer(raw, kind).astype(np.float64)
 
+    def stored_bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
+        width = WIDTHS[self.dtype]
+        return np.frombuffer(self.file.read(self.offset + start * width, (stop - start) * width), np.uint8)
+
     @property
     def stored(self) -> TensorType:
         return {"F16": F16, "BF16": BF16}.get(self.dtype, F32)

@@ -109,6 +109,15 @@ class StateTensor(Tensor):
             return super().numbers(start, stop)
         return np.asarray(self.values.reshape(-1)[start:stop].to(torch.float64).numpy(), np.float64)
 
+    def stored_bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
+        import torch
+
+        piece = self.values.reshape(-1)[start:stop]
+        out = np.asarray(piece.contiguous().view(torch.uint8).clone().numpy(), np.uint8)
+        if self.mapped and self.values.is_contiguous():
+            _give_back(piece)
+        return out
+
 
 @dataclass(frozen=True)
 class StateDict:

@@ -23,6 +23,7 @@ from gguf_tools.formats.text_file import Kind, parse_json, read_text
 from gguf_tools.sources.consolidated import consolidated_files, is_one_of_several, join_shards
 from gguf_tools.sources.inputs import beside_files
 from gguf_tools.sources.names import plain_names
+from gguf_tools.sources.packing import Packing
 from gguf_tools.sources.tying import ties
 from gguf_tools.tensors.base import Tensor
 
@@ -62,7 +63,8 @@ class Checkpoint:
     `path` is the folder or file that was opened; `metadata` is safetensors' `__metadata__`; `buffers` are tensors that are
     computed rather than learned, separated from the weights by `gguf_tools.sources.restore`; `notes` are sentences for the
     user about what was left out or restored. `replaced` maps the config keys that the user overrode to the file's own values
-    (None if it has none). `description` says what the tensors are, for a decoder that no family knows.
+    (None if it has none). `packings` are the formats that weights were unpacked from. `description` says what the tensors are,
+    for a decoder that no family knows.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     replaced: Mapping[str, Any] = field(default_factory=dict)
+    packings: tuple[Packing, ...] = ()
     description: DescriptionText | None = None
 
     @property

@@ -50,6 +50,13 @@ class Tensor(ABC):
         BF16, uint8 for all others. `start` and `stop` are multiples of that type's block size."""
         return self.flat(start, stop)
 
+    def stored_bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of elements `start` to `stop` as the source stores them, whatever its type; only for tensors of a file.
+
+        Raises TypeError for tensors that are not stored anywhere.
+        """
+        raise TypeError(f"{', '.join(self.sources)} is computed, so it has no stored bytes")
+
     @property
     def size(self) -> int:
         """Number of elements."""

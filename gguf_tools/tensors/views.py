@@ -66,6 +66,9 @@ class Reshaped(View):
     def raw(self, start: int, stop: int) -> RawArray:
         return self.base.raw(start, stop)
 
+    def stored_bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return self.base.stored_bytes(start, stop)
+
 
 class Selection(View):
     """Elements of its parts in another order; `raw` copies F16 and BF16 elements without widening them."""
@@ -316,5 +319,19 @@ def interleave_rows(parts: Sequence[Tensor], blocks: int) -> Tensor:
 
 
 def take_columns(base: Tensor, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
-    """The columns `index` of a matrix, lazily."""
+    """The columns `index` of a matrix, lazily; of a transposed matrix the rows of its base, which are read in pieces."""
+    if isinstance(base, Transposed):
+        return Transposed(take(base.base, index))
     return Columns((base,), np.asarray(index, np.int64))
+
+
+def transposed(base: Tensor) -> Tensor:
+    """A matrix with its axes exchanged; that of a transposed matrix is its base."""
+    return base.base if isinstance(base, Transposed) else Transposed(base)
+
+
+def matrices(stacked: Tensor) -> list[Tensor]:
+    """The matrices that a tensor of three axes consists of; those that it was joined from, if it was."""
+    if isinstance(stacked, Joined) and all(part.shape == stacked.shape[1:] for part in stacked.tensors):
+        return list(stacked.tensors)
+    return [Reshaped(take(stacked, range(n, n + 1)), stacked.shape[1:]) for n in range(stacked.shape[0])]

@@ -20,6 +20,7 @@ from gguf_tools.sources.restore.mlx import undo_mlx
 from gguf_tools.sources.restore.packed import refuse_packed
 from gguf_tools.sources.restore.scales import drop_runtime_scales
 from gguf_tools.sources.restore.towers import text_part
+from gguf_tools.sources.restore.unpack import unpack
 
 __all__ = ["restore"]
 
@@ -27,11 +28,12 @@ __all__ = ["restore"]
 def restore(checkpoint: Checkpoint, *, text_only: bool = True) -> Checkpoint:
     """The checkpoint in the published layout; its tensors stay lazy.
 
-    Raises UnsupportedError, naming the tensor, for weights packed by another quantizer, for adapters, and, unless
+    Raises UnsupportedError, naming the tensor, for weights packed in a format that is not read, for adapters, and, unless
     `text_only`, for a vision or audio tower; CheckpointError for tensors that do not fit together.
     """
-    refuse_packed(checkpoint)
     steps = (
+        unpack,
+        refuse_packed,
         resolve_aliases,
         set_buffers_aside,
         drop_runtime_scales,

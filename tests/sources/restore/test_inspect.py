@@ -99,10 +99,10 @@ def test_an_unknown_family_still_has_its_types(tmp_path: Path) -> None:
 
 
 def test_packed_weights_and_no_tokenizer(tmp_path: Path) -> None:
-    save_file({"a.qweight": np.zeros((4, 8), "i4"), "a.g_idx": np.zeros(4, "i4")}, tmp_path / "model.safetensors")
+    save_file({"a.W_q": np.zeros((4, 8), "u1"), "a.scale": np.zeros(4, "f4")}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}", "utf-8")
     problems = inspect(tmp_path).problems
-    assert "packed by GPTQ" in problems[0]
+    assert "packed by HQQ" in problems[0]
     assert len(problems) == 2
 
 

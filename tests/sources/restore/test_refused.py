@@ -19,21 +19,12 @@ from gguf_tools.families.tiny.hybrid import write_qwen35
 
 W = "model.layers.0.self_attn.q_proj"
 PACKED = {
-    "bitsandbytes \\(4 bit\\)": (
-        {f"{W}.weight": "u1", f"{W}.weight.absmax": "f4", f"{W}.weight.quant_map": "f4"},
-        "dequantize()",
-    ),
-    "bitsandbytes \\(4 bit\\) ": (
-        {f"{W}.weight": "u1", f"{W}.weight.quant_state.bitsandbytes__nf4": "u1"},
-        "dequantize()",
-    ),
-    "bitsandbytes \\(8 bit\\)": ({f"{W}.weight": "i1", f"{W}.SCB": "f4"}, "dequantize()"),
-    "GPTQ": ({f"{W}.qweight": "i4", f"{W}.qzeros": "i4", f"{W}.scales": "f2", f"{W}.g_idx": "i4"}, "GPTQModel"),
-    "AWQ": ({f"{W}.qweight": "i4", f"{W}.qzeros": "i4", f"{W}.scales": "f2"}, "AutoAWQ"),
-    "MLX": ({f"{W}.weight": "u4", f"{W}.scales": "f2", f"{W}.biases": "f2"}, "--dequantize"),
-    "compressed-tensors": ({f"{W}.weight_packed": "i4", f"{W}.weight_scale": "f2"}, "compressed-tensors library"),
+    "bitsandbytes": ({f"{W}.weight": "u1", f"{W}.weight.absmax": "f4", f"{W}.weight.quant_map": "f4"}, "dequantize()"),
     "HQQ": ({f"{W}.W_q": "u1", f"{W}.scale": "f2"}, "hqq"),
     "some-method": ({f"{W}.weight": "i1"}, "16 bit"),
+    "some-method ": ({f"{W}.qweight": "i4", f"{W}.qzeros": "i4", f"{W}.scales": "f2", f"{W}.g_idx": "i4"}, "16 bit"),
+    "some-method  ": ({f"{W}.weight": "u4", f"{W}.scales": "f2", f"{W}.biases": "f2"}, "16 bit"),
+    "some-method   ": ({f"{W}.weight_packed": "i4", f"{W}.weight_scale": "f2"}, "16 bit"),
 }
 
 
