@@ -16,22 +16,27 @@ __all__ = [
     "AskResult",
     "ConvertResult",
     "DescribeResult",
+    "EditResult",
     "EvaluateResult",
     "GGUFFile",
     "Inspection",
     "LoadedModel",
     "OperateResult",
     "QuantizeResult",
+    "ReshapeResult",
     "__version__",
     "ask",
     "convert",
     "describe",
+    "edit",
     "evaluate",
     "inspect",
     "load_model",
+    "merge",
     "open_gguf",
     "operate",
     "quantize",
+    "split",
 ]
 
 if TYPE_CHECKING:
@@ -40,15 +45,18 @@ if TYPE_CHECKING:
     from gguf_tools.api.ask import ask
     from gguf_tools.api.convert import convert
     from gguf_tools.api.describe import describe
+    from gguf_tools.api.edit import edit
     from gguf_tools.api.evaluate import evaluate
     from gguf_tools.api.inspect import inspect
     from gguf_tools.api.load_model import load_model
     from gguf_tools.api.open_gguf import open_gguf
     from gguf_tools.api.operate import operate
     from gguf_tools.api.quantize import quantize
+    from gguf_tools.api.reshape import merge, split
     from gguf_tools.api.results.conversation import AskResult
     from gguf_tools.api.results.conversion import ConvertResult
     from gguf_tools.api.results.description import DescribeResult
+    from gguf_tools.api.results.editing import EditResult, ReshapeResult
     from gguf_tools.api.results.evaluation import EvaluateResult
     from gguf_tools.api.results.gguf import GGUFFile
     from gguf_tools.api.results.model import LoadedModel
@@ -60,21 +68,26 @@ _MODULES = {
     "AskResult": "api.results.conversation",
     "ConvertResult": "api.results.conversion",
     "DescribeResult": "api.results.description",
+    "EditResult": "api.results.editing",
     "EvaluateResult": "api.results.evaluation",
     "GGUFFile": "api.results.gguf",
     "Inspection": "inspection.result",
     "LoadedModel": "api.results.model",
     "OperateResult": "api.results.surgery",
     "QuantizeResult": "api.results.quantization",
+    "ReshapeResult": "api.results.editing",
     "ask": "api.ask",
     "convert": "api.convert",
     "describe": "api.describe",
+    "edit": "api.edit",
     "evaluate": "api.evaluate",
     "inspect": "api.inspect",
     "load_model": "api.load_model",
+    "merge": "api.reshape",
     "open_gguf": "api.open_gguf",
     "operate": "api.operate",
     "quantize": "api.quantize",
+    "split": "api.reshape",
 }
 """Public name → the module that defines it. A subpackage of such a name would hide the function when it is
 imported, unless it puts the function in its own place, as `evaluate` does."""

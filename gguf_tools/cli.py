@@ -52,6 +52,9 @@ COMMANDS = {
     "ask": ("gguf_tools.commands.ask:ask_command", "Ask a GGUF one question, with its own chat template."),
     "chat": ("gguf_tools.commands.chat:chat", "Chat with a GGUF in the terminal."),
     "inspect": ("gguf_tools.commands.inspect:inspect_command", "Describe a checkpoint or a GGUF."),
+    "edit": ("gguf_tools.commands.edit:edit", "Change metadata and tensors' names of a GGUF."),
+    "split": ("gguf_tools.commands.split:split", "Split a GGUF into shards, as llama.cpp's gguf-split does."),
+    "merge": ("gguf_tools.commands.merge:merge", "Merge the shards of a GGUF into one file."),
     "search": ("gguf_tools.commands.search:search", "Look for the layer surgery that scores best."),
     "demo": ("gguf_tools.commands.demo:demo", "Convert, quantize and evaluate a bundled model."),
 }

@@ -30,6 +30,7 @@ ROOMS = (
     "quantization",
     "verification",
     "runtime",
+    "editing",
     "inspection",
     "evaluation",
     "allocation",

@@ -80,6 +80,30 @@ def assigned_type(context: click.Context, parameter: click.Parameter, incomplete
     return _starting(tensor_types(), kind, f"{pattern}=") if equals else []
 
 
+def keys_of_file(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The keys of the GGUF that the line names; for KEY=VALUE with the sign."""
+    end = "=" if parameter.name == "values" else ""
+    return [] if "=" in incomplete else _starting([f"{key}{end}" for key in _header_names(context)[0]], incomplete)
+
+
+def tensors_of_file(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The tensors of the GGUF that the line names, for OLD=NEW."""
+    return [] if "=" in incomplete else _starting([f"{name}=" for name in _header_names(context)[1]], incomplete)
+
+
+def _header_names(context: click.Context) -> tuple[list[str], list[str]]:
+    """The keys and the tensors of the line's GGUF; none while it is not one."""
+    from gguf_tools.errors import CheckpointError
+    from gguf_tools.formats.gguf.header import read_header
+
+    source = context.params.get("source")
+    try:
+        header = read_header(source) if source else None
+    except CheckpointError:
+        header = None
+    return (list(header.metadata), [entry.name for entry in header.tensors]) if header else ([], [])
+
+
 def surgery_parameters() -> list[click.Parameter]:
     """The surgery options as click's own, which only completion sees (`WithSurgery` reads them before click does)."""
     from surgery.algebra import HALVES

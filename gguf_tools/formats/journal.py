@@ -4,6 +4,9 @@ The change is first written to a journal in the same folder and flushed to the d
 the journal is renamed to an undo record. A leftover journal means that a change was interrupted: readers refuse the file
 (`refuse_interrupted`), and commands that may write it complete the change first (`recover`, `change`, `undo`). A lock on the
 file, released when its process ends, prevents two changes at once.
+
+A change that makes the file longer or shorter at its start writes a new file that replaces it (`rewrite`); its undo record has a
+single patch of two lengths, and undoing it rewrites the file again.
 """
 
 from __future__ import annotations
@@ -13,20 +16,30 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from gguf_tools import signals
 from gguf_tools.errors import CheckpointError, InputError, OutputError
 from gguf_tools.formats.commit import sync
+from gguf_tools.formats.copying import copy_range
+from gguf_tools.formats.data_file import DataFile
+from gguf_tools.formats.output import atomic_output
 from gguf_tools.formats.temporary import create_file, remove_leftovers, temporaries
 from gguf_tools.formats.text_file import Kind, load_json, read_bytes
+from gguf_tools.progress import ByteProgress
+
+GAP = 64
+"""Changes separated by at least this many equal bytes are written as two patches."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """The bytes at `offset` change from `old` to `new`, both of the same length."""
+    """The bytes at `offset` change from `old` to `new`, both of the same length unless the file was rewritten."""
 
     offset: int
     old: bytes
@@ -38,6 +51,17 @@ class Patch:
         return Patch(self.offset, self.new, self.old)
 
 
+def differences(old: bytes, new: bytes) -> tuple[Patch, ...]:
+    """The patches that turn `old` into `new` (such as headers, of the same length), merged if less than `GAP` bytes apart."""
+    places = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
+    if not places.size:
+        return ()
+    breaks = np.flatnonzero(np.diff(places) > GAP)
+    starts = [int(places[0]), *(int(places[n + 1]) for n in breaks)]
+    stops = [*(int(places[n]) + 1 for n in breaks), int(places[-1]) + 1]
+    return tuple(Patch(a, old[a:b], new[a:b]) for a, b in zip(starts, stops, strict=True))
+
+
 @dataclass(frozen=True)
 class Record:
     """A change to a file of `size` bytes; `note` describes it, `undoes` says whether it undoes the last change."""
@@ -46,6 +70,11 @@ class Record:
     patches: tuple[Patch, ...]
     note: str
     undoes: bool = False
+
+    @property
+    def rewrites(self) -> Patch | None:
+        """The change of a file that was written anew with another start, None for a change in place."""
+        return next((patch for patch in self.patches if len(patch.old) != len(patch.new)), None)
 
     def packed(self) -> bytes:
         """The record as JSON, as stored in the journal."""
@@ -101,21 +130,109 @@ def undo(path: Path) -> str:
 
     Raises InputError if no change is recorded, or the record does not fit the file.
     """
-    with _locked(path) as file, signals.held():
-        interrupted = _finish(path, file)
-        if interrupted and interrupted.undoes:
-            return interrupted.note
-        records = undo_paths(path)
-        if not records:
-            raise InputError(f"{path}: nothing to undo: its folder has no undo record of it; check the path")
-        last = _read(records[-1])
-        if os.fstat(file).st_size != last.size:
-            raise InputError(
-                f"{path}: has {os.fstat(file).st_size} bytes; expected {last.size}, as {records[-1].name} says; remove that "
-                "record"
-            )
-        _begin(path, file, Record(last.size, tuple(patch.reversed for patch in last.patches), last.note, undoes=True))
+    with _locked(path) as file:
+        with signals.held():
+            interrupted = _finish(path, file)
+            if interrupted and interrupted.undoes:
+                return interrupted.note
+            last, record = _last(path, file)
+            if os.fstat(file).st_size != last.size:
+                raise InputError(
+                    f"{path}: has {os.fstat(file).st_size} bytes; expected {last.size}, as {record.name} says; remove that "
+                    "record"
+                )
+            if not last.rewrites:
+                undone = tuple(patch.reversed for patch in last.patches)
+                _begin(path, file, Record(last.size, undone, last.note, undoes=True))
+        if last.rewrites:
+            _replace_start(path, last.rewrites.reversed)
+            record.unlink()
         return last.note
+
+
+def _last(path: Path, file: int) -> tuple[Record, Path]:
+    """The last change that can be undone, and the path of its undo record.
+
+    A record of a rewriting that was killed before its file appeared is removed. Raises InputError if there is none.
+    """
+    records = undo_paths(path)
+    while records:
+        last = _read(records[-1])
+        moved = last.rewrites
+        if (
+            not moved
+            or os.pread(file, len(moved.new), 0) == moved.new
+            or os.pread(file, len(moved.old), 0) != moved.old
+        ):
+            return last, records[-1]
+        records.pop().unlink()
+    raise InputError(f"{path}: nothing to undo: its folder has no undo record of it; check the path")
+
+
+def rewrite(
+    path: Path,
+    patch: Patch,
+    note: str,
+    *,
+    progress: ByteProgress = lambda _: None,
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Replace the file by one that starts with `patch.new` instead of `patch.old`, of another length; `undo` takes it back.
+
+    The file keeps its permissions. `check` is called before it is replaced. Raises InputError if the file does not start with
+    `patch.old`, OutputError if the disk has no room for the new file beside it.
+    """
+    with _locked(path) as file:
+        with signals.held():
+            _finish(path, file)
+            undo_path = _next_undo(path, undo_paths(path))
+            remove_leftovers(undo_path)
+            size = os.fstat(file).st_size + len(patch.new) - len(patch.old)
+            _create(undo_path, Record(size, (patch,), note).packed())
+        try:
+            _replace_start(path, patch, progress, check)
+        except BaseException:
+            if os.path.samestat(os.fstat(file), os.lstat(path)):  # not replaced
+                undo_path.unlink(missing_ok=True)
+            raise
+
+
+def _replace_start(
+    path: Path, patch: Patch, progress: ByteProgress = lambda _: None, check: Callable[[], None] | None = None
+) -> None:
+    """Write the file anew with `patch.new` instead of `patch.old` at its start. Raises InputError if it does not start so."""
+    source = DataFile(path)
+    if bytes(source.read(0, min(len(patch.old), source.size))) != patch.old:
+        raise InputError(f"{path}: has changed since it was read; run the command again")
+    rest = source.size - len(patch.old)
+    with atomic_output(path, force=True, size=len(patch.new) + rest, check=check) as stream:
+        os.fchmod(stream.fileno(), stat.S_IMODE(os.fstat(source.descriptor).st_mode))
+        stream.write(patch.new)
+        stream.flush()
+        copy_range(source, len(patch.old), rest, stream.fileno(), len(patch.new), progress)
+
+
+def _next_undo(path: Path, records: list[Path]) -> Path:
+    """The path of the next undo record."""
+    number = int(records[-1].name.rpartition("-")[2]) + 1 if records else 1
+    return path.with_name(f".{path.name}.tinyq-undo-{number}")
+
+
+def _create(path: Path, data: bytes) -> None:
+    """Write a journal or an undo record atomically, and flush it."""
+    with create_file(path) as stream:
+        temporary = Path(os.fsdecode(stream.name))
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(stream.fileno(), view) :]
+            os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            # Such as a full disk: nothing has begun.
+            temporary.unlink(missing_ok=True)
+            raise
+    sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -131,6 +248,8 @@ def _locked(path: Path) -> Iterator[int]:
         raise OutputError(f"{path}: cannot be changed in place ({error.strerror}); write to another file") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
+        if not os.path.samestat(os.fstat(file), os.lstat(path)):
+            raise InputError(f"{path}: was replaced by another run; run the command again")
         yield file
     except OSError as error:
         begun = os.path.lexists(journal_path(path))
@@ -145,19 +264,7 @@ def _begin(path: Path, file: int, record: Record) -> None:
     for patch in record.patches:
         if os.pread(file, len(patch.old), patch.offset) != patch.old:
             raise InputError(f"{path}: has changed since it was read; run the command again")
-    with create_file(journal_path(path)) as stream:
-        temporary = Path(os.fsdecode(stream.name))
-        try:
-            data = memoryview(record.packed())
-            while data:
-                data = data[os.write(stream.fileno(), data) :]
-            os.fsync(stream.fileno())
-            os.replace(temporary, journal_path(path))
-        except BaseException:
-            # Such as a full disk: nothing has begun.
-            temporary.unlink(missing_ok=True)
-            raise
-    sync(path.parent)
+    _create(journal_path(path), record.packed())
     _finish(path, file)
 
 
@@ -173,9 +280,7 @@ def _finish(path: Path, file: int) -> Record | None:
     record = _read(journal)
     for patch in record.patches:
         found = os.pread(file, len(patch.new), patch.offset)
-        # After a torn write each byte is either the old or the new one.
-        torn = len(found) == len(patch.new) and all(map(_either, found, patch.old, patch.new))
-        if not torn or os.fstat(file).st_size != record.size:
+        if not _torn(found, patch) or os.fstat(file).st_size != record.size:
             raise InputError(f"{path}: has bytes or a size that {journal.name} does not record; remove that journal")
     for patch in record.patches:
         data, at = memoryview(patch.new), patch.offset
@@ -186,9 +291,8 @@ def _finish(path: Path, file: int) -> Record | None:
     signals.wrote(path)
     records = undo_paths(path)
     if not record.undoes:
-        number = int(records[-1].name.rpartition("-")[2]) + 1 if records else 1
         # The rename is not flushed: if a power failure undoes it, the same change is applied again, to no effect.
-        os.replace(journal, path.with_name(f".{path.name}.tinyq-undo-{number}"))
+        os.replace(journal, _next_undo(path, records))
     else:
         # After a crash between these two steps the undone record is already gone; an older one must stay.
         undone = tuple(patch.reversed for patch in record.patches)
@@ -199,8 +303,12 @@ def _finish(path: Path, file: int) -> Record | None:
     return record
 
 
-def _either(found: int, old: int, new: int) -> bool:
-    return found in (old, new)
+def _torn(found: bytes, patch: Patch) -> bool:
+    """Whether each byte found is the old or the new one, as after a write that was interrupted."""
+    if len(found) != len(patch.new):
+        return False
+    bytes_found, old, new = (np.frombuffer(data, np.uint8) for data in (found, patch.old, patch.new))
+    return bool(((bytes_found == old) | (bytes_found == new)).all())
 
 
 def _read(path: Path) -> Record:
@@ -211,7 +319,12 @@ def _read(path: Path) -> Record:
         data = load_json(read_bytes(path, Kind.JOURNAL))
         patches = tuple(Patch(int(at), bytes.fromhex(old), bytes.fromhex(new)) for at, old, new in data["patches"])
         record = Record(int(data["size"]), patches, str(data["note"]), bool(data["undoes"]))
-        whole = all(len(p.old) == len(p.new) and 0 <= p.offset <= record.size - len(p.new) for p in patches)
+        whole = all(0 <= p.offset <= record.size - len(p.new) for p in patches)
+        moved = record.rewrites
+        # Only the start of a file may change its length, by a record of its own, which is no journal.
+        whole = whole and (
+            not moved or ((len(patches), moved.offset) == (1, 0) and path.name.rpartition("-")[2].isdecimal())
+        )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: is not a journal or undo record written by tinyq ({error}); remove it") from error
     if not whole:

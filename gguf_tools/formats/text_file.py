@@ -33,7 +33,8 @@ class Kind(Enum):
     GOLDEN = "golden values", 64 << 20
     REPORT = "a report", 64 << 20
     SAMPLES = "a file of a benchmark's samples", 2 << 30
-    JOURNAL = "the journal of an in-place change", 64 << 20
+    HEADER = "a header as TOML", 128 << 20
+    JOURNAL = "the journal of an in-place change", 128 << 20
     MATRIX = "an importance matrix in the old format", 1 << 30
 
     def __init__(self, label: str, most: int) -> None:

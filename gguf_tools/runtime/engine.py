@@ -60,6 +60,8 @@ class Engine:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options["gpu_layers"]
         params.vocab_only = options["vocab_only"]
+        if options["no_alloc"]:
+            params.no_alloc, params.load_mode = True, lib.LLAMA_LOAD_MODE_NONE
 
         def on_progress(share: float, _: Any) -> bool:
             progress(int(share * 100), 100)

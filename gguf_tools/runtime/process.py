@@ -72,6 +72,7 @@ class RuntimeOptions:
     `threads`: None means the physical cores that this process may use.
     `context_length`: most tokens of a sequence; None means the model's training context.
     `vocab_only`: load tokenizer and metadata, but no weights.
+    `no_alloc`: check metadata and tensors as for a model that is run, but load no weights; nothing can be computed.
     `timeout`: seconds without a message from the process after which it is killed; None means never. The default is 600, or
     the value set by `silence_limit`.
     """
@@ -82,6 +83,7 @@ class RuntimeOptions:
     threads: int | None = None
     context_length: int | None = None
     vocab_only: bool = False
+    no_alloc: bool = False
     timeout: float | None = field(default_factory=current_limit)
 
     def __post_init__(self) -> None:
@@ -499,8 +501,8 @@ class Runtime:
         return flat.astype(np.int32)
 
     def _check_weights(self) -> None:
-        if self.options.vocab_only:
-            raise InputError(f"{self.path}: only the vocabulary was loaded (vocab_only); load the weights to compute")
+        if self.options.vocab_only or self.options.no_alloc:
+            raise InputError(f"{self.path}: no weights were loaded (vocab_only, no_alloc); load them to compute")
 
     def _check_lengths(self, sequences: Sequence[Sequence[int]], more: int | Sequence[int]) -> int:
         """Tokens of the longest sequence, each plus the `more` that follow it.

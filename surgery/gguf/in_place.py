@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from gguf_tools.errors import InputError, OutputError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import Field, TensorEntry, string
 from gguf_tools.formats.gguf.split import COUNT
-from gguf_tools.formats.journal import Patch, change
+from gguf_tools.formats.journal import Patch, change, differences
 from gguf_tools.tokenizers.model_name import NAME
 from surgery.algebra import Original, is_permutation, origins
 from surgery.gguf.layers import LAYER
@@ -22,8 +20,6 @@ from surgery.gguf.outside import sliced
 from surgery.gguf.rewrite import GGUFPlan
 from surgery.recipe import Recipe
 
-GAP = 64
-"""Changes separated by at least this many equal bytes are written as two patches."""
 ROOM = 4096
 """Maximum change of the reserve's length, in bytes."""
 
@@ -102,14 +98,3 @@ def _fitted(plan: GGUFPlan, changes: dict[str, Field | None], entries: list[Tens
     if not isinstance(reserve, str) or not -ROOM < excess <= len(reserve):
         return None
     return header.rewritten({**changes, keys.RESERVE: string(" " * (len(reserve) - excess))}, entries)
-
-
-def differences(old: bytes, new: bytes) -> tuple[Patch, ...]:
-    """The patches that turn `old` into `new` (headers of the same length), merged if less than `GAP` bytes apart."""
-    places = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
-    if not places.size:
-        return ()
-    breaks = np.flatnonzero(np.diff(places) > GAP)
-    starts = [int(places[0]), *(int(places[n + 1]) for n in breaks)]
-    stops = [*(int(places[n]) + 1 for n in breaks), int(places[-1]) + 1]
-    return tuple(Patch(a, old[a:b], new[a:b]) for a, b in zip(starts, stops, strict=True))

@@ -9,14 +9,18 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from gguf_tools import convert, operate, quantize
+from gguf_tools import convert, operate, quantize, split
+from gguf_tools.editing.header_toml import header_toml
 from gguf_tools.evaluation.golden.write import write_golden
 from gguf_tools.families.registry import family_named
+from gguf_tools.formats.gguf.header import read_header, string
 from gguf_tools.formats.gguf.imatrix import write_imatrix
+from gguf_tools.formats.gguf.split import sibling_parts
 from quant.imatrix import ImportanceMatrix, Statistics
 
 PROMPTS = "The cat and the other\nin the end\n"
@@ -64,6 +68,18 @@ def _changed(made: Materials, path: Path) -> None:
     """A GGUF that was changed in place, with the record that takes it back beside it."""
     path.write_bytes(made.path("f32.gguf").read_bytes())
     operate(path, None, "swap(0:1)", in_place=True)
+
+
+def _part(made: Materials, path: Path) -> None:
+    """The first of two shards, with the second beside it."""
+    split(made.path("f32.gguf"), path.with_name("part"), max_tensors=20)
+
+
+def _header(made: Materials, path: Path) -> None:
+    """The header of f32.gguf as TOML, with another name."""
+    header = read_header(made.path("f32.gguf"))
+    lines = header_toml(replace(header, metadata={**header.metadata, "general.name": string("Edited")}), header.tensors)
+    path.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def _matrix(_: Materials, path: Path) -> None:
@@ -148,6 +164,9 @@ MAKERS: dict[str, Callable[[Materials, Path], None]] = {
     "small.gguf": _small,
     "changed.gguf": _changed,
     "matrix.gguf": _matrix,
+    "part-00001-of-00002.gguf": _part,
+    "header.toml": _header,
+    "template.jinja": _written("{% for message in messages %}{{ message.content }}{% endfor %}" + " " * 2000),
     "golden": _golden,
     "passages.txt": _written(PASSAGES),
     "study.db": _study,
@@ -162,5 +181,5 @@ MAKERS: dict[str, Callable[[Materials, Path], None]] = {
 
 
 def companions(path: Path) -> list[Path]:
-    """What lies beside an input and belongs to it: the undo records of a file."""
-    return sorted(path.parent.glob(f".{path.name}.*"))
+    """What lies beside an input and belongs to it: the undo records of a file, the other shards of a split one."""
+    return [*sorted(path.parent.glob(f".{path.name}.*")), *sibling_parts(path)[1:]]

@@ -48,6 +48,35 @@ SCENARIOS: tuple[Scenario, ...] = (
         llama="encode",
     ),
     Scenario(
+        command="edit",
+        line="edit {in}/f32.gguf {out}/model.gguf --from {in}/header.toml --no-prove --json {out}/report.json",
+    ),
+    Scenario(
+        command="edit",
+        variant="in place",
+        line="edit {in}/f32.gguf --in-place --set qwen3.context_length=64 --prove --json {out}/report.json",
+        llama="prove",
+        changes=("f32.gguf",),
+        recovery=("edit {in}/f32.gguf --in-place", "inspect {in}/f32.gguf --json {out}/report.json --force"),
+    ),
+    Scenario(
+        command="edit",
+        variant="rewritten",
+        line="edit {in}/small.gguf --in-place --set tokenizer.chat_template=@{in}/template.jinja --no-prove "
+        "--json {out}/report.json",
+        changes=("small.gguf",),
+        recovery=("edit {in}/small.gguf --in-place", "inspect {in}/small.gguf --json {out}/report.json --force"),
+    ),
+    Scenario(
+        command="edit",
+        variant="undo",
+        line="edit {in}/changed.gguf --undo --json {out}/report.json",
+        changes=("changed.gguf",),
+        recovery=("edit {in}/changed.gguf --in-place", "inspect {in}/changed.gguf --json {out}/report.json --force"),
+    ),
+    Scenario(command="split", line="split {in}/f32.gguf {out}/model.gguf --max-size 60K --json {out}/report.json"),
+    Scenario(command="merge", line="merge {in}/part-00001-of-00002.gguf {out}/model.gguf --json {out}/report.json"),
+    Scenario(
         command="describe",
         line="describe {in}/checkpoint -o {out}/model.toml --json {out}/report.json",
     ),

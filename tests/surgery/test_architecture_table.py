@@ -22,6 +22,7 @@ from surgery.architectures.tensors import GROUPS, ROLES, expand
 
 VARIABLE = "TINYQ_LLAMA_CPP_SOURCE"
 SDIST = f"llama_cpp_python-{version('llama-cpp-python')}.tar.gz"
+FILES = ("llama-arch.cpp", "llama-model.cpp", "llama-hparams.h", "llama-vocab.cpp")
 NOT_ARCHITECTURES = {"(unknown)"}
 HELPERS = {
     "create_tensor_qkv": {"attn_q", "attn_k", "attn_v", "attn_qkv"},
@@ -41,7 +42,7 @@ def source() -> Mapping[str, str]:
                 return _unpacked(archive)
         for folder in (place / "src", place / "vendor" / "llama.cpp" / "src"):
             if (folder / "llama-arch.cpp").is_file():
-                paths = [folder / "llama-arch.cpp", folder / "llama-model.cpp", *(folder / "models").iterdir()]
+                paths = [*(folder / name for name in FILES), *(folder / "models").iterdir()]
                 return {str(path.relative_to(folder)): path.read_text("utf-8") for path in paths}
     pytest.skip(
         f"llama.cpp's source is not at hand: set {VARIABLE} to {SDIST} (pip download --no-binary) or its folder"
@@ -53,7 +54,7 @@ def _unpacked(archive: Path) -> dict[str, str]:
     with tarfile.open(archive) as tar:
         for member in tar:
             _, inside, name = member.name.partition("/vendor/llama.cpp/src/")
-            if inside and re.fullmatch(r"llama-(arch|model)\.cpp|models/.*", name):
+            if inside and (name in FILES or name.startswith("models/")):
                 stream = tar.extractfile(member)
                 found[name] = stream.read().decode("utf-8") if stream else ""
     return found

@@ -1,0 +1,1 @@
+"""Tests of gguf_tools.editing: edits of a header, shards and merging."""
