@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ def convert(
     source: str | Path,
     out: str | Path,
     *,
+    lora: str | Path | Iterable[str | Path] = (),
     type: str = AUTO,
     tensor_types: TensorTypes = (),
     output_type: str | None = None,
@@ -64,6 +65,7 @@ def convert(
     `target_size` (bytes, or a string such as `500M`) each tensor's type is selected by measured sensitivity instead;
     `sensitivity` is a JSON report that has one (of an earlier run with a size, or of `tinyq trace --budget`).
     `tensor_types` maps regular expressions on tensor names to types, or lists strings REGEX=TYPE; the last match wins.
+    `lora` names LoRA adapters (folders that PEFT saved, or strings DIR@SCALE), which are merged into the checkpoint first.
     `surgery` is a recipe as in `operate`, with its `donors`, applied during conversion. `allow_nonfinite` keeps NaN and
     infinity in F32, F16 and BF16, which otherwise raise an error. `drop_tokens` leaves out tokens without a row in the
     embedding. `as_family` names the family or model_type to use for a model_type that tinyq does not know; without it, such a
@@ -91,6 +93,7 @@ def convert(
     asked = conversion_request(
         source,
         check,
+        lora=lora,
         type=type,
         tensor_types=tensor_types,
         output_type=output_type,

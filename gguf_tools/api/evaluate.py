@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
-from gguf_tools.api.options import at_least, card_options, one_of, optional_path
+from gguf_tools.api.options import adapters_of, at_least, card_options, one_of, optional_path
 from gguf_tools.api.results.evaluation import EvaluateResult
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluation.prompts import load_prompts
@@ -17,7 +17,14 @@ from gguf_tools.runtime.process import KVType, RuntimeOptions
 
 SUITES = ("fidelity", "card", "all")
 DTYPES = ("f32", "f64")
-_FIDELITY_ONLY = {"--reference": None, "--oracle": "auto", "--prompts": None, "--dtype": "f32", "--no-speed": True}
+_FIDELITY_ONLY = {
+    "--reference": None,
+    "--lora": (),
+    "--oracle": "auto",
+    "--prompts": None,
+    "--dtype": "f32",
+    "--no-speed": True,
+}
 _CARD_ONLY = {
     "--questions": "general",
     "--repeat-set": 1,
@@ -33,6 +40,7 @@ def evaluate(
     models: str | Path | Sequence[str | Path],
     *,
     reference: str | Path | None = None,
+    lora: str | Path | Iterable[str | Path] = (),
     oracle: str = "auto",
     suite: str = "fidelity",
     prompts: str | Path | None = None,
@@ -57,7 +65,8 @@ def evaluate(
     """Run each GGUF with llama.cpp, in a child process, and score it: `tinyq eval`.
 
     Suite `fidelity` compares it with the torch reference, built from `reference` (a checkpoint or a GGUF), else from the
-    checkpoint recorded in the file or in its folder, if unchanged, else from the file's own tensors. `oracle` is independent
+    checkpoint recorded in the file or in its folder, if unchanged, else from the file's own tensors. `lora` names adapters that
+    are merged into `reference`, as in `convert`; by default those that the file records. `oracle` is independent
     code to check the reference against: `transformers`, MODULE:FUNCTION, a file of golden logits, `none`, or `auto`
     (transformers on one short prompt, if it supports the source). Suite `card` asks questions with the model's own chat template
     (options `questions` to `think_tokens`) and gives a score from 0 to 100; `all` runs both. Several models are ordered best
@@ -77,7 +86,7 @@ def evaluate(
     at_least("--context", context)
     at_least("--threads", threads)
     if suite == "card":
-        _refuse(_FIDELITY_ONLY, (reference, oracle, prompts, dtype, speed), "fidelity")
+        _refuse(_FIDELITY_ONLY, (reference, lora, oracle, prompts, dtype, speed), "fidelity")
     if suite == "fidelity":
         given = (questions, repeat_set, held_out, weights, thinking, answer_tokens, think_tokens)
         _refuse(_CARD_ONLY, given, "card")
@@ -95,6 +104,7 @@ def evaluate(
     if suite != "card":
         fidelity = FidelityRequest(
             reference=optional_path(reference),
+            adapters=adapters_of(lora),
             operate=operate_recorded,
             dtype=dtype,
             prompts=load_prompts(Path(prompts)) if prompts else None,

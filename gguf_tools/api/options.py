@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from gguf_tools.allocation.target import SizeTarget
 from gguf_tools.errors import InputError
 from gguf_tools.progress import ByteProgress, StageProgress
+from gguf_tools.sources.adapters.adapter import GivenAdapter, parse_adapter
 from gguf_tools.text import expected, shortened
 from quant.options import Override, TypeOptions, writable_type
 
@@ -45,6 +46,12 @@ def one_of(option: str, value: str, known: Sequence[str]) -> None:
     """Raise InputError unless `value` is one of `known`."""
     if value not in known:
         raise InputError(f"{option} is {value!r}; {expected(str(value), known)}")
+
+
+def adapters_of(lora: str | Path | Iterable[str | Path]) -> tuple[GivenAdapter, ...]:
+    """The adapters to merge, from folders or strings DIR@SCALE. Raises InputError for a scale that is not a finite number."""
+    given = [lora] if isinstance(lora, str | Path) else list(lora)
+    return tuple(GivenAdapter(one) if isinstance(one, Path) else parse_adapter(one) for one in given)
 
 
 def type_options(

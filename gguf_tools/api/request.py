@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_tools.api.options import Donors, TensorTypes, at_least, optional_path, recipe_of, type_options
+from gguf_tools.api.options import Donors, TensorTypes, adapters_of, at_least, optional_path, recipe_of, type_options
 from gguf_tools.conversion.request import AUTO, Request
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.formats.watch import Watch
+from gguf_tools.sources.adapters.adapter import adapter_files
 from gguf_tools.sources.inputs import source_files
 from surgery.conversion import operation_of
 from surgery.recipe import Recipe
@@ -31,6 +32,7 @@ def conversion_request(
     source: str | Path,
     check: Callable[[Sequence[Path]], None],
     *,
+    lora: str | Path | Iterable[str | Path] = (),
     type: str = AUTO,
     tensor_types: TensorTypes = (),
     output_type: str | None = None,
@@ -67,6 +69,8 @@ def conversion_request(
     others = [donor.path for donor in recipe.donors] if recipe else []
     folders = [Path(source), *([Path(tokenizer)] if tokenizer else []), *others]
     beside = [Path(path) for path in (imatrix, calibration, sensitivity, describe) if path]
+    adapters = adapters_of(lora)
+    beside += [file for adapter in adapters for file in adapter_files(adapter.path)]
     read = (*(file for folder in folders for file in source_files(folder)), *beside)
     check(read)
     watch = Watch.over(read)
@@ -84,6 +88,7 @@ def conversion_request(
         operation=operation_of(recipe, Path(source), optional_path(tokenizer), digests=not dry_run) if recipe else None,
         context_length=context_length,
         description=optional_path(describe),
+        adapters=adapters,
         allow_approximate=allow_approximate,
         allow_nonfinite=allow_nonfinite,
         calibration=optional_path(calibration),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from gguf_tools.commands.adapter_options import lora_option
 from gguf_tools.commands.common import (
     check_outputs,
     examples,
@@ -37,6 +38,7 @@ from gguf_tools.commands.type_options import type_options
     help="auto (the smallest exact type), or f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m …, in either case.",
 )
 @type_options
+@lora_option("SOURCE first")
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
@@ -111,6 +113,7 @@ def convert(
     target_bpw: float | None,
     target_size: str | None,
     sensitivity: Path | None,
+    lora: tuple[str, ...],
     tokenizer: Path | None,
     target: str | None,
     add_bos: bool | None,
@@ -144,6 +147,7 @@ def convert(
         result = run(
             source,
             out,
+            lora=lora,
             type=type_name,
             tensor_types=tensor_types,
             output_type=output_type,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from gguf_tools.commands.adapter_options import lora_option
 from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, parsed_weights
 from gguf_tools.commands.common import (
     Number,
@@ -33,7 +34,18 @@ if TYPE_CHECKING:
 
 EXACT_TYPE, EXACT_NMSE = "f32", 1e-9
 """Files of this type are exact up to this NMSE of the logits; for others the first bad point is looked for."""
-_FIDELITY_ONLY = ("reference", "oracle", "prompts", "dtype", "no_speed", "min_top1", "max_nmse", "max_kl", "min_greedy")
+_FIDELITY_ONLY = (
+    "reference",
+    "lora",
+    "oracle",
+    "prompts",
+    "dtype",
+    "no_speed",
+    "min_top1",
+    "max_nmse",
+    "max_kl",
+    "min_greedy",
+)
 _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score", "show_answers", "answers")
 
 
@@ -43,6 +55,7 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score", "show_answers", "answers")
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…", type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), metavar="SOURCE", help="Checkpoint to compare with.")
+@lora_option("the checkpoint of --reference")
 @click.option(
     "--oracle",
     metavar="WHAT",
@@ -106,6 +119,7 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score", "show_answers", "answers")
 def evaluate(
     models: tuple[Path, ...],
     reference: Path | None,
+    lora: tuple[str, ...],
     oracle: str | None,
     suite: str,
     prompts: Path | None,
@@ -159,6 +173,7 @@ def evaluate(
         result = run(
             models,
             reference=reference,
+            lora=lora,
             oracle=oracle or "auto",
             suite=suite,
             prompts=prompts,

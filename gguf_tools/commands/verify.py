@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gguf_tools.commands.adapter_options import lora_option
 from gguf_tools.commands.common import (
     check_outputs,
     examples,
@@ -42,6 +43,7 @@ NAMED = 4
     metavar="SOURCE",
     help="The checkpoint or GGUF that FILE was converted or quantized from.",
 )
+@lora_option("SOURCE; by default those that FILE records")
 @click.option(
     "--imatrix",
     type=click.Path(path_type=Path),
@@ -62,6 +64,7 @@ NAMED = 4
 def verify(
     file: Path,
     source: Path,
+    lora: tuple[str, ...],
     imatrix: Path | None,
     tokenizer: Path | None,
     threads: int | None,
@@ -75,6 +78,7 @@ def verify(
     importance matrix: every weight has the quantization level that the encoder selects), different, or unknown (SOURCE has no
     such tensor, or tinyq cannot encode its type). Exits with 1 if anything differs.
     """
+    from gguf_tools.api.options import adapters_of
     from gguf_tools.evaluation.type_check import check_model_type
     from gguf_tools.verification.run import file_bytes, verify
     from surgery.donors import operate_recorded
@@ -84,6 +88,7 @@ def verify(
         found = verify(
             file,
             source,
+            adapters=adapters_of(lora),
             imatrix=imatrix,
             tokenizer=tokenizer,
             operate=operate_recorded,

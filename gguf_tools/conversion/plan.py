@@ -139,8 +139,8 @@ def open_source(request: Request) -> Opened:
 
 
 def opened_source(request: Request) -> Checkpoint:
-    """The request's checkpoint with the description that it names; errors as `open_checkpoint`."""
-    checkpoint = open_checkpoint(request.source, described=request.description is not None)
+    """The request's checkpoint with the description and the adapters that it names; errors as `open_checkpoint`."""
+    checkpoint = open_checkpoint(request.source, described=request.description is not None).adapted(request.adapters)
     return checkpoint.described(request.description) if request.description else checkpoint
 
 

@@ -10,6 +10,7 @@ from gguf_tools.families.base import CheckType
 from gguf_tools.formats.gguf.surgery import RecordedSource
 from gguf_tools.machine import available_cores
 from gguf_tools.model.spec import Model
+from gguf_tools.sources.adapters.adapter import GivenAdapter
 from quant.options import TypeOptions
 
 AUTO = "auto"
@@ -37,6 +38,7 @@ class Request:
     it is lowered. `context_length` (tokens) overrides the config. `allow_approximate` accepts an approximate target, fitted
     to the text in `calibration` or to a built-in one. `allow_nonfinite` accepts NaN and infinity. `label` is the type's name
     in the metadata, instead of the recipe's. `description` is a file that says what the tensors are, where no family knows them.
+    `adapters` are merged into the checkpoint first.
     """
 
     source: Path
@@ -58,6 +60,7 @@ class Request:
     imatrix: Path | None = None
     label: str | None = None
     description: Path | None = None
+    adapters: tuple[GivenAdapter, ...] = ()
 
     @property
     def workers(self) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from gguf_tools.conversion.background import Background
 from gguf_tools.conversion.plan import Conversion
 from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.adapters import RecordedAdapter, adapters_metadata
 from gguf_tools.formats.gguf.header import (
     Field,
     Metadata,
@@ -97,7 +98,8 @@ def execute_all(
     """
     first, outs = wanted[0][0], [out for _, out in wanted]
     checkpoint = first.checkpoint
-    inputs = (*checkpoint.weight_files, *source_files(checkpoint.path), first.tokenizer.path)
+    adapters = [file for adapter in checkpoint.merged for file in adapter.files]
+    inputs = (*checkpoint.weight_files, *adapters, *source_files(checkpoint.path), first.tokenizer.path)
     check_outputs({out.name if len(outs) > 1 else "OUT": out for out in outs}, inputs, force=force)
     placed = [placed_metadata(conversion, home / out.name if home else out) for conversion, out in wanted]
     sizes = [conversion.layout.size(metadata) for (conversion, _), metadata in zip(wanted, placed, strict=True)]
@@ -146,7 +148,8 @@ def placed_metadata(conversion: Conversion, out: Path) -> Metadata:
     }
     if conversion.tokenizer_folder:
         metadata[keys.TOKENIZER_PATH] = _relative(conversion.tokenizer_folder, out)
-    return metadata | sources_metadata(conversion.layer_sources, out.parent)
+    adapters = [RecordedAdapter(each.path, each.digest, each.scale) for each in conversion.checkpoint.merged]
+    return metadata | sources_metadata(conversion.layer_sources, out.parent) | adapters_metadata(adapters, out.parent)
 
 
 def _relative(path: Path, out: Path) -> Field:

@@ -143,7 +143,8 @@ class Oracles:
 
     def _hold(self, source: ReferenceSource, sequences: Sequences) -> tuple[Answer, OracleCheck]:
         """The oracle's logits, compared with the reference of the source before any surgery; cached for the next file."""
-        key = source.path.resolve(), sequences
+        adapters = source.checkpoint.adapter_identity if source.checkpoint else ()
+        key = (source.path.resolve(), adapters), sequences
         if key not in self._held:
             answer = self._ask(source.checkpoint, sequences, source.path)
             self._held[key] = answer, hold_reference(source, answer)

@@ -18,8 +18,9 @@ from gguf_tools.formats.gguf.source import gguf_digest, open_gguf
 from gguf_tools.formats.gguf.surgery import RecordedSurgery, recorded_surgery
 from gguf_tools.formats.state_dict import state_dict_files
 from gguf_tools.model.spec import Model
+from gguf_tools.sources.adapters.adapter import GivenAdapter
 from gguf_tools.sources.checkpoint import CONFIG, Checkpoint, open_checkpoint
-from gguf_tools.sources.recorded import as_recorded, has_description
+from gguf_tools.sources.recorded import are_recorded, as_recorded, has_description, with_recorded_adapters
 from gguf_tools.targets.registry import lift
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 
@@ -88,22 +89,28 @@ class Checkpoints:
 
 
 def find_reference(
-    path: Path, given: Path | None = None, operate: Operate | None = None, checkpoints: Checkpoints | None = None
+    path: Path,
+    given: Path | None = None,
+    operate: Operate | None = None,
+    checkpoints: Checkpoints | None = None,
+    adapters: Sequence[GivenAdapter] = (),
 ) -> ReferenceSource:
     """The reference for the GGUF at `path`.
 
     In order of preference: the checkpoint (or GGUF) `given`; the source recorded in the file, or a checkpoint in the file's
     folder, if its digest matches the recorded one; the GGUF recorded in a file made by surgery with other models; else the
     file's own tensors, which tests only llama.cpp's computation. If the file records layer surgery, `operate` applies it to
-    the recorded source, and to a given source with the same digest. `checkpoints` lets files that share a source read it
-    once.
+    the recorded source, and to a given source with the same digest. The adapters that the file records are merged into
+    these too; `adapters` are merged into the given source instead. `checkpoints` lets files that share a source read it once.
 
-    Raises CheckpointError if the given source or the GGUF is broken; UnsupportedError if no family supports it.
+    Raises CheckpointError if the given source, an adapter or the GGUF is broken; UnsupportedError if no family supports it.
     """
     header = read_header(path)
     checkpoints = checkpoints or Checkpoints()
     if given is not None:
-        return _given(header, given, operate, checkpoints)
+        return _given(header, given, operate, checkpoints, adapters)
+    if adapters:
+        raise InputError("--lora needs --reference, the checkpoint that the adapter is merged into; give both")
     digest = header.get(keys.SOURCE_DIGEST)
     reason = "the file records no source"
     if isinstance(digest, str):
@@ -121,9 +128,17 @@ def find_reference(
     return ReferenceSource(model=lift(open_gguf(path)), origin="rebuilt", path=path, tokenizer=None, note=note)
 
 
-def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints: Checkpoints) -> ReferenceSource:
+def _given(
+    header: GGUFHeader,
+    given: Path,
+    operate: Operate | None,
+    checkpoints: Checkpoints,
+    adapters: Sequence[GivenAdapter],
+) -> ReferenceSource:
     """The reference from a source that the user gave: a GGUF's own tensors, a checkpoint's model, or transformers' own code."""
     if given.is_file() and is_gguf(given):
+        if adapters:
+            raise InputError(f"{given}: is a GGUF, into which --lora cannot be merged; give the checkpoint")
         return ReferenceSource(
             model=lift(open_gguf(given)),
             origin="given",
@@ -134,11 +149,16 @@ def _given(header: GGUFHeader, given: Path, operate: Operate | None, checkpoints
     checkpoint = checkpoints.open(given, header)
     recorded = header.get(keys.SOURCE_DIGEST)
     is_source = recorded == checkpoints.digest(given) if isinstance(recorded, str) else None
+    if adapters:
+        checkpoint = checkpoint.adapted(adapters)
+        is_source = is_source and are_recorded(checkpoint.adapters, header)
+    elif is_source:
+        checkpoint = with_recorded_adapters(checkpoint, header)
     try:
         model = unchanged = _built(header, checkpoint, is_source)
     except InputError as error:
         return _run_by_transformers(header, checkpoint, is_source, error)
-    note, recipe = f"compared with {given}", ""
+    note, recipe = f"compared with {given}{_adapted(checkpoint)}", ""
     if is_source:
         model, recipe = _operated(header, model, operate)
         note += _after(recipe)
@@ -213,6 +233,11 @@ def _recorded(
             reason = f"{place} is not, or no longer, what it was made from"
             continue
         try:
+            checkpoint = with_recorded_adapters(checkpoint, header)
+        except InputError as error:
+            reason = f"its adapter cannot be merged ({error})"
+            continue
+        try:
             unchanged = _built(header, checkpoint)
             model, recipe = _operated(header, unchanged, operate)
         except InputError as error:
@@ -225,7 +250,7 @@ def _recorded(
             origin=origin,
             path=place,
             tokenizer=tokenizer,
-            note=f"compared with {how}{_after(recipe)}",
+            note=f"compared with {how}{_adapted(checkpoint)}{_after(recipe)}",
             recipe=recipe,
             is_source=True,
             checkpoint=checkpoint,
@@ -284,6 +309,12 @@ def _operated(header: GGUFHeader, model: Model, operate: Operate | None) -> tupl
     if surgery is None or operate is None:
         return model, ""
     return operate(model, surgery), surgery.text
+
+
+def _adapted(checkpoint: Checkpoint) -> str:
+    """The adapters in words for a note."""
+    names = " and ".join(adapter.text for adapter in checkpoint.adapters)
+    return f" with the adapter {names}" if names else ""
 
 
 def _after(recipe: str) -> str:

@@ -30,6 +30,7 @@ from gguf_tools.reference import Reference
 from gguf_tools.runtime.facts import EngineFacts, engine_facts
 from gguf_tools.runtime.interface import ModelInfo, Speed
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.sources.adapters.adapter import GivenAdapter
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
@@ -175,6 +176,7 @@ class FidelityRequest:
     """Options of the fidelity suite; see `find_reference`, `parse_oracle` and `evaluate_file`."""
 
     reference: Path | None = None
+    adapters: tuple[GivenAdapter, ...] = ()
     operate: Operate | None = None
     dtype: str = "f32"
     prompts: Sequence[Prompt] | None = None
@@ -227,7 +229,8 @@ def measure_files(
     oracles = Oracles(parse_oracle(fidelity.oracle)) if fidelity else None
     shared = Checkpoints()
     sources = [
-        find_reference(path, fidelity.reference, fidelity.operate, shared) if fidelity else None for path in paths
+        find_reference(path, fidelity.reference, fidelity.operate, shared, fidelity.adapters) if fidelity else None
+        for path in paths
     ]
     loaded: dict[object, ReferenceLike] = {}  # one at most
     for n, (path, source) in enumerate(zip(paths, sources, strict=True), 1):
@@ -236,7 +239,9 @@ def measure_files(
         try:
             if fidelity and source:
                 # A reference rebuilt from the file's own tensors cannot be shared.
-                key = (source.path.resolve(), source.recipe, path if source.origin == "rebuilt" else None)
+                own = path if source.origin == "rebuilt" else None
+                adapters = source.checkpoint.adapter_identity if source.checkpoint else ()
+                key = (source.path.resolve(), adapters, source.recipe, own)
 
                 def load(
                     source: ReferenceSource = source, key: object = key, dtype: str = fidelity.dtype

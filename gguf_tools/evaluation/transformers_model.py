@@ -24,6 +24,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.float64 import in_float64
 from gguf_tools.evaluation.oracle_check import transformers_name
 from gguf_tools.machine import available_memory
+from gguf_tools.sources.adapters.adapter import Adapter
 from gguf_tools.sources.checkpoint import CONFIG, Checkpoint
 from gguf_tools.text import one_line, shortened
 
@@ -68,6 +69,11 @@ def why_not(checkpoint: Checkpoint) -> str | None:
         return "its weights are quantized (quantization_config)"
     if checkpoint.metadata.get("format") == "mlx":
         return "it was saved by MLX, whose layout transformers would misread"
+    if adapters := _adapters(checkpoint):
+        if len(adapters) > 1:
+            return "several adapters are merged into it"
+        if importlib.util.find_spec("peft") is None:
+            return "peft, which computes its adapter, is not installed (pip install peft)"
     depth = max([0, *(n for part in parts if isinstance(n := part.get("num_hidden_layers"), int))])
     if depth > len(checkpoint.tensors):
         return f"{CONFIG} states {depth} layers, but there are only {len(checkpoint.tensors)} tensors"
@@ -104,6 +110,7 @@ class TransformersModel:
         self.dtype = torch.float64 if fits(count, 8) else torch.float32
         self.notes: tuple[str, ...] = ()
         self.rounded: set[str] = set()
+        self._adapted = bool(_adapters(checkpoint))
         if "auto_map" in checkpoint.config:
             self.notes += (
                 f"{CONFIG} names the checkpoint's own code (auto_map), which is not run; transformers' class is used",
@@ -121,13 +128,17 @@ class TransformersModel:
                 dtype=self.dtype,
                 output_loading_info=True,
             )
-            self._model = model.to(self.dtype).eval()
-        self._check_loading(info)
+            self._model = model
+            self._check_loading(info)
+            for adapter in _adapters(checkpoint):
+                self._model = _with_adapter(model, adapter)
+                self.name += f" with peft {importlib.import_module('importlib.metadata').version('peft')}"
+            self._model = self._model.to(self.dtype).eval()
 
     @property
     def bound(self) -> float:
-        """The largest NMSE that rounding in `dtype` explains."""
-        return FLOAT64 if self.dtype == torch.float64 and not self.rounded else FLOAT32
+        """The largest NMSE that rounding in `dtype`, and that of merged weights to float32, explains."""
+        return FLOAT64 if self.dtype == torch.float64 and not self.rounded and not self._adapted else FLOAT32
 
     @property
     def arithmetic(self) -> str:
@@ -201,6 +212,21 @@ class TransformersModel:
             except Exception as error:
                 text = shortened(one_line(str(error)), 200)
                 raise InputError(f"{self.path}: {self.name} cannot run it ({type(error).__name__}: {text})") from error
+
+
+def _adapters(checkpoint: Checkpoint) -> tuple[Adapter, ...]:
+    return (*checkpoint.merged, *checkpoint.adapters)
+
+
+def _with_adapter(model: Any, adapter: Adapter) -> Any:
+    """PEFT's model of the adapter, which is applied beside the base's weights and not merged into them."""
+    peft = importlib.import_module("peft")
+    made = peft.PeftModel.from_pretrained(model, str(adapter.path.resolve()), autocast_adapter_dtype=False)
+    if adapter.scale != 1.0:
+        for module in made.modules():
+            if hasattr(module, "scale_layer"):
+                module.scale_layer(adapter.scale)
+    return made
 
 
 def transformers_encoder(checkpoint: Checkpoint) -> Callable[[str, bool], Sequence[int]]:

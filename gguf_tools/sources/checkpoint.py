@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from gguf_tools.formats.plain_yaml import read_plain_yaml
 from gguf_tools.formats.safetensors import read_safetensors
 from gguf_tools.formats.state_dict import SUFFIXES, read_state_dict, state_dict_files
 from gguf_tools.formats.text_file import Kind, parse_json, read_text
+from gguf_tools.sources.adapters.adapter import Adapter, GivenAdapter, is_adapter, open_adapter
+from gguf_tools.sources.adapters.config import CONFIG as ADAPTER_CONFIG
 from gguf_tools.sources.consolidated import consolidated_files, is_one_of_several, join_shards
 from gguf_tools.sources.inputs import beside_files
 from gguf_tools.sources.names import plain_names
 from gguf_tools.sources.packing import Packing
 from gguf_tools.sources.tying import ties
 from gguf_tools.tensors.base import Tensor
+from gguf_tools.text import shortened
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -64,7 +67,7 @@ class Checkpoint:
     computed rather than learned, separated from the weights by `gguf_tools.sources.restore`; `notes` are sentences for the
     user about what was left out or restored. `replaced` maps the config keys that the user overrode to the file's own values
     (None if it has none). `packings` are the formats that weights were unpacked from. `description` says what the tensors are,
-    for a decoder that no family knows.
+    for a decoder that no family knows. `adapters` are to be merged by `gguf_tools.sources.restore`, which moves them to `merged`.
     """
 
     path: Path
@@ -77,6 +80,8 @@ class Checkpoint:
     replaced: Mapping[str, Any] = field(default_factory=dict)
     packings: tuple[Packing, ...] = ()
     description: DescriptionText | None = None
+    adapters: tuple[Adapter, ...] = ()
+    merged: tuple[Adapter, ...] = ()
 
     @property
     def config_file(self) -> Path:
@@ -100,6 +105,19 @@ class Checkpoint:
         """The checkpoint with the description in the file `path`, or with `text` as its description, which `path` holds."""
         stated = read_text(path, Kind.CONFIG, InputError) if text is None else text
         return replace(self, description=DescriptionText(path, stated))
+
+    def adapted(self, given: Iterable[GivenAdapter]) -> Checkpoint:
+        """The checkpoint with these adapters to be merged; errors as `open_adapter`."""
+        return self.adapted_with(map(open_adapter, given))
+
+    @property
+    def adapter_identity(self) -> tuple[tuple[str, float], ...]:
+        """Digest and scale of each adapter, merged or to be merged."""
+        return tuple((adapter.digest, adapter.scale) for adapter in (*self.merged, *self.adapters))
+
+    def adapted_with(self, adapters: Iterable[Adapter]) -> Checkpoint:
+        """The checkpoint with these opened adapters to be merged."""
+        return replace(self, adapters=(*self.adapters, *adapters))
 
     @property
     def own_config(self) -> Mapping[str, Any]:
@@ -289,13 +307,13 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def _refuse_adapter(path: Path, present: Sequence[str]) -> None:
-    adapter = path / "adapter_config.json"
-    if not adapter.exists() or present:
+    if present or not is_adapter(path):
         return
-    base = read_json(adapter).get("base_model_name_or_path") or "its base model"
+    base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    named = f", trained on {shortened(str(base))}" if base else ""
     raise UnsupportedError(
-        f"{path}: is an adapter (adapter_config.json), not a model; merge it into {base} first (peft: merge_and_unload, "
-        "then save_pretrained) and convert the result"
+        f"{path}: is an adapter ({ADAPTER_CONFIG}){named}, not a model; merge it into its base with `tinyq convert BASE OUT.gguf "
+        f"--lora {path}`, or convert it alone with `tinyq convert {path} OUT.gguf --base BASE`"
     )
 
 

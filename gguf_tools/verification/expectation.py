@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from gguf_tools.formats.gguf.header import GGUFHeader, Metadata, is_gguf, string
 from gguf_tools.formats.gguf.source import GGUFSource, open_gguf
 from gguf_tools.formats.gguf.surgery import RecordedSurgery, recorded_surgery
 from gguf_tools.model.spec import Model
+from gguf_tools.sources.adapters.adapter import GivenAdapter
 from gguf_tools.sources.checkpoint import open_checkpoint
-from gguf_tools.sources.recorded import as_recorded, has_description
+from gguf_tools.sources.recorded import as_recorded, has_description, with_recorded_adapters
 from gguf_tools.targets.base import Lowered
 from gguf_tools.targets.planner import plan_for
 from gguf_tools.targets.registry import lift, target_named
@@ -51,11 +52,13 @@ def expect(
     operate: Operate | None,
     tokenizer: Path | None = None,
     check_type: CheckType | None = None,
+    adapters: Sequence[GivenAdapter] = (),
 ) -> Expectation:
     """The expected contents of the file with this header, by `source` (a checkpoint or a GGUF); tensors stay lazy.
 
     `operate` applies the surgery that the file records. `tokenizer` is the tokenizer's folder, by default the checkpoint's.
-    `check_type` is called for a model_type that no family declares.
+    `check_type` is called for a model_type that no family declares. `adapters` are merged into the source; without them, those
+    that the file records, if the source is the recorded one.
 
     Raises UnsupportedError for an architecture without a target, unless the source is a GGUF; CheckpointError if the source
     is broken.
@@ -66,16 +69,26 @@ def expect(
             "measure the file with tinyq eval"
         )
     if source.is_file() and is_gguf(source):
+        if adapters:
+            raise InputError(f"{source}: is a GGUF, into which --lora cannot be merged; give the checkpoint")
         return _from_gguf(header, open_gguf(source), operate)
     checkpoint = as_recorded(open_checkpoint(source, described=has_description(header)), header)
+    if adapters:
+        checkpoint = checkpoint.adapted(adapters)
+    elif keys.ADAPTERS in header.metadata and checkpoint.digest() == header.get(keys.SOURCE_DIGEST):
+        checkpoint = with_recorded_adapters(checkpoint, header)
     accepted = header.get(keys.AS_FAMILY)
     model = build_model(checkpoint, as_family=accepted if isinstance(accepted, str) else None, check_type=check_type)
     vocab_size = model.spec.vocab_size
     model, recipe = _operated(header, model, operate)
     found = _lowered(header, model)
+    adapted = tuple(f"compared with the source with the adapter {adapter.text}" for adapter in checkpoint.adapters)
     words, notes = _vocabulary(header, tokenizer or checkpoint.folder, vocab_size, checkpoint.config)
     return replace(
-        found, metadata=found.metadata | words, notes=(*found.notes, *notes, *checkpoint.notes), recipe=recipe
+        found,
+        metadata=found.metadata | words,
+        notes=(*found.notes, *notes, *checkpoint.notes, *adapted),
+        recipe=recipe,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from gguf_tools.formats.gguf.source import GGUFTensor, open_gguf
 from gguf_tools.formats.watch import Watch
 from gguf_tools.machine import available_cores
 from gguf_tools.progress import ByteProgress
+from gguf_tools.sources.adapters.adapter import GivenAdapter, adapter_files
 from gguf_tools.sources.inputs import source_files
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.verification.expectation import ARCHITECTURE, Expectation, Operate, expect, stated
@@ -82,6 +83,7 @@ def verify(
     tokenizer: Path | None = None,
     operate: Operate | None = None,
     check_type: CheckType | None = None,
+    adapters: Sequence[GivenAdapter] = (),
     threads: int = 0,
     progress: ByteProgress = lambda _: None,
 ) -> Verification:
@@ -89,16 +91,17 @@ def verify(
 
     `source` is a checkpoint or a GGUF. `imatrix` is the importance matrix that the file was quantized with; `tokenizer` is the
     tokenizer's folder, by default the checkpoint's; `operate` applies the layer surgery that the file records; `check_type` is
-    called for a model_type that no family declares (`build_published`). `progress` is called with the number of bytes
-    processed since the last call, `file_bytes` in total.
+    called for a model_type that no family declares (`build_published`); `adapters` are merged into the source. `progress` is
+    called with the number of bytes processed since the last call, `file_bytes` in total.
 
     Raises CheckpointError if either is broken, UnsupportedError for an unsupported architecture or family, InputError for an
     importance matrix of another model.
     """
-    watch = Watch.over([*source_files(file), *source_files(source), *([imatrix] if imatrix else [])])
+    merged = [path for adapter in adapters for path in adapter_files(adapter.path)]
+    watch = Watch.over([*source_files(file), *source_files(source), *merged, *([imatrix] if imatrix else [])])
     opened = open_gguf(file)
     header = opened.header
-    expected = expect(header, source, operate, tokenizer, check_type)
+    expected = expect(header, source, operate, tokenizer, check_type, adapters)
     importance = _importance(imatrix, header)
     tensors = [tensor for tensor in opened.tensors.values() if isinstance(tensor, GGUFTensor)]
     with Comparison(threads or available_cores(), progress) as comparison:

@@ -14,6 +14,7 @@ from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.formats.gguf.source import GGUFTensor
 from gguf_tools.progress import ByteProgress
 from gguf_tools.tensors.base import NARROW, InMemory, Tensor
+from gguf_tools.tensors.low_rank import ByRows
 from gguf_tools.tensors.views import Columns, Joined, Mapped, Reshaped, Taken
 from gguf_tools.verification.consistency import ALARM, Evidence, chance, examine, objection
 from quant.ahead import map_ahead
@@ -321,7 +322,7 @@ def _difference(given: GGUFTensor, source: Tensor, part: RowRange) -> Seen:
 def computed(tensor: Tensor) -> bool:
     """Whether a tensor's values are computed from the source's, and not just copied or rearranged."""
     match tensor:
-        case Mapped() | InMemory():
+        case Mapped() | InMemory() | ByRows():
             return True
         case Reshaped(base=base) | Taken(base=base):
             return computed(base)

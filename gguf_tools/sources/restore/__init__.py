@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from gguf_tools.sources.adapters.merge import merge_adapters
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.restore.aliases import resolve_aliases
 from gguf_tools.sources.restore.base_names import published_names
@@ -26,7 +27,7 @@ __all__ = ["restore"]
 
 
 def restore(checkpoint: Checkpoint, *, text_only: bool = True) -> Checkpoint:
-    """The checkpoint in the published layout; its tensors stay lazy.
+    """The checkpoint in the published layout, with its adapters merged; its tensors stay lazy.
 
     Raises UnsupportedError, naming the tensor, for weights packed in a format that is not read, for adapters, and, unless
     `text_only`, for a vision or audio tower; CheckpointError for tensors that do not fit together.
@@ -42,6 +43,7 @@ def restore(checkpoint: Checkpoint, *, text_only: bool = True) -> Checkpoint:
         published_names,
         leave_heads_out,
         undo_mlx,
+        merge_adapters,
     )
     for step in steps:
         checkpoint = step(checkpoint)

@@ -28,7 +28,7 @@ PACKINGS = (
     Packing(
         "belongs to a LoRA adapter",
         r".*\.lora_(A|B|embedding_A|embedding_B)(\..*)?",
-        "merge it into its base model (peft: merge_and_unload, then save_pretrained) and convert the result",
+        "give the adapter's folder with --lora, and its base model as SOURCE",
     ),
     Packing(
         "is a flattened parameter of FSDP",

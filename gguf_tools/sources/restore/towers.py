@@ -8,14 +8,8 @@ from dataclasses import replace
 
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.sources.tower_names import TOWERS
 from gguf_tools.sources.tying import TIE, ties
-
-TOWERS = {
-    "vision tower": r"visual|vision_tower|vision_model|vision_encoder|image_newline|multi_modal_projector|mm_projector"
-    r"|vision_projector|embed_vision|patch_merger",
-    "audio tower": r"audio_tower|audio_model|audio_encoder|embed_audio|audio_projector",
-}
-"""Tower → pattern of the first component of its tensors' names, after an optional `model.`."""
 
 TEXT_PREFIXES = (("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.", ""))
 """Pairs (prefix of the text model's tensors, prefix in a text-only checkpoint): transformers 5; MLX and older transformers; the

@@ -1,0 +1,1 @@
+"""Adapters: LoRA in PEFT's format, merged into a checkpoint."""
