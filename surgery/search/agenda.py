@@ -47,13 +47,14 @@ def agenda(records: Sequence[Record], rungs: Sequence[Rung], keep: int) -> Agend
         going = [r for r in records if r.entry.generation == generation and r.state != "failed"]
         earlier = [r for r in records if r.entry.generation < generation and not r.entry.always]
         for step, rung in enumerate(rungs):
+            going = [r for r in going if rung.name in r.results or not r.finished]
             lacking = [r for r in going if rung.name not in r.results]
             if lacking:
                 waiting = [(r, step) for r in lacking if r.state == "waiting"]
                 return Agenda(generation, tuple(waiting), tuple(pruned), (), waiting=not waiting)
             stopped = _stopped(going, earlier, rung, keep)
-            pruned += [(r, stopped[r.number]) for r in going if r.number in stopped and not r.finished]
-            going = [r for r in going if r.number not in stopped]
+            pruned += [(r, stopped[r.entry.place]) for r in going if r.entry.place in stopped and not r.finished]
+            going = [r for r in going if r.entry.place not in stopped]
         complete = tuple(r for r in going if not r.finished)
         if complete or pruned:
             return Agenda(generation, (), tuple(pruned), complete, waiting=False)
@@ -61,11 +62,11 @@ def agenda(records: Sequence[Record], rungs: Sequence[Rung], keep: int) -> Agend
 
 
 def _stopped(going: Sequence[Record], earlier: Sequence[Record], rung: Rung, keep: int) -> dict[int, str]:
-    """The numbers of the candidates that do not go on after a stage, with the reason."""
+    """The places of the candidates that do not go on after a stage, with the reason."""
     new = [r for r in going if not r.entry.always]
-    known = {r.number: r.results[rung.name].losses for r in earlier if rung.name in r.results}
-    losses = known | {r.number: r.results[rung.name].losses for r in new}
+    known = {r.entry.place: r.results[rung.name].losses for r in earlier if rung.name in r.results}
+    losses = known | {r.entry.place: r.results[rung.name].losses for r in new}
     pass_on = keep * rung.slack
     most = max(keep, ceil(rung.share * len(losses)))
     verdicts = survivors(losses, keep=pass_on, most=most, stage=rung.name)
-    return {r.number: verdicts[r.number].reason for r in new if not verdicts[r.number].goes_on}
+    return {r.entry.place: verdicts[r.entry.place].reason for r in new if not verdicts[r.entry.place].goes_on}

@@ -31,9 +31,9 @@ def survivors(losses: Mapping[int, Float], *, keep: int, most: int, stage: str) 
 
     A candidate stops if the 95 % interval of its mean loss minus that of the candidate in place `keep` lies above 0 (paired, on
     the same items). Of those left, the best `most` go on.
-    Equal losses are ordered by the candidate's number.
+    Equal losses are ordered by the candidate's place.
     """
-    order = sorted(losses, key=lambda number: (_mean(losses[number]), number))
+    order = sorted(losses, key=lambda one: (_mean(losses[one]), one))
     edge = losses[order[min(keep, len(order)) - 1]] if order else np.empty(0)
     found: dict[int, Verdict] = {}
     taken = 0

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ HEARTBEAT = 3
 GRACE = 20
 """Seconds without one after which a trial is given to another worker."""
 SETUP, PATH, ENTRY, STAGE = "setup", "path", "entry", "stage:"
+GENERATION = "generation:"
+"""Begins the study's attribute that has the keys of a generation's candidates, set when all of them have been added."""
 PAUSE = 0.5
 """Seconds before the tables of a storage are tried again that another worker is making."""
 DRAWS = 20
@@ -139,31 +141,61 @@ class Ledger:
                 found.setdefault(record.entry.key, record)
         return sorted(found.values(), key=lambda record: record.entry.place)
 
-    def add(self, entries: Iterable[Entry], known_results: Results | None = None) -> None:
-        """Add candidates, those left out whose key is there; `known_results` gives what is known of each without measuring."""
+    def begun(self) -> list[Record]:
+        """The candidates of all generations that were added whole: what is measured, and what the next generation is made of."""
+        added = {key for name, keys in self._attributes().items() if name.startswith(GENERATION) for key in keys}
+        return [record for record in self.records() if record.entry.key in added]
+
+    def _attributes(self) -> dict[str, Any]:
+        """What all workers know of the study."""
+        found: dict[str, Any] = self.study.user_attrs
+        return found
+
+    def add(self, entries: Sequence[Entry], known_results: Results | None = None) -> None:
+        """Add whole generations of candidates; `known_results` gives what is known of each without measuring.
+
+        Several workers may add the same ones at the same time, or after one that died in the middle: what is there is left out.
+        Nothing is measured before its generation is complete, as every decision compares all its candidates.
+        """
         known = {record.entry.key for record in self.records()}
         for entry in entries:
             if entry.key not in known:
                 self._insert(entry, known_results)
+        self._begin(entries)
+
+    def _begin(self, entries: Sequence[Entry]) -> None:
+        """Say that the generations of these entries are complete."""
+        there = self._attributes()
+        for generation in sorted({entry.generation for entry in entries}):
+            keys = [entry.key for entry in entries if entry.generation == generation]
+            if f"{GENERATION}{generation}" not in there:
+                self.study.set_user_attr(f"{GENERATION}{generation}", keys)
 
     def sample(
-        self, draw: Callable[[optuna.Trial], Entry | None], count: int, seed: int, known_results: Results | None = None
+        self,
+        records: Sequence[Record],
+        draw: Callable[[optuna.Trial], Entry | None],
+        count: int,
+        seed: int,
+        known_results: Results | None = None,
     ) -> int:
-        """Add up to `count` candidates that `draw` makes of what Optuna's TPE sampler suggests; returns how many.
+        """Add a generation of up to `count` candidates that `draw` makes of what Optuna's TPE sampler suggests; returns how many.
 
-        The sampler knows the finished candidates that were drawn before. A draw that gives no entry, or one whose key is there,
-        is not kept; twenty times as many draws are made at most.
+        The sampler knows the drawn candidates of `records`, all of them finished, and nothing else, so that every worker draws
+        the same. A draw that gives no entry, or one whose key is known, is not kept; twenty times as many draws are made at most.
         """
         optuna = load_optuna()
         state = optuna.trial.TrialState
-        known = {record.entry.key for record in self.records()}
-        before = [trial for trial in self.study.get_trials(deepcopy=False) if trial.params]
+        known = {record.entry.key for record in records}
+        there = {record.entry.key for record in self.records()}
+        earlier = {record.trial_id for record in records}
+        before = [t for t in self.study.get_trials(deepcopy=False) if t.params and t._trial_id in earlier]
         sampler = optuna.samplers.TPESampler(seed=seed + len(before), constant_liar=True)
         memory = optuna.create_study(directions=self.study.directions, sampler=sampler)
         memory.add_trials([trial for trial in before if trial.state in (state.COMPLETE, state.PRUNED)])
-        added = 0
+        added: list[Entry] = []
         for _ in range(DRAWS * count):
-            if added == count:
+            if len(added) == count:
                 break
             trial = memory.ask()
             entry = draw(trial)
@@ -171,9 +203,11 @@ class Ledger:
                 memory.tell(trial, state=state.FAIL)
                 continue
             known.add(entry.key)
-            self._insert(entry, known_results, trial.params, trial.distributions)
-            added += 1
-        return added
+            added.append(entry)
+            if entry.key not in there:
+                self._insert(entry, known_results, trial.params, trial.distributions)
+        self._begin(added)
+        return len(added)
 
     def _insert(
         self,

@@ -101,7 +101,7 @@ class Population:
             ledger.add(made, self._known)
             if made or len(later) == 1:
                 return bool(made)
-        return ledger.sample(self._sampler(records, generation), size, self._plan.seed, self._known) > 0
+        return ledger.sample(records, self._sampler(records, generation), size, self._plan.seed, self._known) > 0
 
     def _known(self, entry: Entry) -> dict[str, Measured]:
         """What is expected of an entry, which needs no measuring."""

@@ -43,7 +43,7 @@ def work(
     rungs = [stage.rung for stage in stages]
     while True:
         ledger.give_back_stale()
-        records = ledger.records()
+        records = ledger.begun()
         todo = agenda(records, rungs, keep)
         for record, reason in todo.pruned:
             ledger.finish(record, "pruned", reason)

@@ -74,8 +74,13 @@ def test_two_workers_share_a_study_on_postgresql(server: str, tmp_path: Path) ->
         line = search_line(tmp_path, "--strategy", "single", "--storage", storage, "--json", tmp_path / name)
         return [sys.executable, "-m", "gguf_tools", *line]
 
-    first, second = (subprocess.Popen(command(server, f"{n}.json"), cwd=tmp_path, env=environment()) for n in range(2))
-    assert [first.wait(timeout=300), second.wait(timeout=300)] == [0, 0]
+    workers = [subprocess.Popen(command(server, f"{n}.json"), cwd=tmp_path, env=environment()) for n in range(2)]
+    try:
+        assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
     subprocess.run(command(str(tmp_path / "alone.db"), "alone.json"), cwd=tmp_path, env=environment(), check=True)
     one, two, alone = (_plain(tmp_path / f"{name}.json") for name in ("0", "1", "alone"))
     assert one == two

@@ -1,0 +1,89 @@
+"""Several workers on one study: generations appear whole, whoever adds them, and however far another worker came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from surgery.search.agenda import Rung
+from surgery.search.ledger import Ledger, storage_url
+from surgery.search.objective import Objective, Stage
+from surgery.search.records import Entry, Measured, Record
+from surgery.search.worker import work
+
+pytest.importorskip("optuna")
+
+ENTRIES = [Entry(recipe="", key="base", place=0)]
+ENTRIES += [Entry(recipe=f"swap({n}:{n + 1})", key=f"k{n}", place=n + 1) for n in range(8)]
+OBJECTIVE = Objective("dear", "dear", "value", "minimize")
+
+
+def cheap(entry: Entry) -> Mapping[str, Measured]:
+    """Known without measuring; the candidates that are added last are the best."""
+    return {"cheap": Measured(np.array([float(-entry.place)]))}
+
+
+def measure(entry: Entry) -> Measured:
+    return Measured(np.array([float(entry.place)]), {"value": float(entry.place)})
+
+
+def run(ledger: Ledger, entries: Sequence[Entry] = ENTRIES) -> dict[str, str]:
+    """Work as one worker until nothing is left; the state of each candidate."""
+
+    def grow(study: Ledger, records: Sequence[Record]) -> bool:
+        if not records:
+            study.add(entries, cheap)
+        return not records
+
+    stages = [Stage(Rung("cheap", 0.5), measure), Stage(Rung("dear"), measure)]
+    work(ledger, stages, [OBJECTIVE], grow, 1, lambda _: None)
+    return {record.entry.key: record.state for record in ledger.records()}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[[str], Ledger]:
+    return lambda name: Ledger.create(storage_url(str(tmp_path / name)), "study", {}, ["minimize"], "")
+
+
+@pytest.mark.parametrize("added", [1, 4, 8, 9])
+def test_half_a_generation_is_completed_before_it_is_measured(made: Callable[[str], Ledger], added: int) -> None:
+    """Another worker was adding the candidates when this one came, or died in the middle."""
+    ledger = made("half.db")
+    for entry in ENTRIES[:added]:
+        ledger._insert(entry, cheap)
+    assert ledger.begun() == []
+    found = run(ledger)
+    assert found == run(made("whole.db"))
+    assert sorted(found.values()) == ["complete"] * 5 + ["pruned"] * 4
+
+
+def test_candidates_that_a_worker_adds_after_all_others_have_begun_are_not_measured(
+    made: Callable[[str], Ledger],
+) -> None:
+    """Those of a generation are what was said first, so that no worker compares with others than the rest."""
+    ledger = made("study.db")
+    ledger.add(ENTRIES, cheap)
+    ledger.add([*ENTRIES, Entry(recipe="swap(0:5)", key="late", place=9)], cheap)
+    assert {record.entry.key for record in ledger.begun()} == {entry.key for entry in ENTRIES}
+
+
+def test_a_sampled_generation_is_the_same_for_a_worker_that_comes_late(made: Callable[[str], Ledger]) -> None:
+    """Whatever of it is there, and finished, by then."""
+    ledger = made("study.db")
+    run(ledger)
+
+    def draw(trial: Any) -> Entry:
+        number = trial.suggest_int("number", 0, 1000)
+        return Entry(recipe=f"swap(0:{number})", key=f"drawn {number}", place=10, generation=1)
+
+    before = ledger.begun()
+    count = ledger.sample(before, draw, 5, seed=3, known_results=cheap)
+    keys = [record.entry.key for record in ledger.records()]
+    for record in ledger.begun():
+        ledger.finish(record, "complete", values=[0.0])
+    assert ledger.sample(before, draw, 5, seed=3, known_results=cheap) == count == 5
+    assert [record.entry.key for record in ledger.records()] == keys
