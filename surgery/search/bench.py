@@ -6,6 +6,7 @@ run it.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ import numpy as np
 from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.evaluation.card.parts import overall, parts_of
 from gguf_tools.evaluation.card.questions import CardSet, Choice
-from gguf_tools.evaluation.card.results import CardReport
+from gguf_tools.evaluation.card.results import CardReport, Passage
 from gguf_tools.evaluation.card.statistics import Float
 from gguf_tools.evaluation.card.suite import CardOptions, run_card
 from gguf_tools.evaluation.metrics import next_token_nll
@@ -76,6 +77,7 @@ class Bench:
         self._options = options
         self._teacher = teacher
         self._device = device
+        self._read: dict[str, tuple[Passage, ...]] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="tinyq-search-", dir=_scratch(2 * source.stat().st_size)))
 
     def __enter__(self) -> Bench:
@@ -168,17 +170,30 @@ class Bench:
 
     def by_text(self, entry: Entry) -> Measured:
         """Bits a byte of each passage."""
-        if self.engine is not None:
-            bits = self._scores(self.engine, entry, slice(None)).bits
-        else:
-            with self.variant(entry) as path, Runtime(path, self._options) as runtime:
-                bits = _bits(runtime, self.pieces)
-        owners = [n for n, passage in enumerate(self.passages) for _ in passage.pieces]
-        rows = np.zeros((len(self.passages), 2))
-        np.add.at(rows[:, 0], owners, bits)
-        rows[:, 1] = [passage.bytes for passage in self.passages]
-        whole = float(rows[:, 0].sum() / rows[:, 1].sum())
-        return Measured(rows[:, 0] / rows[:, 1], {"bits_per_byte": whole}, {"passages": rows.tolist()})
+        read = self._passages(entry)
+        bits, sizes = (np.array(values) for values in zip(*((p.nats / np.log(2), p.bytes) for p in read), strict=True))
+        rows = np.stack([bits, sizes], axis=1)
+        return Measured(bits / sizes, {"bits_per_byte": float(bits.sum() / sizes.sum())}, {"passages": rows.tolist()})
+
+    def _passages(self, entry: Entry) -> tuple[Passage, ...]:
+        """The passages as the candidate predicts them: by the engine, else by llama.cpp. Read once, and kept."""
+        if entry.key not in self._read:
+            if self.engine is not None:
+                bits = self._scores(self.engine, entry, slice(None)).bits
+            else:
+                with self.variant(entry) as path, Runtime(path, self._options) as runtime:
+                    bits = _bits(runtime, self.pieces)
+            left = iter(bits * np.log(2))
+            self._read[entry.key] = tuple(
+                Passage(
+                    math.fsum(next(left) for _ in passage.pieces),
+                    sum(map(len, passage.pieces)) - len(passage.pieces),
+                    passage.bytes,
+                    len(passage.pieces),
+                )
+                for passage in self.passages
+            )
+        return self._read[entry.key]
 
     def _scores(self, engine: Engine, entry: Entry, texts: slice) -> Scores:
         """The engine's scores; the base quantized to another type is read back from its file."""
@@ -188,12 +203,22 @@ class Bench:
             return engine.score_model(lift(open_gguf(path)), texts=texts)
 
     def by_questions(self, entry: Entry) -> Measured:
-        """The card suite on the items that candidates are chosen by."""
-        return self._by_card(entry, self.items.chosen)
+        """The card suite on the items that candidates are chosen by; the passages are those that `by_text` has read."""
+        with self.variant(entry) as path:
+            size = path.stat().st_size
+            with Runtime(path, self._options) as runtime:
+                report = self._card_report(runtime, replace(self.items.chosen, passages=()))
+        return _measured(replace(report, passages=self._passages(entry)), size)
 
     def by_held_out(self, entry: Entry) -> Measured:
-        """The card suite on the held-out items; without questions, the text alone."""
-        return self._by_card(entry, self.items.held_out)
+        """The card suite on the held-out items, all of them by llama.cpp; without questions, the text alone."""
+        with self.variant(entry) as path:
+            size = path.stat().st_size
+            with Runtime(path, self._options) as runtime:
+                return _measured(self._card_report(runtime, self.items.held_out), size)
+
+    def _card_report(self, runtime: Runtime, items: CardSet) -> CardReport:
+        return run_card(runtime, replace(self._card, choice=Choice(items), probes=0))
 
     def by_function(self, function: Callable[[Path], float]) -> Callable[[Entry], Measured]:
         """The user's own scoring of a GGUF, larger is better."""
@@ -207,14 +232,6 @@ class Bench:
             return Measured(np.array([-float(value)]), {"function": float(value), "bytes": size})
 
         return measure
-
-    def _by_card(self, entry: Entry, items: CardSet) -> Measured:
-        """The card suite on a variant's file."""
-        with self.variant(entry) as path:
-            size = path.stat().st_size
-            with Runtime(path, self._options) as runtime:
-                report = run_card(runtime, replace(self._card, choice=Choice(items), probes=0))
-        return _measured(report, size)
 
     def _quantization(self, name: str) -> Quantization:
         """The plan that quantizes the base to a type."""

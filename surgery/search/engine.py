@@ -8,7 +8,7 @@ edited layer are computed in float32, not rounded to the file's type as `tinyq s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,8 +139,8 @@ class Engine:
         return {role: weight.to(self._device) for role, weight in weights.items()}
 
     def _on_device(self) -> AbstractContextManager[object]:
-        """Tensors that are made inside (positions, masks) lie on the device."""
-        return self._device
+        """Tensors that are made inside (positions, masks) lie on the device; torch watches every call for that."""
+        return nullcontext() if self._device.type == "cpu" else self._device
 
     def _variant(self, stack: Stack) -> list[tuple[LayerSpec, Weights]]:
         """The layers of the stack, of which those of the base are its own."""
