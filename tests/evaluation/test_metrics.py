@@ -93,7 +93,9 @@ def test_a_prompt_added_in_blocks_is_one_prompt(size: int) -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_position_of_a_broken_logit_is_that_in_the_prompt() -> None:
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_the_position_of_a_broken_logit_is_that_in_the_prompt(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(metrics, "_BLOCK_BYTES", 8 * 3 * rows)
     broken = np.ones((5, 3), np.float32)
     broken[2, 1] = np.nan
     accumulator = FidelityAccumulator()

@@ -37,6 +37,23 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
             ("512 → 513", "512 → 511"),
         ),
     ),
+    "quant/recipes.py": (
+        Equivalent(
+            "return int(match[1]) if match else -1",
+            "any negative number comes before the layers",
+            ("1 → 2",),
+        ),
+        Equivalent(
+            "return _Decision(rules.for_output(wanted.name, wanted.base, model.arch, tensor.shape[-1]))",
+            "output matrix and embedding have two axes",
+            ("-1 → +1",),
+        ),
+        Equivalent(
+            "gqa = model.n_head // model.n_head_kv if model.n_head_kv else 0",
+            "the rules ask whether it is 4 at least",
+            ("0 → 1",),
+        ),
+    ),
     "gguf_tools/tokenizers/piece_model.py": (
         Equivalent("if at >= len(data) or shift > 63:", "shift is a multiple of seven", ("63 → 64",)),
         Equivalent("add_dummy_prefix=bool(whole(normalizer, 3, 1)),", NOT_ZERO, ("1 → 2",)),

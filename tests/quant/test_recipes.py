@@ -391,3 +391,7 @@ def test_types_of_few_bits_need_an_importance_matrix() -> None:
         recipes.require_importance(recipe("q8_0"), tensors, choices, ())
     same = [dataclasses.replace(tensor, source=tensor_type("iq2_xs")) for tensor in tensors]
     recipes.require_importance(recipe("iq2_xs"), same[1:2], assign(recipe("iq2_xs"), LLAMA, same[1:2]), ())
+    copied_first = [same[1], dataclasses.replace(tensors[1], name="blk.1.attn_q.weight")]
+    choices = assign(recipe("iq2_xs"), LLAMA, copied_first)
+    with pytest.raises(InputError, match=r"blk\.1\.attn_q\.weight needs an importance matrix"):
+        recipes.require_importance(recipe("iq2_xs"), copied_first, choices, ())
