@@ -22,6 +22,7 @@ __all__ = [
     "Inspection",
     "LoadedModel",
     "OperateResult",
+    "PublishResult",
     "QuantizeResult",
     "ReshapeResult",
     "__version__",
@@ -35,6 +36,7 @@ __all__ = [
     "merge",
     "open_gguf",
     "operate",
+    "publish",
     "quantize",
     "split",
 ]
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from gguf_tools.api.load_model import load_model
     from gguf_tools.api.open_gguf import open_gguf
     from gguf_tools.api.operate import operate
+    from gguf_tools.api.publish import publish
     from gguf_tools.api.quantize import quantize
     from gguf_tools.api.reshape import merge, split
     from gguf_tools.api.results.conversation import AskResult
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from gguf_tools.api.results.evaluation import EvaluateResult
     from gguf_tools.api.results.gguf import GGUFFile
     from gguf_tools.api.results.model import LoadedModel
+    from gguf_tools.api.results.publication import PublishResult
     from gguf_tools.api.results.quantization import QuantizeResult
     from gguf_tools.api.results.surgery import OperateResult
     from gguf_tools.inspection.result import Inspection
@@ -74,6 +78,7 @@ _MODULES = {
     "Inspection": "inspection.result",
     "LoadedModel": "api.results.model",
     "OperateResult": "api.results.surgery",
+    "PublishResult": "api.results.publication",
     "QuantizeResult": "api.results.quantization",
     "ReshapeResult": "api.results.editing",
     "ask": "api.ask",
@@ -86,6 +91,7 @@ _MODULES = {
     "merge": "api.reshape",
     "open_gguf": "api.open_gguf",
     "operate": "api.operate",
+    "publish": "api.publish",
     "quantize": "api.quantize",
     "split": "api.reshape",
 }

@@ -49,6 +49,10 @@ COMMANDS = {
     "golden": ("gguf_tools.commands.golden:golden", "Write what any engine must compute for a model."),
     "check": ("gguf_tools.commands.check:check", "Hold an engine to golden values: a dump, a server or a command."),
     "card": ("gguf_tools.commands.card:card", "Write a model card, and an Ollama Modelfile, for quantized files."),
+    "publish": (
+        "gguf_tools.commands.publish:publish",
+        "Convert to several types, measure them, and write a folder for the hub.",
+    ),
     "ask": ("gguf_tools.commands.ask:ask_command", "Ask a GGUF one question, with its own chat template."),
     "chat": ("gguf_tools.commands.chat:chat", "Chat with a GGUF in the terminal."),
     "inspect": ("gguf_tools.commands.inspect:inspect_command", "Describe a checkpoint or a GGUF."),

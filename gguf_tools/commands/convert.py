@@ -17,7 +17,8 @@ from gguf_tools.commands.common import (
     timeout_option,
     write_report,
 )
-from gguf_tools.commands.completion import architectures, completer, families, recipe_types
+from gguf_tools.commands.completion import completer, recipe_types
+from gguf_tools.commands.source_options import source_options
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 from gguf_tools.commands.type_options import type_options
 
@@ -39,31 +40,7 @@ from gguf_tools.commands.type_options import type_options
 )
 @type_options
 @lora_option("SOURCE first")
-@click.option(
-    "--tokenizer",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of the tokenizer, if it is not SOURCE's.",
-)
-@click.option(
-    "--target",
-    metavar="NAME",
-    shell_complete=completer(architectures),
-    help="llama.cpp architecture to use instead of the cheapest exact one.",
-)
-@click.option("--add-bos/--no-add-bos", default=None, help="Override the tokenizer's add_bos setting.")
-@click.option("--drop-tokens", is_flag=True, help="Leave out tokens without a row in the embedding.")
-@click.option(
-    "--context-length",
-    type=click.IntRange(min=1, max=(1 << 31) - 1),
-    metavar="N",
-    help="Context length to record, overriding the checkpoint's.",
-)
-@click.option(
-    "--allow-approximate",
-    is_flag=True,
-    help="Use the nearest approximation where no architecture is exact, or one that saves many weights, and report its error.",
-)
+@source_options
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
@@ -71,7 +48,6 @@ from gguf_tools.commands.type_options import type_options
     help="Calibration text for --allow-approximate (default: a built-in one), --target-bpw and --target-size (default: generated "
     "by the model).",
 )
-@click.option("--text-only", is_flag=True, help="Leave out the vision or audio tower of a multimodal model.")
 @click.option(
     "--prove",
     is_flag=True,
@@ -82,19 +58,6 @@ from gguf_tools.commands.type_options import type_options
     "--oracle",
     metavar="WHAT",
     help="The source's own code for --prove, as in `tinyq eval`; by default transformers, if it supports the source.",
-)
-@click.option(
-    "--as",
-    "as_family",
-    metavar="NAME",
-    shell_complete=completer(families),
-    help="Treat an unknown model_type as this family (such as llama) or known model_type.",
-)
-@click.option(
-    "--describe",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A description of the tensors (`tinyq describe`), for a decoder that no family knows; by default SOURCE's tinyq.toml.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @table_options

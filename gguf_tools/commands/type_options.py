@@ -10,7 +10,7 @@ from gguf_tools.commands.common import F, Number
 from gguf_tools.commands.completion import assigned_type, completer, tensor_types
 from gguf_tools.errors import Bounds
 
-_OPTIONS = (
+_TENSORS = (
     click.option(
         "--tensor-type",
         "tensor_types",
@@ -32,6 +32,8 @@ _OPTIONS = (
         metavar="FILE",
         help="Importance matrix (see `tinyq imatrix`), GGUF or old .dat.",
     ),
+)
+_SIZE = (
     click.option(
         "--target-bpw",
         type=Number(Bounds("a number above 0", above=True)),
@@ -53,6 +55,13 @@ _OPTIONS = (
 def type_options(command: F) -> F:
     """A decorator that adds the options; the command receives the parameters tensor_types, output_type, embedding_type, pure,
     imatrix, target_bpw, target_size and sensitivity."""
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_TENSORS, *_SIZE)):
+        command = option(command)
+    return command
+
+
+def tensor_type_options(command: F) -> F:
+    """A decorator that adds those that hold for any type: tensor_types, output_type, embedding_type, pure and imatrix."""
+    for option in reversed(_TENSORS):
         command = option(command)
     return command

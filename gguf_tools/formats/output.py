@@ -37,12 +37,18 @@ Check = Callable[[], None]
 
 
 def check_outputs(
-    outputs: Mapping[str, Path | None], inputs: Iterable[Path], *, force: bool, folders: Collection[str] = ()
+    outputs: Mapping[str, Path | None],
+    inputs: Iterable[Path],
+    *,
+    force: bool,
+    folders: Collection[str] = (),
+    marks: Collection[str] = MARKS,
 ) -> None:
     """Raise OutputError if one of a command's outputs may not be written; call it before any work.
 
     `outputs` maps the option or argument to its path; for options in `folders` the output is a folder. An output must not be
-    an input or another output (by any name or link), nor lie inside another output, nor exist unless `force`.
+    an input or another output (by any name or link), nor lie inside another output, nor exist unless `force`; `marks` is that of
+    `check_folder`.
     """
     read = {key for path in inputs for key in _identities(path)}
     used: dict[tuple[object, ...], str] = {}
@@ -52,7 +58,10 @@ def check_outputs(
         mine = _identities(path)
         if mine & read:
             raise OutputError(f"{path}: is also an input of this command; give {option} another path")
-        (check_folder if option in folders else check_output)(path, force)
+        if option in folders:
+            check_folder(path, force, marks)
+        else:
+            check_output(path, force)
         real = Path(os.path.realpath(path))
         other = next((used[key] for key in mine if key in used), None)
         around = next((used[str(parent),] for parent in real.parents if (str(parent),) in used), None)
@@ -217,13 +226,15 @@ def _reported(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, force: bool = False, size: int = 0, check: Check | None = None) -> Iterator[Path]:
+def atomic_folder(
+    path: Path, *, force: bool = False, size: int = 0, check: Check | None = None, marks: Collection[str] = MARKS
+) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends without an error, and is removed otherwise.
 
     If `path` is a symbolic link to a folder, that folder is replaced and the link stays. `size` and the errors are those of
-    `atomic_output`.
+    `atomic_output`, `marks` is that of `check_folder`.
     """
-    check_folder(path, force)
+    check_folder(path, force, marks)
     target = Path(os.path.realpath(path))
     temporary: Path | None = None
     old: Path | None = None
@@ -231,7 +242,7 @@ def atomic_folder(path: Path, *, force: bool = False, size: int = 0, check: Chec
     try:
         with _reported(path), folder_lock(target.parent):
             settle([target])
-            check_folder(path, force)
+            check_folder(path, force, marks)
             with signals.held():
                 temporary, lock = create_folder(target)
                 locks.append(lock)
@@ -244,7 +255,7 @@ def atomic_folder(path: Path, *, force: bool = False, size: int = 0, check: Chec
         if check:
             check()
         with _reported(path), folder_lock(target.parent):
-            check_folder(path, force)
+            check_folder(path, force, marks)
             with signals.held():
                 if target.exists():
                     locks.append(lock_folder(target))
@@ -266,19 +277,19 @@ def atomic_folder(path: Path, *, force: bool = False, size: int = 0, check: Chec
                 os.close(lock)
 
 
-def check_folder(path: Path, force: bool) -> None:
+def check_folder(path: Path, force: bool, marks: Collection[str] = MARKS) -> None:
     """Raise OutputError if `path` cannot be written as a folder.
 
-    With `force` a folder is replaced only if it is empty or has one of the files `MARKS`.
+    With `force` a folder is replaced only if it is empty or has one of the files `marks`.
     """
     _state(path)
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file, but a folder is written; choose another name")
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already; choose another name or overwrite it with --force")
-    if path.exists() and any(path.iterdir()) and not any((path / mark).exists() for mark in MARKS):
+    if path.exists() and any(path.iterdir()) and not any((path / mark).exists() for mark in marks):
         raise OutputError(
-            f"{path}: is a folder without {' or '.join(MARKS)}, and --force replaces only such folders; choose another name"
+            f"{path}: is a folder without {' or '.join(marks)}, and --force replaces only such folders; choose another name"
         )
     if not path.resolve().parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")

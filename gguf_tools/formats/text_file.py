@@ -35,6 +35,7 @@ class Kind(Enum):
     SAMPLES = "a file of a benchmark's samples", 2 << 30
     HEADER = "a header as TOML", 128 << 20
     JOURNAL = "the journal of an in-place change", 128 << 20
+    CHECKSUMS = "a list of checksums", 4 << 20
     MATRIX = "an importance matrix in the old format", 1 << 30
 
     def __init__(self, label: str, most: int) -> None:

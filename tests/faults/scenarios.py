@@ -151,6 +151,12 @@ SCENARIOS: tuple[Scenario, ...] = (
         cost="slow",
     ),
     Scenario(
+        command="publish",
+        line="publish {in}/checkpoint --types f16,q8_0 --out {out}/published --suite none --json {out}/report.json",
+        llama="run",
+        cost="slow",
+    ),
+    Scenario(
         command="ask",
         line="ask {in}/small.gguf Hello --tokens 4 --json {out}/report.json",
         llama="run",

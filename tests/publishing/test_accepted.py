@@ -15,7 +15,7 @@ from gguf_tools.publishing.model_card.accepted import ISO_639_1, LICENSES, accep
         ({"license": "apache-2.0"}, {"license": "apache-2.0"}, 0),
         ({"license": "MIT"}, {"license": "mit"}, 0),
         ({"license": "my-license-1.0"}, {"license": "other", "license_name": "my-license-1.0"}, 1),
-        ({"license": "a license of mine"}, {"license": "other"}, 1),
+        ({"license": "A license of mine"}, {"license": "other", "license_name": "a-license-of-mine"}, 1),
         (
             {"license": "other", "license_name": "qwen", "license_link": "LICENSE"},
             {"license": "other", "license_name": "qwen", "license_link": "LICENSE"},

@@ -435,7 +435,7 @@ def test_hostile_metadata_stays_text(tinyq: Tinyq, tmp_path: Path, monkeypatch: 
     assert front["tags"][-1] == "good"
     assert "" not in front["tags"]
     assert front["license"] == "other"  # the hub would refuse the other
-    assert "license_name" not in front
+    assert re.fullmatch(r"[a-z0-9][\w.+-]*", front["license_name"])
     body = FRONT.sub("", text)
     assert not re.search(r"(?<!\\)<|\x1b|\u202e", body.split("## Usage")[0] + body.split("## Provenance")[1])
     assert re.search(r"^# x --- # \\<script> !\\\[i\\\]\(http://x\)", body, re.MULTILINE)

@@ -78,19 +78,20 @@ def _license(found: dict[str, Any], notes: list[str]) -> None:
     given, name, link = (found.get(key) for key in ("license", "license_name", "license_link"))
     if given and given.lower() in LICENSES:
         found["license"] = given.lower()
-    elif given:
+    elif given or name:
         found["license"] = OTHER
-        if not name and _SLUG.fullmatch(given):
-            name = given
+        name = name or given
+    slug = "-".join(re.findall(r"[\w.+-]+", name.lower(), re.ASCII)).strip("-.+") if name else None
+    if name and not _SLUG.fullmatch(name):
+        name = slug
+    if given and given.lower() not in LICENSES:
         notes.append(
             f"license {given!r} is not in the hub's list; the card says {OTHER}" + (f" ({name})" if name else "")
         )
-    elif name:
-        found["license"] = OTHER
-    if name and not _SLUG.fullmatch(name):
-        slug = "-".join(re.findall(r"[\w.+-]+", name.lower(), re.ASCII)).strip("-.+")
-        notes.append(f"license_name {name!r} is no identifier such as my-license-1.0; the card says {slug or 'none'}")
-        name = slug
+    elif found.get("license_name") not in (None, name):
+        notes.append(
+            f"license_name {found['license_name']!r} is no identifier such as my-license-1.0; the card says {name}"
+        )
     found["license_name"] = name if found.get("license") == OTHER else None
     if link and not _is_link(link):
         notes.append(f"license_link {link!r} is neither a URL nor {' or '.join(LICENSE_FILES)}; it is left out")

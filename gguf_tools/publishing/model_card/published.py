@@ -12,11 +12,10 @@ from gguf_tools.evaluation.card.as_json import part_facts
 from gguf_tools.evaluation.card.compare import difference, score_interval
 from gguf_tools.evaluation.card.parts import overall
 from gguf_tools.evaluation.card.report import changed_value
+from gguf_tools.publishing.folder import CHECKSUMS
 from gguf_tools.publishing.model_card.facts import CardFacts, CardFile
 from gguf_tools.tables import MISSING, markdown_table
 from gguf_tools.text import for_markdown, human_bytes
-
-CHECKSUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ def types_section(facts: CardFacts, published: Published) -> str:
         ("Bits/weight", [f"{file.measured.model.bpw:.2f}" for file in files]),
         ("Size", [human_bytes(file.measured.model.bytes) for file in files]),
         *_fidelity(files),
-        *_scores(files),
+        *_scores(files, published.tags[0]),
     ]
     rows = [[values[n] or MISSING for _, values in columns] for n in range(len(files))]
     table = markdown_table([name for name, _ in columns], rows, "<<>")
@@ -67,7 +66,7 @@ def _fidelity(files: Sequence[CardFile]) -> list[tuple[str, list[str | None]]]:
     ]
 
 
-def _scores(files: Sequence[CardFile]) -> list[tuple[str, list[str | None]]]:
+def _scores(files: Sequence[CardFile], largest: str) -> list[tuple[str, list[str | None]]]:
     """Score with its interval, the difference from the first file on the same items, and the perplexity."""
     cards = {file.label: file.measured.card for file in files if file.measured.card}
     if len(cards) != len(files):
@@ -83,7 +82,7 @@ def _scores(files: Sequence[CardFile]) -> list[tuple[str, list[str | None]]]:
         value = part_facts(card).get("perplexity", {}).get("perplexity")
         perplexities.append(None if value is None else f"{value:.4g}")
     named: list[tuple[str, list[str | None]]] = [("Score (95%)", [*scores])]
-    named += [(f"Δ {for_markdown(first)}", changes)] if len(files) > 1 else []
+    named += [(f"Δ {largest}", changes)] if len(files) > 1 else []
     return [*named, ("Perplexity", perplexities)]
 
 

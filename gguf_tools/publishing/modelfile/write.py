@@ -51,6 +51,10 @@ class Modelfile:
     layout: ChatLayout | None
     reason: str | None
 
+    def at(self, place: str) -> str:
+        """The text for another file with the same vocabulary and metadata, at `place`."""
+        return f"FROM {_file(place)}\n{self.text.partition(chr(10))[2]}"
+
 
 def modelfile_for(place: str, runtime: Runtime, context: int | None = None) -> Modelfile:
     """The Modelfile of a GGUF that `runtime` has open (the vocabulary suffices).

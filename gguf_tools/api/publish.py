@@ -1,0 +1,223 @@
+"""The public function `publish`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast, get_args
+
+from gguf_tools.api.options import Donors, TensorTypes, at_least, card_options, counted, one_of
+from gguf_tools.api.request import conversion_request
+from gguf_tools.api.results.publication import PublishResult
+from gguf_tools.conversion.plan import Conversion, Opened, open_source, prepare
+from gguf_tools.conversion.request import AUTO, Request
+from gguf_tools.errors import InputError
+from gguf_tools.evaluation.vocabulary import prove_vocabulary
+from gguf_tools.formats.output import check_outputs
+from gguf_tools.progress import StageProgress
+from gguf_tools.publishing.folder import CHECKSUMS, require_own
+from gguf_tools.runtime.process import PURPOSE, KVType, RuntimeOptions
+from quant.installed import require_llama_cpp
+from quant.recipes import recipe
+from surgery.recipe import Recipe
+
+if TYPE_CHECKING:
+    from gguf_tools.evaluation.reference_source import ReferenceSource
+
+TYPES = ("q8_0", "q6_k", "q4_k_m")
+SUITES = ("none", "fidelity", "card", "all")
+
+
+def publish(
+    source: str | Path,
+    out: str | Path,
+    *,
+    types: str | Sequence[str] = TYPES,
+    name: str | None = None,
+    suite: str = "all",
+    base_model: str | None = None,
+    quantized_by: str | None = None,
+    context: int | None = None,
+    kv_type: str = "f32",
+    flash_attn: bool = False,
+    gpu_layers: int = 0,
+    questions: str | Path = "general",
+    repeat_set: int = 1,
+    held_out: str | Path | None = None,
+    weights: Mapping[str, float] | None = None,
+    thinking: bool = False,
+    answer_tokens: int = 128,
+    think_tokens: int = 1024,
+    tensor_types: TensorTypes = (),
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+    pure: bool = False,
+    imatrix: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    target: str | None = None,
+    add_bos: bool | None = None,
+    drop_tokens: bool = False,
+    context_length: int | None = None,
+    allow_approximate: bool = False,
+    allow_nonfinite: bool = False,
+    calibration: str | Path | None = None,
+    text_only: bool = False,
+    as_family: str | None = None,
+    describe: str | Path | None = None,
+    surgery: str | Path | Recipe | None = None,
+    donors: Donors | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    progress: StageProgress | None = None,
+) -> PublishResult:
+    """Convert a checkpoint to several types, measure them, and write a folder that is ready for the hub: `tinyq publish`.
+
+    The checkpoint is read once for all `types` (names, or text with commas). The folder `out` gets the GGUF files, named by
+    `name` and type, a model card with one table of all of them, a Modelfile for each, and SHA256SUMS; it appears when all is
+    complete. `suite` says what is measured: `fidelity` compares each file with the torch reference, which is run once, on the
+    same positions; `card` asks questions (options `questions` to `think_tokens`); `all` does both, `none` neither. `context` is
+    the length in tokens for which memory is stated. `base_model` and `quantized_by` go into the card's front matter, in which
+    values that the hub refuses are left out; the result's `notes` say which. With `force` a folder of an earlier run is replaced.
+    The other arguments are those of `convert` and `evaluate`.
+
+    `progress` is called with (stage, done, total). With `dry_run` nothing is written.
+
+    Raises the errors of `convert` and `evaluate`; OutputError if `out` exists without `force`, or holds other files.
+    """
+    out = Path(out)
+    one_of("--suite", suite, SUITES)
+    one_of("--kv-type", kv_type, get_args(KVType))
+    at_least("--context", context)
+    wanted = _types(types)
+
+    def check(read: Sequence[Path]) -> None:
+        if not dry_run:
+            check_outputs({"--out": out}, read, force=force, folders={"--out"}, marks=(CHECKSUMS,))
+            require_own(out)
+
+    asked = conversion_request(
+        source,
+        check,
+        type=wanted[0],
+        tensor_types=tensor_types,
+        output_type=output_type,
+        embedding_type=embedding_type,
+        pure=pure,
+        imatrix=imatrix,
+        tokenizer=tokenizer,
+        target=target,
+        add_bos=add_bos,
+        drop_tokens=drop_tokens,
+        context_length=context_length,
+        allow_approximate=allow_approximate,
+        allow_nonfinite=allow_nonfinite,
+        calibration=calibration,
+        text_only=text_only,
+        as_family=as_family,
+        describe=describe,
+        surgery=surgery,
+        donors=donors,
+        dry_run=dry_run,
+        threads=threads,
+    )
+    card = card_options(
+        questions=questions,
+        repeat_set=repeat_set,
+        held_out=held_out,
+        weights=weights,
+        thinking=thinking,
+        answer_tokens=answer_tokens,
+        think_tokens=think_tokens,
+    )
+    opened = open_source(asked.request)
+    # Most of what follows loads torch, which takes seconds.
+    from gguf_tools.publishing.measure import Suites
+    from gguf_tools.publishing.model_card.facts import base_models_of, check_names
+    from gguf_tools.publishing.write import plan_publication, write_publication
+    from surgery.told import tell_surgery
+
+    check_names(base_model, quantized_by)
+    conversions = _conversions(asked.request, opened, wanted, progress)
+    metadata = conversions[0].metadata
+    plan = plan_publication(
+        conversions,
+        stem=name or str(metadata["general.name"].value),
+        repository=None,
+        base_models=(base_model,) if base_model else base_models_of(asked.request.source, metadata),
+        quantized_by=quantized_by,
+        imatrix=asked.request.imatrix,
+    )
+    if dry_run:
+        return PublishResult(plan, out)
+    require_llama_cpp(PURPOSE)
+    suites = Suites(
+        reference=_reference(asked.request, opened) if suite in ("fidelity", "all") else None,
+        card=card if suite in ("card", "all") else None,
+        context=context,
+    )
+    options = RuntimeOptions(
+        kv_type=cast(KVType, kv_type), flash_attn=flash_attn, gpu_layers=gpu_layers, threads=threads
+    )
+    made = write_publication(
+        plan,
+        out,
+        suites,
+        options,
+        tell_surgery,
+        force=force,
+        threads=asked.request.workers,
+        allow_nonfinite=allow_nonfinite,
+        prove_header=prove_vocabulary,
+        check=asked.watch.check,
+        writing=counted(progress, "writing", sum(one.layout.data_bytes for one in plan.conversions)),
+        progress=progress,
+    )
+    return PublishResult(plan, out, made)
+
+
+def _types(types: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of the types, in lower case; InputError if there are none, or one twice or unknown."""
+    parts = [part for text in ([types] if isinstance(types, str) else types) for part in text.split(",")]
+    names = [part.strip().lower() for part in parts if part.strip()]
+    if not names:
+        raise InputError(f"--types is {types!r}; expected types such as {','.join(TYPES)}")
+    known = [AUTO if name == AUTO else recipe(name).name for name in names]
+    _refuse_twice(known, names)
+    return tuple(known)
+
+
+def _refuse_twice(known: Sequence[str], given: Sequence[str]) -> None:
+    twice = next((n for n, name in enumerate(known) if name in known[:n]), None)
+    if twice is not None:
+        raise InputError(f"--types has {known[twice]} twice ({', '.join(given)}); give each type once")
+
+
+def _conversions(
+    request: Request, opened: Opened, types: Sequence[str], progress: StageProgress | None
+) -> list[Conversion]:
+    """The plan of each type."""
+    made = []
+    for name in types:
+        weights = sum(tensor.size for tensor in opened.halvable) if name == AUTO else 0
+        made.append(prepare(replace(request, type=name), opened, counted(progress, "reading", weights)))
+    _refuse_twice([one.decision.recipe for one in made], types)
+    return made
+
+
+def _reference(request: Request, opened: Opened) -> ReferenceSource:
+    """The checkpoint as the reference, after the surgery that the files have behind them."""
+    from gguf_tools.evaluation.reference_source import ReferenceSource
+
+    recipe_text = request.operation.text if request.operation else ""
+    return ReferenceSource(
+        model=opened.model,
+        origin="given",
+        path=request.source,
+        tokenizer=opened.tokenizer,
+        note="it runs the checkpoint that the files were made from" + (f", after {recipe_text}" if recipe_text else ""),
+        recipe=recipe_text,
+        is_source=True,
+        checkpoint=opened.checkpoint,
+    )

@@ -1,0 +1,103 @@
+"""`tinyq publish`: convert a checkpoint to several types, measure them, and write a folder that is ready for the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gguf_tools.commands.card_options import card_options, parsed_weights
+from gguf_tools.commands.common import (
+    check_outputs,
+    examples,
+    nonfinite_option,
+    output_options,
+    stage_bars,
+    table_options,
+    timeout_option,
+    write_report,
+)
+from gguf_tools.commands.completion import completer, recipe_types
+from gguf_tools.commands.engine_options import engine_options
+from gguf_tools.commands.source_options import source_options
+from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
+from gguf_tools.commands.type_options import tensor_type_options
+
+TYPES = "q8_0,q6_k,q4_k_m"
+
+
+@click.command(cls=WithSurgery, epilog=examples("publish hf/ --types q8_0,q6_k,q4_k_m -o model-GGUF"))
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "--types",
+    multiple=True,
+    default=(TYPES,),
+    metavar="TYPES",
+    shell_complete=completer(lambda: ["auto", *recipe_types()]),
+    help=f"The types, with commas, or the option several times; by default {TYPES}.",
+)
+@click.option("--out", "-o", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to write.")
+@click.option("--name", metavar="NAME", help="Beginning of the files' names; by default the model's name.")
+@click.option("--base-model", metavar="OWNER/NAME", help="Hub id of SOURCE, if it is not known.")
+@click.option("--quantized-by", metavar="NAME", help="Author of the files.")
+@click.option(
+    "--suite",
+    type=click.Choice(["none", "fidelity", "card", "all"]),
+    default="all",
+    show_default=True,
+    help="Which measurements to make; the others are left out of the card.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Context length, in tokens, for which memory is stated; by default 4096, or the model's if that is shorter.",
+)
+@tensor_type_options
+@source_options
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Calibration text for --allow-approximate; by default a built-in one.",
+)
+@engine_options
+@card_options
+@click.option("--dry-run", is_flag=True, help="Show what would be made, with sizes, and write nothing.")
+@table_options
+@timeout_option
+@nonfinite_option
+@output_options
+def publish(
+    source: Path,
+    types: tuple[str, ...],
+    out: Path,
+    weights: tuple[str, ...],
+    dry_run: bool,
+    force: bool,
+    json_path: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Convert SOURCE to several types and write a folder for the hub: files, model card, Modelfiles and checksums.
+
+    SOURCE is read once. All files are measured against one run of the torch reference, on the same positions, and asked the same
+    questions; the card has one table of all of them, and the commands for llama.cpp, Ollama, llama-cpp-python and LM Studio. The
+    folder appears when all is complete.
+    """
+    from gguf_tools import publish as run
+
+    check_outputs({"--json": json_path}, force=force, outputs={} if dry_run else {"--out": out})
+    with stage_bars(quiet, out.name) as progress:
+        result = run(
+            source,
+            out,
+            types=types,
+            weights=parsed_weights(weights),
+            surgery=given_recipe(),
+            dry_run=dry_run,
+            force=force,
+            progress=progress,
+            **options,
+        )
+    write_report(result, json_path, force=force, shown=dry_run or not quiet)
