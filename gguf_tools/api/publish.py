@@ -17,6 +17,8 @@ from gguf_tools.evaluation.vocabulary import prove_vocabulary
 from gguf_tools.formats.output import check_outputs
 from gguf_tools.progress import StageProgress
 from gguf_tools.publishing.folder import CHECKSUMS, require_own
+from gguf_tools.publishing.names import base_models_of, check_names
+from gguf_tools.publishing.plan import plan_publication
 from gguf_tools.runtime.process import PURPOSE, KVType, RuntimeOptions
 from quant.installed import require_llama_cpp
 from quant.recipes import recipe
@@ -132,12 +134,6 @@ def publish(
         think_tokens=think_tokens,
     )
     opened = open_source(asked.request)
-    # Most of what follows loads torch, which takes seconds.
-    from gguf_tools.publishing.measure import Suites
-    from gguf_tools.publishing.model_card.facts import base_models_of, check_names
-    from gguf_tools.publishing.write import plan_publication, write_publication
-    from surgery.told import tell_surgery
-
     check_names(base_model, quantized_by)
     conversions = _conversions(asked.request, opened, wanted, progress)
     metadata = conversions[0].metadata
@@ -152,6 +148,11 @@ def publish(
     if dry_run:
         return PublishResult(plan, out)
     require_llama_cpp(PURPOSE)
+    # torch, which the reference runs on, takes seconds to load.
+    from gguf_tools.publishing.measure import Suites
+    from gguf_tools.publishing.write import write_publication
+    from surgery.told import tell_surgery
+
     suites = Suites(
         reference=_reference(asked.request, opened) if suite in ("fidelity", "all") else None,
         card=card if suite in ("card", "all") else None,

@@ -5,67 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from gguf_tools.conversion.plan import Conversion
 from gguf_tools.conversion.write import Converted, Prove, execute_all
 from gguf_tools.errors import TinyqError
 from gguf_tools.formats.digest import FileDigest
 from gguf_tools.formats.output import Check, atomic_folder, atomic_output
 from gguf_tools.formats.temporary import scratch_folder
 from gguf_tools.progress import ByteProgress, StageProgress
-from gguf_tools.publishing.folder import CARD, CHECKSUMS, checksums_text, file_stem, tag_of
+from gguf_tools.publishing.folder import CARD, CHECKSUMS, checksums_text
 from gguf_tools.publishing.measure import Measured, Suites, measure_together
 from gguf_tools.publishing.model_card import CardFacts, card_page
 from gguf_tools.publishing.model_card.facts import card_file, facts_of_card
 from gguf_tools.publishing.model_card.front_matter import checked_front_matter
 from gguf_tools.publishing.model_card.published import Published
 from gguf_tools.publishing.model_card.surgery import TellSurgery
+from gguf_tools.publishing.plan import PublicationPlan
 from gguf_tools.runtime.process import RuntimeOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublicationPlan:
-    """What will be published: a conversion for each type, the largest file first, all under names that begin with `stem`.
-
-    `repository` is where on the hub, `base_models` are the card's, `imatrix` is the importance matrix, which is published too.
-    """
-
-    conversions: tuple[Conversion, ...]
-    stem: str
-    repository: str | None = None
-    base_models: tuple[str, ...] = ()
-    quantized_by: str | None = None
-    imatrix: Path | None = None
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """The files' tags, such as Q4_K_M."""
-        return tuple(tag_of(conversion.decision.recipe) for conversion in self.conversions)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the GGUF files."""
-        return tuple(f"{self.stem}-{tag}.gguf" for tag in self.tags)
-
-    @property
-    def modelfiles(self) -> tuple[str, ...]:
-        """The names of the Modelfiles."""
-        return tuple(f"Modelfile-{tag}" for tag in self.tags)
-
-    @property
-    def matrix_name(self) -> str | None:
-        """The name of the importance matrix."""
-        return f"{self.stem}-imatrix{self.imatrix.suffix}" if self.imatrix else None
-
-    @property
-    def size(self) -> int:
-        """Bytes of all GGUF files."""
-        return sum(conversion.size for conversion in self.conversions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,26 +38,6 @@ class Publication:
     measured: tuple[Measured, ...]
     facts: CardFacts
     notes: tuple[str, ...]
-
-
-def plan_publication(
-    conversions: Sequence[Conversion],
-    stem: str,
-    repository: str | None,
-    base_models: tuple[str, ...],
-    quantized_by: str | None,
-    imatrix: Path | None,
-) -> PublicationPlan:
-    """The plan, with the largest file first; `stem` is made a beginning of file names."""
-    ordered = sorted(conversions, key=lambda conversion: -conversion.size)
-    return PublicationPlan(
-        conversions=tuple(ordered),
-        stem=file_stem(stem),
-        repository=repository,
-        base_models=base_models,
-        quantized_by=quantized_by,
-        imatrix=imatrix,
-    )
 
 
 def write_publication(

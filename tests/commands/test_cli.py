@@ -53,8 +53,10 @@ def test_help_of_a_command_loads_no_torch(command: str) -> None:
     assert imported(("torch", "transformers", "llama_cpp"), command, "--help") == []
 
 
-def test_a_dry_run_loads_no_torch(qwen3_folder: Path) -> None:
-    args = ("convert", str(qwen3_folder), "out.gguf", "--dry-run")
+@pytest.mark.parametrize("line", [("convert", "out.gguf"), ("publish", "-o", "out")])
+def test_a_dry_run_loads_no_torch(qwen3_folder: Path, line: tuple[str, ...]) -> None:
+    command, *out = line
+    args = (command, str(qwen3_folder), *out, "--dry-run")
     assert imported(("torch", "transformers", "llama_cpp"), *args) == []
 
 
@@ -275,7 +277,7 @@ main(sys.argv[2:])
     "moment",
     [
         "gguf_tools.conversion.plan:smallest_exact",
-        "gguf_tools.conversion.write:write_blocks",
+        "gguf_tools.conversion.write:write_groups",
         "gguf_tools.evaluation.vocabulary:prove_vocabulary",
     ],
     ids=["reading", "writing", "proving"],

@@ -52,7 +52,7 @@ def begun(*args: object, code: str = SLOW) -> subprocess.Popen[str]:
     "moment",
     [
         "gguf_tools.conversion.plan:smallest_exact",
-        "gguf_tools.conversion.write:write_blocks",
+        "gguf_tools.conversion.write:write_groups",
         f"{prove_vocabulary.__module__}:{prove_vocabulary.__name__}",
     ],
     ids=["reading", "writing", "proving"],
@@ -68,7 +68,7 @@ def test_a_signal_at_any_moment_is_one_line(
 
 
 def test_a_second_signal_does_not_stop_the_clearing_up(qwen3_folder: Path, tmp_path: Path) -> None:
-    with begun("gguf_tools.conversion.write:write_blocks", "convert", qwen3_folder, tmp_path / "out.gguf") as child:
+    with begun("gguf_tools.conversion.write:write_groups", "convert", qwen3_folder, tmp_path / "out.gguf") as child:
         for _ in range(50):
             child.send_signal(signal.SIGTERM)
         out, err = child.communicate(timeout=30)
@@ -153,7 +153,7 @@ def test_a_signal_when_the_output_is_there_is_said_so(
 def test_signals_that_are_ignored_stay_ignored(qwen3_folder: Path, tmp_path: Path) -> None:
     """As under nohup."""
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + SLOW
-    moment = "gguf_tools.conversion.write:write_blocks"
+    moment = "gguf_tools.conversion.write:write_groups"
     with begun(moment, "convert", qwen3_folder, tmp_path / "out.gguf", code=code) as child:
         child.send_signal(signal.SIGHUP)
         child.send_signal(signal.SIGTERM)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gguf_tools.publishing.model_card.accepted import ISO_639_1, LICENSES, accepted, is_full_id, is_repo_id
+from gguf_tools.publishing.model_card.accepted import ISO_639_1, LICENSES, accepted
+from gguf_tools.publishing.names import is_full_id, is_repo_id
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,18 @@ def test_the_reference_runs_once_and_the_threads_change_nothing(
 ) -> None:
     """On one thread the files are measured one after another, in the fixture side by side."""
     loaded, opened = [], []
-    load, enter = load_reference, Runtime.__enter__
-    monkeypatch.setattr("gguf_tools.publishing.measure.load_reference", lambda *a: loaded.append(a) or load(*a))
-    monkeypatch.setattr(Runtime, "__enter__", lambda self: opened.append(self.path.name) or enter(self))
+    enter = Runtime.__enter__
+
+    def load(*arguments: Any) -> Any:
+        loaded.append(arguments)
+        return load_reference(*arguments)
+
+    def noted(runtime: Runtime) -> Runtime:
+        opened.append(runtime.path.name)
+        return enter(runtime)
+
+    monkeypatch.setattr("gguf_tools.publishing.measure.load_reference", load)
+    monkeypatch.setattr(Runtime, "__enter__", noted)
     short = {"questions": "bundled", "answer_tokens": 3, "think_tokens": 3}
     result = publish(source, tmp_path / "out", types=TYPES, threads=1, **short)  # type: ignore[arg-type]
     for file, other in zip(result.as_dict()["files"], made[1]["files"], strict=True):

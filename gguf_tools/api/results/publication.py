@@ -11,7 +11,8 @@ from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
 from gguf_tools.text import as_json, human_bytes
 
 if TYPE_CHECKING:
-    from gguf_tools.publishing.write import Publication, PublicationPlan
+    from gguf_tools.publishing.plan import PublicationPlan
+    from gguf_tools.publishing.write import Publication
 
 _FILE = Column("file", left=True, key=True, least=20)
 _SIZES = (Column("size", human_bytes), Column("bits/weight", "{:.2f}".format))
@@ -40,6 +41,7 @@ class PublishResult(Shown):
         return dict(as_json(self._report()))
 
     def _report(self) -> dict[str, Any]:
+        """The entries of `as_dict`, with a dictionary for each file, the largest first."""
         plan, made = self.plan, self.made
         files: list[dict[str, Any]] = []
         for n, (conversion, name, tag) in enumerate(zip(plan.conversions, plan.names, plan.tags, strict=True)):

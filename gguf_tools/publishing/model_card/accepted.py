@@ -1,7 +1,7 @@
 """What the hub accepts in a model card's front matter, checked offline.
 
 Source: what the hub's check of a card (`ModelCard.validate` of huggingface_hub, by the route api/validate-yaml) says of values
-that it refuses; `modelcard.md` and `repositories-licenses` of huggingface/hub-docs; `validate_repo_id` of huggingface_hub.
+that it refuses; `modelcard.md` and `repositories-licenses` of huggingface/hub-docs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
+
+from gguf_tools.publishing.names import is_repo_id
 
 _LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m afl-3.0
@@ -37,18 +39,7 @@ ISO_639_1 = frozenset(_ISO_639_1.split())
 SPECIAL_LANGUAGES = ("code", "multilingual")
 _THREE_LETTERS = re.compile(r"[a-z]{3}")
 _BCP_47 = re.compile(r"([a-z]{2,3})(-[A-Za-z0-9]{2,8})+")
-_REPO_ID = re.compile(r"(\w([\w.-]{0,94}\w)?/)?\w([\w.-]{0,94}\w)?", re.ASCII)
 _SLUG = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
-
-
-def is_repo_id(text: str) -> bool:
-    """Whether the hub accepts a name as that of a repository: NAME or OWNER/NAME."""
-    return bool(_REPO_ID.fullmatch(text)) and not any(bad in text for bad in ("--", "..")) and not text.endswith(".git")
-
-
-def is_full_id(text: str) -> bool:
-    """Whether the hub accepts a name as that of a repository with its owner: OWNER/NAME."""
-    return "/" in text and is_repo_id(text)
 
 
 def accepted(values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +12,20 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.card.modes import ChatModes, find_modes
 from gguf_tools.evaluation.card.suite import CardOptions
 from gguf_tools.evaluation.run import FidelityRequest, FileScores, measure_files
-from gguf_tools.formats.gguf.header import Field, GGUFHeader, is_gguf, read_header
+from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf, read_header
 from gguf_tools.inspection.report import inspect
 from gguf_tools.inspection.result import Inspection
 from gguf_tools.progress import StageProgress
-from gguf_tools.publishing.model_card.accepted import is_full_id
 from gguf_tools.publishing.model_card.memory import offloaded_bytes
 from gguf_tools.publishing.model_card.surgery import SurgeryTold, TellSurgery
 from gguf_tools.publishing.modelfile import Modelfile, modelfile_for, sampling_parameters
+from gguf_tools.publishing.names import base_models_of, check_names
 from gguf_tools.runtime.interface import Memory
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
-from gguf_tools.sources.checkpoint import CONFIG, open_checkpoint
-from gguf_tools.tokenizers.files import read_object
+from gguf_tools.sources.checkpoint import open_checkpoint
 
 DEFAULT_CONTEXT = 4096
 """Context length, in tokens, for which memory is reported, or the model's if that is shorter."""
-
-_HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
-_BASE_MODEL = re.compile(r"general\.base_model\.\d+\.repo_url")
-HUB_URL = "https://huggingface.co/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +128,6 @@ def gather(
     )
 
 
-def check_names(base_model: str | None, quantized_by: str | None) -> None:
-    """Raise InputError for a name, given by the user, that the hub does not accept."""
-    if quantized_by is not None and not quantized_by.isprintable():
-        raise InputError(f"--quantized-by is {quantized_by!r}; expected a name of printable characters")
-    if base_model is not None and not is_full_id(base_model):
-        raise InputError(f"--base-model is {base_model!r}; expected a hub id (owner/name)")
-
-
 @dataclass(frozen=True)
 class ChatFacts:
     """What follows from a file's vocabulary, chat template and sampling defaults."""
@@ -219,23 +205,3 @@ def memory_of(runtime: Runtime, context: int | None) -> Memory:
 
 def _provenance(header: GGUFHeader) -> dict[str, Any]:
     return {key: field.value for key, field in header.metadata.items() if key.startswith("tinyq.")}
-
-
-def base_models_of(source: Path, metadata: Mapping[str, Field]) -> tuple[str, ...]:
-    """Ids on the hub of the files' base models: the source's own if it is known, else those in the metadata."""
-    own = _hub_id(source)
-    if own:
-        return (own,)
-    urls = [field.value for key, field in metadata.items() if _BASE_MODEL.fullmatch(key)]
-    ids = [url.removeprefix(HUB_URL) for url in urls if isinstance(url, str) and url.startswith(HUB_URL)]
-    return tuple(found for found in ids if is_full_id(found))
-
-
-def _hub_id(source: Path) -> str | None:
-    """The source's id on the hub: from its path in the hub's cache, or from its config."""
-    for part in source.resolve().parts:
-        if match := _HUB_CACHE.fullmatch(part):
-            return f"{match[1]}/{match[2]}"
-    config = source / CONFIG
-    name = read_object(config).get("_name_or_path") if config.is_file() else None
-    return name if isinstance(name, str) and is_full_id(name) and not Path(name).exists() else None

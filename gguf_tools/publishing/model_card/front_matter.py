@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from gguf_tools.publishing.model_card.accepted import accepted
-from gguf_tools.publishing.model_card.facts import HUB_URL, CardFacts
+from gguf_tools.publishing.model_card.facts import CardFacts
+from gguf_tools.publishing.names import HUB_URL
 from gguf_tools.text import one_line
 
 _DATASET = re.compile(r"general\.dataset\.\d+\.repo_url")
