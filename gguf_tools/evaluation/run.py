@@ -33,6 +33,8 @@ from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.sources.adapters.adapter import GivenAdapter
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
+STREAMED_BYTES = 1 << 30
+"""Bytes of the reference's weights from which one layer at a time is in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +101,11 @@ class Evaluation:
 
 
 def load_reference(source: ReferenceSource, dtype: str) -> Reference | TransformersModel:
-    """The source in memory: the torch reference, or transformers' own code if no family supports it."""
+    """The torch reference, its layers streamed if they are large, or transformers' own code if no family supports the source."""
     if source.model is not None:
-        return Reference(source.model, DTYPES[dtype])
+        wanted = DTYPES[dtype]
+        streamed = source.model.parameters * wanted.itemsize > STREAMED_BYTES
+        return Reference(source.model, wanted, streamed=streamed)
     if source.checkpoint is None:
         raise InputError(f"{source.path}: cannot be a reference: no family supports it, and transformers cannot run it")
     return TransformersModel(source.checkpoint)

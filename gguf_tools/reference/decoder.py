@@ -26,7 +26,7 @@ from gguf_tools.reference.norm import normed
 from gguf_tools.reference.observe import OUTSIDE, Observe, Observer, unobserved
 from gguf_tools.reference.past import Past
 from gguf_tools.reference.state_space import mamba2, short_conv
-from gguf_tools.reference.weights import Weights, load_all
+from gguf_tools.reference.weights import StreamedLayers, Weights, load_all, load_layer
 
 EXPRESSES = frozenset(
     {
@@ -147,14 +147,15 @@ EXPRESSES = frozenset(
 
 
 class Reference:
-    """A model's weights in memory, and its forward pass.
+    """A model's weights, and its forward pass.
 
     `dtype` is the type of weights and arithmetic: llama.cpp computes in float32; against float64 a comparison shows
-    llama.cpp's rounding only.
+    llama.cpp's rounding only. The weights are in memory, or, `streamed`, those outside the layers and one layer at a time, which
+    every forward pass reads again.
     """
 
-    def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:
-        """Read all weights. Raises UnsupportedError for a model with a feature that the forward pass does not support."""
+    def __init__(self, model: Model, dtype: torch.dtype = torch.float32, *, streamed: bool = False) -> None:
+        """Read the weights. Raises UnsupportedError for a model with a feature that the forward pass does not support."""
         lacking = undeclared(model.spec.features, EXPRESSES)
         if lacking:
             raise UnsupportedError(
@@ -163,10 +164,9 @@ class Reference:
         self.spec = model.spec
         self.dtype = dtype
         self.weights = load_all(model.tensors, dtype)
-        self.layers: list[Weights] = []
-        for layer in model.layers:
-            weights, factors = load_all(layer.tensors, dtype), dict(layer.spec.multipliers)
-            self.layers.append({role: w * factors[role] if role in factors else w for role, w in weights.items()})
+        self.layers: Sequence[Weights] = (
+            StreamedLayers(model.layers, dtype) if streamed else [load_layer(layer, dtype) for layer in model.layers]
+        )
         self._limits = _limits(model.spec)
 
     @classmethod

@@ -18,7 +18,7 @@ from torch.nn import functional
 from gguf_tools.evaluation.card.statistics import Float
 from gguf_tools.model.spec import LayerSpec, Model
 from gguf_tools.reference import Reference
-from gguf_tools.reference.weights import Weights, load_all
+from gguf_tools.reference.weights import Weights, load_layer
 from surgery.algebra import Layer, Original, Stack, identity
 from surgery.model import rebuilt
 
@@ -149,10 +149,7 @@ class Engine:
             return [self._layers[layer] for layer in stack]
         made = dict(self._layers)
         for layer, built in zip(strange, rebuilt(self._model, strange).layers, strict=True):
-            factors = dict(built.spec.multipliers)
-            weights = load_all(built.tensors, torch.float32)
-            loaded = {role: w * factors[role] if role in factors else w for role, w in weights.items()}
-            made[layer] = (built.spec, self._moved(loaded))
+            made[layer] = (built.spec, self._moved(load_layer(built, torch.float32)))
         return [made[layer] for layer in stack]
 
     def _run(self, spec: LayerSpec, weights: Weights, x: torch.Tensor) -> torch.Tensor:

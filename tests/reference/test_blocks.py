@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from gguf_tools.model.features import undeclared
-from gguf_tools.model.spec import Attention, LayerSpec, Mamba2, Model, ModelSpec, ShortConv
-from gguf_tools.reference import Reference, mixers
+from gguf_tools.model.spec import Attention, Layer, LayerSpec, Mamba2, Model, ModelSpec, ShortConv
+from gguf_tools.reference import Reference, mixers, weights
 from gguf_tools.reference.decoder import EXPRESSES
+from gguf_tools.reference.weights import Weights
 from tests.oracle import nmse
 from tests.random_model import ATTENTION, DELTA, EXPERTS, layer, random_model
 from tests.specs.check import started
@@ -86,3 +88,23 @@ def test_progress_counts_layers() -> None:
     assert seen == [(1, 3), (2, 3), (3, 3)]
     spec: LayerSpec = made.spec.layers[0]
     assert spec.mixer == ATTENTION
+
+
+def test_streamed_layers_give_the_same_logits_and_one_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = random_model([layer(ATTENTION), layer(DELTA, EXPERTS), layer(ATTENTION)])
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    read = weights.load_layer
+
+    def noted(one: Layer, dtype: torch.dtype) -> Weights:
+        assert not alive, "another layer is still in memory"
+        found = read(one, dtype)
+        for weight in found.values():
+            alive.add(weight)
+        return found
+
+    monkeypatch.setattr(weights, "load_layer", noted)
+    streamed, whole = Reference(made, torch.float64, streamed=True), Reference(made, torch.float64)
+    np.testing.assert_array_equal(streamed.logits([TOKENS])[0], whole.logits([TOKENS])[0])
+    np.testing.assert_array_equal(
+        np.concatenate(list(streamed.blocks(TOKENS, 16))), np.concatenate(list(whole.blocks(TOKENS, 16)))
+    )
