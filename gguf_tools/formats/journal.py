@@ -119,10 +119,15 @@ def recover(path: Path) -> Record | None:
     """
     if not path.name or not path.parent.is_dir():
         return None
-    if not os.path.lexists(journal_path(path)) and not temporaries(journal_path(path)):
+    unfinished = os.path.lexists(journal_path(path)) or temporaries(journal_path(path))
+    next_undo = _next_undo(path, undo_paths(path))
+    if not unfinished and not temporaries(next_undo) and not undo_paths(path):
         return None
     with _locked(path) as file, signals.held():
-        return _finish(path, file)
+        record = _finish(path, file)
+        remove_leftovers(next_undo)
+        _forget_unmade(path, file)
+        return record
 
 
 def undo(path: Path) -> str:
@@ -151,22 +156,24 @@ def undo(path: Path) -> str:
 
 
 def _last(path: Path, file: int) -> tuple[Record, Path]:
-    """The last change that can be undone, and the path of its undo record.
-
-    A record of a rewriting that was killed before its file appeared is removed. Raises InputError if there is none.
-    """
+    """The last change that can be undone, and the path of its undo record. Raises InputError if there is none."""
+    _forget_unmade(path, file)
     records = undo_paths(path)
-    while records:
-        last = _read(records[-1])
-        moved = last.rewrites
-        if (
-            not moved
-            or os.pread(file, len(moved.new), 0) == moved.new
-            or os.pread(file, len(moved.old), 0) != moved.old
-        ):
-            return last, records[-1]
-        records.pop().unlink()
-    raise InputError(f"{path}: nothing to undo: its folder has no undo record of it; check the path")
+    if not records:
+        raise InputError(f"{path}: nothing to undo: its folder has no undo record of it; check the path")
+    return _read(records[-1]), records[-1]
+
+
+def _forget_unmade(path: Path, file: int) -> None:
+    """Remove the undo record of a rewriting that was killed before the new file replaced the old one."""
+    for record in reversed(undo_paths(path)):
+        moved = _read(record).rewrites
+        if not moved:
+            return
+        made = os.pread(file, len(moved.new), 0) == moved.new
+        if made or os.pread(file, len(moved.old), 0) != moved.old:
+            return
+        record.unlink()
 
 
 def rewrite(
@@ -185,11 +192,12 @@ def rewrite(
     with _locked(path) as file:
         with signals.held():
             _finish(path, file)
-            undo_path = _next_undo(path, undo_paths(path))
-            remove_leftovers(undo_path)
-            size = os.fstat(file).st_size + len(patch.new) - len(patch.old)
-            _create(undo_path, Record(size, (patch,), note).packed())
+        undo_path = _next_undo(path, undo_paths(path))
         try:
+            with signals.held():  # a signal that comes meanwhile is raised at the end of this block
+                remove_leftovers(undo_path)
+                size = os.fstat(file).st_size + len(patch.new) - len(patch.old)
+                _create(undo_path, Record(size, (patch,), note).packed())
             _replace_start(path, patch, progress, check)
         except BaseException:
             if os.path.samestat(os.fstat(file), os.lstat(path)):  # not replaced
