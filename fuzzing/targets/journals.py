@@ -55,12 +55,14 @@ def _undo(folder: Path) -> Prepared:
     def read(data: bytes) -> bool:
         journal_path(path).unlink(missing_ok=True)
         path.write_bytes(CONTENT)
-        path.with_name(f".{path.name}.tinyq-undo-1").write_bytes(data)
+        record = path.with_name(f".{path.name}.tinyq-undo-1")
+        record.write_bytes(data)
         undo(path)
-        assert path.stat().st_size == len(CONTENT)
+        assert not record.exists()
         return True
 
-    seeds = [_record(Patch(3, b"ab", CONTENT[3:5])), *SEEDS]
+    rewritten = Record(len(CONTENT), (Patch(0, b"before", CONTENT[:3]),), "name set").packed()
+    seeds = [_record(Patch(3, b"ab", CONTENT[3:5])), rewritten, *SEEDS]
     return Prepared(seeds, read)
 
 
