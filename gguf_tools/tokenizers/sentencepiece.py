@@ -9,7 +9,7 @@ without byte characters (pre-tokenizer "sarvam-moe") is exact, but that one cann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,14 +92,11 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
     spelled = {token.content for token in files.added}
     grave = [pair for pair in strays if "".join(pair) not in spelled]
     spelled_out = frozenset("".join(pair) for pair in strays)
-    notes = tuple(
-        f"llama.cpp also matches {shown(token)} in plain text, the tokenizer does not"
-        for token in sorted(spelled_out)[:3]
+    notes = (
+        ("after a control token llama.cpp adds a space before the text, as at the start; the tokenizer does not",)
+        if spaces.first_only
+        else ()
     )
-    if spaces.first_only:
-        notes += (
-            "after a control token llama.cpp adds a space before the text, as at the start; the tokenizer does not",
-        )
     limits = (EXTRA_SPACES,) if spaces.collapsed else (LEADING_SPACE,) if spaces.prefix and not spaces.always else ()
     own = tuple(token.content for token in files.added if not token.special and files.path.name == MODEL_FILE)
     if own and spaces.prefix:
@@ -116,7 +113,7 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
             kinds=all_kinds,
             scores=scores,
             add_space_prefix=spaces.prefix,
-            limits=limits,
+            limits=(*limits, *([merged(spelled_out)] if spelled_out else [])),
             sections=not spaces.first_only,
             strays=spelled_out,
             notes=notes,
@@ -155,6 +152,17 @@ def after_own(pieces: Sequence[str]) -> Limit:
         f"SentencePiece puts no space after {shown(pieces[0])} and before it always, llama.cpp the other way about: text with "
         "pieces of the user's is tokenized differently",
         lambda text: any(piece in text for piece in pieces),
+    )
+
+
+def merged(tokens: Collection[str]) -> Limit:
+    """Added tokens that llama.cpp merges from the pieces of a text that spells them out, though it is to parse none."""
+    some = ", ".join(shown(token) for token in sorted(tokens)[:3])
+    more = f" and {len(tokens) - 3} others" if len(tokens) > 3 else ""
+    return Limit(
+        f"llama.cpp also matches {some}{more} in plain text, the tokenizer does not",
+        # A space, before the text too, is the mark that the tokens have.
+        lambda text: any(token in SPACE + text.replace(" ", SPACE) for token in tokens),
     )
 
 

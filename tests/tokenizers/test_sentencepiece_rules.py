@@ -226,6 +226,22 @@ def test_a_join_that_gives_an_added_token_is_noted(tmp_path: Path) -> None:
     assert "cab" not in tokenizer.probe_tokens
 
 
+def test_a_control_token_that_llama_cpp_merges_from_plain_text_is_a_limit(tmp_path: Path) -> None:
+    folder = written(tmp_path, more=["<", "s", ">", "<s"], merges=[*EVERY, ["<", "s"]])
+    tokenizer = loaded(folder)
+    (limit,) = tokenizer.limits
+    assert limit.note == "llama.cpp also matches '<s>' in plain text, the tokenizer does not"
+    assert limit.note in tokenizer.notes
+    llama = llama_vocabulary(folder, tokenizer)
+    bos = tokenizer.tokens.index("<s>")
+    texts = ["<s>", "a<s>b", "ab <s> c", "<s >", "<s", "s>", "</s>", "< s>", "<<s>>"]
+    for text in texts:
+        assert (bos in llama.encode(text)) == limit.affects(text)
+        assert bos not in tokenizer.encode(text)
+        assert (llama.encode(text) == tokenizer.encode(text)) != limit.affects(text)
+    assert not differing(folder, tokenizer)
+
+
 def test_line_ends_are_never_merged_with_text(tmp_path: Path) -> None:
     incomplete = [["a", "b"], ["ab", "c"], ["b", "c"], ["▁", "a"], ["▁a", "b"], ["▁", "ab"]]
     ends = written(tmp_path, merges=[*incomplete, ["\n", "\n"]], more=["\n\n"])
