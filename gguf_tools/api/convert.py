@@ -16,7 +16,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.vocabulary import prove_vocabulary
 from gguf_tools.formats.output import check_outputs
 from gguf_tools.progress import StageProgress
-from gguf_tools.runtime.process import PURPOSE
+from gguf_tools.runtime.child import PURPOSE
 from quant.installed import require_llama_cpp
 from surgery.recipe import Recipe
 

@@ -19,7 +19,8 @@ from gguf_tools.progress import StageProgress
 from gguf_tools.publishing.folder import CHECKSUMS, require_own
 from gguf_tools.publishing.names import base_models_of, check_names
 from gguf_tools.publishing.plan import plan_publication
-from gguf_tools.runtime.process import PURPOSE, KVType, RuntimeOptions
+from gguf_tools.runtime.child import PURPOSE
+from gguf_tools.runtime.process import KVType, RuntimeOptions
 from quant.installed import require_llama_cpp
 from quant.recipes import recipe
 from surgery.recipe import Recipe

@@ -1,35 +1,23 @@
-"""Running llama.cpp in a child process.
-
-llama.cpp's assertions abort their process, so it must not open untrusted files in this one. `Runtime` starts
-`gguf_tools.runtime.worker`, sends it requests over a pair of pipes, and turns every failure there into a one-line LlamaError
-with the file, the operation and the cause from llama.cpp's log.
-"""
+"""Running llama.cpp in a child process (`child.py`), because its assertions abort the process that opens a file."""
 
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from gguf_tools import signals
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.machine import physical_cores
 from gguf_tools.progress import CountProgress
-from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
+from gguf_tools.runtime.channel import Array, Frame
+from gguf_tools.runtime.child import Child
 from gguf_tools.runtime.interface import (
     GreedyResult,
     Intermediate,
@@ -42,22 +30,16 @@ from gguf_tools.runtime.interface import (
     Sampling,
     Speed,
 )
-from gguf_tools.runtime.log import buffer_sizes, decisive_lines, last_lines
+from gguf_tools.runtime.log import buffer_sizes
 from gguf_tools.runtime.prefix_plan import sorted_order
-from gguf_tools.runtime.silence import Silence, current_limit
+from gguf_tools.runtime.silence import current_limit
 from gguf_tools.tokenizers.model_name import refused_name
 from quant.imatrix import Statistics
-from quant.installed import require_llama_cpp
 
 KVType = Literal["f32", "f16", "q8_0"]
 
-PURPOSE = "run GGUF files"
-"""What llama-cpp-python is needed for here, as its absence is explained."""
-_ROOT = Path(__file__).resolve().parents[2]
-_LOG_TAIL = 1 << 20
 _REQUEST_TOKENS = 1 << 18
 """Most tokens whose log-likelihoods are asked for in one message, unless one request has more."""
-_DYING_SECONDS = 5.0
 _RENDER_SECONDS = 60.0
 """Seconds after which a rendering is killed; needed if a single operation of the template never ends (see `chat`)."""
 
@@ -109,7 +91,7 @@ class Runtime:
         """Raises InputError if `path` is not a GGUF file. The process starts when the context is entered."""
         self.path = Path(path)
         self.options = options or RuntimeOptions()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child = Child(self.path)
         self._info: ModelInfo | None = None
         if not self.path.is_file():
             other = "is not a regular file" if self.path.exists() else "does not exist"
@@ -121,47 +103,24 @@ class Runtime:
     def __enter__(self) -> Runtime:
         """Start the worker process and load the model. If that fails, the process is ended and LlamaError raised."""
         try:
-            self._start()
+            self._child.start()
             self.reload()
         except BaseException:
             self.close()
             raise
         return self
 
-    def _start(self) -> None:
-        """Start the process; LlamaError where llama-cpp-python is missing or too old, or no log can be made."""
-        require_llama_cpp(PURPOSE)
-        starter = "main" if threading.current_thread() is threading.main_thread() else "thread"
-        with signals.held():
-            try:
-                # A file rather than a pipe: nothing has to read it meanwhile, and it is complete after the process has died.
-                self._log = tempfile.TemporaryFile()  # noqa: SIM115
-            except OSError as error:
-                raise LlamaError(
-                    f"{self.path}: llama.cpp cannot be started: cannot create a file for its log ({error.strerror}); set "
-                    "TMPDIR to a folder with room"
-                ) from error
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "gguf_tools.runtime.worker", str(os.getpid()), starter],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                bufsize=0,
-                cwd=_ROOT,  # where `-m` finds this package, and no user's file shadows a module
-                env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONSAFEPATH": ""},
-            )
-
     def reload(self) -> None:
         """Load the file again after it has changed. Raises LlamaError."""
         options = asdict(replace(self.options, threads=self.threads))
-        start = self._log_size()
+        start = self._child.log_size()
         try:
             info = self._call("load", {"path": str(self.path.resolve()), "options": options}).header["info"]
         except LlamaError as error:
             why = refused_name(self.path)  # a cause that llama.cpp does not report
             raise LlamaError(f"{error}; {why}") if why else error from None
         self._info = ModelInfo(**{**info, "eog": frozenset(info["eog"])})
-        self._load_log = (start, self._log_size())
+        self._load_log = (start, self._child.log_size())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -170,20 +129,11 @@ class Runtime:
 
     def close(self) -> None:
         """Kill the process; it has nothing to save."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
-        self._log.close()
+        self._child.close()
 
     def stop(self) -> None:
         """Kill the process, from any thread: a call that is running then fails with LlamaError."""
-        if process := self._process:
-            process.kill()
+        self._child.stop()
 
     @property
     def info(self) -> ModelInfo:
@@ -200,7 +150,7 @@ class Runtime:
     @property
     def pid(self) -> int | None:
         """The process id of the worker, or None if it is not running."""
-        return None if self._process is None else self._process.pid
+        return self._child.pid
 
     @property
     def context_limit(self) -> int:
@@ -389,10 +339,10 @@ class Runtime:
             raise InputError(
                 f"{self.path}: the model's context has {self.context_limit} tokens, but {context} are requested; give fewer"
             )
-        start = self._log_size()
+        start = self._child.log_size()
         self._call("reserve", {"context": context})
-        loaded = buffer_sizes(self._read_log(*self._load_log))
-        reserved = buffer_sizes(self._read_log(start, self._log_size()))
+        loaded = buffer_sizes(self._child.read_log(*self._load_log))
+        reserved = buffer_sizes(self._child.read_log(start, self._child.log_size()))
         if "model" not in loaded or "compute" not in reserved:
             raise LlamaError(
                 f"{self.path}: llama.cpp did not log the sizes of its buffers; install llama-cpp-python 0.3.36"
@@ -489,7 +439,17 @@ class Runtime:
             routed=routed,
         )
 
-    # -- requests ------------------------------------------------------------------------------------------------
+    def _call(
+        self,
+        op: str,
+        header: dict[str, Any],
+        array: Array | None = None,
+        progress: CountProgress | None = None,
+        most: float | None = None,
+    ) -> Frame:
+        """The answer to a request; the process is killed if it says nothing for `timeout` seconds, or for `most` if given."""
+        limits = [limit for limit in (self.options.timeout, most) if limit is not None]
+        return self._child.call(op, header, array, progress, min(limits, default=None))
 
     def _ids(self, sequences: Sequence[Sequence[int]], what: str) -> npt.NDArray[np.int32]:
         flat = np.array([token for sequence in sequences for token in sequence], dtype=np.int64)
@@ -522,79 +482,6 @@ class Runtime:
                 )
             needed = max(needed, len(sequence) + count)
         return needed
-
-    def _call(
-        self,
-        op: str,
-        header: dict[str, Any],
-        array: Array | None = None,
-        progress: CountProgress | None = None,
-        most: float | None = None,
-    ) -> Frame:
-        """Send a request and return the answer.
-
-        The process is killed if it sends no frame for `timeout` seconds, or for `most` if given. Raises LlamaError if
-        llama.cpp fails or the process ends, and InputError if the worker refuses the request.
-        """
-        process = self._process
-        if process is None:
-            raise LlamaError(
-                f"{self.path}: llama.cpp is not running (its process was closed or has died); create a new Runtime"
-            )
-        log_start = self._log_size()
-        limits = [limit for limit in (self.options.timeout, most) if limit is not None]
-        silence = Silence(min(limits, default=None), process.kill)
-        try:
-            with silence:
-                write_frame(cast(RawIOBase, process.stdin), {"op": op, **header}, array)
-                while (frame := read_frame(cast(RawIOBase, process.stdout))).header["kind"] == "progress":
-                    silence.sign()
-                    if progress is not None:
-                        progress(frame.header["done"], frame.header["total"])
-        except ChannelClosedError:
-            raise self._died(op, process, log_start, silence) from None
-        except BaseException:
-            # Interrupted inside an answer: its remaining bytes would be read as the next answer.
-            self.close()
-            raise
-        if frame.header["kind"] == "refused":
-            raise InputError(f"{self.path}: {frame.header['message']}")
-        if frame.header["kind"] == "error":
-            raise LlamaError(self._message(op, frame.header["message"], log_start))
-        return frame
-
-    def _died(self, op: str, process: subprocess.Popen[bytes], log_start: int, silence: Silence) -> LlamaError:
-        """Close a worker that ended during `op`; returns the error, with how it ended and its log from byte `log_start`."""
-        try:
-            code = process.wait(_DYING_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
-        if silence.passed:
-            how = f"made no progress for {silence.seconds:g} s and was stopped"
-        elif code < 0:
-            name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else str(-code)
-            how = f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        else:
-            how = f"ended with exit code {code}"
-        message = self._message(op, f"its process {how}", log_start, ended=True)
-        self.close()
-        return LlamaError(message)
-
-    def _message(self, op: str, problem: str, log_start: int, *, ended: bool = False) -> str:
-        size = self._log_size()
-        first = max(size - _LOG_TAIL, 0)
-        reason = decisive_lines(self._read_log(max(log_start, first), size))
-        if ended and not reason:
-            reason = last_lines(self._read_log(first, size))
-        line = f"{self.path}: llama.cpp failed ({op}): {problem}" + (f": {reason}" if reason else "")
-        return " ".join(line.split())
-
-    def _log_size(self) -> int:
-        return os.fstat(self._log.fileno()).st_size
-
-    def _read_log(self, start: int, end: int) -> str:
-        return os.pread(self._log.fileno(), end - start, start).decode("utf-8", errors="replace")
 
 
 def _count_within(sequences: Sequence[Sequence[int]], order: Sequence[int], most: int) -> int:
