@@ -28,6 +28,7 @@ from gguf_tools.commands.common import (
 )
 from gguf_tools.commands.engine_options import engine_options
 from gguf_tools.errors import AMOUNT, SCORE, SHARE, ThresholdError
+from gguf_tools.tables import Lines, Report
 
 if TYPE_CHECKING:
     from gguf_tools.api.results.evaluation import EvaluateResult
@@ -201,7 +202,8 @@ def evaluate(
     if not quiet and not takes_stdout(*reports.values()):
         show_report(result)
     if show_answers and not takes_stdout(*reports.values()):
-        show_report(result.answers_report())
+        answered = result.answers_report().blocks()
+        show_report(Report(answered if quiet else [Lines(), *answered]))
     bounds = {"min_top1": min_top1, "max_nmse": max_nmse, "max_kl": max_kl, "min_greedy": min_greedy}
     try:
         result.require(**bounds, min_score=min_score)

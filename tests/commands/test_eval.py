@@ -332,7 +332,8 @@ def test_answers_are_shown_and_written(tinyq: Tinyq, plain: Path, question: Path
     assert [(row["model"], row["question"], row["set"]) for row in rows] == [(str(plain), asked.question, "scored")]
     assert ran.code == 0
     assert f"1. {asked.question} ({asked.expected.text})" in ran.out
-    assert ran.out.index("score ") < ran.out.index("questions (scored")
+    assert ran.out.index("score ") < ran.out.index("\n\nquestions (scored")
+    assert tinyq(*command, "--quiet", "--show-answers").out == ran.out[ran.out.index("questions (scored") :]
     ran = tinyq(*command, "--answers", "-", "--show-answers")
     assert [json.loads(line) for line in ran.out.splitlines()] == rows
     before = (tmp_path / "a.jsonl").read_bytes()

@@ -71,7 +71,7 @@ def answer_blocks(cards: Mapping[str, CardReport], names: Mapping[str, str]) -> 
         several = zip(*(report.completions for report in cards.values()), strict=True)
         for completed in several:
             blocks += [Lines(line) for line in _completion(dict(zip(cards, completed, strict=True)), names)]
-    return blocks
+    return blocks[1:]  # without the first empty line
 
 
 def _question(number: int, answers: Mapping[str, Answered], names: Mapping[str, str]) -> list[str]:
