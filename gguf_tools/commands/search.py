@@ -24,6 +24,7 @@ from gguf_tools.commands.common import (
     write_report,
     write_text,
 )
+from gguf_tools.commands.engine_options import engine_options
 from gguf_tools.commands.search_options import (
     parsed_layers,
     parsed_numbers,
@@ -71,6 +72,7 @@ def search() -> None:
 @search_options
 @storage_options
 @card_options
+@engine_options
 @timeout_option
 @threads_option
 @table_options
@@ -104,6 +106,9 @@ def run(
     storage: str | None,
     study: str | None,
     html: str | None,
+    kv_type: Any,
+    flash_attn: bool,
+    gpu_layers: int,
     threads: int | None,
     force: bool,
     json_path: str | None,
@@ -137,7 +142,7 @@ def run(
         objectives=objective or ("card",),
         strategies=strategy or ("single", "compose"),
         card=chosen,
-        options=RuntimeOptions(threads=threads),
+        options=RuntimeOptions(threads=threads, kv_type=kv_type, flash_attn=flash_attn, gpu_layers=gpu_layers),
         budget=budget,
         keep=top,
         beam=beam,

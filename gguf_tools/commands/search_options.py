@@ -26,8 +26,9 @@ _SEARCH = (
         "--objective",
         multiple=True,
         metavar="WHAT",
-        help="card (score of --questions), perplexity (bits per byte), kl (to --teacher, or to SOURCE), or MODULE:FUNCTION, "
-        "called with the path of a GGUF, larger is better. Repeatable; by default card.",
+        help="card (score of --questions), perplexity (bits per byte), kl (to --teacher, or to SOURCE), speed (of generating, "
+        "as a multiple of SOURCE's; after another), or MODULE:FUNCTION, called with the path of a GGUF, larger is better. "
+        "Repeatable; by default card.",
     ),
     click.option(
         "--budget", type=click.IntRange(min=1), default=250, show_default=True, help="Most candidates that are tried."

@@ -24,6 +24,7 @@ from surgery.search.objective import (
     HELD_OUT,
     KL,
     QUESTIONS,
+    SPEED,
     TEXT,
     UPDATE_NORM,
     Objective,
@@ -121,6 +122,12 @@ class Line:
     def layers(self) -> int | None:
         """Number of layers."""
         return _figure(self.record, "layers")
+
+    @property
+    def speeds(self) -> list[float] | None:
+        """The smallest and the largest multiple of the base's speed that was measured, None where it was not."""
+        found = self.record.results.get(SPEED)
+        return None if found is None else [found.figures["low"], found.figures["high"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,9 +296,8 @@ def _with_front(found: Board) -> Board:
     losses = {}
     for line in lines:
         if line.bytes is not None and None not in line.values:
-            signs = [1 if objective.direction == "minimize" else -1 for objective in found.objectives]
-            values = [sign * float(value or 0.0) for sign, value in zip(signs, line.values, strict=True)]
-            losses[line.name] = (*values, float(line.bytes))
+            values = [objective.range(line.record) for objective in found.objectives]
+            losses[line.name] = [*values, (float(line.bytes), float(line.bytes))]
     front = [name for name, a in losses.items() if not any(dominates(b, a) for b in losses.values())]
     return replace(found, front=tuple(front))
 

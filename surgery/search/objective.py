@@ -15,12 +15,15 @@ from surgery.search.bench import Bench
 from surgery.search.records import Entry, Measured, Record
 
 Direction = Literal["minimize", "maximize"]
-UPDATE_NORM, KL, TEXT, QUESTIONS, FUNCTION, HELD_OUT = (
+Range = tuple[float, float]
+"""The smallest and the largest loss that a measurement leaves possible."""
+UPDATE_NORM, KL, TEXT, QUESTIONS, FUNCTION, SPEED, HELD_OUT = (
     "update norm",
     "KL",
     "text",
     "questions",
     "function",
+    "speed",
     "held out",
 )
 """The names of the stages."""
@@ -28,7 +31,7 @@ UPDATE_NORM, KL, TEXT, QUESTIONS, FUNCTION, HELD_OUT = (
 
 @dataclass(frozen=True)
 class Objective:
-    """A figure of the last stages: the card suite's score, bits a byte, KL to a teacher, or what the user's function gives."""
+    """A figure of the last stages: the card score, bits a byte, KL to a teacher, speed, or what the user's function gives."""
 
     name: str
     stage: str
@@ -44,13 +47,22 @@ class Objective:
         """The figure so that smaller is better."""
         return self.value(record) * (1 if self.direction == "minimize" else -1)
 
+    def range(self, record: Record) -> Range:
+        """The losses from the best to the worst that the measurement leaves possible; one and the same but for the speed."""
+        if self.stage != SPEED:
+            loss = self.loss(record)
+            return loss, loss
+        figures = record.results[self.stage].figures
+        return -float(figures["high"]), -float(figures["low"])
+
 
 def parse_objective(text: str) -> Objective:
-    """`card`, `perplexity` (bits a byte), `kl`, or MODULE:FUNCTION; InputError for anything else."""
+    """`card`, `perplexity` (bits a byte), `kl`, `speed`, or MODULE:FUNCTION; InputError for anything else."""
     known = {
         "card": Objective("card", QUESTIONS, "score", "maximize"),
         "perplexity": Objective("perplexity", TEXT, "bits_per_byte", "minimize"),
         "kl": Objective("kl", KL, "kl", "minimize"),
+        "speed": Objective("speed", SPEED, "speed", "maximize"),
     }
     if text in known:
         return known[text]
@@ -67,6 +79,17 @@ def parse_objective(text: str) -> Objective:
     if not callable(function):
         raise InputError(f"--objective {text}: is no function; expected one that takes the path of a GGUF")
     return Objective(text, FUNCTION, "function", "maximize", function)
+
+
+def parse_objectives(texts: Sequence[str]) -> tuple[Objective, ...]:
+    """The objectives, each once; InputError where the first, by which equals are ranked, is the speed."""
+    found = tuple(map(parse_objective, dict.fromkeys(texts)))
+    if found and found[0].stage == SPEED:
+        raise InputError(
+            "--objective speed: is the first, and a model without layers is the fastest; name what it may not lose before it, "
+            "such as --objective card --objective speed"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -94,7 +117,9 @@ def stages_of(objectives: Sequence[Objective], bench: Bench, *, prune: bool = Tr
     function = next((objective.function for objective in objectives if objective.function), None)
     if function is not None:
         measures[FUNCTION] = bench.by_function(function)
-    order = [name for name in measures if name in wanted or (prune and name != QUESTIONS) or name == UPDATE_NORM]
+    measures[SPEED] = bench.by_speed
+    never_alone = (QUESTIONS, SPEED)
+    order = [name for name in measures if name in wanted or (prune and name not in never_alone) or name == UPDATE_NORM]
     last = max(order.index(name) for name in wanted)
     first = min(order.index(name) for name in wanted)
     shares, slack = {UPDATE_NORM: 0.75, KL: 0.5, TEXT: 0.5}, {KL: 8, TEXT: 4}
@@ -109,7 +134,7 @@ def stages_of(objectives: Sequence[Objective], bench: Bench, *, prune: bool = Tr
 def ranked(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Record]:
     """The complete candidates, best first: by fronts that nothing left dominates, then by the first objective, then by place."""
     left = [record for record in records if record.state == "complete" and not record.entry.always]
-    losses = {record.number: tuple(objective.loss(record) for objective in objectives) for record in left}
+    losses = {record.number: [objective.range(record) for objective in objectives] for record in left}
     found: list[Record] = []
     while left:
         front = [a for a in left if not any(dominates(losses[b.number], losses[a.number]) for b in left)]
@@ -118,6 +143,9 @@ def ranked(records: Sequence[Record], objectives: Sequence[Objective]) -> list[R
     return found
 
 
-def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether losses `a` are nowhere larger than `b`, and somewhere smaller."""
-    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+def dominates(a: Sequence[Range], b: Sequence[Range]) -> bool:
+    """Whether losses `a` are nowhere larger than `b`, and somewhere smaller; ranges that overlap are equal."""
+    pairs = list(zip(a, b, strict=True))
+    return all(best <= worst for (best, _), (_, worst) in pairs) and any(
+        worst < best for (_, worst), (best, _) in pairs
+    )

@@ -35,7 +35,7 @@ class SearchReport(Shown):
         if len(board.front) > 1:
             found += [
                 Lines(),
-                Lines("not beaten by anything in objective and size at once: " + "; ".join(board.front)),
+                Lines(f"not beaten by anything in {_objectives(board)} and size at once: " + "; ".join(board.front)),
             ]
         stopped = pruned(board)
         if stopped.rows:
@@ -58,9 +58,16 @@ def summary(board: Board) -> Iterator[tuple[str, str]]:
 
 
 def _titled(name: str) -> str:
-    return {"card": "card score (0 to 100)", "perplexity": "bits per byte", "kl": "KL divergence in nats"}.get(
-        name, name
-    )
+    return {
+        "card": "card score (0 to 100)",
+        "perplexity": "bits per byte",
+        "kl": "KL divergence in nats",
+        "speed": "speed of generating (base: 1)",
+    }.get(name, name)
+
+
+def _objectives(board: Board) -> str:
+    return "objective" if len(board.objectives) == 1 else ", ".join(_heading(o.name) for o in board.objectives)
 
 
 def leaderboard(board: Board, most: int | None = None) -> Table:
@@ -69,6 +76,7 @@ def leaderboard(board: Board, most: int | None = None) -> Table:
         Column("rank", key=True),
         Column("recipe", left=True, key=True, least=24, wrap=True),
         *(Column(_heading(objective.name), _decimals(objective.name)) for objective in board.objectives),
+        Column("speed 97%", lambda range_: "{:.2f}–{:.2f}".format(*range_), rank=1),
         Column("lost", rank=1),
         Column("gained", rank=1),
         Column("bits/byte − base", "{:+.4f}".format, rank=1),
@@ -89,6 +97,7 @@ def _row(line: Line) -> tuple[Any, ...]:
         line.rank,
         line.name,
         *line.values,
+        line.speeds,
         questions.first_only if questions else None,
         questions.second_only if questions else None,
         bits.estimate if bits else None,
@@ -162,4 +171,4 @@ def _heading(name: str) -> str:
 
 
 def _decimals(name: str) -> Any:
-    return {"card": "{:.2f}", "perplexity": "{:.4f}", "kl": "{:.2e}"}.get(name, "{:.4g}").format
+    return {"card": "{:.2f}", "perplexity": "{:.4f}", "kl": "{:.2e}", "speed": "{:.2f}×"}.get(name, "{:.4g}").format

@@ -27,7 +27,7 @@ from surgery.search.bench import Bench
 from surgery.search.items import Items, split_items
 from surgery.search.ledger import HELD_OUT as HELD_OUT_STUDY
 from surgery.search.ledger import Ledger
-from surgery.search.objective import HELD_OUT, QUESTIONS, Objective, Stage, parse_objective, ranked, stages_of
+from surgery.search.objective import HELD_OUT, QUESTIONS, Objective, Stage, parse_objectives, ranked, stages_of
 from surgery.search.records import Record
 from surgery.search.space import Space, Strategy, kinds_of
 from surgery.search.strategy import Plan, Population
@@ -76,7 +76,7 @@ class SearchRequest:
             "tinyq": __version__,
             "layer_count": space.count,
             "source": gguf_digest(self.source),
-            "objectives": list(self.objectives),
+            "objectives": list(dict.fromkeys(self.objectives)),
             "strategies": list(self.strategies),
             "space": space.as_dict(),
             "budget": self.budget,
@@ -91,6 +91,11 @@ class SearchRequest:
             "passages": [len(chosen.passages), len(held_out.passages)],
             "items": hashlib.sha256(json.dumps(items.plain).encode()).hexdigest(),
             "thinking": self.card.thinking,
+            "engine": {
+                "kv_type": self.options.kv_type,
+                "flash_attn": self.options.flash_attn,
+                "gpu_layers": self.options.gpu_layers,
+            },
         }
         plain: dict[str, Any] = json.loads(json.dumps(found))
         return plain
@@ -102,7 +107,7 @@ def search(request: SearchRequest, watch: Watch) -> Ledger:
     Several processes that run the same request on one storage share the work. InputError for options that do not fit the model,
     and for a study that was begun with others; LlamaError where llama.cpp fails on the base.
     """
-    objectives = tuple(map(parse_objective, request.objectives))
+    objectives = parse_objectives(request.objectives)
     items = split_items(
         request.card.choice,
         questions=any(objective.stage == QUESTIONS for objective in objectives),

@@ -60,7 +60,7 @@ class Population:
         self._plan = plan
         self._bench = bench
         self._objectives = objectives
-        self._refused: Refused = surgery_refuses(bench.plan)
+        self._refused: Refused = surgery_refuses(bench.planned_bytes)
 
     def first(self) -> list[Entry]:
         """The base, its quantizations, and the candidates of `single` and `blocks`; of these the ones that are expected to lose
