@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The newest Python; the oldest, 3.10, is mypy's setting in pyproject.toml and vermin's target.
 NEWEST := 3.14
 
-.PHONY: demo test lint docs bench fuzz mutants faults specs clean
+.PHONY: demo test lint docs bench fuzz mutants faults specs wheels clean
 
 demo: $(STAMP)
 	$(BIN)/tinyq demo
@@ -44,7 +44,18 @@ specs: $(STAMP)
 faults: $(STAMP)
 	$(BIN)/python -m tests.faults --write
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard quant/kernels/*.[ch])
+# What is published, all from one sdist, in dist/: the wheel without kernels, and this machine's with them. pip's cache does not
+# tell the two builds apart.
+wheels: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[wheels]'
+	rm -rf build dist
+	$(BIN)/python -m build --sdist
+	TINYQ_PURE=1 $(BIN)/pip wheel --quiet --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
+	TINYQ_PURE=0 $(BIN)/pip wheel --quiet --no-cache-dir --no-deps --wheel-dir build/wheels dist/*.tar.gz
+	if [ "$$(uname)" = Linux ]; then PATH=$(BIN):$$PATH auditwheel repair --wheel-dir dist build/wheels/*.whl; \
+	else cp build/wheels/*.whl dist; fi
+
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard quant/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch llama-cpp-python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'

@@ -42,7 +42,7 @@ from quant.types import (
 
 try:
     from quant.kernels import _lanes
-except ImportError:  # built without a C compiler
+except ImportError:  # a pure wheel, or built without a C compiler
     _lanes = None  # type: ignore[assignment]
 
 SETTING = "TINYQ_KERNELS"
@@ -84,7 +84,7 @@ def _choose(wanted: str) -> str | None:
 def describe() -> str:
     """Which encoder is in use, in words for `tinyq --version`."""
     if _lanes is None:
-        return "ggml (kernels not built: no C compiler at installation)"
+        return "ggml (this installation has no C kernels)"
     name = chosen()
     return f"kernels for {name}" if name else f"ggml ({SETTING}=off)"
 
