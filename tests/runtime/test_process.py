@@ -89,7 +89,7 @@ def test_vocab_only(dense: Path) -> None:
     with Runtime(dense, RuntimeOptions(threads=1, vocab_only=True)) as runtime:
         assert len(runtime.tokenize("abc")) == 3
         assert runtime.info.context_train == CONTEXT
-        with pytest.raises(InputError, match="only the vocabulary"):
+        with pytest.raises(InputError, match="no weights were loaded"):
             runtime.logits([[1]])
 
 
