@@ -21,6 +21,7 @@ from quant import ggml, kernels
 from quant.ahead import map_ahead
 from quant.checks import OVERFLOW, REACH, checked_importance, refuse_range, require_finite, require_range
 from quant.errors import InputError
+from quant.exact import pack_exactly
 from quant.narrowing import Narrowing, compare, sum_sq
 from quant.types import BF16, F16, F32, TensorType, row_bytes
 
@@ -128,7 +129,8 @@ class Block:
     it, so that reading is distributed over threads too. `imatrix` (k,) applies to all rows, so a block must not contain rows of
     two experts with separate importances (`row_ranges`). `first` is the number of the first row in its tensor. The changes by
     encoding are measured for the first `measure` rows. With `allow_nonfinite`, F32, F16 and BF16 keep NaN and infinity, and a
-    weight beyond the type's range becomes infinite; blocks that are copied (`type` is `source`) stay as they are.
+    weight beyond the type's range becomes infinite; blocks that are copied (`type` is `source`) stay as they are. `exact` blocks
+    are packed without a change of any weight (`quant.exact`), not encoded.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Block:
     first: int = 0
     measure: int = 0
     allow_nonfinite: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +197,8 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
     raw = np.empty((n, row_bytes(dtype, k)), np.uint8) if out is None else out
     if raw.shape != (n, row_bytes(dtype, k)) or raw.dtype != np.uint8 or not raw.flags.c_contiguous:
         raise ValueError(f"out is {raw.dtype}{raw.shape}; expected contiguous uint8 ({n}, {row_bytes(dtype, k)})")
+    if block.exact:
+        return _packed(block, rows, raw)
     imatrix = checked_importance(block.imatrix, k, dtype, block.source, block.name)
     loss = Narrowing() if block.measure else None
     lax = block.allow_nonfinite and (dtype in OVERFLOW or dtype is block.source)
@@ -228,6 +233,23 @@ def encode_block(block: Block, out: ByteArray | None = None) -> Encoded:
         if loss is not None and after is not None and few:
             loss += compare(tile[:few], after[:few])
     return Encoded(block.name, dtype, raw, loss, nonfinite, overflowed)
+
+
+def _packed(block: Block, rows: RawArray, raw: ByteArray) -> Encoded:
+    """The block packed into `raw` without a change. Raises InputError if a weight does not fit."""
+    n, k = len(raw), raw.shape[1] // block.type.block_bytes * block.type.block
+    floats = _as_float(np.ascontiguousarray(rows), block.source, k, np.empty((n, k), np.float32))  # type: ignore[arg-type]
+    found = pack_exactly(floats, block.type)
+    if found is None:
+        last = block.first + n - 1
+        raise InputError(
+            f"tensor {block.name} has weights that {block.type.name} does not hold exactly, in rows {block.first} to {last}; "
+            "name a type with --type"
+        )
+    raw[:] = found
+    measured = min(n, block.measure)
+    loss = Narrowing(weights=measured * k, sum_sq=sum_sq(floats[:measured].reshape(-1))) if measured else None
+    return Encoded(block.name, block.type, raw, loss)
 
 
 class Encoder:

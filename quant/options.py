@@ -46,7 +46,7 @@ class TypeOptions:
     `pure`: all quantized tensors get the base type. `output_type`, `embedding_type`: the types of `output.weight` and of the
     token embedding. `overrides`: by name; the last match decides (in llama_model_quantize the first). `file_order`: rules that
     count tensors count them in the given order, as llama_model_quantize does with `keep_split`; otherwise layer by layer, and
-    by name within a layer. `types`: types by full name, if no other option decides.
+    by name within a layer. `types`: types by full name, if no other option decides, and why they were selected (`types_reason`).
     """
 
     pure: bool = False
@@ -55,6 +55,7 @@ class TypeOptions:
     overrides: tuple[Override, ...] = ()
     file_order: bool = False
     types: Mapping[str, TensorType] = field(default_factory=dict)
+    types_reason: str = "target size"
 
     def override(self, name: str) -> Override | None:
         """The override that applies to the tensor named `name`, or None."""

@@ -326,7 +326,7 @@ def _by_option(name: str, options: TypeOptions) -> _Decision | None:
     if override is not None:
         return _Decision(override.type, f"override {override.pattern.pattern}", asked_for=True)
     if name in options.types:
-        return _Decision(options.types[name], "target size")
+        return _Decision(options.types[name], options.types_reason)
     return None
 
 

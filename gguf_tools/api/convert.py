@@ -157,5 +157,5 @@ def _proof(request: Request, conversion: Conversion, oracle: str | None) -> Proo
 
 def _prepared(request: Request, progress: StageProgress | None) -> Conversion:
     opened = open_source(request)
-    total = sum(tensor.size for tensor in opened.halvable) if request.type == AUTO else 0
+    total = sum(tensor.size for _, tensor in opened.halvable) if request.type == AUTO else 0
     return prepare(request, opened, counted(progress, "reading", total))

@@ -1,11 +1,11 @@
-"""Type `auto`: the smallest type that holds a checkpoint's weights exactly."""
+"""Type `auto`: the smallest plain type that holds a checkpoint's weights exactly (quantized ones: `exact_types`)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from gguf_tools.progress import ByteProgress
@@ -22,10 +22,21 @@ PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class TypeDecision:
-    """The type recipe that is used, and the reason."""
+    """The type recipe that is used, and the reason.
+
+    The tensors in `exact` are packed in these types without a change of any weight; `named` is then the recipe of the type that
+    most of them have, and `recipe` that of the others.
+    """
 
     recipe: str
     reason: str
+    exact: Mapping[str, TensorType] = field(default_factory=dict)
+    named: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the type in reports and in the file."""
+        return self.named or self.recipe
 
 
 def smallest_exact(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from gguf_tools.conversion.auto_type import TypeDecision, smallest_exact
 from gguf_tools.conversion.calibration import calibration_tokens
+from gguf_tools.conversion.exact_types import exact_types, most_common, summary
 from gguf_tools.conversion.general_metadata import general_metadata
 from gguf_tools.conversion.provenance import accepted_metadata, provenance, surgery_metadata
 from gguf_tools.conversion.request import AUTO, Request
@@ -42,7 +43,8 @@ from quant.types import F16, QUANTIZATION_VERSION
 class Conversion:
     """The complete plan of a conversion; nothing has been written yet.
 
-    `importance` has an array of shape (matrices, columns) for each tensor that the importance matrix covers. `layer_sources`
+    `importance` has an array of shape (matrices, columns) for each tensor that the importance matrix covers. The tensors `exact`
+    are packed without a change of any weight. `layer_sources`
     are the other models that layers were taken from.
     """
 
@@ -58,6 +60,7 @@ class Conversion:
     report: Report
     tokenizer_folder: Path | None = None
     importance: Mapping[str, FloatArray] = field(default_factory=dict)
+    exact: frozenset[str] = frozenset()
     other_notes: tuple[str, ...] = ()
     layer_sources: tuple[RecordedSource, ...] = ()
 
@@ -105,10 +108,10 @@ class Opened:
         return [TensorFacts(output.name, output.tensor.shape) for output in self.lowered.tensors]
 
     @property
-    def halvable(self) -> list[Tensor]:
-        """The tensors that type f16 would store as F16: all except small ones such as norms."""
+    def halvable(self) -> list[tuple[str, Tensor]]:
+        """Names and tensors that type f16 would store as F16: all except small ones such as norms."""
         pairs = zip(self.tensors, self.choices("f16"), strict=True)
-        return [tensor for tensor, choice in pairs if choice.type is F16]
+        return [(choice.name, tensor) for tensor, choice in pairs if choice.type is F16]
 
 
 def open_source(request: Request) -> Opened:
@@ -144,6 +147,19 @@ def opened_source(request: Request) -> Checkpoint:
     return checkpoint.described(request.description) if request.description else checkpoint
 
 
+def _decide(opened: Opened, request: Request, progress: ByteProgress) -> TypeDecision:
+    """Type auto: quantized types for the tensors that they hold exactly, and the smallest plain type for the others."""
+    named = opened.halvable
+    exact = exact_types(named, request.workers, progress)
+    rest = [tensor for name, tensor in named if name not in exact]
+    plain = smallest_exact(rest, request.workers, progress, allow_nonfinite=request.allow_nonfinite)
+    if not exact:
+        packed = "; no quantized type holds the unpacked weights exactly" if opened.checkpoint.packings else ""
+        return replace(plain, reason=plain.reason + packed)
+    others = f"; of the others, {plain.reason}" if rest else ""
+    return TypeDecision(plain.recipe, summary(exact, len(named)) + others, exact=exact, named=most_common(exact, named))
+
+
 def prepare(request: Request, opened: Opened | None = None, progress: ByteProgress = lambda _: None) -> Conversion:
     """Plan the whole conversion. Type auto reads all weights; `progress` receives their number since the last call.
 
@@ -154,11 +170,14 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
     importance = matrix.importance(opened.facts()) if matrix else {}
     if request.type == AUTO:
         opened.choices("f16", request.options)  # raises for a pattern that matches nothing, before weights are read
-        decision = smallest_exact(opened.halvable, request.workers, progress, allow_nonfinite=request.allow_nonfinite)
+        decision = _decide(opened, request, progress)
     else:
         decision = TypeDecision(request.type, "requested")
-    chosen = recipe(decision.recipe)
-    choices = opened.choices(decision.recipe, request.options, has_imatrix=matrix is not None)
+    chosen = recipe(decision.name)
+    options = request.options
+    if decision.exact:
+        options = replace(options, types=decision.exact, types_reason="holds the weights exactly")
+    choices = opened.choices(decision.recipe, options, has_imatrix=matrix is not None)
     require_importance(chosen, opened.facts(), choices, importance)
     lowered, model = opened.lowered, opened.model
     metadata = general_metadata(model, opened.checkpoint.folder, lowered.architecture)
@@ -193,5 +212,6 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
         layer_sources=request.operation.sources if request.operation else (),
         tokenizer_folder=request.tokenizer,
         importance=importance,
+        exact=frozenset(choice.name for choice in choices if choice.type is decision.exact.get(choice.name)),
         other_notes=(*named.notes, *(matrix.unused(opened.facts()) if matrix else ())),
     )

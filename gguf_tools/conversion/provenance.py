@@ -32,7 +32,7 @@ def provenance(made: Plan, notes: Sequence[str], decision: TypeDecision) -> Meta
         keys.VERSION: string(__version__),
         keys.FAMILY: string(made.model.family),
         keys.TARGET: string(made.target.name),
-        keys.TYPE: string(decision.recipe),
+        keys.TYPE: string(decision.name),
     }
     if made.rewrites:
         values[keys.REWRITES] = array(ValueType.STRING, [rewrite.name for rewrite in made.rewrites])

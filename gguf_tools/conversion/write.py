@@ -162,12 +162,15 @@ def _groups(conversions: Sequence[Conversion], targets: Sequence[Target], allow_
     first = conversions[0]
     for at, tensor in enumerate(first.tensors):
         choices = [conversion.choices[at] for conversion in conversions]
-        types = dict.fromkeys(choice.type for choice in choices)
-        takers = [
-            [target for choice, target in zip(choices, targets, strict=True) if choice.type is dtype] for dtype in types
-        ]
         name = choices[0].name
+        ways = [(choice.type, name in made.exact) for choice, made in zip(choices, conversions, strict=True)]
+        takers = [
+            [target for other, target in zip(ways, targets, strict=True) if other == way] for way in dict.fromkeys(ways)
+        ]
         importance = first.importance.get(name)
-        blocks = [tensor_blocks(name, dtype, tensor, importance, allow_nonfinite=allow_nonfinite) for dtype in types]
+        blocks = [
+            tensor_blocks(name, dtype, tensor, importance, allow_nonfinite=allow_nonfinite, exact=exact)
+            for dtype, exact in dict.fromkeys(ways)
+        ]
         for group in zip(*blocks, strict=True):
             yield list(zip(group, takers, strict=True))

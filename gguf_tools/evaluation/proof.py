@@ -45,7 +45,7 @@ class Proof:
     def __init__(self, request: Request, conversion: Conversion, oracle: str = "auto") -> None:
         """Build the reference and compare it with the oracle on a short prompt; UnsupportedError if they disagree."""
         self.bound = max(FLOAT32, conversion.plan.nmse)
-        self.exact = conversion.decision.recipe == "f32" and conversion.plan.approximation is None
+        self.exact = conversion.decision.name == "f32" and conversion.plan.approximation is None
         checkpoint = opened_source(request)
         unchanged = build_published(restore(checkpoint, text_only=request.text_only))
         self.model = request.operation.apply(unchanged) if request.operation else unchanged

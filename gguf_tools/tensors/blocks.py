@@ -60,12 +60,13 @@ def tensor_blocks(
     importance: FloatArray | None = None,
     *,
     allow_nonfinite: bool = False,
+    exact: bool = False,
 ) -> Iterator[Block]:
     """Blocks of whole rows that make up `tensor`, to be encoded as `dtype`.
 
     Where the stored type allows, rows are passed on in that type, and the encoder widens them. `importance`, shape (matrices,
     columns), has a row for each matrix of the tensor. Of every `MEASURED` blocks the first is measured, up to
-    `MEASURED_WEIGHTS`. `allow_nonfinite` is that of `Block`.
+    `MEASURED_WEIGHTS`. `allow_nonfinite` and `exact` are those of `Block`.
     """
     by_matrix = importance is not None and len(importance) > 1
     source = tensor.stored if tensor.columns % tensor.stored.block == 0 else F32
@@ -79,6 +80,7 @@ def tensor_blocks(
             first=part.start,
             measure=-(-MEASURED_WEIGHTS // max(1, tensor.columns)) if at % MEASURED == 0 else 0,
             allow_nonfinite=allow_nonfinite,
+            exact=exact,
         )
 
 

@@ -40,6 +40,8 @@ ROUNDING = 2.0**-21
 """Largest relative difference in a computed tensor by float32 arithmetic in another order: four units in the last place."""
 SAMPLE = 1 << 14
 """Number of weights, in each of two places of a tensor, on which the ways are tried before one is applied to all of it."""
+EXACTLY = "packed exactly"
+"""The way of a quantized tensor that decodes to the source's numbers, whatever its scales."""
 UNRELATED = 1.0
 """Relative error from which a tensor has other contents, whatever the encoder: zeros would have a smaller error."""
 
@@ -146,10 +148,24 @@ class Comparison:
             return replace(finding, verdict="different", detail=f"the source's shape is {shape}")
         source = Reshaped(source, entry.shape)
         finding = replace(finding, blocks=source.size // entry.type.block)
+        if not entry.type.plain and can_decode(entry.type) and self._equal(given, source):
+            return replace(finding, verdict="identical", way=EXACTLY)
         if not entry.type.encodes or not (entry.type.plain or grid_of(entry.type)):
             return self._decoded(finding, given, source)
         way, seen = self._best(given, source, importance)
         return _verdict(finding, given, source, way, seen, importance is not None)
+
+    def _equal(self, given: GGUFTensor, source: Tensor) -> bool:
+        """Whether the file's tensor decodes to the source's numbers, as a tensor that was packed exactly does."""
+        parts = list(row_ranges(source.shape, by_matrix=False))
+        work = partial(_difference, given, source)
+        for part in {0: parts[0], len(parts) // 2: parts[len(parts) // 2]}.values() if parts else ():
+            if not work(_start(part, source.columns)).same:
+                return False
+        same = self._pass(given, work, parts, report=False).same
+        if same:
+            self._progress(given.entry.nbytes)
+        return same
 
     def _best(self, given: GGUFTensor, source: Tensor, importance: FloatArray | None) -> tuple[Way, Seen]:
         """The way that explains the tensor best, and the result of a pass over the whole tensor with it."""
@@ -316,7 +332,8 @@ def _difference(given: GGUFTensor, source: Tensor, part: RowRange) -> Seen:
     exact, found = source.flat(start, stop).astype(np.float64), given.flat(start, stop).astype(np.float64)
     with np.errstate(all="ignore"):
         error = float(np.nan_to_num(np.square(found - exact), nan=np.inf, posinf=np.inf).sum())
-    return Seen(evidence=Evidence(sum_sq=float(np.square(exact).sum()), error=error))
+    different = int(np.count_nonzero(found != exact))
+    return Seen(evidence=Evidence(blocks=different, sum_sq=float(np.square(exact).sum()), error=error))
 
 
 def computed(tensor: Tensor) -> bool:

@@ -49,7 +49,7 @@ class ConvertResult(Shown):
     @property
     def type(self) -> str:
         """The type recipe, such as q4_k_m."""
-        return self.conversion.decision.recipe
+        return self.conversion.decision.name
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def _plan_dict(conversion: Conversion) -> dict[str, Any]:
         "extra_cache": made.extra_cache,
         "approximate": [made.approximation.name] if made.approximation else [],
         "fits": [asdict(fit) for fit in made.fits],
-        "type": conversion.decision.recipe,
+        "type": conversion.decision.name,
         "type_reason": conversion.decision.reason,
         "notes": list(conversion.notes),
         **conversion.report.as_dict(),
@@ -185,7 +185,7 @@ def _overview(conversion: Conversion) -> list[tuple[str, str]]:
             cost += f", {model.spec.cache_width} values per token in the cache instead of {before}"
         rows.append(("cost", cost))
     types = ", ".join(f"{share.tensors} {share.type}" for share in report.types)
-    rows.append(("type", f"{conversion.decision.recipe}: {conversion.decision.reason}"))
+    rows.append(("type", f"{conversion.decision.name}: {conversion.decision.reason}"))
     rows.append(("tensors", f"{types}; {report.bits_per_weight:.2f} bits per weight, {human_bytes(conversion.size)}"))
     rows += [
         ("fallback", f"{len(fall.tensors)} tensors wanted {fall.wanted}, got {fall.type}: {fall.reason}")
