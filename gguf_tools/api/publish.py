@@ -202,9 +202,9 @@ def _conversions(
     """The plan of each type."""
     made = []
     for name in types:
-        weights = sum(tensor.size for tensor in opened.halvable) if name == AUTO else 0
+        weights = sum(tensor.size for _, tensor in opened.halvable) if name == AUTO else 0
         made.append(prepare(replace(request, type=name), opened, counted(progress, "reading", weights)))
-    _refuse_twice([one.decision.recipe for one in made], types)
+    _refuse_twice([one.decision.name for one in made], types)
     return made
 
 

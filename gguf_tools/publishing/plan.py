@@ -27,7 +27,7 @@ class PublicationPlan:
     @property
     def tags(self) -> tuple[str, ...]:
         """The files' tags, such as Q4_K_M."""
-        return tuple(tag_of(conversion.decision.recipe) for conversion in self.conversions)
+        return tuple(tag_of(conversion.decision.name) for conversion in self.conversions)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class PublishResult(Shown):
         for n, (conversion, name, tag) in enumerate(zip(plan.conversions, plan.names, plan.tags, strict=True)):
             file: dict[str, Any] = {
                 "path": str(self.folder / name),
-                "type": conversion.decision.recipe,
+                "type": conversion.decision.name,
                 "tag": tag,
                 "bytes": conversion.size,
                 "bpw": conversion.report.bits_per_weight,
