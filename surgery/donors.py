@@ -99,7 +99,7 @@ def recorded_model(donor: RecordedSource) -> Model:
             raise UnsupportedError(f"{path}: no family knows what {donor.name} of the recipe was made from")
         return found
     checkpoint = open_checkpoint(path)
-    if checkpoint.digest() != donor.digest:
+    if not checkpoint.has_digest(donor.digest):
         raise CheckpointError(f"{path}: is not, or no longer, what the recipe calls {donor.name}")
     return build_model(checkpoint, check_type=check_model_type)
 

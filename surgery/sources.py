@@ -10,6 +10,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.formats.gguf.source import gguf_digest
 from gguf_tools.sources.checkpoint import open_checkpoint
+from gguf_tools.sources.hub import local_source
 from surgery.ops.base import DONOR
 
 DEFAULT = "B"
@@ -29,7 +30,7 @@ class Donor:
     def checked(self) -> Donor:
         """The donor with the digest that it has now, for which all its bytes are read; InputError where another was known."""
         found = source_digest(self.path)
-        if self.digest not in (None, found):
+        if self.digest not in (None, found) and not _has_digest(self.path, str(self.digest)):
             raise InputError(
                 f"{self.path}: is not, or no longer, what the recipe calls {self.name} (SHA-256 {found}, expected "
                 f"{self.digest}); give the right one, or accept this one with --with {self.name}={self.path}"
@@ -46,11 +47,16 @@ def parse_donor(text: str) -> Donor:
         raise InputError(f"--with {text}: {BASE} is the model that is operated on; name the other one B")
     if not path:
         raise InputError(f"--with {text}: the path is missing; write it as {name}=PATH")
-    return Donor(name, Path(path))
+    return Donor(name, local_source(path))
 
 
 def source_digest(path: Path) -> str:
-    """SHA-256 of a checkpoint's config and weights, or of a GGUF's parts."""
+    """The digest of a checkpoint's config and weights (`Checkpoint.digest`), or SHA-256 of a GGUF's parts."""
     if path.is_file() and is_gguf(path):
         return gguf_digest(path)
     return open_checkpoint(path).digest()
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    """Whether a checkpoint has a digest in the form of older recipes; a GGUF's has one form."""
+    return not is_gguf(path) and open_checkpoint(path).has_digest(digest)

@@ -7,6 +7,7 @@ from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader
 from gguf_tools.formats.gguf.surgery import recorded_surgery
 from gguf_tools.publishing.model_card.surgery import SurgeryTold
+from gguf_tools.sources.checkpoint import BY_FILE
 from surgery.algebra import Original, Stack
 from surgery.draw import draw
 from surgery.recipe import MAX_LAYERS, Recipe, parse_file_text, parse_text
@@ -54,7 +55,7 @@ def _told(header: GGUFHeader, layers: int, pattern: str | None) -> SurgeryTold |
 
 
 def _donor(name: str, place: str, digest: str) -> str:
-    return f"{name} is {place}" + (f" (SHA-256 {digest[:16]}…)" if digest else "")
+    return f"{name} is {place}" + (f" (SHA-256 {digest.removeprefix(BY_FILE)[:16]}…)" if digest else "")
 
 
 def _count_before(recipe: Recipe, after: int) -> int | None:

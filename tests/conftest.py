@@ -5,6 +5,7 @@ The checkpoints are made once a session and must not be changed: `copied` gives 
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,7 +15,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.made_checkpoints", "tests.running_models"]
+# A path that does not exist may be a name on the hub. Only the tests' own hub is asked (`tests.hub.client.use`).
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+pytest_plugins = ["tests.made_checkpoints", "tests.running_models", "tests.hub.fixtures"]
 
 # Examples take longer on a machine that has other work.
 settings.register_profile("unhurried", deadline=None)

@@ -10,6 +10,7 @@ from gguf_tools.api.options import at_least, one_of
 from gguf_tools.api.results.conversation import AskResult
 from gguf_tools.runtime.interface import Sampling
 from gguf_tools.runtime.process import KVType, RuntimeOptions
+from gguf_tools.sources.hub import Reading, local_source
 
 
 def ask(
@@ -54,7 +55,7 @@ def ask(
         threads=threads,
         context_length=context,
     )
-    with runtime_for(Path(model), options) as runtime:
+    with runtime_for(local_source(model, Reading.WHOLE), options) as runtime:
         conversation = Conversation(runtime, system=system, thinking=thinking, sampling=sampling, most=tokens)
         for part, text in conversation.ask(question):
             if stream is not None:

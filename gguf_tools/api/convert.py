@@ -17,6 +17,7 @@ from gguf_tools.evaluation.vocabulary import prove_vocabulary
 from gguf_tools.formats.output import check_outputs
 from gguf_tools.progress import StageProgress
 from gguf_tools.runtime.child import PURPOSE
+from gguf_tools.sources.hub import Reading, local_source
 from quant.installed import require_llama_cpp
 from surgery.recipe import Recipe
 
@@ -60,7 +61,8 @@ def convert(
 ) -> ConvertResult:
     """Convert a checkpoint to a GGUF that stock llama.cpp runs: `tinyq convert`.
 
-    `source` is a folder in Hugging Face layout, or a torch state dict: a file, or a folder that contains one. `type` is
+    `source` is a folder in Hugging Face layout, or a torch state dict: a file, or a folder that contains one, or a repository on
+    the hub (ORG/NAME[@REVISION]), whose weights are streamed. `type` is
     `auto` (the smallest exact type) or one such as `f32`, `f16`, `q8_0`, `q4_k_m`; with `target_bpw` (bits per weight) or
     `target_size` (bytes, or a string such as `500M`) each tensor's type is selected by measured sensitivity instead;
     `sensitivity` is a JSON report that has one (of an earlier run with a size, or of `tinyq trace --budget`).
@@ -83,6 +85,7 @@ def convert(
     converted, OutputError if `out` exists without `force` or cannot be written, LlamaError if llama.cpp rejects the file.
     """
     out = Path(out)
+    source = local_source(source, Reading.WHOLE if prove else Reading.STREAMED)
     if oracle and not prove:
         raise InputError("--oracle needs --prove; add --prove")
 

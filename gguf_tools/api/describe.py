@@ -13,6 +13,7 @@ from gguf_tools.formats.output import atomic_output, check_outputs
 from gguf_tools.formats.watch import Watch
 from gguf_tools.progress import StageProgress
 from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
+from gguf_tools.sources.hub import Reading, local_source
 from gguf_tools.sources.inputs import source_files
 from gguf_tools.sources.restore import restore
 
@@ -43,7 +44,7 @@ def describe(
     at_least("--context-length", context_length, 1, MAX_CONTEXT)
     if golden is not None and oracle is not None:
         raise InputError("--golden and --oracle exclude each other; give one of them")
-    path, target = Path(checkpoint), optional_path(out)
+    path, target = local_source(checkpoint, Reading.WHOLE), optional_path(out)
     read = [*source_files(path), *([Path(golden)] if golden is not None else [])]
     if target is not None:
         check_outputs({"OUT": target}, read, force=force)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
-from gguf_tools.api.options import adapters_of, at_least, card_options, one_of, optional_path
+from gguf_tools.api.options import adapters_of, at_least, card_options, one_of
 from gguf_tools.api.results.evaluation import EvaluateResult
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluation.prompts import load_prompts
@@ -14,6 +14,7 @@ from gguf_tools.evaluation.tables import ordered
 from gguf_tools.evaluation.text_files import read_text
 from gguf_tools.progress import StageProgress
 from gguf_tools.runtime.process import KVType, RuntimeOptions
+from gguf_tools.sources.hub import Reading, local_source
 
 SUITES = ("fidelity", "card", "all")
 DTYPES = ("f32", "f64")
@@ -90,7 +91,8 @@ def evaluate(
     if suite == "fidelity":
         given = (questions, repeat_set, held_out, weights, thinking, answer_tokens, think_tokens)
         _refuse(_CARD_ONLY, given, "card")
-    paths = [Path(models)] if isinstance(models, str | Path) else [Path(model) for model in models]
+    named = [models] if isinstance(models, str | Path) else list(models)
+    paths = [local_source(model, Reading.WHOLE) for model in named]
     if not paths:
         raise InputError("there is no file to score; give at least one GGUF")
     twice = next((path for n, path in enumerate(paths) if path in paths[:n]), None)
@@ -103,7 +105,7 @@ def evaluate(
     fidelity = asked = None
     if suite != "card":
         fidelity = FidelityRequest(
-            reference=optional_path(reference),
+            reference=None if reference is None else local_source(reference, Reading.WHOLE),
             adapters=adapters_of(lora),
             operate=operate_recorded,
             dtype=dtype,

@@ -12,6 +12,7 @@ from gguf_tools.families.registry import build_published
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.sources.checkpoint import open_checkpoint
+from gguf_tools.sources.hub import local_source
 from gguf_tools.sources.restore import restore
 from gguf_tools.targets.registry import lift
 from surgery.donors import operate_with_donors
@@ -35,7 +36,7 @@ def load_model(
     Raises CheckpointError if the source is broken, UnsupportedError if no family or target supports it, InputError if the
     recipe does not fit the model.
     """
-    path = Path(source)
+    path = local_source(source)
     at_least("--context-length", context_length)
     if path.is_file() and is_gguf(path):
         if text_only or context_length is not None or as_family is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gguf_tools.api.results.gguf import GGUFFile
 from gguf_tools.formats.gguf import source
+from gguf_tools.sources.hub import local_source
 
 
 def open_gguf(path: str | Path) -> GGUFFile:
@@ -13,4 +14,4 @@ def open_gguf(path: str | Path) -> GGUFFile:
 
     Raises CheckpointError, naming file and key or tensor, if it is not a GGUF, truncated or broken.
     """
-    return GGUFFile(source.open_gguf(Path(path)))
+    return GGUFFile(source.open_gguf(local_source(path)))

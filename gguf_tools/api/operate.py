@@ -17,6 +17,7 @@ from gguf_tools.formats.output import Check, check_outputs
 from gguf_tools.formats.watch import Watch
 from gguf_tools.machine import available_cores
 from gguf_tools.progress import StageProgress
+from gguf_tools.sources.hub import cached_name, local_source
 from gguf_tools.sources.inputs import source_files
 from surgery.auto import is_auto, resolve
 from surgery.checkpoint.rewrite import CheckpointPlan, plan_checkpoint, write_checkpoint
@@ -73,7 +74,7 @@ def operate(
     llama.cpp architecture (UnsupportedError, with the reason), OutputError if `out` exists without
     `force`, is the source, or cannot be written.
     """
-    source, out = Path(source), optional_path(out)
+    source, out = local_source(source), optional_path(out)
     at_least("--threads", threads)
     if undo:
         if out is not None or recipe:
@@ -120,6 +121,10 @@ def operate(
 
 
 def _check_place(source: Path, out: Path | None, in_place: bool, dry_run: bool) -> None:
+    if in_place and (name := cached_name(source)):
+        raise InputError(
+            f"{name}: lies in the hub's cache, whose files other programs read too; give OUT instead of --in-place"
+        )
     if out is not None and in_place:
         raise InputError(f"{out}: --in-place changes {source} itself and takes no OUT; give only one of them")
     if out is None and not in_place and not dry_run:

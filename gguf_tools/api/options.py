@@ -15,6 +15,7 @@ from gguf_tools.allocation.target import SizeTarget
 from gguf_tools.errors import InputError
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.sources.adapters.adapter import GivenAdapter, parse_adapter
+from gguf_tools.sources.hub import local_source
 from gguf_tools.text import expected, shortened
 from quant.options import Override, TypeOptions, writable_type
 
@@ -118,7 +119,7 @@ def recipe_of(given: str | Path | Recipe, donors: Donors | None = None) -> Recip
 
     if not isinstance(given, Recipe):
         given = read_file(given) if isinstance(given, Path) else load_recipe(given)
-    return given.with_donors(Donor(name, Path(path)) for name, path in (donors or {}).items())
+    return given.with_donors(Donor(name, local_source(path)) for name, path in (donors or {}).items())
 
 
 def card_options(

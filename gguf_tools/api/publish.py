@@ -21,6 +21,7 @@ from gguf_tools.publishing.names import base_models_of, check_names
 from gguf_tools.publishing.plan import plan_publication
 from gguf_tools.runtime.child import PURPOSE
 from gguf_tools.runtime.process import KVType, RuntimeOptions
+from gguf_tools.sources.hub import Reading, local_source
 from quant.installed import require_llama_cpp
 from quant.recipes import recipe
 from surgery.recipe import Recipe
@@ -90,6 +91,7 @@ def publish(
     Raises the errors of `convert` and `evaluate`; OutputError if `out` exists without `force`, or holds other files.
     """
     out = Path(out)
+    source = local_source(source, Reading.WHOLE)
     one_of("--suite", suite, SUITES)
     one_of("--kv-type", kv_type, get_args(KVType))
     at_least("--context", context)

@@ -20,6 +20,7 @@ from gguf_tools.formats.watch import Watch
 from gguf_tools.progress import StageProgress
 from gguf_tools.quantization.plan import QuantizeRequest, prepare
 from gguf_tools.quantization.write import check_room, execute
+from gguf_tools.sources.hub import Reading, local_source
 from gguf_tools.sources.inputs import source_files
 
 
@@ -65,7 +66,7 @@ def quantize(
     if (type is None) == (target is None):
         raise InputError("exactly one of TYPE, --target-bpw and --target-size is expected; give one of them")
     request = QuantizeRequest(
-        source=Path(source),
+        source=local_source(source, Reading.WHOLE),
         type=(type or "q8_0").lower(),
         options=type_options(tensor_types, output_type, embedding_type, pure),
         imatrix=optional_path(imatrix),

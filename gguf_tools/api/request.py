@@ -12,6 +12,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.formats.watch import Watch
 from gguf_tools.sources.adapters.adapter import adapter_files
+from gguf_tools.sources.hub import Reading, local_source
 from gguf_tools.sources.inputs import source_files
 from surgery.conversion import operation_of
 from surgery.recipe import Recipe
@@ -65,6 +66,7 @@ def conversion_request(
     at_least("--threads", threads)
     if as_family and describe:
         raise InputError("--as and --describe exclude each other; give one of them")
+    source, tokenizer = local_source(source), tokenizer and local_source(tokenizer, Reading.BESIDE)
     recipe = None if surgery is None else recipe_of(surgery, donors)
     others = [donor.path for donor in recipe.donors] if recipe else []
     folders = [Path(source), *([Path(tokenizer)] if tokenizer else []), *others]

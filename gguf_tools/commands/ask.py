@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from gguf_tools.commands.common import check_outputs, examples, takes_stdout, write_json
+from gguf_tools.commands.sources import whole_source
 from gguf_tools.commands.talk_options import MOST_BYTES, Printer, decoded, talk_options
 from gguf_tools.errors import InputError
 
@@ -20,7 +21,7 @@ from gguf_tools.errors import InputError
         'ask model.gguf "Tell me a story." --thinking --temperature 0.8 --seed 7',
     ),
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=whole_source())
 @click.argument("question")
 @talk_options
 def ask_command(model: Path, question: str, force: bool, json_path: str | None, quiet: bool, **options: Any) -> None:

@@ -19,13 +19,14 @@ from gguf_tools.commands.common import (
     write_json,
 )
 from gguf_tools.commands.engine_options import engine_options
+from gguf_tools.commands.sources import whole_source
 
 CARD = "README.md"
 MODELFILE = "Modelfile"
 
 
 @click.command("card", epilog=examples("card hf/ q8_0.gguf q4_k_m.gguf --modelfile"))
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=whole_source())
 @click.argument("files", nargs=-1, required=True, metavar="FILES…", type=click.Path(path_type=Path))
 @click.option(
     "--out",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_tools.commands.common import check_outputs, examples, show_part, takes_stdout, write_json
+from gguf_tools.commands.sources import whole_source
 from gguf_tools.commands.talk_options import MOST_BYTES, Printer, decoded, talk_options
 from gguf_tools.errors import InputError
 
@@ -22,7 +23,7 @@ PROMPT = "> "
 
 
 @click.command("chat", epilog=examples('chat model.gguf --system "Answer briefly." --temperature 0.7'))
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=whole_source())
 @talk_options
 def chat(
     model: Path,

@@ -50,7 +50,7 @@ class Number(click.types.FloatParamType):
 json_option = click.option(
     "--json", "json_path", metavar="FILE", help="Write the report as JSON to FILE (- for stdout)."
 )
-quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bars and no summary.")
+quiet_option = click.option("--quiet", "-q", is_flag=True, is_eager=True, help="No progress bars and no summary.")
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Number of threads; by default all cores.")
 timeout_option = click.option(
     "--timeout",

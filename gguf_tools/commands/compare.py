@@ -17,13 +17,14 @@ from gguf_tools.commands.common import (
     takes_stdout,
     write_json,
 )
+from gguf_tools.commands.sources import whole_source
 from gguf_tools.errors import ThresholdError
 from gguf_tools.text import one_line
 
 
 @click.command(epilog=examples("compare results/base results/q4_k_m --metric acc --fail-if-worse"))
-@click.argument("a", metavar="A", type=click.Path(path_type=Path))
-@click.argument("b", metavar="B", type=click.Path(path_type=Path))
+@click.argument("a", metavar="A", type=whole_source())
+@click.argument("b", metavar="B", type=whole_source())
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Compare only this task; can be repeated.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Compare only this metric; can be repeated.")
 @click.option("--fail-if-worse", is_flag=True, help="Exit with 1 if B is worse in any task after the correction.")

@@ -19,15 +19,20 @@ from gguf_tools.commands.common import (
 )
 from gguf_tools.commands.completion import completer, recipe_types
 from gguf_tools.commands.source_options import source_options
+from gguf_tools.commands.sources import download_option, streamed_source
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 from gguf_tools.commands.type_options import type_options
 
 
 @click.command(
     cls=WithSurgery,
-    epilog=examples("convert hf/ out.gguf --type q8_0", "convert best.pt out.gguf --tokenizer qwen3/ --swap 12:13"),
+    epilog=examples(
+        "convert hf/ out.gguf --type q8_0",
+        "convert Qwen/Qwen3-0.6B out.gguf",
+        "convert best.pt out.gguf --tokenizer qwen3/ --swap 12:13",
+    ),
 )
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=streamed_source())
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--type",
@@ -60,6 +65,7 @@ from gguf_tools.commands.type_options import type_options
     help="The source's own code for --prove, as in `tinyq eval`; by default transformers, if it supports the source.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
+@download_option
 @table_options
 @timeout_option
 @nonfinite_option
@@ -98,7 +104,8 @@ def convert(
 ) -> None:
     """Convert the checkpoint SOURCE to OUT, a GGUF that stock llama.cpp runs.
 
-    SOURCE is a folder in Hugging Face layout, or a torch state dict: a file, or a folder that contains one.
+    SOURCE is a folder in Hugging Face layout, or a torch state dict: a file, or a folder that contains one. ORG/NAME[@REVISION]
+    is a repository on the hub, whose weights are streamed (see --download).
 
     Before the weights are read, llama.cpp and the source's tokenizer tokenize a probe text, and the token ids must be equal.
     Layer surgery is applied during conversion, in the order of its options.

@@ -17,11 +17,12 @@ from gguf_tools.commands.common import (
     takes_stdout,
     write_json,
 )
+from gguf_tools.commands.sources import whole_source
 from gguf_tools.errors import InputError, ThresholdError
 
 
 @click.command(epilog=examples("describe best.pt -o model.toml --golden golden.npz"))
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=whole_source())
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where to write it; by default stdout."
 )

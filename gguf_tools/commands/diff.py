@@ -20,6 +20,7 @@ from gguf_tools.commands.common import (
     takes_stdout,
     write_json,
 )
+from gguf_tools.commands.sources import streamed_source
 from gguf_tools.errors import AMOUNT, ThresholdError
 from gguf_tools.tables import Block, Column, Facts, Lines, Report, Table
 from gguf_tools.text import one_line, shortened
@@ -35,8 +36,8 @@ LONGEST = 100
 
 
 @click.command(epilog=examples("diff a.gguf b.gguf --within 1e-6"))
-@click.argument("a", metavar="A", type=click.Path(path_type=Path))
-@click.argument("b", metavar="B", type=click.Path(path_type=Path))
+@click.argument("a", metavar="A", type=streamed_source())
+@click.argument("b", metavar="B", type=streamed_source())
 @click.option(
     "--within",
     type=Number(AMOUNT),

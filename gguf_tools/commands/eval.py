@@ -27,6 +27,7 @@ from gguf_tools.commands.common import (
     write_text,
 )
 from gguf_tools.commands.engine_options import engine_options
+from gguf_tools.commands.sources import whole_source
 from gguf_tools.errors import AMOUNT, SCORE, SHARE, ThresholdError
 from gguf_tools.tables import Lines, Report
 
@@ -54,8 +55,8 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score", "show_answers", "answers")
     "eval",
     epilog=examples("eval out.gguf --reference hf/ --min-top1 0.97", "eval a.gguf b.gguf --suite card --show-answers"),
 )
-@click.argument("models", nargs=-1, required=True, metavar="MODEL…", type=click.Path(path_type=Path))
-@click.option("--reference", type=click.Path(path_type=Path), metavar="SOURCE", help="Checkpoint to compare with.")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL…", type=whole_source())
+@click.option("--reference", type=whole_source(), metavar="SOURCE", help="Checkpoint to compare with.")
 @lora_option("the checkpoint of --reference")
 @click.option(
     "--oracle",

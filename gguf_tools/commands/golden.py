@@ -18,10 +18,11 @@ from gguf_tools.commands.common import (
     write_json,
 )
 from gguf_tools.commands.completion import completer, family_names
+from gguf_tools.commands.sources import whole_source
 
 
 @click.command(epilog=examples("golden hf/ golden/ --points"))
-@click.argument("source", metavar="[SOURCE]", required=False, type=click.Path(path_type=Path))
+@click.argument("source", metavar="[SOURCE]", required=False, type=whole_source())
 @click.argument("out", metavar="[OUT/]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--all",

@@ -19,6 +19,7 @@ from gguf_tools.commands.common import (
     timeout_option,
     write_json,
 )
+from gguf_tools.commands.sources import whole_source
 from gguf_tools.errors import InputError
 from gguf_tools.tables import Column, Facts, Lines, Report, Table
 from gguf_tools.text import human_bytes
@@ -30,7 +31,7 @@ SHOWN = 10
 
 
 @click.command(epilog=examples("imatrix model.gguf text.txt -o model.imatrix.gguf"))
-@click.argument("model", metavar="[MODEL.gguf", required=False, type=click.Path(path_type=Path))
+@click.argument("model", metavar="[MODEL.gguf", required=False, type=whole_source())
 @click.argument("text", metavar="TEXT]", required=False, type=click.Path(path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where to write the matrix.")
 @click.option(

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from gguf_tools.commands.common import examples, quiet_option, threads_option, timeout_option
+from gguf_tools.commands.sources import whole_source
 from gguf_tools.errors import InputError, OutputError, TinyqError
 from gguf_tools.evaluation.harness_installed import require_harness
 from gguf_tools.runtime.process import Runtime
@@ -40,7 +41,7 @@ def _harness_help(context: click.Context, _: click.Parameter, wanted: bool) -> N
         "lm-eval model.gguf --tasks mmlu --output_path results --log_samples",
     ),
 )
-@click.argument("model", metavar="FILE.gguf", type=click.Path(path_type=Path))
+@click.argument("model", metavar="FILE.gguf", type=whole_source())
 @click.argument("options", nargs=-1, required=True, metavar="--tasks TASK… [HARNESS OPTIONS]", type=click.UNPROCESSED)
 @click.option(
     "--kv-type",

@@ -21,6 +21,7 @@ from gguf_tools.commands.common import (
 from gguf_tools.commands.completion import completer, recipe_types
 from gguf_tools.commands.engine_options import engine_options
 from gguf_tools.commands.source_options import source_options
+from gguf_tools.commands.sources import whole_source
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 from gguf_tools.commands.type_options import tensor_type_options
 
@@ -28,7 +29,7 @@ TYPES = "q8_0,q6_k,q4_k_m"
 
 
 @click.command(cls=WithSurgery, epilog=examples("publish hf/ --types q8_0,q6_k,q4_k_m -o model-GGUF"))
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=whole_source())
 @click.option(
     "--types",
     multiple=True,

@@ -17,6 +17,7 @@ from gguf_tools.commands.common import (
     write_report,
 )
 from gguf_tools.commands.completion import completer, recipe_types
+from gguf_tools.commands.sources import whole_source
 from gguf_tools.commands.type_options import type_options
 
 
@@ -25,7 +26,7 @@ from gguf_tools.commands.type_options import type_options
         "quantize model-f16.gguf model-q4_k_m.gguf q4_k_m", "quantize model-f16.gguf out.gguf --target-size 500M"
     )
 )
-@click.argument("source", metavar="IN.gguf", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN.gguf", type=whole_source())
 @click.argument("out", metavar="OUT.gguf", type=click.Path(path_type=Path))
 @click.argument("type_name", metavar="TYPE", required=False, shell_complete=completer(recipe_types))
 @type_options

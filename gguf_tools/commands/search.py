@@ -32,6 +32,7 @@ from gguf_tools.commands.search_options import (
     search_options,
     storage_options,
 )
+from gguf_tools.commands.sources import whole_source
 from gguf_tools.signals import EndedError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def search() -> None:
 
 
 @search.command(MAIN, epilog=examples("search model.gguf --budget 250 --strategy single --strategy compose"))
-@click.argument("source", metavar="SOURCE.gguf", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SOURCE.gguf", type=whole_source())
 @search_options
 @storage_options
 @card_options
@@ -251,7 +252,7 @@ def export(
 
 
 @search.command("profile", epilog=examples("search profile model.gguf"))
-@click.argument("source", metavar="SOURCE.gguf", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SOURCE.gguf", type=whole_source())
 @click.option(
     "--text", type=click.Path(path_type=Path), metavar="FILE", help="Text to read; by default that of --questions."
 )

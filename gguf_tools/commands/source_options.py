@@ -8,11 +8,12 @@ import click
 
 from gguf_tools.commands.common import F
 from gguf_tools.commands.completion import architectures, completer, families
+from gguf_tools.commands.sources import described_source
 
 _OPTIONS = (
     click.option(
         "--tokenizer",
-        type=click.Path(path_type=Path),
+        type=described_source(),
         metavar="DIR",
         help="Folder of the tokenizer, if it is not SOURCE's.",
     ),

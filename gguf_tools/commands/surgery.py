@@ -15,6 +15,7 @@ from gguf_tools.commands.common import (
     table_options,
     write_report,
 )
+from gguf_tools.commands.sources import download_option, streamed_source
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 
 
@@ -24,7 +25,7 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
         'surgery hf/ operated/ --recipe "swap(12:13) + bridge(5:20)"', "surgery model.gguf --in-place --swap 1:3"
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=streamed_source())
 @click.argument("out", type=click.Path(path_type=Path), required=False)
 @click.option("--in-place", is_flag=True, help="Change SOURCE, a GGUF, itself; only for reordering whole layers.")
 @click.option("--undo", is_flag=True, help="Undo the last in-place change of SOURCE.")
@@ -47,6 +48,7 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
     help="Run a GGUF and its result in llama.cpp before that appears: every layer must compute what was asked for. "
     "By default below 1 GB.",
 )
+@download_option
 @table_options
 @nonfinite_option
 @output_options

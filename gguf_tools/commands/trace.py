@@ -22,13 +22,14 @@ from gguf_tools.commands.common import (
     write_json,
     write_text,
 )
+from gguf_tools.commands.sources import whole_source
 from gguf_tools.errors import ThresholdError
 from gguf_tools.text import one_line
 
 
 @click.command(epilog=examples("trace out.gguf --reference hf/ --html trace.html"))
-@click.argument("file", metavar="FILE.gguf", type=click.Path(path_type=Path))
-@click.option("--reference", type=click.Path(path_type=Path), metavar="SOURCE", help="Checkpoint to compare with.")
+@click.argument("file", metavar="FILE.gguf", type=whole_source())
+@click.option("--reference", type=whole_source(), metavar="SOURCE", help="Checkpoint to compare with.")
 @click.option(
     "--text", type=click.Path(path_type=Path), metavar="FILE", help="Text to read; by default built-in prompts."
 )

@@ -21,6 +21,7 @@ from gguf_tools.commands.common import (
     threads_option,
     write_json,
 )
+from gguf_tools.commands.sources import download_option, streamed_source, whole_source
 from gguf_tools.errors import ThresholdError
 from gguf_tools.tables import Column, Facts, Lines, Report, Table
 from gguf_tools.text import one_line
@@ -35,11 +36,11 @@ NAMED = 4
 
 
 @click.command(epilog=examples("verify out.gguf --source hf/"))
-@click.argument("file", metavar="FILE.gguf", type=click.Path(path_type=Path))
+@click.argument("file", metavar="FILE.gguf", type=whole_source())
 @click.option(
     "--source",
     required=True,
-    type=click.Path(path_type=Path),
+    type=streamed_source(),
     metavar="SOURCE",
     help="The checkpoint or GGUF that FILE was converted or quantized from.",
 )
@@ -56,6 +57,7 @@ NAMED = 4
     metavar="DIR",
     help="Folder of the tokenizer, if it is not SOURCE's.",
 )
+@download_option
 @table_options
 @threads_option
 @force_option

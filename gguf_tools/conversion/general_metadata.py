@@ -14,7 +14,10 @@ from gguf.utility import size_label
 
 from gguf_tools.formats.gguf.header import Metadata, ValueType, array, f32, i32, string, u32
 from gguf_tools.model.spec import FrontMatter, Model, MoE
+from gguf_tools.sources.hub import cached_name
 
+HUB_PAGES = "https://huggingface.co/"
+"""Where the page of a repository is, by its name."""
 FOLDER_NAMES_THAT_SAY_NOTHING = {"hf", "checkpoint", "model", "final", "output", "latest", "."}
 
 SAMPLING = {
@@ -48,6 +51,8 @@ def general_metadata(model: Model, folder: Path, architecture: str) -> Metadata:
 
 
 def _folder_name(folder: Path) -> str:
+    if on_hub := cached_name(folder):
+        return on_hub.repository.partition("/")[2]
     whole = folder.resolve()
     names = [whole.name, whole.parent.name]
     return next((name for name in names if name and name.lower() not in FOLDER_NAMES_THAT_SAY_NOTHING), whole.name)
@@ -71,7 +76,7 @@ def _ancestry(front: FrontMatter) -> Metadata:
             values[f"general.{kind}.{n}.name"] = string(re.sub(r"[-_]+", " ", name))
             if organization:
                 values[f"general.{kind}.{n}.organization"] = string(re.sub(r"[-_]+", " ", organization))
-                values[f"general.{kind}.{n}.repo_url"] = string(f"https://huggingface.co/{entry}")
+                values[f"general.{kind}.{n}.repo_url"] = string(f"{HUB_PAGES}{entry}")
     return values
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_tools.conversion.background import Background
+from gguf_tools.conversion.general_metadata import HUB_PAGES
 from gguf_tools.conversion.plan import Conversion
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.adapters import RecordedAdapter, adapters_metadata
@@ -20,7 +21,10 @@ from gguf_tools.formats.gguf.header import (
 from gguf_tools.formats.gguf.surgery import sources_metadata
 from gguf_tools.formats.gguf.writer import GGUFFile, Group, Target, write_groups
 from gguf_tools.formats.output import Check, atomic_outputs, check_outputs
+from gguf_tools.formats.safetensors import StoredTensor
 from gguf_tools.progress import ByteProgress
+from gguf_tools.sources.checkpoint import BY_FILE, Checkpoint
+from gguf_tools.sources.hub import cached_name
 from gguf_tools.sources.inputs import source_files
 from gguf_tools.tensors.blocks import NonFinite, Tally, tensor_blocks
 from gguf_tools.tokenizers.vocabulary import Tokenizer
@@ -142,14 +146,24 @@ def _converted(conversion: Conversion, out: Path, size: int, tally: Tally) -> Co
 
 def placed_metadata(conversion: Conversion, out: Path) -> Metadata:
     """The metadata of a file at `out`, with a placeholder of the same length for the source's digest."""
-    metadata = conversion.metadata | {
-        keys.SOURCE_PATH: _relative(conversion.source, out),
-        keys.SOURCE_DIGEST: string("0" * 64),
-    }
+    metadata = conversion.metadata | _place(conversion.source, out)
+    metadata[keys.SOURCE_DIGEST] = string(BY_FILE + "0" * 64)
     if conversion.tokenizer_folder:
         metadata[keys.TOKENIZER_PATH] = _relative(conversion.tokenizer_folder, out)
     adapters = [RecordedAdapter(each.path, each.digest, each.scale) for each in conversion.checkpoint.merged]
     return metadata | sources_metadata(conversion.layer_sources, out.parent) | adapters_metadata(adapters, out.parent)
+
+
+def _place(source: Path, out: Path) -> Metadata:
+    """Where the source is: its repository and commit on the hub, or its path."""
+    name = cached_name(source)
+    if name is None:
+        return {keys.SOURCE_PATH: _relative(source, out)}
+    return {
+        keys.SOURCE_REPOSITORY: string(name.repository),
+        keys.SOURCE_COMMIT: string(name.revision),
+        "general.source.repo_url": string(f"{HUB_PAGES}{name.repository}"),
+    }
 
 
 def _relative(path: Path, out: Path) -> Field:
@@ -157,10 +171,31 @@ def _relative(path: Path, out: Path) -> Field:
     return string(Path(os.path.relpath(path, out.parent.resolve())).as_posix())
 
 
+def _places(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """(number of the file, offset) of each tensor that is read from a remote file."""
+    files = {path: number for number, path in enumerate(checkpoint.weight_files)}
+    return {
+        name: (files[tensor.file.path], tensor.offset)
+        for name, tensor in checkpoint.tensors.items()
+        if isinstance(tensor, StoredTensor) and tensor.file.remote and tensor.file.path in files
+    }
+
+
+def _order(conversion: Conversion) -> list[int]:
+    """The numbers of the tensors in file order, or in that of remote sources, so that each is read from its start to its end."""
+    places = _places(conversion.checkpoint)
+
+    def first(number: int) -> tuple[int, int]:
+        return min((places[name] for name in conversion.tensors[number].sources if name in places), default=(0, 0))
+
+    return sorted(range(len(conversion.tensors)), key=first)
+
+
 def _groups(conversions: Sequence[Conversion], targets: Sequence[Target], allow_nonfinite: bool) -> Iterator[Group]:
-    """For all tensors, in file order: the same rows in each type that a file needs, with the files that need it."""
+    """For all tensors: the same rows in each type that a file needs, with the files that need it."""
     first = conversions[0]
-    for at, tensor in enumerate(first.tensors):
+    for at in _order(first):
+        tensor = first.tensors[at]
         choices = [conversion.choices[at] for conversion in conversions]
         name = choices[0].name
         ways = [(choice.type, name in made.exact) for choice, made in zip(choices, conversions, strict=True)]

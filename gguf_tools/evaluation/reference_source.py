@@ -20,6 +20,7 @@ from gguf_tools.formats.state_dict import state_dict_files
 from gguf_tools.model.spec import Model
 from gguf_tools.sources.adapters.adapter import GivenAdapter
 from gguf_tools.sources.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from gguf_tools.sources.hub import HubName, kept_source, parse_name
 from gguf_tools.sources.recorded import are_recorded, as_recorded, has_description, with_recorded_adapters
 from gguf_tools.targets.registry import lift
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
@@ -73,7 +74,7 @@ class Checkpoints:
 
     def __init__(self) -> None:
         self._opened: dict[Path, Checkpoint] = {}
-        self._digests: dict[Path, str] = {}
+        self._compared: dict[tuple[Path, str], bool] = {}
 
     def open(self, place: Path, header: GGUFHeader | None = None) -> Checkpoint:
         """The checkpoint at `place`, without a config if `header` records a description; errors as `open_checkpoint`."""
@@ -81,11 +82,11 @@ class Checkpoints:
             self._opened[place] = open_checkpoint(place, described=header is not None and has_description(header))
         return self._opened[place]
 
-    def digest(self, place: Path) -> str:
-        """The digest of the checkpoint at `place`; reads all its bytes."""
-        if place not in self._digests:
-            self._digests[place] = self.open(place).digest()
-        return self._digests[place]
+    def has_digest(self, place: Path, recorded: str) -> bool:
+        """Whether a recorded digest is that of the checkpoint at `place`; reads all its bytes."""
+        if (place, recorded) not in self._compared:
+            self._compared[place, recorded] = self.open(place).has_digest(recorded)
+        return self._compared[place, recorded]
 
 
 def find_reference(
@@ -148,7 +149,7 @@ def _given(
         )
     checkpoint = checkpoints.open(given, header)
     recorded = header.get(keys.SOURCE_DIGEST)
-    is_source = recorded == checkpoints.digest(given) if isinstance(recorded, str) else None
+    is_source = checkpoints.has_digest(given, recorded) if isinstance(recorded, str) else None
     if adapters:
         checkpoint = checkpoint.adapted(adapters)
         is_source = is_source and are_recorded(checkpoint.adapters, header)
@@ -221,6 +222,10 @@ def _recorded(
     if isinstance(recorded, str):
         places.insert(0, ("recorded", folder / recorded))
     reason = "its source is no longer at the recorded path"
+    if on_hub := _on_hub(header):
+        kept = kept_source(on_hub)
+        places = [*([("recorded", kept)] if kept else []), *places]  # type: ignore[list-item]
+        reason = f"its source is {on_hub} on the hub"
     for origin, place in places:
         if not _may_be_checkpoint(place, header):
             continue
@@ -229,7 +234,7 @@ def _recorded(
         except CheckpointError as error:
             reason = f"its source cannot be read ({error})"
             continue
-        if checkpoints.digest(place) != digest:
+        if not checkpoints.has_digest(place, digest):
             reason = f"{place} is not, or no longer, what it was made from"
             continue
         try:
@@ -257,6 +262,12 @@ def _recorded(
             unchanged=unchanged if recipe else None,
         ), ""
     return None, reason
+
+
+def _on_hub(header: GGUFHeader) -> HubName | None:
+    """The name of the recorded source on the hub, if that is where it is."""
+    repository, commit = header.get(keys.SOURCE_REPOSITORY), header.get(keys.SOURCE_COMMIT)
+    return parse_name(f"{repository}@{commit}") if isinstance(repository, str) and isinstance(commit, str) else None
 
 
 def _from_recorded_gguf(surgery: RecordedSurgery, operate: Operate) -> tuple[ReferenceSource | None, str]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.float64 import in_float64
 from gguf_tools.evaluation.oracle_check import transformers_name
+from gguf_tools.formats.remote import bring
 from gguf_tools.machine import available_memory
 from gguf_tools.sources.adapters.adapter import Adapter
 from gguf_tools.sources.checkpoint import CONFIG, Checkpoint
@@ -107,6 +108,7 @@ class TransformersModel:
         count = parameters_of(checkpoint)
         if not fits(count, 4):
             raise InputError(f"{self.path}: {count:,} weights in float32 do not fit into the available memory")
+        bring(checkpoint.weight_files)
         self.dtype = torch.float64 if fits(count, 8) else torch.float32
         self.notes: tuple[str, ...] = ()
         self.rounded: set[str] = set()

@@ -8,14 +8,19 @@ import weakref
 from pathlib import Path
 
 from gguf_tools.errors import CheckpointError
+from gguf_tools.formats.remote import read_remote, remote_at
 
 
 class DataFile:
-    """A file open for reading, which several threads may read at once."""
+    """A file open for reading, which several threads may read at once; a path may stand for a remote file (`remote`)."""
 
     def __init__(self, path: Path) -> None:
         """Open `path`. Raises CheckpointError unless it is a readable regular file."""
         self.path = path
+        self.remote = remote_at(path)
+        if self.remote:
+            self.size = self.remote.size
+            return
         try:
             # Without O_NONBLOCK, opening a pipe would wait for a writer.
             self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -29,6 +34,8 @@ class DataFile:
 
     def read(self, offset: int, count: int) -> bytearray:
         """`count` bytes from byte `offset`. Raises CheckpointError if the file ends before, or cannot be read there."""
+        if self.remote:
+            return read_remote(self.path, self.remote, offset, count)
         data = bytearray(count)
         view, done = memoryview(data), 0
         while done < count:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from gguf_tools.formats.remote import open_raw, remote_at
+
 PIECE = 1 << 20
 
 
@@ -28,10 +30,20 @@ class FileDigest:
 
     def add_file(self, path: Path, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Continue with a file's bytes, up to the piece after which `cancelled` is true. Raises OSError."""
-        with path.open("rb", buffering=0) as stream:
+        with open_raw(path) as stream:
             while not cancelled() and (count := stream.readinto(self._buffer)):
                 self._sum.update(self._buffer[:count])
 
     def hexdigest(self) -> str:
         """The digest of all that was added, in hexadecimal."""
         return self._sum.hexdigest()
+
+
+def file_digest(path: Path, cancelled: Callable[[], bool] = lambda: False) -> str:
+    """SHA-256 (hexadecimal) of a file: for a remote one as its host states it, without reading it. Raises OSError."""
+    remote = remote_at(path)
+    if remote and remote.sha256:
+        return remote.sha256
+    digest = FileDigest()
+    digest.add_file(path, cancelled)
+    return digest.hexdigest()

@@ -30,7 +30,7 @@ def inspect(path: Path, check_type: CheckType | None = None) -> Inspection:
     Errors in a readable source are listed under `problems`; raises CheckpointError only if nothing can be read. `check_type`
     is called for a model_type that no family declares.
     """
-    return _inspect_gguf(path) if path.is_file() and is_gguf(path) else _inspect_checkpoint(path, check_type)
+    return _inspect_gguf(path) if is_gguf(path) else _inspect_checkpoint(path, check_type)
 
 
 def _inspect_checkpoint(path: Path, check_type: CheckType | None) -> Inspection:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from gguf_tools.sources.hub import shown_source
 from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
 from gguf_tools.text import as_json, human_bytes, human_count, shortened
 
@@ -86,7 +88,7 @@ class Inspection(Shown):
 
     def blocks(self) -> Sequence[Block]:
         """The labelled facts, and a table of types."""
-        lines = [("path", self.path)]
+        lines = [("path", shown_source(Path(self.path)))]
         if self.kind == "gguf":
             lines.append(("file", f"GGUF, architecture {self.architecture or 'unknown'}"))
         else:

@@ -9,14 +9,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from gguf_tools.conversion.general_metadata import HUB_PAGES
 from gguf_tools.errors import InputError
+from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import Field
 from gguf_tools.sources.checkpoint import CONFIG
+from gguf_tools.sources.hub import cached_name
 from gguf_tools.tokenizers.files import read_object
 
-HUB_URL = "https://huggingface.co/"
 _REPO_ID = re.compile(r"(\w([\w.-]{0,94}\w)?/)?\w([\w.-]{0,94}\w)?", re.ASCII)
-_HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
 _BASE_MODEL = re.compile(r"general\.base_model\.\d+\.repo_url")
 
 
@@ -40,19 +41,19 @@ def check_names(base_model: str | None, quantized_by: str | None) -> None:
 
 def base_models_of(source: Path, metadata: Mapping[str, Field]) -> tuple[str, ...]:
     """Ids on the hub of the files' base models: the source's own if it is known, else those in the metadata."""
-    own = _hub_id(source)
-    if own:
+    recorded = metadata.get(keys.SOURCE_REPOSITORY)
+    own = _hub_id(source) or (recorded.value if recorded else None)
+    if isinstance(own, str) and is_full_id(own):
         return (own,)
     urls = [field.value for key, field in metadata.items() if _BASE_MODEL.fullmatch(key)]
-    ids = [url.removeprefix(HUB_URL) for url in urls if isinstance(url, str) and url.startswith(HUB_URL)]
+    ids = [url.removeprefix(HUB_PAGES) for url in urls if isinstance(url, str) and url.startswith(HUB_PAGES)]
     return tuple(found for found in ids if is_full_id(found))
 
 
 def _hub_id(source: Path) -> str | None:
     """The source's id on the hub: from its path in the hub's cache, or from its config."""
-    for part in source.resolve().parts:
-        if match := _HUB_CACHE.fullmatch(part):
-            return f"{match[1]}/{match[2]}"
+    if on_hub := cached_name(source):
+        return on_hub.repository
     config = source / CONFIG
     name = read_object(config).get("_name_or_path") if config.is_file() else None
     return name if isinstance(name, str) and is_full_id(name) and not Path(name).exists() else None

@@ -5,18 +5,19 @@ Headers are read and checked when a checkpoint is opened, tensor data only when 
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import CheckpointError, InputError, UnsupportedError
-from gguf_tools.formats.digest import FileDigest
+from gguf_tools.formats.digest import FileDigest, file_digest
 from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.formats.llama2c import is_llama2c, read_llama2c
 from gguf_tools.formats.plain_yaml import read_plain_yaml
+from gguf_tools.formats.remote import attached_in, present
 from gguf_tools.formats.safetensors import read_safetensors
 from gguf_tools.formats.state_dict import SUFFIXES, read_state_dict, state_dict_files
 from gguf_tools.formats.text_file import Kind, parse_json, read_text
@@ -49,6 +50,8 @@ STEP = re.compile(r"model_(\d+)\.pt")
 """nanochat's name of the weights after some step; its config is in meta_NNNNNN.json under `META_KEY`."""
 META_KEY = "model_config"
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
+BY_FILE = "files:"
+"""How a digest begins that is made from those of the files, which a hub states for files that are not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -130,22 +133,45 @@ class Checkpoint:
         return self.config[CONTEXT_KEYS[0]] if self.replaced else None
 
     def digest(self, cancelled: Callable[[], bool] = lambda: False) -> str:
-        """SHA-256 (hexadecimal) over the names and bytes of config and weight files; meaningless once `cancelled` is true.
+        """`BY_FILE` and the SHA-256 over the names and SHA-256 of config and weight files; meaningless once `cancelled` is true.
 
         Raises CheckpointError if a file can no longer be read.
         """
         total = FileDigest()
-        config = self.config_file
-        stated = [config] if config.exists() and config not in self.weight_files else []
-        for path in (*stated, *self.weight_files):
+        for path in self._digested:
+            with _still_read(path):
+                total.add(f"{path.name}\0{file_digest(path, cancelled)}\n".encode())
+        return BY_FILE + total.hexdigest()
+
+    def has_digest(self, recorded: str) -> bool:
+        """Whether a recorded digest is this checkpoint's: one of `digest`, or of older files, over the names and bytes.
+
+        Raises CheckpointError if a file can no longer be read.
+        """
+        if recorded.startswith(BY_FILE):
+            return recorded == self.digest()
+        total = FileDigest()
+        for path in self._digested:
             total.add(path.name.encode() + b"\0")
-            try:
-                total.add_file(path, cancelled)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{path}: can no longer be read ({error.strerror}); run the command again"
-                ) from error
-        return total.hexdigest()
+            with _still_read(path):
+                total.add_file(path)
+        return recorded == total.hexdigest()
+
+    @property
+    def _digested(self) -> tuple[Path, ...]:
+        """The files that a digest is of: the config, unless it is in the weights, and the weights."""
+        config = self.config_file
+        stated = (config,) if config.exists() and config not in self.weight_files else ()
+        return (*stated, *self.weight_files)
+
+
+@contextlib.contextmanager
+def _still_read(path: Path) -> Iterator[None]:
+    """A block that reads a file which was opened before. Raises CheckpointError for an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: can no longer be read ({error.strerror}); run the command again") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -169,7 +195,7 @@ def open_checkpoint(path: Path, *, described: bool = False) -> Checkpoint:
     Raises CheckpointError naming the file, tensor or key that is missing or broken, or a symbolic link out of the folder other
     than those of Hugging Face's cache.
     """
-    if not path.exists():
+    if not present(path):
         raise CheckpointError(
             f"{path}: no such file or folder; give a folder with config.json and weights, or a file of weights"
         )
@@ -184,18 +210,18 @@ def open_checkpoint(path: Path, *, described: bool = False) -> Checkpoint:
 
 def _open_folder(path: Path, described: bool) -> Checkpoint:
     """The checkpoint of a folder, from the first of `PLACES` that exists, with a note on the others that exist."""
-    present = [name for name in PLACES if (path / name).exists()]
-    _refuse_adapter(path, present)
-    if not present:
+    found = [name for name in PLACES if present(path / name)]
+    _refuse_adapter(path, found)
+    if not found:
         shards = consolidated_files(path)
         return _open_consolidated(path, shards) if shards else _open_only(path, described)
-    taken = present[0]
+    taken = found[0]
     refuse_links_out(path, [path / taken])
     sharded = taken in (INDEX, TORCH_INDEX)
     opened = _open_sharded(path, path / taken) if sharded else replace(_open_file(path / taken), path=path)
     if taken in (SINGLE, INDEX) and not described:
         read_json(path / CONFIG)  # required: safetensors do not describe the model
-    left = [name for name in present[1:] if not (name == TORCH_INDEX and TORCH_SINGLE in present)]
+    left = [name for name in found[1:] if not (name == TORCH_INDEX and TORCH_SINGLE in found)]
     if not left:
         return opened
     note = f"{taken} is read, as transformers does; other weights in the folder are ignored ({', '.join(left)})"
@@ -204,7 +230,8 @@ def _open_folder(path: Path, described: bool) -> Checkpoint:
 
 def _open_only(path: Path, described: bool) -> Checkpoint:
     """The checkpoint of a folder without weights under the usual names: its only safetensors file, or its only state dict."""
-    found = sorted(path.glob("*.safetensors"))
+    remote = (other for other in attached_in(path) if other.suffix == ".safetensors")
+    found = sorted({*path.glob("*.safetensors"), *remote})
     files = state_dict_files(path)
     files = [file for file in files if STEP.fullmatch(file.name)] or files
     if not found and files:
@@ -306,8 +333,8 @@ def _open_file(path: Path) -> Checkpoint:
     )
 
 
-def _refuse_adapter(path: Path, present: Sequence[str]) -> None:
-    if present or not is_adapter(path):
+def _refuse_adapter(path: Path, weights: Sequence[str]) -> None:
+    if weights or not is_adapter(path):
         return
     base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
     named = f", trained on {shortened(str(base))}" if base else ""
@@ -329,7 +356,7 @@ def _open_sharded(path: Path, index: Path) -> Checkpoint:
         # The name is untrusted: it must not be a path out of the folder.
         if Path(shard).name != shard or shard in ("", ".", ".."):
             raise CheckpointError(f"{index}: names the shard {shard!r}; expected a plain file name; download it again")
-        if not os.path.exists(path / shard):  # Path.exists raises for names that are too long
+        if not present(path / shard):
             raise CheckpointError(f"{path / shard}: missing, though {index.name} lists it as a shard; download it")
         refuse_links_out(path, [path / shard])
         opened = _open_file(path / shard)

@@ -26,6 +26,7 @@ from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.float8 import FLOAT8
 from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.formats.output import Check, atomic_folder
+from gguf_tools.formats.remote import file_size
 from gguf_tools.formats.safetensors import WIDTHS, Stored, StoredTensor, write_safetensors
 from gguf_tools.formats.state_dict import StateTensor
 from gguf_tools.model.spec import Model
@@ -244,7 +245,7 @@ def _shards(checkpoint: Checkpoint, stored: list[Stored]) -> list[list[Stored]]:
     """One file if the source is one, else shards of at most the size of the source's largest."""
     if len(checkpoint.weight_files) < 2:
         return [stored]
-    limit = max(path.stat().st_size for path in checkpoint.weight_files)
+    limit = max(file_size(path) for path in checkpoint.weight_files)
     shards: list[list[Stored]] = [[]]
     size = 0
     for tensor in sorted(stored, key=lambda tensor: tensor.name):

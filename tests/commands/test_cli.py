@@ -18,6 +18,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from gguf_tools import __version__, cli
+from gguf_tools.commands.sources import SourcePath
 from gguf_tools.errors import LlamaError, OutputError, ThresholdError, TinyqError
 from quant import kernels
 from tests.conftest import Ran
@@ -76,7 +77,8 @@ def test_every_command_has_help(tinyq: Tinyq, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [None, *cli.COMMANDS])
-def test_every_help_ends_with_an_example_that_is_valid(name: str | None) -> None:
+def test_every_help_ends_with_an_example_that_is_valid(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SourcePath, "convert", lambda _, value, *__: Path(value))  # names on the hub are not asked for
     group = click.Context(cli.tinyq, info_name="tinyq", terminal_width=80)
     command = cli.tinyq.get_command(group, name) if name else None
     help_text = (

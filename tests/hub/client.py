@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 from huggingface_hub.utils import _http, close_session
 
 from tests.hub.server import Hub
@@ -40,5 +39,5 @@ def use(hub: Hub, patch: pytest.MonkeyPatch, home: Path) -> None:
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setattr(_http, "_HUB_ORIGINS", frozenset({_http._url_origin(hub.url)}))
-    patch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+    patch.setattr(hf_api.api, "endpoint", hub.url)
     close_session()  # the environment's proxies are read when a session is made

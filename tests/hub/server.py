@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tests.hub import reading, writing
 from tests.hub.exchange import Exchange, Request
@@ -49,6 +52,28 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
+    def __init__(self, address: tuple[str, int], handler: type[Exchange]) -> None:
+        super().__init__(address, handler)
+        self._open: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread, and remember it while it is open."""
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget a connection that ends."""
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def end(self) -> None:
+        """Stop serving, and close the connections that clients keep open."""
+        self.shutdown()
+        self.server_close()
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Nothing: a client that closes its connection is what some tests are about."""
 
@@ -88,9 +113,12 @@ class Hub:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Be unreachable from now on."""
         for server in self._servers:
-            server.shutdown()
-            server.server_close()
+            server.end()
 
     def add(
         self,

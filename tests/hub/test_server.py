@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,20 +17,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session
 
-from tests.hub.client import use
 from tests.hub.faults import Fault
 from tests.hub.server import Hub
 
 WEIGHTS = os.urandom(300_000)
 FILES = {"config.json": b'{"a": 1}', "model.safetensors": WEIGHTS, "sub/notes.txt": b"notes"}
 NAME = "org/model"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with Hub() as made:
-        use(made, monkeypatch, tmp_path / "home")
-        yield made
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_tools.conversion.plan import Conversion
 from gguf_tools.conversion.write import Converted
 from gguf_tools.formats.gguf import keys
+from gguf_tools.sources.hub import shown_source
 from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
 from gguf_tools.tensors.blocks import nonfinite_rows
 from gguf_tools.text import as_json, human_bytes, human_count
@@ -170,7 +171,10 @@ def _overview(conversion: Conversion) -> list[tuple[str, str]]:
     """Labelled lines: source, target, rewrites, cost, types and notes."""
     made, report, model = conversion.plan, conversion.report, conversion.plan.model
     layers = f"layers {model.spec.pattern}, {human_count(model.parameters)} parameters"
-    rows = [("source", f"{conversion.source} ({conversion.family}, {layers})"), ("target", made.target.name)]
+    rows = [
+        ("source", f"{shown_source(conversion.source)} ({conversion.family}, {layers})"),
+        ("target", made.target.name),
+    ]
     if recipe := _recipe(conversion):
         rows.append(("surgery", recipe))
     if made.approximation:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from io import FileIO
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from gguf_tools.formats.gguf.values import (
     u64,
 )
 from gguf_tools.formats.journal import refuse_interrupted
+from gguf_tools.formats.remote import file_size, open_raw, remote_at
 from gguf_tools.text import shortened
 from quant.types import type_of_id
 
@@ -126,11 +127,11 @@ class GGUFHeader:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether `path` is a regular file that starts with GGUF's magic."""
+    """Whether `path` is a regular file, or stands for a remote one, that starts with GGUF's magic."""
     try:
-        if not path.is_file():  # opening a pipe would wait for a writer
+        if not path.is_file() and not remote_at(path):  # opening a pipe would wait for a writer
             return False
-        with path.open("rb") as stream:
+        with open_raw(path) as stream:
             return stream.read(4) == MAGIC
     except OSError:
         return False
@@ -147,8 +148,8 @@ def read_header(path: Path) -> GGUFHeader:
         raise CheckpointError(f"{path}: is not a regular file; give a GGUF file")
     refuse_interrupted(path)
     try:
-        with path.open("rb", buffering=0) as stream:
-            return _read(_Scan(stream, path, path.stat().st_size))
+        with open_raw(path) as stream:
+            return _read(_Scan(stream, path, file_size(path)))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
@@ -156,7 +157,7 @@ def read_header(path: Path) -> GGUFHeader:
 class _Scan:
     """A cursor over a file's header that never passes the end of the file; `data` holds the bytes read so far."""
 
-    def __init__(self, stream: FileIO, path: Path, size: int) -> None:
+    def __init__(self, stream: RawIOBase, path: Path, size: int) -> None:
         self.stream = stream
         self.path = path
         self.size = size

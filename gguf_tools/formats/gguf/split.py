@@ -15,6 +15,7 @@ from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import Field, GGUFHeader, Metadata, ValueType, align, i32, read_header, string
 from gguf_tools.formats.links import refuse_links_out
+from gguf_tools.formats.remote import present
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 KEYS = (NUMBER, COUNT, TENSORS, keys.SPLIT_ID)
@@ -40,11 +41,15 @@ def is_part_name(path: Path, out: Path) -> bool:
 
 def sibling_parts(path: Path) -> tuple[Path, ...]:
     """`path`, then the existing files whose names make them shards of the same model; no file is opened."""
+    return (path, *(other for other in all_parts(path) if other.name != path.name and other.exists()))
+
+
+def all_parts(path: Path) -> tuple[Path, ...]:
+    """The paths of all shards of the model that `path` is one of, by its name; `path` alone if its name is no shard's."""
     match = _NAME.fullmatch(path.name)
     if not match:
         return (path,)
-    beside = (part_path(path, n, int(match["count"])) for n in range(min(int(match["count"]), MAX_PARTS)))
-    return (path, *(other for other in beside if other.name != path.name and other.exists()))
+    return tuple(part_path(path, n, int(match["count"])) for n in range(min(int(match["count"]), MAX_PARTS)))
 
 
 def split_keys(number: int, count: int, tensors: int) -> Metadata:
@@ -112,7 +117,7 @@ def _short(value: object) -> str:
 
 def _part(path: Path, number: int, count: int) -> GGUFHeader:
     """The header of a part that another one implies; CheckpointError where it is missing, elsewhere, or another part."""
-    if not path.exists():
+    if not present(path):
         raise CheckpointError(f"{path}: missing; it is shard {number + 1} of {count}; put all shards into one folder")
     refuse_links_out(path.parent, [path])
     header = read_header(path)

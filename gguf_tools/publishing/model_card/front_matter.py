@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from gguf_tools.conversion.general_metadata import HUB_PAGES
 from gguf_tools.publishing.model_card.accepted import accepted
 from gguf_tools.publishing.model_card.facts import CardFacts
-from gguf_tools.publishing.names import HUB_URL
 from gguf_tools.text import one_line
 
 _DATASET = re.compile(r"general\.dataset\.\d+\.repo_url")
@@ -48,7 +48,7 @@ def checked_front_matter(facts: CardFacts) -> tuple[dict[str, Any], tuple[str, .
 def _datasets(general: Mapping[str, Any]) -> list[str]:
     """The ids of the data sets that were recorded with their owners."""
     urls = [value for key, value in general.items() if _DATASET.fullmatch(key) and isinstance(value, str)]
-    return [url.removeprefix(HUB_URL).removeprefix("datasets/") for url in urls if url.startswith(HUB_URL)]
+    return [url.removeprefix(HUB_PAGES).removeprefix("datasets/") for url in urls if url.startswith(HUB_PAGES)]
 
 
 def _tags(facts: CardFacts) -> list[str]:

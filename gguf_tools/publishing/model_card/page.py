@@ -156,7 +156,9 @@ def _provenance(facts: CardFacts) -> str:
     labels = {
         keys.FAMILY: "Checkpoint",
         keys.TARGET: "Target",
-        keys.SOURCE_DIGEST: "SHA-256 of config and weights",
+        keys.SOURCE_REPOSITORY: "Source on the hub",
+        keys.SOURCE_COMMIT: "Commit",
+        keys.SOURCE_DIGEST: "Digest of config and weights",
         keys.MADE_FROM_TYPE: "Made from a file of type",
         keys.MADE_FROM_DIGEST: "SHA-256 of that file",
         keys.REQUANTIZED_FROM: "Requantized from",

@@ -18,6 +18,7 @@ from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.formats.safetensors import read_safetensors
 from gguf_tools.formats.state_dict import read_state_dict
 from gguf_tools.sources.adapters.config import CONFIG, AdapterConfig, read_config
+from gguf_tools.sources.hub import Reading, local_source
 from gguf_tools.sources.names import WRAPPERS
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.text import shortened
@@ -92,21 +93,26 @@ class GivenAdapter:
 
 
 def parse_adapter(text: str) -> GivenAdapter:
-    """The adapter that `--lora DIR[@SCALE]` names; what stands after the last @ is the scale if it is a number."""
+    """The adapter that `--lora` names, DIR[@SCALE] or ORG/NAME[@REVISION][@SCALE] on the hub: a number at the end is SCALE."""
     if not text:
         raise InputError(
             "--lora is empty; expected the folder of an adapter, such as --lora adapter/ or --lora adapter/@0.5"
         )
     path, at, scale = text.rpartition("@")
     if not at or not path or Path(text).exists():
-        return GivenAdapter(Path(text))
+        return GivenAdapter(_place(text))
     try:
         number = float(scale)
     except ValueError:
-        return GivenAdapter(Path(text))
+        return GivenAdapter(_place(text))
     if not abs(number) <= 1e6:
         raise InputError(f"--lora {text}: the scale is {scale}; expected a number such as 0.5")
-    return GivenAdapter(Path(path), number)
+    return GivenAdapter(_place(path), number)
+
+
+def _place(text: str) -> Path:
+    """The folder of an adapter; one on the hub is downloaded, since it is small."""
+    return local_source(text, Reading.WHOLE)
 
 
 def is_adapter(path: Path) -> bool:

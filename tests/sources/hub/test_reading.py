@@ -1,0 +1,215 @@
+"""Reading files of the hub in ranges: what is requested, and what happens when a transfer fails."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gguf_tools.sources.hub import HubError, HubName
+from gguf_tools.sources.hub.cache import cache_folder, snapshot, store
+from gguf_tools.sources.hub.file import HubFile, Listed
+from gguf_tools.sources.hub.window import FEWEST, Window, in_order
+from tests.hub.faults import Fault
+from tests.hub.repositories import Blob, StoredFile
+from tests.hub.server import Hub
+
+DATA = os.urandom(1_000_003)
+BLOCK = 100_000
+NAME = "org/model"
+PATH = "model.safetensors"
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between requests, which take no time."""
+    found: list[float] = []
+    monkeypatch.setattr("time.sleep", found.append)
+    return found
+
+
+@pytest.fixture
+def file(hub: Hub, waits: list[float]) -> HubFile:
+    """A file of the hub."""
+    commit = hub.add(NAME, {PATH: DATA})
+    listed = Listed(PATH, len(DATA), hashlib.sha256(DATA).hexdigest())
+    return HubFile(HubName(NAME, commit, PATH), listed, snapshot(HubName(NAME), commit) / PATH)
+
+
+def storage(hub: Hub) -> list[tuple[int, str | None]]:
+    return [(request.status, request.range) for request in hub.requests if request.storage]
+
+
+def test_a_range_is_one_request_and_the_link_is_asked_for_once(hub: Hub, file: HubFile) -> None:
+    assert file.fetch(10, 20) == DATA[10:20]
+    assert file.fetch(len(DATA) - 5, len(DATA)) == DATA[-5:]
+    assert storage(hub) == [(206, "bytes=10-19"), (206, f"bytes={len(DATA) - 5}-{len(DATA) - 1}")]
+    assert len([request for request in hub.requests if request.method == "HEAD"]) == 1
+
+
+def test_a_broken_transfer_goes_on_where_it_broke(hub: Hub, file: HubFile, waits: list[float]) -> None:
+    hub.fail(Fault(path="/objects/", break_after=65536, times=3))
+    assert file.fetch(0, len(DATA)) == DATA
+    starts = [int(str(asked).split("=")[1].split("-")[0]) for _, asked in storage(hub)]
+    assert starts == sorted(starts)
+    assert len(starts) == 4
+    assert hub.sent("/objects/") == len(DATA)
+    assert waits == [1.0, 1.0, 1.0]  # each brought something
+
+
+def test_status_codes_that_may_pass_are_repeated_as_the_server_asks(
+    hub: Hub, file: HubFile, waits: list[float]
+) -> None:
+    hub.fail(Fault(path="/objects/", status=429, headers={"Retry-After": "7"}))
+    hub.fail(Fault(path="/objects/", status=503, times=2))
+    assert file.fetch(0, 1000) == DATA[:1000]
+    assert waits == [7.0, 2.0, 4.0]
+
+
+def test_requests_that_bring_nothing_end_with_one_line(hub: Hub, file: HubFile, waits: list[float]) -> None:
+    hub.fail(Fault(path="/objects/", status=500, times=99))
+    with pytest.raises(HubError, match=r"6 requests in a row for the bytes from 0 on failed \(status 500\)"):
+        file.fetch(0, 1000)
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0]
+
+
+def test_a_link_that_expired_is_asked_for_again(hub: Hub, file: HubFile, waits: list[float]) -> None:
+    assert file.fetch(0, 10) == DATA[:10]
+    hub.expire()
+    assert file.fetch(10, 20) == DATA[10:20]
+    assert [status for status, _ in storage(hub)] == [206, 403, 206]
+    assert waits == [0.0]
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(hub: Hub, file: HubFile) -> None:
+    file.fetch(0, 10)
+    commits = hub.repositories[NAME].commits
+    commits[file.name.revision] = {PATH: StoredFile(Blob(DATA[::-1]), lfs=True)}
+    hub.expire()
+    with pytest.raises(HubError, match="changed on the hub while it was read"):
+        file.fetch(10, 20)
+
+
+def test_a_server_that_is_gone_is_told(file: HubFile, hub: Hub) -> None:
+    file.resolve()
+    hub.stop()
+    with pytest.raises(HubError, match="6 requests in a row"):
+        file.fetch(0, 10)
+
+
+def test_a_window_downloads_each_block_once_however_it_is_read(hub: Hub, file: HubFile) -> None:
+    window = Window(cache_folder(), block=BLOCK)
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        start = int(random.integers(0, len(DATA)))
+        count = int(random.integers(0, min(3 * BLOCK, len(DATA) - start)))
+        assert window.read(file, start, count) == DATA[start : start + count]
+    assert window.read(file, 0, len(DATA)) == DATA
+    assert hub.sent("/objects/") == len(DATA)
+
+
+def test_a_window_that_is_smaller_than_the_file_gives_up_old_blocks(hub: Hub, file: HubFile) -> None:
+    window = Window(cache_folder(), block=50_000, most=1, ahead=1)
+    for _ in range(2):
+        for start in range(0, len(DATA), 22_222):
+            assert window.read(file, start, min(22_222, len(DATA) - start)) == DATA[start : start + 22_222]
+    # What was read first in the first pass is gone in the second, when it is read first again, and so on.
+    assert hub.sent("/objects/") == 2 * len(DATA)
+    assert os.fstat(window._file.fileno()).st_size <= (FEWEST + 1) * 50_000
+    assert list(cache_folder().iterdir()) == []  # the window has no name
+
+
+def test_threads_share_a_window(hub: Hub, file: HubFile) -> None:
+    window = Window(cache_folder(), block=40_000, most=1)
+    wrong: list[int] = []
+
+    def read(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for start in random.integers(0, len(DATA) - 50_000, 10):
+            if window.read(file, int(start), 50_000) != DATA[start : start + 50_000]:
+                wrong.append(int(start))
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_failure_ahead_does_not_harm_and_one_that_is_read_is_repeated(
+    hub: Hub, file: HubFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gguf_tools.sources.hub.file.ATTEMPTS", 1)
+    window = Window(cache_folder(), block=BLOCK, ahead=0)
+    hub.fail(Fault(path="/objects/", status=500))
+    with pytest.raises(HubError):
+        window.read(file, 0, 10)
+    assert window.read(file, 0, 10) == DATA[:10]
+
+
+def test_blocks_in_order(hub: Hub, file: HubFile) -> None:
+    assert b"".join(in_order(file, 123, block=BLOCK)) == DATA[123:]
+    assert list(in_order(file, len(DATA), block=BLOCK)) == []
+
+
+def test_a_download_goes_on_where_it_ended(hub: Hub, file: HubFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gguf_tools.sources.hub.file.ATTEMPTS", 2)
+    monkeypatch.setattr("gguf_tools.sources.hub.window.BLOCK", BLOCK)
+    monkeypatch.setattr(in_order, "__kwdefaults__", {"block": BLOCK, "ahead": 0})
+    hub.fail(Fault(path="/objects/", skip=4, status=500, times=2))
+    with pytest.raises(HubError, match="2 requests in a row"):
+        store(file)
+    assert not file.local.exists()
+    (part,) = file.local.parents[2].glob("blobs/*")
+    assert part.read_bytes() == DATA[: 4 * BLOCK]
+    done: list[int] = []
+    store(file, done.append)
+    assert file.local.read_bytes() == DATA
+    assert file.local.is_symlink()
+    assert (done[0], sum(done)) == (4 * BLOCK, len(DATA))
+    assert hub.sent("/objects/") - len(DATA) < 200  # the bodies of the two errors
+    assert [path.name for path in part.parent.iterdir()] == [file.sha256]
+
+
+def test_a_download_that_is_not_what_the_hub_says_is_thrown_away(hub: Hub, file: HubFile) -> None:
+    file.resolve()
+    blobs = file.local.parents[2] / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{file.etag}.tinyq-part").write_bytes(b"x" * 1000)
+    with pytest.raises(HubError, match="SHA-256"):
+        store(file)
+    assert list(blobs.iterdir()) == []
+    assert not file.local.exists()
+    store(file)
+    assert file.local.read_bytes() == DATA
+
+
+def test_huggingface_hub_finds_what_was_stored(hub: Hub, file: HubFile) -> None:
+    from huggingface_hub import hf_hub_download
+
+    store(file)
+    before = hub.sent("/objects/")
+    assert hf_hub_download(NAME, PATH, revision=file.name.revision) == str(file.local)
+    assert hub.sent("/objects/") == before
+
+
+def test_a_full_disk_is_told_before_anything_is_downloaded(
+    hub: Hub, file: HubFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = __import__("shutil").disk_usage
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(path)._replace(free=1000))
+    with pytest.raises(HubError, match=r"needs 1\.0 MB more, the disk has 1\.0 kB; free some space, or set HF_HOME"):
+        store(file)
+    assert hub.sent("/objects/") == 0
+
+
+def test_a_file_in_git_is_read_in_ranges_too(hub: Hub, waits: list[float]) -> None:
+    commit = hub.add("org/small", {"weights.txt": DATA})
+    listed = Listed("weights.txt", len(DATA), None)
+    file = HubFile(HubName("org/small", commit, "weights.txt"), listed, Path("unused"))
+    assert file.fetch(5, 500) == DATA[5:500]
