@@ -62,8 +62,10 @@ def edit(
     source, out = Path(source), optional_path(out)
     given = bool(values or unset or rename or header is not None)
     if undo:
-        if out is not None or given:
-            raise InputError("--undo undoes the last change in place and takes no OUT or edits; give FILE alone")
+        if out is not None or given or dry_run:
+            raise InputError(
+                "--undo undoes the last change in place and takes no OUT, edits or --dry-run; give FILE alone"
+            )
         return EditResult(source=source, undone=journal.undo(source))
     _check_asked(source, out, values, unset, rename, header, in_place=in_place, dry_run=dry_run, given=given)
     completed = _completed(source) if in_place and not dry_run else None

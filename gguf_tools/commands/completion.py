@@ -93,10 +93,14 @@ def tensors_of_file(context: click.Context, parameter: click.Parameter, incomple
 
 def _header_names(context: click.Context) -> tuple[list[str], list[str]]:
     """The keys and the tensors of the line's GGUF; none while it is not one."""
-    from gguf_tools.errors import CheckpointError
-    from gguf_tools.formats.gguf.header import read_header
+    from pathlib import Path
 
-    source = context.params.get("source")
+    from gguf_tools.errors import CheckpointError
+    from gguf_tools.formats.gguf.header import is_gguf, read_header
+
+    # An option without its value leaves the words before it unparsed.
+    words = map(Path, filter(None, (context.params.get("source"), *context.args)))
+    source = next((path for path in words if is_gguf(path)), None)
     try:
         header = read_header(source) if source else None
     except CheckpointError:

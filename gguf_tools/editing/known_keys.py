@@ -178,6 +178,9 @@ def known_key(key: str, architecture: str) -> KnownKey | None:
 
 
 def near_keys(key: str, architecture: str, present: Iterable[str] = ()) -> list[str]:
-    """Keys that a misspelt one was probably meant to be, the likeliest first."""
+    """Keys that a misspelt one was probably meant to be, the likeliest first; also one with another architecture's name."""
+    other, dot, name = key.partition(".")
+    if dot and other != architecture and name in ARCHITECTURE_KEYS:
+        return [f"{architecture}.{name}"]
     known = [*WHOLE_KEYS, *(f"{architecture}.{name}" for name in ARCHITECTURE_KEYS), *present]
     return get_close_matches(key, [name for name in dict.fromkeys(known) if name != key], n=2, cutoff=0.88)

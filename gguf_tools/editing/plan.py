@@ -16,6 +16,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.header import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAX_NAME, Field, GGUFHeader, Metadata
 from gguf_tools.formats.gguf.split import part_path
 from gguf_tools.text import expected, shortened
+from gguf_tools.tokenizers.model_name import NAME, plain_name
 
 _KEY = re.compile(r"[A-Za-z0-9_./+-]+")
 MOST_KEY = 65535
@@ -241,6 +242,8 @@ def _notes(header: GGUFHeader, changes: Sequence[Change]) -> tuple[str, ...]:
     architecture = architecture_of(header.metadata)
     notes = []
     for change in changes:
+        if change.key == NAME:
+            notes += _name_notes(*(field.value if field else "" for field in (change.old, change.new)))
         if change.new is None:
             continue
         if change.old is not None and type_of(change.old) != type_of(change.new):
@@ -248,3 +251,14 @@ def _notes(header: GGUFHeader, changes: Sequence[Change]) -> tuple[str, ...]:
         if change.old is None and known_key(change.key, architecture) is None:
             notes.append(f"{change.key} is a key of your own ({type_of(change.new)}): llama.cpp does not read it")
     return tuple(notes)
+
+
+def _name_notes(old: object, new: object) -> list[str]:
+    """A sentence if llama.cpp tokenizes differently because of the old or the new name, as it does for Phi-3 and ModernBERT."""
+    meant = [isinstance(name, str) and plain_name(name) != name for name in (old, new)]
+    if meant[0] == meant[1]:
+        return []
+    model = "a name as the new one" if meant[1] else "the old name"
+    return [
+        f"llama.cpp recognises Phi-3 or ModernBERT by {model}, and then strips spaces beside special tokens; compare"
+    ]

@@ -100,8 +100,8 @@ def refuse_interrupted(path: Path) -> None:
     journal = journal_path(Path(os.path.realpath(path)))
     if os.path.lexists(journal):
         raise CheckpointError(
-            f"{path}: an in-place change was interrupted ({journal} exists); run `tinyq surgery FILE --in-place` to complete "
-            "it or `tinyq surgery FILE --undo` to undo it"
+            f"{path}: an in-place change was interrupted ({journal} exists); run `tinyq edit FILE --in-place` to complete it "
+            "or `tinyq edit FILE --undo` to undo it"
         )
 
 
@@ -261,7 +261,7 @@ def _locked(path: Path) -> Iterator[int]:
         yield file
     except OSError as error:
         begun = os.path.lexists(journal_path(path))
-        advice = "remove the cause, then run `tinyq surgery FILE --undo`" if begun else "the file is unchanged"
+        advice = "remove the cause, then run `tinyq edit FILE --undo`" if begun else "the file is unchanged"
         raise OutputError(f"{path}: could not be changed in place ({error.strerror}); {advice}") from error
     finally:
         os.close(file)

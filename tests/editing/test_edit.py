@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.shell_completion import ShellComplete
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gguf_tools import edit, inspect, split
+from gguf_tools import cli, edit, inspect, split
 from gguf_tools.editing.copies import write_copies
 from gguf_tools.editing.in_place import plan_in_place, plan_rewrite
 from gguf_tools.editing.plan import Edits, plan_edit
@@ -246,6 +247,10 @@ NOT_WRITTEN: list[tuple[Mapping[str, Any], str]] = [
     ({"general.architecture": "llama"}, "general.architecture cannot be changed"),
     ({"split.count:u16": 3}, "split.count cannot be changed: tinyq split and tinyq merge write it"),
     ({"tinyq.version": "9"}, "tinyq.version cannot be set"),
+    (
+        {"llama.context_length": 9},
+        r"llama.context_length is not a key .* did you mean qwen3.context_length\? To set it as it is",
+    ),
     ({"qwen3.blok_count": 3}, "qwen3.blok_count is not a key that llama.cpp reads.* did you mean qwen3.block_count"),
     ({"general.name:text": "a"}, "there is no type 'text'"),
     ({"my key": 1}, "'my key' is no key"),
@@ -305,7 +310,6 @@ def test_what_llama_cpp_would_not_load_is_not_written(file: Path, tmp_path: Path
     before = file.read_bytes()
     for options in (
         {"rename": {"blk.0.attn_q.weight": "blk.0.attn_z.weight"}},
-        {"unset": ["qwen3.block_count"]},
         {"values": {"qwen3.embedding_length": 16}},
     ):
         with pytest.raises(
@@ -468,6 +472,27 @@ def test_a_file_that_changes_meanwhile(file: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(CheckpointError, match="changed while it was read"):
             edit(file, values={"general.name": "n" * 99}, **options)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_names_by_which_llama_cpp_knows_a_model(file: Path) -> None:
+    """Under such a name llama.cpp tokenizes differently (`tokenizers.model_name`), or does not load the vocabulary."""
+    with pytest.raises(UnsupportedError, match="not after this edit"):
+        edit(file, values={"general.name": "my-phi3"}, in_place=True)
+    (note,) = edit(file, values={"general.name": "ModernBERT of mine: Modern-BERT"}, dry_run=True).notes
+    assert "recognises Phi-3 or ModernBERT by a name as the new one" in note
+    assert edit(file, values={"general.name": "phi 3"}, in_place=True).notes == ()
+
+
+def test_the_shell_completes_keys_and_tensors(file: Path) -> None:
+    def completed(*line: str) -> list[str]:
+        complete = ShellComplete(cli.tinyq, {}, "tinyq", "_TINYQ_COMPLETE")
+        return [item.value for item in complete.get_completions(["edit", *line[:-1]], line[-1])]
+
+    assert completed(str(file), "--unset", "qwen3.context") == ["qwen3.context_length"]
+    assert completed(str(file), "--set", "qwen3.context") == ["qwen3.context_length="]
+    assert completed(str(file), "--set", "qwen3.context_length=") == []
+    assert completed(str(file), "--rename-tensor", "blk.1.attn_q.") == ["blk.1.attn_q.weight="]
+    assert completed(f"{file}.not", "--unset", "q") == []
 
 
 def test_the_file_is_read_after_an_edit(file: Path) -> None:
