@@ -18,6 +18,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import ALIGNMENT_KEY, Field
 from gguf_tools.formats.gguf.split import KEYS as SPLIT_KEYS
+from gguf_tools.formats.text_file import Kind
 from gguf_tools.text import shortened
 
 ARCHITECTURE = "general.architecture"
@@ -54,12 +55,6 @@ def refuse_key(key: str, *, removed: bool) -> None:
         raise InputError(
             f"{key} cannot be set: keys with {OWN} record what made the file; give your own key another name"
         )
-
-
-def usual_type(key: str, architecture: str) -> str | None:
-    """The type that llama.cpp reads a key with, the usual one of several; None if it does not read it."""
-    known = known_key(key, architecture)
-    return known.types[0] if known else None
 
 
 def check_type(key: str, kind: FieldType, architecture: str) -> None:
@@ -179,6 +174,10 @@ class _Generation(Extension):
 
 def check_template(key: str, text: str) -> None:
     """Raise InputError, naming the line, if a chat template does not parse. It is not run."""
+    if len(text) > Kind.TEMPLATE.most:
+        raise InputError(
+            f"{key} has {len(text):,} characters; expected {Kind.TEMPLATE.most:,} at most for {Kind.TEMPLATE.label}"
+        )
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
     try:
         environment.parse(text)

@@ -174,7 +174,11 @@ def _stated(name: str, value: Any, header: GGUFHeader, path: Path) -> Assignment
     """The key, type and value of one line. Raises InputError."""
     left, colon, spelled = name.rpartition(":")
     key = left if colon else name
-    kind = named_type(spelled, f"{path}: {shortened(name)}") if colon else expected_type(key, header)
+    kind = (
+        named_type(spelled, f"{path}: {shortened(name)}")
+        if colon
+        else expected_type(key, header, is_array=isinstance(value, list))
+    )
     if kind is None:
         raise InputError(
             f'{path}: {shortened(name)} has no type; write it as "{shortened(name)}:str" or with another type'

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.editing.check import architecture_of, check_spelling, check_values, refuse_key, unread, usual_type
+from gguf_tools.editing.check import architecture_of, check_spelling, check_values, refuse_key, unread
 from gguf_tools.editing.copies import CopiedFile, Held, copied_file
 from gguf_tools.editing.known_keys import known_key, near_keys
-from gguf_tools.editing.values import FieldType, field_type, from_text, guessed_value, made, named_type, type_of
+from gguf_tools.editing.values import FieldType, from_text, guessed_value, made, named_type, type_of
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.header import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAX_NAME, Field, GGUFHeader, Metadata
 from gguf_tools.formats.gguf.split import part_path
@@ -112,13 +112,14 @@ def assignment(text: str, header: GGUFHeader) -> Assignment:
     if not equals or not left:
         raise InputError(f"--set {shortened(text)}: expected KEY=VALUE, such as general.name=Tiny or my.key:u32=7")
     key, kind = _split_name(left, header)
-    return Assignment(key, from_text(value, kind or expected_type(key, header), key), kind is not None)
+    wanted = kind or expected_type(key, header, is_array=value.strip().startswith("["))
+    return Assignment(key, from_text(value, wanted, key), kind is not None)
 
 
 def python_assignment(name: str, value: Any, header: GGUFHeader) -> Assignment:
     """A key (or KEY:TYPE) with a value of Python's; without a type as in `assignment`. Raises InputError as that does."""
     key, kind = _split_name(name, header)
-    wanted = kind or expected_type(key, header)
+    wanted = kind or expected_type(key, header, is_array=isinstance(value, list | tuple))
     field = guessed_value(value, key) if wanted is None else made(wanted, value, key)
     return Assignment(key, field, kind is not None)
 
@@ -131,12 +132,16 @@ def _split_name(name: str, header: GGUFHeader) -> tuple[str, FieldType | None]:
     return key, named_type(type_name, f"--set {shortened(name)}")
 
 
-def expected_type(key: str, header: GGUFHeader) -> FieldType | None:
-    """The type of a key in the file, or that which llama.cpp reads it with; None for one that neither has."""
-    if key in header.metadata:
-        return type_of(header.metadata[key])
-    usual = usual_type(key, architecture_of(header.metadata))
-    return field_type(usual) if usual else None
+def expected_type(key: str, header: GGUFHeader, *, is_array: bool) -> FieldType | None:
+    """The type of a key in the file, or that which llama.cpp reads it with; None for one that neither has.
+
+    Where llama.cpp reads a value for all layers or one for each, an array's or not according to `is_array`.
+    """
+    known = known_key(key, architecture_of(header.metadata))
+    types = [type_of(header.metadata[key])] if key in header.metadata else []
+    types += [named_type(name, key) for name in (known.types if known else ())]
+    fitting = (kind for kind in types if (kind.element is not None) == is_array)
+    return next(fitting, types[0] if types else None)
 
 
 def edits_of(

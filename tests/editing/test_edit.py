@@ -349,6 +349,7 @@ def test_values_as_text(tinyq: Tinyq, file: Path, tmp_path: Path) -> None:
         "qwen3.rope.freq_base=5e5",
         "tokenizer.ggml.add_bos_token=true",
         f"tokenizer.chat_template=@{tmp_path / 'chat.jinja'}",
+        "qwen3.feed_forward_length=[48, 48]",
         "my.text:str=7",
         "my.at=@@home",
         "my.number=-7",
@@ -366,6 +367,7 @@ def test_values_as_text(tinyq: Tinyq, file: Path, tmp_path: Path) -> None:
     assert found["qwen3.rope.freq_base"] == ("FLOAT32", 500000.0)
     assert found["tokenizer.ggml.add_bos_token"] == ("BOOL", True)
     assert found["tokenizer.chat_template"] == ("STRING", "{{ messages }}\n")
+    assert header.metadata["qwen3.feed_forward_length"] == Field(ValueType.ARRAY, (48, 48), ValueType.UINT32)
     assert found["my.text"] == ("STRING", "7")
     assert found["my.at"] == ("STRING", "@home")
     assert found["my.number"] == ("INT32", -7)
