@@ -16,7 +16,11 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 from gguf_tools.evaluation.card.questions import choose, load_completions, load_questions
 from gguf_tools.evaluation.prompts import load_prompts
 from gguf_tools.formats.plain_yaml import read_plain_yaml
+from gguf_tools.formats.text_file import parse_json
 from gguf_tools.sources.beside import front_matter
+from gguf_tools.sources.hub import parse_name
+from gguf_tools.sources.hub.file import Listed
+from gguf_tools.sources.hub.source import is_usable
 from gguf_tools.tensors.base import Filled
 from quant.recipes import recipe
 from surgery.algebra import Stack, describe, origins, parted
@@ -145,6 +149,25 @@ def _file(name: str, load: Callable[[Path], object], *seeds: bytes) -> Callable[
     return prepare
 
 
+def _hub(folder: Path) -> Prepared:
+    """A name on the hub, and in the lines after it what the hub lists: a file's path, its size and its SHA-256."""
+
+    def read(data: bytes) -> bool:
+        first, *rest = data.decode("utf-8", "surrogateescape").split("\n")
+        name = parse_name(first)
+        assert name is None or parse_name(str(name)) == name or name.is_commit
+        files = [Listed(*row) for line in rest if isinstance(row := parse_json(line, folder), list) and len(row) == 3]
+        usable = [file for file in files if is_usable(file)]
+        for file in usable:
+            assert (folder / file.path).resolve().is_relative_to(folder.resolve())
+        return name is not None and len(usable) == len(rest)
+
+    row = json.dumps(["sub/model.safetensors", 100, "0" * 64])
+    return Prepared(
+        [f"org/name@refs/pr/1/a.gguf\n{row}".encode(), f'org/name@v1\n["config.json", 2, null]\n{row}'.encode()], read
+    )
+
+
 def _lines(*rows: object) -> bytes:
     return "\n".join(map(json.dumps, rows)).encode()
 
@@ -244,6 +267,14 @@ TARGETS = (
         words=OP_WORDS,
         executions=1_500_000,
         longest=400,
+    ),
+    Target(
+        name="hub",
+        title="names on the hub, and its lists of files",
+        prepare=_hub,
+        words=[b"/", b"..", b"@", b"refs/pr/1", b"\\\\", b"null", b"\\u0000", b".gguf", b".safetensors", b"--"],
+        longest=600,
+        executions=300_000,
     ),
     Target(
         name="recipe-file",

@@ -26,6 +26,7 @@ from gguf_tools.formats.gguf.writer import Layout, layout
 from gguf_tools.model.spec import Model
 from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
+from gguf_tools.sources.reads import announce, read_twice, remote_tensors
 from gguf_tools.sources.restore import restore
 from gguf_tools.targets.base import Lowered
 from gguf_tools.targets.planner import Plan, plan
@@ -170,9 +171,10 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
     importance = matrix.importance(opened.facts()) if matrix else {}
     if request.type == AUTO:
         opened.choices("f16", request.options)  # raises for a pattern that matches nothing, before weights are read
-        decision = _decide(opened, request, progress)
+        announce(remote_tensors(opened.checkpoint), [tensor for _, tensor in opened.halvable])
+        decision, twice = _decide(opened, request, progress), read_twice(opened.checkpoint)
     else:
-        decision = TypeDecision(request.type, "requested")
+        decision, twice = TypeDecision(request.type, "requested"), None
     chosen = recipe(decision.name)
     options = request.options
     if decision.exact:
@@ -213,5 +215,5 @@ def prepare(request: Request, opened: Opened | None = None, progress: ByteProgre
         tokenizer_folder=request.tokenizer,
         importance=importance,
         exact=frozenset(choice.name for choice in choices if choice.type is decision.exact.get(choice.name)),
-        other_notes=(*named.notes, *(matrix.unused(opened.facts()) if matrix else ())),
+        other_notes=(*named.notes, *([twice] if twice else []), *(matrix.unused(opened.facts()) if matrix else ())),
     )

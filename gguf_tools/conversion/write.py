@@ -21,11 +21,11 @@ from gguf_tools.formats.gguf.header import (
 from gguf_tools.formats.gguf.surgery import sources_metadata
 from gguf_tools.formats.gguf.writer import GGUFFile, Group, Target, write_groups
 from gguf_tools.formats.output import Check, atomic_outputs, check_outputs
-from gguf_tools.formats.safetensors import StoredTensor
 from gguf_tools.progress import ByteProgress
-from gguf_tools.sources.checkpoint import BY_FILE, Checkpoint
+from gguf_tools.sources.checkpoint import BY_FILE
 from gguf_tools.sources.hub import cached_name
 from gguf_tools.sources.inputs import source_files
+from gguf_tools.sources.reads import announce, by_place, remote_tensors
 from gguf_tools.tensors.blocks import NonFinite, Tally, tensor_blocks
 from gguf_tools.tokenizers.vocabulary import Tokenizer
 from quant.encode import Encoder
@@ -171,30 +171,14 @@ def _relative(path: Path, out: Path) -> Field:
     return string(Path(os.path.relpath(path, out.parent.resolve())).as_posix())
 
 
-def _places(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
-    """(number of the file, offset) of each tensor that is read from a remote file."""
-    files = {path: number for number, path in enumerate(checkpoint.weight_files)}
-    return {
-        name: (files[tensor.file.path], tensor.offset)
-        for name, tensor in checkpoint.tensors.items()
-        if isinstance(tensor, StoredTensor) and tensor.file.remote and tensor.file.path in files
-    }
-
-
-def _order(conversion: Conversion) -> list[int]:
-    """The numbers of the tensors in file order, or in that of remote sources, so that each is read from its start to its end."""
-    places = _places(conversion.checkpoint)
-
-    def first(number: int) -> tuple[int, int]:
-        return min((places[name] for name in conversion.tensors[number].sources if name in places), default=(0, 0))
-
-    return sorted(range(len(conversion.tensors)), key=first)
-
-
 def _groups(conversions: Sequence[Conversion], targets: Sequence[Target], allow_nonfinite: bool) -> Iterator[Group]:
-    """For all tensors: the same rows in each type that a file needs, with the files that need it."""
+    """For all tensors: the same rows in each type that a file needs, with the files that need it. Those of remote files come in
+    the order of their sources."""
     first = conversions[0]
-    for at in _order(first):
+    stored = remote_tensors(first.checkpoint)
+    order = by_place(stored, first.tensors)
+    announce(stored, [first.tensors[at] for at in order])
+    for at in order:
         tensor = first.tensors[at]
         choices = [conversion.choices[at] for conversion in conversions]
         name = choices[0].name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +20,20 @@ class RemoteFile(Protocol):
 
     size: int
     sha256: str | None
+    kept: int
+    """Bytes that are kept of what was read, of this file and others, so that they are not requested again."""
 
     def read(self, offset: int, count: int) -> bytearray:
         """`count` bytes from byte `offset`, which lie within the file. Raises CheckpointError."""
 
     def download(self) -> None:
         """Store the whole file at its path. Raises CheckpointError."""
+
+    def divide(self, tensors: Sequence[tuple[int, int]]) -> None:
+        """Take notice of where its tensors lie: the first byte and the last (exclusive) of each, in the order of the file."""
+
+    def plan(self, reads: Sequence[tuple[RemoteFile, int, int]]) -> None:
+        """Take notice of what will be read next of this file and others, in order: (file, first byte, last byte exclusive)."""
 
 
 _ATTACHED: dict[str, RemoteFile] = {}

@@ -60,6 +60,11 @@ class StoredTensor(Tensor):
     def sources(self) -> tuple[str, ...]:
         return (self.name,)
 
+    @property
+    def end(self) -> int:
+        """The byte of the file after the tensor's last."""
+        return self.offset + self.size * WIDTHS[self.dtype]
+
     def flat(self, start: int, stop: int) -> FloatArray:
         """The elements `start` to `stop` in row-major order as float32, shape (stop - start,)."""
         width = WIDTHS[self.dtype]
@@ -143,7 +148,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
             raise CheckpointError(
                 f"{path}: tensor {tensor.name} overlaps the tensor before it; the file is corrupt, download it again"
             )
-        end = tensor.offset + tensor.size * WIDTHS[tensor.dtype]
+        end = tensor.end
+    if file.remote:
+        file.remote.divide(sorted((tensor.offset, tensor.end) for tensor in tensors.values()))
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 

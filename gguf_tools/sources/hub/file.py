@@ -25,6 +25,8 @@ from gguf_tools.sources.hub.names import HubName
 PIECE = 1 << 16
 """Bytes that are taken from a response at a time."""
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+ETAG = re.compile(r"[\w.-]{8,128}", re.ASCII)
+"""An ETag, which names a file of the cache."""
 EXPIRED = (401, 403)
 """Status codes of the storage for large files when a link to it has expired."""
 
@@ -132,6 +134,8 @@ class HubFile:
                     raise self._changed(f"{found.size} bytes, expected {self.size}")
                 if self.etag not in (None, found.etag) or (self.sha256 and found.etag != self.sha256):
                     raise self._changed(f"the version {found.etag}, expected {self.etag or self.sha256}")
+                if not ETAG.fullmatch(found.etag or ""):
+                    raise HubError(f"{self.name}: the hub states the version {str(found.etag)[:80]!r}; expected a hash")
                 self.etag = found.etag
                 on_hub = urlsplit(found.location)[:2] == urlsplit(url)[:2]
                 self._link = Link(found.location, build_hf_headers() if on_hub else {}, on_hub)

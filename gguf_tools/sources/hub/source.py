@@ -19,11 +19,12 @@ from pathlib import Path
 
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.split import all_parts
-from gguf_tools.formats.remote import attach, attached_in, bring
+from gguf_tools.formats.remote import RemoteFile, attach, attached_in, bring
 from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.hub.cache import cache_folder, cached_commit, record_revision, snapshot, store
 from gguf_tools.sources.hub.client import (
     HubError,
+    endpoint,
     is_offline,
     quiet_library,
     repeated,
@@ -32,10 +33,11 @@ from gguf_tools.sources.hub.client import (
 )
 from gguf_tools.sources.hub.file import HubFile, Listed
 from gguf_tools.sources.hub.names import WEIGHTS, HubName, parse_name
-from gguf_tools.sources.hub.window import AHEAD, BLOCK, HEADER_BLOCK, Window
+from gguf_tools.sources.hub.window import Window
 
 SMALL = re.compile(r"(additional_chat_templates/)?[^/]+\.(json|jinja|txt|model|md|toml|yaml|tiktoken|pkl)")
 """Paths of the files that describe the weights of a repository."""
+COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 SMALL_BYTES = 128 << 20
 """Most bytes of such a file; others of that name are left on the hub."""
 AT_ONCE = 8
@@ -117,9 +119,9 @@ def _opened(name: HubName, reading: Reading, progress: Progress) -> Path:
     hub_files = [HubFile(replace(at_commit, file=each.path), each, folder / each.path) for each in missing]
     in_ranges = [file for file in hub_files if file.local.suffix in IN_RANGES[reading]]
     if in_ranges:
-        window = _window(reading)
+        window = _window(cache_folder())
         for file in in_ranges:
-            attach(file.local, Attached(file, window))
+            attach(file.local, Attached(file, window, whole=reading is not Reading.HEADERS))
     _store_all([file for file in hub_files if file not in in_ranges], name, progress)
     return folder / name.file if name.file else folder
 
@@ -138,9 +140,23 @@ def _listing(name: HubName) -> tuple[str, list[Listed] | None]:
             raise
         warnings.warn(f"the hub cannot be asked about {name}; commit {kept[:12]} in its cache is read", stacklevel=2)
         return kept, None
-    siblings = info.siblings or []
-    listed = [Listed(each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else None) for each in siblings]
-    return str(info.sha), [each for each in listed if ".." not in each.path.split("/")]
+    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
+        raise HubError(
+            f"{name}: {endpoint()} does not name the commit; expected a hub of Hugging Face's kind; check HF_ENDPOINT"
+        )
+    listed = []
+    for each in info.siblings or []:
+        size = -1 if each.size is None else each.size
+        listed.append(Listed(each.rfilename, size, each.lfs.sha256 if each.lfs else None))
+    return info.sha, [each for each in listed if is_usable(each)]
+
+
+def is_usable(file: Listed) -> bool:
+    """Whether what the hub lists of a file is of the expected form, and its path lies within the repository."""
+    parts = file.path.split("/") if isinstance(file.path, str) and file.path.isprintable() else [""]
+    safe = "\\" not in file.path and not {"", ".", ".."} & set(parts)
+    sized = type(file.size) is int and file.size >= 0
+    return safe and sized and (file.sha256 is None or SHA256.fullmatch(str(file.sha256)) is not None)
 
 
 def _from_cache(name: HubName, folder: Path) -> Path:
@@ -198,15 +214,10 @@ def _instead(name: HubName, files: dict[str, Listed]) -> str:
     return f"; give one of its files: {', '.join(f'{repository}/{path}' for path in found[:3])}{more}"
 
 
-def _window(reading: Reading) -> Window:
-    """The window of all sources that are read in this way."""
-    headers = reading is Reading.HEADERS
-    return _shared_window(cache_folder(), HEADER_BLOCK if headers else BLOCK, 0 if headers else AHEAD)
-
-
-@functools.lru_cache(maxsize=2)
-def _shared_window(folder: Path, block: int, ahead: int) -> Window:
-    return Window(folder, block=block, ahead=ahead)
+@functools.lru_cache(maxsize=1)
+def _window(folder: Path) -> Window:
+    """The window of all sources that are read in ranges."""
+    return Window(folder)
 
 
 def _store_all(files: Sequence[HubFile], name: HubName, progress: Progress) -> None:
@@ -221,9 +232,10 @@ def _store_all(files: Sequence[HubFile], name: HubName, progress: Progress) -> N
 class Attached:
     """A file of the hub as `formats.remote` wants it: read through a window, or downloaded whole."""
 
-    def __init__(self, file: HubFile, window: Window) -> None:
-        self.file, self._window = file, window
-        self.size, self.sha256 = file.size, file.sha256
+    def __init__(self, file: HubFile, window: Window, *, whole: bool) -> None:
+        """With `whole` all of its tensors will be read, else only its header and some small ones."""
+        self.file, self._window, self._whole = file, window, whole
+        self.size, self.sha256, self.kept = file.size, file.sha256, window.most
 
     def read(self, offset: int, count: int) -> bytearray:
         """`count` bytes from byte `offset`. Raises HubError."""
@@ -232,3 +244,12 @@ class Attached:
     def download(self) -> None:
         """Store the file in the cache. Raises HubError."""
         store(self.file)
+
+    def divide(self, tensors: Sequence[tuple[int, int]]) -> None:
+        """Let the window cut the file by its tensors."""
+        if self._whole:
+            self._window.divide(self.file, tensors)
+
+    def plan(self, reads: Sequence[tuple[RemoteFile, int, int]]) -> None:
+        """Let the window know what is read next of files of the hub."""
+        self._window.plan([(file.file, start, stop) for file, start, stop in reads if isinstance(file, Attached)])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gguf_tools.sources.hub import HubError, HubName
+from gguf_tools.sources.hub import HubError, HubName, window
 from gguf_tools.sources.hub.cache import cache_folder, snapshot, store
 from gguf_tools.sources.hub.file import HubFile, Listed
-from gguf_tools.sources.hub.window import FEWEST, Window, in_order
+from gguf_tools.sources.hub.window import Window, in_order
 from tests.hub.faults import Fault
 from tests.hub.repositories import Blob, StoredFile
 from tests.hub.server import Hub
@@ -101,36 +102,74 @@ def test_a_server_that_is_gone_is_told(file: HubFile, hub: Hub) -> None:
         file.fetch(0, 10)
 
 
-def test_a_window_downloads_each_block_once_however_it_is_read(hub: Hub, file: HubFile) -> None:
-    window = Window(cache_folder(), block=BLOCK)
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors and headers in the sizes of these tests."""
+    monkeypatch.setattr(window, "SMALL", 1000)
+    monkeypatch.setattr(window, "HEADER_BLOCK", 500)
+
+
+def ranges(hub: Hub) -> list[tuple[int, int]]:
+    """The first and last bytes that were asked for, in the order of the file."""
+    found = [re.fullmatch(r"bytes=(\d+)-(\d+)", str(asked)) for _, asked in storage(hub)]
+    return sorted((int(match[1]), int(match[2])) for match in found if match)
+
+
+def test_a_window_downloads_each_piece_once_however_it_is_read(hub: Hub, file: HubFile, small: None) -> None:
+    made = Window(cache_folder(), block=BLOCK, unit=7_000)
+    made.divide(
+        file, [(800, 300_000), (300_000, 300_500), (300_500, 300_500), (300_500, 301_400), (301_400, len(DATA))]
+    )
     random = np.random.default_rng(0)
     for _ in range(50):
         start = int(random.integers(0, len(DATA)))
         count = int(random.integers(0, min(3 * BLOCK, len(DATA) - start)))
-        assert window.read(file, start, count) == DATA[start : start + count]
-    assert window.read(file, 0, len(DATA)) == DATA
-    assert hub.sent("/objects/") == len(DATA)
+        assert made.read(file, start, count) == DATA[start : start + count]
+    assert made.read(file, 0, len(DATA)) == DATA
+    starts = [0, 500, 800, 100_800, 200_800, 300_000, *range(301_400, len(DATA), BLOCK)]
+    assert ranges(hub) == list(zip(starts, [*(start - 1 for start in starts[1:]), len(DATA) - 1], strict=True))
 
 
-def test_a_window_that_is_smaller_than_the_file_gives_up_old_blocks(hub: Hub, file: HubFile) -> None:
-    window = Window(cache_folder(), block=50_000, most=1, ahead=1)
+def test_a_window_that_is_smaller_than_the_file_gives_up_old_pieces(hub: Hub, file: HubFile, small: None) -> None:
+    made = Window(cache_folder(), block=50_000, ahead=50_000, most=1, unit=10_000)
+    made.divide(file, [(0, len(DATA))])
     for _ in range(2):
         for start in range(0, len(DATA), 22_222):
-            assert window.read(file, start, min(22_222, len(DATA) - start)) == DATA[start : start + 22_222]
+            assert made.read(file, start, min(22_222, len(DATA) - start)) == DATA[start : start + 22_222]
     # What was read first in the first pass is gone in the second, when it is read first again, and so on.
     assert hub.sent("/objects/") == 2 * len(DATA)
-    assert os.fstat(window._file.fileno()).st_size <= (FEWEST + 1) * 50_000
+    assert os.fstat(made._file.fileno()).st_size <= 300_000
     assert list(cache_folder().iterdir()) == []  # the window has no name
 
 
-def test_threads_share_a_window(hub: Hub, file: HubFile) -> None:
-    window = Window(cache_folder(), block=40_000, most=1)
+def test_a_plan_is_requested_ahead_and_nothing_else(hub: Hub, file: HubFile, small: None) -> None:
+    """Tensors that are read with others between them, as the experts of a layer are, in a window that holds few of them."""
+    tensors = [(at, at + 10_000) for at in range(0, 990_000, 10_000)]
+    order = [*tensors[0::3], *tensors[1::3], *tensors[2::3]]
+    made = Window(cache_folder(), block=BLOCK, ahead=30_000, most=1, unit=1000)
+    made.divide(file, tensors)
+    made.plan([(file, *ends) for ends in order])
+    for start, stop in order:
+        assert made.read(file, start, stop - start) == DATA[start:stop]
+    assert len(storage(hub)) == len(tensors)
+    assert hub.sent("/objects/") == 990_000 + len(DATA) - 990_000  # the last piece goes to the end of the file
+
+
+def test_a_header_is_read_without_what_follows(hub: Hub, file: HubFile, small: None) -> None:
+    made = Window(cache_folder())
+    assert made.read(file, 0, 8) + made.read(file, 8, 1200) == DATA[:1208]
+    assert ranges(hub) == [(0, 499), (500, 999), (1000, 1499)]
+
+
+def test_threads_share_a_window(hub: Hub, file: HubFile, small: None) -> None:
+    made = Window(cache_folder(), block=40_000, ahead=80_000, most=1, unit=10_000)
+    made.divide(file, [(0, len(DATA))])
     wrong: list[int] = []
 
     def read(seed: int) -> None:
         random = np.random.default_rng(seed)
         for start in random.integers(0, len(DATA) - 50_000, 10):
-            if window.read(file, int(start), 50_000) != DATA[start : start + 50_000]:
+            if made.read(file, int(start), 50_000) != DATA[start : start + 50_000]:
                 wrong.append(int(start))
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(6)]
@@ -141,15 +180,15 @@ def test_threads_share_a_window(hub: Hub, file: HubFile) -> None:
     assert wrong == []
 
 
-def test_a_failure_ahead_does_not_harm_and_one_that_is_read_is_repeated(
+def test_a_failure_that_is_read_is_an_error_and_read_again_it_is_repeated(
     hub: Hub, file: HubFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gguf_tools.sources.hub.file.ATTEMPTS", 1)
-    window = Window(cache_folder(), block=BLOCK, ahead=0)
+    made = Window(cache_folder())
     hub.fail(Fault(path="/objects/", status=500))
     with pytest.raises(HubError):
-        window.read(file, 0, 10)
-    assert window.read(file, 0, 10) == DATA[:10]
+        made.read(file, 0, 10)
+    assert made.read(file, 0, 10) == DATA[:10]
 
 
 def test_blocks_in_order(hub: Hub, file: HubFile) -> None:
@@ -159,7 +198,6 @@ def test_blocks_in_order(hub: Hub, file: HubFile) -> None:
 
 def test_a_download_goes_on_where_it_ended(hub: Hub, file: HubFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gguf_tools.sources.hub.file.ATTEMPTS", 2)
-    monkeypatch.setattr("gguf_tools.sources.hub.window.BLOCK", BLOCK)
     monkeypatch.setattr(in_order, "__kwdefaults__", {"block": BLOCK, "ahead": 0})
     hub.fail(Fault(path="/objects/", skip=4, status=500, times=2))
     with pytest.raises(HubError, match="2 requests in a row"):
