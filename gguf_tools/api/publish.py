@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -16,9 +16,10 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.vocabulary import prove_vocabulary
 from gguf_tools.formats.output import check_outputs
 from gguf_tools.progress import StageProgress
-from gguf_tools.publishing.folder import CHECKSUMS, require_own
+from gguf_tools.publishing.folder import CHECKSUMS, checked_files, is_published, require_own
 from gguf_tools.publishing.names import base_models_of, check_names
 from gguf_tools.publishing.plan import plan_publication
+from gguf_tools.publishing.upload import check_repository, look, refuse_replacing, upload
 from gguf_tools.runtime.child import PURPOSE
 from gguf_tools.runtime.process import KVType, RuntimeOptions
 from gguf_tools.sources.hub import Reading, local_source
@@ -35,8 +36,10 @@ SUITES = ("none", "fidelity", "card", "all")
 
 def publish(
     source: str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
+    to: str | None = None,
+    private: bool = False,
     types: str | Sequence[str] = TYPES,
     name: str | None = None,
     suite: str = "all",
@@ -58,6 +61,7 @@ def publish(
     embedding_type: str | None = None,
     pure: bool = False,
     imatrix: str | Path | None = None,
+    lora: str | Path | Iterable[str | Path] = (),
     tokenizer: str | Path | None = None,
     target: str | None = None,
     add_bos: bool | None = None,
@@ -86,11 +90,24 @@ def publish(
     values that the hub refuses are left out; the result's `notes` say which. With `force` a folder of an earlier run is replaced.
     The other arguments are those of `convert` and `evaluate`.
 
+    `to` is a repository OWNER/NAME on the hub, to which the folder (by default NAME) is uploaded when it is complete, in one
+    commit; it is created if it does not exist (`private` or not). That it can be written is checked before any work. Files in it
+    that would be replaced are an error without `force`; others stay. `source` may also be a folder that `publish` wrote: then it
+    is only uploaded, and an interrupted upload goes on.
+
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
     Raises the errors of `convert` and `evaluate`; OutputError if `out` exists without `force`, or holds other files.
     """
-    out = Path(out)
+    if to is not None:
+        check_repository(to)
+    if is_published(Path(source)):
+        return _upload_again(Path(source), out, to, private, force, dry_run, progress)
+    if out is None and to is None:
+        raise InputError(
+            "publish needs a folder to write (--out DIR), a repository to upload to (--to OWNER/NAME), or both"
+        )
+    out = Path(out) if out is not None else Path(str(to).rpartition("/")[2])
     source = local_source(source, Reading.WHOLE)
     one_of("--suite", suite, SUITES)
     one_of("--kv-type", kv_type, get_args(KVType))
@@ -111,6 +128,7 @@ def publish(
         embedding_type=embedding_type,
         pure=pure,
         imatrix=imatrix,
+        lora=lora,
         tokenizer=tokenizer,
         target=target,
         add_bos=add_bos,
@@ -143,13 +161,17 @@ def publish(
     plan = plan_publication(
         conversions,
         stem=name or str(metadata["general.name"].value),
-        repository=None,
+        repository=to,
         base_models=(base_model,) if base_model else base_models_of(asked.request.source, metadata),
         quantized_by=quantized_by,
         imatrix=asked.request.imatrix,
     )
+    remote = None if to is None else look(to)
+    replaced = remote.others(plan.published_names) if remote else ()
     if dry_run:
-        return PublishResult(plan, out)
+        return PublishResult(plan, out, replaced=replaced)
+    if remote:
+        refuse_replacing(remote, replaced, force=force)
     require_llama_cpp(PURPOSE)
     # torch, which the reference runs on, takes seconds to load.
     from gguf_tools.publishing.measure import Suites
@@ -178,7 +200,34 @@ def publish(
         writing=counted(progress, "writing", sum(one.layout.data_bytes for one in plan.conversions)),
         progress=progress,
     )
-    return PublishResult(plan, out, made)
+    uploaded = None
+    if to is not None:
+        uploaded = upload(out, tuple(made.digests), to, private=private, force=force, progress=progress)
+    return PublishResult(plan, out, made, uploaded)
+
+
+def _upload_again(
+    folder: Path,
+    out: str | Path | None,
+    to: str | None,
+    private: bool,
+    force: bool,
+    dry_run: bool,
+    progress: StageProgress | None,
+) -> PublishResult:
+    """Upload a folder that was written before, if its files are still those of its checksums."""
+    if to is None or out is not None:
+        raise InputError(
+            f"{folder}: was written by `tinyq publish`; give --to OWNER/NAME, and no --out, to upload it, or another SOURCE"
+        )
+    names = tuple(checked_files(folder))
+    remote = look(to)
+    replaced = remote.others(names, folder)
+    if dry_run:
+        return PublishResult(None, folder, replaced=replaced)
+    refuse_replacing(remote, replaced, force=force)
+    uploaded = upload(folder, names, to, private=private, force=force, progress=progress)
+    return PublishResult(None, folder, uploaded=uploaded)
 
 
 def _types(types: str | Sequence[str]) -> tuple[str, ...]:

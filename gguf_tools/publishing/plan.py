@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_tools.conversion.plan import Conversion
-from gguf_tools.publishing.folder import file_stem, tag_of
+from gguf_tools.publishing.folder import CARD, CHECKSUMS, file_stem, tag_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,12 @@ class PublicationPlan:
     def matrix_name(self) -> str | None:
         """The name of the importance matrix."""
         return f"{self.stem}-imatrix{self.imatrix.suffix}" if self.imatrix else None
+
+    @property
+    def published_names(self) -> tuple[str, ...]:
+        """The names of all files."""
+        matrix = [self.matrix_name] if self.matrix_name else []
+        return (*self.names, *self.modelfiles, CARD, *matrix, CHECKSUMS)
 
     @property
     def size(self) -> int:

@@ -88,6 +88,7 @@ def runs(place: Place) -> dict[str, list[tuple[list[object], dict[str, Path]]]]:
         ],
         "imatrix": [([file, text], {"-o": out / "a.gguf"}), (["--merge", place.matrix], {"-o": out / "a.gguf"})],
         "card": [([source, file, "--suite", "none"], {"--out": out / "a.md"})],
+        "publish": [([source, "--suite", "none"], {"--out": out / "folder"})],
         "eval": [
             (
                 [file, "--suite", "card"],

@@ -62,6 +62,7 @@ class Exchange(BaseHTTPRequestHandler):
         self.url_path, self.query = unquote(url.path), {key: values[-1] for key, values in parse_qs(url.query).items()}
         self.raw_path = url.path
         self.status, self.sent, self.received = 0, 0, 0
+        self.drained = False
         self.fault = self.hub.faults.take(self.command, self.url_path)
         try:
             if self.fault and self.fault.status:
@@ -156,6 +157,8 @@ class Exchange(BaseHTTPRequestHandler):
         limit = self.fault.break_after if self.fault else None
         for piece in self._body_pieces():
             self.received += len(piece)
+            if self.fault and self.fault.delay:
+                time.sleep(self.fault.delay)
             if limit is not None and self.received > limit:
                 raise BrokenTransfer
             pieces.append(piece)
@@ -180,10 +183,9 @@ class Exchange(BaseHTTPRequestHandler):
 
     def drain(self) -> None:
         """Read a body that no route has read, so that the next request of the connection can be read."""
-        if not getattr(self, "drained", False):
+        if not self.drained:
             for _ in self._body_pieces():
                 pass
-        self.drained = False
 
     def json_body(self) -> Any:
         """The JSON value in the request's body."""
