@@ -22,7 +22,7 @@ from gguf_tools.publishing.plan import plan_publication
 from gguf_tools.publishing.upload import check_repository, look, refuse_replacing, upload
 from gguf_tools.runtime.child import PURPOSE
 from gguf_tools.runtime.process import KVType, RuntimeOptions
-from gguf_tools.sources.hub import Reading, local_source
+from gguf_tools.sources.hub import Reading, cached_name, local_source
 from quant.installed import require_llama_cpp
 from quant.recipes import recipe
 from surgery.recipe import Recipe
@@ -158,11 +158,13 @@ def publish(
     check_names(base_model, quantized_by)
     conversions = _conversions(asked.request, opened, wanted, progress)
     metadata = conversions[0].metadata
+    base_models = (base_model,) if base_model else base_models_of(asked.request.source, metadata)
     plan = plan_publication(
         conversions,
         stem=name or str(metadata["general.name"].value),
         repository=to,
-        base_models=(base_model,) if base_model else base_models_of(asked.request.source, metadata),
+        base_models=base_models,
+        source=_named(asked.request.source, base_models),
         quantized_by=quantized_by,
         imatrix=asked.request.imatrix,
     )
@@ -245,6 +247,14 @@ def _refuse_twice(known: Sequence[str], given: Sequence[str]) -> None:
     twice = next((n for n, name in enumerate(known) if name in known[:n]), None)
     if twice is not None:
         raise InputError(f"--types has {known[twice]} twice ({', '.join(given)}); give each type once")
+
+
+def _named(source: Path, base_models: Sequence[str]) -> str:
+    """What others give as the source: the repository with the commit, else the base model if it is one, else a word."""
+    name = cached_name(source)
+    if name:
+        return f"{name.repository}@{name.revision}"
+    return base_models[0] if len(base_models) == 1 else "SOURCE"
 
 
 def _conversions(

@@ -30,7 +30,6 @@ from gguf_tools.commands.type_options import tensor_type_options
 TYPES = "q8_0,q6_k,q4_k_m"
 
 
-from gguf_tools.commands.sources import whole_source
 @click.command(
     cls=WithSurgery,
     epilog=examples(
@@ -39,7 +38,7 @@ from gguf_tools.commands.sources import whole_source
         "publish model-GGUF --to me/model-GGUF",
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=whole_source())
 @click.option(
     "--types",
     multiple=True,

@@ -14,13 +14,15 @@ from gguf_tools.publishing.folder import CARD, CHECKSUMS, file_stem, tag_of
 class PublicationPlan:
     """What will be published: a conversion for each type, the largest file first, all under names that begin with `stem`.
 
-    `repository` is where on the hub, `base_models` are the card's, `imatrix` is the importance matrix, which is published too.
+    `repository` is where on the hub, `base_models` are the card's, `source` is what others give to `tinyq verify`, `imatrix` is
+    the importance matrix, which is published too.
     """
 
     conversions: tuple[Conversion, ...]
     stem: str
     repository: str | None = None
     base_models: tuple[str, ...] = ()
+    source: str = "SOURCE"
     quantized_by: str | None = None
     imatrix: Path | None = None
 
@@ -61,6 +63,7 @@ def plan_publication(
     stem: str,
     repository: str | None,
     base_models: tuple[str, ...],
+    source: str,
     quantized_by: str | None,
     imatrix: Path | None,
 ) -> PublicationPlan:
@@ -71,6 +74,7 @@ def plan_publication(
         stem=file_stem(stem),
         repository=repository,
         base_models=base_models,
+        source=source,
         quantized_by=quantized_by,
         imatrix=imatrix,
     )

@@ -6,12 +6,9 @@ with the file that was not complete; nothing is visible before the commit, which
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
-import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,19 +17,12 @@ from typing import Any, TypeVar
 from gguf_tools.errors import InputError, OutputError
 from gguf_tools.progress import StageProgress
 from gguf_tools.publishing.names import is_full_id
+from gguf_tools.sources.hub.client import ATTEMPTS, INSTALL, endpoint, pause, quiet_library, transient
 from gguf_tools.text import one_line, shortened
 
-INSTALL = "pip install 'tinyq-gguf[hub]'"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write"
-ATTEMPTS = 6
-"""Attempts after each other that fail before a request is given up."""
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
-"""Seconds before a request is repeated: they double, up to the longest, unless the server asks for more (Retry-After)."""
-LONGEST_ASKED = 600.0
 ALONE = 1 << 16
 """Bytes from which on a file is sent before the commit, if the hub keeps such files apart (LFS); others go with the commit."""
-TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-"""Status codes after which the same request may succeed."""
 T = TypeVar("T")
 
 
@@ -112,7 +102,7 @@ def upload(
     hub = _library(repository)
     api = hub.HfApi()
     go_on = f"nothing was changed there; the files are complete in {folder}: go on with tinyq publish {folder} --to {repository}"
-    with _quiet():
+    with quiet_library():
         try:
             _asked(repository, lambda: api.create_repo(repository, private=private, exist_ok=True))
             remote = _remote(hub, repository)
@@ -120,7 +110,7 @@ def upload(
             changed = [name for name in names if not remote.has(name, folder / name)]
             sizes = {name: (folder / name).stat().st_size for name in changed}
             if not changed:
-                return Uploaded(repository=repository, url=_commit_url(api, remote), names=(), bytes=0)
+                return Uploaded(repository=repository, url=_commit_url(remote), names=(), bytes=0)
             additions = [hub.CommitOperationAdd(name, folder / name) for name in changed]
             done, total = 0, sum(sizes.values())
             for name, addition in zip(changed, additions, strict=True):
@@ -180,8 +170,8 @@ def _remote(hub: Any, repository: str) -> Remote:
     return Remote(repository=repository, commit=found.sha, files=files)
 
 
-def _commit_url(api: Any, remote: Remote) -> str:
-    return f"{api.endpoint}/{remote.repository}/commit/{remote.commit}"
+def _commit_url(remote: Remote) -> str:
+    return f"{endpoint()}/{remote.repository}/commit/{remote.commit}"
 
 
 def _digests(path: Path) -> tuple[str, str]:
@@ -195,24 +185,6 @@ def _digests(path: Path) -> tuple[str, str]:
     return plain.hexdigest(), git.hexdigest()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's own progress bars and log lines."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
-
-    level, shown = get_verbosity(), not are_progress_bars_disabled()
-    set_verbosity(logging.CRITICAL)
-    if shown:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        set_verbosity(level)
-        if shown:
-            enable_progress_bars()
-
-
 def _asked(repository: str, call: Callable[[], T]) -> T:
     """The result of a request, repeated after errors that may pass. Raises OutputError, in one line."""
     attempt = 0
@@ -222,10 +194,10 @@ def _asked(repository: str, call: Callable[[], T]) -> T:
             return call()
         except Exception as error:
             cause = _cause(error)
-            wait = _wait(cause)
-            if wait is None or attempt == ATTEMPTS:
+            again = transient(cause)
+            if again is None or attempt == ATTEMPTS:
                 raise _explained(cause, repository) from error
-            time.sleep(max(wait, min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)))
+            pause(attempt, again.wait)
 
 
 def _cause(error: Exception) -> Exception:
@@ -238,21 +210,8 @@ def _cause(error: Exception) -> Exception:
     return found if isinstance(found, Exception) else error
 
 
-def _wait(error: BaseException) -> float | None:
-    """Seconds that the server asks to wait before the request is repeated; None if it would fail again."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-
-    if isinstance(error, HfHubHTTPError):
-        if error.response.status_code not in TRANSIENT:
-            return None
-        text = error.response.headers.get("Retry-After", "").strip()
-        return min(float(text), LONGEST_ASKED) if text.isdigit() else 0.0
-    return 0.0 if isinstance(error, HTTPError) and not isinstance(error, OfflineModeIsEnabled) else None
-
-
 def _explained(error: Exception, repository: str) -> Exception:
     """The error to show for what huggingface_hub raised; one that it does not know is returned as it is."""
-    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     if isinstance(error, OfflineModeIsEnabled):
@@ -277,9 +236,7 @@ def _explained(error: Exception, repository: str) -> Exception:
         return OutputError(f"{repository}: the hub answered with status {status}" + (f" ({said})" if said else ""))
     if isinstance(error, HTTPError):
         what = shortened(one_line(str(error)), 120) or type(error).__name__
-        return OutputError(
-            f"{repository}: the hub {constants.ENDPOINT} cannot be reached ({what}); check the connection"
-        )
+        return OutputError(f"{repository}: the hub {endpoint()} cannot be reached ({what}); check the connection")
     if isinstance(error, OSError | ValueError):
         return OutputError(f"{repository}: could not be uploaded ({shortened(one_line(str(error)), 200)})")
     return error

@@ -81,7 +81,7 @@ def write_publication(
             tags=plan.tags,
             digests=tuple(found.digest for found in measured),
             modelfiles=plan.modelfiles,
-            source=plan.base_models[0] if len(plan.base_models) == 1 else "SOURCE",
+            source=plan.source,
             imatrix=plan.matrix_name,
         )
         texts = {name: chat.modelfile.at(file) for name, file in zip(plan.modelfiles, plan.names, strict=True)}

@@ -19,7 +19,7 @@ import torch
 
 from gguf_tools import publish
 from gguf_tools.errors import InputError, OutputError
-from gguf_tools.publishing import upload
+from gguf_tools.sources.hub import client
 from tests import tiny_models
 from tests.conftest import Ran
 from tests.hub.client import use
@@ -42,7 +42,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.0)
 
 
 @pytest.fixture(scope="module")
