@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterResult",
     "AskResult",
     "ConvertResult",
     "DescribeResult",
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "ask",
     "convert",
+    "convert_adapter",
     "describe",
     "edit",
     "evaluate",
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
     from gguf_tools.api.ask import ask
     from gguf_tools.api.convert import convert
+    from gguf_tools.api.convert_adapter import convert_adapter
     from gguf_tools.api.describe import describe
     from gguf_tools.api.edit import edit
     from gguf_tools.api.evaluate import evaluate
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from gguf_tools.api.publish import publish
     from gguf_tools.api.quantize import quantize
     from gguf_tools.api.reshape import merge, split
+    from gguf_tools.api.results.adapter import AdapterResult
     from gguf_tools.api.results.conversation import AskResult
     from gguf_tools.api.results.conversion import ConvertResult
     from gguf_tools.api.results.description import DescribeResult
@@ -69,6 +73,7 @@ if TYPE_CHECKING:
     from gguf_tools.inspection.result import Inspection
 
 _MODULES = {
+    "AdapterResult": "api.results.adapter",
     "AskResult": "api.results.conversation",
     "ConvertResult": "api.results.conversion",
     "DescribeResult": "api.results.description",
@@ -83,6 +88,7 @@ _MODULES = {
     "ReshapeResult": "api.results.editing",
     "ask": "api.ask",
     "convert": "api.convert",
+    "convert_adapter": "api.convert_adapter",
     "describe": "api.describe",
     "edit": "api.edit",
     "evaluate": "api.evaluate",

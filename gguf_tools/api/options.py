@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from gguf_tools.allocation.target import SizeTarget
 from gguf_tools.errors import InputError
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.sources.adapters.adapter import GivenAdapter, parse_adapter
-from gguf_tools.sources.hub import local_source
+from gguf_tools.sources.hub import Reading, local_source
 from gguf_tools.text import expected, shortened
 from quant.options import Override, TypeOptions, writable_type
 
@@ -50,9 +51,13 @@ def one_of(option: str, value: str, known: Sequence[str]) -> None:
 
 
 def adapters_of(lora: str | Path | Iterable[str | Path]) -> tuple[GivenAdapter, ...]:
-    """The adapters to merge, from folders or strings DIR@SCALE. Raises InputError for a scale that is not a finite number."""
-    given = [lora] if isinstance(lora, str | Path) else list(lora)
-    return tuple(GivenAdapter(one) if isinstance(one, Path) else parse_adapter(one) for one in given)
+    """The adapters to merge, from folders, names on the hub, or strings of these with @SCALE; those on the hub are downloaded.
+
+    Raises InputError for a scale that is not a finite number, HubError for a name that cannot be read from the hub.
+    """
+    listed = [lora] if isinstance(lora, str | Path) else list(lora)
+    given = [GivenAdapter(one) if isinstance(one, Path) else parse_adapter(one) for one in listed]
+    return tuple(replace(one, path=local_source(one.path, Reading.WHOLE)) for one in given)
 
 
 def type_options(

@@ -15,5 +15,6 @@ def lora_option(into: str) -> Callable[[F], F]:
         "--lora",
         multiple=True,
         metavar="DIR[@SCALE]",
-        help=f"LoRA adapter (a folder that PEFT saved) to merge into {into}, its change times SCALE; repeatable.",
+        help=f"LoRA adapter (a folder that PEFT saved, or ORG/NAME on the hub) to merge into {into}, its change times SCALE; "
+        "repeatable.",
     )

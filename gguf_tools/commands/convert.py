@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from gguf_tools.commands.adapter_options import lora_option
 from gguf_tools.commands.common import (
@@ -20,7 +22,7 @@ from gguf_tools.commands.common import (
 from gguf_tools.commands.completion import completer, recipe_types
 from gguf_tools.commands.source_options import source_options
 from gguf_tools.commands.sources import download_option, streamed_source
-from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
+from gguf_tools.commands.surgery_options import WithSurgery, given_options, given_recipe
 from gguf_tools.commands.type_options import type_options
 
 
@@ -45,6 +47,12 @@ from gguf_tools.commands.type_options import type_options
 )
 @type_options
 @lora_option("SOURCE first")
+@click.option(
+    "--base",
+    type=streamed_source(),
+    metavar="BASE",
+    help="SOURCE is a LoRA adapter (a folder that PEFT saved) of the checkpoint BASE; write it as a GGUF for llama.cpp's --lora.",
+)
 @source_options
 @click.option(
     "--calibration",
@@ -82,6 +90,7 @@ def convert(
     target_bpw: float | None,
     target_size: str | None,
     sensitivity: Path | None,
+    base: Path | None,
     lora: tuple[str, ...],
     tokenizer: Path | None,
     target: str | None,
@@ -110,6 +119,24 @@ def convert(
     Before the weights are read, llama.cpp and the source's tokenizer tokenize a probe text, and the token ids must be equal.
     Layer surgery is applied during conversion, in the order of its options.
     """
+    if base is not None:
+        _refuse_other_options()
+        _convert_adapter(
+            source,
+            out,
+            base=base,
+            type=type_name,
+            target=target,
+            text_only=text_only,
+            as_family=as_family,
+            describe=describe,
+            dry_run=dry_run,
+            force=force,
+            threads=threads,
+            json_path=json_path,
+            quiet=quiet,
+        )
+        return
     from gguf_tools import convert as run
 
     check_outputs({"--json": json_path}, force=force, outputs={} if dry_run else {"OUT": out})
@@ -146,4 +173,36 @@ def convert(
             threads=threads,
             progress=progress,
         )
+    write_report(result, json_path, force=force, shown=dry_run or not quiet)
+
+
+WITH_BASE = frozenset(
+    {
+        *("source", "out", "base", "type_name", "target", "text_only", "as_family", "describe", "dry_run", "force"),
+        *("threads", "json_path", "quiet"),
+    }
+)
+"""The parameters that the conversion of an adapter has."""
+
+
+def _refuse_other_options() -> None:
+    """Raise click.UsageError for an option that the conversion of an adapter does not have."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        given = context.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE
+        if given and param.name not in WITH_BASE and param.name in context.params:
+            raise click.UsageError(f"{param.opts[0]} and --base exclude each other: an adapter has no such option")
+    if given_options():
+        raise click.UsageError("layer surgery and --base exclude each other: operate on the base, or merge with --lora")
+
+
+def _convert_adapter(
+    adapter: Path, out: Path, *, dry_run: bool, force: bool, json_path: str | None, quiet: bool, **options: Any
+) -> None:
+    """`tinyq convert ADAPTER OUT --base BASE`."""
+    from gguf_tools import convert_adapter as run
+
+    check_outputs({"--json": json_path}, force=force, outputs={} if dry_run else {"OUT": out})
+    with stage_bars(quiet, out.name) as progress:
+        result = run(adapter, out, dry_run=dry_run, force=force, progress=progress, **options)
     write_report(result, json_path, force=force, shown=dry_run or not quiet)

@@ -22,6 +22,7 @@ from gguf_tools.evaluation.prompts import TEXT_CHUNK, Prompt
 from gguf_tools.evaluation.reference_source import Checkpoints, Operate, ReferenceSource, find_reference
 from gguf_tools.evaluation.transformers_model import TransformersModel
 from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.adapters import refuse_adapter
 from gguf_tools.formats.gguf.split import read_parts
 from gguf_tools.formats.gguf.surgery import recorded_recipe
 from gguf_tools.machine import useful_threads
@@ -229,7 +230,7 @@ def measure_files(
     """
     for path in paths:
         Runtime(path, options)  # raises if the file is not a GGUF
-        read_parts(path)  # raises if it is truncated or broken
+        refuse_adapter(read_parts(path)[0])  # raises if it is truncated or broken
     oracles = Oracles(parse_oracle(fidelity.oracle)) if fidelity else None
     shared = Checkpoints()
     sources = [

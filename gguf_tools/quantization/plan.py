@@ -13,6 +13,7 @@ from typing import Any
 from gguf_tools import __version__
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.adapters import refuse_adapter
 from gguf_tools.formats.gguf.header import (
     DEFAULT_ALIGNMENT,
     Field,
@@ -114,6 +115,7 @@ def prepare(request: QuantizeRequest) -> Quantization:
     wanted = recipe(request.type)
     sources = read_parts(request.source)
     header = joined_header(sources)
+    refuse_adapter(header)
     if not header.tensors:
         raise InputError(f"{header.path}: has no tensors (a vocabulary only?); give a model with weights")
     tensors = _ordered(sources, request.keep_split)

@@ -184,7 +184,9 @@ def _centre(model: Model) -> Model:
         tensors["output"] = tensors["embedding"]
     for role in ("embedding", "positions"):
         if role in tensors:
-            tensors[role] = RowsMapped(tensors[role], lambda rows: rows - rows.mean(axis=1, keepdims=True), "centred")
+            tensors[role] = RowsMapped(
+                tensors[role], lambda rows: rows - rows.mean(axis=1, keepdims=True), "centred", True
+            )
     norm = replace(model.spec.output_norm, centred=False)
     return replace(made, spec=replace(made.spec, output_norm=norm, tied=False), tensors=tensors)
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from gguf_tools.errors import LlamaError
 from gguf_tools.progress import CountProgress
+from gguf_tools.runtime.lora import apply_adapters, load_adapters
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
@@ -72,6 +73,7 @@ class Engine:
         del callback  # the object had to exist until the model was loaded
         if not self._model:
             raise LlamaError("the model cannot be loaded")
+        self._adapters = load_adapters(self._model, options["lora"])
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
         self._metadata = self._read_metadata()
@@ -370,6 +372,7 @@ class Engine:
         if not self._context:
             self._context = None
             raise LlamaError(f"cannot create a context for {n_seq} sequences of {context} tokens")
+        apply_adapters(self._context, self._adapters)
         self._context_size = (n_seq, context, shared, batch)
 
     def copy_sequence(self, source: int, target: int) -> None:

@@ -55,6 +55,7 @@ class RuntimeOptions:
     `context_length`: most tokens of a sequence; None means the model's training context.
     `vocab_only`: load tokenizer and metadata, but no weights.
     `no_alloc`: check metadata and tensors as for a model that is run, but load no weights; nothing can be computed.
+    `lora`: paths of adapters (GGUF) that are applied to the model.
     `timeout`: seconds without a message from the process after which it is killed; None means never. The default is 600, or
     the value set by `silence_limit`.
     """
@@ -66,6 +67,7 @@ class RuntimeOptions:
     context_length: int | None = None
     vocab_only: bool = False
     no_alloc: bool = False
+    lora: tuple[str, ...] = ()
     timeout: float | None = field(default_factory=current_limit)
 
     def __post_init__(self) -> None:

@@ -35,11 +35,14 @@ class Term:
     scale: float
     transposed: bool = False
 
+    def factors(self) -> tuple[FloatArray, FloatArray]:
+        """The two factors in the stored orientation, without the scale; read once for consecutive calls."""
+        left, right = _held(self)
+        return (right.T, left.T) if self.transposed else (left, right)
+
     def rows(self, first: int, last: int) -> Doubles:
         """Rows `first` to `last` of the term in the stored orientation."""
-        left, right = _held(self)
-        if self.transposed:
-            left, right = right.T, left.T
+        left, right = self.factors()
         return self.scale * (left[first:last].astype(np.float64) @ right.astype(np.float64))
 
 

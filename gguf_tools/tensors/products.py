@@ -29,11 +29,15 @@ def _blocks(base: Tensor, first: int, last: int) -> Iterator[tuple[int, Doubles]
 
 @dataclass(frozen=True, eq=False)
 class RowsMapped(Computed):
-    """Each row (along the last axis) mapped by `function`: rows in float64, shape (some, columns) → rows of the same shape."""
+    """Each row (along the last axis) mapped by `function`: rows in float64, shape (some, columns) → rows of the same shape.
+
+    `linear` says that the function of a sum of rows is the sum of their functions.
+    """
 
     base: Tensor
     function: Callable[[Doubles], Doubles]
     label: str
+    linear: bool = False
 
     @property
     def parts(self) -> tuple[Tensor, ...]:

@@ -229,11 +229,16 @@ Elementwise = Callable[[FloatArray, int], NDArray[np.floating]]
 
 @dataclass(frozen=True, eq=False)
 class Mapped(Computed):
-    """Each element mapped by `function`; `label` describes the function in plans and provenance."""
+    """Each element mapped by `function`; `label` describes the function in plans and provenance.
+
+    `factors` are what it multiplies each entry of the first axis with (one number for all), if it does nothing else but add
+    constants; None if it is another function.
+    """
 
     base: Tensor
     function: Elementwise
     label: str
+    factors: NDArray[np.floating] | float | None = None
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -274,12 +279,12 @@ def take(base: Tensor, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
 
 def scaled(base: Tensor, factor: float) -> Tensor:
     """Every element times `factor`, computed in float64 and rounded once."""
-    return Mapped(base, lambda x, _: x.astype(np.float64) * factor, f"× {factor:g}")
+    return Mapped(base, lambda x, _: x.astype(np.float64) * factor, f"× {factor:g}", factor)
 
 
 def shifted(base: Tensor, offset: float) -> Tensor:
     """Every element plus `offset`."""
-    return Mapped(base, lambda x, _: x.astype(np.float64) + offset, f"{offset:+g}")
+    return Mapped(base, lambda x, _: x.astype(np.float64) + offset, f"{offset:+g}", 1.0)
 
 
 def scaled_rows(base: Tensor, factors: NDArray[np.floating]) -> Tensor:
@@ -289,7 +294,7 @@ def scaled_rows(base: Tensor, factors: NDArray[np.floating]) -> Tensor:
     def function(x: FloatArray, start: int) -> NDArray[np.floating]:
         return x.astype(np.float64) * factors[(np.arange(start, start + len(x)) // width)]
 
-    return Mapped(base, function, "× a factor a row")
+    return Mapped(base, function, "× a factor a row", factors)
 
 
 def take_rows(tensor: Tensor, blocks: int, first: int, count: int) -> Tensor:

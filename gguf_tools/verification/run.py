@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.families.base import CheckType
+from gguf_tools.formats.gguf.adapters import refuse_adapter
 from gguf_tools.formats.gguf.header import GGUFHeader
 from gguf_tools.formats.gguf.imatrix import read_imatrix
 from gguf_tools.formats.gguf.source import GGUFTensor, open_gguf
@@ -101,6 +102,7 @@ def verify(
     watch = Watch.over([*source_files(file), *source_files(source), *merged, *([imatrix] if imatrix else [])])
     opened = open_gguf(file)
     header = opened.header
+    refuse_adapter(header)
     expected = expect(header, source, operate, tokenizer, check_type, adapters)
     importance = _importance(imatrix, header)
     tensors = [tensor for tensor in opened.tensors.values() if isinstance(tensor, GGUFTensor)]

@@ -18,6 +18,7 @@ import numpy as np
 from gguf_tools.errors import CheckpointError, InputError, UnsupportedError
 from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.gguf import keys
+from gguf_tools.formats.gguf.adapters import refuse_adapter
 from gguf_tools.formats.gguf.header import GGUFHeader, TensorEntry
 from gguf_tools.formats.gguf.source import GGUFTensor
 from gguf_tools.formats.gguf.split import read_parts
@@ -154,6 +155,7 @@ def open_layered(path: Path, *, assume_independent: bool = False) -> LayeredFile
     architecture that is not known or on whose layers no surgery is done.
     """
     headers = read_parts(path)
+    refuse_adapter(headers[0])
     header = headers[0]
     arch = header.architecture
     architecture = _architecture(path, arch, assume_independent)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader
 from gguf_tools.formats.gguf.values import Metadata, ValueType, array
@@ -30,6 +31,15 @@ def recorded_adapters(header: GGUFHeader) -> tuple[RecordedAdapter, ...]:
         RecordedAdapter(folder / str(path), str(digest), float(scale))
         for path, digest, scale in zip(paths, digests, scales, strict=False)
     )
+
+
+def refuse_adapter(header: GGUFHeader) -> None:
+    """Raise UnsupportedError for the file of an adapter, which is not a model."""
+    if header.get("general.type") == "adapter":
+        raise UnsupportedError(
+            f"{header.path}: is an adapter, not a model; llama.cpp applies it to its base's GGUF (llama-cli -m BASE.gguf --lora "
+            f"{header.path.name})"
+        )
 
 
 def adapters_metadata(adapters: Sequence[RecordedAdapter], folder: Path) -> Metadata:
