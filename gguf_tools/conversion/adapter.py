@@ -7,7 +7,6 @@ written as a pair of factors. Source: `llama_adapter_lora_init_impl` (`src/llama
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,10 +19,10 @@ from gguf_tools.conversion.auto_type import TypeDecision, smallest_exact
 from gguf_tools.conversion.background import Background
 from gguf_tools.conversion.plan import opened_source
 from gguf_tools.conversion.request import AUTO, Request
+from gguf_tools.conversion.write import source_metadata
 from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.families.registry import build_published
 from gguf_tools.formats.gguf import keys
-from gguf_tools.formats.gguf.adapters import RecordedAdapter, adapters_metadata
 from gguf_tools.formats.gguf.header import Metadata, ValueType, array, f32, pack_header, string, u32
 from gguf_tools.formats.gguf.writer import GGUFFile, Layout, layout, write_blocks
 from gguf_tools.formats.output import Check, atomic_output, check_outputs
@@ -285,10 +284,7 @@ def write_adapter(
     """Write the file atomically; returns its bytes. Raises InputError for weights that are not finite, OutputError."""
     adapter, base = planned.adapter, planned.base
     check_outputs({"OUT": out}, (*base.weight_files, *adapter.files, *source_files(base.path)), force=force)
-    place = Path(os.path.relpath(base.path, out.parent.resolve())).as_posix()
-    metadata = planned.metadata | {keys.SOURCE_PATH: string(place), keys.SOURCE_DIGEST: string("0" * 64)}
-    recorded = RecordedAdapter(adapter.path, adapter.digest, adapter.scale)
-    metadata |= adapters_metadata([recorded], out.parent)
+    metadata = planned.metadata | source_metadata(base.path, [adapter], out)
     size = planned.layout.size(metadata)
     with atomic_output(out, force=force, size=size, check=check) as stream, Background(base.digest) as digest:
         file = GGUFFile(stream, metadata, planned.layout)

@@ -22,6 +22,7 @@ from gguf_tools.formats.gguf.surgery import sources_metadata
 from gguf_tools.formats.gguf.writer import GGUFFile, Group, Target, write_groups
 from gguf_tools.formats.output import Check, atomic_outputs, check_outputs
 from gguf_tools.progress import ByteProgress
+from gguf_tools.sources.adapters.adapter import Adapter
 from gguf_tools.sources.checkpoint import BY_FILE
 from gguf_tools.sources.hub import cached_name
 from gguf_tools.sources.inputs import source_files
@@ -146,12 +147,17 @@ def _converted(conversion: Conversion, out: Path, size: int, tally: Tally) -> Co
 
 def placed_metadata(conversion: Conversion, out: Path) -> Metadata:
     """The metadata of a file at `out`, with a placeholder of the same length for the source's digest."""
-    metadata = conversion.metadata | _place(conversion.source, out)
-    metadata[keys.SOURCE_DIGEST] = string(BY_FILE + "0" * 64)
+    metadata = conversion.metadata | source_metadata(conversion.source, conversion.checkpoint.merged, out)
     if conversion.tokenizer_folder:
         metadata[keys.TOKENIZER_PATH] = _relative(conversion.tokenizer_folder, out)
-    adapters = [RecordedAdapter(each.path, each.digest, each.scale) for each in conversion.checkpoint.merged]
-    return metadata | sources_metadata(conversion.layer_sources, out.parent) | adapters_metadata(adapters, out.parent)
+    return metadata | sources_metadata(conversion.layer_sources, out.parent)
+
+
+def source_metadata(source: Path, adapters: Sequence[Adapter], out: Path) -> Metadata:
+    """The source's place, a placeholder of its digest, and the adapters with theirs, for a file at `out`."""
+    recorded = [RecordedAdapter(adapter.path, adapter.digest, adapter.scale) for adapter in adapters]
+    metadata = _place(source, out) | adapters_metadata(recorded, out.parent)
+    return metadata | {keys.SOURCE_DIGEST: string(BY_FILE + "0" * 64)}
 
 
 def _place(source: Path, out: Path) -> Metadata:

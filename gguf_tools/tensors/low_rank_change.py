@@ -82,6 +82,7 @@ def _(tensor: Reshaped, first: int, last: int) -> list[Change]:
 
 @_of.register
 def _(tensor: Selection, first: int, last: int) -> list[Change]:
+    """The changed parts' rows at their places; each part is asked once, for all the rows that are taken of it."""
     width = tensor.columns
     places: dict[int, list[tuple[int, int, int]]] = {}
     parts: dict[int, Tensor] = {}
