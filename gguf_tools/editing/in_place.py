@@ -55,10 +55,12 @@ def plan_in_place(plan: EditPlan) -> HeaderChange | None:
     header, file = plan.parts[number], plan.files[number]
     if header.alignment != file.layout.alignment:
         return None
-    new = fitted(header, file) if differs else bytes(header.head)
-    if new is None:
+    old = bytes(header.head)
+    new = fitted(header, file) if differs else old
+    # A file without tensors may end before its header's padding.
+    if new is None or new[len(old) :].strip(b"\0"):
         return None
-    change = HeaderChange(header, differences(bytes(header.head), new))
+    change = HeaderChange(header, differences(old, new[: len(old)]))
     return change if change.bytes <= MOST_PATCHED else None
 
 

@@ -2,12 +2,13 @@
 
 llama.cpp is given stand-ins of the files, beside the output: the new headers, and holes instead of the tensors' data. It checks
 vocabulary, hyperparameters, and each tensor's name, type and shape as for a model that is run, and loads no weights (`no_alloc`);
-so this takes as long for a model of 100 GB as for a small one.
+so this takes as long for a model of 100 GB as for a small one. Of a file without tensors the vocabulary is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gguf_tools.editing.copies import CopiedFile, copied_file, held_tensors
@@ -21,6 +22,7 @@ from gguf_tools.text import shortened
 from quant.installed import require_llama_cpp
 
 NAME = "model.gguf"
+CHECKED = RuntimeOptions(no_alloc=True, threads=1)
 
 
 def prove_loads(plan: EditPlan, beside: Path, *, demanded: bool = False) -> str:
@@ -65,7 +67,7 @@ def load_problem(files: Sequence[CopiedFile], beside: Path) -> str | None:
         for path, file in zip(paths, files, strict=True):
             _write_stand_in(path, file, beside)
         try:
-            with Runtime(paths[0], RuntimeOptions(no_alloc=True, threads=1)):
+            with Runtime(paths[0], replace(CHECKED, vocab_only=not any(file.tensors for file in files))):
                 return None
         except LlamaError as error:
             return shortened(str(error).replace(f"{paths[0]}: ", "").replace(str(paths[0]), NAME), 300)

@@ -18,7 +18,7 @@ _FAILURE = re.compile(
 # Lines that only repeat that the call before them failed, and those that list the file's contents or llama.cpp's settings.
 _NOISE = re.compile(
     r"failed to load model(?:$|[ ,'])|failed to initialize the context$|^\s*warning"
-    r"|^(?:print_info|llama_model_loader: -|load_tensors|create_tensor|load|llama_context): ",
+    r"|^llama_model_loader: - |^(?:print_info|load_tensors|create_tensor|load|llama_context): ",
     re.IGNORECASE,
 )
 _BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output) buffer size =\s+([0-9.]+) MiB")

@@ -21,7 +21,7 @@ from gguf_tools.editing.plan import Edits, plan_edit
 from gguf_tools.errors import CheckpointError, InputError, LlamaError, OutputError, UnsupportedError
 from gguf_tools.formats import journal
 from gguf_tools.formats.gguf import keys
-from gguf_tools.formats.gguf.header import read_header
+from gguf_tools.formats.gguf.header import pack_header, read_header
 from gguf_tools.formats.gguf.split import read_parts
 from gguf_tools.formats.gguf.values import Field, ValueType, string
 from gguf_tools.formats.journal import journal_path, undo_paths
@@ -159,17 +159,21 @@ def test_what_is_removed_becomes_room(file: Path) -> None:
     assert read_header(file).get("tokenizer.chat_template") == TEMPLATE
 
 
-@pytest.mark.parametrize("shorter", range(40))
-def test_every_gap_is_filled(dense: Path, tmp_path: Path, shorter: int) -> None:
+def test_every_gap_is_filled(dense: Path, tmp_path: Path) -> None:
     """A name that is shorter by any number of bytes fits in place, and both readers read it."""
-    long = "n" * 40
-    source = tmp_path / "a.gguf"
+    long, source, path = "n" * 40, tmp_path / "a.gguf", tmp_path / "b.gguf"
     edit(dense, source, {"general.name": long}, prove=False)
-    result = edit(source, values={"general.name": long[shorter:]}, in_place=True, prove=False)
-    assert result.in_place == "header"
-    found = as_gguf_py(source)
-    assert found["general.name"][1] == [long[shorter:].encode()]
-    assert tensors(source) == tensors(dense)
+    header, data = read_header(source), tensors(dense)
+    for shorter in range(1, 40):
+        plan = plan_edit([header], Edits(values={"general.name": string(long[shorter:])}, renamed={}))
+        change = plan_in_place(plan)
+        assert change, shorter
+        content = bytearray(source.read_bytes())
+        for patch in change.patches:
+            content[patch.offset : patch.offset + len(patch.old)] = patch.new
+        path.write_bytes(content)
+        assert read_header(path).get("general.name") == long[shorter:]
+        assert tensors(path) == data
 
 
 def test_alignment_moves_the_tensors(dense: Path, file: Path, tmp_path: Path) -> None:
@@ -182,6 +186,27 @@ def test_alignment_moves_the_tensors(dense: Path, file: Path, tmp_path: Path) ->
         edit(file, values={"general.alignment": 1024}, in_place=True)
     edit(out, tmp_path / "back.gguf", unset=["general.alignment"])
     assert (tmp_path / "back.gguf").read_bytes() == dense.read_bytes()
+
+
+def test_a_file_without_tensors(dense: Path, tmp_path: Path) -> None:
+    """A vocabulary alone, not padded at its end, as llama.cpp's own ones are; llama.cpp loads that and no more."""
+    source = tmp_path / "vocabulary.gguf"
+    header = read_header(dense)
+    source.write_bytes(pack_header(header.metadata, (), 1))
+    before = source.read_bytes()
+    assert len(before) % 32
+    result = edit(source, values={"tokenizer.ggml.eos_token_id": 256}, in_place=True, prove=True)
+    assert (result.in_place, source.stat().st_size) == ("header", len(before))
+    assert (
+        edit(source, values={"general.name": "longer than it was before"}, in_place=True, prove=True).in_place
+        == "rewritten"
+    )
+    assert as_gguf_py(source)["tokenizer.ggml.eos_token_id"][1] == [256]
+    edit(source, undo=True)
+    edit(source, undo=True)
+    assert source.read_bytes() == before
+    with pytest.raises(UnsupportedError, match="not after this edit"):
+        edit(source, unset=["tokenizer.ggml.merges"], in_place=True)
 
 
 # Split models

@@ -401,6 +401,11 @@ def test_output_is_not_disturbed(dense: Path, capfd: pytest.CaptureFixture[str])
     [
         ("", ""),
         ("print_info: rope_finetuned = unknown\nload: bad token\n", ""),
+        (
+            "llama_model_loader: - kv  15: tokenizer.ggml.unknown_token_id u32 = 0\n"
+            "llama_model_load: error loading model: missing tensor 'a'\n",
+            "missing tensor 'a'",
+        ),
         ("/a/b/ggml.c:12: GGML_ASSERT(x > 0) failed\nfailed later\n", "ggml.c:12: GGML_ASSERT(x > 0) failed"),
         (
             "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 99\n"
