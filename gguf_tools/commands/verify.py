@@ -82,6 +82,7 @@ def verify(
     """
     from gguf_tools.api.options import adapters_of
     from gguf_tools.evaluation.type_check import check_model_type
+    from gguf_tools.sources.hub import shown_source
     from gguf_tools.verification.run import file_bytes, verify
     from surgery.donors import operate_recorded
 
@@ -104,7 +105,7 @@ def verify(
     if found.differing:
         names = ", ".join(found.differing[:NAMED])
         more = f" and {len(found.differing) - NAMED} more" if len(found.differing) > NAMED else ""
-        raise ThresholdError(one_line(f"{file}: differs from its source {source} in {names}{more}"))
+        raise ThresholdError(one_line(f"{file}: differs from its source {shown_source(source)} in {names}{more}"))
 
 
 _TENSORS = (
@@ -158,11 +159,13 @@ def _metadata(found: Verification) -> Table:
 
 def _summary(found: Verification) -> list[tuple[str, str]]:
     """The summary's labelled lines: file, source, counts by verdict, notes, possible encoders, and the overall verdict."""
+    from gguf_tools.sources.hub import shown_source
+
     counts = found.as_dict()
     words = counts["metadata"]
     lines = [
         ("file", f"{found.file} ({found.architecture})"),
-        ("source", f"{found.source}" + (f" after {one_line(found.recipe)}" if found.recipe else "")),
+        ("source", shown_source(found.source) + (f" after {one_line(found.recipe)}" if found.recipe else "")),
         (
             "tensors",
             ", ".join(f"{counts[kind]} {kind}" for kind in ("identical", "consistent", "different", "unknown")),

@@ -20,7 +20,7 @@ from gguf_tools.formats.state_dict import state_dict_files
 from gguf_tools.model.spec import Model
 from gguf_tools.sources.adapters.adapter import GivenAdapter
 from gguf_tools.sources.checkpoint import CONFIG, Checkpoint, open_checkpoint
-from gguf_tools.sources.hub import HubName, kept_source, parse_name
+from gguf_tools.sources.hub import HubName, kept_source, parse_name, shown_source
 from gguf_tools.sources.recorded import are_recorded, as_recorded, has_description, with_recorded_adapters
 from gguf_tools.targets.registry import lift
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
@@ -145,7 +145,7 @@ def _given(
             origin="given",
             path=given,
             tokenizer=None,
-            note=f"compared with the weights of {given}",
+            note=f"compared with the weights of {shown_source(given)}",
         )
     checkpoint = checkpoints.open(given, header)
     recorded = header.get(keys.SOURCE_DIGEST)
@@ -159,7 +159,7 @@ def _given(
         model = unchanged = _built(header, checkpoint, is_source)
     except InputError as error:
         return _run_by_transformers(header, checkpoint, is_source, error)
-    note, recipe = f"compared with {given}{_adapted(checkpoint)}", ""
+    note, recipe = f"compared with {shown_source(given)}{_adapted(checkpoint)}", ""
     if is_source:
         model, recipe = _operated(header, model, operate)
         note += _after(recipe)
@@ -185,7 +185,8 @@ def _run_by_transformers(
     if reason := why_not(checkpoint):
         raise type(refused)(f"{refused}; transformers cannot be the reference either: {reason}") from refused
     kind = checkpoint.config["model_type"]
-    note = f"tinyq has no family for it ({kind}): compared with {transformers_name()}'s own code on {checkpoint.path}"
+    place = shown_source(checkpoint.path)
+    note = f"tinyq has no family for it ({kind}): compared with {transformers_name()}'s own code on {place}"
     if is_source is False:
         note += ", which is not, or no longer, what the file was made from"
     tokens, encoder = header.get("tokenizer.ggml.tokens"), None

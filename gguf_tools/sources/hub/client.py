@@ -18,8 +18,10 @@ from gguf_tools.text import one_line, shortened
 INSTALL = "pip install 'tinyq-gguf[hub]'"
 OLDEST = (1, 0)
 """The first version of huggingface_hub whose functions are those that are used here."""
-ATTEMPTS = 6
-"""Attempts that bring nothing, one after the other, before a request is given up."""
+ATTEMPTS = 8
+"""Attempts that bring nothing, one after the other, before a request is given up, which is after about two minutes."""
+FIRST_CONTACT = 2
+"""Attempts to reach the hub for a name that may have been meant as a path."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds before a request is repeated: they double, up to the longest; a server may ask for more (Retry-After)."""
 LONGEST_ASKED = 600.0
@@ -126,7 +128,8 @@ def repeated(call: Callable[[], T], name: HubName, *, known: bool = False) -> T:
         except Exception as error:
             again = transient(error)
             attempt += 1
-            if again is None or attempt == ATTEMPTS:
+            most = FIRST_CONTACT if unreachable(error) and not known else ATTEMPTS
+            if again is None or attempt >= most:
                 raise explained(error, name, known=known) from error
             pause(attempt, again.wait)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,8 @@ class HubFile:
                         f"{self.name}: {ATTEMPTS} requests in a row for the bytes from {start + len(data)} on failed "
                         f"({again.what}); check the connection and run the command again"
                     ) from error
+                if failed > 1 or (again.wait or 0) > 1:
+                    warnings.warn(f"{self.name}: {again.what}; the request is repeated", stacklevel=2)
                 pause(failed, again.wait)
         if len(data) > stop - start:
             raise HubError(f"{self.name}: the hub sent more bytes than were asked for; run the command again")

@@ -11,7 +11,6 @@ import functools
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from enum import Enum
@@ -33,6 +32,7 @@ from gguf_tools.sources.hub.client import (
 )
 from gguf_tools.sources.hub.file import HubFile, Listed
 from gguf_tools.sources.hub.names import WEIGHTS, HubName, parse_name
+from gguf_tools.sources.hub.threads import for_each
 from gguf_tools.sources.hub.window import Window
 
 SMALL = re.compile(r"(additional_chat_templates/)?[^/]+\.(json|jinja|txt|model|md|toml|yaml|tiktoken|pkl)")
@@ -183,8 +183,7 @@ def _download_small(name: HubName, paths: Sequence[str]) -> None:
         one = replace(name, file=path)
         repeated(lambda: hf_hub_download(name.repository, path, revision=name.revision), one, known=True)
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(download, paths))
+    for_each(download, paths, AT_ONCE)
 
 
 def _weights(name: HubName, files: dict[str, Listed]) -> list[str]:

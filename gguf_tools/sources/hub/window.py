@@ -17,14 +17,18 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from gguf_tools.errors import InputError
 from gguf_tools.sources.hub.client import HubError
 from gguf_tools.sources.hub.file import HubFile
+from gguf_tools.sources.hub.threads import started, waited
 
 BLOCK = 16 << 20
 """Most bytes of a piece, and of a request."""
+DOWNLOADED = 4 << 20
+"""Bytes of a request of a download that is kept: as much as is lost of each request when the process is killed."""
 HEADER_BLOCK = 1 << 16
 """Bytes of a piece of a file whose tensors are not known, such as of its header."""
 SMALL = 1 << 20
@@ -118,7 +122,7 @@ class Window:
             first = max(start, offset)
             last = starts[at + 1] if at + 1 < len(starts) else offset + count
             try:
-                self._copy(file, slot.place.result(), first - start, view[first - offset : last - offset])
+                self._copy(file, waited(slot.place), first - start, view[first - offset : last - offset])
             finally:
                 with self._lock:
                     slot.users -= 1
@@ -204,7 +208,7 @@ class Window:
             self._used += more
             return [*taken, *range(self._used - more, self._used)]
 
-    def _copy(self, file: HubFile, units: Sequence[int], start: int, into: memoryview) -> None:
+    def _copy(self, file: HubFile, units: list[int], start: int, into: memoryview) -> None:
         """Copy a part of a piece, which is in `units`, from byte `start` of it."""
         done = 0
         while done < len(into):
@@ -223,27 +227,13 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[done:], offset + done
 
 
-def in_order(file: HubFile, start: int, *, block: int = BLOCK, ahead: int = AHEAD // BLOCK) -> Iterator[bytes]:
+def in_order(file: HubFile, start: int, *, block: int = DOWNLOADED, ahead: int = 4) -> Iterator[bytes]:
     """The bytes of a file from `start` to its end, in pieces of `block`, of which `ahead` are requested in advance."""
     waiting: list[Future[bytes]] = []
     offsets = iter(range(start, file.size, block))
     while True:
         while len(waiting) <= ahead and (offset := next(offsets, None)) is not None:
-            waiting.append(_started(file, offset, min(offset + block, file.size)))
+            waiting.append(started(partial(file.fetch, offset, min(offset + block, file.size))))
         if not waiting:
             return
-        yield waiting.pop(0).result()
-
-
-def _started(file: HubFile, start: int, stop: int) -> Future[bytes]:
-    """A range of a file that a thread of its own fetches."""
-    future: Future[bytes] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(file.fetch(start, stop))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
+        yield waited(waiting.pop(0))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gguf_tools import signals
 from gguf_tools.sources.hub import HubError, HubName, window
 from gguf_tools.sources.hub.cache import cache_folder, snapshot, store
 from gguf_tools.sources.hub.file import HubFile, Listed
+from gguf_tools.sources.hub.threads import for_each, started, waited
 from gguf_tools.sources.hub.window import Window, in_order
 from tests.hub.faults import Fault
 from tests.hub.repositories import Blob, StoredFile
@@ -67,15 +70,19 @@ def test_status_codes_that_may_pass_are_repeated_as_the_server_asks(
 ) -> None:
     hub.fail(Fault(path="/objects/", status=429, headers={"Retry-After": "7"}))
     hub.fail(Fault(path="/objects/", status=503, times=2))
-    assert file.fetch(0, 1000) == DATA[:1000]
+    with pytest.warns(UserWarning, match=r"model\.safetensors: status (429|503); the request is repeated"):
+        assert file.fetch(0, 1000) == DATA[:1000]
     assert waits == [7.0, 2.0, 4.0]
 
 
 def test_requests_that_bring_nothing_end_with_one_line(hub: Hub, file: HubFile, waits: list[float]) -> None:
     hub.fail(Fault(path="/objects/", status=500, times=99))
-    with pytest.raises(HubError, match=r"6 requests in a row for the bytes from 0 on failed \(status 500\)"):
+    with (
+        pytest.warns(UserWarning, match="is repeated"),
+        pytest.raises(HubError, match=r"8 requests in a row for the bytes from 0 on failed \(status 500\)"),
+    ):
         file.fetch(0, 1000)
-    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
 
 
 def test_a_link_that_expired_is_asked_for_again(hub: Hub, file: HubFile, waits: list[float]) -> None:
@@ -98,7 +105,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(hub: Hub, file: HubFil
 def test_a_server_that_is_gone_is_told(file: HubFile, hub: Hub) -> None:
     file.resolve()
     hub.stop()
-    with pytest.raises(HubError, match="6 requests in a row"):
+    with pytest.warns(UserWarning, match="is repeated"), pytest.raises(HubError, match="8 requests in a row"):
         file.fetch(0, 10)
 
 
@@ -251,3 +258,27 @@ def test_a_file_in_git_is_read_in_ranges_too(hub: Hub, waits: list[float]) -> No
     listed = Listed("weights.txt", len(DATA), None)
     file = HubFile(HubName("org/small", commit, "weights.txt"), listed, Path("unused"))
     assert file.fetch(5, 500) == DATA[5:500]
+
+
+def test_whoever_waits_for_the_hub_stops_when_the_command_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    future = started(ended.wait)
+    monkeypatch.setattr(signals, "received", lambda: signal.SIGINT)
+    with pytest.raises(HubError, match="interrupted"):
+        waited(future)
+    ended.set()
+    assert waited(future) is True
+
+
+def test_the_first_error_of_several_threads_is_raised() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        if number == 3:
+            raise HubError("three")
+        done.append(number)
+
+    with pytest.raises(HubError, match="three"):
+        for_each(work, range(4), 2)
+    for_each(done.append, range(10, 13), 5)
+    assert {0, 1, 2, 10, 11, 12} <= set(done)
