@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from gguf_tools import signals
-from gguf_tools.api.options import Donors, at_least, counted, optional_path, recipe_of
+from gguf_tools.api.options import Donors, adapters_of, at_least, counted, optional_path, recipe_of
 from gguf_tools.api.results.surgery import OperateResult, SurgeryPlan
 from gguf_tools.errors import InputError
 from gguf_tools.formats import journal
@@ -17,6 +18,7 @@ from gguf_tools.formats.output import Check, check_outputs
 from gguf_tools.formats.watch import Watch
 from gguf_tools.machine import available_cores
 from gguf_tools.progress import StageProgress
+from gguf_tools.sources.adapters.adapter import GivenAdapter, adapter_files
 from gguf_tools.sources.hub import cached_name, local_source
 from gguf_tools.sources.inputs import source_files
 from surgery.auto import is_auto, resolve
@@ -38,6 +40,7 @@ def operate(
     recipe: str | Path | Recipe | None = None,
     *,
     donors: Donors | None = None,
+    lora: str | Path | Iterable[str | Path] = (),
     in_place: bool = False,
     undo: bool = False,
     save_recipe: str | Path | None = None,
@@ -56,7 +59,8 @@ def operate(
     the names that it uses for other models to their paths, as in `graft(B:3..5@4)`. Whole layers of a GGUF are copied
     unchanged, quantized or not; blended or scaled tensors are encoded again in their type. `in_place` changes a GGUF itself,
     for recipes that only reorder whole layers; `undo` undoes the last such change. If one was interrupted, `in_place`
-    completes it first; without a recipe it does only that. `save_recipe` writes the recipe to a TOML file. `allow_nonfinite`
+    completes it first; without a recipe it does only that. `lora` names adapters that are merged into a checkpoint first, as in
+    `convert`; no op is needed then. `save_recipe` writes the recipe to a TOML file. `allow_nonfinite`
     keeps NaN and infinity, which otherwise raise an error in anything written to `out`; an in-place change reads no weights.
     `assume_independent_layers` accepts a GGUF of an architecture that is not in the table of architectures; you must have
     checked that its computation does not depend on a layer's position, the number of layers, or tensors outside the layers.
@@ -81,8 +85,12 @@ def operate(
             raise InputError("--undo undoes the last in-place change and takes no OUT or ops; give SOURCE alone")
         return OperateResult(source=source, undone=journal.undo(source))
     _check_place(source, out, in_place, dry_run)
+    adapters = adapters_of(lora)
+    if adapters and _is_gguf(source):
+        raise InputError(f"{source}: is a GGUF, into which --lora cannot be merged; give the checkpoint")
     parsed = Recipe() if recipe is None else recipe_of(recipe, donors)
     read = [file for path in (source, *(donor.path for donor in parsed.donors)) for file in source_files(path)]
+    read += [file for adapter in adapters for file in adapter_files(adapter.path)]
     outputs = {"OUT": out, "--save-recipe": optional_path(save_recipe)}
     measured_on = [] if text is None else [Path(text)]
     recipe_file = [Path(recipe)] if isinstance(recipe, str | Path) and os.path.isfile(recipe) else []
@@ -93,15 +101,17 @@ def operate(
     watch = Watch.over(read)
     if completed and not parsed:
         return OperateResult(source=source, in_place=True, completed=completed)
-    if not parsed:
+    if not parsed and not adapters:
         raise InputError("there is no op; give one, such as --swap 1:3, or --recipe FILE")
     choice = None
     if is_auto(parsed):
+        if adapters:
+            raise InputError("--lora: an op that measures would not see the adapter; merge it into a folder first")
         tell = None if progress is None else partial(progress, "measuring")
         parsed, choice = resolve(parsed, source, optional_path(text), out or source, threads, tell)
     elif text is not None:
         raise InputError("--text: no op measures; give one such as --delete auto:2")
-    plan = _planned(source, parsed, assume_independent_layers)
+    plan = _planned(source, parsed, assume_independent_layers, adapters)
     target = source if in_place else out
     if dry_run:
         if in_place and not isinstance(plan, CheckpointPlan):
@@ -141,10 +151,10 @@ def _is_gguf(source: Path) -> bool:
     return source.is_file() and is_gguf(source)
 
 
-def _planned(source: Path, recipe: Recipe, assume: bool) -> SurgeryPlan:
+def _planned(source: Path, recipe: Recipe, assume: bool, adapters: Sequence[GivenAdapter]) -> SurgeryPlan:
     if _is_gguf(source):
         return plan_gguf(open_layered(source, assume_independent=assume), recipe)
-    return plan_checkpoint(source, recipe)
+    return plan_checkpoint(source, recipe, adapters)
 
 
 def _proof(plan: SurgeryPlan, prove: bool | None) -> SurgeryProof | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from gguf_tools.commands.adapter_options import lora_option
 from gguf_tools.commands.common import (
     check_outputs,
     examples,
@@ -27,6 +28,7 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 )
 @click.argument("source", type=streamed_source())
 @click.argument("out", type=click.Path(path_type=Path), required=False)
+@lora_option("SOURCE, a checkpoint, first")
 @click.option("--in-place", is_flag=True, help="Change SOURCE, a GGUF, itself; only for reordering whole layers.")
 @click.option("--undo", is_flag=True, help="Undo the last in-place change of SOURCE.")
 @click.option("--save-recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write the ops to a TOML file.")
@@ -55,6 +57,7 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
 def surgery(
     source: Path,
     out: Path | None,
+    lora: tuple[str, ...],
     in_place: bool,
     undo: bool,
     save_recipe: Path | None,
@@ -82,6 +85,7 @@ def surgery(
             source,
             out,
             given_recipe(),
+            lora=lora,
             in_place=in_place,
             undo=undo,
             save_recipe=save_recipe,

@@ -15,11 +15,13 @@ from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.model.spec import Model
+from gguf_tools.sources.adapters.adapter import GivenAdapter
 from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.views import take
 from surgery.algebra import Half, Method, Original, Space
 from surgery.arithmetic import mixed, times
+from surgery.checkpoint.adapters import merged_as_stored
 from surgery.model import EXPERT_PREFIX, ModelHalf, ModelSpace, half_of_role, output_roles, score_roles
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -203,10 +205,13 @@ def _number(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def open_layers(path: Path) -> LayerSource:
-    """Open a checkpoint for surgery; errors as `open_checkpoint` and `build_model`, and InputError for a GGUF."""
+def open_layers(path: Path, adapters: Sequence[GivenAdapter] = ()) -> LayerSource:
+    """Open a checkpoint for surgery, with these adapters merged.
+
+    Errors as `open_checkpoint` and `build_model`, and InputError for a GGUF.
+    """
     if path.is_file() and is_gguf(path):
         raise InputError(f"{path}: is a GGUF file; a checkpoint takes layers of checkpoints alone, convert it first")
-    checkpoint = open_checkpoint(path)
+    checkpoint = merged_as_stored(open_checkpoint(path).adapted(adapters))
     model = build_model(checkpoint, check_type=check_model_type)
     return LayerSource(checkpoint, model, read_names(checkpoint, model))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -31,6 +31,7 @@ from gguf_tools.formats.safetensors import WIDTHS, Stored, StoredTensor, write_s
 from gguf_tools.formats.state_dict import StateTensor
 from gguf_tools.model.spec import Model
 from gguf_tools.progress import ByteProgress
+from gguf_tools.sources.adapters.adapter import GivenAdapter
 from gguf_tools.sources.checkpoint import (
     CONFIG,
     DESCRIPTION,
@@ -89,17 +90,19 @@ class CheckpointPlan:
         return sum(tensor.size * _width(tensor) for tensor in self.tensors.values())
 
 
-def plan_checkpoint(path: Path, recipe: Recipe) -> CheckpointPlan:
+def plan_checkpoint(path: Path, recipe: Recipe, adapters: Sequence[GivenAdapter] = ()) -> CheckpointPlan:
     """Plan the surgery from the headers and configs of the checkpoint and of the recipe's donors alone.
+
+    `adapters` are merged into the checkpoint first.
 
     Raises InputError or a subclass for an invalid index, a blend of different kinds, a checkpoint without a family, or a donor
     whose layers cannot stand in the checkpoint.
     """
-    source = open_layers(path)
+    source = open_layers(path, adapters)
     checkpoint, model, names = source.checkpoint, source.model, source.names
     donors = {donor.name: open_layers(donor.path) for donor in recipe.donors}
     stack = recipe.apply(len(model.layers), {name: len(donor.model.layers) for name, donor in donors.items()})
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = checkpoint.notes if adapters else ()
     for donor in recipe.donors:
         used = {origin.index for layer in stack for origin in origins(layer) if origin.source == donor.name}
         found = differences(source, donors[donor.name], used, donor.name)
@@ -164,7 +167,8 @@ def write_checkpoint(
             (folder / CONFIG).write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", "utf-8")
         if plan.checkpoint.description is not None:
             (folder / DESCRIPTION).write_text(_described(plan, plan.checkpoint.description), "utf-8")
-        (folder / RECIPE_FILE).write_text(_history(plan, out), "utf-8")
+        if plan.recipe or plan.before:
+            (folder / RECIPE_FILE).write_text(_history(plan, out), "utf-8")
         _write_weights(plan, folder, progress, allow_nonfinite)
         made = build_model(open_checkpoint(folder), check_type=lambda *_: "")  # the source has been checked
         if made.spec != plan.model.spec:

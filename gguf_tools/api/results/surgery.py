@@ -120,7 +120,7 @@ class OperateResult(Shown):
         made = f"{count} tensors are computed, all others copied" if count else "all tensors are copied unchanged"
         donors = [(donor.name, str(donor.path)) for donor in plan.recipe.donors]
         told = [("measured", f"{self.choice.op} on {self.choice.text}")] if self.choice else []
-        facts = [*told, ("recipe", self.recipe), *donors, ("layers", f"{len(old)} → {len(new)}; {made}")]
+        facts = [*told, ("recipe", self.recipe or "no op"), *donors, ("layers", f"{len(old)} → {len(new)}; {made}")]
         drawing = [Lines(), Lines(draw(plan.stack, len(old), old, new), fixed=True), Lines()]
         notes = [("note", note) for note in self.notes]
         if self.bytes is None:

@@ -69,6 +69,7 @@ class _Merging:
     def add(self, adapter: Adapter) -> None:
         """Merge one adapter into what there is."""
         left_out: list[str] = []
+        before = {id(tensor) for tensor in self.tensors.values()}
         self._untie(adapter)
         for name, tensor in adapter.replaced.items():
             if tower_of(name):
@@ -84,7 +85,8 @@ class _Merging:
                 self._merge(adapter, module, factors)
         if adapter.config.tied:
             self._tie(adapter)
-        self.notes += _notes(adapter, self.checkpoint, left_out)
+        changed = sum(id(tensor) not in before for tensor in self.tensors.values())
+        self.notes += _notes(adapter, self.checkpoint, changed, left_out)
 
     def result(self) -> Checkpoint:
         notes = (*self.checkpoint.notes, *self.notes)
@@ -310,10 +312,9 @@ def _base(adapter: Adapter) -> str:
     return f" ({shortened(adapter.config.base)})" if adapter.config.base else ""
 
 
-def _notes(adapter: Adapter, checkpoint: Checkpoint, left_out: Sequence[str]) -> list[str]:
-    """What the user should know of a merge."""
-    count = len(adapter.factors) + len(adapter.replaced) + len(adapter.rows) - len(left_out)
-    notes = [f"the adapter {adapter.text} is merged into {count} tensors"]
+def _notes(adapter: Adapter, checkpoint: Checkpoint, changed: int, left_out: Sequence[str]) -> list[str]:
+    """What the user should know of a merge that changed so many tensors."""
+    notes = [f"the adapter {adapter.text} is merged into {changed} tensors"]
     base = adapter.config.base.replace("\\", "/").rstrip("/")
     if base and base.rpartition("/")[2].lower() != checkpoint.folder.resolve().name.lower():
         notes.append(f"the adapter says that it was trained on {shortened(base)}; it is merged into {checkpoint.path}")
