@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +55,10 @@ def adapters_of(lora: str | Path | Iterable[str | Path]) -> tuple[GivenAdapter, 
     Raises InputError for a scale that is not a finite number, HubError for a name that cannot be read from the hub.
     """
     listed = [lora] if isinstance(lora, str | Path) else list(lora)
-    given = [GivenAdapter(one) if isinstance(one, Path) else parse_adapter(one) for one in listed]
-    return tuple(replace(one, path=local_source(one.path, Reading.WHOLE)) for one in given)
+    return tuple(
+        GivenAdapter(local_source(one, Reading.WHOLE)) if isinstance(one, Path) else parse_adapter(one)
+        for one in listed
+    )
 
 
 def type_options(

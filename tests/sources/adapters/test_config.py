@@ -91,10 +91,10 @@ def test_unknown_keys_that_say_nothing_are_accepted(tmp_path: Path) -> None:
 
 
 def test_the_scale_is_what_stands_after_the_last_at(tmp_path: Path) -> None:
-    assert parse_adapter("a/b") == GivenAdapter(Path("a/b"))
-    assert parse_adapter("a/b@0.5") == GivenAdapter(Path("a/b"), 0.5)
-    assert parse_adapter("a@b/c") == GivenAdapter(Path("a@b/c"))
-    assert parse_adapter("a@b@-1e-1") == GivenAdapter(Path("a@b"), -0.1)
+    assert parse_adapter("/a/b") == GivenAdapter(Path("/a/b"))
+    assert parse_adapter("/a/b@0.5") == GivenAdapter(Path("/a/b"), 0.5)
+    assert parse_adapter("/a@b/c") == GivenAdapter(Path("/a@b/c"))
+    assert parse_adapter("/a@b@-1e-1") == GivenAdapter(Path("/a@b"), -0.1)
     (tmp_path / "v@2").mkdir()
     assert parse_adapter(str(tmp_path / "v@2")).scale == 1.0
     for text in ("a@nan", "a@inf", "a@1e9", ""):
