@@ -9,7 +9,7 @@ from typing import Any
 
 from gguf_tools.errors import InputError
 from gguf_tools.families.base import CheckType
-from gguf_tools.families.registry import build_model
+from gguf_tools.families.registry import build_published
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf
 from gguf_tools.formats.gguf.source import open_gguf
@@ -19,6 +19,7 @@ from gguf_tools.model.feed_forward import ACTIVATIONS
 from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import MLP, Attention, DeltaNet, GatedMLP, Mamba2, Model, ModelSpec, MoE, ShortConv
 from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
+from gguf_tools.sources.restore import restore
 from gguf_tools.targets.planner import plan
 from gguf_tools.targets.registry import NoTargetError, lift
 from gguf_tools.tokenizers.vocabulary import load_tokenizer
@@ -41,8 +42,12 @@ def _inspect_checkpoint(path: Path, check_type: CheckType | None) -> Inspection:
     facts: dict[str, Any] = {"problems": (), "notes": checkpoint.notes}
     model = None
     try:
-        model = build_model(checkpoint, check_type=check_type)
+        restored = restore(checkpoint)
+        facts["packings"] = restored.packings
+        model = build_published(restored, check_type=check_type)
         facts |= _facts(model) | {"family": model.family}
+        told = {packing.note for packing in restored.packings}
+        facts["notes"] = tuple(note for note in model.notes if note not in told)
         facts["target"] = _target(model)
     except InputError as error:
         facts["problems"] += (str(error),)

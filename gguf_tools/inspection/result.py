@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.sources.hub import shown_source
+from gguf_tools.sources.packing import Packing
 from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
 from gguf_tools.text import as_json, human_bytes, human_count, shortened
 
@@ -49,7 +50,8 @@ class Inspection(Shown):
     """The description of a checkpoint or a GGUF file.
 
     `problems` are the errors that converting or running it would raise, one line each; fields that depend on them are None.
-    `target` is the planner's selection for a checkpoint: name, rewrites and their cost.
+    `target` is the planner's selection for a checkpoint: name, rewrites and their cost. `packings` are the formats that weights
+    are packed in; `types` counts their integers as they are stored.
     """
 
     path: str
@@ -67,6 +69,7 @@ class Inspection(Shown):
     vocabulary: Vocabulary | None = None
     target: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    packings: tuple[Packing, ...] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -77,8 +80,8 @@ class Inspection(Shown):
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data per stored weight."""
-        weights = sum(share.weights for share in self.types)
+        """Bits of tensor data per weight: of a packed checkpoint per weight of the model, else per stored number."""
+        weights = self.parameters if self.packings else sum(share.weights for share in self.types)
         return 8 * self.bytes / weights if weights else 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,6 +102,7 @@ class Inspection(Shown):
         if self.layers is not None:
             lines.append(("layers", f"{self.layers}{_pattern(self.pattern)}"))
         sizes = {"hidden": self.hidden, "context": self.context}
+        lines += [("packed", _packed(packing)) for packing in self.packings]
         lines += [(key, str(value)) for key, value in sizes.items() if value is not None]
         lines += list(self.details.items())
         lines += [("tokenizer", text) for text in _vocabulary(self)]
@@ -128,6 +132,10 @@ def _pattern(pattern: str | None) -> str:
     if pattern != pattern.upper():
         said.append("lower case dense" if pattern != pattern.lower() else "all dense")
     return f": {pattern} ({', '.join(said)})"
+
+
+def _packed(packing: Packing) -> str:
+    return f"{packing}: {packing.tensors} tensors, {human_count(packing.weights)} weights"
 
 
 def _vocabulary(found: Inspection) -> list[str]:

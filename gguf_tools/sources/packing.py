@@ -16,3 +16,8 @@ class Packing:
 
     def __str__(self) -> str:
         return f"{self.format}, {self.scheme}"
+
+    @property
+    def note(self) -> str:
+        """What a conversion says of it."""
+        return f"{self.tensors} tensors are unpacked ({self})"

@@ -18,6 +18,7 @@ from gguf_tools.families.tiny.hybrid import write_next, write_qwen35
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.inspection.report import inspect
 from tests.oracle import convert
+from tests.sources.restore.unpack import packers
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,24 @@ def test_packed_weights_and_no_tokenizer(tmp_path: Path) -> None:
     problems = inspect(tmp_path).problems
     assert "packed by HQQ" in problems[0]
     assert len(problems) == 2
+
+
+def test_packed_weights_that_are_read(tmp_path: Path) -> None:
+    def pack(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[packers.Arrays, packers.Array]:
+        made = packers.layer(rng, outputs, inputs)
+        return packers.gptq(made), made.expected
+
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}
+    made = packers.checkpoint(tmp_path, pack, {"quantization_config": config})
+    found = report(tmp_path)
+    weights = sum(values.size for values in made.expected.values())
+    scheme = "4 bits, groups of 32, symmetric"
+    assert found["packings"] == [{"format": "GPTQ", "scheme": scheme, "tensors": 21, "weights": weights}]
+    assert found["bits_per_weight"] == 8 * found["bytes"] / found["parameters"]
+    assert not found["notes"]
+    text = shown(tmp_path)
+    assert "packed     GPTQ, 4 bits, groups of 32, symmetric: 21 tensors, 92.2 K weights" in text
+    assert "unpacked" not in text
 
 
 def test_a_tower_is_only_a_note(tmp_path: Path) -> None:

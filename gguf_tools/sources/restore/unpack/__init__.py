@@ -42,7 +42,7 @@ def unpack(checkpoint: Checkpoint) -> Checkpoint:
             )
         tensors[one.name] = one.tensor
     packings = [packing for name, found in by_format.items() for packing in _counted(name, found)]
-    notes = [f"{packing.tensors} tensors are unpacked ({packing})" for packing in packings]
+    notes = [packing.note for packing in packings]
     return replace(
         checkpoint, tensors=tensors, packings=(*checkpoint.packings, *packings), notes=(*checkpoint.notes, *notes)
     )

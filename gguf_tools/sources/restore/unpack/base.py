@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_tools.errors import CheckpointError
 from gguf_tools.sources.restore.unpack.bits import dense, padded
 from gguf_tools.sources.restore.unpack.whole import whole_bytes, whole_floats
 from gguf_tools.tensors.base import Tensor
@@ -127,11 +129,31 @@ class BitsDown(Reader):
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Which group each of `columns` columns belongs to: runs of `size`, or by `index`."""
+    """Which of `count` groups each of `columns` columns belongs to: runs of `size`, or as the tensor `order` assigns them.
+
+    `order` is read when the first weights are; -1 in it means that columns are in runs.
+    """
 
     columns: int
     size: int
-    index: NDArray[np.int64] | None = None
+    order: Tensor | None = None
+    count: int = 0
+
+    @cached_property
+    def index(self) -> NDArray[np.int64] | None:
+        """The group of each column, or None if they are runs. Raises CheckpointError for a group that is none."""
+        if self.order is None:
+            return None
+        found = self.order.numbers(0, self.columns).astype(np.int64)
+        if (found == -1).any() or np.array_equal(found, np.arange(self.columns) // self.size):
+            return None
+        wrong = found[(found < 0) | (found >= self.count)]
+        if wrong.size:
+            raise CheckpointError(
+                f"tensor {', '.join(self.order.sources)} names group {wrong[0]}; expected 0 to {self.count - 1}; download the "
+                "checkpoint again"
+            )
+        return found
 
     def spread(self, numbers: Numbers) -> Numbers:
         """The number of each column, from the numbers of the groups (rows, groups)."""
@@ -142,9 +164,9 @@ class Groups:
         return np.repeat(numbers, self.size, axis=1)[:, : self.columns]
 
     def __str__(self) -> str:
-        if self.index is None and self.size >= self.columns:
+        if self.order is None and self.size >= self.columns:
             return "one scale per row"
-        return f"groups of {self.size}" + (" in the order of their activations" if self.index is not None else "")
+        return f"groups of {self.size}" + (" in the order of their activations" if self.order is not None else "")
 
 
 class Rows(View):
@@ -165,7 +187,8 @@ class Rows(View):
             return np.empty(0, np.float32)
         width = self.columns
         first, last = start // width, -(-stop // width)
-        found: FloatArray = self.rows(first, last).reshape(-1)
+        with np.errstate(all="ignore"):  # of scales that are not finite: the encoder names the weights
+            found: FloatArray = self.rows(first, last).reshape(-1)
         return found[start - first * width : stop - first * width]
 
 
@@ -191,7 +214,8 @@ class Affine(Rows):
     @property
     def parts(self) -> tuple[Tensor, ...]:
         readers = (self.codes, self.scale, self.zero, self.bias)
-        return tuple(reader.tensor for reader in readers if isinstance(reader, Reader))
+        order = () if self.groups.order is None else (self.groups.order,)
+        return (*(reader.tensor for reader in readers if isinstance(reader, Reader)), *order)
 
     def rows(self, first: int, last: int) -> FloatArray:
         """Rows `first` to `last` as float32 (last - first, columns)."""

@@ -39,7 +39,7 @@ KEYS = frozenset({
 STATE_KEYS = frozenset({
     "quant_type", "blocksize", "dtype", "shape", "nested_blocksize", "nested_dtype", "nested_offset",
 })  # fmt: skip
-DTYPES: Mapping[object, TensorType] = {"float32": F32, "float16": F16, "bfloat16": BF16}
+DTYPES: Mapping[str, TensorType] = {"float32": F32, "float16": F16, "bfloat16": BF16}
 MOST_STATE = 1 << 16
 """Most bytes of the JSON of one weight."""
 INVERSE = np.float32(7.874015718698502e-3)
@@ -67,7 +67,8 @@ class Maxima:
             return self.absmax.flat(first, last)
         start, stop = first // self.size, -(-last // self.size)
         scales = np.repeat(self.nested.flat(start, stop), self.size)[first - start * self.size :][: last - first]
-        found: FloatArray = self.table[self.absmax.stored_bytes(first, last)] * scales + np.float32(self.offset)
+        with np.errstate(all="ignore"):
+            found: FloatArray = self.table[self.absmax.stored_bytes(first, last)] * scales + np.float32(self.offset)
         return found
 
 
@@ -105,7 +106,8 @@ class FourBit(View):
         ]
         low, high = start // self.block, -(-stop // self.block)
         scales = np.repeat(self.maxima.read(low, high), self.block)[start - low * self.block :][: stop - start]
-        found: FloatArray = self.table[codes] * scales
+        with np.errstate(all="ignore"):  # of maxima that are not finite, which the encoder names
+            found: FloatArray = self.table[codes] * scales
         return found
 
     def flat(self, start: int, stop: int) -> FloatArray:
@@ -137,8 +139,9 @@ class EightBit(Rows):
 
     def rows(self, first: int, last: int) -> FloatArray:
         found = Integers(self.codes).rows(first, last).astype(np.float32)
-        found *= self.scale.flat(first, last)[:, None]
-        found *= INVERSE
+        with np.errstate(all="ignore"):
+            found *= self.scale.flat(first, last)[:, None]
+            found *= INVERSE
         return found
 
 
@@ -149,15 +152,15 @@ def find(checkpoint: Checkpoint, said: Stated) -> list[Found]:
     if states or rows:
         said.require_known("bitsandbytes", KEYS)
     return [
-        *(_four_bit(checkpoint, match[1], match[0]) for match in states),
+        *(_four_bit(checkpoint, match[1], match[2], match[0]) for match in states),
         *(_eight_bit(checkpoint, s) for s in rows),
     ]
 
 
-def _four_bit(checkpoint: Checkpoint, name: str, state_name: str) -> Found:
-    """The weight `name`, whose JSON is in the tensor `state_name`."""
+def _four_bit(checkpoint: Checkpoint, name: str, kind: str, state_name: str) -> Found:
+    """The weight `name` of codes of `kind` (nf4, fp4), whose JSON is in the tensor `state_name`."""
     state = _state(checkpoint, state_name)
-    shape, block, kept = tuple(state["shape"]), state["blocksize"], DTYPES[state["dtype"]]
+    shape, block, kept = tuple(state["shape"]), state["blocksize"], DTYPES[str(state["dtype"])]
     size = prod(shape)
     codes = checkpoint.tensors.get(name)
     if codes is None:
@@ -180,7 +183,7 @@ def _four_bit(checkpoint: Checkpoint, name: str, state_name: str) -> Found:
         used += [f"{name}.nested_absmax", f"{name}.nested_quant_map"]
     tensor = FourBit(shape=shape, codes=codes, maxima=maxima, table=table.flat(0, 16), block=block, kept=kept)
     double = ", double quantization" if maxima.nested is not None else ""
-    return Found(name, tensor, tuple(used), f"{str(state['quant_type']).upper()}, blocks of {block}{double}, as {kept}")
+    return Found(name, tensor, tuple(used), f"{kind.upper()}, blocks of {block}{double}, as {kept}")
 
 
 def _nested(checkpoint: Checkpoint, name: str, state: Mapping[str, Any], absmax: Tensor) -> Maxima:
@@ -222,7 +225,7 @@ def _state(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     shape, block = state.get("shape"), state.get("blocksize")
     sizes = shape if isinstance(shape, list) and 0 < len(shape) <= 4 else [0]
     whole = all(type(n) is int and 0 < n < 1 << 31 for n in (*sizes, block)) and prod(sizes) < 1 << 48
-    if not whole or state.get("dtype") not in DTYPES:
+    if not whole or str(state.get("dtype")) not in DTYPES:
         raise CheckpointError(
             f"{checkpoint.path}: tensor {name} has shape {shape!r}, blocksize {block!r}, dtype {state.get('dtype')!r}; expected "
             "the sizes of a weight, and float32, float16 or bfloat16; download the checkpoint again"

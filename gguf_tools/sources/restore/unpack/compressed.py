@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from math import prod
 
-import numpy as np
-
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.restore.unpack.base import Affine, Bits, BitsDown, Floats, Groups, Integers, Reader, leading
@@ -193,14 +191,7 @@ def _ordered(checkpoint: Checkpoint, stem: str, index: Tensor, groups: Groups, c
     name = f"{stem}.weight_g_idx"
     if index.dtype not in ("I32", "I64") or index.shape != (groups.columns,):
         raise misfit(checkpoint, name, index, f"I32 of shape ({groups.columns},)")
-    found = index.numbers(0, index.size).astype(np.int64)
-    if (found == -1).any() or np.array_equal(found, np.arange(groups.columns) // groups.size):
-        return groups
-    if found.min() < 0 or found.max() >= count:
-        raise CheckpointError(
-            f"{checkpoint.path}: tensor {name} names group {found.max()}; expected 0 to {count - 1}; download it again"
-        )
-    return Groups(groups.columns, groups.size, found)
+    return Groups(groups.columns, groups.size, index, count)
 
 
 def _plain(checkpoint: Checkpoint, stem: str) -> Found:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from gguf_tools.errors import CheckpointError
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.restore.unpack.base import Affine, BitColumns, BitsAcross, FloatColumns, Groups
@@ -39,13 +37,14 @@ class GPTQWeight(Affine):
     """A weight; in the format that stores zero - 1, a stored 2^bits - 1 is refused: programs read it as 2^bits or as 0."""
 
     most: int
+    stored_zeros: Tensor
 
     def zeros(self, first: int, last: int) -> FloatArray:
         found = super().zeros(first, last)
         if self.add_to_zero and found.size and found.max() > self.most:
             raise CheckpointError(
-                f"tensor {', '.join(self.parts[2].sources)} holds the zero point {self.most} in GPTQ's first format, which some "
-                f"programs read as {self.most + 1} and some as 0; save it in the format gptq_v2"
+                f"tensor {', '.join(self.stored_zeros.sources)} holds the zero point {self.most} in GPTQ's first format, which "
+                f"some programs read as {self.most + 1} and some as 0; save it in the format gptq_v2"
             )
         return found
 
@@ -79,7 +78,7 @@ def _weight(checkpoint: Checkpoint, said: Stated, stem: str, first: bool) -> Fou
         )
     if zeros.dtype != "I32" or zeros.shape != (groups, -(-outputs * bits // 32)):
         raise misfit(checkpoint, f"{stem}.qzeros", zeros, f"I32 of shape ({groups}, {-(-outputs * bits // 32)})")
-    spread = _groups(checkpoint, said, stem, index, inputs, groups)
+    spread = _groups(said, stem, index, inputs, groups)
     tensor = GPTQWeight(
         shape=(outputs, inputs),
         codes=BitColumns(tensor=words, bits=bits, count=inputs),
@@ -88,12 +87,14 @@ def _weight(checkpoint: Checkpoint, said: Stated, stem: str, first: bool) -> Fou
         zero=BitsAcross(tensor=zeros, bits=bits),
         add_to_zero=1 if first else 0,
         most=(1 << bits) - 1,
+        stored_zeros=zeros,
     )
     used = [packed, f"{stem}.scales", f"{stem}.qzeros", *([f"{stem}.g_idx"] if index is not None else [])]
     symmetric = said.options.get("sym")
     kind = (", symmetric" if symmetric else ", asymmetric") if isinstance(symmetric, bool) else ""
     used += without_zero_bias(checkpoint, stem)
-    return Found(f"{stem}.weight", tensor, tuple(used), f"{bits} bits, {spread}{kind}")
+    runs = spread if said.options.get("desc_act") else Groups(inputs, spread.size)
+    return Found(f"{stem}.weight", tensor, tuple(used), f"{bits} bits, {runs}{kind}")
 
 
 def _bits(checkpoint: Checkpoint, said: Stated, stem: str, words: Tensor, index: Tensor | None) -> int:
@@ -108,20 +109,12 @@ def _bits(checkpoint: Checkpoint, said: Stated, stem: str, words: Tensor, index:
     return found
 
 
-def _groups(checkpoint: Checkpoint, said: Stated, stem: str, index: Tensor | None, inputs: int, groups: int) -> Groups:
-    """The group of each input: runs of one size, or as `g_idx` says if the inputs were quantized in another order."""
+def _groups(said: Stated, stem: str, index: Tensor | None, inputs: int, groups: int) -> Groups:
+    """The group of each input: as `g_idx` says, if there is one, else runs of one size."""
     size = -(-inputs // groups)
     wanted = said.options.get("group_size")
     if type(wanted) is int and 0 < wanted < inputs and not said.options.get("dynamic"):
         said.agree("group_size", size if -(-inputs // wanted) != groups else wanted, stem)
         size = wanted
-    plain = np.arange(inputs) // size
-    if index is None:
-        return Groups(inputs, size)
-    found = index.numbers(0, inputs).astype(np.int64)
-    if found.size and (found.min() < 0 or found.max() >= groups):
-        raise CheckpointError(
-            f"{checkpoint.path}: tensor {stem}.g_idx names group {found.min() if found.min() < 0 else found.max()}; expected "
-            f"0 to {groups - 1}; download the checkpoint again"
-        )
-    return Groups(inputs, size) if np.array_equal(found, plain) else Groups(inputs, size, found)
+    # Without desc_act the index only repeats the runs; it decides nevertheless.
+    return Groups(inputs, size, index, groups)

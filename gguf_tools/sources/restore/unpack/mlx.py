@@ -76,10 +76,10 @@ def _weight(checkpoint: Checkpoint, stem: str, options: Mapping[str, object]) ->
     """The weight of one layer by its options."""
     name, where = f"{stem}.weight", f"{checkpoint.path / CONFIG}: quantization"
     mode = options.get("mode", "affine")
-    if mode != "affine" and mode not in MODES:
+    if not isinstance(mode, str) or mode not in ("affine", *MODES):
         known = ", ".join(("affine", *MODES))
         raise UnsupportedError(f"{where}: mode of {stem} is {mode!r}; expected one of {known}; {ORIGINAL}")
-    fixed = MODES.get(str(mode))
+    fixed = MODES.get(mode)
     bits, size = (options.get(key) for key in ("bits", "group_size"))
     bits, size = (fixed[0] if bits is None else bits, fixed[1] if size is None else size) if fixed else (bits, size)
     if type(bits) is not int or type(size) is not int or size < 1 or bits not in ((fixed[0],) if fixed else BITS):

@@ -19,7 +19,7 @@ from tests.sources.restore.unpack.packers import Arrays
 RNG = np.random.default_rng(3)
 PLAIN = packers.layer(RNG, 32, 64)
 MIXED = packers.layer(RNG, 32, 64, symmetric=False)
-STATE = {"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [32, 64]}
+STATE: dict[str, object] = {"blocksize": 64, "dtype": "float16", "shape": [32, 64]}
 
 
 def four_bit(state: object) -> Arrays:
@@ -109,6 +109,11 @@ UNKNOWN: dict[str, tuple[Arrays, dict[str, Any], str]] = {
         {"quantization": {"bits": 4, "group_size": 32, "mode": "odd"}},
         "mode of a is 'odd'; expected one of",
     ),
+    "MLX, a list for a mode": (
+        mlx(),
+        {"quantization": {"bits": 4, "group_size": 32, "mode": ["affine"]}},
+        "mode of a is",
+    ),
     "MLX, bits": (mlx(), {"quantization": {"bits": 7, "group_size": 32}}, "a has 7 bits in groups of 32"),
     "bitsandbytes": (four_bit(STATE), quantized("bitsandbytes", bnb_5bit=True), "option bnb_5bit"),
     "a state": (four_bit({**STATE, "rank": 4}), BNB, "has the key rank, whose meaning"),
@@ -157,11 +162,6 @@ BROKEN: dict[str, tuple[Arrays, dict[str, Any], str]] = {
         "a.qweight is I32 of shape",
     ),
     "zeros": (with_(packers.gptq(PLAIN), qzeros=np.zeros((2, 3), "i4")), GPTQ, r"a.qzeros .* \(2, 4\)"),
-    "a group that is none": (
-        with_(packers.gptq(PLAIN), g_idx=np.full(64, 2, "i4")),
-        GPTQ,
-        "names group 2; expected 0 to 1",
-    ),
     "other bits": (packers.gptq(PLAIN), quantized("gptq", bits=8), "bits is 8, but the tensors of a have 4"),
     "another group size": (
         packers.gptq(PLAIN),
@@ -192,6 +192,7 @@ BROKEN: dict[str, tuple[Arrays, dict[str, Any], str]] = {
     "MLX, group size": (mlx(), {"quantization": {"bits": 4, "group_size": 64}}, "a.weight .* with 128 inputs"),
     "a state that is none": (four_bit(b"{"), BNB, "is not JSON"),
     "a list for a state": (four_bit([1]), BNB, "is not a JSON object"),
+    "a type that is a list": (four_bit({**STATE, "dtype": ["float16"]}), BNB, r"dtype \['float16'\]; expected"),
     "a huge shape": (four_bit({**STATE, "shape": [1 << 30, 1 << 30]}), BNB, "expected the sizes of a weight"),
     "another shape for a state": (
         four_bit({**STATE, "shape": [32, 65]}),
@@ -225,6 +226,17 @@ def test_a_zero_point_that_programs_read_differently(tmp_path: Path) -> None:
     )
     found = opened(tmp_path, second, quantized("gptq", bits=4, format="gptq_v2")).tensors["a.weight"]
     assert np.isfinite(found.array()).all()
+
+
+@pytest.mark.parametrize(
+    ("pack", "name", "config"), [(packers.gptq, "g_idx", GPTQ), (packers.compressed, "weight_g_idx", CT)]
+)
+def test_a_group_that_is_none(tmp_path: Path, pack: Callable[..., Arrays], name: str, config: dict[str, Any]) -> None:
+    """The groups of the inputs are read with the first weights, since they are as many as a small matrix."""
+    index = np.array([0] * 60 + [1, 1, 2, 1], "i4")
+    tensor = opened(tmp_path, {**pack(PLAIN), name: index}, config).tensors["a.weight"]
+    with pytest.raises(CheckpointError, match=rf"tensor a\.{name} names group 2; expected 0 to 1; download"):
+        tensor.array()
 
 
 CHECKS: list[Callable[[], tuple[Arrays, dict[str, Any]]]] = [
