@@ -10,6 +10,7 @@ from gguf_tools.editing.copies import check_room, write_copies
 from gguf_tools.editing.split import Reshaped, plan_merge, plan_split
 from gguf_tools.formats.watch import Watch
 from gguf_tools.progress import StageProgress
+from gguf_tools.sources.hub import Reading, local_source
 from gguf_tools.sources.inputs import source_files
 
 
@@ -35,8 +36,9 @@ def split(
     """
     at_least("--max-tensors", max_tensors)
     size = None if max_size is None else byte_count(max_size, "--max-size")
-    watch = Watch.over(source_files(Path(source)))
-    plan = plan_split(Path(source), max_size=size, max_tensors=max_tensors)
+    source = local_source(source, Reading.WHOLE)
+    watch = Watch.over(source_files(source))
+    plan = plan_split(source, max_size=size, max_tensors=max_tensors)
     return _written(plan, Path(out), watch, dry_run=dry_run, force=force, progress=progress)
 
 
@@ -55,8 +57,9 @@ def merge(
     Raises InputError if the model is not split; CheckpointError if a shard is missing, misnamed, broken or of another model;
     OutputError if `out` exists without `force`, is a shard, or cannot be written.
     """
-    watch = Watch.over(source_files(Path(source)))
-    plan = plan_merge(Path(source))
+    source = local_source(source, Reading.WHOLE)
+    watch = Watch.over(source_files(source))
+    plan = plan_merge(source)
     return _written(plan, Path(out), watch, dry_run=dry_run, force=force, progress=progress)
 
 

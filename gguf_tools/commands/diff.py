@@ -122,12 +122,14 @@ def _shapes(shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]) -> st
 
 def _summary(found: Difference) -> Facts:
     """Both sides, counts, layers that moved, the surgery, and the verdict."""
+    from gguf_tools.sources.hub import shown_source
+
     counts = dict.fromkeys(("equal", "type", "values", "shape", "only in A", "only in B"), 0)
     for tensor in found.tensors:
         counts[tensor.status] += 1
     facts = [
-        ("A", str(found.a)),
-        ("B", str(found.b)),
+        ("A", shown_source(found.a)),
+        ("B", shown_source(found.b)),
         ("tensors", ", ".join(f"{count} {name}" for name, count in counts.items() if count)),
         *(("note", one_line(note)) for note in found.notes),
         *(("layers", line) for line in found.layers[:ROWS]),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import ThresholdError
+from gguf_tools.sources.hub import shown_source
 from gguf_tools.tables import Block, Facts, Shown
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class DescribeResult(Shown):
 
     def blocks(self) -> Sequence[Block]:
         """What was found, for a terminal."""
-        facts = [("checkpoint", str(self.path))]
+        facts = [("checkpoint", shown_source(self.path))]
         solution = self.solution
         if solution is None:
             facts.append(("solved", "no evidence given: see the candidates in the description, or give --golden"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_tools.quantization.plan import Quantization
 from gguf_tools.quantization.write import Quantized
+from gguf_tools.sources.hub import shown_source
 from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
 from gguf_tools.tensors.blocks import nonfinite_rows
 from gguf_tools.text import as_json, human_bytes
@@ -152,7 +153,7 @@ def _overview(plan: Quantization, chosen: Chosen | None) -> list[tuple[str, str]
     report, parts = plan.report, len(plan.sources)
     nominal = "" if chosen else f"(nominally {report.nominal_bits_per_weight:.2f}) "
     rows = [
-        ("source", f"{plan.sources[0].path}" + (f" ({parts} shards)" if parts > 1 else "")),
+        ("source", shown_source(plan.sources[0].path) + (f" ({parts} shards)" if parts > 1 else "")),
         (
             "type",
             f"{chosen.target.label if chosen else plan.recipe.name}: {report.bits_per_weight:.2f} bits per weight "

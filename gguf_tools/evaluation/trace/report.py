@@ -9,6 +9,7 @@ from math import inf, log10
 from gguf_tools.evaluation.trace.causes import Cause
 from gguf_tools.evaluation.trace.compare import PointError
 from gguf_tools.evaluation.trace.run import Trace
+from gguf_tools.sources.hub import shown_source
 from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table, View, text_table
 
 WHOLE = View(None)
@@ -211,7 +212,7 @@ def summary(trace: Trace) -> Facts:
     unnamed = f"; without a name: {', '.join(trace.unnamed)}" if trace.unnamed else ""
     facts = [
         ("file", f"{trace.path} ({trace.architecture}, {trace.types})"),
-        ("reference", str(trace.reference)),
+        ("reference", shown_source(trace.reference)),
         ("tokens", str(len(trace.tokens))),
         ("points", f"{len(trace.points)} compared{unnamed}"),
         *(("note", note) for note in trace.notes if note != f"compared with {trace.reference}"),

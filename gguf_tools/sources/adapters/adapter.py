@@ -15,6 +15,7 @@ from pathlib import Path
 from gguf_tools.errors import CheckpointError, InputError, UnsupportedError
 from gguf_tools.formats.digest import FileDigest
 from gguf_tools.formats.links import refuse_links_out
+from gguf_tools.formats.remote import present
 from gguf_tools.formats.safetensors import read_safetensors
 from gguf_tools.formats.state_dict import read_state_dict
 from gguf_tools.sources.adapters.config import CONFIG, AdapterConfig, read_config
@@ -122,7 +123,7 @@ def is_adapter(path: Path) -> bool:
 
 def adapter_files(path: Path) -> tuple[Path, ...]:
     """The files that opening an adapter reads, those that exist."""
-    return tuple(file for name in (CONFIG, WEIGHTS, TORCH_WEIGHTS) if (file := path / name).exists())
+    return tuple(file for name in (CONFIG, WEIGHTS, TORCH_WEIGHTS) if present(file := path / name))
 
 
 def open_adapter(given: GivenAdapter) -> Adapter:
@@ -139,7 +140,7 @@ def open_adapter(given: GivenAdapter) -> Adapter:
         )
     if not (path / CONFIG).exists():
         raise CheckpointError(f"{path}: has no {CONFIG}; expected an adapter that PEFT saved")
-    files = [path / CONFIG, *(path / name for name in (WEIGHTS, TORCH_WEIGHTS) if (path / name).exists())][:2]
+    files = [path / CONFIG, *(path / name for name in (WEIGHTS, TORCH_WEIGHTS) if present(path / name))][:2]
     if len(files) < 2:
         raise CheckpointError(f"{path}: has no {WEIGHTS} (or {TORCH_WEIGHTS}); download the file")
     refuse_links_out(path, files)

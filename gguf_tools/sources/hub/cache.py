@@ -116,11 +116,11 @@ def _complete(file: HubFile, part: Path, progress: Callable[[int], None]) -> Non
         while data := stream.read(PIECE):
             digest.update(data)
         progress(have)
-        for data in in_order(file, have):
-            stream.write(data)
+        for piece in in_order(file, have):
+            stream.write(piece)
             stream.flush()
-            digest.update(data)
-            progress(len(data))
+            digest.update(piece)
+            progress(len(piece))
         os.fsync(stream.fileno())
     if file.sha256 not in (None, digest.hexdigest()):
         part.unlink()

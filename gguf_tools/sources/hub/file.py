@@ -64,7 +64,7 @@ class HubFile:
         """Ask the hub where the content lies, and for its ETag. Raises HubError."""
         self._resolved()
 
-    def fetch(self, start: int, stop: int) -> bytes:
+    def fetch(self, start: int, stop: int) -> bytearray:
         """The bytes from `start` to `stop`, requested from the hub.
 
         What arrived of a transfer that broke is kept, and the rest requested; `ATTEMPTS` requests in a row that bring nothing
@@ -95,7 +95,7 @@ class HubFile:
                 pause(failed, again.wait)
         if len(data) > stop - start:
             raise HubError(f"{self.name}: the hub sent more bytes than were asked for; run the command again")
-        return bytes(data)
+        return data
 
     @contextlib.contextmanager
     def _response(self, start: int, stop: int) -> Iterator[Any]:

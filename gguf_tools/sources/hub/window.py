@@ -227,9 +227,9 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[done:], offset + done
 
 
-def in_order(file: HubFile, start: int, *, block: int = DOWNLOADED, ahead: int = 4) -> Iterator[bytes]:
+def in_order(file: HubFile, start: int, *, block: int = DOWNLOADED, ahead: int = 4) -> Iterator[bytearray]:
     """The bytes of a file from `start` to its end, in pieces of `block`, of which `ahead` are requested in advance."""
-    waiting: list[Future[bytes]] = []
+    waiting: list[Future[bytearray]] = []
     offsets = iter(range(start, file.size, block))
     while True:
         while len(waiting) <= ahead and (offset := next(offsets, None)) is not None:

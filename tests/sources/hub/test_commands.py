@@ -223,3 +223,6 @@ def test_an_adapter_of_the_hub(hub: Hub, commit: str, qwen3_folder: Path, tmp_pa
     good(tinyq("convert", NAME, tmp_path / "a.gguf", "--type", "f32", "--lora", "org/adapter@0.5"))
     good(tinyq("convert", qwen3_folder, tmp_path / "b.gguf", "--type", "f32", "--lora", f"{tmp_path / 'adapter'}@0.5"))
     assert data(tmp_path / "a.gguf") == data(tmp_path / "b.gguf")
+    good(tinyq("convert", "org/adapter", tmp_path / "c.gguf", "--base", NAME))
+    good(tinyq("convert", tmp_path / "adapter", tmp_path / "d.gguf", "--base", qwen3_folder))
+    assert data(tmp_path / "c.gguf") == data(tmp_path / "d.gguf")
