@@ -78,7 +78,8 @@ def edit(
     if out is not None and not dry_run:
         check_room(plan.files, paths, read, force=force)
     change = _change(plan) if in_place else None
-    proof = None if prove is False else prove_loads(plan, out or source, demanded=bool(prove))
+    unproved = prove is False or not (plan.changes or plan.renamed)
+    proof = None if unproved else prove_loads(plan, out or source, demanded=bool(prove))
     if dry_run:
         return EditResult(source=source, plan=plan, proof=proof, in_place=change.way if change else None)
     watch.check()

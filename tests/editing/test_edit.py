@@ -122,7 +122,8 @@ def test_nothing_changes_where_nothing_is_edited(dense: Path, file: Path, tmp_pa
     assert result.plan
     assert result.plan.changes == ()
     assert (tmp_path / "out.gguf").read_bytes() == dense.read_bytes()
-    assert edit(file, values=["general.name=tiny dense"], in_place=True).bytes == 0
+    again = edit(file, values=["general.name=tiny dense"], in_place=True)
+    assert (again.bytes, str(again)) == (0, "changes   none: the file says all this already")
     assert file.read_bytes() == dense.read_bytes()
     assert undo_paths(file) == []
 

@@ -135,6 +135,8 @@ class EditResult(Shown):
         facts += [("llama.cpp", self.proof.removeprefix("llama.cpp "))] if self.proof else []
         if not rows:
             facts.append(("changes", "none: the file says all this already"))
+            if self.in_place:
+                return [Facts(facts)]
         if self.bytes is None:
             return [*blocks, *([Facts(facts)] if facts else []), Lines("nothing was written (--dry-run)")]
         return [*blocks, Facts([*facts, ("wrote", self._written())])]
