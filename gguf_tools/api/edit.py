@@ -44,14 +44,15 @@ def edit(
 ) -> EditResult:
     """Change the metadata and the tensors' names of a GGUF (of any shard's model, if it is split): `tinyq edit`.
 
-    `values` sets keys, `unset` removes keys, `rename` gives tensors new names; or `header` is a TOML file that
-    `tinyq edit --show` printed and that was edited. The type of a value is that which the key has in the file, that which
-    llama.cpp reads, or what the value looks like; `KEY:TYPE` states it. No tensor's bytes change.
+    `values` sets keys: a value of Python's by key, or texts such as `general.name=Tiny`, as on the command line. `unset` removes
+    keys, `rename` gives tensors new names; or `header` is a TOML file that `tinyq edit --show` printed and that was edited. The
+    type of a value is that which the key has in the file, that which llama.cpp reads, or what the value looks like; `KEY:TYPE`
+    states it. No tensor's bytes change.
 
     The result is written to `out`, or with `in_place` to the source itself: in the header's own room if it fits, otherwise by
     writing the file anew; `undo` undoes the last such change. If one was interrupted, `in_place` completes it first; without
-    edits it does only that. Unless `prove` is False, llama.cpp must load the
-    model after the edit if it loads it before; with True it is an error if that cannot be tried.
+    edits it does only that. Unless `prove` is False, llama.cpp must load the model after the edit if it loads it before; with
+    True it is an error if that cannot be tried.
 
     `progress` is called with (stage, done, total). With `dry_run` nothing is written.
 
