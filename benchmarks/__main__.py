@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHMARKS = ("kernels", "decoding", "speed", "allocation", "memory", "surgery", "harness", "search")
+BENCHMARKS = ("kernels", "decoding", "speed", "allocation", "memory", "surgery", "harness", "search", "publish")
 BY_DEFAULT = ("kernels", "decoding", "speed", "allocation", "memory")
 
 
