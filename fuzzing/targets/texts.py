@@ -17,6 +17,8 @@ from gguf_tools.evaluation.card.questions import choose, load_completions, load_
 from gguf_tools.evaluation.prompts import load_prompts
 from gguf_tools.formats.plain_yaml import read_plain_yaml
 from gguf_tools.formats.text_file import parse_json
+from gguf_tools.publishing.folder import checksums_text, read_checksums
+from gguf_tools.publishing.model_card.accepted import accepted
 from gguf_tools.sources.beside import front_matter
 from gguf_tools.sources.hub import parse_name
 from gguf_tools.sources.hub.file import Listed
@@ -184,6 +186,26 @@ QUESTIONS = _lines(
     {"question": "Which?", "kind": "choice", "options": ["iron", "wood"], "answer": "A", "by": "letters"},
 )
 COMPLETIONS = _lines({"prompt": "Monday, Tuesday,", "accept": ["Wednesday"]})
+
+
+def _accepted(path: Path) -> bool:
+    """The front matter's values as they come on a card: what the hub accepts of them is accepted whole."""
+    front = front_matter(path.parent)
+    values = {
+        "license": front.license,
+        "license_name": front.license_name,
+        "license_link": front.license_link,
+        "language": list(front.languages),
+        "base_model": list(front.base_models),
+        "datasets": list(front.datasets),
+    }
+    kept, _ = accepted(values)
+    kept.pop("language_bcp47", None)
+    assert accepted(kept) == (kept, ())
+    return bool(kept)
+
+
+CHECKSUMS = checksums_text({"model-Q8_0.gguf": "0123456789abcdef" * 4, "README.md": "f" * 64}).encode()
 CARD = b"""---
 license: apache-2.0
 base_model:
@@ -312,7 +334,7 @@ TARGETS = (
     Target(
         name="front-matter",
         title="README's front matter (YAML)",
-        prepare=_file("README.md", lambda path: front_matter(path.parent).license, CARD),
+        prepare=_file("README.md", _accepted, CARD),
         words=[
             b"---\n",
             b": ",
@@ -329,6 +351,14 @@ TARGETS = (
         ],
         executions=200_000,
         longest=1500,
+    ),
+    Target(
+        name="checksums",
+        title="checksums of a publication",
+        prepare=_file("SHA256SUMS", lambda path: read_checksums(path.parent), CHECKSUMS),
+        words=[b"  ", b"..", b"/", b"\n", b"SHA256SUMS", b"0" * 64],
+        executions=200_000,
+        longest=400,
     ),
     Target(
         name="prompts",

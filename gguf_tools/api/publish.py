@@ -156,6 +156,7 @@ def publish(
     )
     opened = open_source(asked.request)
     check_names(base_model, quantized_by)
+    remote = None if to is None else look(to)
     conversions = _conversions(asked.request, opened, wanted, progress)
     metadata = conversions[0].metadata
     base_models = (base_model,) if base_model else base_models_of(asked.request.source, metadata)
@@ -168,7 +169,6 @@ def publish(
         quantized_by=quantized_by,
         imatrix=asked.request.imatrix,
     )
-    remote = None if to is None else look(to)
     replaced = remote.others(plan.published_names) if remote else ()
     if dry_run:
         return PublishResult(plan, out, replaced=replaced)

@@ -99,6 +99,7 @@ def card(
     from gguf_tools.formats.output import atomic_outputs
     from gguf_tools.formats.watch import Watch
     from gguf_tools.publishing.model_card import card_page, gather
+    from gguf_tools.publishing.model_card.front_matter import checked_front_matter
     from gguf_tools.runtime.process import RuntimeOptions
     from gguf_tools.sources.inputs import source_files
     from surgery.donors import operate_recorded
@@ -129,6 +130,7 @@ def card(
             quantized_by=quantized_by,
             progress=progress,
         )
+    _, notes = checked_front_matter(facts)
     texts = [text.encode("utf-8", errors="replace") for text in (card_page(facts, second, found), facts.modelfile.text)]
     sizes = [(path, len(text)) for path, text in zip(outputs, texts, strict=False)]
     with atomic_outputs(sizes, force=force, check=watch.check) as streams:
@@ -140,11 +142,14 @@ def card(
             "models": [file.measured.as_dict() | {"memory": vars(file.memory)} for file in facts.files],
             "baselines": [file.measured.as_dict() | {"memory": vars(file.memory)} for file in facts.baselines],
             "modelfile": {"template": facts.modelfile.layout is not None, "reason": facts.modelfile.reason},
+            "notes": list(notes),
         },
         json_path,
         force=force,
     )
     if not quiet and not takes_stdout(json_path):
+        for note in notes:
+            show(f"note: {note}")
         for path in outputs:
             show(f"wrote {path}")
         if second and facts.modelfile.reason:

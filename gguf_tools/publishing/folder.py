@@ -9,6 +9,7 @@ from pathlib import Path
 from gguf_tools.errors import InputError, OutputError
 from gguf_tools.formats.digest import FileDigest
 from gguf_tools.formats.text_file import Kind, read_text
+from gguf_tools.sources.inputs import WEIGHTS
 
 CARD = "README.md"
 CHECKSUMS = "SHA256SUMS"
@@ -50,7 +51,11 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 def is_published(folder: Path) -> bool:
     """Whether a folder looks like one that `tinyq publish` wrote, rather than like a checkpoint."""
-    return all((folder / name).is_file() for name in (CARD, CHECKSUMS)) and not (folder / "config.json").exists()
+    if not all((folder / name).is_file() for name in (CARD, CHECKSUMS)):
+        return False
+    names = [path.name for path in folder.iterdir()]
+    weights = any(WEIGHTS.fullmatch(name) for name in names)
+    return any(name.endswith(".gguf") for name in names) and not weights and "config.json" not in names
 
 
 def require_own(folder: Path) -> None:

@@ -100,6 +100,15 @@ def test_all_is_uploaded_in_one_commit_with_commands_for_the_hub(
     assert not found.private
 
 
+def test_from_the_hub_to_the_hub(hub: Hub, source: Path, tmp_path: Path) -> None:
+    commit = hub.add("org/tiny", source)
+    publish("org/tiny", tmp_path / "out", types="q8_0", suite="none", to=NAME)
+    card = there(hub)["README.md"].decode()
+    assert "base_model: org/tiny\nbase_model_relation: quantized\n" in card
+    assert f"--source org/tiny@{commit}" in card
+    assert set(there(hub)) == {*on_disk(tmp_path / "out"), ".gitattributes"}
+
+
 def test_a_private_repository(hub: Hub, folder: Path) -> None:
     publish(folder, to=NAME, private=True)
     assert hub.repositories[NAME].private

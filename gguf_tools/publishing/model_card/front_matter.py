@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from gguf_tools.conversion.general_metadata import HUB_PAGES
+from gguf_tools.formats.gguf import keys
 from gguf_tools.publishing.model_card.accepted import accepted
 from gguf_tools.publishing.model_card.facts import CardFacts
 from gguf_tools.text import one_line
@@ -34,7 +35,7 @@ def checked_front_matter(facts: CardFacts) -> tuple[dict[str, Any], tuple[str, .
         "license_link": _text(general, "license.link"),
         "language": _list(general, "languages"),
         "base_model": list(facts.base_models) if len(facts.base_models) != 1 else facts.base_models[0],
-        "base_model_relation": "quantized" if facts.base_models and not facts.operated else None,
+        "base_model_relation": _relation(facts),
         "datasets": _datasets(general),
         "model_name": one_line(facts.name),
         "pipeline_tag": "text-generation",
@@ -43,6 +44,12 @@ def checked_front_matter(facts: CardFacts) -> tuple[dict[str, Any], tuple[str, .
         "tags": _tags(facts),
     }
     return accepted(values)
+
+
+def _relation(facts: CardFacts) -> str | None:
+    """Whether the base model was only quantized, not changed by surgery or adapters."""
+    changed = facts.operated or any(keys.ADAPTERS in file.provenance for file in facts.files)
+    return "quantized" if facts.base_models and not changed else None
 
 
 def _datasets(general: Mapping[str, Any]) -> list[str]:
