@@ -12,7 +12,7 @@ from dataclasses import replace
 from gguf_tools.errors import CheckpointError
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.packing import Packing
-from gguf_tools.sources.restore.unpack import awq, bitsandbytes, compressed, gptq, mlx, mxfp4
+from gguf_tools.sources.restore.unpack import awq, bitsandbytes, compressed, gptq, mlx, mxfp4, torchao
 from gguf_tools.sources.restore.unpack.found import Found
 from gguf_tools.sources.restore.unpack.stated import stated
 
@@ -67,6 +67,8 @@ def _find(checkpoint: Checkpoint) -> dict[str, list[Found]]:
         found["compressed-tensors"] = compressed.find(checkpoint, said)
     if said.method in (None, "mxfp4"):
         found["MXFP4"] = mxfp4.find(checkpoint, said)
+    if said.method in (None, "torchao"):
+        found["torchao"] = torchao.find(checkpoint, said)
     if said.method in (None, "mlx"):
         found["MLX"] = mlx.find(checkpoint)
     return found

@@ -138,6 +138,21 @@ def int_quantized(made: Layer, *, symmetric: bool = True) -> Arrays:
     return tensors if symmetric else {**tensors, "weight_zero_point": (made.zeros - 128).astype("i1")}
 
 
+def torchao(made: Layer, **changed: object) -> tuple[Arrays, dict[str, str]]:
+    """As torchao saves the layer `a` of 4 bits: tensors, and the file's metadata, some attributes of which are `changed`."""
+    tensors = {
+        "a._weight_qdata": (made.codes - 8).astype("i1"),
+        "a._weight_scale": made.scales,
+        "a._weight_zero_point": (made.zeros - 8).astype("i1"),
+    }
+    dtypes = {
+        key: {"_type": "torch.dtype", "_data": value} for key, value in (("dtype", "float16"), ("target_dtype", "int4"))
+    }
+    data = {**dtypes, "block_size": [1, 32], "activation_quantization": None}
+    whole = {"_type": "IntxUnpackedToInt8Tensor", "_data": data, "_tensor_data_names": ["qdata", "scale", "zero_point"]}
+    return tensors, {"a.weight": json.dumps({**whole, **changed}), "tensor_names": '["a.weight"]'}
+
+
 @dataclass(frozen=True)
 class Made:
     """A written checkpoint: its folder, and the numbers of each packed weight by name."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from gguf_tools.conversion.plan import open_source
 from gguf_tools.conversion.request import Request
+from gguf_tools.errors import InputError
 from gguf_tools.families.registry import load_model
 from gguf_tools.families.tiny import attention as tiny
 from gguf_tools.families.tiny.attention import LLAMA
@@ -147,6 +148,41 @@ def test_llama_cpp_computes_with_these_numbers(tmp_path: Path, name: str) -> Non
     wanted = reference(load_model(tmp_path / "plain"))
     found, _ = llama(convert(tmp_path / "packed", tmp_path / "out.gguf", "f32"))
     assert nmse(found, wanted) <= 1e-9
+
+
+def test_torchao_s_tensors_are_described_by_the_metadata(tmp_path: Path) -> None:
+    made = packers.layer(np.random.default_rng(1), 48, 96, symmetric=False)
+    packers.save(tmp_path / "model.safetensors", *packers.torchao(made))
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "torchao"}}', "utf-8")
+    restored = restore(open_checkpoint(tmp_path))
+    np.testing.assert_array_equal(restored.tensors["a.weight"].array(), made.expected)
+    assert str(restored.packings[0]) == "torchao, integers in 8 bits, groups of 32"
+
+
+TORCHAO: dict[str, tuple[dict[str, object], str]] = {
+    "another class": (
+        {"_type": "Float8Tensor"},
+        r"a\.weight is a Float8Tensor of torchao; expected Int8Tensor or Intx",
+    ),
+    "an attribute": ({"_data": {"block_size": [1, 32], "smooth": 1}}, r"a\.weight has the attribute smooth"),
+    "a tensor": (
+        {"_tensor_data_names": ["qdata", "scale", "act_pre_scale"]},
+        r"a\.weight has the attribute act_pre_scale",
+    ),
+    "a block": ({"_data": {"block_size": [32]}}, r"block_size of a\.weight is \[32\]; expected two numbers"),
+    "groups": ({"_data": {"block_size": [1, 64]}}, r"a\._weight_scale .* each block of 1 × 64 weights"),
+    "nothing": ({"_data": 3}, r"the metadata do not say what a\.weight is"),
+}
+
+
+@pytest.mark.parametrize("name", TORCHAO)
+def test_torchao_s_other_tensors(tmp_path: Path, name: str) -> None:
+    changed, message = TORCHAO[name]
+    made = packers.layer(np.random.default_rng(1), 48, 96, symmetric=False)
+    packers.save(tmp_path / "model.safetensors", *packers.torchao(made, **changed))
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    with pytest.raises(InputError, match=message):
+        restore(open_checkpoint(tmp_path))
 
 
 def test_matrices_that_are_read_whole_are_given_back() -> None:

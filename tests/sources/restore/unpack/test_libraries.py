@@ -140,6 +140,35 @@ def test_compressed_tensors(tmp_path: Path, kind: str, options: dict[str, Any], 
         equal(found, "a.weight", library.decompress(wide, scheme)["weight"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["int8", "int4", "int4 asymmetric", "int8 per row"])
+def test_torchao(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    library = pytest.importorskip("torchao.quantization")
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    group, row = library.PerGroup(32), library.PerAxis(0)
+    four: Any = torch.__dict__["int4"]  # torch's stubs lack it
+    configs = {
+        "int8": library.Int8WeightOnlyConfig(version=2),
+        "int4": library.IntxWeightOnlyConfig(weight_dtype=four, granularity=group, version=2),
+        "int4 asymmetric": library.IntxWeightOnlyConfig(
+            weight_dtype=four, granularity=group, mapping_type=library.MappingType.ASYMMETRIC, version=2
+        ),
+        "int8 per row": library.IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=row, version=2),
+    }
+    torch.manual_seed(1)
+    network = torch.nn.ModuleDict({"a": torch.nn.Linear(64, 48, bias=False)}).to(dtype)
+    library.quantize_(network, configs[kind])
+    tensors, metadata = flatten_tensor_state_dict(network.state_dict())
+    save_file(tensors, tmp_path / "model.safetensors", metadata)
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "torchao"}}', "utf-8")
+    found = restore(open_checkpoint(tmp_path))
+    layer: Any = network["a"]
+    own = layer.weight.dequantize()
+    assert torch.equal(torch.from_numpy(found.tensors["a.weight"].array()).to(dtype), own)
+    assert list(found.tensors) == ["a.weight"]
+
+
 def test_mxfp4_of_gpt_oss(tmp_path: Path) -> None:
     """All codes and exponents from 2^-20 to 2^20, as transformers unpacks them, transposed."""
     torch.manual_seed(1)
