@@ -20,19 +20,8 @@ from gguf_tools.evaluation.card.statistics import (
 from surgery.search.correlation import spearman
 from surgery.search.ledger import HELD_OUT as HELD_OUT_STUDY
 from surgery.search.ledger import Ledger
-from surgery.search.objective import (
-    HELD_OUT,
-    KL,
-    QUESTIONS,
-    SPEED,
-    TEXT,
-    UPDATE_NORM,
-    Objective,
-    dominates,
-    parse_objective,
-    ranked,
-)
-from surgery.search.records import Measured, Record
+from surgery.search.objective import Objective, dominates, parse_objective, ranked
+from surgery.search.records import HELD_OUT, KL, QUESTIONS, SPEED, TEXT, UPDATE_NORM, Measured, Record
 
 
 @dataclass(frozen=True, kw_only=True)

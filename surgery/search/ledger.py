@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import InputError
-from surgery.search.records import Entry, Measured, Record, State
+from surgery.search.records import STAGES, Entry, Measured, Record, State
 
 if TYPE_CHECKING:
     import optuna
@@ -326,6 +326,11 @@ class Lease:
         self._ledger.finish(self.record, "failed", reason)
 
 
+def _place(stage: str) -> tuple[int, str]:
+    """Where a stage comes in the order of stages; others last."""
+    return (STAGES.index(stage) if stage in STAGES else len(STAGES), stage)
+
+
 def _record(trial: optuna.trial.FrozenTrial) -> Record:
     """A trial of the study as a record."""
     stored = trial.user_attrs[ENTRY]
@@ -336,11 +341,13 @@ def _record(trial: optuna.trial.FrozenTrial) -> Record:
         "PRUNED": "pruned",
         "FAIL": "failed",
     }
-    results = {
+    measured = {
         key.removeprefix(STAGE): Measured.read(value)
         for key, value in trial.user_attrs.items()
         if key.startswith(STAGE)
     }
+    # A database gives the attributes in any order.
+    results = {name: measured[name] for name in sorted(measured, key=_place)}
     return Record(
         entry=Entry(**stored),
         number=trial.number,

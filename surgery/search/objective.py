@@ -12,21 +12,11 @@ from typing import Literal
 from gguf_tools.errors import InputError
 from surgery.search.agenda import Rung
 from surgery.search.bench import Bench
-from surgery.search.records import Entry, Measured, Record
+from surgery.search.records import FUNCTION, KL, QUESTIONS, SPEED, TEXT, UPDATE_NORM, Entry, Measured, Record
 
 Direction = Literal["minimize", "maximize"]
 Range = tuple[float, float]
 """The smallest and the largest loss that a measurement leaves possible."""
-UPDATE_NORM, KL, TEXT, QUESTIONS, FUNCTION, SPEED, HELD_OUT = (
-    "update norm",
-    "KL",
-    "text",
-    "questions",
-    "function",
-    "speed",
-    "held out",
-)
-"""The names of the stages."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from surgery.draw import draw
 from surgery.ops.copies import Duplicate, Repeat
 from surgery.ops.order import Delete, Swap
 from surgery.search.leaderboard import Board, Line
-from surgery.search.objective import KL, TEXT
+from surgery.search.records import KL, TEXT
 from surgery.search.report import SearchReport, confirmation, leaderboard
 
 STYLE = """body{font:14px system-ui,sans-serif;margin:2em auto;max-width:76em;padding:0 1em;color:#1c1c1c}

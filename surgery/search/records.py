@@ -14,6 +14,16 @@ from surgery.recipe import Recipe, parse_text
 from surgery.search.space import Candidate
 
 State = Literal["waiting", "running", "complete", "pruned", "failed"]
+STAGES = UPDATE_NORM, KL, TEXT, QUESTIONS, FUNCTION, SPEED, HELD_OUT = (
+    "update norm",
+    "KL",
+    "text",
+    "questions",
+    "function",
+    "speed",
+    "held out",
+)
+"""The names of the stages, in the order in which candidates come to them."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """An entry as the study holds it: `number` is that of its trial, `results` are those of the stages by name.
+    """An entry as the study holds it: `number` is that of its trial, `results` are those of the stages by name, in their order.
 
     `reason` says why it was pruned, or why it failed.
     """

@@ -9,7 +9,7 @@ from typing import Any
 from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table
 from gguf_tools.text import human_bytes
 from surgery.search.leaderboard import Board, Line
-from surgery.search.objective import HELD_OUT, KL, TEXT
+from surgery.search.records import HELD_OUT, KL, TEXT
 
 SHOWN = 15
 """Candidates of the leaderboard that are shown as text."""

@@ -27,8 +27,8 @@ from surgery.search.bench import Bench
 from surgery.search.items import Items, split_items
 from surgery.search.ledger import HELD_OUT as HELD_OUT_STUDY
 from surgery.search.ledger import Ledger
-from surgery.search.objective import HELD_OUT, QUESTIONS, Objective, Stage, parse_objectives, ranked, stages_of
-from surgery.search.records import Record
+from surgery.search.objective import Objective, Stage, parse_objectives, ranked, stages_of
+from surgery.search.records import HELD_OUT, QUESTIONS, Record
 from surgery.search.space import Space, Strategy, kinds_of
 from surgery.search.strategy import Plan, Population
 from surgery.search.worker import Watch, work

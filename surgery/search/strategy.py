@@ -13,8 +13,8 @@ from surgery.ops import Op
 from surgery.recipe import Recipe
 from surgery.search.bench import Bench
 from surgery.search.ledger import Ledger
-from surgery.search.objective import UPDATE_NORM, Objective, ranked
-from surgery.search.records import Entry, Measured, Record
+from surgery.search.objective import Objective, ranked
+from surgery.search.records import UPDATE_NORM, Entry, Measured, Record
 from surgery.search.sample import drawn
 from surgery.search.space import (
     Candidate,

@@ -12,7 +12,7 @@ import pytest
 from surgery.search.agenda import Rung
 from surgery.search.ledger import Ledger, storage_url
 from surgery.search.objective import Objective, Stage
-from surgery.search.records import Entry, Measured, Record
+from surgery.search.records import STAGES, Entry, Measured, Record
 from surgery.search.worker import work
 
 pytest.importorskip("optuna")
@@ -87,3 +87,13 @@ def test_a_sampled_generation_is_the_same_for_a_worker_that_comes_late(made: Cal
         ledger.finish(record, "complete", values=[0.0])
     assert ledger.sample(before, draw, 5, seed=3, known_results=cheap) == count == 5
     assert [record.entry.key for record in ledger.records()] == keys
+
+
+def test_the_results_of_a_candidate_come_in_the_order_of_the_stages(made: Callable[[str], Ledger]) -> None:
+    """Databases give a trial's attributes in any order."""
+    ledger = made("study.db")
+    stages = [*STAGES, "another"]
+    for entry, order in zip(ENTRIES, (stages, stages[::-1], sorted(stages)), strict=False):
+        known = {entry: {name: Measured(np.zeros(1)) for name in order}}
+        ledger._insert(entry, known.__getitem__)
+    assert [list(record.results) for record in ledger.records()] == [stages] * 3

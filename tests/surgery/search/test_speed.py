@@ -19,8 +19,8 @@ from surgery.gguf.rewrite import GGUFPlan, plan_gguf, write_plan
 from surgery.recipe import Recipe
 from surgery.search import bench
 from surgery.search.ledger import Ledger, storage_url
-from surgery.search.objective import QUESTIONS, SPEED, dominates, parse_objectives, ranked
-from surgery.search.records import Entry, Measured, Record
+from surgery.search.objective import dominates, parse_objectives, ranked
+from surgery.search.records import QUESTIONS, SPEED, Entry, Measured, Record
 from tests.conftest import Ran
 from tests.surgery.search.search_files import search_line
 
