@@ -59,14 +59,15 @@ def cached_commit(name: HubName) -> str | None:
 
 
 def record_revision(name: HubName, commit: str) -> None:
-    """Let the cache know the commit of a branch or tag, for a run without a connection."""
+    """Let the cache know the commit of a branch or tag, for a run without a connection; not one that cannot be written."""
     path = _storage(name) / "refs" / name.revision
-    if name.revision == commit or (path.exists() and path.read_text("ascii") == commit):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    new.write_text(commit, "ascii")
-    new.replace(path)
+    with contextlib.suppress(OSError):
+        if name.revision == commit or (path.exists() and path.read_text("ascii") == commit):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        new.write_text(commit, "ascii")
+        new.replace(path)
 
 
 def store(file: HubFile, progress: Callable[[int], None] = lambda _: None) -> None:

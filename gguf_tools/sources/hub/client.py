@@ -48,10 +48,11 @@ def require_hub(wanted: str) -> Any:
     """The module huggingface_hub. Raises InputError, naming what is `wanted`, if it is not installed or too old."""
     try:
         hub = importlib.import_module("huggingface_hub")
+        importlib.import_module("huggingface_hub.hf_api")  # what the library itself needs
     except ImportError as error:
         raise InputError(
-            f"{wanted}: no such file or folder; to read a repository of that name from the hub, huggingface_hub is needed: "
-            f"{INSTALL}"
+            f"{wanted}: no such file or folder; to read a repository of that name from the hub, huggingface_hub is needed "
+            f"({one_line(str(error)) or 'not installed'}): {INSTALL}"
         ) from error
     version = tuple(int(part) for part in hub.__version__.split(".")[:2] if part.isdigit())
     if version < OLDEST:

@@ -64,20 +64,19 @@ def test_a_conversion_downloads_each_byte_once_and_records_the_commit(
     assert list(Path(constants.HF_HUB_CACHE).rglob("*.safetensors")) == []
 
 
-def test_shards_are_read_once_with_a_window_that_is_smaller_than_a_layer(
+def test_shards_are_read_once_with_a_window_that_is_smaller_than_the_model(
     hub: Hub, sharded_folder: Path, tmp_path: Path, tinyq: Tinyq, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("org/shards", sharded_folder)
     total = sum(path.stat().st_size for path in sharded_folder.glob("*.safetensors"))
     monkeypatch.setattr(window, "SMALL", 1)
     monkeypatch.setattr(window, "HEADER_BLOCK", 1000)
-    tiny = {"block": 5_000, "ahead": 10_000, "most": 20_000, "unit": 1_000}
+    tiny = {"block": 2_000, "ahead": 4_000, "most": 60_000, "unit": 500}
     monkeypatch.setattr(window.Window.__init__, "__kwdefaults__", tiny)
     good(tinyq("convert", "org/shards", tmp_path / "a.gguf", "--type", "bf16", "--threads", 1))
     good(tinyq("convert", sharded_folder, tmp_path / "b.gguf", "--type", "bf16"))
     assert data(tmp_path / "a.gguf") == data(tmp_path / "b.gguf")
-    # Embedding and output, which are compared first, to see whether they are tied, are read again later; experts are not.
-    assert hub.sent("/objects/") < 1.3 * total
+    assert total <= hub.sent("/objects/") < 1.1 * total
 
 
 def test_a_file_from_the_hub_and_one_from_a_folder_verify_against_both(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from gguf_tools import signals
+from gguf_tools.errors import InputError
 from gguf_tools.sources.hub import HubError, HubName, window
 from gguf_tools.sources.hub.cache import cache_folder, snapshot, store
 from gguf_tools.sources.hub.file import HubFile, Listed
@@ -282,3 +284,16 @@ def test_the_first_error_of_several_threads_is_raised() -> None:
         for_each(work, range(4), 2)
     for_each(done.append, range(10, 13), 5)
     assert {0, 1, 2, 10, 11, 12} <= set(done)
+
+
+def test_a_disk_that_is_full_for_the_window_is_one_line(
+    hub: Hub, file: HubFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(window, "_write", full)
+    with pytest.raises(
+        InputError, match=r"could not be stored \(No space left on device\); free some space, or set HF_HOME"
+    ):
+        Window(cache_folder()).read(file, 0, 10)

@@ -235,7 +235,8 @@ def test_without_the_library_the_error_says_how_to_install_it(monkeypatch: pytes
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(InputError, match=r"org/x: no such file or folder; .* pip install 'tinyq-gguf\[hub\]'"):
+    expected = r"org/x: no such file or folder; .*needed \(not installed\): pip install 'tinyq-gguf\[hub\]'"
+    with pytest.raises(InputError, match=expected):
         local_source("org/x")
 
 
@@ -287,3 +288,18 @@ def test_the_values_are_those_of_the_folder(hub: Hub, commit: str, qwen3_folder:
         found = ours.tensors[name]
         assert np.array_equal(found.flat(1, tensor.size), tensor.flat(1, tensor.size))
         assert np.array_equal(found.raw(0, 1), tensor.raw(0, 1))
+
+
+def test_a_cache_that_cannot_be_written_is_read(
+    hub: Hub, commit: str, qwen3_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shared one may be: what it has is used, though it does not know the branch yet."""
+    path = local_source(f"{NAME}@{commit}", Reading.WHOLE)
+    assert not (path.parents[1] / "refs").exists()
+
+    def read_only(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    assert local_source(NAME) == path
+    assert weights(path) == weights(qwen3_folder)
