@@ -58,6 +58,7 @@ class Exchange(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         """Answer a request by its route, and record it."""
+        self.hub.begin()
         url = urlsplit(self.path)
         self.url_path, self.query = unquote(url.path), {key: values[-1] for key, values in parse_qs(url.query).items()}
         self.raw_path = url.path

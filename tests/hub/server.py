@@ -17,6 +17,8 @@ from tests.hub.exchange import Exchange, Request
 from tests.hub.faults import Fault, Faults
 from tests.hub.repositories import Blob, Repository, StoredFile, stored
 
+PATIENCE = 10.0
+"""Seconds for which answers that are being sent are waited for before requests are listed."""
 Route = tuple[tuple[str, ...], str, Callable[..., None]]
 NAME = r"(?P<name>[^/]+/[^/]+)"
 REVISION = r"(?P<revision>[^/]+)"
@@ -89,7 +91,8 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.tokens: dict[str, str] = {}
-        self.requests: list[Request] = []
+        self._requests: list[Request] = []
+        self._answering = 0
         self.faults = Faults()
         self.routes = {False: HUB_ROUTES, True: STORAGE_ROUTES}
         self.signatures: set[str] = set()
@@ -98,7 +101,7 @@ class Hub:
         self.part_bytes: int | None = None
         self.page = reading.PAGE
         self.xet = False
-        self._lock = threading.Lock()
+        self._idle = threading.Condition()
         self._servers = tuple(
             Server(("127.0.0.1", 0), type("BoundExchange", (Exchange,), {"hub": self, "storage": storage}))
             for storage in (False, True)
@@ -137,10 +140,24 @@ class Hub:
         """Let something go wrong."""
         self.faults.add(fault)
 
+    def begin(self) -> None:
+        """A request has come, and will be answered."""
+        with self._idle:
+            self._answering += 1
+
     def record(self, request: Request) -> None:
         """Add an answered request to the list."""
-        with self._lock:
-            self.requests.append(request)
+        with self._idle:
+            self._requests.append(request)
+            self._answering -= 1
+            self._idle.notify_all()
+
+    @property
+    def requests(self) -> list[Request]:
+        """What was answered so far, requests included whose answers the client has just read."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._answering, PATIENCE)
+            return list(self._requests)
 
     def sent(self, path: str = "") -> int:
         """The bytes of bodies that were sent for paths that contain `path`."""
