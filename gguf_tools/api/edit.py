@@ -8,7 +8,7 @@ from typing import Any
 
 from gguf_tools.api.options import counted, optional_path
 from gguf_tools.api.results.editing import EditResult
-from gguf_tools.editing.copies import check_room, write_copies
+from gguf_tools.editing.copies import write_copies
 from gguf_tools.editing.header_toml import read_header_toml
 from gguf_tools.editing.in_place import HeaderChange, plan_in_place, plan_rewrite
 from gguf_tools.editing.plan import Assignment, EditPlan, assignment, edits_of, plan_edit, python_assignment
@@ -17,7 +17,7 @@ from gguf_tools.editing.values import value_file
 from gguf_tools.errors import InputError
 from gguf_tools.formats import journal
 from gguf_tools.formats.gguf.split import joined_header, read_parts
-from gguf_tools.formats.output import settle
+from gguf_tools.formats.output import check_set, settle
 from gguf_tools.formats.temporary import folder_lock
 from gguf_tools.formats.watch import Watch
 from gguf_tools.progress import StageProgress
@@ -77,7 +77,7 @@ def edit(
     plan = _planned(source, values, unset, rename or {}, optional_path(header))
     paths = (source,) if out is None else plan.paths(out)
     if out is not None and not dry_run:
-        check_room(plan.files, paths, read, force=force)
+        check_set(paths, read, sum(file.size for file in plan.files), force=force)
     change = _change(plan) if in_place else None
     unproved = prove is False or not (plan.changes or plan.renamed)
     proof = None if unproved else prove_loads(plan, out or source, demanded=bool(prove))

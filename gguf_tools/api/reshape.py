@@ -6,8 +6,9 @@ from pathlib import Path
 
 from gguf_tools.api.options import at_least, byte_count, counted
 from gguf_tools.api.results.editing import ReshapeResult
-from gguf_tools.editing.copies import check_room, write_copies
+from gguf_tools.editing.copies import write_copies
 from gguf_tools.editing.split import Reshaped, plan_merge, plan_split
+from gguf_tools.formats.output import check_set
 from gguf_tools.formats.watch import Watch
 from gguf_tools.progress import StageProgress
 from gguf_tools.sources.hub import Reading, local_source
@@ -69,7 +70,7 @@ def _written(
     """Carry out the plan, unless `dry_run`."""
     paths = plan.paths(out)
     if not dry_run:
-        check_room(plan.files, paths, [part.path for part in plan.sources], force=force)
+        check_set(paths, [part.path for part in plan.sources], sum(file.size for file in plan.files), force=force)
         write_copies(
             plan.files,
             paths,

@@ -15,8 +15,7 @@ from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import DEFAULT_ALIGNMENT, GGUFHeader, Metadata, TensorEntry, pack_header, place
 from gguf_tools.formats.gguf.values import string
 from gguf_tools.formats.gguf.writer import Layout
-from gguf_tools.formats.output import Check, atomic_outputs, check_outputs, require_room, settle
-from gguf_tools.formats.temporary import folder_lock
+from gguf_tools.formats.output import Check, atomic_outputs
 from gguf_tools.progress import ByteProgress
 
 
@@ -74,19 +73,6 @@ def copied_file(metadata: Metadata, tensors: Sequence[Held], alignment: int = DE
 def held_tensors(parts: Sequence[GGUFHeader]) -> list[Held]:
     """The tensors of a model's files, in order, under their own names."""
     return [Held(part, entry, entry.name) for part in parts for entry in part.tensors]
-
-
-def check_room(files: Sequence[CopiedFile], paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) -> None:
-    """Raise OutputError if an output cannot be written or is one of `inputs`, or if the disk is too small for all.
-
-    If an earlier run was interrupted while it renamed the finished files of a set, the renaming is completed first.
-    """
-    if len(paths) > 1 and paths[0].parent.is_dir():
-        with folder_lock(paths[0].parent):
-            settle(paths)
-    named = {f"OUT (part {n})" if len(paths) > 1 else "OUT": path for n, path in enumerate(paths, 1)}
-    check_outputs(named, inputs, force=force)
-    require_room(paths[0], sum(file.size for file in files))
 
 
 def write_copies(

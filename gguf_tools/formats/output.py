@@ -216,6 +216,20 @@ def require_room(path: Path, size: int) -> None:
         raise OutputError(f"{path}: needs {size:,} bytes, but the disk has {free:,} free; free some or write elsewhere")
 
 
+def check_set(paths: Sequence[Path], inputs: Iterable[Path], size: int, *, force: bool) -> None:
+    """Raise OutputError if files that belong together cannot be written, or the disk has no room for their `size` bytes.
+
+    None may be one of `inputs`; `paths` may have a single one. If an earlier run was interrupted while it renamed the
+    finished files of the set, the renaming is completed first.
+    """
+    if len(paths) > 1 and paths[0].parent.is_dir():
+        with folder_lock(paths[0].parent):
+            settle(paths)
+    parts = {f"OUT (part {n})" if len(paths) > 1 else "OUT": path for n, path in enumerate(paths, 1)}
+    check_outputs(parts, inputs, force=force)
+    require_room(paths[0], size)
+
+
 @contextlib.contextmanager
 def _reported(path: Path) -> Iterator[None]:
     try:

@@ -16,8 +16,7 @@ from gguf_tools.formats.gguf.header import pack_header, string
 from gguf_tools.formats.gguf.made_from import digested
 from gguf_tools.formats.gguf.source import GGUFTensor, gguf_digest
 from gguf_tools.formats.gguf.writer import GGUFFile, write_blocks
-from gguf_tools.formats.output import Check, atomic_outputs, check_outputs, require_room, settle
-from gguf_tools.formats.temporary import folder_lock
+from gguf_tools.formats.output import Check, atomic_outputs, check_set
 from gguf_tools.machine import available_cores
 from gguf_tools.progress import ByteProgress
 from gguf_tools.quantization.plan import OutputPart, Quantization
@@ -82,17 +81,8 @@ def execute(
 
 
 def check_room(plan: Quantization, out: Path, force: bool) -> None:
-    """Raise OutputError if an output file cannot be written or is part of the source, or if the disk is too small.
-
-    If an earlier run was interrupted while it renamed the finished parts, the renaming is completed first.
-    """
-    paths = plan.paths(out)
-    if len(paths) > 1 and out.parent.is_dir():
-        with folder_lock(out.parent):
-            settle(paths)
-    parts = {f"OUT (part {n})" if len(paths) > 1 else "OUT": path for n, path in enumerate(paths, 1)}
-    check_outputs(parts, [source.path for source in plan.sources], force=force)
-    require_room(out, plan.size)
+    """Raise OutputError if the output cannot be written or is part of the source, or if the disk is too small (`check_set`)."""
+    check_set(plan.paths(out), [source.path for source in plan.sources], plan.size, force=force)
 
 
 def _write_headers(parts: Sequence[OutputPart], streams: Sequence[BinaryIO]) -> None:

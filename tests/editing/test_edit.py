@@ -430,6 +430,16 @@ def test_usage(tinyq: Tinyq, file: Path, tmp_path: Path, arguments: list[str], c
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_file_that_a_value_is_read_from_is_an_input(tinyq: Tinyq, file: Path, tmp_path: Path) -> None:
+    template = tmp_path / "a.gguf"
+    template.write_text("{{ messages }}", "utf-8")
+    value = ["--set", f"tokenizer.chat_template=@{template}", "--force"]
+    for outputs in ([template], [tmp_path / "b.gguf", "--json", template]):
+        ran = tinyq("edit", file, *outputs, *value)
+        assert (ran.code, "is also an input of this command" in ran.err) == (2, True)
+    assert template.read_text("utf-8") == "{{ messages }}"
+
+
 def test_where_it_is_written_is_said(tinyq: Tinyq, file: Path, tmp_path: Path) -> None:
     assert "give OUT, or --in-place" in tinyq("edit", file, "--name", "a").err
     assert "give only one of them" in tinyq("edit", file, tmp_path / "a.gguf", "--in-place", "--name", "a").err
