@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gguf_tools import convert
+from gguf_tools import convert, split
 from gguf_tools.cli import COMMANDS
 from tests.conftest import Ran
 from tests.tiny_models import checkpoint, dense
@@ -42,7 +42,13 @@ RUNS: dict[str, dict[str, tuple[int, ...]]] = {
     },
 }
 """By command: a line of arguments, in which the words in capitals are inputs and outputs, and the numbers of threads to try."""
-WITHOUT_THREADS = {"describe": "SOURCE -o OUT.toml", "golden": "SOURCE OUT --tokens 4 --points"}
+WITHOUT_THREADS = {
+    "describe": "SOURCE -o OUT.toml",
+    "golden": "SOURCE OUT --tokens 4 --points",
+    "edit": "F32 OUT.gguf --name Other --set my.note=1 --no-prove --json OUT.json",
+    "split": "F32 OUT --max-size 2M --json OUT.json",
+    "merge": "SHARD OUT.gguf --json OUT.json",
+}
 """Commands that write files and have no option for threads: the same line twice."""
 WRITES_NOTHING_OF_ITS_OWN = {
     *("verify", "inspect", "demo", "diff", "check", "trace", "compare", "ask", "chat", "lm-eval", "search")
@@ -63,6 +69,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {"SOURCE": source, **{name: folder / f"{name.lower()}.gguf" for name in ("F32", "Q8_0")}}
     for name in ("F32", "Q8_0"):
         convert(source, made[name], type=name.lower())
+    made["SHARD"] = split(made["F32"], folder / "shards", max_tensors=9).paths[0]
     text = folder / "text.txt"
     text.write_text("The clocks were striking thirteen. " * 8)
     return {**made, "TEXT": text}
