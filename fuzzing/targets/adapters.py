@@ -23,7 +23,8 @@ BASE = {
     "model.layers.0.q_proj.weight": (8, 8),
     "model.layers.0.q_proj.bias": (8,),
     "model.layers.0.up_proj.weight": (16, 8),
-    "model.layers.0.mlp.experts.gate_up_proj": (2, 8, 16),
+    "model.layers.0.mlp.experts.gate_up_proj": (2, 8, 32),
+    "model.layers.0.mlp.experts.down_proj": (2, 16, 8),
 }
 CONFIGS: tuple[dict[str, Any], ...] = (
     {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "lora_bias": True, "base_model_name_or_path": "a/b"},
@@ -33,6 +34,12 @@ CONFIGS: tuple[dict[str, Any], ...] = (
         "use_dora": True,
         "rank_pattern": {"q_proj": 2},
         "alpha_pattern": {"^model.*up": 1.5},
+    },
+    {
+        "peft_type": "LORA",
+        "r": 2,
+        "use_rslora": True,
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
     },
     {"peft_type": "LORA", "r": 2, "trainable_token_indices": {"embed_tokens": [1, 2]}, "ensure_weight_tying": True},
 )
@@ -48,6 +55,12 @@ SHAPES: tuple[dict[str, list[int]], ...] = (
         "layers.0.up_proj.lora_A.weight": [2, 8],
         "layers.0.up_proj.lora_B.weight": [16, 2],
         "layers.0.up_proj.lora_magnitude_vector": [16],
+    },
+    {
+        "layers.0.mlp.experts.base_layer.lora_A.weight": [4, 8],
+        "layers.0.mlp.experts.base_layer.lora_B.weight": [32, 4],
+        "layers.0.mlp.experts.lora_A.weight": [4, 16],
+        "layers.0.mlp.experts.lora_B.weight": [8, 4],
     },
     {"embed_tokens.token_adapter.trainable_tokens_delta": [2, 8], "embed_tokens.weight": [13, 8]},
 )

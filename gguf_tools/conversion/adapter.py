@@ -35,7 +35,8 @@ from gguf_tools.targets.base import OutputTensor
 from gguf_tools.targets.planner import Plan, plan
 from gguf_tools.tensors.base import Tensor, same_values
 from gguf_tools.tensors.blocks import Tally, tensor_blocks
-from gguf_tools.tensors.low_rank_change import NotLowRankError, changes, is_changed, joined, rows_of
+from gguf_tools.tensors.low_rank import is_merged
+from gguf_tools.tensors.low_rank_change import NotLowRankError, changes, joined, rows_of
 from quant.encode import Encoder, FloatArray
 from quant.recipes import recipe
 from quant.types import TensorType, tensor_type
@@ -167,7 +168,7 @@ def plan_adapter(request: Request) -> AdapterPlan:
         )
     names = {output.name for output in after.tensors}
     changed = tuple(
-        _factored(adapter, output, names, planned.target.name) for output in after.tensors if is_changed(output.tensor)
+        _factored(adapter, output, names, planned.target.name) for output in after.tensors if is_merged(output.tensor)
     )
     if not changed:
         raise UnsupportedError(f"{adapter.path}: changes no tensor of the converted base; {MERGE}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.tensors.base import Tensor
-from gguf_tools.tensors.views import PIECE, Computed
+from gguf_tools.tensors.views import PIECE, Computed, View
 from quant.encode import FloatArray
 
 Doubles = NDArray[np.float64]
@@ -68,6 +68,13 @@ class ByRows(Computed):
     def flat(self, start: int, stop: int) -> FloatArray:
         with np.errstate(over="ignore"):  # the writer refuses what is not finite, by name
             return self.numbers(start, stop).astype(np.float32)
+
+
+def is_merged(tensor: Tensor) -> bool:
+    """Whether a tensor is computed from one with low-rank terms, or changed by an adapter in another way."""
+    if isinstance(tensor, ByRows):
+        return True
+    return isinstance(tensor, View) and any(map(is_merged, tensor.parts))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.tensors.base import Tensor
-from gguf_tools.tensors.low_rank import ByRows, LowRank
+from gguf_tools.tensors.low_rank import LowRank, is_merged
 from gguf_tools.tensors.products import Centred, RowsMapped, ScaledColumns
-from gguf_tools.tensors.views import Columns, Mapped, Reshaped, Selection, Transposed, View
+from gguf_tools.tensors.views import Columns, Mapped, Reshaped, Selection, Transposed
 
 Doubles = NDArray[np.float64]
 
@@ -35,13 +35,6 @@ class Change:
     right: Doubles
 
 
-def is_changed(tensor: Tensor) -> bool:
-    """Whether a tensor is computed from one with low-rank terms, or changed by an adapter in another way."""
-    if isinstance(tensor, ByRows):
-        return True
-    return isinstance(tensor, View) and any(map(is_changed, tensor.parts))
-
-
 def rows_of(tensor: Tensor) -> int:
     """The number of rows (along the last axis), counted over all other axes."""
     return prod(tensor.shape[:-1])
@@ -52,7 +45,7 @@ def changes(tensor: Tensor, first: int, last: int) -> list[Change]:
 
     Raises NotLowRankError if it is not a product of factors.
     """
-    return _of(tensor, first, last) if is_changed(tensor) else []
+    return _of(tensor, first, last) if is_merged(tensor) else []
 
 
 def joined(parts: Sequence[Change]) -> tuple[Doubles, Doubles]:
@@ -92,7 +85,7 @@ def _(tensor: Selection, first: int, last: int) -> list[Change]:
         places.setdefault(id(part), []).append((begin // width, end // width, at // width))
     found: dict[Hashable, Change] = {}
     for key, part in parts.items():
-        if not is_changed(part):
+        if not is_merged(part):
             continue
         _same_columns(tensor, part)
         pieces = places[key]
@@ -138,7 +131,7 @@ def _(tensor: Mapped, first: int, last: int) -> list[Change]:
 
 @_of.register
 def _(tensor: ScaledColumns, first: int, last: int) -> list[Change]:
-    if is_changed(tensor.factors):
+    if is_merged(tensor.factors):
         raise NotLowRankError("it is multiplied with another changed tensor")
     factors = tensor.factors.array().astype(np.float64) + tensor.offset
     return [

@@ -108,6 +108,7 @@ def test_the_factors_are_the_change_of_the_merged_model(family: str, variant: st
         ("llama", "plain", {"use_rslora": True, "alpha_pattern": {"k_proj": 11}}, 1e-11),
         ("gpt2", "plain", {"fan_in_fan_out": True}, 1e-6),  # GELU from a table of F16
         ("phi3", "plain", {}, 1e-11),
+        ("mixtral", "plain", {}, 1e-11),  # with the parameters of all experts, and the router
         ("qwen2", "plain", {"target_modules": ["embed_tokens", "lm_head", "v_proj"]}, 1e-11),
     ],
 )

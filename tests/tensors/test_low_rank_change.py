@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gguf_tools.tensors.base import Filled, InMemory, Tensor
-from gguf_tools.tensors.low_rank import LowRank, Term
-from gguf_tools.tensors.low_rank_change import NotLowRankError, changes, is_changed, joined, rows_of
+from gguf_tools.tensors.low_rank import LowRank, Term, is_merged
+from gguf_tools.tensors.low_rank_change import NotLowRankError, changes, joined, rows_of
 from gguf_tools.tensors.products import Centred, Product, RowsMapped, ScaledColumns
 from gguf_tools.tensors.views import (
     Columns,
@@ -64,8 +64,8 @@ def test_the_factors_of_a_view_are_its_change(name: str, terms: tuple[Term, ...]
     before, after = VIEWS[name](W), VIEWS[name](LowRank(W, terms))
     wanted = (after.array().astype(np.float64) - before.array()).reshape(-1, after.columns)
     rows = rows_of(after)
-    assert is_changed(after)
-    assert not is_changed(before)
+    assert is_merged(after)
+    assert not is_merged(before)
     for first, last in ((0, rows), (1, rows - 1), (rows - 1, rows)):
         if found := changes(after, first, last):
             left, right = joined(found)

@@ -32,6 +32,8 @@ PART = re.compile(
 )
 TOKENS = ".token_adapter.trainable_tokens_delta"
 """How the name of trained rows of an embedding ends; despite the name they are the rows themselves."""
+EXPERTS = re.compile(r"(?P<module>.+\.experts)(\.base_layer)*")
+"""Names of modules that hold all experts as parameters; there is a `base_layer` for each parameter but the last."""
 SAVED = re.compile(r"(\.modules_to_save(\.default)?|\.base_layer)(?=\.)")
 """Components that PEFT adds to the names of tensors that it saves whole."""
 
@@ -54,7 +56,8 @@ class Factors:
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
     """An opened adapter. `factors` are by module, `replaced` are tensors by name that stand in place of the base's, and `rows`
-    trained rows by the embedding's module; names are the model's own. `scale` is the user's, 1 by default.
+    trained rows by the embedding's module; `experts` are factors of the parameters of fused experts, by the module that has
+    these. Names are the model's own. `scale` is the user's, 1 by default.
     """
 
     path: Path
@@ -63,6 +66,7 @@ class Adapter:
     factors: Mapping[str, Factors]
     replaced: Mapping[str, Tensor]
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    experts: Mapping[str, tuple[Factors, ...]] = field(default_factory=dict)
     scale: float = 1.0
 
     @cached_property
@@ -161,7 +165,7 @@ def assigned(path: Path, config: AdapterConfig, files: tuple[Path, ...], tensors
         name = ".".join(part for part in full.split(".") if part not in WRAPPERS).removeprefix(PREFIX)
         if match := PART.fullmatch(name):
             module, key = match["module"], match["what"] + (match["leaf"] or ".weight")
-            if module.endswith(".base_layer"):
+            if module.endswith(".base_layer") and not EXPERTS.fullmatch(module):
                 raise UnsupportedError(
                     f"{files[1]}: tensor {shortened(full)} is a second parameter of one module (target_parameters), which is not "
                     "supported; merge the adapter with peft (merge_and_unload, then save_pretrained) and convert the result"
@@ -179,10 +183,17 @@ def assigned(path: Path, config: AdapterConfig, files: tuple[Path, ...], tensors
             )
         else:
             replaced[SAVED.sub("", name)] = tensor
-    factors = {module: _factors(files[1], module, found) for module, found in parts.items()}
-    if not (factors or replaced or rows):
+    paired = {module: _factors(files[1], module, found) for module, found in parts.items()}
+    factors = {module: found for module, found in paired.items() if not EXPERTS.fullmatch(module)}
+    experts: dict[str, tuple[Factors, ...]] = {}
+    for module, found in paired.items():
+        if match := EXPERTS.fullmatch(module):
+            experts[match["module"]] = (*experts.get(match["module"], ()), found)
+    if not (paired or replaced or rows):
         raise CheckpointError(f"{files[1]}: holds no tensors; download the file again")
-    return Adapter(path=path, config=config, files=files, factors=factors, replaced=replaced, rows=rows)
+    return Adapter(
+        path=path, config=config, files=files, factors=factors, replaced=replaced, rows=rows, experts=experts
+    )
 
 
 def _factors(file: Path, module: str, found: Mapping[str, Tensor]) -> Factors:

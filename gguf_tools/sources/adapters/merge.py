@@ -16,11 +16,12 @@ import numpy as np
 
 from gguf_tools.errors import CheckpointError, InputError, UnsupportedError
 from gguf_tools.sources.adapters.adapter import Adapter, Factors
+from gguf_tools.sources.adapters.experts import merge_experts
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.sources.tower_names import tower_of
 from gguf_tools.sources.tying import TIE
 from gguf_tools.tensors.base import Tensor, same_values
-from gguf_tools.tensors.low_rank import LowRank, Plus, Term, WithNorms
+from gguf_tools.tensors.low_rank import LowRank, Plus, Term, WithNorms, is_merged
 from gguf_tools.tensors.views import concatenate, take
 from gguf_tools.text import shortened
 
@@ -83,6 +84,8 @@ class _Merging:
                 left_out.append(module)
             else:
                 self._merge(adapter, module, factors)
+        for module, parts in adapter.experts.items():
+            self._merge_experts(adapter, module, parts)
         if adapter.config.tied:
             self._tie(adapter)
         changed = sum(id(tensor) not in before for tensor in self.tensors.values())
@@ -97,11 +100,10 @@ class _Merging:
 
     def _find(self, adapter: Adapter, name: str) -> str:
         """The checkpoint's name of the tensor that the adapter calls `name`."""
-        if name in self.tensors:
-            return name
+        known = self._known(name) or self._known(name.replace(".mlp.", ".block_sparse_moe."))
+        if known is not None:
+            return known
         found = self.names.get(_inner(name), [])
-        if len(found) == 1:
-            return found[0]
         if found:
             raise UnsupportedError(
                 f"{adapter.path}: has weights for {shortened(name)}, which may be {' or '.join(found[:3])} of "
@@ -113,6 +115,25 @@ class _Merging:
             f"{f' (the nearest is {near[0]})' if near else ''}; give the base that the adapter was trained on{_base(adapter)}, "
             "or merge it with peft (merge_and_unload, then save_pretrained)"
         )
+
+    def _merge_experts(self, adapter: Adapter, module: str, parts: Sequence[Factors]) -> None:
+        """Add the factors of fused experts to their tensors."""
+        embedding = next((tensor for name, tensor in self.tensors.items() if EMBEDDING.fullmatch(name)), None)
+        for name, tensor in merge_experts(
+            adapter, module, parts, self.tensors, self._known, embedding.columns if embedding is not None else 0
+        ).items():
+            if is_merged(self.tensors[name]):
+                raise UnsupportedError(
+                    f"{adapter.path}: changes {name}, which another adapter changes too; merge them with peft"
+                )
+            self.tensors[name] = tensor
+
+    def _known(self, name: str) -> str | None:
+        """The checkpoint's name of a tensor; None if it has none, or several that may be meant."""
+        if name in self.tensors:
+            return name
+        found = self.names.get(_inner(name), [])
+        return found[0] if len(found) == 1 else None
 
     def _merge(self, adapter: Adapter, module: str, factors: Factors) -> None:
         """Add a module's product to its weight, and its bias to the bias."""

@@ -43,6 +43,7 @@ DORA = {
     "rank_pattern": {"q_proj": 3, "layers.1.mlp.down_proj": 2},
     "alpha_pattern": {"k_proj": 11, ".*layers.2.*v_proj": 5},
 }
+EXPERTS = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 TIED = {"target_modules": ["q_proj", "embed_tokens"]}
 
 
@@ -54,7 +55,10 @@ TIED = {"target_modules": ["q_proj", "embed_tokens"]}
         pytest.param("gpt2", "plain", {"target_modules": ["c_attn", "c_proj"]}, id="Conv1D"),
         pytest.param("gpt2", "plain", {"target_modules": ["c_proj", "c_fc"], "use_dora": True}, id="Conv1D, dora"),
         pytest.param("phi3", "plain", {}, id="fused"),
-        pytest.param("gpt-oss", "plain", {}, id="mixture of experts"),
+        pytest.param("gpt-oss", "plain", {**EXPERTS, "lora_alpha": 3}, id="experts fused, inputs first"),
+        pytest.param("qwen3-moe", "fused", EXPERTS, id="experts fused, outputs first"),
+        pytest.param("qwen3-moe", "plain", {}, id="experts one by one, and the router"),
+        pytest.param("mixtral", "plain", {"use_rslora": True}, id="experts under other names"),
         pytest.param("qwen3.5", "vision", {}, id="in_proj, with a vision tower"),
         pytest.param("granite-hybrid", "plain", {}, id="state space"),
         pytest.param(
@@ -225,6 +229,24 @@ def test_a_wrong_rank_is_refused(made: Made, tmp_path: Path) -> None:
     changed(adapter.path, {"rank_pattern": {"q_proj": 5}})
     with pytest.raises(CheckpointError, match=r"q_proj has 4 rows, but adapter_config\.json gives it the rank 5"):
         merged(base, adapter.path)
+
+
+def test_experts_without_a_place_are_refused(made: Made, tmp_path: Path) -> None:
+    base = made("mixtral", "plain")
+    adapter = make_adapter(
+        base, tmp_path / "adapter", target_modules=[], target_parameters=EXPERTS["target_parameters"]
+    ).path
+    with pytest.raises(
+        UnsupportedError, match=r"factors for the experts model\.layers\.0\.mlp\.experts, which the base stores"
+    ):
+        merged(made("llama", "plain"), adapter)
+    with pytest.raises(CheckpointError, match=r"make matrices of shape \(192, 64\), but the base's experts have"):
+        merged(made("qwen3-moe", "plain"), adapter)
+    with pytest.raises(UnsupportedError, match="which another adapter changes too"):
+        merged(base, adapter, adapter)
+    changed(adapter, {"rank_pattern": {".*down_proj": 2}})
+    with pytest.raises(CheckpointError, match=r"down_proj has 16 rows; expected 8, the rank 2 of"):
+        merged(base, adapter)
 
 
 def test_notes_name_the_adapter_and_another_base(made: Made, tmp_path: Path) -> None:
