@@ -14,6 +14,7 @@ from gguf_tools.conversion.plan import Conversion, Opened, open_source, prepare
 from gguf_tools.conversion.request import AUTO, Request
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.vocabulary import prove_vocabulary
+from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.formats.output import check_outputs
 from gguf_tools.progress import StageProgress
 from gguf_tools.publishing.folder import CHECKSUMS, checked_files, is_published, require_own
@@ -109,6 +110,11 @@ def publish(
         )
     out = Path(out) if out is not None else Path(str(to).rpartition("/")[2])
     source = local_source(source, Reading.WHOLE)
+    if source.is_file() and is_gguf(source):
+        raise InputError(
+            f"{source}: is a GGUF; publish makes all types from a checkpoint; quantize a GGUF with `tinyq quantize`, and "
+            "describe the files with `tinyq card`"
+        )
     one_of("--suite", suite, SUITES)
     one_of("--kv-type", kv_type, get_args(KVType))
     at_least("--context", context)

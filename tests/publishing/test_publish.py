@@ -247,6 +247,11 @@ def test_refusals_are_one_line_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_gguf_is_no_source(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a GGUF; publish makes all types from a checkpoint"):
+        publish(next(made[0].glob("*.gguf")), tmp_path / "out")
+
+
 def test_a_folder_is_replaced_only_if_it_is_one_s_own(
     made: tuple[Path, dict[str, Any]], source: Path, tmp_path: Path
 ) -> None:
