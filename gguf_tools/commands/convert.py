@@ -32,6 +32,8 @@ from gguf_tools.commands.type_options import type_options
         "convert hf/ out.gguf --type q8_0",
         "convert Qwen/Qwen3-0.6B out.gguf",
         "convert best.pt out.gguf --tokenizer qwen3/ --swap 12:13",
+        "convert hf/ out.gguf --lora adapter/@0.5",
+        "convert adapter/ adapter.gguf --base hf/",
     ),
 )
 @click.argument("source", type=streamed_source())

@@ -149,3 +149,11 @@ def test_quantization_sees_the_sum_before_it_is_rounded(
     with Runtime(out) as runtime:
         (found,) = runtime.logits([TOKENS])
     assert nmse(made.logits, found) < 1e-11
+
+
+def test_the_model_card_names_the_adapter(tinyq: Callable[..., Ran], merged: Path, base: Path, tmp_path: Path) -> None:
+    ran = tinyq("card", base, merged, "--out", tmp_path / "README.md", "--suite", "none", "--quiet")
+    assert ran.code == 0, ran.err
+    page = (tmp_path / "README.md").read_text()
+    assert "| Adapters merged | adapter |" in page
+    assert "| Their scales | 1.0 |" in page
