@@ -21,6 +21,7 @@ from gguf_tools.formats.output import check_set, settle
 from gguf_tools.formats.temporary import folder_lock
 from gguf_tools.formats.watch import Watch
 from gguf_tools.progress import StageProgress
+from gguf_tools.sources.hub import Reading, cached_name, local_source
 from gguf_tools.sources.inputs import source_files
 
 Values = Mapping[str, Any] | Sequence[str]
@@ -60,7 +61,9 @@ def edit(
     edit that cannot be made in place; UnsupportedError if llama.cpp would not load the result; CheckpointError for a broken
     source; OutputError if `out` exists without `force`, is the source, or cannot be written.
     """
-    source, out = Path(source), optional_path(out)
+    source, out = local_source(source, Reading.HEADERS if dry_run else Reading.WHOLE), optional_path(out)
+    if (in_place or undo) and (name := cached_name(source)):
+        raise InputError(f"{name}: lies in the hub's cache, whose files other programs read too; give OUT instead")
     given = bool(values or unset or rename or header is not None)
     if undo:
         if out is not None or given or dry_run:

@@ -158,7 +158,8 @@ def _show(source: Path, arrays: bool) -> None:
     """Print the header as TOML."""
     from gguf_tools.editing.header_toml import header_toml
     from gguf_tools.formats.gguf.split import joined_header, read_parts
+    from gguf_tools.sources.hub import Reading, local_source
 
-    header = joined_header(read_parts(source))
+    header = joined_header(read_parts(local_source(source, Reading.HEADERS)))
     for line in header_toml(header, header.tensors, whole=arrays):
         show_part(line + "\n")
