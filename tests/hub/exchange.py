@@ -58,7 +58,7 @@ class Exchange(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         """Answer a request by its route, and record it."""
-        self.hub.begin()
+        number = self.hub.begin()
         url = urlsplit(self.path)
         self.url_path, self.query = unquote(url.path), {key: values[-1] for key, values in parse_qs(url.query).items()}
         self.raw_path = url.path
@@ -76,6 +76,7 @@ class Exchange(BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             self.hub.record(
+                number,
                 Request(
                     method=self.command,
                     path=self.url_path,
@@ -85,7 +86,7 @@ class Exchange(BaseHTTPRequestHandler):
                     received=self.received,
                     token=self.token,
                     storage=self.storage,
-                )
+                ),
             )
 
     do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815 - the names that http.server calls

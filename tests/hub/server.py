@@ -91,8 +91,8 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.tokens: dict[str, str] = {}
-        self._requests: list[Request] = []
-        self._answering = 0
+        self._requests: dict[int, Request] = {}
+        self._begun = 0
         self.faults = Faults()
         self.routes = {False: HUB_ROUTES, True: STORAGE_ROUTES}
         self.signatures: set[str] = set()
@@ -140,24 +140,24 @@ class Hub:
         """Let something go wrong."""
         self.faults.add(fault)
 
-    def begin(self) -> None:
-        """A request has come, and will be answered."""
+    def begin(self) -> int:
+        """A request has come, and will be answered; its number."""
         with self._idle:
-            self._answering += 1
+            self._begun += 1
+            return self._begun
 
-    def record(self, request: Request) -> None:
+    def record(self, number: int, request: Request) -> None:
         """Add an answered request to the list."""
         with self._idle:
-            self._requests.append(request)
-            self._answering -= 1
+            self._requests[number] = request
             self._idle.notify_all()
 
     @property
     def requests(self) -> list[Request]:
-        """What was answered so far, requests included whose answers the client has just read."""
+        """What was answered so far, in the order in which the requests came, those included whose answers have just been read."""
         with self._idle:
-            self._idle.wait_for(lambda: not self._answering, PATIENCE)
-            return list(self._requests)
+            self._idle.wait_for(lambda: len(self._requests) == self._begun, PATIENCE)
+            return [request for _, request in sorted(self._requests.items(), key=lambda pair: pair[0])]
 
     def sent(self, path: str = "") -> int:
         """The bytes of bodies that were sent for paths that contain `path`."""
