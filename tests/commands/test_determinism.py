@@ -35,6 +35,7 @@ RUNS: dict[str, dict[str, tuple[int, ...]]] = {
         f"SOURCE OUT {BLEND}": ENCODING,
     },
     "imatrix": {"F32 TEXT -o OUT.gguf --chunk 64": RUNNING},
+    "publish": {"SOURCE --types q8_0,q4_k_m --suite none -o OUT": ENCODING},
     # What they report names the number of threads.
     "card": {"SOURCE F32 Q8_0 --suite none --out OUT.md --modelfile": (2, 2)},
     "eval": {
