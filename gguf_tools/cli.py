@@ -121,6 +121,16 @@ def tinyq(verbose: bool) -> None:
     """Convert trained decoders to GGUF for llama.cpp, and verify the result against a torch reference."""
 
 
+PACKAGES = {
+    "jinja2": "jinja2",
+    "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
+    "torch": "torch",
+    "yaml": "pyyaml",
+}
+"""By module, the packages that an installation may lack although tinyq requires them (`pip install --no-deps`)."""
+
+
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
@@ -198,6 +208,11 @@ def _explained(error: BaseException) -> int:
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             return _fail(f"{where}{error.strerror or error}", TinyqError.exit_code)
+        case ModuleNotFoundError(name=str(name)) if name.split(".")[0] in PACKAGES:
+            package = PACKAGES[name.split(".")[0]]
+            return _fail(
+                f"{package} is not installed, and this command needs it; pip install {package}", TinyqError.exit_code
+            )
         case MemoryError():
             return _fail(
                 f"out of memory; {signals.left()}; free memory, or use a smaller input",

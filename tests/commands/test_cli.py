@@ -249,6 +249,17 @@ def test_the_end_of_a_file_is_no_interrupt(tinyq: Tinyq, monkeypatch: pytest.Mon
     assert "internal error of tinyq: EOFError" in ran.err
 
 
+@pytest.mark.parametrize(("module", "package"), [("torch", "torch"), ("yaml", "pyyaml")])
+def test_a_required_package_that_is_missing_is_named(module: str, package: str) -> None:
+    """As after `pip install --no-deps`."""
+    hidden = f"import sys; sys.modules[{module!r}] = None; from gguf_tools.cli import main; main(['demo', '--force'])"
+    done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"tinyq: {package} is not installed, and this command needs it; pip install {package}\n",
+    )
+
+
 def test_too_little_memory_is_no_fault_of_ours(tinyq: Tinyq, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: Any) -> None:
         raise MemoryError
