@@ -148,6 +148,8 @@ def main(args: list[str] | None = None) -> NoReturn:
         signals.leave_at_once()
     except (KeyboardInterrupt, signals.EndedError) as error:  # between two lines of `run`
         code = _explained(error)
+    if signals.received():
+        signals.ignore_them()
     sys.exit(_drained(code))
 
 

@@ -91,6 +91,14 @@ def leave_at_once() -> None:
     _install(_leave)
 
 
+def ignore_them() -> None:
+    """Make signals change nothing any more: one has ended the command, all is cleared up, and the exit code is known.
+
+    Python restores the default handlers while it ends, with which another signal would end the process with its own code.
+    """
+    _install(signal.SIG_IGN)
+
+
 def received() -> int:
     """The number of the signal that arrived since `raise_them`, or 0.
 

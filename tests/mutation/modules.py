@@ -57,7 +57,6 @@ _OWN: dict[str, tuple[str, ...]] = {
     f"{TOKENIZERS}/piece_model.py": ("tests/tokenizers/test_piece_fields.py", "tests/tokenizers/test_piece_model.py"),
     f"{TOKENIZERS}/rank_model.py": ("tests/tokenizers/test_rank_model.py",),
     f"{TOKENIZERS}/sentencepiece.py": ("tests/tokenizers/test_sentencepiece_rules.py",),
-    f"{TOKENIZERS}/vocabulary.py": ("tests/tokenizers/test_vocabulary.py",),
 }
 _SHARED = ("base", "lifting", "limits", "lowering", "names", "planner", "registry")
 """The modules of the targets' package that are not one architecture's."""
