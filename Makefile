@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The newest Python; the oldest, 3.10, is mypy's setting in pyproject.toml and vermin's target.
 NEWEST := 3.14
 
-.PHONY: demo test lint docs bench fuzz mutants faults specs wheels clean
+.PHONY: demo test lint types-oldest types-newest docs bench fuzz mutants faults specs wheels clean
 
 demo: $(STAMP)
 	$(BIN)/tinyq demo
@@ -18,9 +18,14 @@ test: lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/mypy --python-version $(NEWEST) -p gguf_tools -p quant -p surgery
+	$(MAKE) --no-print-directory --jobs 2 types-oldest types-newest
 	$(BIN)/vermin --target=3.10- --violations --no-tips --quiet gguf_tools quant surgery
+
+types-oldest: $(STAMP)
+	$(BIN)/mypy
+
+types-newest: $(STAMP)
+	$(BIN)/mypy --python-version $(NEWEST) --cache-dir .mypy_cache/newest -p gguf_tools -p quant -p surgery
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

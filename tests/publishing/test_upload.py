@@ -151,7 +151,7 @@ sys.exit(run(sys.argv[1:]))
 
 def test_an_upload_that_was_killed_goes_on(hub: Hub, folder: Path) -> None:
     """SIGKILL while the second file is sent: the first is not sent again, and the repository has all or nothing."""
-    hub.fail(Fault(path="/upload/", method="PUT", skip=1, times=1, delay=30.0))
+    hub.fail(Fault(path="/upload/", method="PUT", skip=1, times=1, delay=3.0))
     command = [sys.executable, "-c", KILLED, "publish", str(folder), "--to", NAME, "-q"]
     child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.getcwd()})
     deadline = time.monotonic() + 120
