@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 
@@ -17,6 +18,7 @@ from gguf_tools.formats.gguf.header import read_header
 from gguf_tools.sources.hub import window
 from tests.conftest import Ran
 from tests.hub.server import Hub
+from tests.sources.restore.unpack import packers
 
 NAME = "org/tiny"
 Tinyq = Callable[..., Ran]
@@ -225,3 +227,18 @@ def test_an_adapter_of_the_hub(hub: Hub, commit: str, qwen3_folder: Path, tmp_pa
     good(tinyq("convert", "org/adapter", tmp_path / "c.gguf", "--base", NAME))
     good(tinyq("convert", tmp_path / "adapter", tmp_path / "d.gguf", "--base", qwen3_folder))
     assert data(tmp_path / "c.gguf") == data(tmp_path / "d.gguf")
+
+
+def test_packed_weights_of_the_hub_are_unpacked_as_those_of_a_folder(hub: Hub, tmp_path: Path, tinyq: Tinyq) -> None:
+    def pack(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[packers.Arrays, packers.Array]:
+        layer = packers.layer(rng, outputs, inputs)
+        return packers.gptq(layer), layer.expected
+
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+    made = packers.checkpoint(tmp_path / "packed", pack, {"quantization_config": quantization})
+    hub.add("org/packed", made.folder)
+    for chosen in ("f32", "auto"):
+        good(tinyq("convert", made.folder, tmp_path / "folder.gguf", "--type", chosen, "--force"))
+        good(tinyq("convert", "org/packed", tmp_path / "hub.gguf", "--type", chosen, "--force"))
+        assert data(tmp_path / "hub.gguf") == data(tmp_path / "folder.gguf")
+    assert "gptq" in good(tinyq("inspect", "org/packed")).out.lower()
