@@ -26,22 +26,7 @@ _RECIPES = (
     f"{_BYTES}::test_values_of_a_70b_model",
     f"{_BYTES}::test_the_first_layers_of_a_deep_model_with_an_importance_matrix",
 )
-_REWRITES = ("tests/rewrites", "tests/surgery/test_rewrites.py")
-_OF_REWRITES = {
-    "activations": ("activations",),
-    "approximations": ("approximations",),
-    "delta": ("delta",),
-    "gates": ("gates",),
-    "heads": ("heads", "field_rewrites"),
-    "norms": ("norms",),
-    "output_bias": ("delta", "norms"),
-    "post_norms": ("norms",),
-    "residual": ("norms",),
-    "rope_pairs": ("field_rewrites", "norms"),
-    "router": ("router",),
-    "scales": ("scales", "field_rewrites"),
-}
-"""The tests of a rewrite by name, where they are fewer than those of the whole package."""
+_REWRITES = ("tests/rewrites", "tests/surgery/test_rewrites.py", "tests/families/test_families.py")
 _TARGETS = ("tests/targets",)
 _OWN: dict[str, tuple[str, ...]] = {
     "quant/rules.py": _RECIPES,
@@ -52,7 +37,10 @@ _OWN: dict[str, tuple[str, ...]] = {
     ),
     "surgery/gguf/positions.py": ("tests/surgery/test_positions.py",),
     "gguf_tools/evaluation/metrics.py": ("tests/evaluation/test_metrics.py",),
-    "gguf_tools/evaluation/card/statistics.py": ("tests/evaluation/card/test_card_statistics.py",),
+    "gguf_tools/evaluation/card/statistics.py": (
+        "tests/evaluation/card/test_card_statistics.py",
+        "tests/evaluation/comparison/test_compare.py",
+    ),
     f"{TOKENIZERS}/byte_level.py": ("tests/tokenizers/test_byte_level.py",),
     f"{TOKENIZERS}/piece_model.py": ("tests/tokenizers/test_piece_fields.py", "tests/tokenizers/test_piece_model.py"),
     f"{TOKENIZERS}/rank_model.py": ("tests/tokenizers/test_rank_model.py",),
@@ -72,8 +60,6 @@ def _subjects() -> dict[str, Subject]:
     tests = dict(_OWN)
     tests |= {module: ("tests/tokenizers",) for module in _in_folder(TOKENIZERS) if module not in tests}
     tests |= dict.fromkeys(_in_folder(REWRITES), _REWRITES)
-    for name, own in _OF_REWRITES.items():
-        tests[f"{REWRITES}/{name}.py"] = tuple(f"tests/rewrites/test_{one}.py" for one in own)
     shared = [f"{TARGETS}/{name}.py" for name in _SHARED]
     tests |= dict.fromkeys(shared, _TARGETS)
     single = {module: Subject((module,), found) for module, found in tests.items()}
