@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.shapes import QWEN3_0_6B, Qwen3Shape
 from gguf_tools.evaluation.card.questions import SETS
+from gguf_tools.evaluation.run import STREAMED_BYTES
 from gguf_tools.tables import text_table
 
 CACHE_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
@@ -66,6 +67,14 @@ def text_of(tokenizer: Path, tokens: int) -> str:
     raise AssertionError
 
 
+def reference_bytes(shape: Qwen3Shape) -> int:
+    """Bytes of the reference's float32 weights in memory: all, or those outside the layers and one layer if they are streamed."""
+    sizes = {name: 4 * prod(dims) for name, dims in shape.tensors().items()}
+    layers = sum(size for name, size in sizes.items() if ".layers." in name)
+    whole = sum(sizes.values())
+    return whole - layers + layers // shape.layers if whole > STREAMED_BYTES else whole
+
+
 def compared(source: Path, file: Path, shape: Qwen3Shape, context: int, kv_type: str) -> Comparison:
     """Compare the file with its source over pieces of `context` tokens. Raises RuntimeError with a failure's last lines."""
     folder = file.parent
@@ -97,7 +106,7 @@ def compared(source: Path, file: Path, shape: Qwen3Shape, context: int, kv_type:
     return Comparison(
         own=peaks["own"],
         child=peaks["child"],
-        reference=4 * sum(prod(dims) for dims in shape.tensors().values()),
+        reference=reference_bytes(shape),
         file=file.stat().st_size,
         cache=int(cache),
         positions=report["fidelity"]["n_tokens"],
