@@ -214,21 +214,19 @@ class Bench:
 
     def by_questions(self, entry: Entry) -> Measured:
         """The card suite on the items that candidates are chosen by; the passages are those that `by_text` has read."""
-        with self.variant(entry) as path:
-            size = path.stat().st_size
-            with Runtime(path, self._options) as runtime:
-                report = self._card_report(runtime, replace(self.items.chosen, passages=()))
+        report, size = self._card_report(entry, replace(self.items.chosen, passages=()))
         return _measured(replace(report, passages=self._passages(entry)), size)
 
     def by_held_out(self, entry: Entry) -> Measured:
         """The card suite on the held-out items, all of them by llama.cpp; without questions, the text alone."""
+        return _measured(*self._card_report(entry, self.items.held_out))
+
+    def _card_report(self, entry: Entry, items: CardSet) -> tuple[CardReport, int]:
+        """The card suite on a candidate's file, and the file's size in bytes."""
         with self.variant(entry) as path:
             size = path.stat().st_size
             with Runtime(path, self._options) as runtime:
-                return _measured(self._card_report(runtime, self.items.held_out), size)
-
-    def _card_report(self, runtime: Runtime, items: CardSet) -> CardReport:
-        return run_card(runtime, replace(self._card, choice=Choice(items), probes=0))
+                return run_card(runtime, replace(self._card, choice=Choice(items), probes=0)), size
 
     def by_function(self, function: Callable[[Path], float]) -> Callable[[Entry], Measured]:
         """The user's own scoring of a GGUF, larger is better."""
