@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gguf_tools.commands.card_options import card_options, parsed_card_options
+from gguf_tools.commands.card_options import card_options, page_options, parsed_card_options
 from gguf_tools.commands.common import (
     check_outputs,
     examples,
@@ -52,19 +52,7 @@ MODELFILE = "Modelfile"
 )
 @click.option("--study-name", metavar="NAME", help="Which study, where STUDY holds several.")
 @click.option("--base-model", metavar="OWNER/NAME", help="Hub id of the model that the files were converted from.")
-@click.option("--quantized-by", metavar="NAME", help="Author of the files.")
-@click.option(
-    "--suite",
-    type=click.Choice(["none", "fidelity", "card", "all"]),
-    default="all",
-    show_default=True,
-    help="Which measurements to make; the others are left out of the card.",
-)
-@click.option(
-    "--context",
-    type=click.IntRange(min=1),
-    help="Context length, in tokens, for which memory is stated; by default 4096, or the model's if that is shorter.",
-)
+@page_options
 @engine_options
 @timeout_option
 @card_options

@@ -1,4 +1,4 @@
-"""The options of the card suite (its questions and weights), shared by `tinyq eval` and `tinyq card`."""
+"""The options of the card suite (its questions and weights) and of the model card, for the commands that share them."""
 
 from __future__ import annotations
 
@@ -64,6 +64,30 @@ _OPTIONS = (
 
 CARD_OPTION_NAMES = ("questions", "repeat_set", "held_out", "weights", "thinking", "answer_tokens", "think_tokens")
 """The parameters that `card_options` adds to a command."""
+
+
+_PAGE_OPTIONS = (
+    click.option("--quantized-by", metavar="NAME", help="Author of the files."),
+    click.option(
+        "--suite",
+        type=click.Choice(["none", "fidelity", "card", "all"]),
+        default="all",
+        show_default=True,
+        help="Which measurements to make; the others are left out of the card.",
+    ),
+    click.option(
+        "--context",
+        type=click.IntRange(min=1),
+        help="Context length, in tokens, for which memory is stated; by default 4096, or the model's if that is shorter.",
+    ),
+)
+
+
+def page_options(command: F) -> F:
+    """A decorator that adds what a model card says and measures: `quantized_by`, `suite` and `context`."""
+    for option in reversed(_PAGE_OPTIONS):
+        command = option(command)
+    return command
 
 
 def card_options(command: F) -> F:

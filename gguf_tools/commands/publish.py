@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from gguf_tools.commands.adapter_options import lora_option
-from gguf_tools.commands.card_options import card_options, parsed_weights
+from gguf_tools.commands.card_options import card_options, page_options, parsed_weights
 from gguf_tools.commands.common import (
     check_outputs,
     examples,
@@ -60,19 +60,7 @@ TYPES = "q8_0,q6_k,q4_k_m"
 @click.option("--private", is_flag=True, help="Create the repository as a private one.")
 @click.option("--name", metavar="NAME", help="Beginning of the files' names; by default the model's name.")
 @click.option("--base-model", metavar="OWNER/NAME", help="Hub id of SOURCE, if it is not known.")
-@click.option("--quantized-by", metavar="NAME", help="Author of the files.")
-@click.option(
-    "--suite",
-    type=click.Choice(["none", "fidelity", "card", "all"]),
-    default="all",
-    show_default=True,
-    help="Which measurements to make; the others are left out of the card.",
-)
-@click.option(
-    "--context",
-    type=click.IntRange(min=1),
-    help="Context length, in tokens, for which memory is stated; by default 4096, or the model's if that is shorter.",
-)
+@page_options
 @tensor_type_options
 @lora_option("SOURCE first")
 @source_options
