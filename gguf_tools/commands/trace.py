@@ -100,6 +100,5 @@ def trace(
         write_bytes(as_png(found), png, force=force)
     if not quiet and not takes_stdout(json_path, html):
         show_report(TraceReport(found))
-    if found.first is not None:
-        cause = f": {found.cause.text}" if found.cause and found.cause.text else ""
-        raise ThresholdError(one_line(f"{file}: {found.first.name} is not what the reference computes{cause}"))
+    if found.verdict:
+        raise ThresholdError(one_line(f"{file}: {found.verdict}"))

@@ -135,7 +135,8 @@ def frequencies(rope: Rope, length: int = 0) -> tuple[NDArray[np.float64], float
         case Llama3Scaling() as scaling:
             return _llama3(base, scaling), 1.0
         case FactorScaling(factors):
-            return base / np.asarray(factors, np.float64), 1.0
+            with np.errstate(divide="ignore"):  # a broken file may have factors of 0
+                return base / np.asarray(factors, np.float64), 1.0
         case LongRopeScaling() as scaling:
             return base / np.asarray(scaling.factors(length), np.float64), scaling.attention_factor
         case YarnScaling() as scaling:

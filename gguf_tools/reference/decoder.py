@@ -181,6 +181,10 @@ class Reference:
         self._limits = _limits(spec)
         return self
 
+    def changed(self, spec: ModelSpec, weights: Weights) -> Reference:
+        """A reference with the same layers, and another spec and other weights outside them."""
+        return Reference.assembled(spec, weights, self.layers, self.dtype)
+
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
         """Logits of every position of each sequence, as arrays of shape (length, vocab_size).
 

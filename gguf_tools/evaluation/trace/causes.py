@@ -3,23 +3,22 @@ what llama.cpp computed is named, with the error that it leaves."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 
-from gguf_tools.evaluation.trace.compare import PointError, Points, error, floor_of, mask_for
-from gguf_tools.evaluation.trace.hypotheses import EPSILONS, Hypothesis, hypotheses
-from gguf_tools.evaluation.trace.passes import Passes, errors_of
+from gguf_tools.evaluation.trace.compare import PointError, Points, left_error, mask_for
+from gguf_tools.evaluation.trace.hypotheses import Hypothesis, hypotheses
+from gguf_tools.evaluation.trace.in_file import of_layer
+from gguf_tools.evaluation.trace.outside import faults, feeding_outside, left_by
+from gguf_tools.evaluation.trace.passes import Passes
 from gguf_tools.evaluation.trace.points import Doubles
-from gguf_tools.evaluation.trace.stated import stated_otherwise
-from gguf_tools.evaluation.trace.tensors import told_apart
 from gguf_tools.evaluation.trace.work import Work
-from gguf_tools.model.spec import DeltaNet, LayerSpec, Model
+from gguf_tools.model.spec import LayerSpec, Model
 from gguf_tools.reference import Reference
 from gguf_tools.reference.observe import OUTSIDE
 from gguf_tools.reference.weights import Weights
@@ -28,6 +27,10 @@ Where = Literal["file", "engine", "unknown"]
 Named = TypeVar("Named")
 ENOUGH = 1e-2
 """A fault explains a point if it leaves at most this share of its error, or nothing that is beyond the tolerance."""
+
+SURE = 1e-3
+"""A fault that has a name of its own is named before what the file holds, if it leaves at most this share of the error, and no
+more than rounding does."""
 
 NOTHING = 1e-12
 """The NMSE that float32 arithmetic leaves of a point where nothing is wrong."""
@@ -56,21 +59,26 @@ def find_cause(work: Work, n: int, first: PointError, own: Model) -> tuple[Cause
     x = work.input_of(n)
     assert x is not None
     target = _Target(work, n, first.point, x)
-    left = target.left(Passes(mine, {}))
-    floor = floor_of(n, first.point, work.types, work.expected.gelu)
+    left = target.left(Passes(mine, {})) if n < len(mine.layers) else inf
+    floor = work.floor(n, first.point)
     tried = []
     for pair in _tried(work, n, target, own, mine):
         tried.append(pair)
         if pair[1] <= NOTHING:  # of those that leave nothing, the first is named
             break
     best = min(tried, key=lambda pair: pair[1], default=None)
-    # A tensor of the file leaves less than the fault in it has in words: nothing of the rounding of its weights.
-    slack = 4.0 * first.predicted if best and best[0].of_file else 0.0
+    # What is in the file leaves less than the fault in words: nothing of the rounding of its weights.
+    slack = 0.0
+    if best and best[0].in_file:
+        slack = max(4.0 * first.predicted, min(first.tolerance / 2.0, SURE * first.local.nmse))
     cause, nmse = _named(tried, first, slack) or (None, None)
     where: Where = "file" if left <= max(floor, ENOUGH * first.local.nmse) else "engine"
     roles = (cause.role,) if cause and cause.role else feeding(first.point, work.expected.model.layer_tensors[n])
-    names = tuple(dict.fromkeys(name for role in roles for name in work.expected.names(n, role)))
-    return Cause(text=cause.text if cause else None, nmse=nmse, where=where, tensors=names), left
+    names = [name for role in roles for name in work.expected.names(n, role)]
+    if first.point.endswith("_rope"):
+        names += [name for name in work.source.tensors if name.startswith(ROPE_TENSORS)]
+    tensors = tuple(dict.fromkeys(names))
+    return Cause(text=cause.text if cause else None, nmse=nmse, where=where, tensors=tensors), left
 
 
 def _named(tried: Sequence[tuple[Named, float]], first: PointError, slack: float) -> tuple[Named, float] | None:
@@ -83,61 +91,16 @@ def _named(tried: Sequence[tuple[Named, float]], first: PointError, slack: float
 
 
 def _tried(work: Work, n: int, target: _Target, own: Model, mine: Reference) -> Iterator[tuple[Hypothesis, float]]:
-    """Each fault with the NMSE that it leaves at the point; those of the file's own tensors last."""
+    """Each fault with the NMSE that it leaves at the point; those of the file's own tensors and metadata last."""
     reference = work.passes.reference
     spec, weights = reference.spec.layers[n], reference.layers[n]
     others = {m: other for m, other in enumerate(reference.layers) if m != n}
     stated = own.spec.layers[n] if n < len(own.spec.layers) else None
-    for one in [*hypotheses(spec, weights, stated, others), *_of_file(spec, weights, stated, mine.layers[n], work, n)]:
+    for one in hypotheses(spec, weights, stated, others):
         yield one, target.left(work.passes, one.spec, one.weights)
-
-
-def _of_file(
-    spec: LayerSpec, weights: Weights, stated: LayerSpec | None, theirs: Weights, work: Work, n: int
-) -> Iterator[Hypothesis]:
-    """The file's own tensors put into the source's layer, one at a time, with what tells each from the source's."""
-    if stated is None:
-        return
-    held = weights
-    if work.coarse:  # what the tensors of a file of these types should hold
-        held = _as_source(spec, work.coarse.reference.spec.layers[n], work.coarse.reference.layers[n], 1.0)
-    for role, tensor in _as_source(spec, stated, theirs, work.passes.query_scale.get(n, 1.0)).items():
-        if (
-            role in weights
-            and tensor.shape == weights[role].shape
-            and not torch.equal(tensor, held.get(role, weights[role]))
-        ):
-            names = ", ".join(work.expected.names(n, role)) or role
-            text = f"{names}: {told_apart(held.get(role, weights[role]), tensor, spec, role, held)}"
-            yield Hypothesis(text, spec, {**weights, role: tensor}, role, of_file=True)
-    yield Hypothesis(
-        "several of the layer's tensors differ from the source's",
-        spec,
-        {**weights, **_as_source(spec, stated, theirs, 1.0)},
-        of_file=True,
-    )
-
-
-def _as_source(spec: LayerSpec, stated: LayerSpec, theirs: Weights, query_scale: float) -> dict[str, torch.Tensor]:
-    """The file's weights in the source's form: offsets taken off norms, decays as logarithms where they can be."""
-    norms, mine = stated.norms, spec.norms
-    found = {}
-    for role, tensor in theirs.items():
-        if role in norms and role in mine:
-            tensor = tensor + norms[role].offset - mine[role].offset
-        if role.endswith(".decay") and (_decay_form(spec), _decay_form(stated)) == ("log", "rate"):
-            if not bool((tensor < 0).all()):
-                continue
-            tensor = (-tensor).log()
-        if role == "attn.q":
-            tensor = tensor / query_scale
-        found[role] = tensor
-    return found
-
-
-def _decay_form(spec: LayerSpec) -> str:
-    """How the decay of the layer's recurrence is stored: log or rate, "" if it has none."""
-    return spec.mixer.decay if isinstance(spec.mixer, DeltaNet) else spec.state_space.decay if spec.state_space else ""
+    if n < len(mine.layers):
+        for one in of_layer(work, n, own, mine.layers[n]):
+            yield one, target.left(work.stored, one.spec, one.weights)
 
 
 class _Target:
@@ -177,7 +140,7 @@ class _Target:
         """The NMSE of the point with a layer's spec or weights exchanged; infinite if the layer cannot be run so."""
         try:
             points = passes.layer(self.n, self.x, spec, weights)
-        except (RuntimeError, KeyError):  # torch's error for shapes that do not fit: this fault cannot be the one
+        except (RuntimeError, KeyError, ValueError):  # shapes that do not fit: this fault cannot be the one
             return inf
         found = points.get(self.point)
         if found is None or found.shape != self.values.shape:
@@ -187,77 +150,26 @@ class _Target:
         mask = self._mask(points) if self.other_width else self.mask
         if self.other_width and mask is not None and 2 * mask.sum() < len(mask):
             return inf
-        return error(found, self.values, mask).nmse
+        return left_error(found, self.values, mask)
 
 
 def _outside(work: Work, first: PointError, mine: Reference) -> tuple[Cause, float]:
     """The cause of a bad embedding, final norm or logits."""
-    reference, x = work.passes.reference, work.input_of(len(work.passes.reference.spec.layers))
-    changes: dict[str, Any] = {}
-    spec = reference.spec
-    for eps in EPSILONS:
-        changes[f"epsilon of the final norm is {eps:g}, not {spec.output_norm.eps:g}"] = replace(
-            spec, output_norm=replace(spec.output_norm, eps=eps)
-        )
-        if spec.embedding_norm:
-            changes[f"epsilon of the embedding's norm is {eps:g}, not {spec.embedding_norm.eps:g}"] = replace(
-                spec, embedding_norm=replace(spec.embedding_norm, eps=eps)
-            )
-    other = 0.0 if spec.output_norm.offset else 1.0
-    changes[
-        "the final norm's offset of 1 is missing" if other == 0.0 else "an offset of 1 is added to the final norm"
-    ] = replace(spec, output_norm=replace(spec.output_norm, offset=other))
-    if spec.embedding_scale != 1.0:
-        changes["the embedding is not multiplied by its scale"] = replace(spec, embedding_scale=1.0)
-    if spec.logit_scale != 1.0:
-        changes["the logits are not multiplied by their scale"] = replace(spec, logit_scale=1.0)
-    if spec.logit_softcap:
-        changes["the logits are not capped"] = replace(spec, logit_softcap=None)
-
-    changes |= dict(stated_otherwise(replace(spec, layers=()), replace(mine.spec, layers=())))
-
-    def left(one: Reference) -> float:
-        passes = Passes(one, {})
-        points = passes.start(work.tokens) if first.point == "embedding" else passes.end(x) if x is not None else {}
-        found = errors_of(passes, OUTSIDE, points, work.graph, work.position)
-        return found[first.point][0].nmse if first.point in found else inf
-
-    own = left(mine)
-    tried = [
-        (text, left(_with(reference, replace(changed, layers=spec.layers), reference.weights)))
-        for text, changed in changes.items()
-    ]
-    roles = {
-        "embedding": ("embedding", "positions", "embedding_norm", "embedding_norm_bias"),
-        "final_norm": ("output_norm", "output_norm_bias"),
-    }.get(first.point, ("output", "output_bias", "embedding"))
-    for role in roles:
-        if (
-            role in mine.weights
-            and role in reference.weights
-            and mine.weights[role].shape == reference.weights[role].shape
-        ):
-            offset = spec.output_norm.offset if role == "output_norm" else 0.0
-            tensor = mine.weights[role] - offset
-            names = ", ".join(work.expected.names(OUTSIDE, role)) or role
-            text = f"{names}: {told_apart(reference.weights[role], tensor, None, role)}"
-            tried.append((text, left(_with(reference, spec, {**reference.weights, role: tensor}))))
-    cause = _named(tried, first, 4.0 * first.predicted)
+    own = left_by(work, first, mine)
+    tried = [((text, role), left_by(work, first, changed)) for text, role, changed in faults(work, mine)]
+    found = _named(tried, first, 4.0 * first.predicted)
+    (text, role), nmse = found or ((None, ""), None)
     where: Where = "file" if own <= max(first.tolerance, ENOUGH * first.local.nmse) else "engine"
+    roles = (role,) if role else feeding_outside(first.point)
     named = tuple(dict.fromkeys(name for role in roles for name in work.expected.names(OUTSIDE, role)))
-    return Cause(text=cause and cause[0], nmse=cause and cause[1], where=where, tensors=named), own
+    return Cause(text=text, nmse=nmse, where=where, tensors=named), own
 
 
-def _with(reference: Reference, spec: Any, weights: Weights) -> Reference:
-    """The reference with another spec and other weights outside the layers."""
-    made = copy.copy(reference)
-    made.spec, made.weights = spec, weights
-    return made
-
-
+ROPE_TENSORS = ("rope_freqs.", "rope_factors_")
+"""How the names of tensors with factors of RoPE's frequencies begin."""
 FEEDS: Mapping[str, tuple[str, ...]] = {
     "attn.heads": ("attn.v",),
-    "attn.shares": ("attn.q", "attn.k"),
+    "attn.shares": ("attn.q", "attn.k", "attn.sinks"),
     "attn.gated": ("attn.gate",),
     "attn.q_normed": ("attn.q_norm",),
     "attn.k_normed": ("attn.k_norm",),

@@ -15,6 +15,9 @@ from gguf_tools.tensors.error import ratio
 
 EXACT = 1e-10
 """NMSE up to which float32 sums in llama.cpp explain a point; 1e-13 is typical, and 1e-11 was the largest that was measured."""
+NORMS = {False: 1e-13, True: 1e-11}
+"""The same for an RMS norm, and for a layer norm (True), of which the subtraction of the mean loses digits: llama.cpp sums the
+squares in double precision."""
 FLOORS = {"f32": EXACT, "f16": 2e-5, "bf16": 2e-4}
 """The same for layers with weights of a type, whose products llama.cpp computes from activations rounded to that type or to 8
 bits. Five times the largest that was measured."""
@@ -127,6 +130,14 @@ def error(reference: Doubles, found: Doubles, mask: Doubles | None = None) -> Er
     )
 
 
+def left_error(reference: Doubles, found: Doubles, mask: Doubles | None = None) -> float:
+    """The NMSE of `error` that a fault in the reference leaves; values that are not finite on both sides count as equal."""
+    both = ~np.isfinite(reference) & ~np.isfinite(found)
+    if both.any():
+        reference, found = np.where(both, 0.0, reference), np.where(both, 0.0, found)
+    return error(reference, found, mask).nmse if np.isfinite(reference).all() else inf
+
+
 def mask_for(point: str, reference: Points, found: Points) -> Doubles | None:
     """The tokens for which the point can be compared: those whose experts are the same on both sides; None for all."""
     if point not in BY_ORDER and point not in BY_CHOICE:
@@ -153,14 +164,15 @@ def chosen_error(measure: Doubles, mine: Doubles, theirs: Doubles, noise: float)
     return Error(nmse=share, largest=share, cosine=1.0 - share, position=first, tokens=len(mine))
 
 
-def floor_of(n: int, point: str, types: Mapping[int, str], gelu: float) -> float:
+def floor_of(n: int, point: str, types: Mapping[int, str], gelu: float, *, centred: bool = False) -> float:
     """The NMSE that llama.cpp's arithmetic explains at a point; `types` has the coarsest type of each layer's matrices.
 
-    `gelu` is the target's bound for its activation function, where that is coarser than float32.
+    `gelu` is the target's bound for its activation function, where that is coarser than float32, and `centred` says that the
+    norms are layer norms.
     """
     kind = types.get(n, "f32")
     if point in ("embedding", "mixer_norm", "final_norm"):
-        return EXACT
+        return NORMS[centred]
     if point == "moe.chosen":
         return 0.0
     more = gelu if point in ACTIVATED else 0.0

@@ -33,6 +33,13 @@ class Expected:
     notes: tuple[str, ...] = ()
     query_scale: Mapping[int, float]
 
+    def label(self, n: int, role: str) -> str:
+        """The file's tensors that the role is stored in, for messages, with the role where they hold others too."""
+        names = self.names(n, role)
+        tensors = self.model.tensors if n < 0 else self.model.layer_tensors[n]
+        shared = any(set(names) & set(self.names(n, other)) for other in tensors if other != role)
+        return f"{', '.join(names)} ({role})" if names and shared else ", ".join(names) or role
+
     def names(self, n: int, role: str) -> tuple[str, ...]:
         """The file's tensors that layer n's role (`-1` for none) is stored in."""
         tensors = self.model.tensors if n < 0 else self.model.layer_tensors[n]
@@ -84,8 +91,13 @@ def expected_of(found: ReferenceSource, source: GGUFSource) -> Expected:
 
 
 def as_file(source: GGUFSource, lowered: Lowered, tensors: Mapping[str, Tensor]) -> Model:
-    """The model as the file's architecture lifts it, from the lowered metadata and tensors, some of them replaced."""
-    metadata = {**source.header.metadata, **lowered.metadata}
+    """The model as the file's architecture lifts it, from the lowered metadata and tensors, some of them replaced.
+
+    The file's own metadata count only outside the architecture's keys.
+    """
+    own = f"{source.architecture}."
+    metadata = {key: field for key, field in source.header.metadata.items() if not key.startswith(own)}
+    metadata |= lowered.metadata
     whole = {output.name: tensors.get(output.name, output.tensor) for output in lowered.tensors}
     return lift(GGUFSource(replace(source.header, metadata=metadata), whole))
 

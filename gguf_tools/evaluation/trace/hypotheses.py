@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from gguf_tools.evaluation.trace.stated import stated_otherwise
-from gguf_tools.model.rope import Rope, YarnScaling
+from gguf_tools.model.rope import FactorScaling, LongRopeScaling, Rope, YarnScaling
 from gguf_tools.model.spec import Attention, DeltaNet, LayerSpec, Mamba2, MoE, Norm
 from gguf_tools.reference.feed_forward import ACTIVATIONS
 from gguf_tools.reference.weights import Weights
@@ -23,6 +22,13 @@ PAIRED = (
     ("shared.gate", "shared.up"),
     ("delta.q", "delta.k"),
     ("delta.beta", "delta.alpha"),
+    ("attn.q_norm", "attn.k_norm"),
+    ("mixer_norm", "ffn_norm"),
+    ("mixer_post_norm", "ffn_post_norm"),
+    ("mixer_norm", "mixer_post_norm"),
+    ("ffn_norm", "ffn_post_norm"),
+    ("attn.k_bias", "attn.v_bias"),
+    ("ffn.gate_bias", "ffn.up_bias"),
 )
 """Weights of one shape that may be exchanged."""
 THETAS = (1e4, 1e5, 5e5, 1e6, 5e6, 1e7)
@@ -32,14 +38,14 @@ THETAS = (1e4, 1e5, 5e5, 1e6, 5e6, 1e7)
 class Hypothesis:
     """A layer with a fault, which `text` names in the field's words; `role` is the weight that it is about, if any.
 
-    `of_file` is one that only puts a tensor of the file in place of the source's.
+    One `in_file` only puts something of the file in place of what the file should hold, in the file's own form.
     """
 
     text: str
     spec: LayerSpec
     weights: Weights
     role: str = ""
-    of_file: bool = False
+    in_file: bool = False
 
 
 def hypotheses(
@@ -52,6 +58,7 @@ def hypotheses(
         theirs = own.mixer if own and isinstance(own.mixer, Attention) else None
         for text, mixer in _of_attention(spec.mixer, theirs):
             yield Hypothesis(text, replace(spec, mixer=mixer), weights)
+        yield from _of_groups(spec, spec.mixer, weights)
     if isinstance(spec.mixer, DeltaNet):
         yield from _of_delta(spec, spec.mixer, weights)
     if spec.state_space:
@@ -66,15 +73,14 @@ def hypotheses(
                 dense = replace(spec.feed_forward, activation=name)
                 words = f"the activation is {name}, not {spec.feed_forward.activation}"
                 yield Hypothesis(words, replace(spec, feed_forward=dense), weights)
+    if spec.input_scale != 1.0:
+        yield Hypothesis("the scale of the layer's input is left out", replace(spec, input_scale=1.0), weights)
     if spec.residual_scale != 1.0:
         yield Hypothesis("the residual scale is left out", replace(spec, residual_scale=1.0), weights)
     for m, other in others.items():
         if {role: tensor.shape for role, tensor in other.items()} == {r: t.shape for r, t in weights.items()}:
             yield Hypothesis(f"the layer has the weights of layer {m}", spec, other)
     yield from _of_weights(spec, weights, others)
-    if own is not None:
-        for text, changed in stated_otherwise(spec, own):
-            yield Hypothesis(text, changed, weights)
 
 
 def _of_norms(spec: LayerSpec, own: LayerSpec | None) -> Iterator[tuple[str, LayerSpec]]:
@@ -93,6 +99,13 @@ def _of_norms(spec: LayerSpec, own: LayerSpec | None) -> Iterator[tuple[str, Lay
         left_out = f"the norm's offset of {norm.offset:g} is missing"
         text = left_out if norm.offset else "an offset of 1 is added to the norm's weights"
         yield f"{text} ({role})", _with_norms(spec, role, offset=other)
+    for role, norm in spec.norms.items():
+        words = "does not subtract" if norm.centred else "subtracts"
+        yield f"the norm {words} the mean ({role})", _with_norms(spec, role, centred=not norm.centred)
+    for field in ("mixer_norm", "ffn_norm", "mixer_post_norm", "ffn_post_norm"):
+        if getattr(spec, field):
+            bare: dict[str, Any] = {field: None}
+            yield f"the norm is left out ({field})", replace(spec, **bare)
 
 
 def _with_norms(spec: LayerSpec, only: str = "", **values: Any) -> LayerSpec:
@@ -139,8 +152,31 @@ def _of_attention(mixer: Attention, own: Attention | None) -> Iterator[tuple[str
         yield f"the sliding window is {window or 'left out'}, not {mixer.window}", replace(mixer, window=window)
     if mixer.softcap:
         yield "the cap on the scores is left out", replace(mixer, softcap=None)
+    if mixer.clip:
+        yield "queries, keys and values are not clipped", replace(mixer, clip=None)
+    if mixer.sinks:
+        yield "the attention sinks are left out", replace(mixer, sinks=False)
+    if mixer.alibi:
+        yield "ALiBi's bias is left out", replace(mixer, alibi=None)
+        yield "ALiBi's slopes have half the exponent", replace(mixer, alibi=mixer.alibi / 2)
+        yield "ALiBi's slopes have twice the exponent", replace(mixer, alibi=mixer.alibi * 2)
     if mixer.gated:
         yield "the attention gate is left out", replace(mixer, gated=False)
+
+
+def _of_groups(spec: LayerSpec, mixer: Attention, weights: Weights) -> Iterator[Hypothesis]:
+    """Query head h reads key head h % kv_heads, and not h // (heads / kv_heads): keys and values are repeated in that order."""
+    if not 1 < mixer.kv_heads < mixer.heads or mixer.norm_whole or mixer.norm_per_head or mixer.value_scale:
+        return
+    order = [h % mixer.kv_heads for h in range(mixer.heads)]
+    repeated = {
+        role: weights[role].view(mixer.kv_heads, -1, *weights[role].shape[1:])[order].flatten(0, 1)
+        for role in ("attn.k", "attn.v", "attn.k_bias", "attn.v_bias")
+        if role in weights
+    }
+    text = "query head h reads key head h modulo their number, not h divided by the group's size"
+    wide = replace(spec, mixer=replace(mixer, kv_heads=mixer.heads))
+    yield Hypothesis(text, wide, {**weights, **repeated})
 
 
 def _of_rope(rope: Rope, own: Rope | None) -> Iterator[tuple[str, Rope]]:
@@ -151,13 +187,21 @@ def _of_rope(rope: Rope, own: Rope | None) -> Iterator[tuple[str, Rope]]:
     for theta in dict.fromkeys([*([own.theta] if own else []), *THETAS]):
         if abs(theta - rope.theta) > 1e-6 * rope.theta:
             yield f"the RoPE base is {theta:g}, not {rope.theta:g}", replace(rope, theta=theta)
-    if own and own.dims != rope.dims:
-        yield f"RoPE rotates {own.dims} dimensions, not {rope.dims}", replace(rope, dims=own.dims)
+    others = () if isinstance(rope.scaling, (FactorScaling, LongRopeScaling)) else (rope.dims // 2, rope.dims * 2)
+    for dims in dict.fromkeys([*([own.dims] if own else []), *others]):
+        if dims != rope.dims and dims % 2 == 0:
+            yield f"RoPE rotates {dims} dimensions, not {rope.dims}", replace(rope, dims=dims)
     if rope.scaling:
         yield "RoPE scaling is left out", replace(rope, scaling=None)
-    if own and type(own.scaling) is not type(rope.scaling) and own.scaling:
-        kinds = [type(scaling).__name__ for scaling in (own.scaling, rope.scaling)]
-        yield f"RoPE scaling is {kinds[0]}, not {kinds[1]}", replace(rope, scaling=own.scaling)
+    if isinstance(rope.scaling, LongRopeScaling):
+        exchanged = replace(rope.scaling, short=rope.scaling.long, long=rope.scaling.short)
+        yield "LongRoPE's short and long factors are exchanged", replace(rope, scaling=exchanged)
+        if rope.scaling.attention_factor != 1.0:
+            plain = replace(rope.scaling, attention_factor=1.0)
+            yield (
+                f"LongRoPE's attention factor is 1, not {rope.scaling.attention_factor:g}",
+                replace(rope, scaling=plain),
+            )
     if isinstance(rope.scaling, YarnScaling):
         factors = (1.0, rope.scaling.magnitude**2)
         for factor in factors:
@@ -237,6 +281,12 @@ def _of_experts(ffn: MoE, own: MoE | None) -> Iterator[tuple[str, MoE]]:
     for top_k in {own.router.top_k if own else router.top_k, router.top_k - 1, router.top_k + 1}:
         if 0 < top_k <= ffn.experts and top_k != router.top_k:
             yield f"{top_k} experts are used, not {router.top_k}", replace(ffn, router=replace(router, top_k=top_k))
+    if router.score_bias or router.selection_bias:
+        swapped = replace(router, score_bias=router.selection_bias, selection_bias=router.score_bias)
+        moved = "before" if router.score_bias else "after"
+        yield f"the selection bias is added {moved} the score function", replace(ffn, router=swapped)
+    if ffn.clamped:
+        yield "the experts' gate is not clamped", replace(ffn, clamped=replace(ffn.clamped, limit=1e30))
     if ffn.shared and ffn.shared.gated:
         yield "the shared expert's gate is left out", replace(ffn, shared=replace(ffn.shared, gated=False))
 

@@ -9,6 +9,7 @@ from math import inf, log10
 from gguf_tools.evaluation.trace.causes import Cause
 from gguf_tools.evaluation.trace.compare import PointError
 from gguf_tools.evaluation.trace.run import Trace
+from gguf_tools.evaluation.trace.unseen import Unseen
 from gguf_tools.sources.hub import shown_source
 from gguf_tools.tables import Block, Column, Facts, Lines, Shown, Table, View, text_table
 
@@ -220,10 +221,16 @@ def summary(trace: Trace) -> Facts:
     if trace.logits:
         facts.append(("logits", f"NMSE {trace.logits.whole.nmse:.2e} end to end"))
     blind = max((point.tolerance for point in trace.points if point.layer is not None), default=0.0)
-    if blind > 1e-9:
+    if blind > 0.0:
         text = f"faults that change a point by an NMSE below {blind:.0e} locally; tinyq diff compares the bytes"
         facts.append(("blind to", text))
     first = trace.first
+    if trace.unseen:
+        facts += [("unseen", f"{one.text} ({_place(one)})") for one in trace.unseen[:ROWS]]
+        more = len(trace.unseen) - ROWS
+        facts += [("", f"… and {more} more")] if more > 0 else []
+        text = "every point is explained by rounding, but the file differs where this text does not show it"
+        return Facts([*facts, ("verdict", text)], width=10)
     if first is None:
         return Facts([*facts, ("verdict", "every point is explained by rounding")], width=10)
     local = first.local
@@ -238,6 +245,10 @@ def summary(trace: Trace) -> Facts:
         ("verdict", f"{first.name} is not what the reference computes"),
     ]
     return Facts(facts, width=10)
+
+
+def _place(one: Unseen) -> str:
+    return one.point if one.layer is None else f"layer {one.layer} {one.point}"
 
 
 def _cause(cause: Cause, own: float) -> list[tuple[str, str]]:

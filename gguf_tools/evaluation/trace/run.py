@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from gguf_tools.evaluation.trace.compare import FLOORS, QUANTIZED, PointError, e
 from gguf_tools.evaluation.trace.expected import expected_of
 from gguf_tools.evaluation.trace.points import NAMES, Graph
 from gguf_tools.evaluation.trace.routing import Routing, routing_of
+from gguf_tools.evaluation.trace.unseen import Unseen, unseen
 from gguf_tools.evaluation.trace.work import Work
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.progress import StageProgress
@@ -35,7 +36,8 @@ class Trace:
 
     `first` is the first point whose local error is not explained, and `cause` what was found out about it. `decode` has the
     points whose values differ most between reading all tokens at once and one by one, as local errors; None if that was not
-    tried. `unnamed` are points of the reference that llama.cpp's graph has no name for.
+    tried. `unnamed` are points of the reference that llama.cpp's graph has no name for. `unseen` is what differs in the file
+    where the text does not reach, looked for if no point is bad.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Trace:
     routing: tuple[Routing, ...] = ()
     budget: Budget | None = None
     unnamed: tuple[str, ...] = ()
+    unseen: tuple[Unseen, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -62,9 +65,38 @@ class Trace:
         """The outputs of the layers."""
         return tuple(point for point in self.points if point.point == "layer_out")
 
+    @property
+    def verdict(self) -> str:
+        """What is wrong with the file, in words with its cause; "" if nothing is."""
+        if self.first is not None:
+            cause = f": {self.cause.text}" if self.cause and self.cause.text else ""
+            return f"{self.first.name} is not what the reference computes{cause}"
+        if self.unseen:
+            return f"differs from the source where this text does not show it: {self.unseen[0].text}"
+        return ""
+
+    def _first_bad(self) -> dict[str, Any] | None:
+        """The first bad point, or what differs unseen; None if there is neither."""
+        if self.first is None:
+            if not self.unseen:
+                return None
+            one = self.unseen[0]
+            tensors = list(one.tensors)
+            return {"layer": one.layer, "point": one.point, "cause": one.text, "where": "file", "tensors": tensors}
+        found = self.first.as_dict()
+        cause = self.cause or Cause(text=None, nmse=None, where="unknown")
+        return {
+            "layer": found.pop("layer"),
+            "point": found.pop("point"),
+            "cause": cause.text,
+            "nmse_left": cause.nmse,
+            "where": cause.where,
+            "tensors": list(cause.tensors),
+            **found,
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        first = self.first
         return {
             "file": str(self.path),
             "reference": str(self.reference),
@@ -72,21 +104,13 @@ class Trace:
             "type": self.types,
             "n_tokens": len(self.tokens),
             "tokens": list(self.tokens),
-            "first_bad": first
-            and {
-                "layer": first.layer,
-                "point": first.point,
-                "cause": self.cause.text if self.cause else None,
-                "nmse_left": self.cause.nmse if self.cause else None,
-                "where": self.cause.where if self.cause else None,
-                "tensors": list(self.cause.tensors) if self.cause else [],
-                **{key: value for key, value in first.as_dict().items() if key not in ("layer", "point")},
-            },
+            "first_bad": self._first_bad(),
             "points": [point.as_dict() for point in self.points],
             "decode": None if self.decode is None else [point.as_dict() for point in self.decode],
             "routing": [one.as_dict() for one in self.routing],
             "budget": self.budget.as_dict() if self.budget else None,
             "unnamed": list(self.unnamed),
+            "unseen": [asdict(one) for one in self.unseen],
             "notes": list(self.notes),
         }
 
@@ -154,6 +178,7 @@ def trace(
         routing=routing_of(work.chosen, prompt, expected.model.spec) if routing else (),
         budget=budget_of(source, expected, ids, threads, progress) if budget else None,
         unnamed=tuple(unnamed),
+        unseen=() if first else unseen(source, expected, lift(source), ids, work.selected()),
         notes=(*expected.notes, found.note),
     )
 
@@ -165,7 +190,7 @@ def first_bad(path: Path, reference: Path | None, operate: Operate | None, threa
     except TinyqError:
         return ""  # the measurement stands without it
     if found.first is None:
-        return ""
+        return f"{path}: {found.verdict}" if found.verdict else ""
     cause = f": {found.cause.text}" if found.cause and found.cause.text else ""
     return f"{path}: the first bad point is {found.first.name}{cause}"
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
 from gguf_tools.evaluation.trace.compare import FACTOR, PointError, error, floor_of, mask_for
-from gguf_tools.evaluation.trace.expected import Expected, coarsest_types, rounded
+from gguf_tools.evaluation.trace.expected import Expected, as_file, coarsest_types, rounded
 from gguf_tools.evaluation.trace.passes import Passes, errors_of
 from gguf_tools.evaluation.trace.points import Doubles, Graph, exists
 from gguf_tools.formats.gguf.source import GGUFSource
@@ -37,6 +38,13 @@ class Work:
         self.coarse = Passes(Reference(coarse, torch.float64), {}) if coarse else None
         self.chosen: dict[int, Doubles] = {}
 
+    @cached_property
+    def stored(self) -> Passes:
+        """The passes of what a file of this architecture and these types should hold, in the file's own form."""
+        if self.coarse:
+            return self.coarse
+        return Passes(Reference(as_file(self.source, self.expected.lowered, {}), torch.float64), {})
+
     def run(self) -> tuple[list[PointError], list[str]]:
         """The errors of all points in order of computation, and the points that the graph has no name for."""
         whole = self.passes.whole(self.tokens)
@@ -64,12 +72,21 @@ class Work:
         points += self._judged(OUTSIDE, local, end, coarse, end_to_end=x is None)
         return points, list(unnamed)
 
+    def selected(self) -> dict[int, Doubles]:
+        """The experts that llama.cpp selected, by layer."""
+        found = {n: self.graph.values(n, "moe.chosen", mine.shape[1]) for n, mine in self.chosen.items()}
+        return {n: values for n, values in found.items() if values is not None}
+
     def input_of(self, n: int) -> Doubles | None:
         """What llama.cpp's layer n reads: the embedding, or the output of the layer before it; (tokens, hidden)."""
         hidden = self.expected.model.spec.hidden
         if n == 0:
             return self.graph.values(OUTSIDE, "embedding", hidden)
         return self.graph.values(n - 1, "layer_out", hidden)
+
+    def floor(self, n: int, point: str) -> float:
+        """The NMSE that llama.cpp's arithmetic explains at a point of layer n (`OUTSIDE` for none)."""
+        return floor_of(n, point, self.types, self.expected.gelu, centred=self.expected.model.spec.output_norm.centred)
 
     def _judged(
         self,
@@ -91,7 +108,7 @@ class Work:
             predicted = 0.0
             if coarse and point in coarse and point != "moe.chosen" and coarse[point].shape == mine[point].shape:
                 predicted = error(mine[point], coarse[point], mask_for(point, mine, coarse)).nmse
-            floor = floor_of(n, point, self.types, self.expected.gelu) + (self.expected.gelu if end_to_end else 0.0)
+            floor = self.floor(n, point) + (self.expected.gelu if end_to_end else 0.0)
             made.append(
                 PointError(
                     layer=None if n == OUTSIDE else n,

@@ -33,6 +33,7 @@ def one_a_target() -> list[Case]:
     return list(found.values())
 
 
+@pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("case", one_a_target(), ids=str)
 def test_every_point_of_a_correct_file_is_explained(case: Case, tmp_path: Path) -> None:
     source = case.write(tmp_path)

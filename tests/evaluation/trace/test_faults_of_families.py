@@ -1,0 +1,196 @@
+"""Faults in what only some families have are located, and named; and what the text does not reach is compared by its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gguf_tools.evaluation.trace.report import text_of
+from gguf_tools.evaluation.trace.run import trace
+from gguf_tools.formats.gguf.header import Field, f32, u32
+from tests.evaluation.trace.planting import Floats, planted, with_key
+from tests.evaluation.trace.test_faults import Files, check, files, nothing, traced
+
+__all__ = ["files"]
+pytestmark = pytest.mark.usefixtures("one_process")
+Change = Callable[[Floats], Floats]
+
+
+def first_is(value: float) -> Change:
+    def change(values: Floats) -> Floats:
+        values.reshape(-1)[0] = value
+        return values
+
+    return change
+
+
+def last_doubled(values: Floats) -> Floats:
+    values[-1] *= 2
+    return values
+
+
+def heads_exchanged(values: Floats) -> Floats:
+    """The first two heads of 16 columns exchanged."""
+    return np.concatenate([values[:, 16:32], values[:, :16], values[:, 32:]], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "name", "function", "layer", "point", "cause"),
+    [
+        (
+            "cohere",
+            "untied",
+            "output_norm.weight",
+            lambda v: v * 1.5,
+            None,
+            "final_norm",
+            "output_norm.weight: it is multiplied by 1.5",
+        ),
+        (
+            "apertus",
+            "plain",
+            "rope_freqs.weight",
+            lambda v: v[::-1],
+            0,
+            "attn.q_rope",
+            "factors[0] is 8 in the file, not 1; 6 of 16 differ",
+        ),
+        ("apertus", "plain", "rope_freqs.weight", nothing, 0, "attn.q_rope", "factors[0] is 0 in the file, not 1"),
+        ("bamba", "plain", "blk.0.ssm_a", first_is(0), 0, "ssm.scan", "one value differs from the source's, at [0]: 0"),
+        (
+            "falcon-h1",
+            "plain",
+            "blk.0.ssm_in.weight",
+            lambda v: v * 1.5,
+            0,
+            "ssm.in",
+            "blk.0.ssm_in.weight: it is multiplied by 1.5",
+        ),
+        (
+            "gpt2",
+            "plain",
+            "position_embd.weight",
+            lambda v: np.roll(v, -2, 0),
+            None,
+            "embedding",
+            "learned positions start at row 2, not 0",
+        ),
+        (
+            "gpt2",
+            "plain",
+            "blk.0.attn_qkv.bias",
+            nothing,
+            0,
+            "attn.q",
+            "the bias is not loaded (attn.q_bias)",
+        ),
+        (
+            "gpt-oss",
+            "plain",
+            "blk.0.attn_sinks.weight",
+            lambda v: v * 0 - 1e4,
+            0,
+            "attn.shares",
+            "the attention sinks are left out",
+        ),
+        (
+            "qwen2",
+            "plain",
+            "blk.1.attn_output.weight",
+            heads_exchanged,
+            1,
+            "mixer_out",
+            "blk.1.attn_output.weight: heads 0 and 1 are exchanged",
+        ),
+    ],
+)
+def test_tensors(
+    files: Files,
+    tmp_path: Path,
+    family: str,
+    variant: str,
+    name: str,
+    function: Change,
+    layer: int | None,
+    point: str,
+    cause: str,
+) -> None:
+    source, file = files(family, variant, "f32")
+    found = traced(planted(file, tmp_path / "bad.gguf", (name, function)), source)
+    check(found, layer, point, cause)
+    assert found.cause
+    assert name in found.cause.tensors
+
+
+def test_an_epsilon_that_a_large_residual_hides(files: Files, tmp_path: Path) -> None:
+    """It changes the first norm by 3e-11, which is far more than rounding does there."""
+    source, file = files("arcee", "plain", "f32")
+    bad = with_key(file, tmp_path / "bad.gguf", "attention.layer_norm_rms_epsilon", f32(2e-5))
+    check(traced(bad, source), 0, "mixer_norm", "epsilon is 2e-05, not 1e-05")
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "name", "layer", "point", "text"),
+    [
+        ("ernie4.5-moe", "dense-last", "token_embd.weight", None, "embedding", "row 287 differs from"),
+        ("gpt2", "plain", "position_embd.weight", None, "embedding", "row 127 differs from"),
+        ("phi3", "longrope-short", "rope_factors_long.weight", 0, "attn.q_rope", "mixer.rope.scaling.long[7] is "),
+    ],
+)
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+def test_weights_that_the_text_does_not_reach(
+    files: Files,
+    tmp_path: Path,
+    kind: str,
+    family: str,
+    variant: str,
+    name: str,
+    layer: int | None,
+    point: str,
+    text: str,
+) -> None:
+    source, file = files(family, variant, kind)
+    found = traced(planted(file, tmp_path / "bad.gguf", (name, last_doubled)), source)
+    assert found.first is None
+    (one,) = found.unseen
+    assert (one.layer, one.point) == (layer, point)
+    assert text in one.text
+    report = found.as_dict()["first_bad"]
+    assert report["cause"] == one.text
+    assert "the file differs where this text does not show it" in text_of(found)
+    assert not traced(file, source).unseen
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("attention.layer_norm_rms_epsilon", f32(1.0000002e-5), ""),
+        ("attention.layer_norm_rms_epsilon", f32(1.01e-5), "output_norm.eps is 1.01e-05 in the file, not 1e-05"),
+        ("context_length", u32(77), ""),
+    ],
+)
+def test_metadata_without_an_effect(files: Files, tmp_path: Path, key: str, value: Field, text: str) -> None:
+    source, file = files("arcee", "plain", "f32")
+    found = traced(with_key(file, tmp_path / "bad.gguf", key, value), source)
+    assert found.first is None
+    assert [one.text for one in found.unseen[:1]] == ([text] if text else [])
+
+
+def test_an_expert_that_no_token_selects(files: Files, tmp_path: Path) -> None:
+    source, file = files("qwen3-moe", "plain", "f32")
+    few = trace(file, source, tokens=1, routing=True, threads=1)
+    idle = sorted(set(range(few.routing[1].experts)) - set(few.routing[1].model[0]))
+
+    def change(values: Floats) -> Floats:
+        values[idle[0]] = 0
+        return values
+
+    name = "blk.1.ffn_up_exps.weight"
+    found = trace(planted(file, tmp_path / "bad.gguf", (name, change)), source, tokens=1, threads=1)
+    assert found.first is None
+    (one,) = found.unseen
+    assert (one.layer, one.point, one.tensors) == (1, "expert.up", (name,))
+    assert one.text == f"{name}: expert {idle[0]} differs from the source's"
