@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.faults.bench import Bench
 from tests.faults.catalogue import FAULTS
 from tests.faults.matrix import MOST, Cell, run_all
-from tests.faults.page import PAGE, counted, page, parsed
+from tests.faults.page import PAGE, Count, counted, page, parsed
 from tests.faults.scenarios import SCENARIOS
 
 
@@ -30,13 +30,19 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--most", type=int, default=MOST, help="tries of a kind for each pair (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="tries at a time (default: all cores)")
+    parser.add_argument("--missing", action="store_true", help=f"only pairs for which {PAGE.name} has no counts")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}; what was not run keeps its counts")
     return parser.parse_args()
 
 
+def counts_written() -> dict[tuple[str, str], Count]:
+    """The counts that the page has."""
+    return parsed(PAGE.read_text("utf-8")) if PAGE.exists() else {}
+
+
 def write_page(cells: Sequence[Cell]) -> None:
     """Write the page; what was not run keeps the counts that it had there."""
-    old = parsed(PAGE.read_text("utf-8")) if PAGE.exists() else {}
+    old = counts_written()
     commands = list(dict.fromkeys(one.command for one in SCENARIOS))
     PAGE.write_text(page({**old, **counted(cells)}, commands), "utf-8")
 
@@ -55,6 +61,8 @@ def main() -> int:
     ]
     if not faults or not scenarios:
         raise SystemExit("no such fault or scenario; see --help and tests/faults/scenarios.py")
+    had = set(counts_written()) if options.missing else set()
+    pairs = [(fault, one) for fault in faults for one in scenarios if (fault.name, one.command) not in had]
     for fault in faults:
         if fault.why_not():
             print(f"{fault.name}: cannot be tried here: {fault.why_not()}", flush=True)
@@ -62,7 +70,7 @@ def main() -> int:
     cells: list[Cell] = []
     try:
         with tempfile.TemporaryDirectory(prefix="tinyq-faults-") as folder:
-            for cell in run_all(Bench(Path(folder)), faults, scenarios, options.most, options.jobs):
+            for cell in run_all(Bench(Path(folder)), pairs, options.most, options.jobs):
                 cells.append(cell)
                 print(f"{time.monotonic() - begun:6.0f} s  {cell}", flush=True)
     finally:

@@ -46,16 +46,11 @@ def run_cell(bench: Bench, fault: Fault, scenario: Scenario, most: int) -> Cell:
     return Cell(fault, scenario, tuple(bench.attempt(fault.name, scenario, one) for one in tries))
 
 
-def run_all(
-    bench: Bench, faults: Sequence[Fault], scenarios: Sequence[Scenario], most: int, jobs: int
-) -> Iterator[Cell]:
-    """Every pair, `jobs` at a time, in order; faults that cannot be tried here are left out."""
+def run_all(bench: Bench, pairs: Sequence[tuple[Fault, Scenario]], most: int, jobs: int) -> Iterator[Cell]:
+    """The pairs, `jobs` at a time, in order; faults that cannot be tried here are left out."""
     with ThreadPoolExecutor(jobs) as pool:
         futures = [
-            pool.submit(run_cell, bench, fault, scenario, most)
-            for fault in faults
-            if not fault.why_not()
-            for scenario in scenarios
+            pool.submit(run_cell, bench, fault, scenario, most) for fault, scenario in pairs if not fault.why_not()
         ]
         try:
             yield from (future.result() for future in futures)

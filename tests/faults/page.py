@@ -15,9 +15,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 HEAD = """# Faults
 
 Every command under every fault: a cell of the table says how often the fault was tried on the command, how often the command
-survived, and how often something was lost (tried/survived/lost); a dash is a fault that cannot happen to the command, or has not
-been tried on it yet. {total} `make faults` runs all and writes this page;
-`make test` runs a sample.
+survived, and how often something was lost (tried/survived/lost). A dash is a fault that cannot happen to the command, such as
+another file in the place of an input where there is none; a question mark is one that has not been tried on it. {total}
+`make faults` runs all and writes this page; `make test` runs a sample.
 
 Each try runs `tinyq` as a user does, in a process and a folder of its own. Where a moment has to be chosen (which write fails,
 when a signal arrives) the choice is drawn with a fixed seed, so that the same command tries the same again; every second time
@@ -36,9 +36,12 @@ A command that is new declares how it is invoked in `tests/faults/scenarios.py`;
 """
 
 
+NEVER, UNTRIED = "–", "?"
+
+
 @dataclass(frozen=True)
 class Count:
-    """Tries, and how many of them were lost."""
+    """Tries, and how many of them were lost; without tries the fault cannot happen."""
 
     tried: int = 0
     lost: int = 0
@@ -48,22 +51,28 @@ class Count:
 
     def __str__(self) -> str:
         if not self.tried:
-            return "–"
+            return NEVER
         text = f"{self.tried}/{self.tried - self.lost}/{self.lost}"
         return f"**{text}**" if self.lost else text
 
 
 Counts = Mapping[tuple[str, str], Count]
-"""(fault, command) → count."""
+"""(fault, command) → count; what has not been tried is not in it."""
 
 
 def counted(cells: Iterable[Cell]) -> dict[tuple[str, str], Count]:
-    """The counts of cells; scenarios of one command are added up."""
+    """The counts of cells; scenarios of one command are added up.
+
+    A pair whose tries all ended before the fault came has not been tried.
+    """
     counts: dict[tuple[str, str], Count] = {}
+    too_early: set[tuple[str, str]] = set()
     for cell in cells:
         key = cell.fault.name, cell.scenario.command
         counts[key] = counts.get(key, Count()) + Count(cell.tried, len(cell.lost))
-    return counts
+        if cell.verdicts and not cell.tried:
+            too_early.add(key)
+    return {key: count for key, count in counts.items() if count.tried or key not in too_early}
 
 
 def parsed(text: str) -> dict[tuple[str, str], Count]:
@@ -74,10 +83,21 @@ def parsed(text: str) -> dict[tuple[str, str], Count]:
     counts: dict[tuple[str, str], Count] = {}
     for row in rows[1:]:
         for command, cell in zip(rows[0][1:], row[1:], strict=True):
-            match = re.fullmatch(r"\**(\d+)/\d+/(\d+)\**", cell)
+            match = re.fullmatch(rf"\**(\d+)/\d+/(\d+)\**|{NEVER}", cell)
             if match and row[0] != "all" and command != "all":
-                counts[row[0], command] = Count(int(match[1]), int(match[2]))
+                counts[row[0], command] = Count(int(match[1] or 0), int(match[2] or 0))
     return counts
+
+
+def _cell(count: Count | None) -> str:
+    """A cell of the table."""
+    return UNTRIED if count is None else str(count)
+
+
+def _summed(counts: Sequence[Count | None]) -> Count | None:
+    """The sum of what was tried; None where nothing was."""
+    tried = [count for count in counts if count is not None]
+    return sum(tried, Count()) if tried else None
 
 
 def page(counts: Counts, commands: Sequence[str], faults: Sequence[Fault] = FAULTS) -> str:
@@ -90,10 +110,10 @@ def page(counts: Counts, commands: Sequence[str], faults: Sequence[Fault] = FAUL
     )
     rows = [["fault", *commands, "all"]]
     for fault in faults:
-        row = [counts.get((fault.name, command), Count()) for command in commands]
-        rows.append([fault.name, *map(str, row), str(sum(row, Count()))])
-    sums = [sum((counts.get((fault.name, c), Count()) for fault in faults), Count()) for c in commands]
-    rows.append(["all", *map(str, sums), str(total)])
+        row = [counts.get((fault.name, command)) for command in commands]
+        rows.append([fault.name, *map(_cell, row), _cell(_summed(row))])
+    sums = [_summed([counts.get((fault.name, command)) for fault in faults]) for command in commands]
+    rows.append(["all", *map(_cell, sums), _cell(_summed(sums))])
     rows.insert(1, [":---", *["---:"] * (len(commands) + 1)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     listed = "\n".join(
