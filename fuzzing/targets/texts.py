@@ -190,7 +190,7 @@ COMPLETIONS = _lines({"prompt": "Monday, Tuesday,", "accept": ["Wednesday"]})
 
 def _accepted(path: Path) -> bool:
     """The front matter's values as they come on a card: what the hub accepts of them is accepted whole."""
-    front = front_matter(path.parent)
+    front, _ = front_matter(path.parent)
     values = {
         "license": front.license,
         "license_name": front.license_name,

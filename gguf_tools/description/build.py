@@ -13,7 +13,7 @@ from gguf_tools.description.schema import EXPERT, LAYER, VOCABULARY, Description
 from gguf_tools.description.toml import MOST_LAYERS
 from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.model.norms import Norm, Shape
-from gguf_tools.model.spec import FrontMatter, LayerSpec, Model, ModelSpec
+from gguf_tools.model.spec import LayerSpec, Model, ModelSpec
 from gguf_tools.sources.beside import front_matter, generation_defaults
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import Tensor
@@ -39,13 +39,14 @@ def build(description: Description, checkpoint: Checkpoint) -> Model:
         for n, (layer, sources) in enumerate(zip(spec.layers, present, strict=True))
     ]
     _finish(description, checkpoint, [outside, *layers])
+    front, notes = front_matter(checkpoint.folder)
     return Model(
         spec=spec,
         tensors=outside,
         layer_tensors=tuple(layers),
         family=NAME,
-        notes=(*checkpoint.notes, f"the tensors are read as {description.path.name} describes them"),
-        front_matter=front_matter(checkpoint.folder) if checkpoint.folder.is_dir() else FrontMatter(),
+        notes=(*checkpoint.notes, f"the tensors are read as {description.path.name} describes them", *notes),
+        front_matter=front,
         generation=generation_defaults(checkpoint.folder),
     )
 

@@ -117,14 +117,16 @@ def finished(
 ) -> Model:
     """A Model from its spec, the tensors outside the layers, and the layers.
 
-    Adds the config's notes, the front matter of README.md and the defaults of generation_config.json.
+    Adds the config's notes, the front matter of README.md (or a note on why it cannot be read) and the defaults of
+    generation_config.json.
     """
+    front, notes = front_matter(checkpoint.folder)
     return Model(
         spec=spec,
         tensors=tensors,
         layer_tensors=tuple(layer.tensors for layer in layers),
         family=family,
-        notes=tuple(config.notes),
-        front_matter=front_matter(checkpoint.folder),
+        notes=(*config.notes, *notes),
+        front_matter=front,
         generation=generation_defaults(checkpoint.folder),
     )

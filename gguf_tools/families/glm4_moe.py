@@ -66,7 +66,7 @@ def build(checkpoint: Checkpoint) -> Model:
     model = assemble(checkpoint, inventory, config, FAMILY.name, layer)
     dense = sum(not isinstance(layer.feed_forward, MoE) for layer in model.spec.layers)
     config.expect("first_k_dense_replace", dense)
-    return replace(model, notes=tuple(config.notes))
+    return replace(model, notes=tuple(dict.fromkeys((*model.notes, *config.notes))))
 
 
 def without_prediction_block(checkpoint: Checkpoint) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,9 +18,10 @@ from gguf_tools.conversion.general_metadata import general_metadata
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
+from gguf_tools.families.registry import family_named, load_model
 from gguf_tools.formats.gguf.header import DEFAULT_ALIGNMENT, Field, ValueType, pack_header, read_header
 from gguf_tools.model.spec import FrontMatter
-from gguf_tools.sources.beside import front_matter
+from gguf_tools.sources.beside import MOST_FRONT_MATTER, front_matter
 from gguf_tools.sources.checkpoint import open_checkpoint
 from tests.oracle import convert
 from tests.random_model import EXPERTS, layer, random_model
@@ -62,7 +64,9 @@ def general(
 
 def carded(folder: Path, text: str) -> FrontMatter:
     (folder / "README.md").write_text(text, "utf-8")
-    return front_matter(folder)
+    front, notes = front_matter(folder)
+    assert not notes
+    return front
 
 
 def test_a_card_is_read(tmp_path: Path) -> None:
@@ -89,27 +93,53 @@ def test_a_card_is_read(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["", "# No front matter", "---\nlicense: mit\n", "---\n---\n# Empty\n"])
+def test_a_card_without_front_matter_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(text, "utf-8")
+    assert front_matter(tmp_path) == (FrontMatter(), ())
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("data", "reason"),
     [
-        "",
-        "# No front matter",
-        "---\nlicense: mit\n",
-        "---\n[: broken\n---\n",
-        "---\n- a list\n---\n",
-        "---\nnull\n---\n",
-        "---\n" + "[" * 5000 + "\n---\n",
-        "---\n!!python/object/apply:os.system ['true']\n---\n",
+        (b"---\n[: broken\n---\n", "is not valid YAML (line "),
+        (b"---\na: \x07\n---\n", "is not valid YAML ("),
+        (b"---\n- a list\n---\n", "has no keys"),
+        (b"---\nnull\n---\n", "has no keys"),
+        (b"---\n" + b"[" * 5000 + b"\n---\n", "is nested too deeply"),
+        (b"---\n!!python/object/apply:os.system ['true']\n---\n", "has no keys"),
+        (b"---\na: " + b"x" * MOST_FRONT_MATTER + b"\n---\n", "has 524,292 characters; expected 524,288 at most"),
+        (b"---\nlicense: \xff\n---\n", "is not UTF-8 (at byte 14)"),
     ],
 )
-def test_a_card_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
-    assert carded(tmp_path, text) == FrontMatter()
+def test_a_card_that_cannot_be_read_is_none_and_a_note_says_so(tmp_path: Path, data: bytes, reason: str) -> None:
+    path = tmp_path / "README.md"
+    path.write_bytes(data)
+    front, (note,) = front_matter(tmp_path)
+    assert front == FrontMatter()
+    assert note.startswith(f"{path}: ")
+    assert reason in note
+    assert note.endswith("without it, no license, base model, tags or languages are stated")
+    assert "\n" not in note
 
 
-def test_a_card_that_is_no_text_or_not_there_is_none(tmp_path: Path) -> None:
-    assert front_matter(tmp_path) == FrontMatter()
-    (tmp_path / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")
-    assert front_matter(tmp_path) == FrontMatter()
+def test_a_card_that_is_a_pipe_a_folder_or_a_link_to_nothing_is_none(tmp_path: Path) -> None:
+    assert front_matter(tmp_path) == (FrontMatter(), ())
+    path = tmp_path / "README.md"
+    for make in (os.mkfifo, os.mkdir, lambda where: os.symlink("nowhere", where)):
+        make(path)
+        front, (note,) = front_matter(tmp_path)
+        assert front == FrontMatter()
+        assert note.startswith(f"{path}: cannot be read (")
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_the_model_has_the_note(tmp_path: Path) -> None:
+    write = family_named("glm4-moe").tiny
+    assert write
+    write(tmp_path / "model", "plain", 1)
+    (tmp_path / "model" / "README.md").write_bytes(b"\xff")
+    assert [note for note in load_model(tmp_path / "model").notes if "README.md" in note]
 
 
 def test_values_of_other_kinds_are_left_out(tmp_path: Path) -> None:
