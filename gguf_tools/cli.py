@@ -17,6 +17,7 @@ import click
 
 from gguf_tools import __version__, signals
 from gguf_tools.errors import TinyqError
+from gguf_tools.formats.scratch import temporary_folder
 from gguf_tools.text import expected, sentence, shortened
 
 COMMANDS = {
@@ -144,6 +145,8 @@ def main(args: list[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        with contextlib.suppress(OSError):  # what needs the folder says that there is none
+            temporary_folder()
         code = run(args)
         signals.leave_at_once()
     except (KeyboardInterrupt, signals.EndedError) as error:  # between two lines of `run`

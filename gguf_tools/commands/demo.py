@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_tools import signals
 from gguf_tools.bundled import MODELS, bundled_model
 from gguf_tools.commands.common import (
     check_outputs,
@@ -28,6 +26,7 @@ from gguf_tools.commands.common import (
     write_json,
 )
 from gguf_tools.errors import LlamaError
+from gguf_tools.formats.scratch import working_folder
 from gguf_tools.tables import UNKNOWN, Block, Column, Facts, Lines, Report, Table, View
 from gguf_tools.text import padded, printable, wrapped
 
@@ -146,10 +145,5 @@ def _folder(out: Path | None) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)
         yield out
         return
-    with signals.held():
-        made = tempfile.TemporaryDirectory(prefix="tinyq-demo-")
-    try:
-        yield Path(made.name)
-    finally:
-        with signals.held():
-            made.cleanup()
+    with working_folder("tinyq-demo") as made:
+        yield made

@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from gguf_tools.commands.common import examples, quiet_option, threads_option, t
 from gguf_tools.commands.sources import whole_source
 from gguf_tools.errors import InputError, OutputError, TinyqError
 from gguf_tools.evaluation.harness_installed import require_harness
+from gguf_tools.formats.scratch import temporary_folder, working_folder
 from gguf_tools.runtime.process import Runtime
 from gguf_tools.text import one_line, shortened
 
@@ -102,10 +102,10 @@ def lm_eval(
         _execute(arguments)
         return
     _check_folder(output)
-    with tempfile.TemporaryDirectory(prefix="tinyq-") as work:
-        arguments.output_path = str(Path(work, output.name))
+    with working_folder("tinyq-lm-eval") as work:
+        arguments.output_path = str(work / output.name)
         _execute(arguments)
-        _publish(Path(work), output)
+        _publish(work, output)
 
 
 def _check_folder(output: Path) -> None:
@@ -127,7 +127,7 @@ def _publish(work: Path, output: Path) -> None:
 
     files = sorted(path for path in work.rglob("*") if path.is_file())
     if not any(file.suffix == ".json" for file in files):  # the harness only logs that it could not write them
-        raise OutputError(f"{output}: lm-evaluation-harness could not write its results; is {work.parent} full?")
+        raise OutputError(f"{output}: lm-evaluation-harness could not write its results; is {temporary_folder()} full?")
     targets = [output.parent / file.relative_to(work) for file in files]
     try:
         for folder in dict.fromkeys(target.parent for target in targets):

@@ -6,7 +6,6 @@ The logits go to a file without a name, so that neither they nor the reference's
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +18,7 @@ from gguf_tools.evaluation.fidelity import Case
 from gguf_tools.evaluation.logit_pairs import BlockReference, ReferenceLike, batches, is_long
 from gguf_tools.evaluation.metrics import Logits
 from gguf_tools.formats.output import require_room
+from gguf_tools.formats.scratch import unnamed_file
 from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.interface import BlockRuntime
 
@@ -104,7 +104,7 @@ def share_reference(
     n_vocab = runtime.info.n_vocab
     try:
         require_room(folder / "the reference's logits", 4 * n_vocab * sum(room))
-        stream = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        stream = unnamed_file("tinyq-logits", folder)
     except OSError as error:
         raise OutputError(
             f"{folder}: cannot create a temporary file ({error.strerror}); choose another folder"

@@ -93,11 +93,11 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def create_file(path: Path) -> BinaryIO:
+def create_file(path: Path, mode: int = 0o666) -> BinaryIO:
     """A new temporary file for the output `path`, open for reading and writing, and locked. Raises OSError."""
 
     def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+        return os.open(name, flags | os.O_NOFOLLOW, mode)
 
     stream = open(random_path(path), "x+b", opener=opener)  # noqa: SIM115
     _locked(stream.fileno())
@@ -112,10 +112,10 @@ def is_ours(temporary: Path, descriptor: int) -> bool:
         return False
 
 
-def create_folder(path: Path) -> tuple[Path, int]:
+def create_folder(path: Path, mode: int = 0o777) -> tuple[Path, int]:
     """A new temporary folder for the output `path`, and the descriptor that holds its lock. Raises OSError."""
     folder = random_path(path)
-    folder.mkdir()
+    folder.mkdir(mode)
     try:
         return folder, lock_folder(folder)
     except OSError:
@@ -131,25 +131,27 @@ def lock_folder(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def scratch_folder(path: Path) -> Iterator[Path]:
+def scratch_folder(path: Path, *, alone: bool = True, advice: str = "choose another path") -> Iterator[Path]:
     """A folder for intermediate files, in the folder of the output `path`; removed at the end, or by the next run.
 
     It is a subfolder of the locked temporary folder and not locked itself, so that outputs can be written in it
-    (`folder_lock`). Raises OutputError if it cannot be created.
+    (`folder_lock`). Raises OutputError, which ends with `advice`, if it cannot be created, or if it is to be `alone` and
+    another run has one.
     """
     with contextlib.ExitStack() as made:
         try:
             with folder_lock(path.parent):
-                refuse_second(path)
+                if alone:
+                    refuse_second(path)
                 remove_leftovers(path)
                 with signals.held():
-                    folder, lock = create_folder(path)
+                    folder, lock = create_folder(path, 0o700)
                     made.callback(_remove_folder, folder, lock)
             inside = folder / "files"
             inside.mkdir()
         except OSError as error:
             raise OutputError(
-                f"{path}: cannot create a temporary folder in {path.parent} ({error.strerror}); choose another path"
+                f"{path}: cannot create a temporary folder in {path.parent} ({error.strerror}); {advice}"
             ) from error
         yield inside
 

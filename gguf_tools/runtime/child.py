@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from io import RawIOBase
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, cast
 
 from gguf_tools import signals
 from gguf_tools.errors import InputError, LlamaError
+from gguf_tools.formats.scratch import ADVICE, unnamed_file
 from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
 from gguf_tools.runtime.log import decisive_lines, last_lines
@@ -46,11 +46,10 @@ class Child:
         with signals.held():
             try:
                 # A file rather than a pipe: nothing has to read it meanwhile, and it is complete after the process has died.
-                self._log = tempfile.TemporaryFile()  # noqa: SIM115
+                self._log = unnamed_file("tinyq-llama.cpp-log")
             except OSError as error:
                 raise LlamaError(
-                    f"{self.path}: llama.cpp cannot be started: cannot create a file for its log ({error.strerror}); set "
-                    "TMPDIR to a folder with room"
+                    f"{self.path}: llama.cpp cannot be started: cannot create a file for its log ({error.strerror}); {ADVICE}"
                 ) from error
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gguf_tools.runtime.worker", str(os.getpid()), starter],

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from gguf_tools.evaluation.card.suite import CardOptions, run_card
 from gguf_tools.evaluation.metrics import next_token_nll
 from gguf_tools.evaluation.prompts import predicted_bytes, text_pieces
 from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.formats.scratch import working_folder
 from gguf_tools.model.spec import Model
 from gguf_tools.quantization.plan import Quantization, QuantizeRequest, prepare
 from gguf_tools.quantization.write import execute
@@ -81,13 +81,14 @@ class Bench:
         self._device = device
         self._read: dict[str, tuple[Passage, ...]] = {}
         self._bytes: dict[str, int] = {}
-        self._folder = Path(tempfile.mkdtemp(prefix="tinyq-search-", dir=_scratch(2 * source.stat().st_size)))
+        self._made = ExitStack()
+        self._folder = self._made.enter_context(working_folder("tinyq-search", _scratch(2 * source.stat().st_size)))
 
     def __enter__(self) -> Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._made.close()
 
     @property
     def count(self) -> int:

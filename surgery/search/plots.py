@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from gguf_tools.errors import InputError
 from gguf_tools.formats.output import atomic_output, check_outputs
+from gguf_tools.formats.scratch import working_folder
 from surgery.search.leaderboard import Board
 from surgery.search.page import Heatmap, heatmaps
 from surgery.search.profile import Profile
@@ -20,8 +20,8 @@ from surgery.search.profile import Profile
 @contextmanager
 def _pyplot() -> Iterator[Any]:
     """matplotlib without a screen, its caches in a folder that is removed; InputError where it is not installed."""
-    with tempfile.TemporaryDirectory(prefix="tinyq-plots-") as folder:
-        os.environ.setdefault("MPLCONFIGDIR", folder)
+    with working_folder("tinyq-plots") as folder:
+        os.environ.setdefault("MPLCONFIGDIR", str(folder))
         try:
             import matplotlib
 

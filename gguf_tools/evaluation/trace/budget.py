@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gguf_tools.evaluation.sensitivity import Sensitivity, divergence, measured, overwrite, read_texts
 from gguf_tools.evaluation.trace.expected import Expected
 from gguf_tools.formats.gguf.source import GGUFSource, GGUFTensor, open_gguf
+from gguf_tools.formats.scratch import working_folder
 from gguf_tools.progress import StageProgress
 from gguf_tools.quantization.plan import QuantizeRequest, prepare
 from gguf_tools.quantization.write import execute
@@ -85,8 +84,8 @@ def budget_of(
     types = {name: kind for name, (_, kind, _) in stored.items() if kind.encodes and kind.name != "f32"}
     if not types:
         return None
-    with tempfile.TemporaryDirectory(prefix="tinyq-trace-") as folder:
-        path = Path(folder) / "scratch.gguf"
+    with working_folder("tinyq-trace") as folder:
+        path = folder / "scratch.gguf"
         request = QuantizeRequest(source=source.path, type="f32", allow_requantize=True)
         execute(prepare(request), path, threads=threads or 0)
         scratch = open_gguf(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import threading
 import weakref
 from bisect import bisect_right
@@ -21,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from gguf_tools.errors import InputError
+from gguf_tools.formats.scratch import unnamed_file
 from gguf_tools.sources.hub.client import HubError
 from gguf_tools.sources.hub.file import HubFile
 from gguf_tools.sources.hub.threads import started, waited
@@ -66,7 +66,7 @@ class Window:
         # However little room there is, what is read and what is requested ahead must fit.
         self._most = -(-max(min(most, shutil.disk_usage(folder).free // 2), ahead + 2 * block) // unit)
         self.most = self._most * unit
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it lives as long as the window
+        self._file = unnamed_file("tinyq-window", folder)
         weakref.finalize(self, self._file.close)
         self._starts: dict[str, list[int]] = {}
         self._order: list[tuple[HubFile, int]] = []
