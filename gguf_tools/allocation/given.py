@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.sensitivity import Sensitivity, Sources, fitting_candidates, rms
-from gguf_tools.formats.text_file import Kind, parse_json, read_text
+from gguf_tools.formats.text_file import Kind, is_finite, parse_json, read_text
 from quant.types import TensorType
 
 SAME = 1e-3
@@ -77,7 +76,7 @@ def _probe(path: Path, name: str, losses: Mapping[TensorType, float], probe: obj
 
 def _number(path: Path, name: str, value: object) -> float:
     """A number of at least 0. Raises InputError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value < 0:
+    if not is_finite(value) or value < 0:
         raise InputError(
             f"{path}: has a broken measurement of {name}; expected finite numbers of at least 0; write it again"
         )

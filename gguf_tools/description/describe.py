@@ -10,7 +10,9 @@ from gguf_tools.description.notes import candidates
 from gguf_tools.description.schema import KeyPath
 from gguf_tools.description.structure import find_structure
 from gguf_tools.description.write import Described, description_text
+from gguf_tools.errors import UnsupportedError
 from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.text import shortened
 
 CONTEXTS = ("max_position_embeddings", "n_positions", "block_size", "max_seq_len", "context_length", "n_ctx", "seq_len")
 """Keys of configs with the number of positions."""
@@ -36,8 +38,13 @@ class Found:
 def find(checkpoint: Checkpoint, vocabulary: int | None = None, context: int | None = None) -> Found:
     """What names and shapes tell; `vocabulary` and `context` are the numbers of tokens and positions, where known.
 
-    Raises UnsupportedError for a checkpoint whose layers or matrices match nothing.
+    Raises UnsupportedError if the layers or matrices match nothing, or if TOML cannot hold a tensor's name.
     """
+    broken = next((name for name in checkpoint.tensors if shortened(name, len(name)) != name), None)
+    if broken is not None:
+        raise UnsupportedError(
+            f"{checkpoint.path}: the name of tensor {shortened(broken)} is not valid Unicode, which TOML cannot hold; rename it"
+        )
     structure = find_structure(checkpoint, vocabulary)
     assignment = assign(structure, checkpoint)
     config = (checkpoint.config.get(key) for key in CONTEXTS)

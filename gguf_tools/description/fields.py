@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -10,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gguf_tools.description.schema import Description, KeyPath
+from gguf_tools.formats.text_file import is_finite
 from gguf_tools.model.norms import Norm
 from gguf_tools.text import shortened
 
@@ -108,7 +108,7 @@ def _scalar(hint: Any, raw: Any) -> Any:
     if hint is int:
         return raw if isinstance(raw, int) and 0 <= raw < MOST else MISSING
     if hint is float:
-        return float(raw) if isinstance(raw, int | float) and math.isfinite(raw) and abs(raw) < 1e38 else MISSING
+        return float(raw) if is_finite(raw) and abs(raw) < 1e38 else MISSING
     return MISSING
 
 

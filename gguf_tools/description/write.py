@@ -15,6 +15,7 @@ from gguf_tools.description.schema import VOCABULARY, Description, KeyPath, Sour
 from gguf_tools.model.norms import Norm, Shape
 from gguf_tools.model.spec import LayerSpec, ModelSpec
 from gguf_tools.sources.checkpoint import Checkpoint
+from gguf_tools.text import printable
 
 Notes = Mapping[KeyPath, str]
 """Place in the description → the comment at the end of its line."""
@@ -49,7 +50,7 @@ def description_text(described: Described) -> str:
     ]
     model = {VOCABULARY: spec.vocab_size, **model} if described.rows > spec.vocab_size else model
     base = max(tables, key=tables.count)
-    lines = [f"# {line}".rstrip() for line in described.head]
+    lines = [f"# {printable(line)}".rstrip() for line in described.head]
     lines += _lines("model", _pruned(ModelSpec, model, ("model",), described.notes), described.notes)
     lines += _lines("norm", {key: value for key, value in common.items() if _stated(Norm, key, value)}, described.notes)
     lines += _lines("layer", _pruned(LayerSpec, base, ("layer",), described.notes), described.notes)
@@ -196,7 +197,7 @@ def _lines(name: str, table: Table, notes: Notes) -> list[str]:
 def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Lines with their comments one below the other."""
     width = min(max((len(text) for text, note in rows if note), default=0), 60)
-    return [f"{text:<{width}}  # {note}" if note else text for text, note in rows]
+    return [f"{text:<{width}}  # {printable(note)}" if note else text for text, note in rows]
 
 
 def _source_lines(sources: Sequence[Source], place: KeyPath, notes: Notes) -> list[str]:

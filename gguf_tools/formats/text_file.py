@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from enum import Enum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from gguf_tools.errors import CheckpointError, InputError
 
@@ -125,6 +126,11 @@ def parse_json(text: str | bytes, path: Path, error: type[InputError] = Checkpoi
         raise error(f"{path}: not valid JSON (it is nested too deeply); correct it or download it again") from problem
     except ValueError as problem:  # too many values, a number of thousands of digits, or bytes that are not UTF-8
         raise error(f"{path}: not valid JSON ({problem}); correct it or download it again") from problem
+
+
+def is_finite(value: object) -> TypeGuard[int | float]:
+    """Whether a value from a JSON or TOML file is a number that a float can hold: no boolean, NaN, infinity or huge integer."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _what(state: os.stat_result) -> str:

@@ -140,7 +140,7 @@ class Checkpoint:
         total = FileDigest()
         for path in self._digested:
             with _still_read(path):
-                total.add(f"{path.name}\0{file_digest(path, cancelled)}\n".encode())
+                total.add(f"{path.name}\0{file_digest(path, cancelled)}\n".encode("utf-8", "surrogateescape"))
         return BY_FILE + total.hexdigest()
 
     def has_digest(self, recorded: str) -> bool:
@@ -152,7 +152,7 @@ class Checkpoint:
             return recorded == self.digest()
         total = FileDigest()
         for path in self._digested:
-            total.add(path.name.encode() + b"\0")
+            total.add(path.name.encode("utf-8", "surrogateescape") + b"\0")
             with _still_read(path):
                 total.add_file(path)
         return recorded == total.hexdigest()

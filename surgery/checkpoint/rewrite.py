@@ -164,7 +164,9 @@ def write_checkpoint(
         for file in files:
             _copy(file, folder / file.name)
         if plan.config or plan.checkpoint.description is None:
-            (folder / CONFIG).write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            # A lone surrogate, which JSON allows, stays the escape that it was.
+            text = json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n"
+            (folder / CONFIG).write_text(text, "utf-8", "backslashreplace")
         if plan.checkpoint.description is not None:
             (folder / DESCRIPTION).write_text(_described(plan, plan.checkpoint.description), "utf-8")
         if plan.recipe or plan.before:

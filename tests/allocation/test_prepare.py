@@ -232,7 +232,7 @@ def test_a_measurement_that_does_not_fit(source: Path, text: Path, tmp_path: Pat
 
     name = next(iter(good["allocation"]["sensitivity"]["tensors"]))
     assert f"the root mean square of {name}" in refused(changed(rms=1.5))
-    for values in ({"kl": None}, {"kl": -1}, {"losses": {"q4_0": "x"}}, {"rms": float("nan")}):
+    for values in ({"kl": None}, {"kl": -1}, {"losses": {"q4_0": "x"}}, {"rms": float("nan")}, {"kl": 10**400}):
         assert f"a broken measurement of {name}" in refused(changed(**values))
     assert "was measured in 'q9_9'" in refused(changed(probe="q9_9"))
     assert "because it was measured in a type that does not change it" in refused(changed(kl=0.0, losses={"q8_0": 0.0}))

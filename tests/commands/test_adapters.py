@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gguf_tools.errors import CheckpointError
+from gguf_tools.formats.gguf.adapters import recorded_adapters
 from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.formats.gguf.values import ValueType, array
 from gguf_tools.runtime.process import Runtime
 from gguf_tools.tensors.error import nmse
 from tests.conftest import Ran
@@ -48,6 +52,13 @@ def test_the_file_records_the_adapter(merged: Path, base: Path, adapter: MadeAda
     assert header.get("tinyq.adapters") == ("adapter",)
     assert header.get("tinyq.adapters.scales") == (1.0,)
     assert "is merged into 9 tensors" in str(header.get("tinyq.notes"))
+
+
+def test_a_recorded_scale_that_is_no_number_is_refused(merged: Path) -> None:
+    header = open_gguf(merged).header
+    metadata = {**header.metadata, "tinyq.adapters.scales": array(ValueType.STRING, ["x"])}
+    with pytest.raises(CheckpointError, match=r"metadata tinyq.adapters.scales has 'x'; expected numbers"):
+        recorded_adapters(replace(header, metadata=metadata))
 
 
 def test_eval_finds_the_recorded_adapter_and_takes_a_given_one(

@@ -15,7 +15,7 @@ from gguf_tools.description.describe import find
 from gguf_tools.description.schema import Source
 from gguf_tools.description.toml import parse_description
 from gguf_tools.description.write import Described, description_text
-from gguf_tools.errors import InputError
+from gguf_tools.errors import InputError, UnsupportedError
 from gguf_tools.families.registry import load_model as built
 from gguf_tools.families.registry import own_families
 from gguf_tools.families.tiny.writing import write_tiny_tokenizer
@@ -119,6 +119,24 @@ def test_fused_grouped_and_transposed_matrices(made: Made) -> None:
         assert all(same_values(tensor, theirs.tensors[role]) for role, tensor in ours.tensors.items())
 
 
+def test_a_name_cannot_add_lines_to_the_description(made: Made) -> None:
+    model = built(made("qwen3", "plain"))
+    outside, inside = sources(model)
+    described = Described(spec=model.spec, outside=outside, inside=inside, head=("a\n[norm]\nb\udcff\x1b[2J",))
+    text = description_text(described)
+    assert text.splitlines()[0] == "# a\\n[norm]\\nb\\udcff\\x1b[2J"
+    assert build(parse_description(text, Path("model.toml")), flat(model)).spec == model.spec
+
+
+def test_a_name_that_toml_cannot_hold_is_refused(made: Made) -> None:
+    checkpoint = flat(built(made("qwen3", "plain")))
+    broken = replace(checkpoint, tensors={**checkpoint.tensors, "x\ud800": InMemory(np.zeros(3, np.float32))})
+    with pytest.raises(
+        UnsupportedError, match=r"the name of tensor x\\ud800 is not valid Unicode, which TOML cannot hold"
+    ):
+        find(broken)
+
+
 @pytest.mark.parametrize("form", ["each", "stacked", "transposed", "fused"])
 def test_forms_of_experts(made: Made, form: str) -> None:
     model = built(made("qwen3-moe", "plain"))
@@ -160,6 +178,7 @@ def test_forms_of_experts(made: Made, form: str) -> None:
         ("theta = 10000.0", "theta = 0", "line 16: layer.mixer.rope.theta is 0.0; expected a number above 0"),
         ('"GatedMLP"', '"Mlp"', "line 20: layer.feed_forward.kind is 'Mlp'; expected GatedMLP or MLP or MoE"),
         ('"GatedMLP"', '"MLP"', "layer.feed_forward.activation is missing; expected 'silu' or"),
+        ("theta = 10000.0", "theta = 1" + "0" * 400, "line 16: layer.mixer.rope.theta is 1000"),
         ("eps = 1e-5", "eps = -1", "norm.eps is -1; expected a number of at least 0"),
         ("eps = 1e-5", "epsilon = 1e-5", "line 7: norm.epsilon is not known; expected eps"),
         ("context_length = 256", "context_length = 0", "line 4: model.context_length is 0"),

@@ -12,12 +12,36 @@ import pytest
 
 from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.formats import text_file
-from gguf_tools.formats.text_file import MOST_VALUES, Kind, check_regular, load_json, parse_json, read_bytes, read_text
+from gguf_tools.formats.text_file import (
+    MOST_VALUES,
+    Kind,
+    check_regular,
+    is_finite,
+    load_json,
+    parse_json,
+    read_bytes,
+    read_text,
+)
 
 
 def test_text_comes_without_its_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes("\ufeffgrüße\r\n".encode())
     assert read_text(tmp_path / "a", Kind.TEXT) == "grüße\r\n"
+
+
+def short(value: object) -> str:
+    return str(value)[:8]
+
+
+@pytest.mark.parametrize("value", [True, None, "1", [], float("nan"), float("-inf"), 10**400, -(10**400)], ids=short)
+def test_what_is_no_finite_number(value: object) -> None:
+    assert not is_finite(value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**64, 1e308, -5e-324, int(sys.float_info.max)], ids=short)
+def test_what_is_a_finite_number(value: object) -> None:
+    assert is_finite(value)
+    assert float(value) == value
 
 
 def test_a_link_is_followed_to_a_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,6 +183,17 @@ def test_the_digest_is_of_names_and_contents(sharded_folder: Path, copied: Copy)
     before = opened.digest()
     (folder / CONFIG).write_text((folder / CONFIG).read_text("utf-8") + " ", "utf-8")
     assert open_checkpoint(folder).digest() != before
+
+
+def test_the_digest_of_a_file_whose_name_is_not_utf_8(qwen3_folder: Path, copied: Copy) -> None:
+    folder = copied(qwen3_folder)
+    (weights,) = open_checkpoint(folder).weight_files
+    named = weights.rename(folder / os.fsdecode(b"\xff.safetensors"))
+    found = b"".join(
+        b"%s\0%s\n" % (os.fsencode(path.name), hashlib.sha256(path.read_bytes()).hexdigest().encode())
+        for path in (folder / CONFIG, named)
+    )
+    assert open_checkpoint(named).digest() == "files:" + hashlib.sha256(found).hexdigest()
 
 
 def test_a_cancelled_digest_ends_early(qwen3_folder: Path) -> None:

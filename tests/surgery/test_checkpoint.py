@@ -46,6 +46,15 @@ def operated(source: Path, out: Path, recipe: str, *, force: bool = False) -> Pa
     return out
 
 
+def test_a_lone_surrogate_of_the_config_stays_an_escape(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source", dense())
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    (source / "config.json").write_text(json.dumps({**config, "_note\ud800": "\udfff é"}), "utf-8")
+    out = operated(source, tmp_path / "out", "swap(0:1)")
+    assert '"_note\\ud800": "\\udfff é"' in (out / "config.json").read_text("utf-8")
+    assert config_of(out)["_note\ud800"] == "\udfff é"
+
+
 def config_of(folder: Path) -> dict[str, object]:
     found: dict[str, object] = json.loads((folder / "config.json").read_text("utf-8"))
     return found

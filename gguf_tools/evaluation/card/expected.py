@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, get_args
@@ -11,6 +10,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.card.units import unit_named
 from gguf_tools.evaluation.card.words import normalise
 from gguf_tools.evaluation.text_files import shown
+from gguf_tools.formats.text_file import is_finite
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 By = Literal["text", "letters", "options"]
@@ -170,9 +170,7 @@ def _number(row: Mapping[str, Any], origin: str) -> Number:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 1e300 and math.isfinite(value)
+    return is_finite(value) and abs(value) < 1e300
 
 
 def _choice(row: Mapping[str, Any], origin: str) -> Options:

@@ -17,7 +17,7 @@ import numpy as np
 
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.golden.check import Check, Compared, FirstBad, check_arrays, check_greedy
-from gguf_tools.evaluation.golden.read import GoldenFiles, GoldenPrompt
+from gguf_tools.evaluation.golden.read import GoldenFiles, GoldenPrompt, finite
 from gguf_tools.evaluation.golden.values import Array, Doubles
 from gguf_tools.evaluation.metrics import log_softmax
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
@@ -176,7 +176,7 @@ def _next_tokens(url: str, n: int, prompt: GoldenPrompt) -> tuple[dict[int, floa
                 raise ValueError(f"status {status}")
             answers.append(answer)
         steps = answers[0].get("completion_probabilities") or []
-        top = {int(one["id"]): float(one["logprob"]) for one in steps[0]["top_logprobs"]} if steps else {}
+        top = {int(one["id"]): finite(one["logprob"]) for one in steps[0]["top_logprobs"]} if steps else {}
         ids = [int(token) for token in answers[1]["tokens"]]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(
@@ -218,7 +218,7 @@ def _largest(url: str, model: str, prompt: GoldenPrompt) -> Doubles:
     body = {"model": model, "prompt": prompt.text, "max_tokens": 1, "temperature": 0.0, "logprobs": TOP}
     status, answer = _post(f"{url}/v1/completions", body)
     try:
-        values = [float(value) for value in answer["choices"][0]["logprobs"]["top_logprobs"][0].values()]
+        values = [finite(value) for value in answer["choices"][0]["logprobs"]["top_logprobs"][0].values()]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         said = shortened(one_line(json.dumps(answer) if answer is not None else "nothing"), 160)
         raise InputError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gguf_tools.text import one_line
+
 MEANINGS: Mapping[str, str] = {
     "tokens": "token ids of the prompt, (tokens,)",
     "logits": "logits of every position, (tokens, vocabulary)",
@@ -93,7 +95,7 @@ def readme(facts: Mapping[str, Any]) -> str:
     for name, array in facts["arrays"].items():
         kinds.setdefault(_general(name), array["meaning"])
     arrays = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in kinds.items())
-    return f"""# Golden values of {source["name"]}
+    return f"""# Golden values of {one_line(source["name"])}
 
 What any engine must compute for this model ({source["family"]}: {model["layers"]} layers of width {model["hidden"]}, vocabulary
 {model["vocab_size"]}), computed in float64 by an implementation in plain torch. SHA-256 of the weights: `{source["digest"]}`.

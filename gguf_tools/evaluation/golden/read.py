@@ -13,7 +13,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.golden.values import Array
 from gguf_tools.evaluation.golden.write import DATA, FACTS, FORMAT
 from gguf_tools.evaluation.golden_logits import SUFFIXES, read_arrays
-from gguf_tools.formats.text_file import Kind, check_regular, load_json, read_bytes
+from gguf_tools.formats.text_file import Kind, check_regular, is_finite, load_json, read_bytes
 from gguf_tools.text import one_line, shortened
 
 
@@ -52,7 +52,7 @@ def read_golden_files(folder: Path) -> GoldenFiles:
             for one in facts["prompts"]
         )
         limits = {
-            str(kind): {str(name): float(value) for name, value in values.items()}
+            str(kind): {str(name): finite(value) for name, value in values.items()}
             for kind, values in facts["tolerances"].items()
         }
         size = facts["model"]["vocab_size"]
@@ -72,6 +72,13 @@ def read_golden_files(folder: Path) -> GoldenFiles:
                 f"{data_path}: logits_{n} is missing or has another shape than golden.json says; write it again"
             )
     return GoldenFiles(folder=folder, prompts=prompts, arrays=arrays, tolerances=limits, vocab_size=size)
+
+
+def finite(value: Any) -> float:
+    """A finite number as a float; ValueError for anything else."""
+    if not is_finite(value):
+        raise ValueError(f"{shortened(repr(value))} is not a finite number")
+    return float(value)
 
 
 def _ids(value: Any) -> tuple[int, ...]:

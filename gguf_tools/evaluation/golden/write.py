@@ -146,8 +146,9 @@ def write_golden(
         },
         "tolerances": allowed,
     }
-    (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    (folder / README).write_text(readme(facts), "utf-8")
+    # Names of files may contain bytes that are not UTF-8; they become escapes, which are valid in JSON.
+    (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
+    (folder / README).write_text(readme(facts), "utf-8", "backslashreplace")
     return Golden(
         folder=folder,
         arrays={name: array.shape for name, array in arrays.items()},

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_tools.errors import UnsupportedError
+from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader
 from gguf_tools.formats.gguf.values import Metadata, ValueType, array
+from gguf_tools.formats.text_file import is_finite
+from gguf_tools.text import shortened
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,18 @@ class RecordedAdapter:
 
 
 def recorded_adapters(header: GGUFHeader) -> tuple[RecordedAdapter, ...]:
-    """The adapters that a file records, in the order in which they were merged; paths are seen from where the file lies."""
+    """The adapters that a file records, in the order in which they were merged; paths are seen from where the file lies.
+
+    Raises CheckpointError if a scale is not a finite number.
+    """
     folder = header.path.resolve().parent
     columns = [header.get(key) for key in (keys.ADAPTERS, keys.ADAPTERS_DIGESTS, keys.ADAPTERS_SCALES)]
     paths, digests, scales = (column if isinstance(column, tuple) else () for column in columns)
+    wrong = next((scale for scale in scales if not is_finite(scale)), None)
+    if wrong is not None:
+        raise CheckpointError(
+            f"{header.path}: metadata {keys.ADAPTERS_SCALES} has {shortened(repr(wrong))}; expected numbers; write the file again"
+        )
     return tuple(
         RecordedAdapter(folder / str(path), str(digest), float(scale))
         for path, digest, scale in zip(paths, digests, scales, strict=False)

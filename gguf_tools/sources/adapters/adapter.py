@@ -74,7 +74,7 @@ class Adapter:
         """SHA-256 (hexadecimal) over the names and bytes of its files. Raises CheckpointError if one cannot be read."""
         total = FileDigest()
         for path in self.files:
-            total.add(path.name.encode() + b"\0")
+            total.add(path.name.encode("utf-8", "surrogateescape") + b"\0")
             try:
                 total.add_file(path)
             except OSError as error:

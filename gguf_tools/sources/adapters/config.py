@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
-from gguf_tools.formats.text_file import Kind, parse_json, read_text
+from gguf_tools.formats.text_file import Kind, is_finite, parse_json, read_text
 from gguf_tools.text import shortened
 
 N = TypeVar("N", int, float)
@@ -196,7 +196,7 @@ class _Reader:
         return bool(value)
 
     def number(self, key: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        if not is_finite(value):
             raise self._broken(key, value, "a number")
         return float(value)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +64,29 @@ def test_an_arithmetic_that_explains_any_logits_has_no_tolerances(tmp_path: Path
     golden = read_golden_files(tmp_path / "golden")
     with pytest.raises(InputError, match="has no tolerances for f16; give --max-nmse"):
         check_arrays(golden, golden.arrays, "engine", "f16")
+
+
+def test_names_that_are_not_utf_8_and_a_readme_of_one_heading(tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"a\xff\n# b")
+    shutil.copytree(bundled_model("dense"), source)
+    (tmp_path / "golden").mkdir()
+    write_golden(source, tmp_path / "golden", texts=["a"], new_tokens=1)
+    facts = json.loads((tmp_path / "golden" / "golden.json").read_text("utf-8"))
+    assert facts["source"]["name"] == source.name
+    assert (tmp_path / "golden" / "README.md").read_text("utf-8").startswith("# Golden values of a\\udcff # b\n")
+    assert read_golden_files(tmp_path / "golden").prompts
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), "1", None], ids=["huge", "nan", "text", "null"])
+def test_a_tolerance_that_is_no_number_is_refused(place: Place, tmp_path: Path, value: object) -> None:
+    shutil.copytree(place.golden, tmp_path / "golden")
+    facts = json.loads((place.golden / "golden.json").read_text("utf-8"))
+    facts["tolerances"]["f32"]["logits"] = value
+    (tmp_path / "golden" / "golden.json").write_text(json.dumps(facts), "utf-8")
+    with pytest.raises(
+        InputError, match=r"golden\.json: is not what tinyq golden writes \(.* is not a finite number\)"
+    ):
+        read_golden_files(tmp_path / "golden")
 
 
 def transformers_dump(source: Path, golden: Arrays) -> Arrays:

@@ -70,6 +70,7 @@ def test_patterns_match_as_in_peft(tmp_path: Path) -> None:
         ({"r": True}, "r is True; expected an integer"),
         ({"lora_alpha": "8"}, "lora_alpha is '8'; expected a number"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
         ({"use_dora": 1}, "use_dora is 1; expected true or false"),
         ({"rank_pattern": [1]}, "rank_pattern is [1]; expected an object"),
         ({"rank_pattern": {"q": "x"}}, "rank_pattern.q is 'x'"),
