@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from gguf_tools.errors import OutputError
-from gguf_tools.formats import scratch
 from gguf_tools.formats.scratch import temporary_folder, unnamed_file, working_folder
 
 
@@ -46,7 +45,7 @@ def test_a_folder_that_is_missing_full_or_no_folder_is_passed_over(
         monkeypatch.setattr(tempfile, "tempdir", None)
         monkeypatch.setenv("TMPDIR", str(tmp_path / name))
         if name == "full":
-            monkeypatch.setattr(scratch.os, "statvfs", with_a_full_one)
+            monkeypatch.setattr(os, "statvfs", with_a_full_one)
         assert temporary_folder() == tmp_path
 
 
