@@ -34,6 +34,8 @@ def convert_byte_level(
         limits = (*limits, digits.measured(files, kinds, plain, pre))
     else:
         pre, limits = _exact(files, steps, plain, threes)
+    if strays := _whole_pieces(files, kinds, plain, pre):
+        limits = (*limits, strays)
     merges = _byte_level_merges(files, notes)
     bytes_known = _bytes_known(files, notes)
     if nfc:
@@ -93,6 +95,33 @@ def _pre_tokenizer(files: TokenizerFiles, steps: Sequence[str], plain: HFTokeniz
                 )
             row = exact[0]
     return row.name, () if row.limit is None else (row.limit,)
+
+
+def _whole_pieces(files: TokenizerFiles, kinds: Mapping[int, TokenType], plain: HFTokenizer, name: str) -> Limit | None:
+    """Added tokens that llama.cpp also takes for a piece of plain text that spells them.
+
+    Where it ignores merges it looks whole pieces up, else what merging gives, single bytes that is. It does so among all tokens,
+    the tokenizers library in `model.vocab`, both by the characters that stand for bytes.
+    """
+    ignores = any(row.ignore_merges for row in pretokenizers.TABLE if row.name == name)
+    stands_for = byte_characters()
+    byte_of = {char: byte for byte, char in enumerate(stands_for)}
+    tokens = []
+    for token in files.added:
+        if token.content in files.vocab or not byte_of.keys() >= set(token.content):
+            continue
+        spelled = bytes(byte_of[char] for char in token.content).decode("utf-8", "replace")
+        # One of the user's own that is spelled as it is stored is cut out of any text before.
+        if kinds[token.id] == TokenType.USER_DEFINED and spelled == token.content:
+            continue
+        if len(token.content) == 1 or (ignores and len(plain.pre_tokenizer.pre_tokenize_str(spelled)) == 1):
+            tokens.append((token.content, spelled))
+    if not tokens:
+        return None
+    return Limit(
+        f"llama.cpp also matches {shown(tokens[0][0])} where plain text has {shown(tokens[0][1])}, the tokenizer does not",
+        lambda text: any(spelled in text for _, spelled in tokens),
+    )
 
 
 def _byte_level_merges(files: TokenizerFiles, notes: list[str]) -> tuple[str, ...]:

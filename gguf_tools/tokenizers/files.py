@@ -35,6 +35,11 @@ def shown(value: object, limit: int = 60) -> str:
     return shortened(text, limit)
 
 
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, for a note."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def read_object(path: Path, kind: Kind = Kind.TOKENIZER) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError if the file holds anything else."""
     return as_object(parse_json(read_text(path, kind), path), str(path), "the file")

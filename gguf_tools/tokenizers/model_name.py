@@ -61,8 +61,9 @@ def settled_name(name: str, tokenizer: Tokenizer) -> SettledName:
     had = tokenizer.stripping
     if not missing and (left, right) == (had.left & special, had.right & special):
         notes = tuple(note for note in tokenizer.notes if note != had.note)
+        limits = tuple(limit for limit in tokenizer.limits if limit.note != had.note)
         probes = (*tokenizer.probe_tokens, *had.probes)
-        return SettledName(name, replace(tokenizer, notes=notes, probe_tokens=probes))
+        return SettledName(name, replace(tokenizer, notes=notes, limits=limits, probe_tokens=probes))
     if not missing and not left and not right:
         return SettledName(name, tokenizer)
     plain = plain_name(name)

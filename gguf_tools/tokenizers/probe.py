@@ -62,9 +62,12 @@ def _texts(tokenizer: Tokenizer, pieces: Sequence[str]) -> Iterator[tuple[str, b
     tokens = [token for token in tokenizer.probe_tokens[:MAX_SPECIAL] if _fair(tokenizer, token)]
     if tokens:
         # With other text on both sides, and with line ends on both sides, which a token may strip.
-        for marks in ("".join(f"x{token}y" for token in tokens), "\n".join(["", *tokens, ""])):
-            yield marks, True
-            yield marks, False
+        for around in ("x{}y", "\n{}\n"):
+            each = [around.format(token) for token in tokens]
+            marks = "".join(each)
+            for text in [marks] if _fair(tokenizer, marks) else [one for one in each if _fair(tokenizer, one)]:
+                yield text, True
+                yield text, False
 
 
 def _fair(tokenizer: Tokenizer, piece: str) -> bool:

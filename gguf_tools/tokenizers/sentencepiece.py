@@ -9,6 +9,7 @@ without byte characters (pre-tokenizer "sarvam-moe") is exact, but that one cann
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from gguf.constants import TokenType
 
 from gguf_tools.errors import TokenizerError
-from gguf_tools.tokenizers.files import TokenizerFiles, shown
+from gguf_tools.tokenizers.files import TokenizerFiles, shown, some
 from gguf_tools.tokenizers.form import Form
 from gguf_tools.tokenizers.piece_model import NAME as MODEL_FILE
 from gguf_tools.tokenizers.piece_model import OUTER_SPACES, SEVERAL_SPACES
@@ -27,11 +28,6 @@ BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 RAW_BPE = "sarvam-moe"
 """llama.cpp's BPE without byte characters that replaces spaces by "▁" and does not force BOS (unlike "gemma4")."""
 
-LEADING_SPACE = Limit(
-    "the tokenizer adds a space before a text only if there is none, llama.cpp always does: text that begins with a space may"
-    " be tokenized differently",
-    lambda text: text.startswith((" ", SPACE)),
-)
 EXTRA_SPACES = Limit(
     "the tokenizer drops spaces at both ends of a text and all but one of several (remove_extra_whitespaces), llama.cpp keeps"
     " them: text with such spaces is tokenized differently",
@@ -91,16 +87,22 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
     strays = [pair for pair in _joins(files) if pair not in known] if order is not None else []
     spelled = {token.content for token in files.added}
     grave = [pair for pair in strays if "".join(pair) not in spelled]
-    spelled_out = frozenset("".join(pair) for pair in strays)
-    notes = (
-        ("after a control token llama.cpp adds a space before the text, as at the start; the tokenizer does not",)
-        if spaces.first_only
-        else ()
-    )
-    limits = (EXTRA_SPACES,) if spaces.collapsed else (LEADING_SPACE,) if spaces.prefix and not spaces.always else ()
+    # What the vocabulary itself does not have, llama.cpp takes for a character of the text all the same.
+    letters = {text for text in spelled if len(text) == 1 and kinds[files.ids[text]] != TokenType.USER_DEFINED}
+    letters -= files.vocab.keys()
+    contents = tuple(token.content for token in files.added)
+    limits = (EXTRA_SPACES,) if spaces.collapsed else ()
+    if spaces.prefix and not (spaces.always or spaces.collapsed):
+        limits = (*limits, leading_space(contents))
+    if spaces.first_only:
+        limits = (*limits, no_space_after(contents))
     own = tuple(token.content for token in files.added if not token.special and files.path.name == MODEL_FILE)
     if own and spaces.prefix:
         limits = (*limits, after_own(own))
+    joins = order is not None and not grave
+    spelled_out = frozenset(letters) | ({"".join(pair) for pair in strays} if joins else set())
+    if spelled_out:
+        limits = (*limits, merged(spelled_out, contents))
     if order is not None and not grave:
         lowest = -float(len(order))
         scores = {
@@ -113,10 +115,9 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
             kinds=all_kinds,
             scores=scores,
             add_space_prefix=spaces.prefix,
-            limits=(*limits, *([merged(spelled_out)] if spelled_out else [])),
+            limits=limits,
             sections=not spaces.first_only,
             strays=spelled_out,
-            notes=notes,
         )
     if spaces.prefix:
         why = (
@@ -142,7 +143,8 @@ def convert_sentencepiece(files: TokenizerFiles, kinds: Mapping[int, TokenType],
         kinds=all_kinds,
         merges=merges,
         add_space_prefix=False,
-        limits=(EXTRA_SPACES,) if spaces.collapsed else (),
+        limits=limits,
+        strays=spelled_out,
     )
 
 
@@ -155,14 +157,40 @@ def after_own(pieces: Sequence[str]) -> Limit:
     )
 
 
-def merged(tokens: Collection[str]) -> Limit:
-    """Added tokens that llama.cpp merges from the pieces of a text that spells them out, though it is to parse none."""
-    some = ", ".join(shown(token) for token in sorted(tokens)[:3])
-    more = f" and {len(tokens) - 3} others" if len(tokens) > 3 else ""
+def leading_space(added: Sequence[str]) -> Limit:
+    """A space is put before a text, and before the text after an added token, unless there is one."""
     return Limit(
-        f"llama.cpp also matches {some}{more} in plain text, the tokenizer does not",
-        # A space, before the text too, is the mark that the tokens have.
-        lambda text: any(token in SPACE + text.replace(" ", SPACE) for token in tokens),
+        "the tokenizer adds a space before a text only if there is none, llama.cpp always does: text that begins with a space, "
+        "or has one after an added token, may be tokenized differently",
+        lambda text: text.startswith((" ", SPACE)) or _followed(added, (" ", SPACE), text),
+    )
+
+
+def no_space_after(added: Sequence[str]) -> Limit:
+    """A space is put before the whole text alone."""
+    return Limit(
+        "after an added token llama.cpp adds a space before the text, as at the start; the tokenizer does not",
+        lambda text: any(token in text for token in added),
+    )
+
+
+def merged(tokens: Collection[str], added: Sequence[str]) -> Limit:
+    """Added tokens that llama.cpp merges from the pieces of a text that spells them out, though it is to parse none."""
+    names = some([shown(token) for token in sorted(tokens)])
+    after_space = [token[1:] for token in tokens if token.startswith(SPACE)]
+
+    def affects(text: str) -> bool:
+        # A space, before the text and after an added token too, is the mark that the tokens have.
+        spelled = SPACE + text.replace(" ", SPACE)
+        return any(token in spelled for token in tokens) or _followed(added, after_space, text)
+
+    return Limit(f"llama.cpp also matches {names} in plain text, the tokenizer does not", affects)
+
+
+def _followed(added: Sequence[str], by: Sequence[str], text: str) -> bool:
+    """Whether an added token has one of these texts after it."""
+    return any(
+        text.startswith(tuple(by), match.end()) for token in added for match in re.finditer(re.escape(token), text)
     )
 
 

@@ -25,9 +25,10 @@ from gguf_tools.formats.gguf.header import Field, ValueType, array, boolean, str
 from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.sources.inputs import described_by
 from gguf_tools.tokenizers import characters
+from gguf_tools.tokenizers.added_tokens import found_differently, must_be_words, strip_spaces
 from gguf_tools.tokenizers.backend import build_backend
 from gguf_tools.tokenizers.byte_level_bpe import convert_byte_level
-from gguf_tools.tokenizers.files import TokenizerFiles, read_files, shown, without_beyond
+from gguf_tools.tokenizers.files import TokenizerFiles, read_files, shown, some, without_beyond
 from gguf_tools.tokenizers.form import Form
 from gguf_tools.tokenizers.pretokenizers import Limit
 from gguf_tools.tokenizers.sentencepiece import convert_sentencepiece, is_sentencepiece
@@ -51,7 +52,7 @@ class Stripping:
     """Added tokens that strip the spaces before (`left`) or after (`right`) them, which a GGUF cannot express.
 
     `probes` are the ones to compare if llama.cpp strips the same spaces because of the model's name; `note` is the entry of
-    `Tokenizer.notes` that says it does not.
+    `Tokenizer.notes`, and that of `Tokenizer.limits`, that says it does not.
     """
 
     left: frozenset[str]
@@ -194,7 +195,7 @@ def load_tokenizer(
     beyond = sorted((number, text) for text, number in files.ids.items() if number >= vocab_size)
     notes = list(files.notes)
     if beyond:
-        names = _some([f"{shown(text)} ({number})" for number, text in beyond])
+        names = some([f"{shown(text)} ({number})" for number, text in beyond])
         if not drop_tokens:
             raise TokenizerError(
                 f"{where}: has {beyond[-1][0] + 1} tokens (ids up to {beyond[-1][0]}), but the embeddings have {vocab_size} "
@@ -224,6 +225,9 @@ def load_tokenizer(
     tokens, types = _rows(form.ids or files.ids, form.kinds, vocab_size, notes)
     if any("\0" in text for text in form.ids or files.ids):
         limits = (*limits, NUL)
+    strips = strip_spaces(files.added)
+    found = (strips, must_be_words(files.added), found_differently(files, form.kinds))
+    limits = (*limits, *(limit for limit in found if limit is not None))
     if roles.eos is None:
         notes.append(_no_end(types, roles.pad))
     return Tokenizer(
@@ -253,7 +257,7 @@ def load_tokenizer(
         limits=limits,
         nfc=form.nfc,
         probe_tokens=_probe_tokens(files, form, stripping=False),
-        stripping=_stripping(files, form),
+        stripping=_stripping(files, form, strips),
         bytes_known=form.bytes_known,
         approximation=form.approximation,
         _plain=backends[0],
@@ -261,20 +265,13 @@ def load_tokenizer(
     )
 
 
-def _stripping(files: TokenizerFiles, form: Form) -> Stripping:
+def _stripping(files: TokenizerFiles, form: Form, limit: Limit | None) -> Stripping:
     return Stripping(
         left=frozenset(token.content for token in files.added if token.lstrip),
         right=frozenset(token.content for token in files.added if token.rstrip),
         probes=_probe_tokens(files, form, stripping=True),
-        note=_stripping_note(files),
+        note=None if limit is None else limit.note,
     )
-
-
-def _stripping_note(files: TokenizerFiles) -> str | None:
-    swallow = [shown(token.content) for token in files.added if token.lstrip or token.rstrip]
-    if not swallow:
-        return None
-    return f"spaces beside {_some(swallow)} are stripped by the tokenizer (lstrip, rstrip) and kept by llama.cpp"
 
 
 def _probe_tokens(files: TokenizerFiles, form: Form, *, stripping: bool) -> tuple[str, ...]:
@@ -318,18 +315,13 @@ def _added_kinds(files: TokenizerFiles, notes: list[str]) -> dict[int, TokenType
         names = [shown(token.content) for token in turned if token.special == special]
         if names:
             mark = "special" if special else "not special"
-            notes.append(f"llama.cpp makes {_some(names)} {kind} tokens by name; in the tokenizer they are {mark}")
+            notes.append(f"llama.cpp makes {some(names)} {kind} tokens by name; in the tokenizer they are {mark}")
     silent = sorted(set(files.vocab) & always_hidden - {token.content for token in files.added})
     if silent:
         notes.append(
-            f"llama.cpp makes {_some([shown(name) for name in silent])} control tokens by name;"
+            f"llama.cpp makes {some([shown(name) for name in silent])} control tokens by name;"
             " in the tokenizer they are plain text"
         )
-    if note := _stripping_note(files):
-        notes.append(note)
-    whole = [shown(token.content) for token in files.added if token.single_word]
-    if whole:
-        notes.append(f"{_some(whole)} must be whole words for the tokenizer; llama.cpp matches them within words too")
     return kinds
 
 
@@ -363,7 +355,3 @@ def _no_end(types: Sequence[int], pad: int | None) -> str:
     if TokenType.UNUSED in types or pad is not None:
         return "no file says which token is EOS: generation will run to its limit"
     return "no file says which token is EOS, and no unused token can stand in for it: llama.cpp will end at an ordinary token"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -13,7 +13,7 @@ import pytest
 from gguf_tools.errors import TokenizerError
 from gguf_tools.tokenizers.files import read_files
 from gguf_tools.tokenizers.piece_model import OUTER_SPACES, SEVERAL_SPACES
-from gguf_tools.tokenizers.sentencepiece import EXTRA_SPACES, LEADING_SPACE, after_own, is_sentencepiece
+from gguf_tools.tokenizers.sentencepiece import EXTRA_SPACES, after_own, is_sentencepiece, leading_space, no_space_after
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 from tests.tokenizers.tokenizers_for_tests import llama_vocabulary
 
@@ -49,7 +49,10 @@ def written(
     tokens = [{"id": n, "content": token, "special": True, **flags} for n, token in enumerate(CONTROL)]
     document = {
         "version": "1.0",
-        "added_tokens": [*tokens, *({**flags, "special": False, "id": vocab[one["content"]], **one} for one in added)],
+        "added_tokens": [
+            *tokens,
+            *({**flags, "special": False, "id": vocab.get(one["content"]), **one} for one in added),
+        ],
         "normalizer": {"type": "Sequence", "normalizers": list(normalizers)} if normalizers else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)} if steps else None,
         "decoder": None,
@@ -106,7 +109,8 @@ def test_scores_are_the_order_of_the_merged_tokens(tmp_path: Path) -> None:
     assert not differing(folder, tokenizer)
 
 
-NO, FIRST, ALWAYS, COLLAPSED = (False, ()), (True, (LEADING_SPACE,)), (True, ()), (False, (EXTRA_SPACES,))
+THERE, NONE_AFTER = leading_space(CONTROL).note, no_space_after(CONTROL).note
+NO, UNLESS_THERE, ALWAYS, COLLAPSED = (False, ()), (True, (THERE,)), (True, ()), (False, (EXTRA_SPACES.note,))
 
 
 @pytest.mark.parametrize(
@@ -116,27 +120,25 @@ NO, FIRST, ALWAYS, COLLAPSED = (False, ()), (True, (LEADING_SPACE,)), (True, ())
         ([PREPEND, REPLACE], [], ALWAYS),
         ([REPLACE], [SPLIT], NO),
         ([], [metaspace("never")], NO),
-        ([], [metaspace("always")], FIRST),
-        ([], [metaspace("first")], FIRST),
-        ([], [metaspace(None)], FIRST),
-        ([], [metaspace(None, add_prefix_space=True)], FIRST),
+        ([], [metaspace("always")], UNLESS_THERE),
+        ([], [metaspace("first")], (True, (THERE, NONE_AFTER))),
+        ([], [metaspace(None)], UNLESS_THERE),
+        ([], [metaspace(None, add_prefix_space=True)], UNLESS_THERE),
         ([PREPEND, REPLACE], [metaspace("never")], ALWAYS),
         ([PREPEND], [metaspace("first")], ALWAYS),
         ([REPLACE], [metaspace("never"), SPLIT], NO),
         ([OUTER_SPACES, SEVERAL_SPACES, REPLACE], [], COLLAPSED),
-        ([OUTER_SPACES, SEVERAL_SPACES, PREPEND, REPLACE], [], (True, (EXTRA_SPACES,))),
+        ([OUTER_SPACES, SEVERAL_SPACES, PREPEND, REPLACE], [], (True, (EXTRA_SPACES.note,))),
     ],
 )
 def test_what_is_done_to_spaces(
-    tmp_path: Path, normalizers: list[Any], steps: list[Any], expected: tuple[bool, tuple[Any, ...]]
+    tmp_path: Path, normalizers: list[Any], steps: list[Any], expected: tuple[bool, tuple[str, ...]]
 ) -> None:
     folder = written(tmp_path, normalizers=normalizers, steps=steps)
     assert is_sentencepiece(read_files(folder))
     tokenizer = loaded(folder)
-    assert (tokenizer.add_space_prefix, tokenizer.limits) == expected
-    first = any("after a control token llama.cpp adds a space" in note for note in tokenizer.notes)
-    assert first == (normalizers == [] and steps == [metaspace("first")])
-    assert bool(tokenizer.probe_tokens) != first
+    assert (tokenizer.add_space_prefix, tuple(limit.note for limit in tokenizer.limits)) == expected
+    assert bool(tokenizer.probe_tokens) == (NONE_AFTER not in expected[1])
     assert not differing(folder, tokenizer)
 
 
@@ -252,6 +254,7 @@ def test_line_ends_are_never_merged_with_text(tmp_path: Path) -> None:
 
 
 def test_limits_name_the_texts_that_differ() -> None:
+    space = leading_space(["<x>", "<sep>"])
     for text, leading, extra in (
         ("a b", False, False),
         (" a", True, True),
@@ -259,8 +262,12 @@ def test_limits_name_the_texts_that_differ() -> None:
         ("a ", False, True),
         ("a  b", False, True),
         ("", False, False),
+        ("a<x> b", True, False),
+        ("a<x>▁b", True, False),
+        ("<sep>a <x>b", False, False),
+        ("<x><x> b", True, False),
     ):
-        assert (LEADING_SPACE.affects(text), EXTRA_SPACES.affects(text)) == (leading, extra)
+        assert (space.affects(text), EXTRA_SPACES.affects(text)) == (leading, extra)
     own = after_own(["<sep>", "<x>"])
     assert [own.affects(text) for text in ("a", "a<x>b", "<sep>")] == [False, True, True]
     assert "'<sep>'" in own.note

@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import PreTokenizer as HFPreTokenizer
 
 from gguf_tools.formats.gguf.header import Field, ValueType
 from gguf_tools.tokenizers import pretokenizers as P  # noqa: N812
+from gguf_tools.tokenizers.byte_level import byte_characters
 from gguf_tools.tokenizers.probe import probe_pieces
 from gguf_tools.tokenizers.vocabulary import Tokenizer
 
@@ -202,3 +203,42 @@ def llama_vocabulary(folder: Path, tokenizer: Tokenizer, **changed: Field) -> Ll
     """Writes the tokenizer's metadata (with `changed` keys of tokenizer.ggml) into a GGUF and loads that."""
     metadata = {**tokenizer.metadata(), **{f"tokenizer.ggml.{key}": field for key, field in changed.items()}}
     return LlamaVocabulary(write_vocabulary(folder / "vocabulary.gguf", metadata))
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def byte_level_folder(
+    folder: Path,
+    added: Sequence[str | Mapping[str, Any]] = SPECIAL,
+    *,
+    more: Sequence[str] = ("th",),
+    merges: Sequence[Sequence[str]] = (("t", "h"),),
+    model: Mapping[str, Any] | None = None,
+    document: Mapping[str, Any] | None = None,
+    **files: Mapping[str, Any],
+) -> Path:
+    """A folder with an untrained byte-level BPE: ids 0 to 255 are the bytes, then `more`, then the added tokens.
+
+    An added token is a mapping of what is not false, or the text of a control token. `model` and `document` replace keys of
+    tokenizer.json, `files` are further JSON files by stem.
+    """
+    vocab = {token: n for n, token in enumerate([*byte_characters(), *more])}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    entries = [{"content": token, "special": True} if isinstance(token, str) else token for token in added]
+    new = [entry["content"] for entry in entries if entry["content"] not in vocab]
+    ids = vocab | {content: n for n, content in enumerate(new, len(vocab))}
+    contents = {
+        "version": "1.0",
+        "added_tokens": [{**flags, "id": ids[entry["content"]], **entry} for entry in entries],
+        "normalizer": None,
+        "pre_tokenizer": BYTE_LEVEL,
+        "post_processor": None,
+        "decoder": BYTE_LEVEL,
+        "model": {"type": "BPE", "vocab": vocab, "merges": [list(pair) for pair in merges], **(model or {})},
+        **(document or {}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, content in {"tokenizer": contents, **files}.items():
+        (folder / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
