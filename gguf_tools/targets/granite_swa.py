@@ -12,7 +12,7 @@ from dataclasses import replace
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.gguf.header import f32, u32
 from gguf_tools.formats.gguf.source import GGUFSource
-from gguf_tools.model.spec import Attention, LayerSpec, Model, ModelSpec
+from gguf_tools.model.spec import Attention, LayerSpec, LayerTensors, Model, ModelSpec
 from gguf_tools.targets import llama, lowering, names
 from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.limits import SINKS, WINDOWS, attentions, same
@@ -21,6 +21,7 @@ from gguf_tools.tensors.base import Filled, Tensor
 NAME = "granite_swa"
 NO_SINK = -1e30
 """A sink without effect: exp(NO_SINK - score) is 0 in float32 for every attention score."""
+NAMES = {**llama.NAMES, "attn.sinks": names.SINKS}
 SCALES = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
 
 
@@ -47,7 +48,7 @@ def lower(model: Model) -> Lowered:
         assert isinstance(layer.mixer, Attention)
         return {} if layer.mixer.sinks else {names.SINKS: Filled((layer.mixer.heads,), NO_SINK)}
 
-    return llama.lower_as(NAME, model, metadata, sinks)
+    return llama.lower_as(NAME, model, metadata, sinks, lambda layer: names.rename(layer.tensors, NAMES))
 
 
 def lift(source: GGUFSource) -> Model:
@@ -61,12 +62,15 @@ def lift(source: GGUFSource) -> Model:
     pattern = [bool(windowed) for windowed in source.key("attention.sliding_window_pattern")]
     window = int(source.key("attention.sliding_window"))
 
-    def change(n: int, mixer: Attention) -> Attention:
-        """The attention with its window, and with sinks if some have an effect."""
-        highest = float(source.tensor(f"blk.{n}.{names.SINKS}").array().max())
-        return replace(mixer, window=window if pattern[n] else None, sinks=highest > NO_SINK)
+    def sinks(n: int) -> LayerTensors:
+        """The sinks of a layer, if some have an effect."""
+        found = source.tensor(f"blk.{n}.{names.SINKS}")
+        return {"attn.sinks": found} if float(found.array().max()) > NO_SINK else {}
 
-    return llama.lift_with(source, change)
+    def change(n: int, mixer: Attention) -> Attention:
+        return replace(mixer, window=window if pattern[n] else None, sinks=bool(sinks(n)))
+
+    return llama.lift_with(source, change, sinks)
 
 
 TARGET = Target(

@@ -212,9 +212,10 @@ def moe_limits(spec: ModelSpec, *, normalised: bool = True) -> list[str]:
     """All MoE layers must have the same sizes and router; `normalised` says whether the graph renormalises router weights."""
     limits = same(((m.experts, m.width) for m in moes(spec)), "the number and width of experts")
     limits += same((m.router for m in moes(spec)), "router settings")
-    # A softmax over all experts sums to 1, so renormalisation changes nothing if all are selected. (If one is selected,
-    # renormalisation gives it the weight 1, so the two differ.)
-    if any(m.router.normalised != normalised and m.router.top_k < m.experts for m in moes(spec)):
+    # A softmax over all experts sums to 1, so renormalisation changes nothing if all are selected; sigmoids have any sum. (If
+    # one is selected, renormalisation gives it the weight 1, so the two differ.)
+    wrong = [m for m in moes(spec) if m.router.normalised != normalised]
+    if any(m.router.top_k < m.experts or m.router.score == "sigmoid" for m in wrong):
         wanted = (
             "that are not renormalised (norm_topk_prob false)" if normalised else "renormalised (norm_topk_prob true)"
         )

@@ -15,7 +15,17 @@ from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.gguf.header import Metadata, u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling, frequencies
-from gguf_tools.model.spec import Attention, FeedForward, GatedMLP, Layer, LayerSpec, Model, ModelSpec, Norm
+from gguf_tools.model.spec import (
+    Attention,
+    FeedForward,
+    GatedMLP,
+    Layer,
+    LayerSpec,
+    LayerTensors,
+    Model,
+    ModelSpec,
+    Norm,
+)
 from gguf_tools.rewrites.activations import ACTIVATION_REWRITES, UNGATED
 from gguf_tools.rewrites.approximations import UNCAPPED
 from gguf_tools.rewrites.norms import LAYER_NORM_REWRITES
@@ -132,8 +142,16 @@ def lift(source: GGUFSource) -> Model:
     return lift_with(source, lambda n, mixer: mixer)
 
 
-def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention]) -> Model:
-    """A file with Llama's tensors as a Model; `change` maps (layer number, attention) to the final attention spec."""
+def lift_with(
+    source: GGUFSource,
+    change: Callable[[int, Attention], Attention],
+    more: Callable[[int], LayerTensors] = lambda n: {},
+) -> Model:
+    """A file with Llama's tensors as a Model.
+
+    `change` maps (layer number, attention) to the final attention spec, and `more` gives a layer's tensors beyond Llama's, by
+    role.
+    """
 
     def layer(n: int, norm: Norm) -> Layer:
         mixer, part = lifting.lift_attention(source, n, norm)
@@ -143,7 +161,7 @@ def lift_with(source: GGUFSource, change: Callable[[int, Attention], Attention])
             ffn, ffn_part = lift_moe(source, n)
         else:
             ffn, ffn_part = lifting.lift_mlp(source, n)
-        return Layer(LayerSpec(change(n, mixer), ffn, norm, norm), part | ffn_part)
+        return Layer(LayerSpec(change(n, mixer), ffn, norm, norm), part | ffn_part | more(n))
 
     return lift_layers(source, layer, "ffn_norm.weight")
 
