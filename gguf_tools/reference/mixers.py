@@ -58,13 +58,8 @@ def attention(
     q, k, v = heads("q", spec.heads), heads("k", spec.kv_heads), heads("v", spec.kv_heads)
     if spec.clip:
         q, k, v = (t.clamp(-spec.clip, spec.clip) for t in (q, k, v))
-    if spec.norm_whole:
-        q = normed(q.flatten(2), spec.qk_norm, weights, "attn.q_norm").view_as(q)
-        k = normed(k.flatten(2), spec.qk_norm, weights, "attn.k_norm").view_as(k)
-    elif not spec.norm_after_rope:
-        q, k = normed(q, spec.qk_norm, weights, "attn.q_norm"), normed(k, spec.qk_norm, weights, "attn.k_norm")
-    if spec.norm_gain:
-        q, k = q * weights["attn.q_gain"][:, None], k * weights["attn.k_gain"][:, None]
+    if not spec.norm_after_rope:
+        q, k = normed_heads(spec, weights, "q", q), normed_heads(spec, weights, "k", k)
     if spec.value_scale:
         v = v * weights["attn.v_scale"][:, None]
     if spec.qk_norm and not spec.norm_after_rope:
@@ -77,9 +72,10 @@ def attention(
         observe("attn.q_rope", q.transpose(1, 2))
         observe("attn.k_rope", k.transpose(1, 2))
     if spec.norm_after_rope:
-        q, k = normed(q, spec.qk_norm, weights, "attn.q_norm"), normed(k, spec.qk_norm, weights, "attn.k_norm")
-        observe("attn.q_normed", q.transpose(1, 2))
-        observe("attn.k_normed", k.transpose(1, 2))
+        q, k = (normed_heads(spec, weights, name, t.transpose(1, 2)) for name, t in (("q", q), ("k", k)))
+        observe("attn.q_normed", q)
+        observe("attn.k_normed", k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
     if past:
         k, v = past.extended("attn.k", k), past.extended("attn.v", v)
     out = _attended(spec, weights, (q, k, v), observe).transpose(1, 2).reshape(batch, length, -1)
@@ -90,6 +86,13 @@ def attention(
         out = out * gate.sigmoid()
         observe("attn.gated", out)
     return functional.linear(out, weights["attn.o"], weights.get("attn.o_bias"))
+
+
+def normed_heads(spec: Attention, weights: Weights, name: str, heads: torch.Tensor) -> torch.Tensor:
+    """The heads of queries or keys (`name` is q or k), (batch, length, heads, head_dim), after their norm and gain."""
+    whole = heads.flatten(2) if spec.norm_whole else heads
+    out = normed(whole, spec.qk_norm, weights, f"attn.{name}_norm").view_as(heads)
+    return out * weights[f"attn.{name}_gain"][:, None] if spec.norm_gain else out
 
 
 def _attended(

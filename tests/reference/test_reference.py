@@ -182,6 +182,41 @@ def test_norms_of_each_heads_own_that_are_alike_are_one_norm() -> None:
     assert nmse(reference(after, PROMPTS), reference(model, PROMPTS)) <= EXACT
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"norm_per_head": True},
+        {"norm_whole": True},
+        {"norm_gain": True},
+        {"norm_per_head": True, "norm_gain": True},
+    ],
+)
+def test_without_rotation_a_norm_after_rope_is_one_before(form: dict[str, Any]) -> None:
+    """In every form of the norm; a first position is not rotated, and without rope none is."""
+    for rope, prompts in ((None, PROMPTS), (ATTENTION.rope, ((7,),))):
+        spec = replace(ATTENTION, rope=rope, **form)
+        early = random_model([layer(spec)])
+        late = with_layer(early, 0, {}, layer(replace(spec, norm_after_rope=True)))
+        assert nmse(reference(late, prompts), reference(early, prompts)) <= EXACT
+
+
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_weights_of_each_head_follow_rope(length: int) -> None:
+    """Equal weights for all heads are one norm's, also where there are as many tokens as heads."""
+    spec = replace(ATTENTION, norm_after_rope=True)
+    one = random_model([layer(spec)])
+    own = random_model([layer(replace(spec, norm_per_head=True))])
+    same = {
+        role: stored(np.tile(one.layers[0].tensors[role].array(), (heads, 1)))
+        for role, heads in (("attn.q_norm", spec.heads), ("attn.k_norm", spec.kv_heads))
+    }
+    own = with_layer(own, 0, {**one.layers[0].tensors, **same})
+    own = replace(own, tensors=one.tensors)
+    prompts = (tuple(range(length)),)
+    assert nmse(reference(own, prompts), reference(one, prompts)) <= EXACT
+
+
 def test_a_value_scale_multiplies_the_rows_of_the_values() -> None:
     model = random_model([layer(replace(ATTENTION, value_scale=True))])
     scale = np.array([2.0, 0.25], np.float32)
