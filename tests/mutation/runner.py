@@ -276,13 +276,18 @@ def _code_of(code: CodeType, names: tuple[str, ...]) -> CodeType:
 
 
 def _execute_anew(code: CodeType, module: ModuleType) -> None:
-    """Execute a module in its own namespace, and replace what other modules imported from it by name."""
+    """Execute a module in its own namespace, and replace what other modules imported from it by name.
+
+    What functions remember of the old values (`functools.cache`) is forgotten.
+    """
     old = dict(vars(module))
     exec(code, vars(module))
     for other in [one for name, one in sys.modules.items() if name.split(".")[0] in PACKAGES and one is not module]:
         for name, value in list(vars(other).items()):
             if name in old and value is old[name] and not name.startswith("__"):
                 setattr(other, name, vars(module)[name])
+            elif hasattr(value, "cache_clear"):
+                value.cache_clear()
 
 
 def _statement(tree: ast.Module, line: int) -> tuple[int, int]:
