@@ -25,6 +25,13 @@ ROWS_AT_A_TIME = "sets how many rows are computed at a time, and so the memory, 
 NOT_ZERO = "any number but 0 is true"
 TWO_AXES = "axis 1 is the last axis of an array with two"
 EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
+    "gguf_tools/rewrites/router.py": (
+        Equivalent(
+            "if not np.all(bias == bias[0]):",
+            "whether all are equal can be asked of any one, and there are more experts than are selected",
+            ("0 → 1",),
+        ),
+    ),
     "gguf_tools/tokenizers/byte_level.py": (
         Equivalent(
             "printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}",

@@ -26,7 +26,7 @@ _RECIPES = (
     f"{_BYTES}::test_values_of_a_70b_model",
     f"{_BYTES}::test_the_first_layers_of_a_deep_model_with_an_importance_matrix",
 )
-_REWRITES = ("tests/rewrites", "tests/surgery/test_rewrites.py", "tests/families/test_families.py")
+_REWRITES = ("tests/rewrites", "tests/surgery/test_rewrites.py")
 _TARGETS = ("tests/targets",)
 _OWN: dict[str, tuple[str, ...]] = {
     "quant/rules.py": _RECIPES,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,3 +101,56 @@ def test_activations() -> None:
     assert wanted.keys() == ACTIVATIONS.keys()
     for name, values in wanted.items():
         assert np.allclose(ACTIVATIONS[name](torch.from_numpy(z)).numpy(), values, rtol=1e-12, atol=1e-14)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_factors_are_the_powers_of_two_that_are_stated(activation: Any) -> None:
+    """Gate and up exceed the activation by 2^4 together, which is room for F16; 2^10 and 2^14 sharpen."""
+    glu = {"silu": (SQUARED_RELU, RELU_GATE), "gelu_tanh": (SQUARED_RELU_AS_GEGLU, RELU_GATE_AS_GELU)}[activation]
+    for rewrite, ffn, sources, powers in (
+        (glu[0], MLP(20, "relu2", ALL - {"gate"}), ("up", "up"), (10, -6)),
+        (glu[1], GatedMLP(20, ALL, "relu"), ("gate", "up"), (14, -10)),
+    ):
+        before = random_model([layer(feed_forward=ffn)])
+        after = rewrite.apply(before)
+        old, new = (one.layers[0].tensors for one in (before, after))
+        made = after.spec.layers[0].feed_forward
+        assert made == GatedMLP(20, ALL, activation)
+        for name, source, power in zip(("gate", "up"), sources, powers, strict=True):
+            for ending in ("", "_bias"):
+                values = old[f"ffn.{source}{ending}"].array() * np.float32(2.0**power)
+                assert np.array_equal(new[f"ffn.{name}{ending}"].array(), values)
+        assert np.array_equal(new["ffn.down"].array(), old["ffn.down"].array() / 16)
+        assert new["ffn.down_bias"] is old["ffn.down_bias"]
+
+
+@pytest.mark.parametrize(("activation", "gate", "up", "down"), [("relu", 14, -10, -4), ("silu", 0, 0, 0)])
+def test_an_up_projection_that_is_added_is_a_bias(activation: Any, gate: int, up: int, down: int) -> None:
+    before = random_model([layer(feed_forward=MLP(20, activation, frozenset({"up"})))])
+    after = UNGATED.apply(before)
+    old, new = (one.layers[0].tensors for one in (before, after))
+    assert after.spec.layers[0].feed_forward == GatedMLP(20, frozenset({"gate", "up"}))
+    assert np.array_equal(new["ffn.gate"].array(), old["ffn.up"].array() * np.float32(2.0**gate))
+    assert np.array_equal(new["ffn.gate_bias"].array(), old["ffn.up_bias"].array() * np.float32(2.0**gate))
+    assert np.array_equal(new["ffn.up"].array(), np.zeros((20, 24)))
+    assert np.array_equal(new["ffn.up_bias"].array(), np.full(20, 2.0**up))
+    assert np.array_equal(new["ffn.down"].array(), old["ffn.down"].array() * np.float32(2.0**down))
+    assert (new["ffn.down"] is old["ffn.down"]) == (down == 0)
+
+
+def test_relu_as_gelu_is_sharp_by_the_power_that_is_stated() -> None:
+    ffn = MLP(20, "relu", frozenset({"up", "down"}))
+    before = random_model([layer(), layer(feed_forward=ffn), layer(feed_forward=MLP(20, "silu"))])
+    after = RELU_AS_GELU.apply(before)
+    assert [one.feed_forward for one in after.spec.layers] == [
+        GatedMLP(20),
+        replace(ffn, activation="gelu_tanh"),
+        MLP(20, "silu"),
+    ]
+    old, new = (one.layers[1].tensors for one in (before, after))
+    assert np.array_equal(new["ffn.up"].array(), old["ffn.up"].array() * np.float32(2.0**14))
+    assert np.array_equal(new["ffn.up_bias"].array(), old["ffn.up_bias"].array() * np.float32(2.0**14))
+    assert np.array_equal(new["ffn.down"].array(), old["ffn.down"].array() / np.float32(2.0**14))
+    assert new["ffn.down_bias"] is old["ffn.down_bias"]
+    for n in (0, 2):
+        assert after.layers[n].tensors == before.layers[n].tensors

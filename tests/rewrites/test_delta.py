@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,15 @@ import pytest
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.families.registry import load_model
 from gguf_tools.families.tiny.hybrid import Shape, write
-from gguf_tools.model.spec import Attention, Model
+from gguf_tools.model.rope import Rope
+from gguf_tools.model.spec import Attention, DeltaNet, LayerSpec, Model, Norm, SharedExpert
 from gguf_tools.rewrites import delta, output_bias
 from gguf_tools.rewrites.base import Rewrite
 from gguf_tools.targets.planner import plan
 from gguf_tools.tensors.base import InMemory
 from gguf_tools.tensors.views import Columns, take_columns
 from tests.oracle import nmse, reference
-from tests.random_model import with_layer
+from tests.random_model import DELTA, EXPERTS, MLP, layer, random_model, with_layer
 
 PROMPTS = [(3, 1, 4, 1, 5, 9, 2, 6), (7,)]
 EXACT = 1e-24
@@ -123,3 +125,62 @@ def test_columns_are_numpy_s() -> None:
     assert np.array_equal(take_columns(InMemory(left), [2, 1]).array(), left[:, [2, 1]])
     with pytest.raises(ValueError, match="side by side"):
         Columns((InMemory(left), InMemory(right[:4])), np.arange(7))
+
+
+@pytest.mark.parametrize(("times", "key_dim"), [(1, 8), (2, 16), (3, 24)])
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_values_are_repeated_as_often_as_they_fit_a_key(times: int, key_dim: int, offset: float) -> None:
+    before = random_model([layer(), layer(replace(DELTA, key_dim=key_dim, norm=Norm(1e-6, offset)))])
+    assert delta.REPEATED_VALUES.applies(before.spec) == (times > 1)
+    after = delta.REPEATED_VALUES.apply(before)
+    assert unchanged(before, after) <= EXACT
+    old, new = before.layers[1].tensors, after.layers[1].tensors
+    values = old["delta.v"].array().reshape(4, 8, -1)
+    assert np.array_equal(new["delta.v"].array(), np.tile(values, (1, times, 1)).reshape(4 * key_dim, -1))
+    z = new["delta.z"].array().reshape(4, key_dim, -1)
+    assert np.array_equal(z[:, :8], old["delta.z"].array().reshape(4, 8, -1))
+    assert not np.any(z[:, 8:])
+    o = new["delta.o"].array().reshape(-1, 4, key_dim)
+    assert np.array_equal(o[..., :8], old["delta.o"].array().reshape(-1, 4, 8))
+    assert not np.any(o[..., 8:])
+    assert new["delta.norm"].array().tolist() == [*old["delta.norm"].array().tolist(), *[-offset] * (key_dim - 8)]
+
+
+@pytest.mark.parametrize(("layers", "mixer"), [([layer()] * 2, DeltaNet), ([layer(DELTA)] * 2, Attention)])
+def test_the_idle_layer(layers: list[LayerSpec], mixer: type) -> None:
+    """One head of 32 dimensions, a kernel of 4, rope on the whole head, and zeros; with the norms of the last layer."""
+    last = replace(layers[-1], mixer_norm=Norm(1e-3, 0.5), feed_forward=EXPERTS)
+    before = random_model([layers[0], last])
+    after = delta.IDLE_LAYER.apply(before)
+    assert unchanged(before, after) == 0.0
+    *others, idle = after.spec.layers
+    assert others == list(before.spec.layers)
+    norm = Norm(1e-3, 0.5)
+    wanted: dict[type, Any] = {
+        DeltaNet: DeltaNet(key_heads=1, value_heads=1, key_dim=32, value_dim=32, kernel=4, norm=norm, l2_eps=1e-3),
+        Attention: Attention(heads=1, kv_heads=1, head_dim=32, rope=Rope(10000.0, 32), qk_norm=norm),
+    }
+    assert idle == replace(last, mixer=wanted[mixer])
+    assert not any(np.any(tensor.array()) for tensor in after.layers[-1].tensors.values())
+
+
+def test_an_idle_layer_after_one_without_a_norm_has_that_of_the_output() -> None:
+    before = random_model([replace(layer(), mixer_norm=None)], output_norm=Norm(1e-3))
+    idle = delta.IDLE_LAYER.apply(before).spec.layers[-1].mixer
+    assert isinstance(idle, DeltaNet)
+    assert (idle.norm, idle.l2_eps) == (Norm(1e-3), 1e-3)
+
+
+def test_a_dense_layer_becomes_the_first_shape_of_experts() -> None:
+    shared = replace(EXPERTS, experts=6, shared=SharedExpert(8, gated=True))
+    before = random_model([layer(), layer(feed_forward=shared), layer(DELTA, EXPERTS)])
+    after = delta.DENSE_AS_SHARED.apply(before)
+    assert unchanged(before, after) <= EXACT
+    assert after.spec.layers[0].feed_forward == replace(shared, shared=SharedExpert(MLP.width, gated=True))
+    old, new = before.layers[0].tensors, after.layers[0].tensors
+    for name in ("gate", "up"):
+        assert new[f"shared.{name}"] is old[f"ffn.{name}"]
+    assert np.array_equal(new["shared.down"].array(), 2 * old["ffn.down"].array())
+    for role in ("shared.sigmoid", "moe.router", "moe.gate", "moe.up", "moe.down"):
+        assert not np.any(new[role].array())
+    assert not [role for role in new if role.startswith("ffn.")]

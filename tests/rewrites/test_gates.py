@@ -12,7 +12,12 @@ import pytest
 
 from gguf_tools.model.spec import Attention, LayerSpec, MoE, SharedExpert
 from gguf_tools.rewrites.base import Rewrite
-from gguf_tools.rewrites.gates import EMPTY_SHARED_EXPERT, ZERO_ATTENTION_GATE, ZERO_SHARED_GATE
+from gguf_tools.rewrites.gates import (
+    EMPTY_SHARED_EXPERT,
+    EMPTY_UNGATED_EXPERT,
+    ZERO_ATTENTION_GATE,
+    ZERO_SHARED_GATE,
+)
 from tests.oracle import nmse, reference
 from tests.random_model import ATTENTION, DELTA, EXPERTS, MLP, PROMPTS, layer, named, random_model, with_layer
 
@@ -89,3 +94,24 @@ def test_an_attention_gate_changes_what_is_computed_unless_the_output_is_doubled
     wrong = with_layer(after, 0, {"attn.o": model.layers[0].tensors["attn.o"]})
     assert nmse(reference(wrong, PROMPTS), reference(model, PROMPTS)) > 1e-4
     assert isinstance(after.spec.layers[0].mixer, Attention)
+
+
+def test_an_added_shared_expert_is_one_block_wide_or_as_the_widest() -> None:
+    alone = EMPTY_SHARED_EXPERT.apply(random_model([layer(), layer(feed_forward=EXPERTS)]))
+    shared = [replace(EXPERTS, shared=SharedExpert(width, gated=True)) for width in (28, 12)]
+    beside = EMPTY_SHARED_EXPERT.apply(random_model([layer(feed_forward=ffn) for ffn in (*shared, EXPERTS)]))
+    for model, width in ((alone, 32), (beside, 28)):
+        ffn = model.spec.layers[-1].feed_forward
+        assert isinstance(ffn, MoE)
+        assert ffn.shared == SharedExpert(width, gated=True)
+        added = [tensor for role, tensor in model.layers[-1].tensors.items() if role.startswith("shared.")]
+        assert len(added) == 4
+        assert not any(np.any(tensor.array()) for tensor in added)
+
+
+def test_an_added_shared_expert_has_a_gate_where_the_graph_has_one() -> None:
+    model = random_model([layer(feed_forward=EXPERTS)])
+    made = [rewrite.apply(model) for rewrite in (EMPTY_SHARED_EXPERT, EMPTY_UNGATED_EXPERT)]
+    gates = [one.feed_forward.shared for each in made for one in each.spec.layers if isinstance(one.feed_forward, MoE)]
+    assert gates == [SharedExpert(32, gated=True), SharedExpert(32, gated=False)]
+    assert nmse(reference(made[1], PROMPTS), reference(model, PROMPTS)) == 0.0

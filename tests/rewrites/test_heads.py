@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ from gguf_tools.rewrites.scales import (
 )
 from gguf_tools.tensors.base import InMemory, Tensor
 from tests.oracle import nmse, reference
-from tests.random_model import filled
+from tests.random_model import ATTENTION, DELTA, filled, layer, random_model, with_layer
+from tests.random_model import PROMPTS as RANDOM_PROMPTS
 
 HIDDEN, VOCAB = 24, 288
 NORM = Norm(1e-3)
@@ -180,3 +182,57 @@ def test_widened_heads_keep_their_values() -> None:
     assert isinstance(mixer, Attention)
     assert (mixer.head_dim, mixer.value_size, mixer.norm_per_head) == (16, 8, False)
     assert after.spec.cache_width == model(PER_HEAD).spec.cache_width * 3 // 2
+
+
+def mixed(**changes: Any) -> Model:
+    """Layers with norms of each head, one without, and one of another mixer; the heads' norm weights are equal."""
+    own = random_model([layer(), layer(replace(ATTENTION, norm_per_head=True, **changes)), layer(DELTA)])
+    for role in ("attn.q_norm", "attn.k_norm"):
+        weight = own.layers[1].tensors[role].array()
+        own = with_layer(own, 1, {role: InMemory(np.tile(weight[:1], (len(weight), 1)), ("stored",))})
+    return own
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_equal_weights_of_heads_are_one(kv_heads: int) -> None:
+    before = mixed(kv_heads=kv_heads)
+    assert SHARED_HEAD_NORM.holds(before)
+    after = SHARED_HEAD_NORM.apply(before)
+    assert nmse(reference(after, RANDOM_PROMPTS), reference(before, RANDOM_PROMPTS)) == 0.0
+    assert after.layers[1].tensors["attn.k_norm"].sources == ("stored",)
+    for n in (0, 2):
+        assert after.layers[n].tensors == before.layers[n].tensors
+    for role in ("attn.q_norm", "attn.k_norm"):
+        values = before.layers[1].tensors[role].array()
+        for head in range(len(values)) if len(values) > 1 else ():
+            other = values.copy()
+            other[head, 3] += 1
+            assert not SHARED_HEAD_NORM.holds(with_layer(before, 1, {role: InMemory(other)}))
+
+
+def test_a_norm_without_which_there_is_nothing_to_fold() -> None:
+    for rewrite, field in ((FOLDED_GAIN, "norm_gain"), (WIDENED_HEADS, "norm_per_head")):
+        given: dict[str, Any] = {field: True}
+        spec = replace(ATTENTION, qk_norm=None, **given)
+        with pytest.raises(ValueError, match=f"{field} is set without qk_norm"):
+            rewrite.apply(random_model([layer(spec)]))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("bias", ["", "qkv"])
+def test_widened_heads_have_zeros_where_a_weight_is_the_largest(kv_heads: int, bias: str) -> None:
+    """W becomes √2 · [w/c · W; √(1 - (w/c)²) · W], and the norm's weights c, 0 for queries and c/√2, 0 for keys."""
+    mixer = replace(ATTENTION, norm_per_head=True, kv_heads=kv_heads, bias=frozenset(bias))
+    before = random_model([layer(mixer)])
+    after = WIDENED_HEADS.apply(before)
+    assert nmse(reference(after, RANDOM_PROMPTS), reference(before, RANDOM_PROMPTS)) <= 1e-12
+    old, new = before.layers[0].tensors, after.layers[0].tensors
+    for name, heads, factor in (("q", 4, 1.0), ("k", kv_heads, 0.5**0.5)):
+        weight = old[f"attn.{name}_norm"].array().astype(np.float64)
+        largest = np.abs(weight).max(axis=0)
+        np.testing.assert_allclose(new[f"attn.{name}_norm"].array(), [*largest * factor, *[0.0] * 8], rtol=1e-6)
+        share = weight / largest
+        rows = old[f"attn.{name}"].array().astype(np.float64).reshape(heads, 8, -1)
+        wanted = np.concatenate([rows * share[..., None], rows * np.sqrt(1 - share**2)[..., None]], axis=1)
+        np.testing.assert_allclose(new[f"attn.{name}"].array(), 2**0.5 * wanted.reshape(16 * heads, -1), atol=1e-6)
+    assert new["attn.v"] is old["attn.v"]
