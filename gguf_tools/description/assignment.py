@@ -16,10 +16,10 @@ from gguf_tools.description.forms import (
     hinted,
     is_kernel,
     is_matrix,
-    layer_forms,
     recurrent,
     router_of,
 )
+from gguf_tools.description.matching import layer_forms
 from gguf_tools.description.schema import LAYER, Source
 from gguf_tools.description.structure import Slot, Structure
 from gguf_tools.errors import UnsupportedError
@@ -30,8 +30,8 @@ from gguf_tools.text import shortened
 FIRST_WORDS = ("embed", "tok", "wte", "emb")
 WEIGHTS_POSITIVE = 0.9
 """Share of positive numbers in a norm's weights; in a bias about half are."""
-SSM_VECTORS = 3
-"""Vectors of a state space with a number for each head."""
+VECTORS = {"Mamba2": 3, "DeltaNet": 2}
+"""Vectors of a state space and of linear attention with a number for each head."""
 NORM_MEAN = 0.5
 """Weights of a norm have a mean near 1, its biases near 0."""
 
@@ -55,8 +55,8 @@ class Group:
 
     `biases` maps a matrix's name to that of its bias, `norms` are the norms over the hidden size, `head_norms` the slots of the
     q and k norms (of shape (head_dim,), (heads, head_dim) or (heads · head_dim,)). `scalars` are tensors of one number, and
-    `per_head` vectors with a number for each head, `inner_norm` the weights of the norm within a state space. `left` are tensors
-    without a place.
+    `per_head` vectors with a number for each head (of linear attention, also its norm's weights), `inner_norm` the weights of the
+    norm within a state space. `left` are tensors without a place.
     """
 
     layers: tuple[int, ...]
@@ -122,8 +122,8 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
     rest = [slot for slot in rest if slot not in head]
     unbiased = moe and experts != hidden and router_of(form) not in biases
     biased = [slot for slot in rest if unbiased and slot.squeezed == (experts,)]
-    if form.mixer == "Mamba2" and form.heads == experts:
-        biased = biased[SSM_VECTORS:]
+    if biased and form.heads == experts:
+        biased = biased[VECTORS["Mamba2" if form.spaced else form.mixer] :]
     router = biased[0] if biased else None
     rest = [slot for slot in rest if slot != router]
     placed = {*biases.values(), *(source.tensor for source in form.sources)}
@@ -132,7 +132,7 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
     scalars = [slot for slot in loose if not slot.squeezed] if form.ffn == "MLP" else []
     loose = [slot for slot in loose if slot not in scalars]
     per_head = [slot for slot in rest if _per_head(slot, form, hidden)]
-    inner = next((slot for slot in rest if slot.squeezed == (form.inner,) != (hidden,)), None)
+    inner = next((slot for slot in rest if form.spaced and slot.squeezed == (form.inner,) != (hidden,)), None)
     return Group(
         layers=layers,
         forms=tuple(forms),
@@ -156,8 +156,10 @@ def _per_head(slot: Slot, form: Form, hidden: int) -> bool:
     """Whether a vector may have a number for each query head or each key head."""
     if slot.squeezed == (hidden,):
         return False
-    if form.mixer == "Mamba2":
+    if form.spaced:
         return slot.squeezed == (form.heads,)
+    if form.mixer == "DeltaNet":
+        return slot.squeezed in ((form.heads,), (form.inner // form.heads,))
     if form.mixer != "Attention":
         return False
     (size,) = slot.squeezed

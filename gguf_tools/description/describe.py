@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gguf_tools.description.assignment import Assignment, assign
-from gguf_tools.description.choices import Choices, decoder
+from gguf_tools.description.choices import Choices
+from gguf_tools.description.decoder import decoder
 from gguf_tools.description.notes import candidates
 from gguf_tools.description.schema import KeyPath
 from gguf_tools.description.structure import find_structure

@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from gguf_tools.description.assignment import Assignment
-from gguf_tools.description.choices import Choices, Decoder, decoder
+from gguf_tools.description.choices import Choices
+from gguf_tools.description.decoder import Decoder, decoder
 from gguf_tools.description.placing import Placing
 from gguf_tools.description.schema import VOCABULARY, Description, Source, roles_of
 from gguf_tools.description.solver.evidence import Batch
 from gguf_tools.errors import InputError
 from gguf_tools.model.norms import Shape
+from gguf_tools.model.spec import LayerSpec
 from gguf_tools.reference import Reference
 from gguf_tools.sources.checkpoint import Checkpoint
 from gguf_tools.tensors.base import InMemory
@@ -65,10 +67,15 @@ class Engine:
         if spec.output_bias:
             weights["output_bias"] = weights["output_bias"][torch.from_numpy(self.rows)]
         layers = [
-            self._weights(sources, layer.roles(spec.hidden), n)
+            self._multiplied(self._weights(sources, layer.roles(spec.hidden), n), layer)
             for n, (layer, sources) in enumerate(zip(spec.layers, made.layers, strict=True))
         ]
         return Reference.assembled(replace(spec, tied=False), weights, layers, self.dtype)
+
+    @staticmethod
+    def _multiplied(weights: dict[str, torch.Tensor], layer: LayerSpec) -> dict[str, torch.Tensor]:
+        """A layer's weights times the factors of its spec."""
+        return weights | {role: weights[role] * factor for role, factor in layer.multipliers}
 
     def logits(self, choices: Choices, tokens: torch.Tensor) -> torch.Tensor:
         """Logits of `rows`, shape (sequences, length, rows). Raises InputError for choices that the shapes do not allow."""

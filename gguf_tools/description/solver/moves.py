@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from itertools import combinations, permutations
-from typing import get_args
+from typing import Literal, get_args
 
 from gguf_tools.description.assignment import Assignment
-from gguf_tools.description.choices import HEAD_FIELDS, NORM_FIELDS, Blocks, Choices, RouterBias, per_head_roles
-from gguf_tools.description.forms import Form, head_dims, router_of
+from gguf_tools.description.choices import HEAD_FIELDS, NORM_FIELDS, Blocks, Choices, RouterBias
+from gguf_tools.description.forms import DELTA, QKV, SSM, Form, head_dims, router_of
+from gguf_tools.description.mixers import per_head_roles
 from gguf_tools.model.feed_forward import MLP, XIELU, Activation
 
 Move = tuple[str, Choices]
@@ -30,8 +31,11 @@ BLOCKS = (
     {"groups", "ssm_order"},
     {"per_head", "ssm_order"},
     {"clamped", "router_bias"},
+    {"key_heads", "delta_order", "roles"},
 )
 """Choices that are changed together where changing one does not help: pairs within a set."""
+MULTIPLIED = ("attn.o", *SSM, "ssm.o", "ffn.gate", "ffn.down")
+"""Roles that models with a state space beside attention multiply by numbers; those of v and of up act as those of o and down."""
 MOST_EXPERTS = 8
 MOST_FORMS = 8
 """Forms of a layer that the search begins with."""
@@ -83,6 +87,8 @@ def kind(form: Form) -> Hashable:
 def start(assignment: Assignment, forms: tuple[Form, ...]) -> Choices:
     """What most decoders with these forms do."""
     attention = next((form for form in forms if form.mixer == "Attention"), None)
+    linear = next((form for form in forms if form.mixer == "DeltaNet"), None)
+    own = {role for form in forms if form.beside for source in form.sources for role in source.roles}
     counts = dict.fromkeys(len(group.norms) for group in assignment.groups)
     experts = max((form.experts for form in forms), default=0)
     sizes = _known_dim(assignment, forms) or (head_dims(attention) if attention else [64])
@@ -100,6 +106,9 @@ def start(assignment: Assignment, forms: tuple[Form, ...]) -> Choices:
         final=len(assignment.outside.norms) - 1,
         top_k=min(2, experts) or 1,
         parallel=counts == {1: None} and all(form.ffn for form in forms),
+        key_heads=key_heads(linear)[0] if linear else 1,
+        delta_blocks="key_heads" if linear and any(set(s.roles) == set(DELTA[:4]) for s in linear.sources) else "whole",
+        multipliers=tuple((role, 1.0) for role in MULTIPLIED if role in own),
     )
 
 
@@ -157,17 +166,20 @@ def one_token(assignment: Assignment, choices: Choices) -> Iterator[Move]:
     if any(form.ffn == "MoE" for form in choices.forms):
         yield from _routing(assignment, choices)
     yield from _small(assignment, choices)
-    yield from _state_spaces(choices)
+    yield from _state_spaces(assignment, choices)
+    yield from _linear(choices)
     attention = next((form for form in choices.forms if form.mixer == "Attention"), None)
     if attention and attention.kv != attention.q and not _known_dim(assignment, choices.forms):
         yield from (("head_dim", replace(choices, head_dim=size)) for size in head_dims(attention))
 
 
-def _state_spaces(choices: Choices) -> Iterator[Move]:
+def _state_spaces(assignment: Assignment, choices: Choices) -> Iterator[Move]:
     """Other answers to how a state space computes, but for its decay, which one token does not show."""
-    form = next((form for form in choices.forms if form.mixer == "Mamba2"), None)
+    form = next((form for form in choices.forms if form.spaced), None)
     if form is None:
         return
+    if any(group.inner_norm for group in assignment.groups):
+        yield from (("inner_offset", replace(choices, inner_offset=offset)) for offset in (0.0, 1.0))
     groups = (n for n in (1, 2, 4, 8, 16) if form.heads % n == 0 and form.state % n == 0)
     yield from (("groups", replace(choices, ssm_groups=n)) for n in groups)
     yield "norm_first", replace(choices, norm_first=not choices.norm_first)
@@ -175,6 +187,32 @@ def _state_spaces(choices: Choices) -> Iterator[Move]:
         order = list(choices.ssm_order)
         order[first], order[second] = order[second], order[first]
         yield "ssm_order", replace(choices, ssm_order=tuple(order))
+
+
+def _linear(choices: Choices) -> Iterator[Move]:
+    """Other answers to how linear attention computes, but for its decay, which one token does not show."""
+    form = next((form for form in choices.forms if form.mixer == "DeltaNet"), None)
+    if form is None:
+        return
+    yield from (("inner_offset", replace(choices, inner_offset=offset)) for offset in (0.0, 1.0))
+    counts = key_heads(form)
+    yield from (("key_heads", replace(choices, key_heads=count)) for count in counts)
+    fused = [set(source.roles) for source in form.sources if len(source.roles) > 1 and set(source.roles) <= set(DELTA)]
+    if not fused:
+        return
+    for first, second in combinations(range(len(DELTA)), 2):
+        order = list(choices.delta_order)
+        order[first], order[second] = order[second], order[first]
+        if any({order[first], order[second]} <= roles for roles in fused):
+            yield "delta_order", replace(choices, delta_order=tuple(order))
+    other: Literal["whole", "key_heads"] = "whole" if choices.delta_blocks == "key_heads" else "key_heads"
+    yield from (("delta_order", replace(choices, delta_blocks=other, key_heads=count)) for count in counts)
+
+
+def key_heads(form: Form) -> list[int]:
+    """Numbers of key heads that linear attention may have, those first whose heads are as wide as those of the values."""
+    counts = [count for count in range(1, form.heads + 1) if form.heads % count == 0 and form.state % count == 0]
+    return sorted(counts, key=lambda count: (form.state // count != form.inner // form.heads, -count))
 
 
 def _small(assignment: Assignment, choices: Choices) -> Iterator[Move]:
@@ -227,7 +265,10 @@ def _shapes(form: Form, hidden: int) -> dict[str, tuple[int, ...]]:
     """The shapes of the matrices that may be exchanged."""
     shapes: dict[str, tuple[int, ...]] = {
         "attn.q": (form.q, hidden), "attn.k": (form.kv, hidden), "attn.v": (form.kv, hidden), "attn.gate": (form.q, hidden),
-        "attn.o": (hidden, form.q), "ffn.gate": (form.width, hidden), "ffn.up": (form.width, hidden),
+        "attn.o": (hidden, form.q), "delta.q": (form.state, hidden), "delta.k": (form.state, hidden),
+        "delta.v": (form.inner, hidden), "delta.z": (form.inner, hidden), "delta.o": (hidden, form.inner),
+        "delta.beta": (form.heads, hidden), "delta.alpha": (form.heads, hidden), "moe.router": (form.experts, hidden),
+        "ffn.gate": (form.width, hidden), "ffn.up": (form.width, hidden),
         "ffn.down": (hidden, form.width), "shared.gate": (form.shared, hidden), "shared.up": (form.shared, hidden),
         "shared.down": (hidden, form.shared), "moe.gate": (form.experts, form.width, hidden),
         "moe.up": (form.experts, form.width, hidden), "moe.down": (form.experts, hidden, form.width),
@@ -253,7 +294,7 @@ def exchanged(form: Form, first: str, second: str) -> Form:
 def _fused(choices: Choices) -> Iterator[Move]:
     """Other orders of roles that share a matrix."""
     roles = {source.roles for form in choices.forms for source in form.sources if len(source.roles) > 1}
-    if any(len(each) == 3 or set(each) == {"attn.k", "attn.v"} for each in roles):
+    if any(QKV - {"attn.q"} <= set(each) for each in roles):
         sizes = _fused_sizes(choices)
         for order in permutations(("attn.q", "attn.k", "attn.v")):
             yield "qkv", replace(choices, qkv=(order, "whole"))

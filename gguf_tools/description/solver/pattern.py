@@ -12,6 +12,7 @@ import torch
 from gguf_tools.description.assignment import Assignment
 from gguf_tools.description.choices import HEAD_FIELDS, Choices, Where
 from gguf_tools.description.forms import head_dims
+from gguf_tools.description.mixers import per_head_roles
 from gguf_tools.description.solver.engine import Engine
 from gguf_tools.description.solver.evidence import Batch
 from gguf_tools.description.solver.moves import exchanges
@@ -111,16 +112,36 @@ def _usual(option: Choices) -> bool:
 
 def options(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
     """Every pattern of attention: which of q and k is which, heads, norms of q and k, rope, scale of the scores."""
+    if any(form.spaced or form.mixer == "DeltaNet" for form in choices.forms) and choices.decay == "log":
+        for way in unseen_ways(assignment, choices):
+            yield from options(assignment, replace(choices, decay="rate", per_head=way))
+            if way != choices.per_head:
+                yield from _attention(assignment, replace(choices, per_head=way))
+    yield from _attention(assignment, choices)
+
+
+def unseen_ways(assignment: Assignment, choices: Choices) -> list[int]:
+    """The numbers of the ways to read the vectors of linear attention that one token does not tell from the way chosen.
+
+    A single token shows neither the decay nor its bias, of the same size. One way for other mixers.
+    """
+    for group, form in zip(assignment.groups, choices.forms, strict=True):
+        ways = per_head_roles(group, form, choices.head_dim) if form.mixer == "DeltaNet" else []
+        if ways:
+            norm = ways[choices.per_head % len(ways)].index("delta.norm")
+            return [n for n, way in enumerate(ways) if way.index("delta.norm") == norm]
+    return [choices.per_head]
+
+
+def _attention(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
+    """Every pattern of the layers with attention."""
     attention = next((form for form in choices.forms if form.mixer == "Attention"), None)
-    spaces = any(form.mixer == "Mamba2" for form in choices.forms)
-    if spaces and choices.decay == "log":
-        yield from options(assignment, replace(choices, decay="rate"))
     if attention is None:
         yield choices
         return
     dims = [choices.head_dim]
-    fused = any(len(source.roles) == 3 for form in choices.forms for source in form.sources)
-    by_head = fused and choices.qkv[1] == "kv_heads"  # then the size of the heads shows on one token
+    # Where fused rows are grouped by head, the size of the heads shows on one token.
+    by_head = any(form.fused for form in choices.forms) and choices.qkv[1] == "kv_heads"
     if attention.q == attention.kv and not by_head and not any(group.head_norms for group in assignment.groups):
         dims = head_dims(attention)[:MOST_DIMS]
     normed = any(group.head_norms for group in assignment.groups) or _placed(choices)
@@ -149,7 +170,7 @@ def _exchanged(assignment: Assignment, choices: Choices, normed: bool) -> list[C
     found = [choices]
     unseen = [move for move in exchanges(choices, assignment.structure.hidden) if _only_qk(choices, move[1])]
     found += [changed for _, changed in unseen]
-    if any(len(source.roles) == 3 for form in choices.forms for source in form.sources):
+    if any(form.fused for form in choices.forms):
         order, blocks = choices.qkv
         swap = {"attn.q": "attn.k", "attn.k": "attn.q"}
         found.append(replace(choices, qkv=(tuple(swap.get(role, role) for role in order), blocks)))

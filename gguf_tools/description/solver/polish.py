@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from math import log
 
 import torch
 
-from gguf_tools.description.choices import Choices
+from gguf_tools.description.choices import Choices, number, with_numbers
 
 Residual = Callable[[Choices], torch.Tensor]
 """Choices → (logits − golden) / |golden|."""
 STEP = 1e-5
 """Of a logarithm, for derivatives by differences."""
 ITERATIONS = 12
+FAR = 100.0
+"""How far beyond the limit the NMSE of a rounded value has to be by the derivatives, so that it is not tried."""
 MOST = 1.5
 """The largest change of a logarithm in one step."""
 
@@ -26,8 +28,8 @@ def nmse(residual: torch.Tensor) -> float:
 
 def value(choices: Choices, name: str) -> float:
     """A continuous choice; the scale of attention scores is 1/√head_dim where none is chosen."""
-    found = getattr(choices, name)
-    return float(choices.head_dim**-0.5 if found is None else found)
+    found = number(choices, name)
+    return choices.head_dim**-0.5 if found is None else found
 
 
 def fit(
@@ -39,8 +41,7 @@ def fit(
     best = nmse(current)
     damping = 1e-6
     for _ in range(iterations if names else 0):
-        columns = [(residual(_moved(choices, {name: STEP})) - current).flatten() / STEP for name in names]
-        jacobian = torch.stack(columns, dim=1)
+        jacobian = _jacobian(residual, choices, names, current)
         normal, slope = jacobian.T @ jacobian, jacobian.T @ current.flatten()
         before = best
         for _ in range(6):
@@ -65,7 +66,7 @@ def _moved(choices: Choices, steps: dict[str, float]) -> Choices:
         name: value(choices, name) * float(torch.tensor(step, dtype=torch.float64).exp())
         for name, step in steps.items()
     }
-    return replace(choices, **moved)  # type: ignore[arg-type]
+    return with_numbers(choices, moved)
 
 
 def snap(
@@ -78,20 +79,38 @@ def snap(
     """The choices with each value of `names` replaced by the roundest number that explains the logits as well.
 
     One value after another is rounded while those not yet rounded are fitted again. `named` are numbers to try first. A number
-    is kept if the NMSE stays below `limit` of the best.
+    is kept if the NMSE stays below `limit` of the best; one that leaves far more by the derivatives is not tried.
     """
     free = list(names)
     best = nmse(residual(choices))
     for name in names:
         free.remove(name)
+        stiff = _stiffness(residual, choices, name, free)
         for rounded in (*named.get(name, ()), *rounds(value(choices, name))):
-            if not 0.5 < rounded / value(choices, name) < 2:
+            ratio = rounded / value(choices, name)
+            if not 0.5 < ratio < 2 or best + stiff * log(ratio) ** 2 > FAR * limit(best):
                 continue
-            tried, found = fit(residual, replace(choices, **{name: rounded}), free, 6)  # type: ignore[arg-type]
+            tried, found = fit(residual, with_numbers(choices, {name: rounded}), free, 6)
             if found <= limit(best):
                 choices, best = tried, min(best, found)
                 break
     return choices, best
+
+
+def _stiffness(residual: Residual, choices: Choices, name: str, free: Sequence[str]) -> float:
+    """How much the NMSE rises with the square of a change of a value's logarithm, while those in `free` are fitted again."""
+    jacobian = _jacobian(residual, choices, [name, *free], residual(choices))
+    normal = jacobian.T @ jacobian
+    if not free:
+        return float(normal[0, 0])
+    rest = normal[1:, 1:] + torch.diag(normal.diagonal()[1:] * 1e-12 + 1e-30)
+    return max(float(normal[0, 0] - normal[0, 1:] @ torch.linalg.solve(rest, normal[1:, 0])), 0.0)
+
+
+def _jacobian(residual: Residual, choices: Choices, names: Sequence[str], current: torch.Tensor) -> torch.Tensor:
+    """Derivatives of the residual, which is `current`, by the logarithms of the values, one column for each."""
+    columns = [(residual(_moved(choices, {name: STEP})) - current).flatten() / STEP for name in names]
+    return torch.stack(columns, dim=1)
 
 
 def rounds(number: float) -> list[float]:

@@ -19,19 +19,21 @@ class Search:
     """Candidates with their scores; `tell` is called with the number of candidates and the best score.
 
     The candidates that were not yet changed wait in queues, one for each form of the first layers. The best of all is changed
-    next, or with `turns` the best of each, since layers of the wrong form say nothing by their score. A search goes on where it
-    ended.
+    next, or with `turns` the best of each, since layers of the wrong form say nothing by their score. A search ends when the
+    best score has not become a tenth better for `patience` candidates, and goes on where it ended.
     """
 
     score: Score
     moves: Moves
     budget: int
+    patience: int
     tell: Callable[[int, float], None] = lambda *_: None
     turns: bool = False
     scores: dict[Choices, float] = field(default_factory=dict)
     _queues: dict[Hashable, list[tuple[float, int, Choices]]] = field(default_factory=dict)
     _order: count[int] = field(default_factory=count)
     _lowest: float = float("inf")
+    _better: tuple[float, int] = (float("inf"), 0)
 
     @property
     def best(self) -> Choices:
@@ -45,12 +47,15 @@ class Search:
             queue = self._queues.setdefault(kind(choices.forms[0]), [])
             heapq.heappush(queue, (found, next(self._order), choices))
             self._lowest = min(self._lowest, found)
+            if found < 0.9 * self._better[0]:
+                self._better = found, len(self.scores)
             self.tell(len(self.scores), self._lowest)
         return self.scores[choices]
 
     def run(self, goal: float) -> Choices:
-        """The best candidate found before the goal is reached or the budget of evaluations is spent."""
-        while len(self.scores) < self.budget and self._lowest > goal:
+        """The best candidate found before the goal is reached, or budget or patience are spent."""
+        self._better = self._better[0], len(self.scores)
+        while not self._ended(goal):
             waiting = [queue for queue in self._queues.values() if queue]
             if not waiting:
                 break
@@ -58,13 +63,17 @@ class Search:
                 self._change(heapq.heappop(queue), goal)
         return self.best
 
+    def _ended(self, goal: float) -> bool:
+        spent = len(self.scores) >= min(self.budget, self._better[1] + self.patience)
+        return spent or self._lowest <= goal
+
     def _change(self, item: tuple[float, int, Choices], goal: float) -> None:
         """Evaluate the changes of one candidate."""
         found, _, choices = item
         singles = [move for move in self.moves(choices) if move[1] not in self.scores]
         best = found
         for _, changed in singles:
-            if len(self.scores) >= self.budget or self._lowest <= goal:
+            if self._ended(goal):
                 heapq.heappush(self._queues[kind(choices.forms[0])], item)  # the rest is for when the search goes on
                 return
             best = min(best, self.add(changed))
@@ -78,6 +87,6 @@ class Search:
                 repeated = other < name or (other == name and name != "roles")
                 if repeated or not coupled(name, other) or both in self.scores:
                     continue
-                if len(self.scores) >= self.budget or self._lowest <= goal:
+                if self._ended(goal):
                     return
                 self.add(both)

@@ -10,36 +10,21 @@ import torch
 from numpy.typing import NDArray
 
 from gguf_tools.description.assignment import Assignment
-from gguf_tools.description.choices import Choices
-from gguf_tools.description.solver import moves
+from gguf_tools.description.choices import Choices, number
+from gguf_tools.description.solver import moves, single
 from gguf_tools.description.solver.engine import Engine
 from gguf_tools.description.solver.evidence import Batch, Evidence
 from gguf_tools.description.solver.head import Head, sampled_rows, solve_head
 from gguf_tools.description.solver.pattern import MEDIUM, SHORT, changes, options, promising, solve_pattern, unknowns
 from gguf_tools.description.solver.polish import fit, nmse, snap
-from gguf_tools.description.solver.search import Search
 from gguf_tools.description.solver.solution import Solution, difference
 from gguf_tools.progress import StageProgress
 from gguf_tools.sources.checkpoint import Checkpoint
 
-FIRST, MORE = 1000, 400
-"""Evaluations of the search on one-token prompts with usual scales, and before each fit of scales."""
-SCALES = range(-4, 9)
-"""Powers of 2 that the embeddings are multiplied by where no usual scale fits."""
-CANDIDATES = 12
-"""Candidates whose scales are fitted."""
-WORK = 3e11
-"""Weights × tokens that the search on one-token prompts may multiply before scales are fitted."""
-FITTED = (("embedding_scale", "eps", "router_scale"), ("embedding_scale", "residual_scale", "router_scale"))
-"""Values that are fitted together: not all of them, since embeddings, residual and epsilon can be scaled without effect."""
-SANE = (1e-14, 0.1)
-"""Bounds of an epsilon."""
 EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12)
 """Usual epsilons, and nearly none."""
 FLIPS = 30
 """How much larger the error of logits in 16 bits may be where rounding changes which experts are selected."""
-ROUNDS = 8
-"""How often scales are fitted and the search goes on."""
 DISCRETE = 1e-5
 """NMSE on one-token prompts below which only continuous choices and GELU's two forms can still be wrong."""
 SNAPPED = (
@@ -103,7 +88,7 @@ class _Solver:
 
     def run(self, begin: Sequence[Choices]) -> Solution:
         """All stages, from the first guesses on."""
-        found, error = self.one_token(begin)
+        found, error = single.search_scales(self.engine, self.one, self.given.goal, begin, self.tell)
         if error > max(DISCRETE, 10 * self.given.floor):
             return self._failed(
                 found, error, "one token", "no embedding, norms, projections and feed-forward of those known fit"
@@ -133,82 +118,6 @@ class _Solver:
         flips = self.given.coarse and any(form.ffn == "MoE" for form in found.forms)
         return self.given.floor * (FLIPS if flips else 1)
 
-    def one_token(self, begin: Sequence[Choices]) -> tuple[Choices, float]:
-        """Search on one-token prompts, with the scales fitted where the search alone does not end."""
-        slots = self.engine.assignment.structure.inside
-        weights = sum(int(np.prod(slot.shape)) * len(slot.layers) for slot in slots)
-        budget = int(min(FIRST, max(WORK / max(weights * len(self.one.tokens), 1), 300)))
-
-        def told(count: int, best: float) -> None:
-            if count % 20 == 0:
-                self.tell(f"one-token prompts (NMSE {best:.0e}): candidate", count, max(budget, count))
-
-        search = Search(
-            lambda choices: self.engine.error(choices, self.one),
-            lambda choices: moves.one_token(self.engine.assignment, choices),
-            budget,
-            told,
-        )
-        search.add(begin[0])
-        found = search.run(self.given.goal)
-        if search.scores[found] > self.given.goal and len(begin) > 1:
-            search.turns, search.budget = True, len(search.scores) + budget
-            for choices in begin:
-                search.add(choices)
-            found = search.run(self.given.goal)
-        error = search.scores[found]
-        return (found, error) if error <= self.given.goal else self._with_scales(search, begin)
-
-    def _with_scales(self, search: Search, begin: Sequence[Choices]) -> tuple[Choices, float]:
-        """Search on with other scales of the embeddings; fit scales on the best candidates, and go on from there."""
-        plain = search.moves
-        search.moves = lambda choices: (*plain(choices), *moves.scalings(choices))
-        for choices in begin:
-            for power in SCALES:
-                search.add(replace(choices, embedding_scale=2.0**power))
-        stuck, before = 0, search.scores[search.best]
-        for _ in range(ROUNDS):
-            search.budget = len(search.scores) + MORE
-            found = search.run(self.given.goal)
-            if search.scores[found] > self.given.goal:
-                for best, fitted in self._fits(search):
-                    search.add(best, fitted)
-            found = search.best
-            stuck = stuck + 1 if search.scores[found] > 0.8 * before else 0
-            before = min(before, search.scores[found])
-            if search.scores[found] <= self.given.goal or stuck == 3:
-                break
-        return search.best, search.scores[search.best]
-
-    def _fits(self, search: Search) -> list[tuple[Choices, float]]:
-        """The best candidates that differ in more than scales, with scales fitted: first briefly, then the best of them."""
-        different: dict[Choices, Choices] = {}
-        possible = [choices for choices, score in search.scores.items() if score < float("inf")]
-        for choices in sorted(possible, key=lambda choices: search.scores[choices]):
-            different.setdefault(
-                replace(choices, embedding_scale=1.0, residual_scale=1.0, router_scale=1.0, eps=1.0), choices
-            )
-            if len(different) == CANDIDATES:
-                break
-        brief = [self._fit(choices, FITTED[0], 2) for choices in different.values()]
-        brief.sort(key=lambda item: item[1])
-        tries = [self._fit(choices, names, 6) for choices, _ in brief[:3] for names in FITTED]
-        return [self._plain_scale(*one) for one in tries if SANE[0] < one[0].eps < SANE[1]]
-
-    def _fit(self, choices: Choices, names: Sequence[str], iterations: int) -> tuple[Choices, float]:
-        return fit(lambda tried: self.engine.residual(tried, self.one), choices, names, iterations)
-
-    def _plain_scale(self, found: Choices, error: float) -> tuple[Choices, float]:
-        """The same with a residual scale of 1, where embeddings and epsilon can be scaled instead, which is equal."""
-        scale = found.residual_scale
-        if scale == 1.0:
-            return found, error
-        plain = replace(
-            found, residual_scale=1.0, embedding_scale=found.embedding_scale / scale, eps=found.eps / scale**2
-        )
-        new = self.engine.error(plain, self.one)
-        return (plain, new) if new <= 2 * error and SANE[0] < plain.eps < SANE[1] else (found, error)
-
     def settled(self, found: Choices) -> tuple[Choices, float]:
         """Epsilon, scales and the form of GELU, which show least, from one-token prompts: what the pattern leaves is its own."""
         found, error = self._small(found)
@@ -228,7 +137,7 @@ class _Solver:
 
         An epsilon that came out too small has no slope any more, and scales that make up for it hide the right one.
         """
-        names = [name for name in self.continuous(found) if name in POLISHED]
+        names = [name for name in self.continuous(found) if name in POLISHED or "." in name]
         rounded = replace(
             found,
             embedding_scale=_near(found.embedding_scale),
@@ -237,7 +146,8 @@ class _Solver:
         )
         epsilons = EPSILONS if "eps" in names else EPSILONS[:1]
         usual = min((replace(rounded, eps=eps) for eps in epsilons), key=lambda one: self.engine.error(one, self.one))
-        return min((self._fit(one, names, 8) for one in (found, usual)), key=lambda item: item[1])
+        fits = (single.fit_batch(self.engine, self.one, one, names, 8) for one in (found, usual))
+        return min(fits, key=lambda item: item[1])
 
     def _ties(self, found: Choices) -> list[Choices]:
         """The choices, and those with another order of fused roles that one token does not tell from them."""
@@ -262,9 +172,10 @@ class _Solver:
 
     def continuous(self, choices: Choices) -> list[str]:
         """The continuous choices that have an effect; the residual scale stays where it is."""
+        several = [role for role, _ in choices.multipliers]
         names = [name for name in POLISHED if name != "residual_scale" or choices.residual_scale != 1.0]
         names = [name for name in names if name != "eps" or not self.given.coarse]  # rounding hides it
-        names = [name for name in names if getattr(choices, name) is not None]
+        names = [name for name in names if number(choices, name) is not None] + several
         if choices.embedding_normed or choices.embedding_scale == 1.0:
             names.remove("embedding_scale")
         if choices.logit_scale == 1.0:
@@ -330,7 +241,8 @@ class _Solver:
             "embedding_scale": (1.0, root, 1 / root),
             "scale": (found.head_dim**-0.5, 1.0, 1.0 / found.head_dim),
         }
-        order = [name for name in SNAPPED if name in self.continuous(found)]
+        names = self.continuous(found)
+        order = [name for name in (*dict(found.multipliers), *SNAPPED) if name in names]
         coarse, floor = self.given.coarse, self.given.floor / 10
         found, _ = snap(self.residual, found, order, lambda best: 1.1 * best if coarse else max(2 * best, floor), named)
         error = nmse(self.residual(found))
