@@ -9,7 +9,6 @@ from math import inf
 from typing import Literal, TypeVar
 
 import numpy as np
-import torch
 
 from gguf_tools.evaluation.trace.compare import PointError, Points, left_error, mask_for
 from gguf_tools.evaluation.trace.hypotheses import Hypothesis, hypotheses
@@ -18,8 +17,7 @@ from gguf_tools.evaluation.trace.outside import faults, feeding_outside, left_by
 from gguf_tools.evaluation.trace.passes import Passes
 from gguf_tools.evaluation.trace.points import Doubles
 from gguf_tools.evaluation.trace.work import Work
-from gguf_tools.model.spec import LayerSpec, Model
-from gguf_tools.reference import Reference
+from gguf_tools.model.spec import LayerSpec
 from gguf_tools.reference.observe import OUTSIDE
 from gguf_tools.reference.weights import Weights
 
@@ -51,18 +49,20 @@ class Cause:
     tensors: tuple[str, ...] = ()
 
 
-def find_cause(work: Work, n: int, first: PointError, own: Model) -> tuple[Cause, float]:
-    """The cause of the first bad point, of layer n (`OUTSIDE` for none), and the point's NMSE with the file's own weights."""
-    mine = Reference(own, torch.float64)
+def find_cause(work: Work, n: int, first: PointError) -> tuple[Cause, float | None]:
+    """The cause of the first bad point, of layer n (`OUTSIDE` for none), and the point's NMSE with the file's own weights.
+
+    The latter is None if the file's metadata contradict its tensors.
+    """
     if n == OUTSIDE:
-        return _outside(work, first, mine)
+        return _outside(work, first)
     x = work.input_of(n)
     assert x is not None
     target = _Target(work, n, first.point, x)
-    left = target.left(Passes(mine, {})) if n < len(mine.layers) else inf
+    left = target.left(Passes(work.mine, {})) if work.mine and n < len(work.mine.layers) else None
     floor = work.floor(n, first.point)
     tried = []
-    for pair in _tried(work, n, target, own, mine):
+    for pair in _tried(work, n, target):
         tried.append(pair)
         if pair[1] <= NOTHING:  # of those that leave nothing, the first is named
             break
@@ -72,13 +72,18 @@ def find_cause(work: Work, n: int, first: PointError, own: Model) -> tuple[Cause
     if best and best[0].in_file:
         slack = max(4.0 * first.predicted, min(first.tolerance / 2.0, SURE * first.local.nmse))
     cause, nmse = _named(tried, first, slack) or (None, None)
-    where: Where = "file" if left <= max(floor, ENOUGH * first.local.nmse) else "engine"
     roles = (cause.role,) if cause and cause.role else feeding(first.point, work.expected.model.layer_tensors[n])
-    names = [name for role in roles for name in work.expected.names(n, role)]
+    names = [name for role in roles for name in work.names(n, role)]
     if first.point.endswith("_rope"):
         names += [name for name in work.source.tensors if name.startswith(ROPE_TENSORS)]
     tensors = tuple(dict.fromkeys(names))
+    where = _where(left, max(floor, ENOUGH * first.local.nmse))
     return Cause(text=cause.text if cause else None, nmse=nmse, where=where, tensors=tensors), left
+
+
+def _where(left: float | None, most: float) -> Where:
+    """Where the fault is, given the NMSE that the file's own weights leave, and how much of it is nothing."""
+    return "unknown" if left is None else "file" if left <= most else "engine"
 
 
 def _named(tried: Sequence[tuple[Named, float]], first: PointError, slack: float) -> tuple[Named, float] | None:
@@ -90,16 +95,17 @@ def _named(tried: Sequence[tuple[Named, float]], first: PointError, slack: float
     return next(pair for pair in tried if pair[1] <= max(4.0 * best, slack, NOTHING))
 
 
-def _tried(work: Work, n: int, target: _Target, own: Model, mine: Reference) -> Iterator[tuple[Hypothesis, float]]:
+def _tried(work: Work, n: int, target: _Target) -> Iterator[tuple[Hypothesis, float]]:
     """Each fault with the NMSE that it leaves at the point; those of the file's own tensors and metadata last."""
     reference = work.passes.reference
     spec, weights = reference.spec.layers[n], reference.layers[n]
     others = {m: other for m, other in enumerate(reference.layers) if m != n}
-    stated = own.spec.layers[n] if n < len(own.spec.layers) else None
+    own = work.own.spec.layers if work.own else ()
+    stated = own[n] if n < len(own) else None
     for one in hypotheses(spec, weights, stated, others):
         yield one, target.left(work.passes, one.spec, one.weights)
-    if n < len(mine.layers):
-        for one in of_layer(work, n, own, mine.layers[n]):
+    if work.mine:
+        for one in of_layer(work, n, work.mine):
             yield one, target.left(work.stored, one.spec, one.weights)
 
 
@@ -153,15 +159,15 @@ class _Target:
         return left_error(found, self.values, mask)
 
 
-def _outside(work: Work, first: PointError, mine: Reference) -> tuple[Cause, float]:
+def _outside(work: Work, first: PointError) -> tuple[Cause, float | None]:
     """The cause of a bad embedding, final norm or logits."""
-    own = left_by(work, first, mine)
-    tried = [((text, role), left_by(work, first, changed)) for text, role, changed in faults(work, mine)]
+    own = left_by(work, first, work.mine) if work.mine else None
+    tried = [((text, role), left_by(work, first, changed)) for text, role, changed in faults(work)]
     found = _named(tried, first, 4.0 * first.predicted)
     (text, role), nmse = found or ((None, ""), None)
-    where: Where = "file" if own <= max(first.tolerance, ENOUGH * first.local.nmse) else "engine"
+    where = _where(own, max(first.tolerance, ENOUGH * first.local.nmse))
     roles = (role,) if role else feeding_outside(first.point)
-    named = tuple(dict.fromkeys(name for role in roles for name in work.expected.names(OUTSIDE, role)))
+    named = tuple(dict.fromkeys(name for role in roles for name in work.names(OUTSIDE, role)))
     return Cause(text=text, nmse=nmse, where=where, tensors=named), own
 
 

@@ -33,13 +33,6 @@ class Expected:
     notes: tuple[str, ...] = ()
     query_scale: Mapping[int, float]
 
-    def label(self, n: int, role: str) -> str:
-        """The file's tensors that the role is stored in, for messages, with the role where they hold others too."""
-        names = self.names(n, role)
-        tensors = self.model.tensors if n < 0 else self.model.layer_tensors[n]
-        shared = any(set(names) & set(self.names(n, other)) for other in tensors if other != role)
-        return f"{', '.join(names)} ({role})" if names and shared else ", ".join(names) or role
-
     def names(self, n: int, role: str) -> tuple[str, ...]:
         """The file's tensors that layer n's role (`-1` for none) is stored in."""
         tensors = self.model.tensors if n < 0 else self.model.layer_tensors[n]

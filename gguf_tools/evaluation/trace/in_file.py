@@ -12,7 +12,7 @@ from gguf_tools.evaluation.trace.hypotheses import Hypothesis
 from gguf_tools.evaluation.trace.stated import stated_otherwise
 from gguf_tools.evaluation.trace.tensors import told_apart
 from gguf_tools.evaluation.trace.work import Work
-from gguf_tools.model.spec import LayerSpec, Model
+from gguf_tools.model.spec import LayerSpec
 from gguf_tools.reference import Reference
 from gguf_tools.reference.observe import OUTSIDE
 from gguf_tools.reference.weights import Weights
@@ -21,12 +21,12 @@ MOST_NAMED = 3
 """Most differences that are named together."""
 
 
-def of_layer(work: Work, n: int, own: Model, theirs: Weights) -> Iterator[Hypothesis]:
-    """What layer n of the file (`own`, with weights `theirs`) states or stores otherwise, one by one, and then all together."""
+def of_layer(work: Work, n: int, mine: Reference) -> Iterator[Hypothesis]:
+    """What layer n of the file states or stores otherwise, one by one, and then all together; `mine` is the file's reference."""
     spec, held = work.stored.reference.spec.layers[n], work.stored.reference.layers[n]
-    if n >= len(own.spec.layers):
+    if n >= len(mine.spec.layers):
         return
-    stated = own.spec.layers[n]
+    stated, theirs = mine.spec.layers[n], mine.layers[n]
     said = []
     for text, changed in stated_otherwise(spec, stated):
         said.append(text)
@@ -50,11 +50,11 @@ def differing(
     for role, tensor in theirs.items():
         mine = held.get(role)
         if mine is not None and mine.shape == tensor.shape and not torch.equal(mine, tensor):
-            found.setdefault(", ".join(work.expected.names(n, role)) or role, []).append(role)
+            found.setdefault(", ".join(work.names(n, role)) or role, []).append(role)
     for names, roles in found.items():
         if len(roles) == 1:
             told = told_apart(held[roles[0]], theirs[roles[0]], spec, roles[0], held)
-            yield (roles[0],), f"{work.expected.label(n, roles[0])}: {told}"
+            yield (roles[0],), f"{work.label(n, roles[0], theirs)}: {told}"
         else:
             mine, tensor = (torch.cat([one[role] for role in roles]) for one in (held, theirs))
             yield tuple(roles), f"{names}: {told_apart(mine, tensor, None, '')}"

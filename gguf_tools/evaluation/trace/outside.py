@@ -30,8 +30,8 @@ Tried = tuple[str, str, Reference]
 """A fault in words, the role of the weights that it is about, if any, and the reference with it."""
 
 
-def faults(work: Work, mine: Reference) -> Iterator[Tried]:
-    """The faults outside the layers to try; `mine` is the reference of the file's own weights."""
+def faults(work: Work) -> Iterator[Tried]:
+    """The faults outside the layers to try."""
     reference = work.passes.reference
     spec, weights = reference.spec, reference.weights
     for role, norm in (("output_norm", spec.output_norm), ("embedding_norm", spec.embedding_norm)):
@@ -59,7 +59,8 @@ def faults(work: Work, mine: Reference) -> Iterator[Tried]:
     if not spec.tied:
         swapped = {**weights, "output": weights["embedding"]}
         yield "the output matrix is the embedding", "output", reference.changed(spec, swapped)
-    yield from of_ends(work, mine)
+    if work.mine:
+        yield from of_ends(work, work.mine)
 
 
 def _of_norm(role: str, norm: Norm) -> Iterator[tuple[str, Norm]]:

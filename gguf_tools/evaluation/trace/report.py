@@ -241,7 +241,7 @@ def summary(trace: Trace) -> Facts:
         ),
         ("", f"worst at token {local.position}, channel {local.channel}: off by {local.largest:.3g}"),
         ("", f"cosine {local.cosine:.9f}"),
-        *(_cause(trace.cause, first.own or 0.0) if trace.cause else []),
+        *(_cause(trace.cause, first.own) if trace.cause else []),
         ("verdict", f"{first.name} is not what the reference computes"),
     ]
     return Facts(facts, width=10)
@@ -251,14 +251,19 @@ def _place(one: Unseen) -> str:
     return one.point if one.layer is None else f"layer {one.layer} {one.point}"
 
 
-def _cause(cause: Cause, own: float) -> list[tuple[str, str]]:
+def _cause(cause: Cause, own: float | None) -> list[tuple[str, str]]:
     """The tensors that feed the first bad point, where the fault is, and which of those that were tried it is."""
-    where = {"file": "the file", "engine": "llama.cpp, or how tinyq reads the file", "unknown": "unknown"}[cause.where]
+    where = {
+        "file": "the file",
+        "engine": "llama.cpp, or how tinyq reads the file",
+        "unknown": "unknown: the file's metadata contradict its tensors",
+    }[cause.where]
+    measured = "" if own is None else f" (NMSE {own:.1e} with the file's own weights and metadata)"
     text = "none of the faults that were tried gives what llama.cpp computed"
     if cause.text:
         text = f"{cause.text} (tried: leaves an NMSE of {cause.nmse or 0.0:.1e})"
     return [
         *([("fed by", ", ".join(cause.tensors))] if cause.tensors else []),
-        ("fault in", f"{where} (NMSE {own:.1e} with the file's own weights and metadata)"),
+        ("fault in", f"{where}{measured}"),
         ("cause", text),
     ]

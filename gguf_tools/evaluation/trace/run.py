@@ -20,7 +20,8 @@ from gguf_tools.evaluation.trace.points import NAMES, Graph
 from gguf_tools.evaluation.trace.routing import Routing, routing_of
 from gguf_tools.evaluation.trace.unseen import Unseen, unseen
 from gguf_tools.evaluation.trace.work import Work
-from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.formats.gguf.source import GGUFSource, open_gguf
+from gguf_tools.model.spec import Model
 from gguf_tools.progress import StageProgress
 from gguf_tools.reference.observe import OUTSIDE
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
@@ -153,15 +154,15 @@ def trace(
         if decode:
             one_by_one = runtime.intermediates(ids, NAMES, step=1)
             single = Graph(one_by_one, source.architecture, expected.model.spec, len(ids), 1)
-    work = Work(source, expected, prompt, ids, position, progress)
+    own, contradiction = _own(source)
+    work = Work(source, expected, own, prompt, ids, position, progress)
     points, unnamed = work.run()
     first = next((point for point in points if point.bad), None)
     cause = None
     if first is not None:
         progress("trying causes", 0, 1)
-        own = lift(source)
         n = OUTSIDE if first.layer is None else first.layer
-        cause, left = find_cause(work, n, first, own)
+        cause, left = find_cause(work, n, first)
         first = replace(first, own=left)
         points = [first if point.name == first.name else point for point in points]
     types = work.types
@@ -178,9 +179,17 @@ def trace(
         routing=routing_of(work.chosen, prompt, expected.model.spec) if routing else (),
         budget=budget_of(source, expected, ids, threads, progress) if budget else None,
         unnamed=tuple(unnamed),
-        unseen=() if first else unseen(source, expected, lift(source), ids, work.selected()),
-        notes=(*expected.notes, found.note),
+        unseen=() if first else unseen(work),
+        notes=(*expected.notes, found.note, *contradiction),
     )
+
+
+def _own(source: GGUFSource) -> tuple[Model | None, tuple[str, ...]]:
+    """The model that the file holds; None, and why, if its metadata contradict its tensors."""
+    try:
+        return lift(source), ()
+    except InputError as error:
+        return None, (f"the file's own weights are not compared: {error}",)
 
 
 def first_bad(path: Path, reference: Path | None, operate: Operate | None, threads: int | None) -> str:

@@ -3,17 +3,18 @@ positions beyond its end, experts that no token selects, and values of the metad
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gguf_tools.evaluation.trace.compare import EXACT, FACTOR
-from gguf_tools.evaluation.trace.expected import Expected, as_file
+from gguf_tools.evaluation.trace.expected import as_file
 from gguf_tools.evaluation.trace.points import Doubles
 from gguf_tools.evaluation.trace.stated import stated_otherwise
 from gguf_tools.evaluation.trace.tensors import listed
-from gguf_tools.formats.gguf.source import GGUFSource, GGUFTensor
+from gguf_tools.evaluation.trace.work import Work
+from gguf_tools.formats.gguf.source import GGUFTensor
 from gguf_tools.model.spec import Model
 from gguf_tools.reference.observe import OUTSIDE
 from gguf_tools.tensors.base import Tensor
@@ -38,13 +39,12 @@ class Unseen:
     tensors: tuple[str, ...] = ()
 
 
-def unseen(
-    source: GGUFSource, expected: Expected, own: Model, tokens: Sequence[int], chosen: Mapping[int, Doubles]
-) -> tuple[Unseen, ...]:
-    """The differences of a file in which every point is explained; `chosen` are the experts that were selected, by layer."""
-    clean = as_file(source, expected.lowered, {})
-    rows = _rows(source, expected, clean, own, tokens)
-    return (*_stated(clean, own), *rows, *_experts(source, expected, clean, own, chosen))
+def unseen(work: Work) -> tuple[Unseen, ...]:
+    """The differences of a file in which every point is explained."""
+    if work.own is None:
+        return ()
+    clean = as_file(work.source, work.expected.lowered, {})
+    return (*_stated(clean, work.own), *_rows(work, clean, work.own), *_experts(work, clean, work.own))
 
 
 def _stated(clean: Model, own: Model) -> Iterator[Unseen]:
@@ -87,44 +87,38 @@ POINTS = {
 }
 
 
-def _rows(source: GGUFSource, expected: Expected, clean: Model, own: Model, tokens: Sequence[int]) -> Iterator[Unseen]:
+def _rows(work: Work, clean: Model, own: Model) -> Iterator[Unseen]:
     """Rows of the embedding and of the learned positions that were not read; the logits of a tied model depend on all rows."""
-    read = {"positions": set(range(len(tokens)))} | ({} if clean.spec.tied else {"embedding": set(tokens)})
+    read = {"positions": set(range(len(work.tokens)))} | ({} if clean.spec.tied else {"embedding": set(work.tokens)})
     for role, rows in read.items():
-        for text, names in _unlike(source, expected, OUTSIDE, role, (clean.tensors, own.tensors), rows, "row"):
-            yield Unseen(layer=None, point="embedding", text=text, tensors=names)
+        if bad := _unlike(work, OUTSIDE, role, (clean.tensors, own.tensors), rows):
+            text = f"{work.label(OUTSIDE, role, own.tensors)}: {_said('row', bad)}"
+            yield Unseen(layer=None, point="embedding", text=text, tensors=work.names(OUTSIDE, role))
 
 
-def _experts(
-    source: GGUFSource, expected: Expected, clean: Model, own: Model, chosen: Mapping[int, Doubles]
-) -> Iterator[Unseen]:
+def _experts(work: Work, clean: Model, own: Model) -> Iterator[Unseen]:
     """Experts that were not selected."""
-    for n, (mine, theirs) in enumerate(zip(clean.layers, own.layers, strict=False)):
-        if n not in chosen:
-            continue
-        used = set(map(int, np.unique(chosen[n])))
+    for n, chosen in work.selected().items():
+        both = clean.layer_tensors[n], own.layer_tensors[n] if n < len(own.layer_tensors) else {}
         for role in ("moe.gate", "moe.up", "moe.down"):
-            both = (mine.tensors, theirs.tensors)
-            for text, names in _unlike(source, expected, n, role, both, used, "expert"):
-                yield Unseen(layer=n, point=role.replace("moe.", "expert."), text=text, tensors=names)
+            if bad := _unlike(work, n, role, both, set(map(int, np.unique(chosen)))):
+                text = f"{work.label(n, role, both[1])}: {_said('expert', bad)}"
+                yield Unseen(layer=n, point=role.replace("moe.", "expert."), text=text, tensors=work.names(n, role))
+
+
+def _said(name: str, numbers: list[int]) -> str:
+    return f"{listed(name, numbers)} differ{'' if len(numbers) > 1 else 's'} from the source's"
 
 
 def _unlike(
-    source: GGUFSource,
-    expected: Expected,
-    n: int,
-    role: str,
-    both: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
-    read: Collection[int],
-    name: str,
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Which rows (or experts) of a tensor, those that were `read` left out, differ by more than its type explains, in words."""
+    work: Work, n: int, role: str, both: tuple[Mapping[str, Tensor], Mapping[str, Tensor]], read: Collection[int]
+) -> list[int]:
+    """Which rows (or experts) of a tensor, those that were `read` left out, differ by more than its type explains."""
     mine, theirs = (tensors.get(role) for tensors in both)
     if mine is None or theirs is None or mine.shape != theirs.shape or len(read) >= mine.shape[0]:
-        return
-    names = expected.names(n, role)
-    stored = source.tensors.get(names[0]) if names else None
-    kind = stored.entry.type if isinstance(stored, GGUFTensor) else None
+        return []
+    stored = [work.source.tensors.get(name) for name in work.names(n, role)]
+    kind = next((one.entry.type for one in stored if isinstance(one, GGUFTensor)), None)
     width = mine.size // mine.shape[0]
     step, bad = max(1, PIECE // width), []
     for start in range(0, mine.shape[0], step):
@@ -135,9 +129,7 @@ def _unlike(
             allowed = EXACT + FACTOR * _rounding(exact, kind, mine.columns)
             if start + int(row) not in read and not _error(exact, found) <= allowed:
                 bad.append(start + int(row))
-    if bad:
-        text = f"{expected.label(n, role)}: {listed(name, bad)} differ{'' if len(bad) > 1 else 's'} from the source's"
-        yield text, names
+    return bad
 
 
 def _rounding(values: Doubles, kind: TensorType | None, columns: int) -> float:

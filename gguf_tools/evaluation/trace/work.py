@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import torch
 
+from gguf_tools.errors import InputError
 from gguf_tools.evaluation.trace.compare import FACTOR, PointError, error, floor_of, mask_for
 from gguf_tools.evaluation.trace.expected import Expected, as_file, coarsest_types, rounded
 from gguf_tools.evaluation.trace.passes import Passes, errors_of
 from gguf_tools.evaluation.trace.points import Doubles, Graph, exists
 from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.spec import Model
 from gguf_tools.progress import StageProgress
 from gguf_tools.reference import Reference
 from gguf_tools.reference.observe import OUTSIDE
@@ -24,12 +26,17 @@ class Work:
         self,
         source: GGUFSource,
         expected: Expected,
+        own: Model | None,
         graph: Graph,
         tokens: Sequence[int],
         position: int | None,
         progress: StageProgress,
     ) -> None:
-        """Load the reference, and another with the weights rounded to the file's types where they are not F32."""
+        """Load the reference, and another with the weights rounded to the file's types where they are not F32.
+
+        `own` is the model that the file holds, None if its metadata contradict its tensors.
+        """
+        self.own = own
         self.source, self.expected, self.graph, self.tokens = source, expected, graph, tokens
         self.position, self.progress = position, progress
         self.passes = Passes(Reference(expected.model, torch.float64), expected.query_scale)
@@ -44,6 +51,29 @@ class Work:
         if self.coarse:
             return self.coarse
         return Passes(Reference(as_file(self.source, self.expected.lowered, {}), torch.float64), {})
+
+    @cached_property
+    def mine(self) -> Reference | None:
+        """The reference of the file's own weights and metadata; None if they are not those of a model that can be run."""
+        try:
+            return Reference(self.own, torch.float64) if self.own else None
+        except InputError:
+            return None
+
+    def names(self, n: int, role: str) -> tuple[str, ...]:
+        """The file's tensors that the role of layer n (`OUTSIDE` for none) is stored in."""
+        if self.own and n < len(self.own.layer_tensors):
+            tensors = self.own.tensors if n == OUTSIDE else self.own.layer_tensors[n]
+            found = tensors[role].sources if role in tensors else ()
+            if found and all(name in self.source.tensors for name in found):
+                return found
+        return self.expected.names(n, role)
+
+    def label(self, n: int, role: str, roles: Iterable[str]) -> str:
+        """The file's tensors that a role is stored in, for messages, with the role where they hold others of `roles` too."""
+        names = self.names(n, role)
+        shared = any(set(names) & set(self.names(n, other)) for other in roles if other != role)
+        return f"{', '.join(names)} ({role})" if names and shared else ", ".join(names) or role
 
     def run(self) -> tuple[list[PointError], list[str]]:
         """The errors of all points in order of computation, and the points that the graph has no name for."""
