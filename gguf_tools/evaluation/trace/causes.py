@@ -3,7 +3,7 @@ what llama.cpp computed is named, with the error that it leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Literal, TypeVar
@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from gguf_tools.evaluation.trace.compare import PointError, Points, left_error, mask_for
+from gguf_tools.evaluation.trace.feeding import ROPE_TENSORS, feeding
 from gguf_tools.evaluation.trace.hypotheses import Hypothesis, hypotheses
 from gguf_tools.evaluation.trace.in_file import of_layer
 from gguf_tools.evaluation.trace.outside import faults, feeding_outside, left_by
@@ -169,45 +170,3 @@ def _outside(work: Work, first: PointError) -> tuple[Cause, float | None]:
     roles = (role,) if role else feeding_outside(first.point)
     named = tuple(dict.fromkeys(name for role in roles for name in work.names(OUTSIDE, role)))
     return Cause(text=text, nmse=nmse, where=where, tensors=named), own
-
-
-ROPE_TENSORS = ("rope_freqs.", "rope_factors_")
-"""How the names of tensors with factors of RoPE's frequencies begin."""
-FEEDS: Mapping[str, tuple[str, ...]] = {
-    "attn.heads": ("attn.v",),
-    "attn.shares": ("attn.q", "attn.k", "attn.sinks"),
-    "attn.gated": ("attn.gate",),
-    "attn.q_normed": ("attn.q_norm",),
-    "attn.k_normed": ("attn.k_norm",),
-    "attn.q_rope": (),
-    "attn.k_rope": (),
-    "mixer_out": ("attn.o", "delta.o", "conv.o", "ssm.o"),
-    "mixer_residual": ("attn.o", "delta.o", "conv.o", "ssm.o"),
-    "delta.qkv": ("delta.q", "delta.k", "delta.v"),
-    "delta.conv_act": ("delta.conv",),
-    "delta.step": ("delta.dt_bias",),
-    "delta.log_decay": ("delta.decay",),
-    "delta.gated": ("delta.norm",),
-    "ssm.in": ("ssm.z", "ssm.x", "ssm.b", "ssm.c", "ssm.step"),
-    "ssm.dt": ("ssm.dt_bias",),
-    "ssm.scan": ("ssm.decay",),
-    "ssm.state": ("ssm.decay",),
-    "ssm.out": ("ssm.skip",),
-    "ssm.gated": ("ssm.norm",),
-    "conv.conv": ("conv.kernel",),
-    "ffn_out": ("ffn.down", "moe.down", "shared.down"),
-    "ffn.act": ("ffn.gate", "ffn.up"),
-    "moe.logits": ("moe.router",),
-    "moe.chosen": ("moe.router_bias",),
-    "moe.weights": (),
-    "moe.out": ("moe.down",),
-    "shared.act": (),
-}
-"""The weights that feed a point, where they are not those of its own name."""
-
-
-def feeding(point: str, tensors: Mapping[str, object]) -> tuple[str, ...]:
-    """The roles of a layer that feed a point directly."""
-    name = point.removesuffix("_product").replace("expert.", "moe.")
-    roles = FEEDS.get(name, (name, f"{name}_bias"))
-    return tuple(role for role in roles if role in tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,8 @@ PAIRED = (
     ("ffn.gate_bias", "ffn.up_bias"),
 )
 """Weights of one shape that may be exchanged."""
+MOST_EXPERTS = 8
+"""Most experts of which all pairs are exchanged."""
 THETAS = (1e4, 1e5, 5e5, 1e6, 5e6, 1e7)
 
 
@@ -52,6 +55,7 @@ def hypotheses(
     spec: LayerSpec, weights: Weights, own: LayerSpec | None, others: Mapping[int, Weights]
 ) -> Iterator[Hypothesis]:
     """Every fault to try on a layer. `own` is the layer as the file's metadata state it, `others` the other layers' weights."""
+    yield from _of_missing(spec, weights)
     for text, changed in _of_norms(spec, own):
         yield Hypothesis(text, changed, weights)
     if isinstance(spec.mixer, Attention):
@@ -81,6 +85,20 @@ def hypotheses(
         if {role: tensor.shape for role, tensor in other.items()} == {r: t.shape for r, t in weights.items()}:
             yield Hypothesis(f"the layer has the weights of layer {m}", spec, other)
     yield from _of_weights(spec, weights, others)
+
+
+def _of_missing(spec: LayerSpec, weights: Weights) -> Iterator[Hypothesis]:
+    """Biases and other tensors of zeros, and weights of norms that are not applied."""
+    norms = spec.norms
+    for role, tensor in weights.items():
+        zeros = {**weights, role: torch.zeros_like(tensor)}
+        if role in norms:
+            ones = torch.full_like(tensor, 1.0 - norms[role].offset)
+            yield Hypothesis(f"the norm's weights are not applied ({role})", spec, {**weights, role: ones}, role)
+        elif role.endswith("_bias") and "dt_bias" not in role:
+            yield Hypothesis(f"the bias is not loaded ({role})", spec, zeros, role)
+        elif not role.endswith(("dt_bias", "skip")):
+            yield Hypothesis(f"the tensor is not loaded: zeros ({role})", spec, zeros, role)
 
 
 def _of_norms(spec: LayerSpec, own: LayerSpec | None) -> Iterator[tuple[str, LayerSpec]]:
@@ -295,10 +313,6 @@ def _of_weights(spec: LayerSpec, weights: Weights, others: Mapping[int, Weights]
     """One tensor zero, transposed, in another order, or exchanged with another."""
     mixer = spec.mixer
     for role, tensor in weights.items():
-        if role.endswith("_bias"):
-            yield Hypothesis(
-                f"the bias is not loaded ({role})", spec, {**weights, role: torch.zeros_like(tensor)}, role
-            )
         if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
             yield Hypothesis(f"the weight is transposed ({role})", spec, {**weights, role: tensor.T.contiguous()}, role)
         if role.endswith((".conv", ".kernel")) and tensor.ndim == 2:
@@ -315,6 +329,13 @@ def _of_weights(spec: LayerSpec, weights: Weights, others: Mapping[int, Weights]
             yield Hypothesis(
                 f"{one} and {other} are exchanged", spec, {**weights, one: weights[other], other: weights[one]}, one
             )
+    for role in ("moe.gate", "moe.up", "moe.down"):
+        if role in weights and len(weights[role]) <= MOST_EXPERTS:
+            for i, j in combinations(range(len(weights[role])), 2):
+                experts = list(range(len(weights[role])))
+                experts[i], experts[j] = j, i
+                text = f"experts {i} and {j} are exchanged ({role})"
+                yield Hypothesis(text, spec, {**weights, role: weights[role][experts]}, role)
     for m, theirs in others.items():
         for role, tensor in theirs.items():
             if role in weights and tensor.shape == weights[role].shape:

@@ -98,10 +98,10 @@ def _one(source: torch.Tensor, given: torch.Tensor, differing: torch.Tensor) -> 
     index = tuple(int(n) for n in differing.nonzero()[0])
     was, now = float(source[index]), float(given[index])
     bits = torch.tensor([was, now], dtype=torch.float32).view(torch.int32)
-    changed = int(bits[0]) ^ int(bits[1])
+    changed = (int(bits[0]) ^ int(bits[1])) & 0xFFFFFFFF
     said = f"one value differs from the source's, at {list(index)}: {now:.7g}, not {was:.7g}"
     if changed and changed & (changed - 1) == 0:
-        said += f" (bit {(changed & 0xFFFFFFFF).bit_length() - 1} is flipped)"
+        said += f" (bit {changed.bit_length() - 1} is flipped)"
     return said
 
 

@@ -1,5 +1,6 @@
-"""What differs between a file and its source where the text that was read does not reach: embeddings of other tokens, learned
-positions beyond its end, experts that no token selects, and values of the metadata that have no effect on it."""
+"""What differs between a file and its source without showing in the points: embeddings of tokens that were not read, learned
+positions beyond the text, experts that no token selects, values of the metadata without an effect, and changes of weights that
+rounding hides."""
 
 from __future__ import annotations
 
@@ -7,23 +8,27 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from gguf_tools.evaluation.trace.compare import EXACT, FACTOR
 from gguf_tools.evaluation.trace.expected import as_file
-from gguf_tools.evaluation.trace.points import Doubles
+from gguf_tools.evaluation.trace.feeding import FEEDS
 from gguf_tools.evaluation.trace.stated import stated_otherwise
-from gguf_tools.evaluation.trace.tensors import listed
+from gguf_tools.evaluation.trace.tensors import listed, told_apart
 from gguf_tools.evaluation.trace.work import Work
 from gguf_tools.formats.gguf.source import GGUFTensor
 from gguf_tools.model.spec import Model
 from gguf_tools.reference.observe import OUTSIDE
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.error import ratio
-from quant.encode import decode_rows, encode_rows
+from quant.encode import FloatArray, decode_rows, encode_rows
 from quant.types import TensorType
 
 EFFECTLESS = frozenset({"context_length", "vocab_size", "tied", "positions"})
 """Fields of the spec that change nothing that is computed, or show in the tensors."""
+EXACT_TYPES = frozenset({"f32", "f16", "bf16"})
+SLACK = 1e-6
+"""Relative difference of values that are computed (norms, decays), which converters round differently."""
 PIECE = 1 << 20
 """Elements of a tensor that are compared at a time."""
 
@@ -44,7 +49,7 @@ def unseen(work: Work) -> tuple[Unseen, ...]:
     if work.own is None:
         return ()
     clean = as_file(work.source, work.expected.lowered, {})
-    return (*_stated(clean, work.own), *_rows(work, clean, work.own), *_experts(work, clean, work.own))
+    return (*_stated(clean, work.own), *_weights(work, clean, work.own))
 
 
 def _stated(clean: Model, own: Model) -> Iterator[Unseen]:
@@ -87,58 +92,88 @@ POINTS = {
 }
 
 
-def _rows(work: Work, clean: Model, own: Model) -> Iterator[Unseen]:
-    """Rows of the embedding and of the learned positions that were not read; the logits of a tied model depend on all rows."""
-    read = {"positions": set(range(len(work.tokens)))} | ({} if clean.spec.tied else {"embedding": set(work.tokens)})
-    for role, rows in read.items():
-        if bad := _unlike(work, OUTSIDE, role, (clean.tensors, own.tensors), rows):
-            text = f"{work.label(OUTSIDE, role, own.tensors)}: {_said('row', bad)}"
-            yield Unseen(layer=None, point="embedding", text=text, tensors=work.names(OUTSIDE, role))
+def _weights(work: Work, clean: Model, own: Model) -> Iterator[Unseen]:
+    """Tensors outside the layers, and then those of each layer.
+
+    Rows of the embedding and of learned positions, and experts, that were not read count for themselves.
+    """
+    ends = {"positions": set(range(len(work.tokens)))}
+    if not clean.spec.tied:  # else the logits depend on every row
+        ends["embedding"] = set(work.tokens)
+    for role in clean.tensors:
+        if text := _unlike(work, OUTSIDE, role, (clean.tensors, own.tensors), ends.get(role)):
+            yield Unseen(layer=None, point=_fed(role), text=text, tensors=work.names(OUTSIDE, role))
+    selected = work.selected()
+    for n, (mine, theirs) in enumerate(zip(clean.layer_tensors, own.layer_tensors, strict=False)):
+        used = set(map(int, np.unique(selected[n]))) if n in selected else None
+        for role in mine:
+            read = used if role in ("moe.gate", "moe.up", "moe.down") else None
+            if text := _unlike(work, n, role, (mine, theirs), read):
+                yield Unseen(layer=n, point=_fed(role), text=text, tensors=work.names(n, role))
 
 
-def _experts(work: Work, clean: Model, own: Model) -> Iterator[Unseen]:
-    """Experts that were not selected."""
-    for n, chosen in work.selected().items():
-        both = clean.layer_tensors[n], own.layer_tensors[n] if n < len(own.layer_tensors) else {}
-        for role in ("moe.gate", "moe.up", "moe.down"):
-            if bad := _unlike(work, n, role, both, set(map(int, np.unique(chosen)))):
-                text = f"{work.label(n, role, both[1])}: {_said('expert', bad)}"
-                yield Unseen(layer=n, point=role.replace("moe.", "expert."), text=text, tensors=work.names(n, role))
-
-
-def _said(name: str, numbers: list[int]) -> str:
-    return f"{listed(name, numbers)} differ{'' if len(numbers) > 1 else 's'} from the source's"
+def _fed(role: str) -> str:
+    """The point that a role feeds."""
+    if role in ("embedding", "positions") or role.startswith("embedding_norm"):
+        return "embedding"
+    if role.startswith("output"):
+        return "final_norm" if "norm" in role else "logits"
+    bare = role.removesuffix("_bias")
+    return next((point for point, roles in FEEDS.items() if bare in roles), bare).replace("moe.", "expert.")
 
 
 def _unlike(
-    work: Work, n: int, role: str, both: tuple[Mapping[str, Tensor], Mapping[str, Tensor]], read: Collection[int]
-) -> list[int]:
-    """Which rows (or experts) of a tensor, those that were `read` left out, differ by more than its type explains."""
+    work: Work,
+    n: int,
+    role: str,
+    both: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    read: Collection[int] | None,
+) -> str:
+    """How a tensor of the file differs from what it should hold, by more than its type explains; "" if it does not.
+
+    Floating-point types have one rounding, so that all values of a matrix must be equal; others depend on an importance matrix,
+    so that only the rows (or experts) besides those `read` are compared, by their error. None are all.
+    """
     mine, theirs = (tensors.get(role) for tensors in both)
-    if mine is None or theirs is None or mine.shape != theirs.shape or len(read) >= mine.shape[0]:
-        return []
+    if mine is None or theirs is None or mine.shape != theirs.shape:
+        return ""
     stored = [work.source.tensors.get(name) for name in work.names(n, role)]
     kind = next((one.entry.type for one in stored if isinstance(one, GGUFTensor)), None)
+    exact = kind is None or kind.name in EXACT_TYPES
+    if not exact and (read is None or len(read) >= mine.shape[0]):
+        return ""
     width = mine.size // mine.shape[0]
     step, bad = max(1, PIECE // width), []
     for start in range(0, mine.shape[0], step):
         stop = min(start + step, mine.shape[0])
         a, b = (one.flat(start * width, stop * width).reshape(-1, width) for one in (mine, theirs))
-        for row in np.flatnonzero((a != b).any(axis=1)):
-            exact, found = a[row].astype(np.float64), b[row].astype(np.float64)
-            allowed = EXACT + FACTOR * _rounding(exact, kind, mine.columns)
-            if start + int(row) not in read and not _error(exact, found) <= allowed:
+        rounded = _rounded(a, kind, mine.columns)
+        unequal = rounded != b if len(mine.shape) > 1 else ~np.isclose(rounded, b, rtol=SLACK, atol=0.0)
+        for row in np.flatnonzero(unequal.any(axis=1)):
+            allowed = EXACT + FACTOR * _error(a[row], rounded[row])
+            if exact or (start + int(row) not in (read or ()) and not _error(a[row], b[row]) <= allowed):
                 bad.append(start + int(row))
-    return bad
+    if not bad:
+        return ""
+    label = work.label(n, role, both[1])
+    if exact:
+        spec = work.expected.model.spec.layers[n] if n != OUTSIDE else None
+        pair = (torch.from_numpy(one.array()) for one in (mine, theirs))
+        held = torch.from_numpy(_rounded(next(pair).numpy(), kind, mine.columns))
+        return f"{label}: {told_apart(held, next(pair), spec, role)}"
+    name = "expert" if len(mine.shape) == 3 else "row"
+    return f"{label}: {listed(name, bad)} differ{'' if len(bad) > 1 else 's'} from the source's"
 
 
-def _rounding(values: Doubles, kind: TensorType | None, columns: int) -> float:
-    """The NMSE of values after encoding to a type."""
+def _rounded(values: FloatArray, kind: TensorType | None, columns: int) -> FloatArray:
+    """The values after encoding to a type."""
     if kind is None or kind.name == "f32" or not kind.encodes:
-        return 0.0
-    rows = values.astype(np.float32).reshape(-1, columns)
-    return _error(values, decode_rows(encode_rows(rows, kind), kind, columns).reshape(-1).astype(np.float64))
+        return values
+    rows = np.ascontiguousarray(values, np.float32).reshape(-1, columns)
+    return decode_rows(encode_rows(rows, kind), kind, columns).reshape(values.shape)
 
 
-def _error(a: Doubles, b: Doubles) -> float:
-    return ratio(float(np.square(a - b).sum()), float(np.square(a).sum()))
+def _error(a: FloatArray, b: FloatArray) -> float:
+    """The NMSE of b against a."""
+    exact, found = a.astype(np.float64), b.astype(np.float64)
+    return ratio(float(np.square(exact - found).sum()), float(np.square(exact).sum()))

@@ -135,8 +135,8 @@ def test_an_epsilon_that_a_large_residual_hides(files: Files, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("family", "variant", "name", "layer", "point", "text"),
     [
-        ("ernie4.5-moe", "dense-last", "token_embd.weight", None, "embedding", "row 287 differs from"),
-        ("gpt2", "plain", "position_embd.weight", None, "embedding", "row 127 differs from"),
+        ("ernie4.5-moe", "dense-last", "token_embd.weight", None, "embedding", "row 287 differs from the source's"),
+        ("gpt2", "plain", "position_embd.weight", None, "embedding", "row 127 differs from the source's"),
         ("phi3", "longrope-short", "rope_factors_long.weight", 0, "attn.q_rope", "mixer.rope.scaling.long[7] is "),
     ],
 )
@@ -179,6 +179,22 @@ def test_metadata_without_an_effect(files: Files, tmp_path: Path, key: str, valu
     assert [one.text for one in found.unseen[:1]] == ([text] if text else [])
 
 
+@pytest.mark.parametrize("bit", [0, 9, 30, 31])
+def test_one_flipped_bit_of_any_size(files: Files, tmp_path: Path, bit: int) -> None:
+    """In F32 all are located and named: those that rounding hides by the weights."""
+    source, file = files("qwen3-moe", "plain", "f32")
+
+    def flipped(values: Floats) -> Floats:
+        values.view(np.uint32)[2, 1, 5] ^= np.uint32(1 << bit)
+        return values
+
+    name = "blk.1.ffn_up_exps.weight"
+    found = traced(planted(file, tmp_path / "bad.gguf", (name, flipped)), source).as_dict()["first_bad"]
+    assert (found["layer"], found["point"], found["tensors"]) == (1, "expert.up", [name])
+    assert found["cause"].startswith(f"{name}: one value differs from the source's, at [2, 1, 5]")
+    assert found["cause"].endswith(f"(bit {bit} is flipped)")
+
+
 def test_an_expert_that_no_token_selects(files: Files, tmp_path: Path) -> None:
     source, file = files("qwen3-moe", "plain", "f32")
     few = trace(file, source, tokens=1, routing=True, threads=1)
@@ -193,4 +209,4 @@ def test_an_expert_that_no_token_selects(files: Files, tmp_path: Path) -> None:
     assert found.first is None
     (one,) = found.unseen
     assert (one.layer, one.point, one.tensors) == (1, "expert.up", (name,))
-    assert one.text == f"{name}: expert {idle[0]} differs from the source's"
+    assert one.text == f"{name}: only expert {idle[0]} differs from the source's: zero"
