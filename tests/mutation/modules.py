@@ -27,7 +27,8 @@ _RECIPES = (
     f"{_BYTES}::test_the_first_layers_of_a_deep_model_with_an_importance_matrix",
 )
 _REWRITES = ("tests/rewrites", "tests/surgery/test_rewrites.py")
-_TARGETS = ("tests/targets",)
+_TARGETS = tuple(f"tests/targets/test_{name}.py" for name in ("each_target", "lifting", "limits", "planner", "bounds"))
+"""Those of tests/targets that need no llama.cpp."""
 _OWN: dict[str, tuple[str, ...]] = {
     "quant/rules.py": _RECIPES,
     "quant/recipes.py": (
