@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
@@ -89,6 +89,7 @@ class Runner:
         self.lines: dict[pytest.Item, dict[str, set[int]]] = {}
         self.seconds: dict[pytest.Item, float] = {}
         self.killer: dict[tuple[str, tuple[str, ...]], pytest.Item] = {}
+        self.functions: list[FunctionType] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note a failure."""
@@ -106,6 +107,8 @@ class Runner:
         begun = time.monotonic()
         self._measure(session)
         self.progress(f"{len(session.items)} tests without a mutant: {time.monotonic() - begun:.1f} s")
+        self.functions = functions_of({str(Path(path).resolve()) for job in self.jobs for path in job.modules})
+        gc.freeze()  # so that a collection in a child does not touch, and so copy, what the parent has
         for job in self.jobs:
             self.outcome = Outcome()
             for path in job.modules:
@@ -201,7 +204,7 @@ class Runner:
         if mutant:
             path, planted = mutant
             name = ".".join(Path(path).with_suffix("").parts)
-            put_in_place(planted, sys.modules[name], str(Path(path).resolve()))
+            put_in_place(planted, sys.modules[name], str(Path(path).resolve()), self.functions)
         self.failed = False
         for item, following in zip(items, [*items[1:], None], strict=True):
             os.write(said, b".")
@@ -220,8 +223,15 @@ def _limit(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def put_in_place(mutant: Mutant, module: ModuleType, file: str) -> None:
-    """Let the loaded module behave as the mutant."""
+def functions_of(files: Container[str]) -> list[FunctionType]:
+    """All functions whose code is in these files, those among them that a function returned."""
+    return [one for one in gc.get_objects() if type(one) is FunctionType and one.__code__.co_filename in files]
+
+
+def put_in_place(
+    mutant: Mutant, module: ModuleType, file: str, functions: Sequence[FunctionType] | None = None
+) -> None:
+    """Let the loaded module behave as the mutant; `functions` are those of the file, if they are known."""
     code = compile(mutant.tree, file, "exec")
     if not mutant.function:
         _execute_anew(code, module)
@@ -232,16 +242,16 @@ def put_in_place(mutant: Mutant, module: ModuleType, file: str) -> None:
     function = _plain(found)
     old = function.__code__
     function.__code__ = _code_of(code, mutant.function)
-    _replace_inner(old, function.__code__)
+    _replace_inner(old, function.__code__, functions_of({file}) if functions is None else functions)
 
 
-def _replace_inner(old: CodeType, new: CodeType) -> None:
+def _replace_inner(old: CodeType, new: CodeType, functions: Sequence[FunctionType]) -> None:
     """Let the functions that a function returned before (conditions in a table) behave as those that it returns now."""
     pairs = dict(zip(_inner(old), _inner(new), strict=False))
     if not pairs:
         return
-    for one in gc.get_objects():
-        if isinstance(one, FunctionType) and one.__code__ in pairs:
+    for one in functions:
+        if one.__code__ in pairs:
             replacement = pairs[one.__code__]
             if len(replacement.co_freevars) == len(one.__code__.co_freevars):
                 one.__code__ = replacement

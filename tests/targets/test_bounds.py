@@ -27,8 +27,10 @@ def mixer(spec: ModelSpec, n: int = 0) -> Attention:
     return [one.mixer for one in spec.layers if isinstance(one.mixer, Attention)][n]
 
 
-def spec_of(name: str, keys: Mapping[str, Any], form: int = 0, **tensors: Tensor | None) -> ModelSpec:
-    """What is read from the file of a target's model with other keys."""
+def spec_of(
+    name: str, keys: Mapping[str, Any], form: int = 0, tensors: Mapping[str, Tensor | None] | None = None
+) -> ModelSpec:
+    """What is read from the file of a target's model with other keys and tensors."""
     return read(changed(made(name, form), keys, tensors)).spec
 
 
@@ -74,7 +76,7 @@ def test_step35_has_another_base_in_windows() -> None:
 
 def test_step35_has_no_gate_per_head() -> None:
     with pytest.raises(UnsupportedError, match="one gate per head"):
-        spec_of("step35", {}, **{"blk.0.attn_gate.weight": Filled((4, HIDDEN))})
+        spec_of("step35", {}, 0, {"blk.0.attn_gate.weight": Filled((4, HIDDEN))})
 
 
 @pytest.mark.parametrize(
@@ -270,7 +272,7 @@ def test_apertus_may_have_one_number_for_all_layers(value: float) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_phi3_has_a_factor_for_each_pair(name: str, count: int) -> None:
     with pytest.raises(CheckpointError, match=f"{name} has shape .*one factor for each pair"):
-        spec_of("phi3", {}, **{name: Filled((count,), 1.0)})
+        spec_of("phi3", {}, 0, {name: Filled((count,), 1.0)})
 
 
 def test_phi3_without_keys_of_its_factors() -> None:
@@ -283,17 +285,17 @@ def test_phi3_without_keys_of_its_factors() -> None:
 
 def test_llama_has_yarn_or_factors() -> None:
     factors: dict[str, Tensor] = {"rope_freqs.weight": InMemory(np.asarray([1.0, 2.0, 0.5, 8.0], np.float32))}
-    rope = mixer(spec_of("llama", {}, 2, **factors)).rope
+    rope = mixer(spec_of("llama", {}, 2, factors)).rope
     assert rope
     assert rope.scaling == FactorScaling((2.5, 5.0, 1.25, 20.0))
     yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
     with pytest.raises(UnsupportedError, match=r"both YaRN and rope_freqs\.weight"):
-        spec_of("llama", yarn, 2, **factors)
+        spec_of("llama", yarn, 2, factors)
 
 
 def test_stablelm_has_no_norms_of_heads() -> None:
     with pytest.raises(UnsupportedError, match="q/k norms with weights per head"):
-        spec_of("stablelm", {}, **{"blk.0.attn_q_norm.weight": Filled((3, 8))})
+        spec_of("stablelm", {}, 0, {"blk.0.attn_q_norm.weight": Filled((3, 8))})
 
 
 @pytest.mark.parametrize("values", [[0.0] * HIDDEN, [0.0] * 23 + [1e-30]])
