@@ -387,7 +387,8 @@ def normalizes_to_nfc(normalizer: Mapping[str, Any] | None, where: str) -> bool:
 
     Raises TokenizerError for any other normalizer: it would change ordinary text, and llama.cpp has no equivalent.
     """
-    return any(_normalizer(step, where) for step in flatten(normalizer, where, items="normalizers"))
+    nfc = [_normalizer(step, where) for step in flatten(normalizer, where, items="normalizers")]
+    return any(nfc)
 
 
 def _normalizer(step: Mapping[str, Any], where: str) -> bool:

@@ -214,7 +214,7 @@ def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
                 " Replace ' ' by '▁'"
             )
     for step in flatten(files.document.get("pre_tokenizer"), where):
-        scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+        scheme = step.get("prepend_scheme", "always")
         if step["type"] == "Metaspace" and step.get("replacement", SPACE) == SPACE:
             spaces = replace(
                 spaces,

@@ -9,25 +9,29 @@ remove_extra_whitespaces.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from gguf.constants import TokenType
 from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import normalizers
 
 from gguf_tools.errors import CheckpointError, TokenizerError
 from gguf_tools.tokenizers.files import TokenizerFiles, shown
 from gguf_tools.tokenizers.form import Form
 from gguf_tools.tokenizers.piece_model import NAME as MODEL_FILE
 from gguf_tools.tokenizers.pretokenizers import Limit, flatten
-from gguf_tools.tokenizers.sentencepiece import after_own
+from gguf_tools.tokenizers.sentencepiece import after_own, no_space_after
 
 SPACE = "▁"
+ROUNDING = (
+    "SentencePiece adds scores in float32, llama.cpp in float64: of two ways to cut a text either may be taken if their scores "
+    "are equal but for rounding"
+)
 MODEL = "t5"
 """llama.cpp's name of the tokenizer."""
 INNER = ({"Regex": " {2,}"}, {"Regex": "  +"})
@@ -48,11 +52,8 @@ FIRST_SPACE = Limit(
     " be tokenized differently",
     lambda text: any(map(_blank, text[:1])),
 )
-NEXT_LINE = Limit(
-    "the character U+0085 is white space for the tokenizers library, which drops it at the ends of a text or between words; "
-    "for llama.cpp it is an unknown character",
-    lambda text: "\x85" in text,
-)
+WHITE_SPACE = "\t\n\v\f\r\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+"""Unicode's, without the space."""
 LAST_SPACE = Limit(
     "llama.cpp drops spaces at the end of a text, the tokenizer does not: such text is tokenized differently",
     lambda text: any(map(_blank, text[-1:])),
@@ -152,9 +153,12 @@ def convert_unigram(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> Fo
     )
     sentencepiece = files.path.name == MODEL_FILE
     own = tuple(token.content for token in files.added if not token.special and sentencepiece and spaces.prefix)
-    limits = _limits(spaces)
-    # Steps of tokenizer.json that strip or split drop it; SentencePiece's own code knows spaces alone.
-    limits += [NEXT_LINE] if not sentencepiece and (spaces.first or spaces.last) else []
+    contents = [token.content for token in files.added]
+    limits = [in_parts(limit, contents) for limit in _limits(spaces)]
+    limits += [no_space_after(contents)] if spaces.first_only else []
+    # Steps of tokenizer.json that strip or split do so at any; SentencePiece's own code knows spaces alone.
+    stays = _stays(spaces.charsmap) if spaces.charsmap and (spaces.first or spaces.last) and not sentencepiece else ""
+    limits += [white_space(stays)] if stays else []
     limits += [_spelled_out(control)] if control else []
     limits += [after_own(own)] if own else []
     return Form(
@@ -167,7 +171,7 @@ def convert_unigram(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> Fo
         charsmap=spaces.charsmap,
         limits=tuple(limits),
         sections=not spaces.first_only,
-        notes=_notes(spaces, sentencepiece=sentencepiece),
+        notes=(ROUNDING,) if sentencepiece else (),
     )
 
 
@@ -182,6 +186,30 @@ def _limits(spaces: _Spaces) -> list[Limit]:
     return found + ([ONLY_SPACES] if spaces.prefix else []) + ([FIRST_SPACE] if spaces.unless_there else [])
 
 
+def in_parts(limit: Limit, added: Sequence[str]) -> Limit:
+    """The limit for a text as a whole, and for each part of it between added tokens, which are treated as texts."""
+    if not added:
+        return limit
+    tokens = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
+    return Limit(limit.note, lambda text: any(map(limit.affects, (text, *tokens.split(text)))))
+
+
+def white_space(characters: str) -> Limit:
+    """The white space that the table of characters leaves as it is."""
+    names = ", ".join(f"U+{ord(char):04X}" for char in characters[:3]) + (", …" if len(characters) > 3 else "")
+    return Limit(
+        f"white space other than the space itself ({names}) is dropped at the ends of a text or between words by the tokenizers "
+        "library; for llama.cpp it is a character like others",
+        lambda text: not set(characters).isdisjoint(text),
+    )
+
+
+def _stays(charsmap: bytes) -> str:
+    """The white space of which the table makes other white space than spaces."""
+    table = normalizers.Precompiled(charsmap)
+    return "".join(char for char in WHITE_SPACE if not set(WHITE_SPACE).isdisjoint(table.normalize_str(char)))
+
+
 def _spelled_out(control: tuple[str, ...]) -> Limit:
     return Limit(
         f"a control token such as {shown(control[0])} spelled out in a text is plain text for llama.cpp unless it is told to "
@@ -190,28 +218,13 @@ def _spelled_out(control: tuple[str, ...]) -> Limit:
     )
 
 
-def _notes(spaces: _Spaces, *, sentencepiece: bool) -> tuple[str, ...]:
-    """What no text shows: rounding of scores, and spaces after control tokens."""
-    found: tuple[str, ...] = ()
-    if sentencepiece:
-        found = (
-            "SentencePiece adds scores in float32, llama.cpp in float64: of two ways to cut a text either may be taken if their "
-            "scores are equal but for rounding",
-        )
-    if spaces.first_only:
-        found += (
-            "after a control token llama.cpp adds a space before the text, as at the start; the tokenizer does not",
-        )
-    return found
-
-
 def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
     """What the steps of tokenizer.json do. Raises TokenizerError for a step, or an order, that llama.cpp does not have."""
     spaces = _Spaces()
     for step in flatten(files.document.get("normalizer"), where, items="normalizers"):
         spaces = _normalized(spaces, step, where)
     for step in flatten(files.document.get("pre_tokenizer"), where):
-        scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+        scheme = step.get("prepend_scheme", "always")
         if step["type"] == "WhitespaceSplit" and spaces.charsmap and not (spaces.replaced or spaces.prefix):
             spaces = replace(spaces, inner=True, first=True, last=True, split=True)
         elif step["type"] == "Metaspace" and step.get("replacement", SPACE) == SPACE and not spaces.prefix:
@@ -252,7 +265,7 @@ def _normalized(spaces: _Spaces, step: Mapping[str, Any], where: str) -> _Spaces
         return replace(spaces, inner=True)
     if step["type"] == "Replace" and untouched and pattern == OUTER and content == "":
         return replace(spaces, first=True, last=True)
-    # Strip drops any white space, of which the table of characters makes spaces.
+    # Strip drops any white space, of which the table of characters makes spaces (`white_space` tells of the rest).
     if step["type"] == "Strip" and untouched and spaces.charsmap:
         left, right = step.get("strip_left") is True, step.get("strip_right") is True
         return replace(spaces, first=spaces.first or left, last=spaces.last or right)
@@ -270,7 +283,7 @@ def _charsmap(value: object, where: str) -> bytes:
     """SentencePiece's table of characters. Raises CheckpointError if a text could lead out of it, where both libraries fail."""
     try:
         data = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
-    except binascii.Error as error:
+    except ValueError as error:
         raise CheckpointError(f"{where}: precompiled_charsmap is not base64 ({error})") from error
     size = int.from_bytes(data[:4], "little")
     if size % 4 or size + 4 >= len(data) or not _stays_within(data[4 : 4 + size], data[4 + size :]):

@@ -45,7 +45,25 @@ _OWN: dict[str, tuple[str, ...]] = {
     f"{TOKENIZERS}/byte_level.py": ("tests/tokenizers/test_byte_level.py",),
     f"{TOKENIZERS}/piece_model.py": ("tests/tokenizers/test_piece_fields.py", "tests/tokenizers/test_piece_model.py"),
     f"{TOKENIZERS}/rank_model.py": ("tests/tokenizers/test_rank_model.py",),
-    f"{TOKENIZERS}/sentencepiece.py": ("tests/tokenizers/test_sentencepiece_rules.py",),
+    f"{TOKENIZERS}/added_tokens.py": ("tests/tokenizers/test_added_tokens.py",),
+    **{
+        f"{TOKENIZERS}/{name}.py": (
+            "tests/tokenizers/test_byte_level_rules.py",
+            "tests/tokenizers/test_added_tokens.py",
+        )
+        for name in ("backend", "byte_level_bpe", "digits")
+    },
+    f"{TOKENIZERS}/pretokenizers.py": ("tests/tokenizers/test_pretokenizers.py",),
+    f"{TOKENIZERS}/probe.py": ("tests/tokenizers/test_probe.py",),
+    f"{TOKENIZERS}/files.py": ("tests/tokenizers/test_reading_files.py",),
+    f"{TOKENIZERS}/slow.py": ("tests/tokenizers/test_slow_rules.py",),
+    f"{TOKENIZERS}/unigram.py": ("tests/tokenizers/test_unigram_rules.py",),
+    f"{TOKENIZERS}/vocabulary.py": ("tests/tokenizers/test_vocabulary_rules.py",),
+    f"{TOKENIZERS}/special.py": ("tests/tokenizers/test_special.py",),
+    f"{TOKENIZERS}/sentencepiece.py": (
+        "tests/tokenizers/test_sentencepiece_rules.py",
+        "tests/tokenizers/test_added_tokens.py",
+    ),
 }
 _SHARED = ("base", "lifting", "limits", "lowering", "names", "planner", "registry")
 """The modules of the targets' package that are not one architecture's."""
