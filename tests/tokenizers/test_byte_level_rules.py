@@ -18,6 +18,7 @@ from gguf_tools.tokenizers.byte_level_bpe import convert_byte_level
 from gguf_tools.tokenizers.files import TokenizerFiles, read_files
 from gguf_tools.tokenizers.form import Form
 from gguf_tools.tokenizers.pretokenizers import LLAMA3, QWEN2
+from gguf_tools.tokenizers.probe import probe_pieces
 from gguf_tools.tokenizers.vocabulary import load_tokenizer
 from tests.tokenizers.tokenizers_for_tests import byte_level_folder, llama_vocabulary
 
@@ -143,7 +144,7 @@ def test_digits_in_twos_need_the_users_consent(tmp_path: Path) -> None:
     threes = HFTokenizer.from_str(plain.to_str().replace("{1,2}", "{1,3}"))
     assert threes.encode("12123").ids != plain.encode("12123").ids
     numbers = sum(plain.encode(str(n)).ids != threes.encode(str(n)).ids for n in range(10_000))
-    pieces = [piece for piece in digits.probe_pieces() if plain.encode(piece).ids != threes.encode(piece).ids]
+    pieces = [piece for piece in probe_pieces() if plain.encode(piece).ids != threes.encode(piece).ids]
     (limit,) = form.limits
     assert f"({numbers:,} of the numbers from 0 to 9,999 are, and {len(pieces)} of " in limit.note
     assert numbers > 0

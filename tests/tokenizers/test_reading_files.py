@@ -51,7 +51,8 @@ def test_names_in_a_note() -> None:
 
 
 def test_values_are_shown_in_one_short_line() -> None:
-    assert [shown(value) for value in ("a\n", 3, 1.5, True, None, [1], {})] == [
+    values: list[object] = ["a\n", 3, 1.5, True, None, [1], {}]
+    assert [shown(value) for value in values] == [
         "'a\\n'",
         "3",
         "1.5",

@@ -26,7 +26,7 @@ def loaded(folder: Path, rows: int = 300, **options: Any) -> Tokenizer:
 
 
 def test_the_rows(tmp_path: Path) -> None:
-    added = [{"content": "<c>", "special": True}, {"content": "<u>"}]
+    added: list[Mapping[str, Any]] = [{"content": "<c>", "special": True}, {"content": "<u>"}]
     tokenizer = loaded(byte_level_folder(tmp_path, added), BYTES + 4)
     assert tokenizer.tokens[:2] == ("Ā", "ā")
     assert tokenizer.tokens[BYTES - 1 :] == ("th", "<c>", "<u>", f"[PAD{BYTES + 2}]", f"[PAD{BYTES + 3}]")
@@ -272,7 +272,7 @@ def test_added_tokens_for_the_probe(tmp_path: Path) -> None:
     tokenizer = loaded(byte_level_folder(tmp_path, added))
     assert tokenizer.probe_tokens == ("<a>", "<b>")
     stripping = tokenizer.stripping
-    assert (stripping.left, stripping.right) == ({"<l>"}, {"<r>", "<v>"})
+    assert (stripping.left, stripping.right) == (frozenset({"<l>"}), frozenset({"<r>", "<v>"}))
     assert stripping.probes == ("<l>", "<r>")
     assert stripping.note is not None
     assert stripping.note.startswith("spaces beside '<l>', '<r>', '<v>' are stripped")
