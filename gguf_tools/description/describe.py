@@ -33,7 +33,8 @@ class Found:
         """The tensors, or their patterns, that have no place."""
         outside = self.assignment.outside
         inside = (name for group in self.assignment.groups for name in group.left)
-        return tuple(dict.fromkeys((*outside.copies, *outside.left, *inside)))
+        computed = self.assignment.structure.computed
+        return tuple(dict.fromkeys((*computed, *outside.copies, *outside.left, *inside)))
 
 
 def find(checkpoint: Checkpoint, vocabulary: int | None = None, context: int | None = None) -> Found:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from gguf_tools.description.buffers import is_computed
 from gguf_tools.description.schema import EXPERT, LAYER
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.model.norms import Shape
@@ -46,6 +47,7 @@ class Structure:
     """A checkpoint's tensors by their place: `outside` the layers, and `inside` the `count` layers.
 
     The embedding has the shape (rows, hidden): one row for each token of the vocabulary, and perhaps more that no token has.
+    `computed` are the names, with `{n}`, of tensors that the model computes, such as masks and rope tables.
     """
 
     outside: tuple[Slot, ...]
@@ -54,6 +56,7 @@ class Structure:
     vocabulary: int
     hidden: int
     rows: int
+    computed: tuple[str, ...] = ()
 
     def groups(self) -> list[tuple[tuple[int, ...], tuple[Slot, ...]]]:
         """The layers that have tensors of the same names, with these."""
@@ -76,11 +79,20 @@ def find_structure(checkpoint: Checkpoint, vocabulary: int | None = None) -> Str
             f"{checkpoint.path}: no names repeat with the numbers 0, 1, 2 … of layers ({first} …), so that a description has to "
             "be written by hand"
         )
+    computed = {name for name in shapes if is_computed(checkpoint.tensors[name])}
+    patterns = (layers[name][0] if name in layers else name for name in computed)
+    shapes = {name: shape for name, shape in shapes.items() if name not in computed}
     outside = tuple(Slot(name, shape) for name, shape in shapes.items() if name not in layers)
-    inside = _with_experts(_slots(layers, shapes))
+    inside = _with_experts(_slots({name: place for name, place in layers.items() if name in shapes}, shapes))
     rows, hidden = _embedding(checkpoint, outside, inside, vocabulary)
     return Structure(
-        outside=outside, inside=inside, count=count, vocabulary=vocabulary or rows, hidden=hidden, rows=rows
+        outside=outside,
+        inside=inside,
+        count=count,
+        vocabulary=vocabulary or rows,
+        hidden=hidden,
+        rows=rows,
+        computed=tuple(dict.fromkeys(patterns)),
     )
 
 

@@ -7,7 +7,7 @@ only noted. Any other buffer would be loaded and used, so a difference is an err
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gguf_tools.errors import CheckpointError
 from gguf_tools.model.rope import Rope, frequencies
 from gguf_tools.model.spec import Attention, ModelSpec
-from gguf_tools.sources.restore.buffers import FREQUENCIES, MASKED, MASKS, POSITIONS, TABLES
+from gguf_tools.sources.restore.buffers import FREQUENCIES, HIDDEN, MASKED, MASKS, POSITIONS, TABLES, is_causal
 from gguf_tools.tensors.base import Tensor
 
 Numbers = NDArray[np.float64]
@@ -26,10 +26,6 @@ RECOMPUTED = re.compile(r"(.*\.)?rotary_emb\..*")
 LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|h)\.(\d+)\..*")
 ROWS = 512
 """Rows (positions) of a rope table that are compared; beyond them float32 angles differ by more than the tolerance."""
-PIECE = 1 << 20
-"""Elements of a mask that are read at a time."""
-HIDDEN = -1e4
-"""Upper bound on the value that a mask adds to a score to hide it (float16's −65504, GPT-2's −10000, −∞)."""
 NARROW = ("F16", "BF16")
 
 
@@ -60,7 +56,7 @@ def _fault(name: str, tensor: Tensor, spec: ModelSpec) -> str | None:
     if table:
         return _any_rope(name, spec, lambda rope: _table_fault(tensor, rope, table["part"] or table["side"]))
     if MASKS.fullmatch(name):
-        return None if _is_causal(tensor) else f"of shape {tensor.shape} is not a causal mask"
+        return None if is_causal(tensor) else f"of shape {tensor.shape} is not a causal mask"
     if MASKED.fullmatch(name):
         hides = tensor.size == 1 and tensor.numbers(0, 1)[0] <= HIDDEN
         return None if hides else f"of shape {tensor.shape} is not a large negative number, as masked scores need"
@@ -131,30 +127,3 @@ def _table_fault(tensor: Tensor, rope: Rope, part: str | None) -> str | None:
     if np.allclose(found, wanted, rtol=0, atol=2e-2 if tensor.dtype in NARROW else 1e-3):
         return None
     return f"differs from the table of rope with base {rope.theta:g} and {rope.pairs} pairs"
-
-
-def _is_causal(tensor: Tensor) -> bool:
-    """Whether the tensor, shape (…, positions, positions), is a causal mask.
-
-    Its non-zero entries are either the visible positions (1 or true) or the hidden ones (true, or a large negative number).
-    """
-    size = tensor.shape[-1] if tensor.shape else 0
-    if len(tensor.shape) < 2 or tensor.shape[-2] != size or tensor.size != size * size:
-        return False
-    if size == 1:
-        return True
-    shown = bool(tensor.numbers(0, 1)[0])
-    for first, rows in _row_blocks(tensor, size):
-        below = np.arange(size)[None] <= np.arange(first, first + len(rows))[:, None]
-        if not np.array_equal(rows != 0, below if shown else ~below):
-            return False
-        if rows.min() < 0 and not (not shown and rows[~below].max(initial=-np.inf) <= HIDDEN):
-            return False
-    return True
-
-
-def _row_blocks(tensor: Tensor, size: int) -> Iterator[tuple[int, Numbers]]:
-    step = max(1, PIECE // size)
-    for first in range(0, size, step):
-        last = min(first + step, size)
-        yield first, tensor.numbers(first * size, last * size).reshape(-1, size)

@@ -24,21 +24,24 @@ from gguf_tools.reference import Reference
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.sources.checkpoint import open_checkpoint
 from tests.conftest import Ran
-from tests.description.decoders import CONTEXT, DECODERS, DIM, VOCAB, golden
+from tests.description.decoders import CONTEXT, DECODERS, DIM, HIDDEN, LAYERS, VOCAB, golden
 from tests.description.scrambled import write_weights
 
 
 def prepared(folder: Path, name: str, *, other: int = 0, shuffled: bool = False) -> tuple[Path, Path]:
     """A decoder's weights and golden logits as files; the logits are those of the weights with seed `other`.
 
-    With `shuffled` the tensors are written in random order.
+    With `shuffled` the tensors are written in random order, among tables that the model computes, under longer names.
     """
     decoder = DECODERS[name]
     weights = {key: value.numpy() for key, value in decoder.weights().items()}
     if shuffled:
+        tables = {f"st.{n}.mu": np.tril(np.ones((HIDDEN, HIDDEN), np.float32)) for n in range(LAYERS)}
+        tables["po"] = np.cos(np.outer(np.arange(CONTEXT), 1e6 ** (-np.arange(0, DIM, 2) / DIM))).astype(np.float32)
+        weights |= tables
         names = list(weights)
         random.Random(2).shuffle(names)
-        weights = {key: weights[key] for key in names}
+        weights = {f"module._orig_mod.{key}": weights[key] for key in names}
     source = write_weights(folder / "weights.safetensors", weights)
     sequences, logits = golden(decoder, decoder.weights(other))
     save(folder / "golden.npz", sequences, logits)
@@ -96,7 +99,7 @@ def test_a_decoder_of_invented_code_is_solved(name: str, tmp_path: Path, tinyq: 
         assert (router.top_k, router.score, router.normalised, router.scale) == ROUTERS[name]
 
 
-def test_the_order_of_the_tensors_does_not_matter(tmp_path: Path) -> None:
+def test_the_order_of_the_tensors_does_not_matter_nor_what_is_computed(tmp_path: Path) -> None:
     source, evidence = prepared(tmp_path, "experts", shuffled=True)
     found = describe(source, golden=evidence)
     assert found.solved, found.as_dict()["reason"]

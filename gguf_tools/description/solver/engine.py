@@ -14,7 +14,7 @@ from gguf_tools.description.assignment import Assignment
 from gguf_tools.description.choices import Choices
 from gguf_tools.description.decoder import Decoder, decoder
 from gguf_tools.description.placing import Placing
-from gguf_tools.description.schema import VOCABULARY, Description, Source, roles_of
+from gguf_tools.description.schema import VOCABULARY, Description, Source, name_pattern, roles_of
 from gguf_tools.description.solver.evidence import Batch
 from gguf_tools.errors import InputError
 from gguf_tools.model.norms import Shape
@@ -38,12 +38,12 @@ class Engine:
         context: int,
         dtype: torch.dtype = torch.float64,
     ) -> None:
-        """Load all tensors that have a place."""
+        """Load all tensors but those that the model computes."""
         self.assignment, self.rows, self.context, self.dtype = assignment, rows, context, dtype
-        tensors = {
-            name: InMemory(np.ascontiguousarray(tensor.array()), (name,)) for name, tensor in checkpoint.tensors.items()
-        }
         structure = assignment.structure
+        computed = [name_pattern(name) for name in structure.computed]
+        kept = {name: t for name, t in checkpoint.tensors.items() if not any(each.fullmatch(name) for each in computed)}
+        tensors = {name: InMemory(np.ascontiguousarray(tensor.array()), (name,)) for name, tensor in kept.items()}
         padded = structure.rows > structure.vocabulary
         model = {VOCABULARY: structure.vocabulary} if padded else {}
         empty = Description(path=Path("description"), model=model, norm={}, layer={})

@@ -30,6 +30,10 @@ BASES = tuple(10.0 ** (x / 2) for x in range(4, 17))
 PAIRS: tuple[Literal["half", "interleaved"], ...] = ("half", "interleaved")
 ALIBI = 8.0
 """The largest bias of ALiBi, as its authors have it."""
+USUAL_PARTS = (1.0, 0.5, 0.25)
+"""Parts of a head that most models with rope rotate."""
+PARTS = (0.75, 0.4, 0.125)
+"""Other parts, of which an even number of dimensions is taken."""
 MOST_DIMS = 8
 """Sizes of heads that are tried where one token does not settle it."""
 GOAL = 1e-9
@@ -107,7 +111,8 @@ def _enumerated(
 
 def _usual(option: Choices) -> bool:
     """Whether a pattern is like that of most decoders."""
-    return not option.backwards and option.scale is None and (option.qk_norm != "after")
+    whole = option.dims is None or option.dims / option.head_dim in USUAL_PARTS
+    return whole and not option.backwards and option.scale is None and option.qk_norm != "after"
 
 
 def options(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
@@ -155,7 +160,7 @@ def _attention(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
                 yield replace(base, rotated=False, scale=scale)
                 if assignment.outside.positions is None:
                     yield replace(base, rotated=False, scale=scale, alibi=ALIBI)
-            sizes = [size for size in (dim, dim // 2, dim // 4) if size % 2 == 0 and size]
+            sizes = sorted({round(dim * part / 2) * 2 for part in (*USUAL_PARTS, *PARTS)} - {0}, reverse=True)
             for pairs, backwards, size in product(PAIRS, (False, True), sizes):
                 turned = None if size == dim else size
                 yield replace(base, rotated=True, pairs=pairs, backwards=backwards, dims=turned, scale=scale)

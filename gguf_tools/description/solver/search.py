@@ -12,6 +12,8 @@ from gguf_tools.description.solver.moves import Move, coupled, kind
 
 Score = Callable[[Choices], float]
 Moves = Callable[[Choices], Iterable[Move]]
+NEAR = 0.5
+"""NMSE of candidates in which most is right; with several wrong choices it is near 1, whatever they are."""
 
 
 @dataclass
@@ -20,7 +22,8 @@ class Search:
 
     The candidates that were not yet changed wait in queues, one for each form of the first layers. The best of all is changed
     next, or with `turns` the best of each, since layers of the wrong form say nothing by their score. A search ends when the
-    best score has not become a tenth better for `patience` candidates, and goes on where it ended.
+    best score has not become a tenth better for `patience` candidates (three times as many before one comes near), and goes on
+    where it ended.
     """
 
     score: Score
@@ -64,7 +67,8 @@ class Search:
         return self.best
 
     def _ended(self, goal: float) -> bool:
-        spent = len(self.scores) >= min(self.budget, self._better[1] + self.patience)
+        patience = self.patience * (1 if self._lowest < NEAR else 3)
+        spent = len(self.scores) >= min(self.budget, self._better[1] + patience)
         return spent or self._lowest <= goal
 
     def _change(self, item: tuple[float, int, Choices], goal: float) -> None:

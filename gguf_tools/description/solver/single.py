@@ -31,7 +31,7 @@ FITTED = (("embedding_scale", "eps", "router_scale"), ("embedding_scale", "resid
 """Values that are fitted together: not all of them, since embeddings, residual and epsilon can be scaled without effect."""
 SANE = (1e-14, 0.1)
 """Bounds of an epsilon."""
-ROUNDS, STUCK = 8, 3
+ROUNDS, STUCK = 16, 3
 """How often scales are fitted and the search goes on, at most, and without a better candidate."""
 
 
@@ -68,7 +68,8 @@ def search_scales(
     for choices in begin:
         for power in SCALES:
             search.add(replace(choices, embedding_scale=2.0**power))
-    search.budget, search.patience = len(search.scores) + ROUNDS * MORE, MORE
+    more = MORE * budget // FIRST
+    search.budget, search.patience = len(search.scores) + ROUNDS * more, more
     _alternated(engine, batch, goal, search, stuck=STUCK)
     return search.best, search.scores[search.best]
 
