@@ -147,7 +147,8 @@ def card(
 def _search_section(study: str, name: str | None) -> str:
     """The section on a study; InputError where it is not there."""
     from surgery.search.leaderboard import read_board
-    from surgery.search.ledger import Ledger, storage_url
+    from surgery.search.ledger import Ledger
+    from surgery.search.storage import storage_url
     from surgery.search.told import search_section
 
     return search_section(read_board(Ledger.open(storage_url(study), name)))

@@ -129,9 +129,9 @@ def run(
     from gguf_tools.commands.search_live import Live
     from gguf_tools.runtime.process import RuntimeOptions
     from surgery.search.leaderboard import read_board, stored_board
-    from surgery.search.ledger import storage_url
     from surgery.search.report import SearchReport
     from surgery.search.run import SearchRequest, search_in_processes
+    from surgery.search.storage import storage_url
 
     check_outputs({"--json": json_path, "--html": html}, force=force)
     held_out = card.pop("held_out")
@@ -206,14 +206,17 @@ def report_command(
     STUDY is the file or the storage URL that tinyq search was given, or made, for it.
     """
     from surgery.search.leaderboard import read_board
-    from surgery.search.ledger import Ledger, storage_url
+    from surgery.search.ledger import Ledger
     from surgery.search.report import SearchReport
+    from surgery.search.storage import storage_url
 
-    check_outputs({"--json": json_path, "--html": html}, force=force, outputs={"--png": png}, folders=("--png",))
+    check_outputs({"--json": json_path, "--html": html}, force=force)
     report = SearchReport(read_board(Ledger.open(storage_url(storage), study)))
     if png is not None:
-        from surgery.search.plots import write_plots
+        from surgery.search.plots import plot_paths, write_plots
 
+        pictures = {f"--png {path.name}": path for path in plot_paths(report.board, png)}
+        check_outputs({"--json": json_path, "--html": html}, force=force, outputs=pictures if png.is_dir() else None)
         write_plots(report.board, png, force=force)
     _write(report, json_path, html, force=force, shown=not quiet)
 
@@ -242,7 +245,8 @@ def export(
     """Write the file of a candidate of a study, as tinyq surgery does from its recipe."""
     from gguf_tools import operate
     from surgery.search.export import chosen_recipe
-    from surgery.search.ledger import Ledger, storage_url
+    from surgery.search.ledger import Ledger
+    from surgery.search.storage import storage_url
 
     check_outputs({"--json": json_path}, force=force, outputs={"OUT": out})
     ledger = Ledger.open(storage_url(storage), study)

@@ -17,11 +17,13 @@ from gguf_tools.evaluation.card.statistics import (
     mcnemar,
     paired_difference,
 )
+from gguf_tools.text import shortened
 from surgery.search.correlation import spearman
 from surgery.search.ledger import HELD_OUT as HELD_OUT_STUDY
 from surgery.search.ledger import Ledger
 from surgery.search.objective import Objective, dominates, parse_objective, ranked
 from surgery.search.records import HELD_OUT, KL, QUESTIONS, SPEED, TEXT, UPDATE_NORM, Measured, Record
+from surgery.search.storage import shown_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +221,13 @@ def read_board(ledger: Ledger) -> Board:
     confirmed: list[Record] = []
     if ledger.has(ledger.name + HELD_OUT_STUDY):
         confirmed = Ledger.open(ledger.url, ledger.name + HELD_OUT_STUDY).records()
-    return board(ledger.name, ledger.setup, objectives, records, confirmed)
+    try:
+        return board(ledger.name, ledger.setup, objectives, records, confirmed)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{shown_url(ledger.url)}: the results of the study {ledger.name} are broken ({shortened(repr(error))}); tinyq "
+            "search did not write them"
+        ) from error
 
 
 def stored_board(url: str, study: str) -> Board | None:

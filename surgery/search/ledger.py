@@ -8,54 +8,37 @@ again, and keeps the results that it has. Whoever reads the study sees the same 
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
-import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import InputError
+from gguf_tools.text import shortened
 from surgery.search.records import STAGES, Entry, Measured, Record, State
+from surgery.search.storage import HEARTBEAT, load_optuna, opened_storage, reported, shown_url, unusable
 
 if TYPE_CHECKING:
     import optuna
 
 Results = Callable[[Entry], Mapping[str, Measured]]
 """An entry → the results of stages that need no measuring."""
-HEARTBEAT = 3
-"""Seconds between two signs of life of a worker."""
-GRACE = 20
-"""Seconds without one after which a trial is given to another worker."""
 SETUP, PATH, ENTRY, STAGE = "setup", "path", "entry", "stage:"
 GENERATION = "generation:"
 """Begins the study's attribute that has the keys of a generation's candidates, set when all of them have been added."""
-PAUSE = 0.5
-"""Seconds before the tables of a storage are tried again that another worker is making."""
+FORM: Mapping[str, Callable[[Any], bool]] = {
+    "layer_count": lambda value: type(value) is int and value > 0,
+    "source": lambda value: isinstance(value, str),
+    "objectives": lambda value: _are(value, str) and bool(value),
+    "strategies": lambda value: _are(value, str),
+    "set": lambda value: isinstance(value, str),
+    "questions": lambda value: _are(value, int) and len(value) == 2,
+    "passages": lambda value: _are(value, int) and len(value) == 2,
+}
+"""What a report needs to know of how a study was begun."""
 DRAWS = 20
 """Draws of the sampler for each candidate that is wanted, at most."""
-
-
-def load_optuna() -> Any:
-    """The optuna package; InputError where it is not installed."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise InputError(
-            "tinyq search keeps its study with Optuna, which is not installed; pip install 'tinyq-gguf[search]'"
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    return optuna
-
-
-def storage_url(storage: str) -> str:
-    """The URL of a storage as SQLAlchemy takes it: a path is that of an SQLite file, PostgreSQL's driver is psycopg."""
-    if "://" not in storage:
-        return f"sqlite:///{Path(storage).absolute()}"
-    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", storage)
 
 
 class Ledger:
@@ -71,7 +54,7 @@ class Ledger:
     def create(cls, url: str, name: str, setup: Mapping[str, Any], directions: Sequence[str], path: str) -> Ledger:
         """The study `name`, made if it is not there; InputError where it is there with another setup, naming the difference."""
         optuna = load_optuna()
-        backend = _backend(url, make=True)
+        backend = opened_storage(url, make=True)
         try:
             study = optuna.create_study(
                 storage=backend, study_name=name, directions=list(directions), load_if_exists=True
@@ -82,7 +65,7 @@ class Ledger:
                 study.set_user_attr(SETUP, dict(setup))
                 found = study.user_attrs[SETUP]
         except Exception as error:
-            raise _unusable(url, error) from error
+            raise unusable(url, error) from error
         difference = next((key for key in setup if found.get(key) != setup[key]), None)
         if difference is not None:
             raise InputError(
@@ -99,12 +82,12 @@ class Ledger:
             raise InputError(
                 f"{url.removeprefix('sqlite:///')}: there is no such study; expected a file or a storage URL"
             )
-        backend = _backend(url, make=False)
+        backend = opened_storage(url, make=False)
         try:
             names = sorted(optuna.get_all_study_names(backend))
             own = [n for n in names if SETUP in backend.get_study_user_attrs(backend.get_study_id_from_name(n))]
         except Exception as error:
-            raise _unusable(url, error) from error
+            raise unusable(url, error) from error
         searches = [n for n in own if not n.endswith(HELD_OUT)]
         if name is None and len(searches) != 1:
             listed = ", ".join(searches) or "none"
@@ -114,43 +97,68 @@ class Ledger:
             raise InputError(
                 f"{shown_url(url)}: holds no search named {chosen}; it holds {', '.join(searches) or 'none'}"
             )
-        return cls(url, chosen, optuna.load_study(study_name=chosen, storage=backend), backend)
+        try:
+            return cls(url, chosen, optuna.load_study(study_name=chosen, storage=backend), backend)
+        except Exception as error:
+            raise unusable(url, error) from error
 
     @property
+    @reported
     def setup(self) -> dict[str, Any]:
-        """What the study was begun with."""
-        found = self.study.user_attrs[SETUP]
-        assert isinstance(found, dict)
+        """What the study was begun with. InputError where that is not what `tinyq search` writes."""
+        found = self.study.user_attrs.get(SETUP)
+        wrong = next(
+            (key for key, fits in FORM.items() if not isinstance(found, dict) or not fits(found.get(key))), None
+        )
+        if wrong is not None or not isinstance(found, dict):
+            raise InputError(
+                f"{shown_url(self.url)}: the study {self.name} has no valid {wrong}; tinyq search did not write it"
+            )
         return found
 
     @property
+    @reported
     def path(self) -> str:
         """Where the base lay when the study was begun."""
         return str(self.study.user_attrs.get(PATH, ""))
 
+    @reported
     def has(self, name: str) -> bool:
         """Whether the storage holds a study of that name."""
         return name in load_optuna().get_all_study_names(self._backend)
 
+    @reported
     def records(self) -> list[Record]:
         """All candidates in the order of their places; of two with the same stack the one with the lower number."""
         found: dict[str, Record] = {}
         for trial in sorted(self.study.get_trials(deepcopy=False), key=lambda trial: trial.number):
             if ENTRY in trial.user_attrs:
-                record = _record(trial)
+                record = self._record(trial)
                 found.setdefault(record.entry.key, record)
         return sorted(found.values(), key=lambda record: record.entry.place)
+
+    def _record(self, trial: optuna.trial.FrozenTrial) -> Record:
+        """A trial as a record; InputError where it does not hold what `tinyq search` writes."""
+        try:
+            return _record(trial)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{shown_url(self.url)}: trial {trial.number} of the study {self.name} is broken ({shortened(repr(error))}); "
+                "tinyq search did not write it"
+            ) from error
 
     def begun(self) -> list[Record]:
         """The candidates of all generations that were added whole: what is measured, and what the next generation is made of."""
         added = {key for name, keys in self._attributes().items() if name.startswith(GENERATION) for key in keys}
         return [record for record in self.records() if record.entry.key in added]
 
+    @reported
     def _attributes(self) -> dict[str, Any]:
         """What all workers know of the study."""
         found: dict[str, Any] = self.study.user_attrs
         return found
 
+    @reported
     def add(self, entries: Sequence[Entry], known_results: Results | None = None) -> None:
         """Add whole generations of candidates; `known_results` gives what is known of each without measuring.
 
@@ -171,6 +179,7 @@ class Ledger:
             if f"{GENERATION}{generation}" not in there:
                 self.study.set_user_attr(f"{GENERATION}{generation}", keys)
 
+    @reported
     def sample(
         self,
         records: Sequence[Record],
@@ -231,6 +240,7 @@ class Ledger:
         )
         self.study.add_trial(made)
 
+    @reported
     def lease(self, record: Record, *, without: str) -> Lease | None:
         """The right to measure the stage `without` of a candidate.
 
@@ -247,6 +257,7 @@ class Ledger:
             return None
         return Lease(self, record) if taken else None
 
+    @reported
     def give_back_stale(self) -> None:
         """Let the candidates wait again whose workers have shown no sign of life for `GRACE` seconds."""
         optuna = load_optuna()
@@ -255,6 +266,7 @@ class Ledger:
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                 self._backend.set_trial_state_values(trial_id, optuna.trial.TrialState.WAITING)
 
+    @reported
     def finish(self, record: Record, state: State, reason: str = "", values: Sequence[float] | None = None) -> None:
         """End a candidate; nothing happens where another worker has ended it, which came to the same result."""
         optuna = load_optuna()
@@ -268,18 +280,21 @@ class Ledger:
                 self._backend.set_trial_user_attr(record.trial_id, "reason", reason)
             self._backend.set_trial_state_values(record.trial_id, states[state], values)
 
+    @reported
     def store(self, record: Record, stage: str, step: int, found: Measured) -> None:
         """Keep the result of a stage."""
         self._backend.set_trial_user_attr(record.trial_id, f"{STAGE}{stage}", found.as_dict())
         mean = float(found.losses.mean()) if len(found.losses) else 0.0
         self._backend.set_trial_intermediate_value(record.trial_id, step, mean)
 
+    @reported
     def wait(self, record: Record) -> None:
         """Let a candidate wait for its next stage."""
         optuna = load_optuna()
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._backend.set_trial_state_values(record.trial_id, optuna.trial.TrialState.WAITING)
 
+    @reported
     def beat(self, record: Record) -> None:
         """Show that the worker of a candidate lives."""
         self._backend.record_heartbeat(record.trial_id)
@@ -303,8 +318,10 @@ class Lease:
         stop = threading.Event()
 
         def beat() -> None:
-            while not stop.wait(HEARTBEAT):
-                self._ledger.beat(self.record)
+            # Where the storage fails, what is stored next says so.
+            with contextlib.suppress(InputError):
+                while not stop.wait(HEARTBEAT):
+                    self._ledger.beat(self.record)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -324,6 +341,11 @@ class Lease:
         """The candidate could not be measured."""
         self._ended = True
         self._ledger.finish(self.record, "failed", reason)
+
+
+def _are(values: object, kind: type) -> bool:
+    """Whether this is a list of values of one type."""
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def _place(stage: str) -> tuple[int, str]:
@@ -356,50 +378,3 @@ def _record(trial: optuna.trial.FrozenTrial) -> Record:
         results=results,
         reason=trial.user_attrs.get("reason", ""),
     )
-
-
-def _backend(url: str, *, make: bool) -> optuna.storages.RDBStorage:
-    """Optuna's storage at a URL, with heartbeats, its tables made with `make`; InputError where it cannot be used."""
-    storages = load_optuna().storages
-    # SQLite's writers wait for each other instead of failing at once.
-    engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    for last in (False, False, True):
-        try:
-            made: optuna.storages.RDBStorage = storages.RDBStorage(
-                url,
-                engine_kwargs=engine,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE,
-                skip_table_creation=not make,
-            )
-            if make and url.startswith("sqlite"):
-                _relax(made)
-            return made
-        except Exception as error:
-            # Workers that begin at the same time make the tables at the same time; one of them is refused.
-            if last or "already exists" not in str(error):
-                raise _unusable(url, error) from error
-            time.sleep(PAUSE)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _relax(backend: optuna.storages.RDBStorage) -> None:
-    """Let SQLite commit without waiting for the disk: nothing is lost if a process is killed, only if the machine is."""
-    from sqlalchemy import event
-
-    def relaxed(connection: Any, _: object) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    event.listen(backend.engine, "connect", relaxed)
-    backend.engine.dispose()
-
-
-def shown_url(url: str) -> str:
-    """A storage URL without its password."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
-
-
-def _unusable(url: str, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()
-    return InputError(f"{shown_url(url)}: the storage cannot be used ({reason[0] if reason else type(error).__name__})")

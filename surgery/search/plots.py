@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.errors import InputError
+from gguf_tools.errors import InputError, OutputError
 from gguf_tools.formats.output import atomic_output, check_outputs
 from gguf_tools.formats.scratch import working_folder
 from surgery.search.leaderboard import Board
@@ -22,6 +23,8 @@ def _pyplot() -> Iterator[Any]:
     """matplotlib without a screen, its caches in a folder that is removed; InputError where it is not installed."""
     with working_folder("tinyq-plots") as folder:
         os.environ.setdefault("MPLCONFIGDIR", str(folder))
+        # It warns on stderr where it cannot write its caches, which are not needed.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
         try:
             import matplotlib
 
@@ -34,20 +37,27 @@ def _pyplot() -> Iterator[Any]:
         yield pyplot
 
 
+def plot_paths(board: Board, folder: Path) -> list[Path]:
+    """The paths of the pictures in `folder`: the objective against size, and each heatmap. OutputError if it is a file."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, but a folder is written; give --png another path")
+    return [folder / "size.png", *(folder / f"heatmap-{n}.png" for n in range(1, len(heatmaps(board)) + 1))]
+
+
 def write_plots(board: Board, folder: Path, *, force: bool = False) -> list[Path]:
     """Write the objective against size, and each heatmap, as PNGs into a folder, which is made if need be.
 
     OutputError where one exists without `force`, InputError where matplotlib is missing.
     """
     with _pyplot() as pyplot:
-        pictures = {"size.png": _scatter(pyplot, board)}
-        pictures |= {f"heatmap-{n}.png": _heatmap(pyplot, found) for n, found in enumerate(heatmaps(board), 1)}
+        drawn = [_scatter(pyplot, board), *(_heatmap(pyplot, found) for found in heatmaps(board))]
     folder.mkdir(parents=True, exist_ok=True)
-    check_outputs({f"--png {name}": folder / name for name in pictures}, (), force=force)
-    for name, data in pictures.items():
-        with atomic_output(folder / name, force=force) as stream:
+    pictures = dict(zip(plot_paths(board, folder), drawn, strict=True))
+    check_outputs({f"--png {path.name}": path for path in pictures}, (), force=force)
+    for path, data in pictures.items():
+        with atomic_output(path, force=force) as stream:
             stream.write(data)
-    return [folder / name for name in pictures]
+    return list(pictures)
 
 
 def profile_plot(profile: Profile) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gguf_tools.evaluation.card.statistics import Float
+from gguf_tools.formats.text_file import is_finite
 from surgery.algebra import Stack
 from surgery.recipe import Recipe, parse_text
 from surgery.search.space import Candidate
@@ -40,8 +41,13 @@ class Measured:
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Measured:
-        """What `as_dict` wrote."""
-        return cls(np.array(stored["losses"], dtype=np.float64), stored["figures"], stored["items"])
+        """What `as_dict` wrote. KeyError, TypeError or ValueError for anything else."""
+        losses, figures, items = np.array(stored["losses"], dtype=np.float64), stored["figures"], stored["items"]
+        if losses.ndim != 1 or not isinstance(items, Mapping) or not isinstance(figures, Mapping):
+            raise ValueError("a stage's result has another form")
+        if not all(value is None or is_finite(value) or isinstance(value, float) for value in figures.values()):
+            raise ValueError("a stage's figures are no numbers")
+        return cls(losses, figures, items)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,18 @@ class Entry:
     place: int
     generation: int = 0
     type: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise TypeError for a field of another type, which a database may hold."""
+        for value, kind in (
+            (self.recipe, str),
+            (self.key, str),
+            (self.place, int),
+            (self.generation, int),
+            (self.type, str),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"{value!r} is no {kind.__name__}")
 
     def stack(self, count: int) -> Stack:
         """The stack of layers of a base with `count` layers."""

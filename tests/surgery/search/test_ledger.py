@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gguf_tools.errors import InputError
 from surgery.search.agenda import Rung
-from surgery.search.ledger import Ledger, storage_url
+from surgery.search.leaderboard import read_board
+from surgery.search.ledger import Ledger
 from surgery.search.objective import Objective, Stage
 from surgery.search.records import STAGES, Entry, Measured, Record
+from surgery.search.storage import storage_url
 from surgery.search.worker import work
 
 pytest.importorskip("optuna")
@@ -87,6 +90,72 @@ def test_a_sampled_generation_is_the_same_for_a_worker_that_comes_late(made: Cal
         ledger.finish(record, "complete", values=[0.0])
     assert ledger.sample(before, draw, 5, seed=3, known_results=cheap) == count == 5
     assert [record.entry.key for record in ledger.records()] == keys
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"objectives": []},
+        {"objectives": [1]},
+        {"layer_count": "8"},
+        {"questions": [1]},
+        {"set": None},
+    ],
+)
+def test_a_study_that_another_program_began_is_refused(made: Callable[[str], Ledger], broken: dict[str, Any]) -> None:
+    ledger = made("study.db")
+    good = {
+        "layer_count": 8, "source": "", "objectives": ["kl"], "strategies": [], "set": "", "questions": [1, 1],
+        "passages": [1, 1],
+    }  # fmt: skip
+    ledger.study.set_user_attr("setup", good)
+    assert ledger.setup == good
+    assert not read_board(ledger).best
+    ledger.study.set_user_attr("setup", {**good, **broken})
+    with pytest.raises(InputError, match=rf"study\.db: the study study has no valid {next(iter(broken))}; "):
+        read_board(ledger)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("entry", None),
+        ("entry", {"recipe": 1, "key": "a", "place": 0}),
+        ("entry", {"more": 1}),
+        ("stage:KL", {"losses": ["x"], "figures": {}, "items": {}}),
+        ("stage:KL", {"losses": 1, "figures": {}, "items": {}}),
+        ("stage:KL", {"losses": [1.0], "figures": {"a": "b"}, "items": {}}),
+    ],
+)
+def test_a_trial_that_another_program_wrote_is_refused(made: Callable[[str], Ledger], key: str, value: object) -> None:
+    ledger = made("study.db")
+    ledger._insert(ENTRIES[0], cheap)
+    (record,) = ledger.records()
+    ledger._backend.set_trial_user_attr(record.trial_id, key, value)
+    with pytest.raises(
+        InputError, match=r"study\.db: trial 0 of the study study is broken \(.*tinyq search did not write it"
+    ):
+        ledger.records()
+
+
+def test_a_storage_that_fails_later_is_one_line(made: Callable[[str], Ledger], monkeypatch: pytest.MonkeyPatch) -> None:
+    import optuna
+    from sqlalchemy.exc import OperationalError
+
+    ledger = made("study.db")
+    ledger._insert(ENTRIES[0], cheap)
+    (record,) = ledger.records()
+
+    def fail(*_: object, **__: object) -> None:
+        raise optuna.exceptions.StorageInternalError("in the commit") from OperationalError(
+            None, None, OSError("disk full")
+        )
+
+    monkeypatch.setattr(ledger._backend, "record_heartbeat", fail)
+    monkeypatch.setattr(ledger._backend, "set_trial_state_values", fail)
+    for call in (ledger.beat, ledger.wait):
+        with pytest.raises(InputError, match=r"study\.db: the storage cannot be used \(.*disk full\)"):
+            call(record)
 
 
 def test_the_results_of_a_candidate_come_in_the_order_of_the_stages(made: Callable[[str], Ledger]) -> None:

@@ -78,6 +78,12 @@ def test_pictures_are_written_on_request(study: Path, tmp_path: Path, tinyq: Tin
     assert tinyq("search", "report", study, "--png", tmp_path / "pictures").code == 0
     found = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert found == ["heatmap-1.png", "heatmap-2.png", "heatmap-3.png", "size.png"]
+    again = ("search", "report", study, "--png", tmp_path / "pictures")
+    assert f"{tmp_path / 'pictures' / 'size.png'}: exists already" in tinyq(*again).err
+    assert tinyq(*again, "--force").code == 0
+    same = tinyq(*again, "--force", "--html", tmp_path / "pictures" / "size.png")
+    assert "is also the output of --png size.png" in same.err
+    assert "is a file, but a folder is written" in tinyq("search", "report", study, "--png", study, "--force").err
     assert all((tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in found)
 
 

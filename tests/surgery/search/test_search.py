@@ -17,7 +17,8 @@ import pytest
 
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.header import read_header
-from surgery.search.ledger import Ledger, storage_url
+from surgery.search.ledger import Ledger
+from surgery.search.storage import storage_url
 from tests.conftest import Ran
 from tests.surgery.search.search_files import LAYERS, environment, search_line
 

@@ -18,9 +18,10 @@ from surgery.gguf.layers import LayeredFile
 from surgery.gguf.rewrite import GGUFPlan, plan_gguf, write_plan
 from surgery.recipe import Recipe
 from surgery.search import bench
-from surgery.search.ledger import Ledger, storage_url
+from surgery.search.ledger import Ledger
 from surgery.search.objective import dominates, parse_objectives, ranked
 from surgery.search.records import QUESTIONS, SPEED, Entry, Measured, Record
+from surgery.search.storage import storage_url
 from tests.conftest import Ran
 from tests.surgery.search.search_files import search_line
 

@@ -1,0 +1,124 @@
+"""The database in which Optuna keeps a study, and its errors as one line each."""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from gguf_tools.errors import InputError
+
+if TYPE_CHECKING:
+    import optuna
+
+HEARTBEAT = 3
+"""Seconds between two signs of life of a worker."""
+GRACE = 20
+"""Seconds without one after which a trial is given to another worker."""
+PAUSE = 0.5
+"""Seconds before the tables of a storage are tried again that another worker is making."""
+
+
+class Stored(Protocol):
+    """What lies in a storage."""
+
+    url: str
+
+
+S = TypeVar("S", bound=Stored)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def reported(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Have a method raise InputError, naming the storage, where the storage fails in it: a full disk, a lost connection."""
+
+    @functools.wraps(method)
+    def told(self: S, *args: P.args, **named: P.kwargs) -> T:
+        """The method, with the storage's errors turned into InputError."""
+        try:
+            return method(self, *args, **named)
+        except _failures() as error:
+            raise unusable(self.url, error) from error
+
+    return told
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What Optuna and SQLAlchemy raise where a storage cannot be read or written."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (load_optuna().exceptions.OptunaError, SQLAlchemyError)
+
+
+def load_optuna() -> Any:
+    """The optuna package; InputError where it is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise InputError(
+            "tinyq search keeps its study with Optuna, which is not installed; pip install 'tinyq-gguf[search]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna
+
+
+def storage_url(storage: str) -> str:
+    """The URL of a storage as SQLAlchemy takes it: a path is that of an SQLite file, PostgreSQL's driver is psycopg."""
+    if "://" not in storage:
+        return f"sqlite:///{Path(storage).absolute()}"
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", storage)
+
+
+def opened_storage(url: str, *, make: bool) -> optuna.storages.RDBStorage:
+    """Optuna's storage at a URL, with heartbeats, its tables made with `make`; InputError where it cannot be used."""
+    storages = load_optuna().storages
+    # SQLite's writers wait for each other instead of failing at once.
+    engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    for last in (False, False, True):
+        try:
+            made: optuna.storages.RDBStorage = storages.RDBStorage(
+                url,
+                engine_kwargs=engine,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                skip_table_creation=not make,
+            )
+            if make and url.startswith("sqlite"):
+                _relax(made)
+            return made
+        except Exception as error:
+            # Workers that begin at the same time make the tables at the same time; one of them is refused.
+            if last or "already exists" not in str(error):
+                raise unusable(url, error) from error
+            time.sleep(PAUSE)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _relax(backend: optuna.storages.RDBStorage) -> None:
+    """Let SQLite commit without waiting for the disk: nothing is lost if a process is killed, only if the machine is."""
+    from sqlalchemy import event
+
+    def relaxed(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    event.listen(backend.engine, "connect", relaxed)
+    backend.engine.dispose()
+
+
+def shown_url(url: str) -> str:
+    """A storage URL without its password."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
+
+
+def unusable(url: str, error: Exception) -> InputError:
+    """The error for a storage that cannot be used; the first line of the database's own error says why."""
+    cause = error.__cause__ or error
+    reason = str(cause).strip().splitlines()
+    return InputError(f"{shown_url(url)}: the storage cannot be used ({reason[0] if reason else type(cause).__name__})")
