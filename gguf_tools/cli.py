@@ -138,6 +138,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     Exit codes: 0 success, 1 a threshold was missed, 2 bad usage or input, 3 llama.cpp failed, 70 an internal error; 130 and
     143, as is usual, after SIGINT and SIGTERM.
     """
+    _open_streams()
     signals.raise_them()
     warnings.formatwarning = _warning_line
     for stream in (sys.stdout, sys.stderr):
@@ -154,6 +155,20 @@ def main(args: list[str] | None = None) -> NoReturn:
     if signals.received():
         signals.ignore_them()
     sys.exit(_drained(code))
+
+
+def _open_streams() -> None:
+    """Have standard streams that are closed lead to the null device.
+
+    Otherwise a file that is opened later gets the number of such a stream, and whatever prints writes into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _warning_line(

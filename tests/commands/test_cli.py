@@ -391,6 +391,20 @@ def test_a_quiet_dry_run_shows_the_plan(tinyq: Tinyq, qwen3_folder: Path, tmp_pa
     assert "nothing was written" in ran.out
 
 
+def test_closed_streams_neither_end_a_command_nor_get_into_its_files(qwen3_folder: Path, tmp_path: Path) -> None:
+    """A file that is opened while stderr is closed would be stderr to all that prints."""
+    results = []
+    for closed in ("", " <&- >&- 2>&-"):
+        out = tmp_path / f"out{len(results)}"
+        command = [sys.executable, "-m", "gguf_tools", "surgery", str(qwen3_folder), str(out), "--swap", "0:1"]
+        done = subprocess.run(["sh", "-c", f'exec "$@"{closed}', "sh", *command], capture_output=True, check=False)
+        assert done.returncode == 0
+        results.append({path.name: path.read_bytes() for path in out.iterdir()})
+        again = subprocess.run(["sh", "-c", f'exec "$@"{closed}', "sh", *command], capture_output=True, check=False)
+        assert again.returncode == 2
+    assert results[0] == results[1]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("more", [[], ["--json", "-"], ["--json", "/dev/stdout"]])
 def test_a_full_stdout_is_one_line(qwen3_folder: Path, more: list[str]) -> None:
