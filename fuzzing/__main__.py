@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fuzzing import inputs
 from fuzzing.campaign import findings, reached, replay, run_all, runs
-from fuzzing.page import PAGE, page
+from fuzzing.page import PAGE, carry_over, page
 from fuzzing.registry import all_targets, target_named
 from fuzzing.target import MEMORY, SECONDS, Target
 
@@ -37,6 +37,7 @@ def main() -> None:
         for target in chosen:
             inputs.keep(target.name, reached(target.name, options.folder))
         return
+    carry_over(all_targets(), options.folder, PAGE.read_text("utf-8") if PAGE.exists() else "")
     if options.page:
         for target in chosen:
             replay(target, options.folder)

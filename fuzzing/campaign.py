@@ -135,8 +135,7 @@ def run(target: Target, folder: Path, server: Server, executions: int, seconds: 
         if remaining is not None and remaining < 1:
             return True
         done, whole = _process(target, place, server, left, remaining)
-        with (place / "runs.jsonl").open("a", encoding="ascii") as stream:
-            stream.write(json.dumps(asdict(done)) + "\n")
+        note(place, done)
         left -= done.executions
         if whole or left <= 0:
             return whole
@@ -158,6 +157,13 @@ def _process(target: Target, place: Path, server: Server, executions: int, secon
         edges=max(map(int, _EDGES.findall(text)), default=0),
     )
     return done, code == 0
+
+
+def note(place: Path, done: Run) -> None:
+    """Add a run to those that are noted in a target's folder."""
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "runs.jsonl").open("a", encoding="ascii") as stream:
+        stream.write(json.dumps(asdict(done)) + "\n")
 
 
 def runs(name: str, folder: Path) -> list[Run]:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 
@@ -15,7 +15,7 @@ import pytest
 from fuzzing import archive, campaign, inputs, target
 from fuzzing.campaign import Server
 from fuzzing.mutate import json_mutator, mutate_bytes
-from fuzzing.page import page
+from fuzzing.page import carry_over, page
 from fuzzing.target import Finding, Prepared, Target, attempt, limits
 from gguf_tools.errors import CheckpointError
 
@@ -133,7 +133,16 @@ def test_the_page_adds_up_the_runs(tmp_path: Path) -> None:
     (tmp_path / "x" / "runs.jsonl").write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
     text = page([one], tmp_path, 5.0, 1 << 30)
     assert "| x (deep) | what it reads | 1,500 | 2 | 1 | 7,000 | 0 | 0 |" in text
-    assert "In all 1,500 executions, of which 1,500 in targets that go deep, in 1 seconds" in text
+    assert "In all 1,500 executions in 1 seconds of computing; findings open: 0." in text
+    other, config = replace(one, name="y", deep=False), replace(one, name="config-z", deep=True)
+    for name in ("y", "config-z"):
+        campaign.note(tmp_path / name, campaign.Run(executions=100, accepted=1, seconds=2.0, edges=7))
+    whole = page([one, other, config], tmp_path, 5.0, 1 << 30)
+    assert "On configs 100, in targets that go deep 1,600; 1,600 in one or both of these." in whole
+    carry_over([one, other, config], tmp_path / "elsewhere", whole)
+    assert page([one, other, config], tmp_path / "elsewhere", 5.0, 1 << 30) == whole
+    carry_over([one, other, config], tmp_path / "elsewhere", whole)
+    assert page([one, other, config], tmp_path / "elsewhere", 5.0, 1 << 30) == whole
 
 
 def test_the_time_of_a_campaign_is_shared_among_its_targets() -> None:
