@@ -38,7 +38,7 @@ def reported(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, 
     """Have a method raise InputError, naming the storage, where the storage fails in it: a full disk, a lost connection."""
 
     @functools.wraps(method)
-    def told(self: S, *args: P.args, **named: P.kwargs) -> T:
+    def told(self: S, /, *args: P.args, **named: P.kwargs) -> T:
         """The method, with the storage's errors turned into InputError."""
         try:
             return method(self, *args, **named)

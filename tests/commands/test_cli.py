@@ -393,7 +393,7 @@ def test_a_quiet_dry_run_shows_the_plan(tinyq: Tinyq, qwen3_folder: Path, tmp_pa
 
 def test_closed_streams_neither_end_a_command_nor_get_into_its_files(qwen3_folder: Path, tmp_path: Path) -> None:
     """A file that is opened while stderr is closed would be stderr to all that prints."""
-    results = []
+    results: list[dict[str, bytes]] = []
     for closed in ("", " <&- >&- 2>&-"):
         out = tmp_path / f"out{len(results)}"
         command = [sys.executable, "-m", "gguf_tools", "surgery", str(qwen3_folder), str(out), "--swap", "0:1"]
