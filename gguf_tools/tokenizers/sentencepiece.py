@@ -238,20 +238,23 @@ def _spaces(files: TokenizerFiles, where: str) -> _Spaces:
 def _token_order(files: TokenizerFiles) -> dict[str, int] | None:
     """The merged tokens, numbered by the rank of their merges; None if merges of different tokens are interleaved.
 
-    Merges of runs of one character may be interleaved (SentencePiece gives "▁▁", "▁▁▁", … one score): with equal scores,
-    both sides extend the leftmost run as far as possible.
+    Merges of runs of one character may be interleaved (SentencePiece gives "▁▁", "▁▁▁", … one score), those with a longer left
+    half first: then both sides extend the leftmost run as far as possible, llama.cpp because the scores are equal.
     """
     last = {left + right: rank for rank, (left, right) in enumerate(files.merges)}
     order: dict[str, int] = {}
     place, until = -1, -1
     group: set[str] = set()
+    shortest, longer_later = 0, False
     for rank, (left, right) in enumerate(files.merges):
         token = left + right
         if rank > until:
-            place, until, group = place + 1, rank, set()
+            place, until, group, shortest, longer_later = place + 1, rank, set(), len(left), False
         until = max(until, last[token])
         group.add(token)
-        if len(group) > 1 and any(len(set(member)) > 1 for member in group):
+        longer_later = longer_later or len(left) > shortest
+        shortest = min(shortest, len(left))
+        if len(group) > 1 and (longer_later or any(len(set(member)) > 1 for member in group)):
             return None
         order[token] = place
     return order

@@ -55,6 +55,19 @@ _OWN: dict[str, tuple[str, ...]] = {
     },
     f"{TOKENIZERS}/pretokenizers.py": ("tests/tokenizers/test_pretokenizers.py",),
     f"{TOKENIZERS}/probe.py": ("tests/tokenizers/test_probe.py",),
+    f"{TOKENIZERS}/characters.py": ("tests/tokenizers/test_characters.py",),
+    f"{TOKENIZERS}/model_name.py": (
+        "tests/tokenizers/test_model_name.py",
+        *(
+            f"--deselect=tests/tokenizers/test_model_name.py::test_{name}"  # commands
+            for name in ("convert", "a_load_that_fails", "quantize_and_surgery", "surgery_in_place")
+        ),
+    ),
+    f"{TOKENIZERS}/pickled_encoding.py": (
+        "tests/tokenizers/test_pickled_encoding.py",
+        "--deselect=tests/tokenizers/test_pickled_encoding.py::test_only_if_the_user_accepts_it",
+    ),
+    f"{TOKENIZERS}/form.py": ("tests/tokenizers/test_byte_level_rules.py", "tests/tokenizers/test_unigram_rules.py"),
     f"{TOKENIZERS}/files.py": ("tests/tokenizers/test_reading_files.py",),
     f"{TOKENIZERS}/slow.py": ("tests/tokenizers/test_slow_rules.py",),
     f"{TOKENIZERS}/unigram.py": ("tests/tokenizers/test_unigram_rules.py",),

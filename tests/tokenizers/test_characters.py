@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf.constants import TokenType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from gguf_tools.conversion.plan import open_source
 from gguf_tools.conversion.request import Request
 from gguf_tools.errors import CheckpointError, InputError, TokenizerError
 from gguf_tools.families.registry import family_named
-from gguf_tools.tokenizers.characters import NAME
+from gguf_tools.tokenizers.characters import NAME, convert_characters, put_together
 from gguf_tools.tokenizers.probe import probe
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 from tests.tokenizers.tokenizers_for_tests import LlamaVocabulary, llama_vocabulary
@@ -97,3 +98,36 @@ def test_refusals(tmp_path: Path, changed: dict[str, Any], kind: type[InputError
         load_tokenizer(written(tmp_path, **changed), len(STOI))
     assert "\n" not in str(error.value)
     assert NAME in str(error.value)
+
+
+def test_merges_put_a_character_together_from_its_bytes() -> None:
+    """By hand: é is C3 A9, è is C3 A8, 中 is E4 B8 AD; these bytes stand for themselves in Latin-1, but for AD, which is ł."""
+    form = convert_characters({"a": 0, "é": 1, "中": 2, "è": 3, "\n": 4}, {7: TokenType.CONTROL})
+    assert form.merges == ("Ã ©", "ä ¸", "ä¸ Ń", "Ã ¨")
+    assert form.ids == {"a": 0, "Ã©": 1, "ä¸Ń": 2, "Ã¨": 3, "Ċ": 4}
+    assert (form.model, form.pre, form.kinds) == ("gpt2", "gpt-2", {7: TokenType.CONTROL})
+    (limit,) = form.limits
+    assert "the vocabulary has 5 characters" in limit.note
+    assert [limit.affects(text) for text in ("", "aé", "ab")] == [False, False, True]
+
+
+@pytest.mark.parametrize("text", ["\ud7ff", "\ue000", "\ud800"])
+def test_characters_at_the_ends_of_the_surrogates(text: str) -> None:
+    meta = pickle.dumps({"itos": {0: text}})
+    if "\ud800" <= text <= "\udfff":
+        with pytest.raises(TokenizerError, match="expected one character"):
+            put_together(meta, Path(NAME))
+        return
+    assert put_together(meta, Path(NAME)) == {
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "vocab": {text: 0}, "merges": []},
+    }
+
+
+@pytest.mark.parametrize("number", [True, 0.0, "0", None])
+def test_ids_are_whole_numbers(number: Any) -> None:
+    with pytest.raises(CheckpointError, match="expected a token id and its character"):
+        put_together(pickle.dumps({"itos": {number: "a"}}), Path(NAME))

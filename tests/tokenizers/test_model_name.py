@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from gguf import GGUFWriter
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
 from gguf_tools.errors import LlamaError, TokenizerError
 from gguf_tools.formats.gguf.header import Field, read_header, string
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
-from gguf_tools.tokenizers.model_name import REQUIRED, plain_name, repaired_name, settled_name
+from gguf_tools.tokenizers.model_name import REQUIRED, plain_name, refused_name, repaired_name, settled_name
 from gguf_tools.tokenizers.probe import probe
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 from tests.conftest import Ran
@@ -22,8 +23,7 @@ from tests.surgery.surgery_files import with_metadata
 from tests.tokenizers.tokenizers_for_tests import (
     SPECIAL,
     LlamaVocabulary,
-    gpt2_style,
-    train_byte_level,
+    byte_level_folder,
     write_folder,
     write_vocabulary,
 )
@@ -42,9 +42,9 @@ PHI3_TOKENS = (
 """As in Phi-3's own tokenizer_config.json."""
 
 
-@pytest.fixture(scope="module")
-def backend() -> str:
-    return str(train_byte_level(gpt2_style(), size=300).to_str())
+@pytest.fixture
+def backend(tmp_path: Path) -> str:
+    return (byte_level_folder(tmp_path / "backend", ()) / "tokenizer.json").read_text("utf-8")
 
 
 def tokenizer_with(folder: Path, backend: str, added: Sequence[AddedToken | str]) -> Tokenizer:
@@ -147,6 +147,41 @@ def test_files_of_others_are_repaired_only_where_llama_cpp_refuses_them() -> Non
         {"general.architecture": "nomic-bert-moe"},
     ):
         assert repaired_name({**metadata, **other}.get) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ({}, True),
+        ({"general.name": "phi 3"}, False),
+        ({"general.name": "modern-bert"}, False),
+        ({"tokenizer.ggml.tokens": REQUIRED}, False),
+        ({"tokenizer.ggml.model": "no_vocab"}, False),
+        ({"tokenizer.ggml.pre": "jina-v2-es"}, False),
+        ({"general.architecture": "jina-bert-v3"}, False),
+    ],
+)
+def test_a_file_that_llama_cpp_refuses_for_its_name(tmp_path: Path, change: dict[str, object], refused: bool) -> None:
+    metadata: dict[str, object] = {
+        "general.name": "phi3",
+        "general.architecture": "llama",
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": ("a", "</s>", "<s>"),
+        **change,
+    }
+    writer = GGUFWriter(str(tmp_path / "a.gguf"), str(metadata["general.architecture"]))
+    for key, value in metadata.items():
+        if isinstance(value, tuple):
+            writer.add_array(key, list(value))
+        elif key != "general.architecture":
+            writer.add_string(key, str(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    said = refused_name(tmp_path / "a.gguf")
+    assert (said is not None) is refused
+    assert said is None or "recognises as Phi-3, but the vocabulary has no <unk>, <|endoftext|>: give" in said
+    assert refused_name(tmp_path / "missing.gguf") is None
 
 
 def test_gemma_4_keeps_its_end_of_strike(tmp_path: Path, backend: str) -> None:

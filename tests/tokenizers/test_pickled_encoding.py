@@ -19,8 +19,9 @@ from gguf_tools.families.registry import family_named
 from gguf_tools.formats.gguf import keys
 from gguf_tools.tokenizers.byte_level import byte_characters
 from gguf_tools.tokenizers.digits import has_long_number
-from gguf_tools.tokenizers.pickled_encoding import NAME
+from gguf_tools.tokenizers.pickled_encoding import NAME, ends, put_together
 from gguf_tools.tokenizers.probe import probe, probe_pieces
+from gguf_tools.tokenizers.rank_model import LONGEST
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 from tests.tokenizers.tokenizers_for_tests import LlamaVocabulary, llama_vocabulary, regex_split, train_byte_level
 
@@ -161,3 +162,62 @@ def test_an_encoding_by_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(tiktoken.registry.ENCODINGS, "tiny", ENCODING)
     with pytest.raises(TokenizerError, match="holds an encoding of tiktoken by its name alone"):
         load_tokenizer(written(tmp_path), ROWS)
+
+
+BYTES = {bytes([byte]): byte for byte in range(256)}
+
+
+def state(special: dict[Any, Any], ranks: dict[Any, Any] = BYTES) -> bytes:
+    return pickle.dumps({"pat_str": "a", "mergeable_ranks": ranks, "special_tokens": special})
+
+
+@pytest.mark.parametrize(
+    ("special", "own", "generation"),
+    [
+        (
+            {"<|bos|>": 256, "<|assistant_end|>": 257, "<|endoftext|>": 258},
+            {"bos_token": "<|bos|>", "eos_token": "<|assistant_end|>", "add_bos_token": True},
+            {"eos_token_id": [257, 256]},
+        ),
+        ({"<|bos|>": 256}, {"bos_token": "<|bos|>", "eos_token": "<|bos|>", "add_bos_token": True}, {}),
+        (
+            {"<|endoftext|>": 256},
+            {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "add_bos_token": False},
+            {},
+        ),
+        ({"<|assistant_end|>": 256}, {}, {}),
+        ({}, {}, {}),
+    ],
+)
+def test_what_the_special_tokens_are_for(special: Any, own: Any, generation: Any) -> None:
+    document, config = put_together(state(special), Path(NAME), {})
+    assert (config, ends(document)) == (own, generation)
+    assert [(token["content"], token["id"]) for token in document["added_tokens"]] == list(special.items())
+    assert put_together(state(special), Path(NAME), {"eos_token": "x", "y": 1})[1] == {**own, "eos_token": "x", "y": 1}
+
+
+@pytest.mark.parametrize(
+    ("special", "ranks", "good"),
+    [
+        ({"x": 256}, BYTES, True),
+        ({"x": (1 << 31) - 1}, BYTES, True),
+        ({"x": 1 << 31}, BYTES, False),
+        ({"x": -1}, BYTES, False),
+        ({"x": True}, BYTES, False),
+        ({"x": "256"}, BYTES, False),
+        ({"x" * LONGEST: 256}, BYTES, True),
+        ({"x" * (LONGEST + 1): 256}, BYTES, False),
+        ({"": 256}, BYTES, False),
+        ({}, {**BYTES, b"": 256}, False),
+        ({}, {**BYTES, b"ab": 256}, True),
+        ({}, {**BYTES, "ab": 256}, False),
+        ({}, {**BYTES, b"x" * (LONGEST + 1): 256}, False),
+        ({}, {key: number + 1 for key, number in BYTES.items()}, True),
+    ],
+)
+def test_tokens_and_ids(special: Any, ranks: Any, good: bool) -> None:
+    if good:
+        assert put_together(state(special, ranks), Path(NAME), {})[0]["model"]["type"] == "BPE"
+        return
+    with pytest.raises(CheckpointError, match="expected a token of 1 to 512 bytes and its id"):
+        put_together(state(special, ranks), Path(NAME), {})

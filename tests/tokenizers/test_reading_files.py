@@ -61,7 +61,8 @@ def test_values_are_shown_in_one_short_line() -> None:
         "list",
         "dict",
     ]
-    assert 50 < len(shown("x" * 1000)) < 70
+    assert shown("x" * 58) == repr("x" * 58)
+    assert [len(shown("x" * size)) for size in (59, 1000)] == [60, 60]
     assert 10 < len(shown("x" * 1000, 20)) < 30
 
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf.constants import TokenType
 
 from gguf_tools.errors import TokenizerError
 from gguf_tools.tokenizers.files import read_files
 from gguf_tools.tokenizers.piece_model import OUTER_SPACES, SEVERAL_SPACES
-from gguf_tools.tokenizers.sentencepiece import EXTRA_SPACES, after_own, is_sentencepiece, leading_space, no_space_after
+from gguf_tools.tokenizers.sentencepiece import (
+    EXTRA_SPACES,
+    after_own,
+    convert_sentencepiece,
+    is_sentencepiece,
+    leading_space,
+    no_space_after,
+)
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 from tests.tokenizers.tokenizers_for_tests import llama_vocabulary
 
@@ -271,3 +280,71 @@ def test_limits_name_the_texts_that_differ() -> None:
     own = after_own(["<sep>", "<x>"])
     assert [own.affects(text) for text in ("a", "a<x>b", "<sep>")] == [False, True, True]
     assert "'<sep>'" in own.note
+
+
+RUNS = [["aaa", "a"], ["aa", "aa"], ["aa", "a"], ["a", "aaa"], ["a", "aa"], ["a", "a"]]
+"""Of "a", as transformers converts pieces of one score: those with a longer left half first."""
+
+
+def test_merges_of_runs_are_interleaved(tmp_path: Path) -> None:
+    """llama.cpp extends the leftmost run of those with equal scores."""
+    folder = written(tmp_path, merges=[*EVERY, *RUNS], more=["aa", "aaa", "aaaa"])
+    tokenizer = loaded(folder)
+    assert tokenizer.scores is not None
+    scores = dict(zip(tokenizer.tokens, tokenizer.scores, strict=True))
+    assert [scores[token] for token in ("▁ab", "aa", "aaa", "aaaa", "▁")] == [-4.0, -6.0, -5.0, -5.0, -8.0]
+    llama = llama_vocabulary(tmp_path, tokenizer)
+    for text in ("a" * n + end for n in range(1, 12) for end in ("", "b", " a")):
+        assert llama.encode(text) == tokenizer.encode(text)
+
+
+AB = [["aa", "b"], ["ab", "b"], ["a", "ab"], ["a", "bb"]]
+"""Of "aab" and "abb", taking turns."""
+
+
+@pytest.mark.parametrize(
+    ("merges", "more", "model"),
+    [
+        ([*RUNS[1:3], RUNS[0], *RUNS[3:]], ["aa", "aaa", "aaaa"], "gpt2"),
+        ([RUNS[4], RUNS[2], RUNS[0], RUNS[1], RUNS[3], RUNS[5]], ["aa", "aaa", "aaaa"], "llama"),
+        ([RUNS[4], RUNS[2], RUNS[5]], ["aa", "aaa"], "llama"),
+        ([RUNS[4], RUNS[0], RUNS[2], RUNS[1], RUNS[3], RUNS[5]], ["aa", "aaa", "aaaa"], "gpt2"),
+        ([*RUNS[:4], ["b", "b"], *RUNS[4:]], ["aa", "aaa", "aaaa", "bb"], "llama"),
+        ([["a", "a"], ["b", "b"], *AB], ["aa", "bb", "aab", "abb"], "gpt2"),
+        ([["a", "a"], ["b", "b"], AB[0], AB[2], AB[1], AB[3]], ["aa", "bb", "aab", "abb"], "llama"),
+    ],
+)
+def test_merges_of_tokens_that_take_turns(tmp_path: Path, merges: list[list[str]], more: list[str], model: str) -> None:
+    folder = written(tmp_path, merges=[*EVERY, *merges], more=more)
+    tokenizer = loaded(folder)
+    assert tokenizer.model == model
+    llama = llama_vocabulary(tmp_path, tokenizer)
+    for text in ("".join(parts) for parts in product(["a", "aa", "aaa", "b", "bb"], repeat=4)):
+        assert llama.encode(text) == tokenizer.encode(text), text
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_pieces_of_the_users_own(tmp_path: Path, name: str, special: bool, prefix: bool) -> None:
+    """Only SentencePiece's own code puts spaces otherwise around them, and only where one is put before a text."""
+    normalizers = [PREPEND, REPLACE] if prefix else [REPLACE]
+    files = read_files(written(tmp_path, normalizers=normalizers, more=["<x>"], added=[{"content": "<x>"}]))
+    added = tuple(replace(token, special=special or token.special) for token in files.added)
+    made = replace(files, path=files.path.with_name(name), added=added)
+    kinds = {token.id: TokenType.CONTROL if token.special else TokenType.USER_DEFINED for token in added}
+    form = convert_sentencepiece(made, kinds, None)
+    said = [limit for limit in form.limits if "puts no space after '<x>'" in limit.note]
+    assert len(said) == (name == "tokenizer.model" and not special and prefix)
+    assert 0 not in {number for number, kind in form.kinds.items() if kind == TokenType.UNKNOWN}
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_spaces_that_are_dropped_where_merges_are_plain(tmp_path: Path, collapsed: bool) -> None:
+    before = [OUTER_SPACES, SEVERAL_SPACES] if collapsed else []
+    incomplete = [["a", "b"], ["ab", "c"], ["b", "c"]]
+    folder = written(tmp_path, normalizers=[*before, REPLACE], merges=incomplete)
+    tokenizer = loaded(folder)
+    assert tokenizer.pre == "sarvam-moe"
+    assert tokenizer.limits == ((EXTRA_SPACES,) if collapsed else ())
+    assert not differing(folder, tokenizer)
