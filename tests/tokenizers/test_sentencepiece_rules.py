@@ -328,7 +328,7 @@ def test_merges_of_tokens_that_take_turns(tmp_path: Path, merges: list[list[str]
 @pytest.mark.parametrize("prefix", [False, True])
 def test_pieces_of_the_users_own(tmp_path: Path, name: str, special: bool, prefix: bool) -> None:
     """Only SentencePiece's own code puts spaces otherwise around them, and only where one is put before a text."""
-    normalizers = [PREPEND, REPLACE] if prefix else [REPLACE]
+    normalizers: list[Any] = [PREPEND, REPLACE] if prefix else [REPLACE]
     files = read_files(written(tmp_path, normalizers=normalizers, more=["<x>"], added=[{"content": "<x>"}]))
     added = tuple(replace(token, special=special or token.special) for token in files.added)
     made = replace(files, path=files.path.with_name(name), added=added)
@@ -341,7 +341,7 @@ def test_pieces_of_the_users_own(tmp_path: Path, name: str, special: bool, prefi
 
 @pytest.mark.parametrize("collapsed", [False, True])
 def test_spaces_that_are_dropped_where_merges_are_plain(tmp_path: Path, collapsed: bool) -> None:
-    before = [OUTER_SPACES, SEVERAL_SPACES] if collapsed else []
+    before: list[Any] = [OUTER_SPACES, SEVERAL_SPACES] if collapsed else []
     incomplete = [["a", "b"], ["ab", "c"], ["b", "c"]]
     folder = written(tmp_path, normalizers=[*before, REPLACE], merges=incomplete)
     tokenizer = loaded(folder)
