@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from benchmarks.random_checkpoint import write_random
 from benchmarks.shapes import QWEN3_0_6B, Qwen3Shape
 from gguf_tools.evaluation.card.questions import SETS
 from gguf_tools.evaluation.run import STREAMED_BYTES
@@ -116,8 +117,6 @@ def compared(source: Path, file: Path, shape: Qwen3Shape, context: int, kv_type:
 
 def measure(folder: Path, contexts: list[int], layers: int, kv_type: str) -> None:
     """Measure each context and print the table."""
-    from benchmarks.memory import write_random
-
     shape = replace(QWEN3_0_6B, layers=layers)
     source, file = folder / "source", folder / "file.gguf"
     write_random(source, shape)

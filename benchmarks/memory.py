@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,16 +21,13 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.long_context import CACHE_BYTES, measure
+from benchmarks.random_checkpoint import write_random
 from benchmarks.shapes import Qwen3Shape
-from gguf_tools.bundled import bundled_model
 from gguf_tools.tables import text_table
 
 SHAPE = Qwen3Shape(vocab=151_936, hidden=2048, layers=0, heads=16, kv_heads=8, head_dim=128, width=6144)
 """The sizes of Qwen3-1.7B; as many layers as the size asked for needs."""
-SHARD_BYTES = 1 << 30
 CHILD = """
 import json, resource, sys
 limit = int(sys.argv[1])
@@ -70,39 +66,6 @@ def under_limit(limit: int, *arguments: object, arenas: int = 0) -> Peak:
         raise RuntimeError(f"{arguments[0]}: {done.stderr[-2000:]}")
     found = json.loads(last)
     return Peak(found["VmPeak"], found["VmHWM"], time.perf_counter() - start)
-
-
-def write_random(folder: Path, shape: Qwen3Shape, shard_bytes: int = SHARD_BYTES) -> int:
-    """A bf16 checkpoint of small random weights with the bundled tokenizer, written quickly; bytes of its weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # Magnitudes between 2^-6 and 2^-5, of either sign.
-    pool = (np.random.default_rng(0).integers(0, 1 << 16, 1 << 22).astype(np.uint16) & 0x807F | 0x3C80).tobytes()
-    shards: list[dict[str, tuple[int, ...]]] = [{}]
-    for name, dims in shape.tensors().items():
-        if sum(2 * prod(other) for other in shards[-1].values()) >= shard_bytes:
-            shards.append({})
-        shards[-1][name] = dims
-    weight_map: dict[str, str] = {}
-    total = 0
-    for number, tensors in enumerate(shards, 1):
-        file, end = f"model-{number:05d}-of-{len(shards):05d}.safetensors", 0
-        header = {}
-        for name, dims in tensors.items():
-            size = 2 * prod(dims)
-            header[name] = {"dtype": "BF16", "shape": dims, "data_offsets": (end, end + size)}
-            weight_map[name] = file
-            end += size
-        text = json.dumps(header).encode()
-        with (folder / file).open("wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            for start in range(0, end, len(pool)):
-                stream.write(pool[: end - start])
-        total += end
-    (folder / "config.json").write_text(json.dumps(shape.config()), "utf-8")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), "utf-8")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(bundled_model("dense") / name, folder / name)
-    return total
 
 
 def sized(shape: Qwen3Shape, size: int) -> Qwen3Shape:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.memory import commands, sized, under_limit, write_random
+from benchmarks.memory import commands, sized, under_limit
+from benchmarks.random_checkpoint import write_random
 from benchmarks.shapes import Qwen3Shape
 from gguf_tools.formats.gguf.header import read_header
 
