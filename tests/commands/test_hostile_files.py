@@ -6,9 +6,8 @@ import json
 import os
 import resource
 import shutil
+import signal
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -22,24 +21,36 @@ from tests.tiny_gguf import dense_tensors, write_dense
 
 Tinyq = Callable[..., Ran]
 SECONDS = 60
-"""Each case takes a second or two, most of it for loading modules; what has no bound takes for ever."""
-MEMORY = 4 << 30
-"""Of address space, which torch and llama.cpp reserve without using it."""
+"""Each case takes less than a second; what has no bound takes for ever."""
+MEMORY = 2 << 30
+"""Of address space that a command may add; torch and llama.cpp reserve much without using it."""
 
 
-def bounded(*args: object) -> Ran:
-    """A command in a process of its own, with limits."""
-    command = [sys.executable, "-m", "gguf_tools", *map(str, args)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=SECONDS,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
-        check=False,
-    )
-    return Ran(done.returncode, done.stdout, done.stderr)
+class TooLong(BaseException):
+    """A command did not end; not an Exception, so that nothing catches it."""
+
+
+@pytest.fixture
+def bounded(tinyq: Tinyq) -> Tinyq:
+    """A command in this process (which has loaded torch already), with limits."""
+
+    def stop(*_: object) -> None:
+        raise TooLong
+
+    def call(*args: object) -> Ran:
+        mapped = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+        before, at_most = resource.getrlimit(resource.RLIMIT_AS)
+        handler = signal.signal(signal.SIGALRM, stop)
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, at_most))
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        try:
+            return tinyq(*args)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            resource.setrlimit(resource.RLIMIT_AS, (before, at_most))
+            signal.signal(signal.SIGALRM, handler)
+
+    return call
 
 
 def one_line(ran: Ran, code: int = 2) -> str:
@@ -70,7 +81,7 @@ IN_CHECKPOINT = ("config.json", "tokenizer.json", "tokenizer_config.json", "gene
 
 
 @pytest.mark.parametrize("name", IN_CHECKPOINT)
-def test_a_pipe_in_a_checkpoint(copied: Callable[[Path], Path], qwen3_folder: Path, name: str) -> None:
+def test_a_pipe_in_a_checkpoint(bounded: Tinyq, copied: Callable[[Path], Path], qwen3_folder: Path, name: str) -> None:
     folder = copied(qwen3_folder)
     pipe(folder / name)
     said = one_line(bounded("convert", folder, folder.parent / "out.gguf", "--type", "f32"))
@@ -80,21 +91,25 @@ def test_a_pipe_in_a_checkpoint(copied: Callable[[Path], Path], qwen3_folder: Pa
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"])
-def test_a_device_in_a_checkpoint(copied: Callable[[Path], Path], qwen3_folder: Path, name: str) -> None:
+def test_a_device_in_a_checkpoint(
+    bounded: Tinyq, copied: Callable[[Path], Path], qwen3_folder: Path, name: str
+) -> None:
     folder = copied(qwen3_folder)
     endless(folder / name)
     # A device can only be there by a link, and links out of the folder are refused whatever they lead to.
     assert f"{folder / name}: is a symbolic link to " in one_line(bounded("inspect", folder))
 
 
-def test_a_model_card_that_is_no_file_is_none(copied: Callable[[Path], Path], qwen3_folder: Path) -> None:
+def test_a_model_card_that_is_no_file_is_none(
+    bounded: Tinyq, copied: Callable[[Path], Path], qwen3_folder: Path
+) -> None:
     folder = copied(qwen3_folder)
     pipe(folder / "README.md")
     assert bounded("inspect", folder).code == 0
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
-def test_a_pipe_in_place_of_a_state_dict(tmp_path: Path, name: str) -> None:
+def test_a_pipe_in_place_of_a_state_dict(bounded: Tinyq, tmp_path: Path, name: str) -> None:
     pipe(tmp_path / name)
     assert "not a regular file" in one_line(bounded("inspect", tmp_path / name))
 
@@ -131,7 +146,7 @@ MODELS = [
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value.__name__,
 )
 def test_a_pipe_or_a_device_as_an_argument(
-    qwen3_folder: Path, dense: Path, tmp_path: Path, put: Callable[[Path], None], args: tuple[str, ...]
+    bounded: Tinyq, qwen3_folder: Path, dense: Path, tmp_path: Path, put: Callable[[Path], None], args: tuple[str, ...]
 ) -> None:
     bad = tmp_path / ("bad.npz" if "{bad}.npz" in args else "bad")
     put(bad)
@@ -169,7 +184,7 @@ def block_count(count: int) -> bytes:
 
 
 @pytest.mark.parametrize("command", ["surgery", "inspect", "quantize"])
-def test_more_blocks_than_tensors(tmp_path: Path, command: str) -> None:
+def test_more_blocks_than_tensors(bounded: Tinyq, tmp_path: Path, command: str) -> None:
     path = gguf(
         tmp_path / "a.gguf", [ARCHITECTURE, block_count((1 << 31) - 1)], [entry("blk.0.attn_q.weight", 0)], bytes(32)
     )
@@ -186,7 +201,7 @@ def test_more_blocks_than_tensors(tmp_path: Path, command: str) -> None:
         assert "Traceback" not in ran.err
 
 
-def test_a_million_tensors(tmp_path: Path) -> None:
+def test_a_million_tensors(bounded: Tinyq, tmp_path: Path) -> None:
     count = 1_000_000
     entries = [entry(str(n), 32 * n) for n in range(count)]
     path = gguf(tmp_path / "a.gguf", [ARCHITECTURE], entries)
@@ -195,7 +210,7 @@ def test_a_million_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "key"), [(1_000_000, "data_offsets"), (300_000, r"data\u005foffsets")])
-def test_a_million_tensors_of_a_checkpoint(tmp_path: Path, count: int, key: str) -> None:
+def test_a_million_tensors_of_a_checkpoint(bounded: Tinyq, tmp_path: Path, count: int, key: str) -> None:
     """Also where the key by which they are counted first is spelled in another way."""
     entries = ",".join(f'"{n}":{{"{key}":[0,0],"dtype":"U8","shape":[0]}}' for n in range(count))
     header = f"{{{entries}}}".encode()
@@ -205,7 +220,9 @@ def test_a_million_tensors_of_a_checkpoint(tmp_path: Path, count: int, key: str)
 
 
 @pytest.mark.parametrize("rows", [10**12, -1, True, 1 << 70])
-def test_a_vocabulary_that_no_tensor_has(copied: Callable[[Path], Path], qwen3_folder: Path, rows: int) -> None:
+def test_a_vocabulary_that_no_tensor_has(
+    bounded: Tinyq, copied: Callable[[Path], Path], qwen3_folder: Path, rows: int
+) -> None:
     folder = copied(qwen3_folder)
     save_file({"odd.weight": np.zeros((4, 4), np.float32)}, folder / "model.safetensors")
     config = {"model_type": "odd", "vocab_size": rows}
@@ -215,7 +232,7 @@ def test_a_vocabulary_that_no_tensor_has(copied: Callable[[Path], Path], qwen3_f
     assert "problem" in ran.out
 
 
-def test_an_embedding_without_columns(copied: Callable[[Path], Path], qwen3_folder: Path) -> None:
+def test_an_embedding_without_columns(bounded: Tinyq, copied: Callable[[Path], Path], qwen3_folder: Path) -> None:
     """Rows that take no bytes."""
     folder = copied(qwen3_folder)
     save_file({"embed.weight": np.zeros((4, 4), np.float32)}, folder / "model.safetensors")
@@ -230,7 +247,9 @@ def test_an_embedding_without_columns(copied: Callable[[Path], Path], qwen3_fold
 @pytest.mark.parametrize(
     "key", ["num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim"]
 )
-def test_a_config_that_states_billions(copied: Callable[[Path], Path], qwen3_folder: Path, key: str) -> None:
+def test_a_config_that_states_billions(
+    bounded: Tinyq, copied: Callable[[Path], Path], qwen3_folder: Path, key: str
+) -> None:
     folder = copied(qwen3_folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, key: (1 << 31) - 1}))
@@ -268,7 +287,9 @@ def test_front_matter_is_read_and_never_built(
 
 
 @pytest.mark.parametrize("front", ["[" * 100_000, "a: " * 100_000, "x: 'y" * 100_000, "a: \x01", "x" * (1 << 20)])
-def test_front_matter_that_is_none(copied: Callable[[Path], Path], qwen3_folder: Path, front: str) -> None:
+def test_front_matter_that_is_none(
+    bounded: Tinyq, copied: Callable[[Path], Path], qwen3_folder: Path, front: str
+) -> None:
     folder = copied(qwen3_folder)
     (folder / "README.md").write_text(f"---\nlicense: mit\n{front}\n---\n")
     assert bounded("inspect", folder).code == 0
