@@ -18,6 +18,9 @@ from hypothesis import settings
 # A path that does not exist may be a name on the hub. Only the tests' own hub is asked (`tests.hub.client.use`).
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Each worker computes on one core; at these sizes more threads wait longer than they work, here and in the commands that tests run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 pytest_plugins = ["tests.made_checkpoints", "tests.running_models", "tests.hub.fixtures"]
 
 # Examples take longer on a machine that has other work.
