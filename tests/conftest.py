@@ -18,7 +18,7 @@ from hypothesis import settings
 # A path that does not exist may be a name on the hub. Only the tests' own hub is asked (`tests.hub.client.use`).
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# Each worker computes on one core; at these sizes more threads wait longer than they work, here and in the commands that tests run.
+# Each worker computes on one core: at these sizes more threads wait longer than they work, also in the commands that are run.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["tests.made_checkpoints", "tests.running_models", "tests.hub.fixtures"]
@@ -30,6 +30,26 @@ settings.load_profile("unhurried")
 # A shell without job control starts its background jobs with SIGINT ignored, and programs that they start inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LONGEST = (
+    "tests/conformance/test_conformance.py",
+    "tests/faults/",
+    "tests/description/",
+    "tests/families/test_config_reading.py",
+    "tests/test_distribution.py",
+    "tests/commands/test_determinism.py",
+    "tests/surgery/search/",
+    "tests/commands/test_eval.py",
+    "tests/quant/test_bytes.py",
+    "tests/conversion/test_streaming.py",
+)
+"""What takes longest begins first, so that no worker is left alone with it at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long first, else in the order in which they were collected."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.fixture(autouse=True)
