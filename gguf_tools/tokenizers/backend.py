@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gguf.constants import TokenType
@@ -85,14 +87,20 @@ def _both(document: Mapping[str, Any], files: TokenizerFiles) -> tuple[HFTokeniz
 
 
 def _load(text: str, files: TokenizerFiles) -> HFTokenizer:
-    try:
+    with guarded(files.path, "rejects the file"):
         return HFTokenizer.from_str(text)
+
+
+@contextmanager
+def guarded(path: Path, does: str = "fails on a text") -> Iterator[None]:
+    """Turns failures of the tokenizers library, plain Exceptions and panics of its Rust code, into one line."""
+    try:
+        yield
     except BaseException as error:
-        # The library raises plain Exception for invalid files, and a BaseException if its Rust code panics.
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         reason = shown(" ".join(str(error).split()), 200)
-        raise CheckpointError(f"{files.path}: the tokenizers library rejects the file: {reason}") from error
+        raise CheckpointError(f"{path}: the tokenizers library {does}: {reason}") from error
 
 
 def unreachable(backend: HFTokenizer, tokens: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tokenizers import normalizers
 
 from gguf_tools.errors import TokenizerError
+from gguf_tools.tokenizers.backend import guarded
 
 if TYPE_CHECKING:
     from gguf_tools.tokenizers.vocabulary import Tokenizer
@@ -71,9 +72,10 @@ def _texts(tokenizer: Tokenizer, pieces: Sequence[str]) -> Iterator[tuple[str, b
 
 
 def _fair(tokenizer: Tokenizer, piece: str) -> bool:
-    return tokenizer.bytes_known.issuperset(piece.encode("utf-8")) and not any(
-        limit.affects(piece) for limit in tokenizer.limits
-    )
+    with guarded(tokenizer.path):
+        return tokenizer.bytes_known.issuperset(piece.encode("utf-8")) and not any(
+            limit.affects(piece) for limit in tokenizer.limits
+        )
 
 
 def _differs(tokenizer: Tokenizer, encode_other: Encode, piece: str, special: bool) -> bool:

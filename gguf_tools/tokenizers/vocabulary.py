@@ -26,13 +26,19 @@ from gguf_tools.formats.links import refuse_links_out
 from gguf_tools.sources.inputs import described_by
 from gguf_tools.tokenizers import characters
 from gguf_tools.tokenizers.added_tokens import found_differently, must_be_words, strip_spaces
-from gguf_tools.tokenizers.backend import build_backend
+from gguf_tools.tokenizers.backend import build_backend, guarded
 from gguf_tools.tokenizers.byte_level_bpe import convert_byte_level
 from gguf_tools.tokenizers.files import TokenizerFiles, read_files, shown, some, without_beyond
 from gguf_tools.tokenizers.form import Form
 from gguf_tools.tokenizers.pretokenizers import Limit
 from gguf_tools.tokenizers.sentencepiece import convert_sentencepiece, is_sentencepiece
-from gguf_tools.tokenizers.special import find_chat_templates, find_special_tokens, forced_control, forced_text
+from gguf_tools.tokenizers.special import (
+    SpecialTokens,
+    find_chat_templates,
+    find_special_tokens,
+    forced_control,
+    forced_text,
+)
 from gguf_tools.tokenizers.unigram import MODEL as UNIGRAM
 from gguf_tools.tokenizers.unigram import convert_unigram, is_unigram, rounded, rounding
 
@@ -114,11 +120,13 @@ class Tokenizer:
         With `special`, control tokens spelled out in the text are parsed, as by `llama_tokenize(parse_special=true)`.
         """
         backend = self._parsing if special else self._plain
-        return list(backend.encode(text, add_special_tokens=False).ids)
+        with guarded(self.path):
+            return list(backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, with control tokens spelled out; padding rows give no text."""
-        return str(self._parsing.decode(list(ids), skip_special_tokens=False))
+        with guarded(self.path):
+            return str(self._parsing.decode(list(ids), skip_special_tokens=False))
 
     def metadata(self) -> dict[str, Field]:
         """All `tokenizer.*` keys of the GGUF."""
@@ -205,6 +213,14 @@ def load_tokenizer(
         files = without_beyond(files, vocab_size)
         notes.append(f"tokens beyond the {vocab_size} rows of the embeddings are left out: {names}")
     roles = find_special_tokens(files, vocab_size, config, add_bos)
+    with guarded(files.path):
+        return _converted(files, vocab_size, roles, notes, approximate=approximate)
+
+
+def _converted(
+    files: TokenizerFiles, vocab_size: int, roles: SpecialTokens, notes: list[str], *, approximate: bool
+) -> Tokenizer:
+    """The tokenizer of these files, whose special tokens are known."""
     chat_template, named_templates, template_notes = find_chat_templates(files)
     kinds = _added_kinds(files, notes)
     if is_unigram(files):

@@ -61,6 +61,11 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
             ("0 → 1",),
         ),
     ),
+    "gguf_tools/tokenizers/files.py": (Equivalent("LARGEST_SCORE = 1e30", "one more is the same number in a double"),),
+    "gguf_tools/tokenizers/sentencepiece.py": (
+        Equivalent("place, until = -1, -1", "the first rank is 0, after any negative number", ("1 → 2",)),
+        Equivalent("for cut in range(1, len(token)):", "an empty half is no character and no merged token", ("1 → 0",)),
+    ),
     "gguf_tools/tokenizers/piece_model.py": (
         Equivalent("if at >= len(data) or shift > 63:", "shift is a multiple of seven", ("63 → 64",)),
         Equivalent("add_dummy_prefix=bool(whole(normalizer, 3, 1)),", NOT_ZERO, ("1 → 2",)),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gguf_tools.errors import CheckpointError, TokenizerError
+from gguf_tools.tokenizers.probe import probe
 from gguf_tools.tokenizers.unigram import (
     FIRST_SPACE,
     GRAPHEMES,
@@ -364,3 +365,22 @@ def test_control_tokens_in_plain_text(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(written(tmp_path, [REPLACE]), ROWS)
     (limit,) = tokenizer.limits
     assert [limit.affects(text) for text in ("a</s>", "<unk>", "a<s>")] == [True, True, False]
+
+
+def test_a_panic_of_the_library_is_one_line(tmp_path: Path) -> None:
+    """An added token that is looked for in what a table has made of a NUL; and a table whose texts are not UTF-8."""
+    added = [{"content": " ", "normalized": True}]
+    tokenizer = load_tokenizer(written(tmp_path, [TABLE, STRIP, INNER], [metaspace()], added=added), ROWS)
+    assert tokenizer.encode("ab")
+    said = f"{tokenizer.path}: the tokenizers library fails on a text: 'AddedVocabulary bad split'"
+    for special in (False, True):
+        with pytest.raises(CheckpointError) as error:
+            tokenizer.encode("\xe9\0", special=special)
+        assert str(error.value) == said
+    with pytest.raises(CheckpointError) as error:
+        probe(tokenizer, lambda text, special: [], "\xe9\0")
+    assert str(error.value) == said
+    with pytest.raises(
+        CheckpointError, match=r"the tokenizers library fails on a text: .*Cannot parse precompiled_charsmap"
+    ):
+        load_tokenizer(written(tmp_path, [table({}, texts=b"\xff\0"), STRIP, INNER], [metaspace()]), ROWS)
