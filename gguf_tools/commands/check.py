@@ -78,8 +78,9 @@ def check(
     Says pass, or the first thing that differs (prompt, position, point, expected and found values), and exits with 1 then.
     """
     from gguf_tools.evaluation.golden.check import check_arrays
-    from gguf_tools.evaluation.golden.engines import check_command, check_gguf, check_server
+    from gguf_tools.evaluation.golden.engines import check_command, check_gguf
     from gguf_tools.evaluation.golden.read import read_dump, read_golden_files
+    from gguf_tools.evaluation.golden.servers import check_server
 
     if sum(option is not None for option in (dump, gguf, server, command)) != 1:
         raise click.UsageError("exactly one of --dump, --gguf, --server and --command is needed")

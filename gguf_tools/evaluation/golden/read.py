@@ -19,11 +19,13 @@ from gguf_tools.text import one_line, shortened
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenPrompt:
-    """One prompt of a golden folder: token ids, text if there is one, and the ids of the greedy continuation."""
+    """One prompt of a golden folder: token ids, text if there is one, the ids of the greedy continuation, and its text up to the
+    first control token or incomplete character, if it is known."""
 
     tokens: tuple[int, ...]
     text: str | None
     greedy: tuple[int, ...]
+    continuation: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,12 @@ def read_golden_files(folder: Path) -> GoldenFiles:
         if not isinstance(facts, dict) or facts["format"] != FORMAT:
             raise ValueError(f"format is {shortened(repr(facts.get('format')))}, {FORMAT} expected")
         prompts = tuple(
-            GoldenPrompt(tokens=_ids(one["tokens"]), text=_text(one["text"]), greedy=_ids(one["greedy"]))
+            GoldenPrompt(
+                tokens=_ids(one["tokens"]),
+                text=_text(one["text"]),
+                greedy=_ids(one["greedy"]),
+                continuation=_text(one.get("continuation")),
+            )
             for one in facts["prompts"]
         )
         limits = {

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf.constants import TokenType
 
 from gguf_tools import __version__
 from gguf_tools.evaluation.golden.meanings import MEANINGS, readme
@@ -138,7 +140,13 @@ def write_golden(
             "pattern": model.spec.pattern,
         },
         "prompts": [
-            {"tokens": list(one.prompt.tokens), "text": one.prompt.text, "greedy": list(one.greedy)} for one in values
+            {
+                "tokens": list(one.prompt.tokens),
+                "text": one.prompt.text,
+                "greedy": list(one.greedy),
+                "continuation": continuation(tokenizer, one) if tokenizer and one.prompt.text else None,
+            }
+            for one in values
         ],
         "arrays": {
             name: {"shape": list(array.shape), "dtype": str(array.dtype), "meaning": meaning_of(name)}
@@ -156,6 +164,17 @@ def write_golden(
         prompts=len(values),
         nbytes=(folder / DATA).stat().st_size,
     )
+
+
+def continuation(tokenizer: Tokenizer, values: Values) -> str | None:
+    """The text of the greedy tokens up to the first control token or incomplete character; None if there is none."""
+    kinds = tokenizer.token_types
+    greedy = list(takewhile(lambda token: kinds[token] != TokenType.CONTROL, values.greedy))
+    before = tokenizer.decode(values.prompt.tokens)
+    whole = tokenizer.decode([*values.prompt.tokens, *greedy])
+    if not whole.startswith(before):  # the prompt ends within a character
+        return None
+    return whole.removeprefix(before).partition("\ufffd")[0] or None
 
 
 def _arrays(values: Sequence[Values]) -> dict[str, Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -114,6 +115,19 @@ def transformers_dump(source: Path, golden: Arrays) -> Arrays:
         for hook in hooks:
             hook.remove()
     return dump
+
+
+def test_the_dump_that_the_page_shows(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/tracing.md, as it stands."""
+    page = Path(__file__).parents[3] / "docs" / "tracing.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    (tmp_path / "hf").symlink_to(place.source)
+    (tmp_path / "golden").symlink_to(place.golden)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    found = checked(place, read_dump(tmp_path / "mine.safetensors"))
+    assert found.passed, found.first
+    assert len(found.compared) == 2 * 3 + 1
 
 
 def test_a_dump_of_transformers_passes_and_a_change_of_it_is_located(place: Place, tmp_path: Path) -> None:

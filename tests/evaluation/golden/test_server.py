@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,16 +12,19 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers.utils.import_utils import is_serve_available
 
 from gguf_tools.errors import InputError
-from gguf_tools.evaluation.golden.engines import check_server
-from gguf_tools.evaluation.golden.read import read_golden_files
+from gguf_tools.evaluation.golden.read import GoldenFiles, read_golden_files
+from gguf_tools.evaluation.golden.servers import by_text, check_server
+from gguf_tools.evaluation.golden.write import write_golden
 from tests.evaluation.golden.conftest import Place
 from tests.evaluation.trace.planting import planted
 
@@ -31,11 +36,15 @@ def bad_file(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return planted(place.file, tmp_path_factory.mktemp("bad") / "bad.gguf", ("blk.1.attn_v.weight", np.negative))
 
 
-def served(file: Path) -> Iterator[str]:
-    """llama-cpp-python's server on a free port."""
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+        return int(found.getsockname()[1])
+
+
+def served(file: Path) -> Iterator[str]:
+    """llama-cpp-python's server on a free port."""
+    port = free_port()
     command = [
         sys.executable,
         "-m",
@@ -48,14 +57,18 @@ def served(file: Path) -> Iterator[str]:
         str(port),
     ]
     command += ["--logits_all", "true", "--n_ctx", "256", "--n_threads", "1", "--verbose", "false"]
+    yield from running(command, f"http://127.0.0.1:{port}", "/v1/models")
+
+
+def running(command: list[str], url: str, ready: str) -> Iterator[str]:
+    """A server, from when it answers at `ready`, until the next step of the iteration."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         end = time.monotonic() + WAIT
         while True:
             try:
-                opener.open(f"{url}/v1/models", timeout=5).close()
+                opener.open(f"{url}{ready}", timeout=5).close()
                 break
             except OSError:
                 assert process.poll() is None, "the server has ended"
@@ -79,6 +92,138 @@ def test_llama_cpp_pythons_server(place: Place, bad_file: Path) -> None:
         found = check_server(golden, url, "model")
         assert found.first
         assert found.first.point == "logits"
+
+
+LLAMA_SERVER = os.environ.get("TINYQ_LLAMA_SERVER") or shutil.which("llama-server")
+
+
+@pytest.mark.skipif(not LLAMA_SERVER, reason="no llama-server on the PATH, or named by TINYQ_LLAMA_SERVER")
+def test_llama_cpps_own_server(place: Place, bad_file: Path) -> None:
+    """Token ids in, ids and log probabilities out; the same server with text; a prompt longer than its context."""
+    golden = read_golden_files(place.golden)
+    for file in (place.file, bad_file):
+        port = free_port()
+        command = [str(LLAMA_SERVER), "-m", str(file), "--host", "127.0.0.1", "--port", str(port)]
+        command += ["-c", "256", "-np", "1", "-t", "1", "-fit", "off"]
+        for url in running(command, f"http://127.0.0.1:{port}", "/health"):
+            found = check_server(golden, url, "")
+            assert found.engine.startswith("llama.cpp's server")
+            assert found.passed is (file is place.file), found.first
+            assert len(found.compared) >= 2
+            assert found.greedy == 24
+            if file is place.file:
+                assert by_text(golden, url, "").passed
+                with pytest.raises(InputError, match=r"refuses prompt 0 \(status 400: .*context"):
+                    check_server(with_long_prompt(golden), url, "")
+            else:
+                assert found.first
+                assert found.first.point == "logits"
+
+
+def with_long_prompt(golden: GoldenFiles) -> GoldenFiles:
+    """The same with a first prompt of 300 tokens."""
+    first = replace(golden.prompts[0], tokens=(3,) * 300)
+    return replace(golden, prompts=(first, *golden.prompts[1:]))
+
+
+@pytest.mark.skipif(not is_serve_available(), reason="transformers serve needs openai, which is not in the test extra")
+def test_transformers_serve(place: Place, tmp_path: Path) -> None:
+    """It returns no log probabilities, so that its greedy text is compared."""
+    source, folder, port = tmp_path / "source", tmp_path / "golden", free_port()
+    shutil.copytree(place.source, source)
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    (source / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3MoeForCausalLM"]}), "utf-8")
+    folder.mkdir()
+    write_golden(source, folder, texts=["Once upon a time"])
+    golden = read_golden_files(folder)
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(source)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    for url in running(command, f"http://127.0.0.1:{port}", "/health"):
+        found = check_server(golden, url, str(source))
+        assert found.passed, found.first
+        assert found.notes[0].startswith("compared: the greedy text after prompt 0")
+        assert not check_server(with_continuation(golden, "something else"), url, str(source)).passed
+
+
+def with_continuation(golden: GoldenFiles, text: str | None) -> GoldenFiles:
+    """The same with this text after each prompt."""
+    return replace(golden, prompts=tuple(replace(one, text="Once", continuation=text) for one in golden.prompts))
+
+
+class OfText(BaseHTTPRequestHandler):
+    """Answers of servers that take text: OpenAI's form, the one of llama.cpp's server, and that of transformers serve."""
+
+    golden: Any = None
+    form = ""
+    said = " upon a time"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != "/v1/completions":
+            self.answer(404, {"error": {"message": "File Not Found"}})
+            return
+        row = self.golden.arrays["logits_0"][-1].astype(np.float64)
+        logs = np.sort(row - row.max() - np.log(np.exp(row - row.max()).sum()))[::-1][: body["logprobs"]]
+        content = [{"top_logprobs": [{"id": n, "token": "?", "logprob": value} for n, value in enumerate(logs)]}]
+        forms = {
+            "openai": {"top_logprobs": [{str(n): value for n, value in enumerate(logs)}]},
+            "llama.cpp": {"content": content},
+            "within a character": {"content": []},
+            "transformers": None,
+        }
+        self.answer(200, {"choices": [{"text": self.said[: 3 * body["max_tokens"]], "logprobs": forms[self.form]}]})
+
+    def answer(self, status: int, content: Any) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+@pytest.mark.parametrize("form", ["openai", "llama.cpp", "within a character", "transformers"])
+def test_servers_that_take_text(place: Place, form: str) -> None:
+    golden = read_golden_files(place.golden)
+    one = replace(golden, prompts=golden.prompts[:1])
+    handler = type("Handler", (OfText,), {"golden": golden, "form": form})
+    for url in serving(handler):
+        found = check_server(with_continuation(one, " upon a t"), url, "")
+        assert found.passed, found.first
+        assert ("the greedy text" in found.notes[0]) is (form in ("within a character", "transformers"))
+        if form == "transformers":
+            found = check_server(with_continuation(one, " upon a hill"), url, "")
+            assert found.first
+            assert found.first.point == "text"
+            assert "' upon a hill' from character 0" in found.first.expected
+            with pytest.raises(InputError, match="returns no log probabilities"):
+                check_server(with_continuation(one, None), url, "")
+
+
+def test_a_server_that_refuses(place: Place) -> None:
+    """What llama.cpp's server says to a prompt beyond its context."""
+    message = "the request exceeds the available context size, try increasing it"
+
+    class Refusing(OfText):
+        def do_POST(self) -> None:
+            self.answer(400, {"error": {"code": 400, "message": message, "type": "exceed_context_size_error"}})
+
+    for url in serving(Refusing):
+        with pytest.raises(InputError, match=rf"refuses prompt 0 \(status 400: {message}\)"):
+            check_server(read_golden_files(place.golden), url, "")
+
+
+def serving(handler: Any) -> Iterator[str]:
+    """A server in this process, until the next step of the iteration."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -115,19 +260,12 @@ class Answers(BaseHTTPRequestHandler):
 def test_the_protocol_of_llama_cpps_server(place: Place, offset: float) -> None:
     golden = read_golden_files(place.golden)
     handler = type("Handler", (Answers,), {"golden": golden, "offset": offset})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        found = check_server(golden, f"http://127.0.0.1:{server.server_port}", "")
+    for url in serving(handler):
+        found = check_server(golden, url, "")
         assert found.passed is not bool(offset)
         assert found.greedy == 24
         assert len(found.compared) == 2
         assert any("no log probabilities after prompt 2" in note for note in found.notes)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_no_server_answers(place: Place) -> None:
