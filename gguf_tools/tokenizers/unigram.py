@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import normalizers
 
 from gguf_tools.errors import CheckpointError, TokenizerError
-from gguf_tools.tokenizers.files import TokenizerFiles, shown
+from gguf_tools.tokenizers.files import TokenizerFiles, shown, some
 from gguf_tools.tokenizers.form import Form
 from gguf_tools.tokenizers.piece_model import NAME as MODEL_FILE
 from gguf_tools.tokenizers.pretokenizers import Limit, flatten
@@ -71,6 +71,11 @@ def _is_combined(text: str) -> bool:
     return COMBINED.search(text) is not None or any(unicodedata.category(char)[0] == "M" for char in text)
 
 
+NO_SPACE = Limit(
+    "the vocabulary has no piece '▁': of unknown characters on both sides of a space llama.cpp makes one token, the tokenizer "
+    "two",
+    lambda text: any(map(_blank, text)),
+)
 GRAPHEMES = Limit(
     "the tokenizers library and llama.cpp may normalize graphemes of several characters differently (accents and vowel signs as "
     "marks of their own, Korean letters, emoji joined or coloured, CRLF)",
@@ -156,6 +161,10 @@ def convert_unigram(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> Fo
     contents = [token.content for token in files.added]
     limits = [in_parts(limit, contents) for limit in _limits(spaces)]
     limits += [no_space_after(contents)] if spaces.first_only else []
+    limits += [NO_SPACE] if spaces.split and SPACE not in files.vocab else []
+    users = [text for text in contents if all_kinds[files.ids[text]] == TokenType.USER_DEFINED]
+    if users := [text for text in users if spaces.charsmap or SPACE in text]:
+        limits += [in_parts(also_matched(users, spaces.charsmap), contents)]
     # Steps of tokenizer.json that strip or split do so at any; SentencePiece's own code knows spaces alone.
     stays = _stays(spaces.charsmap) if spaces.charsmap and (spaces.first or spaces.last) and not sentencepiece else ""
     limits += [white_space(stays)] if stays else []
@@ -192,6 +201,37 @@ def in_parts(limit: Limit, added: Sequence[str]) -> Limit:
         return limit
     tokens = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
     return Limit(limit.note, lambda text: any(map(limit.affects, (text, *tokens.split(text)))))
+
+
+def also_matched(tokens: Sequence[str], charsmap: bytes) -> Limit:
+    """Tokens of the user's that llama.cpp also takes for pieces of the normalized text; the library finds them before.
+
+    Besides, llama.cpp leaves as it is what begins like one of them (`naive_trie::get_longest_prefix`).
+    """
+    table = normalizers.Precompiled(charsmap) if charsmap else None
+
+    def changed(text: str) -> str:
+        return table.normalize_str(text) if table else text
+
+    # Up to the first character that the table changes, or all where it changes several characters together.
+    ends = {
+        token: next((n for n, char in enumerate(token, 1) if changed(char) != char), len(token)) for token in tokens
+    }
+    left = {token[:end] for token, end in ends.items() if changed(token[:end]) != token[:end]}
+
+    def affects(text: str) -> bool:
+        normal = changed(text)
+        kept = SPACE + normal.replace(" ", SPACE)
+        spelled = kept + re.sub(f"{SPACE}+", SPACE, kept)
+        found = any(
+            normal.count(token) > text.count(token) or (SPACE in token and token in spelled) for token in tokens
+        )
+        return found or any(begin in text for begin in left)
+
+    return Limit(
+        f"llama.cpp also matches {some([shown(token) for token in tokens])} where the text becomes that when it is normalized",
+        affects,
+    )
 
 
 def white_space(characters: str) -> Limit:

@@ -24,6 +24,7 @@ class Equivalent:
 ROWS_AT_A_TIME = "sets how many rows are computed at a time, and so the memory, not the result"
 NOT_ZERO = "any number but 0 is true"
 TWO_AXES = "axis 1 is the last axis of an array with two"
+FOR_ANNOTATIONS = "what is imported is used in annotations alone, which are not computed"
 EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
     "gguf_tools/rewrites/router.py": (
         Equivalent(
@@ -62,6 +63,23 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
         ),
     ),
     "gguf_tools/tokenizers/files.py": (Equivalent("LARGEST_SCORE = 1e30", "one more is the same number in a double"),),
+    "gguf_tools/tokenizers/probe.py": (Equivalent("if TYPE_CHECKING:", FOR_ANNOTATIONS),),
+    "gguf_tools/tokenizers/model_name.py": (Equivalent("if TYPE_CHECKING:", FOR_ANNOTATIONS),),
+    "gguf_tools/tokenizers/pretokenizers.py": (
+        Equivalent(
+            'return any(char > "\\u07ff" and char.isspace() for char in text)',
+            "U+07FF is no space",
+            ("char > '\u07ff' → char >= '\u07ff'",),
+        ),
+        Equivalent(
+            'return any(char > "\\x7f" and char.isdecimal() for char in text)',
+            "U+007F is no digit",
+            ("char > '\\x7f' → char >= '\\x7f'",),
+        ),
+        Equivalent(
+            "near = get_close_matches(shown, known, n=1, cutoff=0.0)", "the first of more is the same", ("1 → 2",)
+        ),
+    ),
     "gguf_tools/tokenizers/sentencepiece.py": (
         Equivalent("place, until = -1, -1", "the first rank is 0, after any negative number", ("1 → 2",)),
         Equivalent("for cut in range(1, len(token)):", "an empty half is no character and no merged token", ("1 → 0",)),

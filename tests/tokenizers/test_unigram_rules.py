@@ -17,6 +17,7 @@ from gguf_tools.tokenizers.unigram import (
     FIRST_SPACE,
     GRAPHEMES,
     LAST_SPACE,
+    NO_SPACE,
     ONLY_SPACES,
     WHITE_SPACE,
     WRITTEN_SPACE,
@@ -158,6 +159,42 @@ def test_text_after_added_tokens(tmp_path: Path, steps: Any, flags: Mapping[str,
     tokenizer = load_tokenizer(folder, ROWS)
     texts = ["".join(parts) for length in (1, 2, 3) for parts in product(["a", " ", "b", "<x>", "▁"], repeat=length)]
     assert not differing(folder, tokenizer, texts)
+
+
+@pytest.mark.parametrize(
+    ("normalizers", "added", "named"),
+    [
+        # with the space before a text it is spelled, without it not
+        ([PREPEND, REPLACE], "▁ab", {"ab": True, "b ab": True, "b  ab": True, "bab": False, "<x>ab": True}),
+        ([INNER, PREPEND, REPLACE], "▁b▁b", {"b b": True, "a b  b": True, "bb": False}),
+        ([REPLACE], "▁ab", {"bab": False, " ab": True, "▁ab": True}),
+        # "a" becomes "b", but llama.cpp keeps what begins as one of these does
+        ([TABLE, PREPEND, REPLACE], "ca", {"ca": True, "xca": True, "cb": False, "ba": False}),
+        ([TABLE, PREPEND, REPLACE], "xbb", {"xab": True, "xbb": False, "ab": False}),
+        ([TABLE, PREPEND, REPLACE], "abc", {"ca": True, "bc": False}),
+        ([PREPEND, REPLACE], "xbb", {"xab": False, "xbb": False}),
+    ],
+)
+def test_tokens_that_the_normalized_text_spells(
+    tmp_path: Path, normalizers: Any, added: str, named: Mapping[str, bool]
+) -> None:
+    tokens = [{"content": added}, {"content": "<x>", "special": True}]
+    tokenizer = load_tokenizer(written(tmp_path, normalizers, added=tokens), ROWS)
+    limits = [limit for limit in tokenizer.limits if "where the text becomes that when it is normalized" in limit.note]
+    assert {text: any(limit.affects(text) for limit in limits) for text in named} == named
+    assert all(f"also matches {added!r} where" in limit.note for limit in limits)
+    parts = ["a", "b", "c", "x", " ", "▁", "<x>", added]
+    assert not differing(tmp_path, tokenizer, ["".join(made) for made in product(parts, repeat=3)])
+
+
+@pytest.mark.parametrize(("pieces", "split", "named"), [(2, True, True), (3, True, False), (2, False, False)])
+def test_a_vocabulary_without_the_space(tmp_path: Path, pieces: int, split: bool, named: bool) -> None:
+    kept = [*PIECES[:pieces], *PIECES[3:5]]
+    tokenizer = load_tokenizer(written(tmp_path, [], [metaspace(split=split)], pieces=kept), ROWS)
+    (limit,) = [limit for limit in tokenizer.limits if limit == NO_SPACE] or [None]
+    assert (limit is not None) is named
+    assert [NO_SPACE.affects(text) for text in ("a b", "ab", "a▁b")] == [True, False, True]
+    assert not differing(tmp_path, tokenizer)
 
 
 def test_a_space_before_the_first_text_alone(tmp_path: Path) -> None:
