@@ -93,7 +93,6 @@ def _shrink(tokenizer: Tokenizer, encode_other: Encode, piece: str, special: boo
                 break
         else:
             step //= 2
-        step = min(step, len(piece) // 2 or 1) if len(piece) > 1 else 0
     return piece
 
 
