@@ -17,6 +17,7 @@ import click
 
 from gguf_tools import __version__, signals
 from gguf_tools.errors import TinyqError
+from gguf_tools.formats.opened import forget_opened
 from gguf_tools.formats.scratch import temporary_folder
 from gguf_tools.text import expected, sentence, shortened
 
@@ -193,6 +194,7 @@ def _drained(code: int) -> int:
 def run(args: list[str] | None = None) -> int:
     """Run the command line and return the exit code; every error is printed as one line on stderr."""
     signals.forget()
+    forget_opened()
     try:
         result: Any = tinyq.main(args=args, prog_name="tinyq", standalone_mode=False)
     except (Exception, KeyboardInterrupt, signals.EndedError) as error:

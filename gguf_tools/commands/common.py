@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from gguf_tools.errors import AMOUNT, Bounds, OutputError
+from gguf_tools.formats.opened import was_opened
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.runtime.silence import DEFAULT_SECONDS, silence_limit
 from gguf_tools.signals import left
@@ -206,6 +207,7 @@ def write_text(text: str, path: str | None, option: str, *, force: bool = False)
         except OSError as error:
             raise OutputError(f"{path}: could not be written ({error.strerror}); give {option} another path") from error
         return
+    _refuse_read(target)
     with atomic_output(target, force=force) as stream:
         stream.write(data)
 
@@ -214,8 +216,15 @@ def write_bytes(data: bytes, path: str, *, force: bool = False) -> None:
     """Write a report that is no text, such as a picture, to the file `path`. Raises OutputError."""
     from gguf_tools.formats.output import atomic_output
 
+    _refuse_read(Path(path))
     with atomic_output(Path(path), force=force) as stream:
         stream.write(data)
+
+
+def _refuse_read(path: Path) -> None:
+    """Raise OutputError if this command has read the file that a report would replace."""
+    if was_opened(path):
+        raise OutputError(f"{path}: is also an input of this command; give the report another path; {left()}")
 
 
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
@@ -277,9 +286,9 @@ def _given_paths() -> Iterator[Path]:
     values = [value for name, value in context.params.items() if name not in WRITTEN]
     for value in [*values, [text for _, text in given_options()]]:
         for one in value if isinstance(value, list | tuple) else [value]:
-            # Also text parameters that happen to name a file: protecting it does no harm.
-            if isinstance(one, str | Path) and os.path.exists(one):
-                yield Path(one)
+            # Also text parameters that happen to name a file, such as DIR@SCALE: protecting it does no harm.
+            names = (one, one.rpartition("@")[0], one.partition("=")[2]) if isinstance(one, str) else (one,)
+            yield from (Path(name) for name in names if isinstance(name, str | Path) and name and os.path.exists(name))
 
 
 @contextlib.contextmanager

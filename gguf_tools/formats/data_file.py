@@ -8,6 +8,7 @@ import weakref
 from pathlib import Path
 
 from gguf_tools.errors import CheckpointError
+from gguf_tools.formats.opened import note_opened
 from gguf_tools.formats.remote import read_remote, remote_at
 
 
@@ -30,6 +31,7 @@ class DataFile:
         state = os.fstat(self.descriptor)
         if not stat.S_ISREG(state.st_mode):
             raise CheckpointError(f"{path}: is not a regular file; give a file of weights")
+        note_opened(state)
         self.size = state.st_size
 
     def read(self, offset: int, count: int) -> bytearray:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gguf_tools.errors import CheckpointError
+from gguf_tools.formats.opened import note_opened
 
 
 class RemoteFile(Protocol):
@@ -79,7 +80,11 @@ def bring(paths: Iterable[Path]) -> None:
 def open_raw(path: Path) -> io.RawIOBase:
     """An unbuffered stream of a file's bytes, remote or on the disk. Raises OSError."""
     remote = remote_at(path)
-    return path.open("rb", buffering=0) if remote is None else RemoteStream(path, remote)
+    if remote is not None:
+        return RemoteStream(path, remote)
+    stream = path.open("rb", buffering=0)
+    note_opened(os.fstat(stream.fileno()))
+    return stream
 
 
 class RemoteStream(io.RawIOBase):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 from gguf_tools.errors import CheckpointError, InputError
+from gguf_tools.formats.opened import note_opened
 
 PIECE = 1 << 16
 """Bytes that are read at a time from a file that is longer than the system says."""
@@ -56,6 +57,7 @@ def check_regular(path: Path, error: type[InputError] = CheckpointError) -> None
         raise error(f"{path}: cannot be read ({_reason(problem)}); check the path") from problem
     if not stat.S_ISREG(state.st_mode):
         raise error(f"{path}: cannot be read ({_what(state)}); put a file there")
+    note_opened(state)
 
 
 def read_bytes(path: Path, kind: Kind, error: type[InputError] = CheckpointError) -> bytes:
@@ -69,6 +71,7 @@ def read_bytes(path: Path, kind: Kind, error: type[InputError] = CheckpointError
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
             raise error(f"{path}: cannot be read ({_what(state)}); put a file there")
+        note_opened(state)
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
             # The size may be wrong (as in /proc) or outdated, so one byte more than allowed is requested.
             data = _read(stream, state.st_size, kind.most + 1) if state.st_size <= kind.most else b""

@@ -10,7 +10,8 @@ from gguf_tools.formats.gguf.split import sibling_parts
 
 WEIGHTS = re.compile(r".+\.(safetensors|bin|pt|pth|ckpt)")
 BESIDE = re.compile(
-    r"(config|params|model_config|generation_config|tokenizer|special_tokens|added_tokens|chat_template"
+    r"(config|params|model_config|generation_config|quantize_config|quant_config|adapter_config|tokenizer|special_tokens"
+    r"|added_tokens|chat_template"
     r"|vocab|merges|meta|golden|README|tinyq|.+\.index)"
     r".*\.(json|jinja|txt|model|pkl|md|toml|yaml)"
 )

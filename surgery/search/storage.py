@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import time
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from gguf_tools.errors import InputError
+from gguf_tools.formats.opened import note_opened
 
 if TYPE_CHECKING:
     import optuna
@@ -91,6 +93,8 @@ def opened_storage(url: str, *, make: bool) -> optuna.storages.RDBStorage:
             )
             if make and url.startswith("sqlite"):
                 _relax(made)
+            if url.startswith("sqlite:///") and os.path.exists(file := url.removeprefix("sqlite:///")):
+                note_opened(os.stat(file))
             return made
         except Exception as error:
             # Workers that begin at the same time make the tables at the same time; one of them is refused.

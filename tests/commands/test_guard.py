@@ -213,6 +213,43 @@ def test_recipes_are_inputs_too(tinyq: Tinyq, place: Place) -> None:
     assert recipe.read_text() == 'steps = ["swap(0:1)"]\n'
 
 
+def test_an_adapter_with_a_scale_is_an_input_too(tinyq: Tinyq, place: Place) -> None:
+    adapter = place.folder / "adapter"
+    adapter.mkdir()
+    config = adapter / "adapter_config.json"
+    config.write_text("{}")
+    for lora in (adapter, f"{adapter}@0.5"):
+        ran = tinyq("convert", place.source, place.out / "o.gguf", "--lora", lora, "--json", config, "--force")
+        assert (ran.code, ran.err) == (
+            2,
+            f"tinyq: {config}: is also an input of this command; give --json another path\n",
+        )
+
+
+def test_a_report_does_not_replace_what_only_reading_tells_to_be_an_input(tinyq: Tinyq, place: Place) -> None:
+    """The donor that a recipe names, and the source that a file records, by another name too."""
+    donor = place.folder / "donor.gguf"
+    shutil.copy(place.file, donor)
+    recipe = place.folder / "recipe.toml"
+    recipe.write_text('steps = ["graft(B:0@1)"]\n[donors.B]\npath = "donor.gguf"\n')
+    made = place.folder / "made.gguf"
+    assert tinyq("convert", place.source, made, "--type", "f32", "-q").code == 0
+    before = place.contents()
+    link = place.folder / "link.json"
+    os.link(place.source / "config.json", link)
+    lines: list[tuple[object, ...]] = [
+        ("surgery", place.file, place.out / "o.gguf", "--recipe", recipe, "--no-prove", "--json", donor),
+        ("eval", made, "--oracle", "none", "--no-speed", "--tokens", 1, "--json", link),
+    ]
+    for line in lines:
+        ran = tinyq(*line, "--force")
+        assert ran.code == 2
+        assert f"{line[-1]}: is also an input of this command" in ran.err
+    link.unlink()
+    after = place.contents()
+    assert {name: after[name] for name in before} == before
+
+
 def test_a_recipe_that_cannot_be_saved_is_said_before_the_work(tinyq: Tinyq, place: Place) -> None:
     ran = tinyq("surgery", place.file, place.out / "a.gguf", "--swap", "0:1", "--save-recipe", place.out / "no" / "r")
     assert "does not exist; create it first" in ran.err

@@ -78,6 +78,8 @@ def test_pictures_are_written_on_request(study: Path, tmp_path: Path, tinyq: Tin
     assert tinyq("search", "report", study, "--png", tmp_path / "pictures").code == 0
     found = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert found == ["heatmap-1.png", "heatmap-2.png", "heatmap-3.png", "size.png"]
+    same = tinyq("search", "report", f"sqlite:///{study}", "--json", study, "--force")
+    assert f"{study}: is also an input of this command" in same.err
     again = ("search", "report", study, "--png", tmp_path / "pictures")
     assert f"{tmp_path / 'pictures' / 'size.png'}: exists already" in tinyq(*again).err
     assert tinyq(*again, "--force").code == 0
