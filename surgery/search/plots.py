@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.errors import InputError, OutputError
+from gguf_tools.errors import InputError
 from gguf_tools.formats.output import atomic_output, check_outputs
 from gguf_tools.formats.scratch import working_folder
 from surgery.search.leaderboard import Board
@@ -38,9 +38,7 @@ def _pyplot() -> Iterator[Any]:
 
 
 def plot_paths(board: Board, folder: Path) -> list[Path]:
-    """The paths of the pictures in `folder`: the objective against size, and each heatmap. OutputError if it is a file."""
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file, but a folder is written; give --png another path")
+    """The paths of the pictures in `folder`: the objective against size, and each heatmap."""
     return [folder / "size.png", *(folder / f"heatmap-{n}.png" for n in range(1, len(heatmaps(board)) + 1))]
 
 

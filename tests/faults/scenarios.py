@@ -174,7 +174,6 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         command="search report",
         line="search report {in}/study.db --html {out}/page.html --png {out}/pictures --json {out}/report.json",
-        changes=("study.db",),
         containers=("pictures",),
         varies=("pictures",),
         cost="slow",
@@ -182,8 +181,6 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         command="search export",
         line="search export {in}/study.db {out}/model.gguf --source {in}/f32.gguf --json {out}/report.json",
-        changes=("study.db",),
-        llama="run",
         cost="slow",
     ),
     Scenario(

@@ -85,7 +85,7 @@ def test_pictures_are_written_on_request(study: Path, tmp_path: Path, tinyq: Tin
     assert tinyq(*again, "--force").code == 0
     same = tinyq(*again, "--force", "--html", tmp_path / "pictures" / "size.png")
     assert "is also the output of --png size.png" in same.err
-    assert "is a file, but a folder is written" in tinyq("search", "report", study, "--png", study, "--force").err
+    assert "is also an input" in tinyq("search", "report", study, "--png", study, "--force").err
     assert all((tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in found)
 
 
