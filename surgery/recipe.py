@@ -17,11 +17,9 @@ Text: `swap(12:13, 16:17) + interpolate(20:22, 0.5) + bridge(5:20)`. A file hold
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +27,7 @@ from typing import Any
 
 from gguf_tools.errors import InputError
 from gguf_tools.formats.output import atomic_output
-from gguf_tools.formats.text_file import Kind, read_text
+from gguf_tools.formats.text_file import Kind, load_toml, read_text
 from gguf_tools.text import expected
 from surgery.algebra import Stack, identity
 from surgery.ops import Op, op_named, parse_op
@@ -174,10 +172,8 @@ def read_file(path: Path) -> Recipe:
 
 def parse_file_text(text: str, path: Path) -> Recipe:
     """The recipe in the text of a TOML file; `path` is named in errors, and donors' paths are relative to its folder."""
-    # tomllib is in Python from 3.11 on; tomli is its backport.
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        data = toml.loads(text)
+        data = load_toml(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"recipe {path}: not valid TOML ({error})") from error
     steps, layers = data.get("steps"), data.get("layers")

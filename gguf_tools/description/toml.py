@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf_tools.description.schema import EXPERT, LAYER, Description, KeyPath, Override, Source
 from gguf_tools.errors import InputError
-from gguf_tools.formats.text_file import Kind, read_text
+from gguf_tools.formats.text_file import Kind, load_toml, read_text
 from gguf_tools.text import shortened
 
 TABLES = ("model", "norm", "layer", "layers", "tensors", "unused")
@@ -28,9 +26,8 @@ def read_description(path: Path) -> Description:
 
 def parse_description(text: str, path: Path) -> Description:
     """The description in `text`, which `path` names in errors. Raises InputError, naming the line, if it is broken."""
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        data: dict[str, Any] = toml.loads(text)
+        data = load_toml(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML ({shortened(str(error), 200)})") from error
     lines = _lines(text)

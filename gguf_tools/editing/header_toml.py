@@ -17,11 +17,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import importlib
 import math
 import re
 import struct
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from gguf_tools.editing.values import FLOATS, FieldType, made, named_type, type_
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.header import Field, GGUFHeader, TensorEntry, ValueType
 from gguf_tools.formats.gguf.values import NUMBERS
-from gguf_tools.formats.text_file import Kind, read_text
+from gguf_tools.formats.text_file import Kind, load_toml, read_text
 from gguf_tools.text import shortened
 
 LONG = 64
@@ -145,9 +143,8 @@ def read_header_toml(path: Path, header: GGUFHeader) -> tuple[list[Assignment], 
 
     Raises InputError, naming the key, if it is broken, or keeps an array that the GGUF does not have.
     """
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        data: dict[str, Any] = toml.loads(read_text(path, Kind.HEADER, InputError))
+        data = load_toml(read_text(path, Kind.HEADER, InputError))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML ({shortened(str(error), 200)})") from error
     for name, table in data.items():

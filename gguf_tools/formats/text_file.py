@@ -6,8 +6,10 @@ error.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import stat
 import sys
 from enum import Enum
@@ -116,6 +118,24 @@ def load_json(text: str | bytes) -> Any:
     if count > MOST_VALUES:
         raise ValueError(f"about {count:,} values; expected {MOST_VALUES:,} at most")
     return json.loads(text)
+
+
+MOST_PARTS = 32
+"""Parts of a dotted key in a TOML file; the parser's time and memory grow with their square."""
+_LONG_KEY = re.compile(
+    rf"""(?:^|[\[{{,])[ \t]*(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{MOST_PARTS}}}""", re.ASCII | re.MULTILINE
+)
+
+
+def load_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text. Raises ValueError if it is broken or a key is too long, RecursionError if it is too deep."""
+    if found := _LONG_KEY.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise ValueError(f"a key of more than {MOST_PARTS} parts, at line {line}")
+    # tomllib is in Python from 3.11 on; tomli is its backport.
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    data: dict[str, Any] = toml.loads(text)
+    return data
 
 
 def parse_json(text: str | bytes, path: Path, error: type[InputError] = CheckpointError) -> Any:

@@ -160,7 +160,8 @@ def write_checkpoint(
         raise OutputError(f"{out}: contains the source {plan.checkpoint.path}; give another folder")
     files = _files_beside(plan.checkpoint)
     refuse_links_out(plan.checkpoint.folder, files)
-    with atomic_folder(out, force=force, size=plan.size, check=check) as folder:
+    size = plan.size + sum(file.stat().st_size for file in files)
+    with atomic_folder(out, force=force, size=size, check=check) as folder:
         for file in files:
             _copy(file, folder / file.name)
         if plan.config or plan.checkpoint.description is None:

@@ -18,6 +18,7 @@ from gguf_tools.formats.text_file import (
     check_regular,
     is_finite,
     load_json,
+    load_toml,
     parse_json,
     read_bytes,
     read_text,
@@ -42,6 +43,28 @@ def test_what_is_no_finite_number(value: object) -> None:
 def test_what_is_a_finite_number(value: object) -> None:
     assert is_finite(value)
     assert float(value) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[a" + ".a" * 50_000 + "]\n", 1),
+        ("x = 1\n[[ 'a' " + '. "b" ' * 40 + "]]\n", 2),
+        ("\n\na" + " . a" * 50_000 + " = 1\n", 3),
+        ("x = {y = 1, a" + ".a" * 100 + " = 1}\n", 1),
+    ],
+    ids=["table", "quoted", "key", "inline"],
+)
+def test_a_long_key_of_toml_is_refused_at_once(text: str, line: int) -> None:
+    with pytest.raises(ValueError, match=f"^a key of more than 32 parts, at line {line}$"):
+        load_toml(text)
+
+
+def test_toml_with_dots_in_values_is_read() -> None:
+    dots = ".".join("x" * 100)
+    assert load_toml(f'[a.b]\nc.d = "{dots}"\ne = ["{dots}"]\n') == {"a": {"b": {"c": {"d": dots}, "e": [dots]}}}
+    with pytest.raises(ValueError, match="Invalid value"):
+        load_toml("a = ")
 
 
 def test_a_link_is_followed_to_a_file(tmp_path: Path) -> None:

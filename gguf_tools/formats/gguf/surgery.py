@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import GGUFHeader
 from gguf_tools.formats.gguf.values import Metadata, ValueType, array
+from gguf_tools.formats.text_file import load_toml
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,8 @@ def recorded_recipe(header: GGUFHeader) -> str | None:
     steps: list[str] = []
     text = header.get(keys.SOURCE_RECIPE)
     if isinstance(text, str):
-        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
         try:
-            found = toml.loads(text).get("steps")
+            found = load_toml(text).get("steps")
         except (ValueError, RecursionError):
             found = None
         steps += [step for step in found if isinstance(step, str)] if isinstance(found, list) else []
