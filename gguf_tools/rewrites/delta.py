@@ -29,7 +29,7 @@ from gguf_tools.tensors.views import Columns, concatenate, scaled, take
 def _repeats(mixer: DeltaNet) -> int:
     """key_dim / value_dim where that is a whole number, else 1."""
     times, rest = divmod(mixer.key_dim, mixer.value_dim)
-    return 1 if rest or times < 1 else times
+    return 1 if rest else times
 
 
 def _wide_keys(spec: ModelSpec) -> bool:

@@ -89,6 +89,7 @@ class Runner:
         self.lines: dict[pytest.Item, dict[str, set[int]]] = {}
         self.seconds: dict[pytest.Item, float] = {}
         self.killer: dict[tuple[str, tuple[str, ...]], pytest.Item] = {}
+        self.killers: set[pytest.Item] = set()
         self.functions: list[FunctionType] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -103,14 +104,14 @@ class Runner:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Measure the tests, run every mutant, and see that the tests still pass without one."""
+        """Measure the tests, run every mutant, and see that those that noticed one still pass without one."""
         begun = time.monotonic()
         self._measure(session)
         self.progress(f"{len(session.items)} tests without a mutant: {time.monotonic() - begun:.1f} s")
         self.functions = functions_of({str(Path(path).resolve()) for job in self.jobs for path in job.modules})
         gc.freeze()  # so that a collection in a child does not touch, and so copy, what the parent has
         for job in self.jobs:
-            self.outcome = Outcome()
+            self.outcome, self.killers = Outcome(), set()
             for path in job.modules:
                 source = Path(path).read_text("utf-8")
                 lines = source.splitlines()
@@ -118,7 +119,7 @@ class Runner:
                 numbers = {n for n, (line, change) in found if job.wanted(path, n, lines[line - 1].strip(), change)}
                 for mutant in mutants(source, numbers) if numbers else ():
                     self._one(path, mutant, source, session.items)
-            if self._killed(None, session.items) is not None:
+            if self._killed(None, [item for item in session.items if item in self.killers]) is not None:
                 raise pytest.UsageError("after the mutants the tests fail without one; the figures would be too good")
             job.finished(self.outcome)
         return True
@@ -151,19 +152,29 @@ class Runner:
         if killer is not None:
             self.outcome.killed += 1
             self.killer[path, mutant.function] = chosen[killer]
+            self.killers.add(chosen[killer])
             return
         self.outcome.unreached += not chosen
         self.outcome.survivors.append((path, mutant))
         self.progress(f"survived{'' if chosen else ' (not reached)'}: {path}:{mutant}")
 
     def _in_order(self, items: list[pytest.Item], killer: pytest.Item | None) -> list[pytest.Item]:
-        """The test that noticed the last mutant of the same function, then the quick files and their quick tests."""
+        """The test that noticed the last mutant of the same function and those after it in its file, which often notice the next.
+
+        Then come the quick files and their quick tests.
+        """
         files: Counter[Path] = Counter()
         for item in items:
             files[item.path] += self.seconds[item]  # type: ignore[assignment]
-        return sorted(
-            items, key=lambda item: (item is not killer, files[item.path], str(item.path), self.seconds[item])
-        )
+        place = {item: n for n, item in enumerate(items)}
+        start = place.get(killer, 0) if killer else 0
+
+        def key(item: pytest.Item) -> tuple[bool, float, str, float]:
+            if killer and item.path == killer.path:
+                return False, 0.0, "", (place[item] - start) % len(items)
+            return True, files[item.path], str(item.path), self.seconds[item]
+
+        return sorted(items, key=key)
 
     def _killed(self, mutant: tuple[str, Mutant] | None, items: Sequence[pytest.Item]) -> int | None:
         """Which of the tests fails, raises or takes too long with the mutant in place, in a child process; None if none.

@@ -275,7 +275,7 @@ NEUTRAL: dict[str, list[tuple[Sequence[LayerSpec], dict[str, Any]]]] = {
     ],
     "repeated values": [
         ([layer()], {}),
-        ([layer(DELTA), layer(replace(DELTA, key_dim=12)), layer(replace(DELTA, key_dim=4))], {}),
+        ([layer(DELTA), *(layer(replace(DELTA, key_dim=size)) for size in (4, 12, 20))], {}),
     ],
     "dense layers as shared experts": [
         ([layer()], {}),

@@ -10,6 +10,7 @@ import pytest
 
 from gguf_tools.model.spec import MLP, Attention, GatedMLP, LayerSpec, Norm
 from gguf_tools.rewrites.norms import CENTRED_STREAM, FOLDED_EMBEDDING_NORM, NORM_BIASES, UNIT_NORMS
+from gguf_tools.tensors.products import RowsMapped
 from tests.random_model import EXPERTS
 from tests.rewrites.test_norms import FLOAT32, PLAIN, error, model
 
@@ -147,3 +148,14 @@ def test_biases_go_where_their_norm_is_read() -> None:
 def test_an_embedding_without_a_norm_is_left() -> None:
     before = model([layered(PLAIN_NORM)], PLAIN_NORM)
     assert FOLDED_EMBEDDING_NORM.apply(before) is before
+
+
+def test_centring_is_linear_and_norming_is_not() -> None:
+    """A low-rank adapter of the embedding can pass through the one, and not through the other."""
+    centred = CENTRED_STREAM.apply(model([layered(CENTRED)], CENTRED)).tensors["embedding"]
+    normed = FOLDED_EMBEDDING_NORM.apply(model([layered(PLAIN_NORM)], PLAIN_NORM, embedding_norm=PLAIN_NORM))
+    assert isinstance(centred, RowsMapped)
+    assert centred.linear
+    stored = normed.tensors["embedding"]
+    assert isinstance(stored, RowsMapped)
+    assert not stored.linear

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gguf_tools.model.spec import MLP, GatedMLP, LayerSpec, Norm
-from gguf_tools.rewrites.post_norms import POST_NORM_IDENTITY
+from gguf_tools.rewrites.output_bias import output_bias_at
+from gguf_tools.rewrites.post_norms import LEVEL, POST_NORM_IDENTITY
 from gguf_tools.tensors.base import InMemory
 from tests.oracle import nmse, reference
 from tests.random_model import ATTENTION, DELTA, EXPERTS, HIDDEN, PROMPTS, VOCAB, filled, layer, random_model
@@ -92,9 +93,17 @@ def test_the_channel_that_stands_for_the_epsilon() -> None:
     before = random_model([BARE], logit_softcap=15.0)
     after = POST_NORM_IDENTITY.apply(before)
     embedding = after.tensors["embedding"].array().astype(np.float64) * after.spec.embedding_scale
-    np.testing.assert_allclose(embedding[:, HIDDEN], (WIDE * 1e-6 * (1024**2 - 1)) ** 0.5, rtol=1e-6)
+    np.testing.assert_allclose(embedding[:, HIDDEN], (WIDE * 1e-6 * (1024**2 - 1)) ** 0.5, rtol=2e-7)
     assert not np.any(embedding[:, HIDDEN + 1 :])
     assert not np.any(after.tensors["output"].array()[:, HIDDEN:])
+
+
+def test_the_mixers_constant_is_made_of_numbers_that_float16_has() -> None:
+    """2^20 is 2^15 in the output projection times a value of 2^5."""
+    after = output_bias_at(LEVEL).apply(POST_NORM_IDENTITY.apply(random_model([BARE], logit_softcap=15.0)))
+    tensors = after.layers[0].tensors
+    assert set(tensors["attn.v_bias"].array()) == {0.0, 2.0**5}
+    assert tensors["attn.o"].array()[HIDDEN].max() == 2.0**15
 
 
 def test_a_wide_model_shares_the_constant_among_its_channels() -> None:
