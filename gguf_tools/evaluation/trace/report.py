@@ -261,7 +261,7 @@ def _cause(cause: Cause, own: float | None) -> list[tuple[str, str]]:
     measured = "" if own is None else f" (NMSE {own:.1e} with the file's own weights and metadata)"
     text = "none of the faults that were tried gives what llama.cpp computed"
     if cause.text:
-        text = f"{cause.text} (tried: leaves an NMSE of {cause.nmse or 0.0:.1e})"
+        text = cause.text if cause.nmse is None else f"{cause.text} (tried: leaves an NMSE of {cause.nmse:.1e})"
     return [
         *([("fed by", ", ".join(cause.tensors))] if cause.tensors else []),
         ("fault in", f"{where}{measured}"),

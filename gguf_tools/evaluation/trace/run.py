@@ -163,6 +163,8 @@ def trace(
         progress("trying causes", 0, 1)
         n = OUTSIDE if first.layer is None else first.layer
         cause, left = find_cause(work, n, first)
+        if cause.text is None and contradiction:
+            cause = replace(cause, text=contradiction[0])
         first = replace(first, own=left)
         points = [first if point.name == first.name else point for point in points]
     types = work.types
@@ -189,7 +191,7 @@ def _own(source: GGUFSource) -> tuple[Model | None, tuple[str, ...]]:
     try:
         return lift(source), ()
     except InputError as error:
-        return None, (f"the file's own weights are not compared: {error}",)
+        return None, (f"the file cannot be read as a model: {error}",)
 
 
 def first_bad(path: Path, reference: Path | None, operate: Operate | None, threads: int | None) -> str:

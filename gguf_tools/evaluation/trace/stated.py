@@ -9,6 +9,8 @@ from typing import Any, TypeGuard, TypeVar
 T = TypeVar("T")
 WEIGHTLESS = frozenset({"rope", "scaling", "clamped"})
 """Parts of a spec that no weights go with."""
+MEANT = {"scale": "score_scale", "value_dim": "value_size", "attention_factor": "magnitude"}
+"""Fields with a default that depends on others → the properties that say what is meant."""
 
 
 def stated_otherwise(spec: T, own: object, within: str = "") -> Iterator[tuple[str, T]]:
@@ -26,6 +28,8 @@ def stated_otherwise(spec: T, own: object, within: str = "") -> Iterator[tuple[s
         elif field.name in WEIGHTLESS and type(mine) is not type(theirs):
             text = f"{name} is {_kind(theirs)} in the file, not {_kind(mine)}"
             yield text, _with(spec, field.name, theirs)
+        elif _meant(spec, field.name) is not None and _same(_meant(spec, field.name), _meant(own, field.name)):
+            continue
         elif _plain(mine) and _plain(theirs) and not _same(mine, theirs):
             yield f"{name} is {_said(theirs)} in the file, not {_said(mine)}", _with(spec, field.name, theirs)
         elif _numbers(mine) and _numbers(theirs) and not _alike(mine, theirs):
@@ -36,6 +40,10 @@ def _with(spec: T, name: str, value: object) -> T:
     changes: dict[str, Any] = {name: value}
     made: T = replace(spec, **changes)  # type: ignore[type-var]
     return made
+
+
+def _meant(spec: object, name: str) -> object:
+    return getattr(spec, MEANT[name], None) if name in MEANT else None
 
 
 def _plain(value: object) -> bool:

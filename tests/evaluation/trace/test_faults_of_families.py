@@ -170,6 +170,7 @@ def test_weights_that_the_text_does_not_reach(
         ("attention.layer_norm_rms_epsilon", f32(1.0000002e-5), ""),
         ("attention.layer_norm_rms_epsilon", f32(1.01e-5), "output_norm.eps is 1.01e-05 in the file, not 1e-05"),
         ("context_length", u32(77), ""),
+        ("attention.scale", f32(0.25), ""),
     ],
 )
 def test_metadata_without_an_effect(files: Files, tmp_path: Path, key: str, value: Field, text: str) -> None:
@@ -177,6 +178,18 @@ def test_metadata_without_an_effect(files: Files, tmp_path: Path, key: str, valu
     found = traced(with_key(file, tmp_path / "bad.gguf", key, value), source)
     assert found.first is None
     assert [one.text for one in found.unseen[:1]] == ([text] if text else [])
+
+
+def test_metadata_that_contradict_the_tensors(files: Files, tmp_path: Path) -> None:
+    """llama.cpp runs it all the same."""
+    source, file = files("arcee", "plain", "f32")
+    found = traced(with_key(file, tmp_path / "bad.gguf", "rope.freq_base", f32(0.0)), source)
+    assert found.first
+    assert (found.first.layer, found.first.point) == (0, "attn.q_rope")
+    assert found.cause
+    assert found.cause.text
+    assert "rope.freq_base" in found.cause.text
+    assert "tried" not in text_of(found).partition("cause ")[2]
 
 
 @pytest.mark.parametrize("bit", [0, 9, 30, 31])
