@@ -121,6 +121,11 @@ def test_one_flipped_bit_is_seen(plain: Path, tmp_path: Path) -> None:
         ("interpolate(1:3, 0.25)", "interpolate(1:3, 0.25)"),
         ("swap(0:1) + interpolate(2:5, 0.3)", None),
         ("bridge(1:3)", None),
+        ("scale(2@0.5)", "scale(2@0.5)"),
+        ("scale(1@3.0, only=ffn)", "scale(1@3.0, only=ffn)"),
+        ("scale(1@-1.0, only=attention) + scale(4@1.25)", "scale(1@-1.0, only=attention) + scale(4@1.25)"),
+        ("swap(1:3, only=attention)", "swap(1:3, only=attention)"),
+        ("swap(0:5, only=ffn)", "swap(0:5, only=ffn)"),
     ],
 )
 def test_surgery_is_recognised_and_repeats(plain: Path, tmp_path: Path, recipe: str, named: str | None) -> None:
@@ -165,6 +170,19 @@ def test_exchanged_experts_are_named(tmp_path: Path) -> None:
     change_tensor(changed, "blk.1.ffn_down_exps.weight", turn)
     (tensor,) = difference(plain, changed).differing
     assert tensor.detail.startswith("expert 0 is A's 2, expert 2 is A's 0")
+
+
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+def test_surgery_on_experts_is_named(tmp_path: Path, kind: str) -> None:
+    plain = convert(checkpoint(tmp_path / "source", moe()), tmp_path / "a.gguf", kind)
+    recipe = "swap-experts(0:1:3) + swap-experts(1:0:2)"
+    changed = operated(plain, tmp_path / "b.gguf", recipe)
+    found = difference(plain, changed)
+    assert found.surgery == recipe
+    assert "experts 1 and 3 of blk.0 are exchanged" in found.layers
+    scaled = difference(plain, operated(plain, tmp_path / "c.gguf", "scale(1@0.5)"))
+    assert scaled.surgery == "scale(1@0.5)"
+    assert scaled.layers == ("what blk.1 adds is multiplied by 0.5",)
 
 
 def test_metadata(plain: Path, tmp_path: Path) -> None:

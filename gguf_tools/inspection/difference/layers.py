@@ -27,8 +27,6 @@ ALMOST_ONE = 0.02
 """The least weight of either layer of a blend."""
 MOST_PAIRED = 128
 """Blends are looked for among at most so many layers."""
-HALF = re.compile(r"ffn_(?!norm)|exp_probs")
-"""How the names of a feed-forward's tensors begin; all others belong to the mixer and the norms."""
 
 Doubles = NDArray[np.float64]
 LayerTensors = Mapping[str, Tensor]
@@ -85,7 +83,7 @@ def _nearest(n: int, layer: LayerTensors, others: Mapping[int, LayerTensors]) ->
     mine = _sampled(layer, names)
     scales, at = np.ones(rows.shape[1]), 0
     for name in names:
-        width = _sample(layer[name]).size
+        width = sampled_tensor(layer[name]).size
         part = rows[:, at : at + width]
         scales[at : at + width] = np.sqrt(np.square(part).mean()) or 1.0
         at += width
@@ -123,7 +121,8 @@ def _blend(rows: Doubles, mine: Doubles, places: Sequence[int], size: float) -> 
     return best
 
 
-def _sample(tensor: Tensor) -> Doubles:
+def sampled_tensor(tensor: Tensor) -> Doubles:
+    """The weights of a tensor that are looked at."""
     half = tensor.size // 2
     parts = [tensor.flat(0, min(SAMPLE, tensor.size))]
     if half >= SAMPLE:
@@ -132,7 +131,7 @@ def _sample(tensor: Tensor) -> Doubles:
 
 
 def _sampled(layer: LayerTensors, names: Sequence[str]) -> Doubles:
-    return np.concatenate([_sample(layer[name]) for name in names])
+    return np.concatenate([sampled_tensor(layer[name]) for name in names])
 
 
 def sentences(found: Mapping[int, Source | None], count: int) -> list[str]:

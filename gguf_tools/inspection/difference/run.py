@@ -9,7 +9,8 @@ from typing import Any
 from gguf_tools.families.base import CheckType
 from gguf_tools.formats.gguf.source import GGUFTensor
 from gguf_tools.formats.watch import Watch
-from gguf_tools.inspection.difference.layers import as_recipe, layers_of, recognised, sentences
+from gguf_tools.inspection.difference.inside import changed_inside
+from gguf_tools.inspection.difference.layers import Source, as_recipe, layers_of, recognised, sentences
 from gguf_tools.inspection.difference.sides import Side, open_sides
 from gguf_tools.inspection.difference.tensors import Error, TensorDifference, tensor_error
 from gguf_tools.progress import CountProgress
@@ -123,7 +124,12 @@ def difference(
     changed = any(tensor.status not in ("equal", "type") and tensor.name.startswith("blk.") for tensor in found)
     if changed:
         sources = recognised(mine, theirs)
+        inside = changed_inside(mine, theirs, sources)
+        sources |= {n: Source(n) for n in inside}
         lines, recipe = sentences(sources, len(mine)), as_recipe(sources, len(mine))
+        lines += [change.text for change in inside.values() if change.text]
+        if inside:  # with layers that moved as well, the order of both is not looked for
+            recipe = None if recipe else " + ".join(change.op for change in inside.values() if change.op)
         found = [_explained(tensor, one, other) for tensor in found]
     watch.check()
     return Difference(
