@@ -139,7 +139,7 @@ def sentences(found: Mapping[int, Source | None], count: int) -> list[str]:
     lines, told = [], set[int]()
     for n, source in found.items():
         if source is None:
-            lines.append(f"blk.{n} is none of A's layers, and no blend of two")
+            lines.append(f"blk.{n} is none of A's layers, and no linear blend of two")
         elif source.second is not None:
             lines.append(f"blk.{n} is {source}")
         elif source.first != n and n not in told:
