@@ -16,11 +16,12 @@ from gguf_tools.description.forms import (
     hinted,
     is_kernel,
     is_matrix,
+    joined,
     recurrent,
     router_of,
 )
 from gguf_tools.description.matching import layer_forms
-from gguf_tools.description.schema import LAYER, Source
+from gguf_tools.description.schema import Source, layer_name
 from gguf_tools.description.structure import Slot, Structure
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.sources.checkpoint import Checkpoint
@@ -32,6 +33,8 @@ WEIGHTS_POSITIVE = 0.9
 """Share of positive numbers in a norm's weights; in a bias about half are."""
 VECTORS = {"Mamba2": 3, "DeltaNet": 2}
 """Vectors of a state space and of linear attention with a number for each head."""
+MOST_NORMS = 6
+"""Norms of a layer: before and after the mixer and the feed-forward, and of q and k."""
 NORM_MEAN = 0.5
 """Weights of a norm have a mean near 1, its biases near 0."""
 
@@ -104,14 +107,24 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
     hidden = structure.hidden
     forms = layer_forms(slots, hidden)
     if not forms:
+        turned = {slot.name for slot in slots if len(slot.shape) == 3 and slot.shape[1] == hidden}
+        slots = [joined(slot, hidden) for slot in slots]
+        forms = [
+            form
+            for form in layer_forms(slots, hidden)
+            if all(source.transposed for source in form.sources if source.tensor in turned)
+        ]
+    if not forms:
         shapes = ", ".join(f"{slot.name} {'×'.join(map(str, slot.shape))}" for slot in slots if len(slot.squeezed) > 1)
         raise UnsupportedError(
             f"{checkpoint.path}: the matrices of layer {layers[0]} match no mixer and feed-forward that tinyq knows "
             f"{recurrent(slots)}({shortened(shapes, 400)}); describe by hand what can be, see docs/describe.md"
         )
     vectors = [slot for slot in slots if len(slot.squeezed) == 1 and not is_kernel(slot)]
+    found = [_biases(form, slots, vectors) for form in forms]
+    biases = max(found, key=len)  # matrices read the wrong way round have biases of another size
+    forms = [form for form, own in zip(forms, found, strict=True) if own == biases]
     form = forms[0]
-    biases = _biases(form, slots, vectors)
     rest = [slot for slot in vectors if slot.name not in biases.values()]
     sigmoid = next((slot for slot in rest if slot.shape == (1, hidden)), None)
     moe = form.ffn == "MoE"
@@ -126,6 +139,13 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
         biased = biased[VECTORS["Mamba2" if form.spaced else form.mixer] :]
     router = biased[0] if biased else None
     rest = [slot for slot in rest if slot != router]
+    norms = _norms([slot for slot in rest if slot.squeezed == (hidden,)], slots, checkpoint, layers)
+    if len(norms) > MOST_NORMS:
+        listed = shortened(", ".join(norm.weight or "" for norm in norms), 300)
+        raise UnsupportedError(
+            f"{checkpoint.path}: layer {layers[0]} has {len(norms)} vectors of the hidden size that may be norms ({listed}); "
+            f"expected at most {MOST_NORMS}; describe it by hand, see docs/describe.md"
+        )
     placed = {*biases.values(), *(source.tensor for source in form.sources)}
     loose = [slot for slot in slots if slot not in vectors and slot.name not in placed]
     loose = [slot for slot in loose if slot not in head]
@@ -137,7 +157,7 @@ def _group(layers: tuple[int, ...], slots: Sequence[Slot], structure: Structure,
         layers=layers,
         forms=tuple(forms),
         biases=biases,
-        norms=_norms([slot for slot in rest if slot.squeezed == (hidden,)], checkpoint, layers),
+        norms=norms,
         head_norms=head,
         router_bias=router.name if router else None,
         sigmoid=sigmoid.name if sigmoid and any(s.roles == ("shared.down",) for s in form.sources) else None,
@@ -202,11 +222,26 @@ def _biases(form: Form, slots: Sequence[Slot], vectors: Sequence[Slot]) -> dict[
         for source in form.sources
         if (slot := by_name[source.tensor]) and source.roles[0].endswith(("down", ".o"))
     }
+    found |= _renamed(loose, [slot for slot in vectors if slot.name not in found.values()])
     for name, rows in loose:
         free = [slot for slot in vectors if slot.name not in found.values() and slot.squeezed == (rows,)]
         if free and rows not in hidden and name not in found:
             found[name] = free[0].name
     return found
+
+
+def _renamed(loose: Sequence[tuple[str, int]], vectors: Sequence[Slot]) -> dict[str, str]:
+    """Matrix → its bias, where the names of several biases follow from those of the matrices by the same change (W_q, b_q)."""
+    pairs: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for name, rows in loose:
+        for slot in vectors:
+            if slot.squeezed == (rows,):
+                first = _alike(name, slot.name)
+                last = min(_alike(name[:first:-1], slot.name[:first:-1]), len(name) - first, len(slot.name) - first)
+                change = name[first : len(name) - last], slot.name[first : len(slot.name) - last]
+                pairs[change].setdefault(name, slot.name)
+    best = max(pairs.values(), key=len, default={})
+    return best if len(best) > 1 and len(set(best.values())) == len(best) else {}
 
 
 def _alike(first: str, second: str) -> int:
@@ -230,27 +265,40 @@ def _head_norms(form: Form, slots: Sequence[Slot], rest: Sequence[Slot], hidden:
     return ()
 
 
-def _norms(vectors: Sequence[Slot], checkpoint: Checkpoint, layers: Sequence[int]) -> tuple[NormSlots, ...]:
-    """The norms that vectors of the hidden size belong to: by module, or where names show none, by their values."""
+def _norms(
+    vectors: Sequence[Slot], around: Sequence[Slot], checkpoint: Checkpoint, layers: Sequence[int]
+) -> tuple[NormSlots, ...]:
+    """The norms that vectors of the hidden size belong to: by module, or where names show none, by their values.
+
+    `around` are all tensors beside them.
+    """
     modules: dict[str, list[Slot]] = defaultdict(list)
     for slot in vectors:
         modules[slot.module].append(slot)
     if all(len(slots) <= 2 for slots in modules.values()):
-        return tuple(norm for slots in modules.values() for norm in _norm(slots, checkpoint, layers))
+        shared = {slot.module for slot in around if len(slot.squeezed) > 1}
+        return tuple(
+            norm for name, slots in modules.items() for norm in _norm(slots, checkpoint, layers, name in shared)
+        )
     weights = [slot for slot in vectors if mean(checkpoint, slot, layers) > NORM_MEAN]
     others = [slot for slot in vectors if slot not in weights]
     if len(weights) != len(others):
         weights, others = list(vectors), []
+    named = _renamed([(slot.name, slot.squeezed[0]) for slot in weights], others)
+    if others and len(named) == len(weights):
+        return tuple(NormSlots(slot.name, named[slot.name]) for slot in weights)
     return tuple(NormSlots(slot.name, others[n].name if others else None) for n, slot in enumerate(weights))
 
 
-def _norm(slots: Sequence[Slot], checkpoint: Checkpoint, layers: Sequence[int]) -> list[NormSlots]:
+def _norm(slots: Sequence[Slot], checkpoint: Checkpoint, layers: Sequence[int], shared: bool) -> list[NormSlots]:
     """A norm with one vector, its weights, or with two, of which the one with the larger mean is the weights.
 
-    Two vectors of positive numbers are those of two norms, which a layer has as parameters of its own.
+    Two vectors of positive numbers are those of two norms, which a layer has as parameters of its own; so are two of numbers near
+    0 in a module that is `shared` with matrices.
     """
     first, *rest = sorted(slots, key=lambda slot: -mean(checkpoint, slot, layers))
-    if rest and positive(checkpoint, rest[0], layers) < WEIGHTS_POSITIVE:
+    less = shared and mean(checkpoint, first, layers) < NORM_MEAN  # weights stored minus 1, of two norms
+    if rest and not less and positive(checkpoint, rest[0], layers) < WEIGHTS_POSITIVE:
         return [NormSlots(first.name, rest[0].name)]
     return [NormSlots(slot.name) for slot in slots]
 
@@ -266,7 +314,7 @@ def positive(checkpoint: Checkpoint, slot: Slot, layers: Sequence[int]) -> float
 
 
 def _arrays(checkpoint: Checkpoint, slot: Slot, layers: Sequence[int]) -> list[NDArray[np.float32]]:
-    return [checkpoint.tensors[slot.name.replace(LAYER, str(layer))].array() for layer in layers]
+    return [checkpoint.tensors[layer_name(slot.name, layer)].array() for layer in layers]
 
 
 def _outside(structure: Structure, checkpoint: Checkpoint) -> Outside:
@@ -287,7 +335,7 @@ def _outside(structure: Structure, checkpoint: Checkpoint) -> Outside:
     placed = [*tables[:1], *vectors, *([bias] if bias else [])]
     return Outside(
         matrices=kept,
-        norms=_norms(vectors, checkpoint, (0,)),
+        norms=_norms(vectors, structure.outside, checkpoint, (0,)),
         positions=tables[0].name if tables else None,
         output_bias=bias.name if bias else None,
         copies=copies,

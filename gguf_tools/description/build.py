@@ -8,8 +8,17 @@ from typing import Any
 from gguf_tools.description.check import contradictions
 from gguf_tools.description.derived import derived_field
 from gguf_tools.description.fields import Reader, hints
-from gguf_tools.description.placing import Placing
-from gguf_tools.description.schema import EXPERT, LAYER, VOCABULARY, Description, Source, name_pattern, roles_of
+from gguf_tools.description.placing import Placing, expert_count, is_stack
+from gguf_tools.description.schema import (
+    EXPERT,
+    LAYER,
+    VOCABULARY,
+    Description,
+    Source,
+    layer_name,
+    name_pattern,
+    roles_of,
+)
 from gguf_tools.description.toml import MOST_LAYERS
 from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.model.norms import Norm, Shape
@@ -105,14 +114,13 @@ def merged(table: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
 def _layer_count(description: Description, checkpoint: Checkpoint) -> int:
     """The number of layers that tensors exist for; CheckpointError for none, or where one in between is missing."""
-    patterns = [source.pattern for source in description.inside]
-    matches = (pattern.fullmatch(name) for name in checkpoint.tensors for pattern in patterns)
-    numbers = {int(match["n"]) for match in matches if match}
+    found = (source.layer(name) for name in checkpoint.tensors for source in description.inside)
+    numbers = {number for number in found if number is not None}
     lacking = min(set(range(len(numbers) + 1)) - numbers)
     if not numbers or lacking < len(numbers) or len(numbers) > MOST_LAYERS:
         name = description.inside[0].tensor if description.inside else LAYER
         raise CheckpointError(
-            f"{checkpoint.path}: no tensors of layer {lacking} ({name.replace(LAYER, str(lacking))} …), as "
+            f"{checkpoint.path}: no tensors of layer {lacking} ({layer_name(name, lacking)} …), as "
             f"{description.path.name} names them"
         )
     for override in description.overrides:
@@ -135,17 +143,11 @@ def _shapes(sources: Sequence[Source], checkpoint: Checkpoint, n: int) -> dict[s
         if shape and source.transposed:
             shape = (*shape[:-2], *shape[:-3:-1])
         if shape and EXPERT in source.tensor:
-            shape = (_experts(source, checkpoint, n), *shape)
+            shape = (expert_count(source, checkpoint, n), *shape)
+        if shape and not is_stack(source):
+            shape = None if len(shape) > 2 else shape
         out |= dict.fromkeys(source.roles, shape if len(source.roles) == 1 else None)
     return out
-
-
-def _experts(source: Source, checkpoint: Checkpoint, n: int) -> int:
-    """How many experts there are tensors of, counted from 0 on."""
-    count = 0
-    while source.name(n, count) in checkpoint.tensors:
-        count += 1
-    return count
 
 
 def _finish(description: Description, checkpoint: Checkpoint, placed: Sequence[Mapping[str, Tensor]]) -> None:
@@ -169,7 +171,7 @@ def _finish(description: Description, checkpoint: Checkpoint, placed: Sequence[M
 def left_over(description: Description, checkpoint: Checkpoint) -> list[str]:
     """The tensors that the description does not name, sorted."""
     named = [*description.outside, *description.inside]
-    patterns = [source.pattern for source in named] + [name_pattern(name) for name in description.unused]
+    patterns = [name_pattern(name) for name in (*(source.tensor for source in named), *description.unused)]
     return sorted(name for name in checkpoint.tensors if not any(pattern.fullmatch(name) for pattern in patterns))
 
 

@@ -144,6 +144,17 @@ def recurrent(slots: Sequence[Slot]) -> str:
     return f"but show {kind}: {seen}, {sizes[heads]} vectors of {heads[0]} heads " if heads[0] else f"but show {seen} "
 
 
+def joined(slot: Slot, hidden: int) -> Slot:
+    """A tensor with an axis for the heads as the matrix or the vector that it is without; any other unchanged."""
+    shape = slot.shape
+    if len(shape) == 3 and not is_kernel(slot) and hidden in shape:
+        if shape[2] == hidden:
+            return replace(slot, shape=(shape[0] * shape[1], hidden))
+        return replace(slot, shape=(hidden, shape[0] * shape[2] if shape[1] == hidden else shape[1] * shape[2]))
+    bias = len(shape) == 2 and 1 not in shape and hidden not in shape and "norm" not in slot.name.lower()
+    return replace(slot, shape=(shape[0] * shape[1],)) if bias else slot
+
+
 def is_matrix(slot: Slot) -> bool:
     """Whether a tensor is one matrix."""
     return len(slot.squeezed) == 2 and not is_kernel(slot)

@@ -37,7 +37,8 @@ class Placing:
             raise CheckpointError(f"{path}: tensor {name} has shape {tensor.shape}, which holds no weights")
         if source.transposed and len(tensor.shape) not in (2, 3):
             raise CheckpointError(f"{path}: tensor {name} has shape {tensor.shape}; expected a matrix to transpose")
-        return transposed(tensor) if source.transposed else tensor
+        whole = EXPERT not in source.tensor and len(tensor.shape) == 2
+        return transposed(tensor) if source.transposed and (whole or is_stack(source)) else tensor
 
     def placed(self, sources: Sequence[Source], shapes: Mapping[str, Shape], n: int | None = None) -> dict[str, Tensor]:
         """The tensor of each role in `shapes`, of layer `n` or outside the layers.
@@ -63,9 +64,15 @@ class Placing:
         """The tensor of one role, cut out of its source and stacked over experts."""
         if EXPERT not in source.tensor:
             return self.cut(self.stored(source, n), source, role, shapes)
+        if not is_stack(source):
+            return self.cut(self._of_heads(source, n), source, role, shapes)
         rest = {other: shapes[other][1:] for other in source.roles}
         each = (self.stored(source, n, expert) for expert in range(shapes[role][0]))
         return stack([self.cut(tensor, source, role, rest) for tensor in each])
+
+    def _of_heads(self, source: Source, n: int) -> Tensor:
+        """The tensors of all heads as a stack."""
+        return stack([self.stored(source, n, head) for head in range(expert_count(source, self.checkpoint, n))])
 
     def cut(self, tensor: Tensor, source: Source, role: str, shapes: Mapping[str, Shape]) -> Tensor:
         """The rows of one role, in its shape; of three axes the first counts matrices. CheckpointError if they do not fit."""
@@ -74,6 +81,8 @@ class Placing:
             tensor = take_rows(tensor, 1, 0, shape[0])
         rows = [shapes[other][axis] for other in source.roles]
         whole = (*shape[:axis], sum(rows), *shape[axis + 1 :])
+        if len(tensor.shape) == len(whole) + 1 and not is_stack(source):
+            tensor = _joined(tensor, whole, source.transposed)
         found = [size for size in tensor.shape if size != 1]
         if found != [size for size in whole if size != 1] or any(size % source.blocks for size in rows):
             what = " + ".join(source.roles) + (f" in {source.blocks} blocks" if source.blocks > 1 else "")
@@ -89,6 +98,35 @@ class Placing:
         first, count = sum(rows[:at]) // source.blocks, rows[at] // source.blocks
         taken = take_rows(flat, matrices * source.blocks, first, count)
         return taken if taken.shape == shape else Reshaped(taken, shape)
+
+
+def is_stack(source: Source) -> bool:
+    """Whether several matrices of a source are those of experts; of other roles they are those of heads, which are joined."""
+    return source.roles[0].startswith("moe.")
+
+
+def expert_count(source: Source, checkpoint: Checkpoint, n: int) -> int:
+    """How many experts or heads there are tensors of, counted from 0 on."""
+    count = 0
+    while source.name(n, count) in checkpoint.tensors:
+        count += 1
+    return count
+
+
+def _joined(tensor: Tensor, whole: Shape, turned: bool) -> Tensor:
+    """A tensor with an axis for the heads as one of shape `whole`, without it; unchanged if the sizes do not allow it.
+
+    With `turned` it is stored as (in, out): as a whole, with the heads first or last of `out`'s sizes, or each head by itself.
+    """
+    if prod(tensor.shape) != prod(whole):
+        return tensor
+    if len(whole) == 1 or not turned:
+        joins = whole in ((prod(tensor.shape[:2]), *tensor.shape[2:]), (tensor.shape[0], prod(tensor.shape[1:])))
+        return Reshaped(tensor, whole) if joins or len(whole) == 1 else tensor
+    count, rows, columns = tensor.shape
+    if whole[::-1] in ((count * rows, columns), (count, rows * columns)):
+        return Transposed(Reshaped(tensor, whole[::-1]))
+    return Reshaped(transposed(tensor), whole) if whole == (count * columns, rows) else tensor
 
 
 def _rows_axis(role: str, shape: Shape) -> int:

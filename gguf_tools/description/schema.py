@@ -5,7 +5,8 @@
 [layer]                     fields of LayerSpec: [layer.mixer], [layer.mixer.rope], [layer.feed_forward] …
 [[layers]] only = [0, 2]    other values for some layers
 [tensors]                   role = "name" of the tensors outside the layers
-[tensors.layer]             role = "name" of a layer's tensors; {n} is the layer's number, {e} the expert's
+[tensors.layer]             role = "name" of a layer's tensors; {n} is the layer's number, {e} the expert's or the head's;
+                            {n+1} where the names count layers from 1, as numbers in a name that is not the layer's start
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from gguf_tools.text import shortened
 
 LAYER, EXPERT = "{n}", "{e}"
 """The places of a layer's and of an expert's number in a tensor's name."""
+_LAYER = re.compile(r"\{n(?:\+([1-9][0-9]{0,3}))?\}")
 VOCABULARY = "vocab_size"
 """The key of `[model]` that states the number of tokens, where the embedding has more rows."""
 KeyPath = tuple[str, ...]
@@ -40,19 +42,35 @@ class Source:
     blocks: int = 1
     transposed: bool = False
 
-    @property
-    def pattern(self) -> re.Pattern[str]:
-        """Matches the names of the tensors; groups `n` and `e` are the numbers."""
-        return name_pattern(self.tensor)
-
     def name(self, layer: int, expert: int = 0) -> str:
         """The name of one tensor."""
-        return self.tensor.replace(LAYER, str(layer)).replace(EXPERT, str(expert))
+        return layer_name(self.tensor, layer).replace(EXPERT, str(expert))
+
+    def layer(self, name: str) -> int | None:
+        """The layer that a name of one of the tensors belongs to, counted from 0; None for another name."""
+        match, mark = name_pattern(self.tensor).fullmatch(name), _LAYER.search(self.tensor)
+        layer = int(match["n"]) - int(mark[1] or 0) if match and mark else -1
+        return layer if layer >= 0 else None
+
+
+def layer_mark(first: int) -> str:
+    """What stands for the layer's number in names that count layers from `first` on."""
+    return f"{{n+{first}}}" if first else LAYER
+
+
+def layer_name(name: str, layer: int) -> str:
+    """The name with the number of layer `layer`, counted from 0, in the place for it."""
+    return _LAYER.sub(lambda mark: str(layer + int(mark[1] or 0)), name)
+
+
+def has_layer(name: str) -> bool:
+    """Whether a name has a place for the layer's number."""
+    return _LAYER.search(name) is not None
 
 
 def name_pattern(name: str) -> re.Pattern[str]:
     """A regular expression for a name with `{n}` and `{e}`; where one occurs again, it is the same number."""
-    text = re.escape(name)
+    text = re.escape(_LAYER.sub(LAYER, name))
     for key in ("n", "e"):
         first, mark = f"(?P<{key}>0|[1-9][0-9]{{0,8}})", re.escape(f"{{{key}}}")
         text = text.replace(mark, first, 1).replace(mark, f"(?P={key})")

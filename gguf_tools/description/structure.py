@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gguf_tools.description.buffers import is_computed
-from gguf_tools.description.schema import EXPERT, LAYER
+from gguf_tools.description.schema import EXPERT, layer_mark
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.model.norms import Shape
 from gguf_tools.sources.checkpoint import Checkpoint
@@ -16,6 +16,8 @@ from gguf_tools.text import shortened
 
 PADDED = 4096
 """Rows that an embedding may have beyond those of the tokens."""
+LEAST = 3
+"""Tensors of a layer at least."""
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -109,25 +111,37 @@ def _counts(numbers: set[int]) -> bool:
     return numbers == set(range(len(numbers)))
 
 
-def _layers(names: Sequence[str]) -> tuple[dict[str, tuple[str, int]], int]:
-    """Name → its pattern with `{n}` and the layer's number, and the number of layers.
+def _run(prefix: str, numbers: set[int], names: Sequence[str]) -> range:
+    """The numbers that may be those of layers: without the first and last ones with fewer tensors than a layer can have.
 
-    The layers are what the prefix with most tensors counts; other prefixes with as many numbers count layers as well.
+    They are those of an embedding, a norm and an output projection in one list with the layers. Empty if they do not count.
     """
-    prefixes = _prefixes(names)
+    own = Counter(int(match[1]) for name in names if (match := re.match(rf"{re.escape(prefix)}(\d+)", name)))
+    large = [number for number in numbers if own[number] >= LEAST]
+    first, last = (min(large), max(large)) if large else (min(numbers), max(numbers))
+    inside = {number for number in numbers if first <= number <= last}
+    return range(first, last + 1) if len(inside) == last + 1 - first else range(0)
+
+
+def _layers(names: Sequence[str]) -> tuple[dict[str, tuple[str, int]], int]:
+    """Name → its pattern with `{n}` and the layer's number from 0 on, and the number of layers.
+
+    The layers are what the prefix with most tensors counts; other prefixes with the same numbers count layers as well.
+    """
+    prefixes = {prefix: _run(prefix, numbers, names) for prefix, numbers in _prefixes(names).items()}
     weight = Counter({prefix: sum(name.startswith(prefix) for name in names) for prefix in prefixes})
-    counting = [prefix for prefix, numbers in prefixes.items() if _counts(numbers)]
+    counting = [prefix for prefix, numbers in prefixes.items() if numbers]
     if not counting:
         return {}, 0
     first = max(counting, key=lambda prefix: (weight[prefix], -len(prefix)))
-    count = len(prefixes[first])
-    also = {prefix for prefix in counting if count > 1 and len(prefixes[prefix]) == count}
+    count, begin = len(prefixes[first]), prefixes[first].start
+    also = {prefix for prefix in counting if count > 1 and prefixes[prefix] == prefixes[first]}
     found = {}
     for name in names:
         for match in _NUMBER.finditer(name):
             prefix = name[: match.start()]
-            if prefix == first or prefix in also:
-                found[name] = f"{prefix}{LAYER}{name[match.end() :]}", int(match[0])
+            if (prefix == first or prefix in also) and int(match[0]) in prefixes[first]:
+                found[name] = f"{prefix}{layer_mark(begin)}{name[match.end() :]}", int(match[0]) - begin
                 break
     return found, count
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gguf_tools.description.schema import EXPERT, LAYER, Description, KeyPath, Override, Source
+from gguf_tools.description.schema import EXPERT, LAYER, Description, KeyPath, Override, Source, has_layer
 from gguf_tools.errors import InputError
 from gguf_tools.formats.text_file import Kind, load_toml, read_text
 from gguf_tools.text import shortened
@@ -100,9 +100,9 @@ def _sources(stated: Description, table: Mapping[str, Any], place: KeyPath, pref
             )
         if not all(source.roles) or len(set(source.roles)) < len(source.roles):
             raise stated.error(here, "names a role twice or none; expected roles joined by +")
-        if place[:2] == ("tensors", "layer") and LAYER not in source.tensor:
+        if place[:2] == ("tensors", "layer") and not has_layer(source.tensor):
             raise stated.error(here, f"names one tensor for all layers; expected {LAYER} for the layer's number")
-        if place[:2] != ("tensors", "layer") and (LAYER in source.tensor or EXPERT in source.tensor):
+        if place[:2] != ("tensors", "layer") and (has_layer(source.tensor) or EXPERT in source.tensor):
             raise stated.error(here, f"has {LAYER} or {EXPERT} in a name outside the layers; expected one name")
         yield source
 

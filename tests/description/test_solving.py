@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gguf_tools import describe
 from gguf_tools.description.build import build
 from gguf_tools.description.toml import read_description
-from gguf_tools.errors import ThresholdError
+from gguf_tools.errors import ThresholdError, TinyqError
 from gguf_tools.families.tiny.writing import write_tiny_tokenizer
 from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import Attention, MoE
@@ -24,6 +24,7 @@ from gguf_tools.reference import Reference
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.sources.checkpoint import open_checkpoint
 from tests.conftest import Ran
+from tests.description import unusual
 from tests.description.decoders import CONTEXT, DECODERS, DIM, HIDDEN, LAYERS, VOCAB, golden
 from tests.description.scrambled import write_weights
 
@@ -121,16 +122,32 @@ def changed(evidence: Path, change: Callable[[dict[str, Any]], None]) -> None:
     np.savez(evidence, **arrays)
 
 
-def test_log_probabilities_are_named(tmp_path: Path) -> None:
-    source, evidence = prepared(tmp_path, "experts")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.log_softmax(-1), "stage head: these are log-probabilities: give the raw logits"),
+        (lambda x: x.softmax(-1), "stage head: these are probabilities: give the raw logits"),
+        (lambda x: x * 0, "logits_0 are the same for every token of the vocabulary"),
+        (lambda x: x.double(), ""),
+        (lambda x: x / 0.7, ""),
+    ],
+    ids=["log-probabilities", "probabilities", "zeros", "float64", "temperature"],
+)
+def test_what_is_made_of_logits_is_named_or_solved(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    source, evidence = prepared(tmp_path, "parallel")
 
-    def normalise(arrays: dict[str, Any]) -> None:
+    def made(arrays: dict[str, Any]) -> None:
         for name in [name for name in arrays if name.startswith("logits")]:
-            arrays[name] = torch.from_numpy(arrays[name]).log_softmax(-1).numpy()
+            arrays[name] = change(torch.from_numpy(arrays[name])).numpy()
 
-    changed(evidence, normalise)
-    with pytest.raises(ThresholdError, match="these are log-probabilities: give the raw logits"):
-        describe(source, golden=evidence).require()
+    changed(evidence, made)
+    if message:
+        with pytest.raises(TinyqError, match=message):
+            describe(source, golden=evidence).require()
+    else:
+        assert describe(source, golden=evidence).solved
 
 
 def test_another_step_of_the_training_is_refused_by_the_head(tmp_path: Path) -> None:
@@ -216,3 +233,30 @@ def test_the_models_own_code_is_asked(tmp_path: Path, monkeypatch: pytest.Monkey
     source, _ = prepared(tmp_path, "bare")
     found = describe(source, oracle="tests.description.decoders:bare_logits")
     assert found.solved
+
+
+@pytest.mark.parametrize("kind", [unusual.Listed, unusual.Axes])
+def test_unusual_layouts_are_solved(tmp_path: Path, kind: type[unusual.Listed | unusual.Axes]) -> None:
+    model = kind()
+    weights = model.w if isinstance(model, unusual.Axes) else dict(model.state_dict())
+    with torch.no_grad():
+        unusual.filled({name: weight for name, weight in weights.items() if not name.endswith("seen")})
+        sequences, _ = golden(DECODERS["positions"], DECODERS["positions"].weights())
+        save(tmp_path / "golden.npz", sequences, [model(torch.tensor(tokens)).numpy() for tokens in sequences])
+    stored = {f"_orig_mod.{name}": weight.detach().clone() for name, weight in weights.items()}
+    torch.save(
+        {"model": stored, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3}]}, "step": 7}, tmp_path / "w.pt"
+    )
+    found = describe(tmp_path / "w.pt", tmp_path / "model.toml", golden=tmp_path / "golden.npz")
+    assert found.solved, found.as_dict()["reason"]
+    assert found.as_dict()["nmse_held_out"] <= 1e-11
+
+
+def test_single_tokens_alone_do_not_solve(tmp_path: Path) -> None:
+    source, evidence = prepared(tmp_path, "experts")
+    decoder = DECODERS["experts"]
+    sequences = [[token] for token in range(8)]
+    save(evidence, sequences, [decoder.logits(decoder.weights(), tokens) for tokens in sequences])
+    with pytest.raises(ThresholdError, match="stage attention pattern: single tokens show neither rope"):
+        describe(source, tmp_path / "model.toml", golden=evidence).require()
+    assert not (tmp_path / "model.toml").exists()

@@ -62,6 +62,11 @@ class Evidence:
         return self.dtype in COARSE
 
     @property
+    def probabilities(self) -> bool:
+        """Whether the logits are none, but positive numbers that add up to 1 over the vocabulary."""
+        return all((array >= 0).all() and np.allclose(array.sum(1), 1, atol=1e-2) for array in self.logits)
+
+    @property
     def goal(self) -> float:
         """The NMSE on one-token prompts at which a search may end: what is left then is continuous, or rounding."""
         return max(SEARCHED, self.floor) if self.coarse else SEARCHED
@@ -112,6 +117,11 @@ def evidence(
     for n, tokens in enumerate(sequences):
         if not all(0 <= token < vocabulary for token in tokens):
             raise InputError(f"{name}: tokens_{n} has ids beyond the logits' vocabulary of {vocabulary}")
+    for n, array in enumerate(logits):
+        if not (np.ptp(array, axis=1) > 0).all():
+            raise InputError(
+                f"{name}: logits_{n} are the same for every token of the vocabulary; expected the model's raw logits"
+            )
     lengths = [len(tokens) for tokens in sequences]
     longest = max(lengths)
     middle = [n for n, length in enumerate(lengths) if length > 1 and n != lengths.index(longest)]
@@ -127,8 +137,10 @@ def evidence(
 
 def _computed(logits: NDArray[np.floating], stored: str) -> str:
     """The type that logits were computed in: a coarser one than they are stored in where all of them are numbers of it."""
-    if stored != "float32":
+    if stored not in ("float32", "float64"):
         return stored if stored in FLOORS else "float32"
+    if stored == "float64" and not np.array_equal(logits.astype(np.float32), logits):
+        return stored
     values = np.ascontiguousarray(logits, np.float32)
     if not (values.view(np.uint32) & 0xFFFF).any():
         return "bfloat16"

@@ -6,7 +6,7 @@ a mean of 0 after a layer norm), and that RMS is the scale of the logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from gguf_tools.description.solver.evidence import SPANS, Evidence
 from gguf_tools.sources.checkpoint import Checkpoint
 
 Matrix = NDArray[np.float64]
+UNWEIGHTED = NormSlots()
 POSITIONS = 96
 """Positions that the head is solved from."""
 FAR = 0.95
@@ -27,16 +28,16 @@ CAPS = (15.0, 20.0, 30.0, 50.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The solved head. `output` and `final` as in `Choices`; `span` is the share of the logits outside the matrix's span.
+    """The solved head. `output` as in `Choices`; `span` is the share of the logits outside the matrix's span.
 
-    `spread` is the relative spread of the RMS over positions after the norm's weights are divided out. `problem` says what does
-    not fit, or is empty.
+    `final` is the norm before the output. `spread` is the relative spread of the RMS over positions after the norm's weights are
+    divided out. `problem` says what does not fit, or is empty.
     """
 
     output: int
     span: float
     softcap: float | None = None
-    final: int = 0
+    final: NormSlots = UNWEIGHTED
     offset: float = 0.0
     centred: bool = False
     scale: float = 1.0
@@ -81,7 +82,9 @@ def solve_head(assignment: Assignment, checkpoint: Checkpoint, given: Evidence, 
         return _final_norm(assignment, checkpoint, states, Head(output=best, span=residual, softcap=cap), given)
     if residual > limit:
         centred = min(_Span(spans[n].centred()).residual(logits - logits.mean(1, keepdims=True)) for n in places)
-        if centred < limit:
+        if given.probabilities:
+            problem = "these are probabilities: give the raw logits, before the softmax"
+        elif centred < limit:
             problem = "these are log-probabilities: give the raw logits, before the (log-)softmax"
         else:
             problem = (
@@ -205,21 +208,43 @@ def _final_norm(assignment: Assignment, checkpoint: Checkpoint, states: Matrix, 
 
 def _norms(assignment: Assignment, checkpoint: Checkpoint, states: Matrix) -> Iterator[Head]:
     """Each candidate for the final norm, with the spread that it leaves."""
-    slots: Sequence[tuple[int, NormSlots]] = [*enumerate(assignment.outside.norms), (-1, NormSlots())]
-    for n, norm in slots:
+    vectors = [name for norm in assignment.outside.norms for name in (norm.weight, norm.bias) if name]
+    others = [NormSlots(first, second) for first in vectors for second in (None, *vectors) if first != second]
+    for norm in dict.fromkeys([*assignment.outside.norms, *others, UNWEIGHTED]):
         weight = checkpoint.tensors[norm.weight].array().astype(np.float64).reshape(-1) if norm.weight else None
-        bias = checkpoint.tensors[norm.bias].array().astype(np.float64).reshape(-1) if norm.bias else 0.0
+        bias = checkpoint.tensors[norm.bias].array().astype(np.float64).reshape(-1) if norm.bias else None
         for offset in (0.0, 1.0) if weight is not None else (0.0,):
             whole = np.ones(states.shape[1]) if weight is None else weight + offset
             kept = np.abs(whole) > 1e-6
             if kept.mean() < 0.9:
                 continue
-            shift = bias[kept] if isinstance(bias, np.ndarray) else bias
-            # With a scale s of the logits the states are s · (norm · weights + bias).
-            unit = (states[:, kept] - shift) / whole[kept]
-            sizes = np.sqrt(np.square(unit).mean(1))
-            scale = float(sizes.mean())
-            means = float(np.abs(unit.mean(1)).max()) / scale
-            spread = float(sizes.std()) / scale
-            centred = means < 1e-3 and kept.all()
-            yield Head(output=0, span=0, final=n, offset=offset, centred=bool(centred), scale=scale, spread=spread)
+            plain = states[:, kept] / whole[kept]
+            for scale, unit in _unbiased(plain, None if bias is None else bias[kept] / whole[kept]):
+                sizes = np.sqrt(np.square(unit).mean(1))
+                size = float(sizes.mean())
+                if not size:
+                    continue
+                centred = float(np.abs(unit.mean(1)).max()) < 1e-3 * size and bool(kept.all())
+                yield Head(
+                    output=0,
+                    span=0,
+                    final=norm,
+                    offset=offset,
+                    centred=centred,
+                    scale=scale * size,
+                    spread=float(sizes.std()) / size,
+                )
+
+
+def _unbiased(plain: Matrix, shift: Matrix | None) -> Iterator[tuple[float, Matrix]]:
+    """(scale of the logits, normed states) where a norm's bias, divided by its weights, is `shift`, or there is none.
+
+    With a scale s the states divided by the weights are s · (normed + shift). It is 1, or what leaves a layer norm's mean of 0.
+    """
+    if shift is None:
+        yield 1.0, plain
+        return
+    yield 1.0, plain - shift
+    scale = float(plain.mean() / shift.mean()) if shift.mean() else 1.0
+    if scale > 0:
+        yield scale, plain / scale - shift

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 from typing import Literal, get_args
 
 from gguf_tools.description.assignment import Assignment
@@ -36,6 +36,7 @@ BLOCKS = (
 """Choices that are changed together where changing one does not help: pairs within a set."""
 MULTIPLIED = ("attn.o", *SSM, "ssm.o", "ffn.gate", "ffn.down")
 """Roles that models with a state space beside attention multiply by numbers; those of v and of up act as those of o and down."""
+SCORES: tuple[Literal["softmax", "sigmoid"], ...] = ("softmax", "sigmoid")
 MOST_EXPERTS = 8
 MOST_FORMS = 8
 """Forms of a layer that the search begins with."""
@@ -213,6 +214,14 @@ def key_heads(form: Form) -> list[int]:
     """Numbers of key heads that linear attention may have, those first whose heads are as wide as those of the values."""
     counts = [count for count in range(1, form.heads + 1) if form.heads % count == 0 and form.state % count == 0]
     return sorted(counts, key=lambda count: (form.state // count != form.inner // form.heads, -count))
+
+
+def joint(choices: Choices) -> Iterator[Choices]:
+    """Every combination of how experts are selected and weighted, of which single changes may not help."""
+    experts = max(form.experts for form in choices.forms)
+    counts = range(1, min(experts, MOST_EXPERTS) + 1)
+    for count, score, normalised, bias in product(counts, SCORES, (True, False), get_args(RouterBias)):
+        yield replace(choices, top_k=count, score=score, normalised=normalised, router_bias=bias)
 
 
 def _small(assignment: Assignment, choices: Choices) -> Iterator[Move]:

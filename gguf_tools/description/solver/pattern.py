@@ -160,10 +160,14 @@ def _attention(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
                 yield replace(base, rotated=False, scale=scale)
                 if assignment.outside.positions is None:
                     yield replace(base, rotated=False, scale=scale, alibi=ALIBI)
-            sizes = sorted({round(dim * part / 2) * 2 for part in (*USUAL_PARTS, *PARTS)} - {0}, reverse=True)
-            for pairs, backwards, size in product(PAIRS, (False, True), sizes):
+            for pairs, backwards, size in product(PAIRS, (False, True), rope_sizes(dim)):
                 turned = None if size == dim else size
                 yield replace(base, rotated=True, pairs=pairs, backwards=backwards, dims=turned, scale=scale)
+
+
+def rope_sizes(dim: int) -> list[int]:
+    """Numbers of dimensions of a head that rope may rotate."""
+    return sorted({round(dim * part / 2) * 2 for part in (*USUAL_PARTS, *PARTS)} - {0}, reverse=True)
 
 
 def _placed(choices: Choices) -> bool:
@@ -280,6 +284,9 @@ def changes(engine: Engine, choices: Choices, batch: Batch) -> Iterator[Choices]
         yield from (replace(choices, windowed=inside ^ {n}) for n in layers)
     if choices.rotated:
         yield from (replace(choices, unrotated=choices.unrotated ^ {n}) for n in layers)
+        size = choices.dims or choices.head_dim
+        for other in rope_sizes(choices.head_dim):  # the same angles, and more or fewer of them, which are the slowest
+            yield replace(choices, dims=other, theta=choices.theta ** (other / size))
         bases = (choices.second_theta,) if choices.second else SECOND_BASES
         yield from (replace(choices, second=choices.second ^ {n}, second_theta=base) for n in layers for base in bases)
         if choices.second:

@@ -1,4 +1,4 @@
-"""Best-first search over choices: the most promising choices are changed in one place, and where that does not help, in two."""
+"""Best-first search: the most promising choices are changed in one place, where that does not help in two, then in a block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from gguf_tools.description.choices import Choices
-from gguf_tools.description.solver.moves import Move, coupled, kind
+from gguf_tools.description.solver.moves import Move, coupled, joint, kind
 
 Score = Callable[[Choices], float]
 Moves = Callable[[Choices], Iterable[Move]]
@@ -83,6 +83,10 @@ class Search:
             best = min(best, self.add(changed))
         if best > 0.9 * found:
             self._pairs(singles, goal)
+            for together in joint(choices) if self._lowest > 0.9 * found else ():
+                if self._ended(goal):
+                    return
+                self.add(together)
 
     def _pairs(self, singles: list[Move], goal: float) -> None:
         """Evaluate two coupled changes together."""

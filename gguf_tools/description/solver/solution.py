@@ -41,6 +41,10 @@ class Solution:
                 f"the logits are {self.rounded}: epsilon is a usual value, not a solved one, and choices with little effect may "
                 "be others; logits in float32 (model.float()) settle them"
             )
+        if self.solved and self.held is None:
+            notes.append(
+                "no prompt was held out, on which the choices could be judged: give one more of another length"
+            )
         if self.solved and self.tested:
             notes.append(f"tested up to {self.tested} tokens: a window or a rope scaling beyond would not show")
         return notes

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gguf_tools.description.assignment import Assignment
+from gguf_tools.description.assignment import Assignment, NormSlots
 from gguf_tools.description.choices import Choices, number
 from gguf_tools.description.solver import moves, single
 from gguf_tools.description.solver.engine import Engine
@@ -50,7 +50,8 @@ def solve(
     if head is not None and head.problem:
         return Solution(choices=begin[0], error=head.span, held=None, stage="head", reason=head.problem)
     if head is not None:
-        begin = [_with_head(choices, head) for choices in begin]
+        assignment = _with_norms(assignment, head.final)
+        begin = [_with_head(choices, head, assignment) for choices in begin]
     solver = _Solver(Engine(assignment, checkpoint, rows, context), given, rows, tell)
     return solver.run(begin)
 
@@ -61,13 +62,25 @@ def _near(number: float) -> float:
     return rounded if abs(rounded - number) < 1e-3 * abs(number) else number
 
 
-def _with_head(choices: Choices, head: Head) -> Choices:
+def _with_norms(assignment: Assignment, final: NormSlots) -> Assignment:
+    """The assignment with this norm before the output; the other vectors outside the layers are those of another norm."""
+    outside = assignment.outside
+    vectors = [name for norm in outside.norms for name in (norm.weight, norm.bias) if name]
+    if final in (*outside.norms, NormSlots()):
+        return assignment
+    rest = [name for name in vectors if name not in (final.weight, final.bias)]
+    pairs = [NormSlots(*rest)] if final.bias and len(rest) == 2 else [NormSlots(name) for name in rest]
+    return replace(assignment, outside=replace(outside, norms=(*pairs, final)))
+
+
+def _with_head(choices: Choices, head: Head, assignment: Assignment) -> Choices:
     """The choices with what the head settles; a scale of the logits near 1 is 1."""
     scale = 1.0 if abs(head.scale - 1) < 1e-3 else head.scale
+    norms = assignment.outside.norms
     return replace(
         choices,
         output=head.output,
-        final=head.final,
+        final=norms.index(head.final) if head.final in norms else -1,
         offset=head.offset,
         head_offset=head.offset,
         centred=head.centred,
@@ -95,7 +108,8 @@ class _Solver:
             )
         found, error = self.settled(found)
         if not self.longer:
-            return self._solution(found, error)
+            text = "single tokens show neither rope, windows, scales of scores nor states; give longer prompts as well"
+            return self._failed(found, error, "attention pattern", text)
         found, error = solve_pattern(
             self.engine, self._ties(found), self.longer, error, coarse=self.given.coarse, tell=self.tell
         )

@@ -24,6 +24,7 @@ class Packing:
     advice: str
 
 
+HQQ = "is packed by HQQ"
 PACKINGS = (
     Packing(
         "belongs to a LoRA adapter",
@@ -40,7 +41,7 @@ PACKINGS = (
         r".*\.(quant_state\.bitsandbytes__\w+|absmax|nested_absmax|quant_map)",
         DEQUANTIZE,
     ),
-    Packing("is packed by HQQ", r".*\.W_q", f"dequantize it with hqq, save it in 16 bit and convert that, {ORIGINAL}"),
+    Packing(HQQ, r".*\.W_q", f"dequantize it with hqq, save it in 16 bit and convert that, {ORIGINAL}"),
 )
 CODES = re.compile(r".*\.(qweight|weight_packed)|.*_proj_blocks")
 """Names of packed integers in the formats that `unpack` reads, if the config names another method."""
@@ -51,7 +52,8 @@ def refuse_packed(checkpoint: Checkpoint) -> Checkpoint:
     for packing in PACKINGS:
         pattern = re.compile(packing.pattern)
         for name in checkpoint.tensors:
-            if pattern.fullmatch(name):
+            own_name = packing.what == HQQ and checkpoint.tensors[name].dtype not in INTEGERS  # a query projection
+            if pattern.fullmatch(name) and not own_name:
                 raise UnsupportedError(f"{checkpoint.path}: tensor {name} {packing.what}; {packing.advice}")
     for name, tensor in checkpoint.tensors.items():
         if tensor.dtype in INTEGERS and (name.endswith(".weight") or CODES.fullmatch(name)):
