@@ -63,6 +63,23 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
         ),
     ),
     "gguf_tools/tokenizers/files.py": (Equivalent("LARGEST_SCORE = 1e30", "one more is the same number in a double"),),
+    "gguf_tools/tokenizers/vocabulary.py": (
+        Equivalent(
+            "return list(backend.encode(text, add_special_tokens=False).ids)",
+            "a backend has no post-processor that would add any",
+            ("False → True",),
+        ),
+    ),
+    "gguf_tools/tokenizers/added_tokens.py": (
+        Equivalent(
+            "encoded = finder.encode(text, add_special_tokens=False)",
+            "a finder has no post-processor that would add any",
+        ),
+        Equivalent(
+            "found = finder.encode(text, add_special_tokens=False)",
+            "a finder has no post-processor that would add any",
+        ),
+    ),
     "gguf_tools/tokenizers/probe.py": (Equivalent("if TYPE_CHECKING:", FOR_ANNOTATIONS),),
     "gguf_tools/tokenizers/model_name.py": (Equivalent("if TYPE_CHECKING:", FOR_ANNOTATIONS),),
     "gguf_tools/tokenizers/pretokenizers.py": (

@@ -296,3 +296,13 @@ def test_both_ways_to_encode_and_the_way_back(tmp_path: Path) -> None:
     assert tokenizer.encode("<c>th") == [60, 99, 62, 256]
     assert tokenizer.encode("<c>th", special=True) == [BYTES, 256]
     assert tokenizer.decode([BYTES, 256, BYTES + 2]) == "<c>th"
+
+
+def test_tokenizers_are_shown_and_compared_by_what_is_written(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path)
+    tokenizer, again = loaded(folder), loaded(folder)
+    assert tokenizer == again
+    assert tokenizer != replace(again, pre="other")
+    shown = repr(tokenizer)
+    assert not any(name in shown for name in ("charsmap", "bytes_known", "_plain", "_parsing"))
+    assert "pre='gpt-2'" in shown
