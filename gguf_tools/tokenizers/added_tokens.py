@@ -14,7 +14,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
 from gguf.constants import TokenType
-from tokenizers import AddedToken as Added
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import WordLevel
 
@@ -128,7 +127,7 @@ def _crossing(contents: Sequence[str]) -> tuple[str, str] | None:
     mixed_by_first = {content[0]: content for content in ordered if len(set(content)) > 1}
     for token in ordered:
         if len(set(token)) == 1:
-            if token[0] in mixed_by_first:
+            if len(token) > 1 and token[0] in mixed_by_first:
                 return token, mixed_by_first[token[0]]
             continue
         for cut in range(1, len(token)):
@@ -144,7 +143,7 @@ def _crossing(contents: Sequence[str]) -> tuple[str, str] | None:
 def _within(outer: Sequence[str], inner: Sequence[str]) -> tuple[str, str] | None:
     """A text of `outer`, and one of `inner` that lies in it."""
     finder = HFTokenizer(WordLevel({"": NOT_ADDED}, unk_token=""))
-    finder.add_tokens([Added(content, normalized=False) for content in inner])
+    finder.add_tokens(list(inner))
     for text in outer if inner else ():
         found = finder.encode(text, add_special_tokens=False)
         if lies := next((token for number, token in zip(found.ids, found.tokens, strict=True) if number), None):
@@ -161,10 +160,8 @@ def _rewritten(tokens: Sequence[AddedToken], files: TokenizerFiles) -> str | Non
 
     def changed(content: str) -> bool:
         """Prepend and a table of characters may change any token, NFC and Replace of spaces few."""
-        return (
-            not kinds <= {"NFC", "Replace"}
-            or ("NFC" in kinds and unicodedata.normalize("NFC", content) != content)
-            or ("Replace" in kinds and any(space in content for space in SPACES))
-        )
+        if kinds == {"NFC"}:
+            return unicodedata.normalize("NFC", content) != content
+        return kinds != {"Replace"} or any(space in content for space in SPACES)
 
     return next((token.content for token in tokens if token.normalized and changed(token.content)), None)

@@ -72,6 +72,10 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
     ),
     "gguf_tools/tokenizers/added_tokens.py": (
         Equivalent(
+            "if len(token) > 1 and token[0] in mixed_by_first:", "all characters of the token are the same", ("0 → 1",)
+        ),
+        Equivalent("return token, mixed_by_first[token[0]]", "all characters of the token are the same", ("0 → 1",)),
+        Equivalent(
             "encoded = finder.encode(text, add_special_tokens=False)",
             "a finder has no post-processor that would add any",
         ),

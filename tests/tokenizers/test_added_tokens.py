@@ -61,8 +61,9 @@ def compared(tokenizer: Tokenizer, llama: LlamaVocabulary, parts: Sequence[str])
 
 BYTE_LEVEL_CASES: Mapping[str, tuple[Sequence[Mapping[str, Any]], Mapping[str, Any], str, Sequence[str]]] = {
     # added tokens, what else is in the file, a text that the two cut differently, what else texts are made of
-    "crossing": ([user("<ab"), user("b>cd")], {}, "<ab>cd", ["<a", ">", "cd", "b"]),
-    "crossing a run of one character": ([user("=="), user("=>x")], {}, "==>x", ["=", ">", "x"]),
+    "crossing": ([user("  "), user("<ab"), user("b>cd")], {}, "<ab>cd", ["<a", ">", "cd"]),
+    "crossing a run of one character": ([user("=="), user("=>>")], {}, "==>>", ["=", ">", "x"]),
+    "beside one that is its end": ([user("q"), user("qXq"), user("qZZZ")], {}, "qXqZZZ", ["X", "Z"]),
     "equally long": ([user("ab"), user("bc"), user("ca")], {}, "cab", ["a", "b", "c"]),
     "raw before normalized": ([user("<a>", normalized=True), user("a")], {}, "<a>", ["<", "a", ">"]),
     "within a control token": ([control("<no>"), user("no")], {}, "<no>", ["<", ">", "n"]),
@@ -101,7 +102,7 @@ def test_what_is_found_differently_is_named(tmp_path: Path, name: str) -> None:
     differ, named = compared(tokenizer, llama, [*parts, *contents])
     assert text in differ
     assert differ <= named
-    # No limit names a text without these tokens.
+    # No limit names a text without any of these tokens.
     assert all(any(token in one for token in (text, *contents)) for one in named)
     (limit,) = tokenizer.limits
     assert limit.note in tokenizer.notes
@@ -112,7 +113,7 @@ def test_what_is_found_differently_is_named(tmp_path: Path, name: str) -> None:
     ("name", "note"),
     [
         ("crossing", "tokens such as '<ab' and 'b>cd' overlap"),
-        ("crossing a run of one character", "tokens such as '==' and '=>x' overlap"),
+        ("crossing a run of one character", "tokens such as '==' and '=>>' overlap"),
         ("raw before normalized", "tokens such as '<a>' and 'a' overlap"),
         ("within a control token", "in plain text it finds 'no' within '<no>'"),
         ("not in NFC", "in the normalized text, llama.cpp in the text as it is"),
@@ -133,6 +134,7 @@ def test_what_the_note_says(tmp_path: Path, name: str, note: str) -> None:
         ([user("ab"), user("abc"), user("b")], {}),
         ([user("  "), user("   "), user("\n\n"), control("\t")], {}),
         ([user("aba")], {}),
+        ([user("a"), user("ab"), user("b")], {}),
         ([user("<a>"), user("a", normalized=True)], {}),
         ([control("<a>"), control("a")], {}),
         ([user("<a>"), control("a")], {}),
@@ -173,6 +175,7 @@ def test_sentencepiece(tmp_path: Path, normalizers: list[Any], added: list[Any],
     assert differ <= named
     if text is None:
         assert named == set()
+        assert not any("in the normalized text" in said for said in tokenizer.notes)
     else:
         assert text in differ
         assert sum(note in said for said in tokenizer.notes) == 1

@@ -79,20 +79,19 @@ def test_any_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
         assert vocabulary.encode(text) == wanted
 
 
-def test_the_special_tokens(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(written(tmp_path), ROWS, approximate=True)
+def test_the_special_tokens(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tokenizer, vocabulary = loaded(tmp_path_factory)
     ids = {text: ENCODING.encode(text, allowed_special="all")[0] for text in SPECIAL}
     assert (tokenizer.bos_id, tokenizer.add_bos, tokenizer.add_eos) == (ids["<|bos|>"], True, False)
     assert {tokenizer.eos_id, tokenizer.eot_id} == {ids["<|assistant_end|>"], ids["<|bos|>"]}
-    vocabulary = llama_vocabulary(tmp_path, tokenizer)
     text = "<|bos|><|user_start|>hi 12<|user_end|><|assistant_start|>"
     assert vocabulary.encode(text, special=True) == ENCODING.encode(text, allowed_special="all")
     probe(tokenizer, vocabulary.encode)
 
 
-def test_how_often_the_two_differ_is_what_the_note_says(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(written(tmp_path), ROWS, approximate=True)
-    encode = llama_vocabulary(tmp_path, tokenizer).encode
+def test_how_often_the_two_differ_is_what_the_note_says(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tokenizer, vocabulary = loaded(tmp_path_factory)
+    encode = vocabulary.encode
     numbers = sum(encode(str(n)) != ENCODING.encode(str(n)) for n in range(10_000))
     pieces = [piece for piece in probe_pieces() if encode(piece) != ENCODING.encode(piece, disallowed_special=())]
     note = next(note for note in tokenizer.notes if "digits in twos" in note)

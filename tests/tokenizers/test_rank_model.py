@@ -11,14 +11,14 @@ import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiktoken._educational import bpe_train
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from gguf_tools.errors import CheckpointError
+from gguf_tools.tokenizers.byte_level import byte_characters
 from gguf_tools.tokenizers.probe import probe, probe_pieces
 from gguf_tools.tokenizers.rank_model import LONGEST, PATTERN, RESERVED, SPECIAL, is_rank_model, put_together
 from gguf_tools.tokenizers.vocabulary import load_tokenizer
-from tests.tokenizers.tokenizers_for_tests import llama_vocabulary
+from tests.tokenizers.tokenizers_for_tests import llama_vocabulary, regex_split, train_byte_level
 
 BASE = 700
 SIZE = BASE + RESERVED + 4
@@ -29,8 +29,12 @@ TEXT = st.lists(
 
 @cache
 def ranks() -> dict[bytes, int]:
-    text = "the quick brown fox jumps over the lazy dog; there are 1234 foxes, aaaa aaab naïve café 中文中文\n" * 20
-    return dict(bpe_train(text + "".join(probe_pieces()), BASE, PATTERN, visualise=None))
+    """A vocabulary trained with Llama 3's pattern: all bytes, then what merges give, in order."""
+    back = {char: byte for byte, char in enumerate(byte_characters())}
+    trained = json.loads(train_byte_level(regex_split(PATTERN), BASE + 100).to_str())["model"]
+    merged = dict.fromkeys(bytes(back[char] for char in left + right) for left, right in trained["merges"])
+    tokens = [*(bytes([byte]) for byte in range(256)), *merged][:BASE]
+    return {token: rank for rank, token in enumerate(tokens)}
 
 
 @cache
