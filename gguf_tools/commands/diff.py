@@ -130,7 +130,7 @@ def _summary(found: Difference) -> Facts:
     facts = [
         ("A", shown_source(found.a)),
         ("B", shown_source(found.b)),
-        ("tensors", ", ".join(f"{count} {name}" for name, count in counts.items() if count)),
+        ("tensors", ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"),
         *(("note", one_line(note)) for note in found.notes),
         *(("layers", line) for line in found.layers[:ROWS]),
     ]

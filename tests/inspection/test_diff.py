@@ -15,7 +15,7 @@ from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
 from gguf_tools.errors import InputError
-from gguf_tools.formats.gguf.header import f32, read_header, string
+from gguf_tools.formats.gguf.header import f32, pack_header, read_header, string
 from gguf_tools.inspection.difference.run import Difference, difference
 from tests.surgery.surgery_files import operated, operation, with_metadata
 from tests.tiny_models import checkpoint, dense, moe
@@ -183,6 +183,17 @@ def test_surgery_on_experts_is_named(tmp_path: Path, kind: str) -> None:
     scaled = difference(plain, operated(plain, tmp_path / "c.gguf", "scale(1@0.5)"))
     assert scaled.surgery == "scale(1@0.5)"
     assert scaled.layers == ("what blk.1 adds is multiplied by 0.5",)
+
+
+def test_a_file_without_layers(plain: Path, tmp_path: Path) -> None:
+    """Such as one of a vocabulary alone, or an adapter."""
+    bare = tmp_path / "vocabulary.gguf"
+    bare.write_bytes(pack_header(dict(read_header(plain).metadata), (), 32))
+    found = difference(plain, bare)
+    assert found.surgery is None
+    assert found.layers == ("B has no layers",)
+    assert {tensor.status for tensor in found.tensors} == {"only in A"}
+    assert difference(bare, bare).equal
 
 
 def test_metadata(plain: Path, tmp_path: Path) -> None:

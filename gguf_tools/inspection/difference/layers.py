@@ -151,6 +151,8 @@ def sentences(found: Mapping[int, Source | None], count: int) -> list[str]:
                 lines.append(f"blk.{n} is A's blk.{source.first}")
     used = {i for source in found.values() if source for i in (source.first, source.second)}
     gone = [f"blk.{n}" for n in range(count) if n not in used]
+    if not found:
+        return ["B has no layers"]
     if gone and None not in found.values():
         lines.append(f"{', '.join(gone)} of A {'are' if len(gone) > 1 else 'is'} not in B")
     return lines
@@ -161,7 +163,7 @@ def as_recipe(found: Mapping[int, Source | None], count: int) -> str | None:
 
     "" if every layer stayed.
     """
-    if list(found) != list(range(len(found))):
+    if not found or list(found) != list(range(len(found))):
         return None
     sources = [source for source in found.values() if source is not None]
     if len(sources) < len(found):
