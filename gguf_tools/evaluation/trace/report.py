@@ -77,12 +77,20 @@ _BUDGET = (
 
 
 def columns(trace: Trace) -> list[str]:
-    """The points within layers, in order of computation."""
-    found: dict[str, None] = {}
+    """The points within layers, in order of computation; those that only some layers have before what follows in these."""
+    layers: dict[int, list[str]] = {}
     for point in trace.points:
         if point.layer is not None:
-            found.setdefault(point.point)
-    return list(found)
+            layers.setdefault(point.layer, []).append(point.point)
+    found: list[str] = []
+    for names in layers.values():
+        at = len(found)
+        for name in reversed(names):
+            if name in found:
+                at = found.index(name)
+            else:
+                found.insert(at, name)
+    return found
 
 
 def severity(point: PointError) -> float:
