@@ -138,15 +138,25 @@ class Result(Printed, Protocol):
         """The report that --json writes."""
 
 
-def show_report(report: Printed) -> None:
-    """Print a report to stdout in the form and width that the running command's options ask for."""
+def show_report(report: Printed, colours: Mapping[str, str] | None = None) -> None:
+    """Print a report to stdout in the form and width that the running command's options ask for.
+
+    On a terminal the characters in `colours` have these colours (of `click.style`), unless NO_COLOR is set (no-color.org).
+    """
     asked = click.get_current_context().meta
     layout = asked.get(f"{_LAYOUT}.layout", "text")
     if layout == "text":
-        show(report.as_text(terminal_view(wide=asked.get(f"{_LAYOUT}.wide", False))))
+        text = report.as_text(terminal_view(wide=asked.get(f"{_LAYOUT}.wide", False)))
+        _echo(coloured(for_terminal(text), {} if os.environ.get("NO_COLOR") else colours or {}))
         return
     text = report.as_csv() if layout == "csv" else report.as_markdown()
     _echo(for_terminal(text, None), nl=False)
+
+
+def coloured(text: str, colours: Mapping[str, str]) -> str:
+    """The text with runs of these characters in their colours; `click.echo` removes them where there is no terminal."""
+    runs = "|".join(f"{re.escape(character)}+" for character in colours)
+    return re.sub(runs, lambda found: click.style(found[0], fg=colours[found[0][0]]), text) if runs else text
 
 
 def show(text: str, *, err: bool = False) -> None:

@@ -74,7 +74,7 @@ def trace(
     """
     from gguf_tools.evaluation.text_files import read_text
     from gguf_tools.evaluation.trace.pictures import as_html, as_png
-    from gguf_tools.evaluation.trace.report import TraceReport
+    from gguf_tools.evaluation.trace.report import COLOURS, TraceReport
     from gguf_tools.evaluation.trace.run import trace as run
     from surgery.donors import operate_recorded
 
@@ -99,6 +99,6 @@ def trace(
     if png is not None:
         write_bytes(as_png(found), png, force=force)
     if not quiet and not takes_stdout(json_path, html):
-        show_report(TraceReport(found))
+        show_report(TraceReport(found), COLOURS)
     if found.verdict:
         raise ThresholdError(one_line(f"{file}: {found.verdict}"))

@@ -19,7 +19,8 @@ ROWS = 12
 """Most rows in a table of points."""
 SHADES = "·░▒▓█"
 """Errors in tenths of their tolerances' logarithms: explained ones light, unexplained ones black."""
-SHORT = {"layer_out": "out", "mixer_out": "mix", "mixer_norm": "norm", "mixer_residual": "res", "ffn_norm": "norm2"}
+COLOURS = {"█": "red", "▓": "yellow", "▒": "yellow"}
+"""Colours of the map in a terminal."""
 
 
 def text_of(trace: Trace, view: View = WHOLE) -> str:
@@ -167,7 +168,7 @@ def budget(trace: Trace, width: int | None = None) -> str:
             one.name,
             one.type,
             f"{one.kl:.2e}",
-            "█" * round(20 * one.kl / total),
+            "━" * round(20 * one.kl / total),
             f"{1000 * one.gain:.1e} by {one.next_type}" if one.next_type else "",
         )
         for one in trace.budget.tensors[:ROWS]

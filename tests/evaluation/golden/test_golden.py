@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from gguf_tools.bundled import bundled_model
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.conformance import Case, transformers_logits
+from gguf_tools.evaluation.golden import engines
 from gguf_tools.evaluation.golden.check import Check, check_arrays
 from gguf_tools.evaluation.golden.engines import check_command, check_gguf
 from gguf_tools.evaluation.golden.meanings import MEANINGS
@@ -215,6 +217,49 @@ def test_a_command_that_fails(place: Place) -> None:
             f"{sys.executable} -c \"import sys; sys.exit(print('it broke', file=sys.stderr) or 3)\" {{tokens}}",
             "",
         )
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("print('\\x00 loading … done')", "printed no token ids for prompt 0; expected 8"),
+        ("import os; os.kill(os.getpid(), 11)", "ended with exit code -11"),
+        ("import time; time.sleep(60)", "timed out after 0.5 seconds"),
+        ("import sys; sys.stdout.buffer.write(bytes(range(256)) * 999)", None),
+    ],
+)
+def test_a_command_that_misbehaves(place: Place, monkeypatch: pytest.MonkeyPatch, code: str, error: str | None) -> None:
+    golden = read_golden_files(place.golden)
+    command = f"{sys.executable} -c {shlex.quote(code)} {{tokens}}"
+    if error is None:  # the digits among the bytes are not the golden tokens
+        assert not check_command(golden, command, "").passed
+        return
+    monkeypatch.setattr(engines, "SECONDS", 0.5 if "sleep" in code else 120.0)
+    with pytest.raises(InputError, match=re.escape(error)):
+        check_command(golden, command, "")
+
+
+def test_a_command_that_prints_too_few_tokens(place: Place) -> None:
+    golden = read_golden_files(place.golden)
+    token = golden.prompts[0].greedy[0]
+    found = check_command(golden, f"{sys.executable} -c 'print({token})' {{tokens}}", "")
+    assert found.first
+    assert (found.first.prompt, found.first.position) == (0, 1)
+    assert found.first.found == "no more tokens"
+
+
+def test_dumps_of_other_layouts(place: Place) -> None:
+    """Transposed, another dtype, another shape of the same values, and names that nobody asked for."""
+    golden: Arrays = load_file(place.golden / "golden.safetensors")
+    logits = golden["logits_0"]
+    assert not checked(place, {"logits_0": np.ascontiguousarray(logits.T)}).passed
+    assert checked(place, {"logits_0": logits[None].astype(np.float64)}).passed
+    found = checked(place, {"logits_0": logits, "hidden_0": logits})
+    assert found.passed
+    assert found.notes == ("not in the golden folder, and not compared: hidden_0",)
+    found = checked(place, {"logits_0": logits.astype(np.float16)})
+    assert found.first
+    assert found.first.point == "logits"
 
 
 def test_the_suite_has_every_variant_under_a_name_of_its_own() -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gguf_tools.evaluation.trace import run
 from gguf_tools.evaluation.trace.report import text_of
 from gguf_tools.evaluation.trace.run import trace
 from gguf_tools.formats.gguf.header import Field, f32, u32
+from gguf_tools.formats.gguf.source import open_gguf
 from tests.evaluation.trace.planting import Floats, planted, with_key
 from tests.evaluation.trace.test_faults import Files, check, files, nothing, traced
 
@@ -178,6 +180,55 @@ def test_metadata_without_an_effect(files: Files, tmp_path: Path, key: str, valu
     found = traced(with_key(file, tmp_path / "bad.gguf", key, value), source)
     assert found.first is None
     assert [one.text for one in found.unseen[:1]] == ([text] if text else [])
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "name", "function", "layer", "point", "cause"),
+    [
+        ("qwen2", "plain", "blk.1.attn_q.bias", nothing, 1, "attn.q", "the bias is not loaded (attn.q_bias)"),
+        (
+            "qwen3-moe",
+            "plain",
+            "blk.1.attn_q_norm.weight",
+            np.ones_like,
+            1,
+            "attn.q_normed",
+            "the norm's weights are not applied (attn.q_norm)",
+        ),
+        (
+            "qwen3-moe",
+            "plain",
+            "blk.1.ffn_down_exps.weight",
+            lambda v: v[[1, 0, *range(2, len(v))]],
+            1,
+            "expert.down",
+            "experts 0 and 1 are exchanged (moe.down)",
+        ),
+        ("gpt2", "plain", "output_norm.bias", nothing, None, "final_norm", "the bias is not loaded (output_norm_bias)"),
+    ],
+)
+def test_faults_of_an_engine(
+    files: Files,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    variant: str,
+    name: str,
+    function: Change,
+    layer: int | None,
+    point: str,
+    cause: str,
+) -> None:
+    """llama.cpp reads the broken file and tinyq the good one, as if llama.cpp did not use what it reads."""
+    source, file = files(family, variant, "f32")
+    bad = planted(file, tmp_path / "bad.gguf", (name, function))
+    monkeypatch.setattr(run, "open_gguf", lambda _: open_gguf(file))
+    found = traced(bad, source)
+    assert found.first
+    assert (found.first.layer, found.first.point) == (layer, point)
+    assert found.cause
+    assert (found.cause.text, found.cause.where) == (cause, "engine")
+    assert found.cause.tensors == (name,)
 
 
 def test_metadata_that_contradict_the_tensors(files: Files, tmp_path: Path) -> None:

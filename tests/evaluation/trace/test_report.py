@@ -7,12 +7,14 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 
+from gguf_tools.commands.common import show_report
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
-from gguf_tools.evaluation.trace.report import TraceReport, heatmap, text_of
+from gguf_tools.evaluation.trace.report import COLOURS, TraceReport, heatmap, text_of
 from gguf_tools.evaluation.trace.run import Trace, trace
 from gguf_tools.tables import View
 from tests.made_checkpoints import Made
@@ -31,6 +33,25 @@ def found(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Trace:
 @pytest.mark.parametrize("width", [80, 120])
 def test_no_line_is_wider(found: Trace, width: int) -> None:
     assert max(map(len, text_of(found, View(width, width)).splitlines())) <= width
+
+
+def test_the_map_has_colours_on_a_terminal_only(
+    found: Trace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = replace(found, points=(replace(found.points[0], tolerance=0.0), *found.points[1:]))
+
+    def printed() -> str:
+        with click.Context(click.Command("trace")):
+            show_report(TraceReport(bad), COLOURS)
+        return capsys.readouterr().out
+
+    plain = printed()
+    assert "\x1b" not in plain
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert click.unstyle(printed()).split() == plain.split()
+    assert "\x1b[31m█" in printed()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in printed()
 
 
 def test_all_layers_are_in_the_maps(found: Trace) -> None:
