@@ -145,7 +145,7 @@ def _shapes(sources: Sequence[Source], checkpoint: Checkpoint, n: int) -> dict[s
         if shape and EXPERT in source.tensor:
             shape = (expert_count(source, checkpoint, n), *shape)
         if shape and not is_stack(source):
-            shape = None if len(shape) > 2 else shape
+            shape = None if len([size for size in shape if size != 1]) > 2 else shape
         out |= dict.fromkeys(source.roles, shape if len(source.roles) == 1 else None)
     return out
 
