@@ -53,7 +53,7 @@ def build_finder(files: TokenizerFiles, kinds: Mapping[int, TokenType]) -> tuple
     """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
     document = {
-        "added_tokens": [{**token, **flags, "id": n} for n, token in enumerate(_added(files, kinds), 1)],
+        "added_tokens": [{**token, **flags} for token in _added(files, kinds)],  # (the library numbers them anew)
         "normalizer": files.document.get("normalizer"),
         "model": {"type": "WordLevel", "vocab": {"": NOT_ADDED}, "unk_token": ""},
     }

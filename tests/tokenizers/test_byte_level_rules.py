@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from gguf_tools.errors import CheckpointError, TokenizerError
 from gguf_tools.tokenizers import digits
-from gguf_tools.tokenizers.backend import NOT_ADDED, build_backend, build_finder, unreachable
+from gguf_tools.tokenizers.backend import NOT_ADDED, build_backend, build_finder, guarded, unreachable
 from gguf_tools.tokenizers.byte_level import byte_characters
 from gguf_tools.tokenizers.byte_level_bpe import convert_byte_level
 from gguf_tools.tokenizers.files import TokenizerFiles, read_files
@@ -253,3 +253,20 @@ def test_tokens_that_merging_does_not_give(tmp_path: Path) -> None:
     plain, _ = build_backend(files, {})
     assert unreachable(plain, files.vocab) == ["xy", "the"]
     assert unreachable(plain, ["th", "a"]) == []
+
+
+def test_failures_of_the_library_are_one_short_line() -> None:
+    with (
+        pytest.raises(CheckpointError, match=r"^file: the tokenizers library fails on a text: 'one two'$"),
+        guarded(Path("file")),
+    ):
+        raise Exception("one\n two")
+    with pytest.raises(CheckpointError) as error, guarded(Path("file"), "rejects it"):
+        raise Exception("x" * 300)
+    assert str(error.value) == f"file: the tokenizers library rejects it: '{'x' * 198}…"
+    panic = type("PanicException", (BaseException,), {})  # of pyo3_runtime, which cannot be imported
+    with pytest.raises(CheckpointError, match="fails on a text"), guarded(Path("file")):
+        raise panic
+    for other in (KeyboardInterrupt, ValueError, MemoryError, TokenizerError):
+        with pytest.raises(other), guarded(Path("file")):
+            raise other
