@@ -52,15 +52,17 @@ def probe(tokenizer: Tokenizer, encode_other: Encode, text: str | None = None) -
 
 def _texts(tokenizer: Tokenizer, pieces: Sequence[str]) -> Iterator[tuple[str, bool]]:
     """The texts to compare, short ones first, each with whether control tokens in it are parsed."""
+    tokens = list(tokenizer.probe_tokens)
     if tokenizer.nfc:
         pieces = [normalizers.NFC().normalize_str(piece) for piece in pieces]
+        tokens = [token for token in tokens if normalizers.NFC().normalize_str(token) == token]
     fair = [piece for piece in pieces if _fair(tokenizer, piece)]
     yield from ((piece, False) for piece in fair)
     yield from ((piece[:-1], False) for piece in fair if piece.endswith("\n") and _fair(tokenizer, piece[:-1]))
     whole = "".join(fair)
     if _fair(tokenizer, whole):
         yield whole, False
-    tokens = [token for token in tokenizer.probe_tokens[:MAX_SPECIAL] if _fair(tokenizer, token)]
+    tokens = [token for token in tokens[:MAX_SPECIAL] if _fair(tokenizer, token)]
     if tokens:
         # With other text on both sides, and with line ends on both sides, which a token may strip.
         for around in ("x{}y", "\n{}\n"):

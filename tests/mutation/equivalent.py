@@ -70,6 +70,13 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
             ("False → True",),
         ),
     ),
+    "gguf_tools/tokenizers/byte_level_bpe.py": (
+        Equivalent(
+            "if token.content in files.vocab or not byte_of.keys() >= set(token.content):",
+            "a text with all 256 bytes is not one piece",
+            ("byte_of.keys() >= set(token.content) → byte_of.keys() > set(token.content)",),
+        ),
+    ),
     "gguf_tools/tokenizers/added_tokens.py": (
         Equivalent(
             "if len(token) > 1 and token[0] in mixed_by_first:", "all characters of the token are the same", ("0 → 1",)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gguf_tools.tokenizers.added_tokens import longest_first
+from gguf_tools.tokenizers.byte_level import byte_characters
 from gguf_tools.tokenizers.probe import probe
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 from tests.tokenizers.test_sentencepiece_rules import BYTES, CONTROL, LETTERS, PREPEND, REPLACE, WORDS
@@ -72,7 +73,7 @@ BYTE_LEVEL_CASES: Mapping[str, tuple[Sequence[Mapping[str, Any]], Mapping[str, A
     "strips on the right": ([control("<r>", rstrip=True)], {}, "<r>\n", [" ", "\n", "x"]),
     "whole words": ([user("be", single_word=True)], {}, "bex", ["x", " ", "-", "é"]),
     "a piece where merges are ignored": (
-        [control("PAD")],
+        [user("th"), user("plain"), control("P\nD"), control("<|D|>"), control("PAD")],
         {"pre_tokenizer": LLAMA3, "model": {"ignore_merges": True}},
         "PAD",
         ["P", "AD", " ", "!"],
@@ -106,6 +107,18 @@ def test_what_is_found_differently_is_named(tmp_path: Path, name: str) -> None:
     assert all(any(token in one for token in (text, *contents)) for one in named)
     (limit,) = tokenizer.limits
     assert limit.note in tokenizer.notes
+    probe(tokenizer, llama.encode)
+
+
+def test_a_control_token_that_stands_for_a_byte_without_a_token(tmp_path: Path) -> None:
+    """llama.cpp takes the character for the byte, whose text is among the tokens; the library drops it."""
+    vocab = {char: n for n, char in enumerate(char for char in [*byte_characters(), "th"] if char != "q")}
+    tokens = [{**control("q"), "id": 256}, {**control("qw"), "id": 257}]
+    tokenizer, llama = pair(byte_level_folder(tmp_path, tokens, model={"vocab": vocab}))
+    (limit,) = [limit for limit in tokenizer.limits if "also matches" in limit.note]
+    assert "matches 'q' where plain text has 'q'" in limit.note
+    assert (llama.encode("aq"), tokenizer.encode("aq")) == ([vocab["a"], 256], [vocab["a"]])
+    assert [limit.affects(text) for text in ("aq", "qw", "a", "w")] == [True, True, False, False]
     probe(tokenizer, llama.encode)
 
 

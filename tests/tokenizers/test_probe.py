@@ -83,6 +83,9 @@ def test_what_is_left_out() -> None:
 def test_text_is_normalized_first() -> None:
     assert run(Characters(nfc=True), text="e\u0301")[0] == ("é", False)
     assert run(Characters(), text="e\u0301")[0] == ("e\u0301", False)
+    # An added token that is not in NFC is plain text in a form that llama.cpp keeps.
+    for nfc, marks in ((True, "xéy"), (False, "xe\u0301yxéy")):
+        assert run(Characters(nfc=nfc, probe_tokens=("e\u0301", "é")), text="c")[2] == (marks, True)
 
 
 def test_added_tokens_are_compared_both_ways() -> None:
