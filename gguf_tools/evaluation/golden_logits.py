@@ -113,10 +113,20 @@ def _shown(array: Array) -> str:
     return f"{array.dtype} of shape {array.shape}"
 
 
+MOST_RATIO, LEAST = 32, 64 << 20
+"""How far a compressed file may expand, and bytes that it may have in any case: real logits shrink little."""
+
+
 def _npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, tuple[Array, str]]:
     """The wanted arrays of a .npz file; an array's size is checked against that of its zip member before allocation."""
     found = {}
+    most = max(MOST_RATIO * path.stat().st_size, LEAST)
     with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist() if wanted(member.filename.removesuffix(".npy")))
+        if size > most:
+            raise ValueError(
+                f"they expand to {size:,} bytes, more than {MOST_RATIO} times the file; write them uncompressed"
+            )
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if wanted(name):

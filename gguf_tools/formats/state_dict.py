@@ -29,6 +29,7 @@ from gguf_tools.formats.inert import STAND_INS, PlainState, plain_class
 from gguf_tools.formats.safetensors import MOST_NAME, MOST_TENSORS
 from gguf_tools.formats.text_file import check_regular
 from gguf_tools.tensors.base import Tensor
+from gguf_tools.text import shortened
 from quant.encode import FloatArray
 
 if TYPE_CHECKING:
@@ -254,6 +255,7 @@ def _load(path: Path) -> tuple[Any, bool]:
     A class of the program's own that torch refuses by name gets a stand-in, and the file is opened again. Raises
     CheckpointError if the file is broken or would run code when loaded.
     """
+    _refuse_compressed(path)
     own: dict[str, type[PlainState]] = {}
     while True:
         try:
@@ -268,6 +270,33 @@ def _load(path: Path) -> tuple[Any, bool]:
                     f"{path}: would run code when loaded ({asked[1]}), which tinyq refuses; {ADVICE}"
                 ) from error
             own[asked[1]] = stand_in
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Raise CheckpointError if a record of the zip archive is compressed: a few megabytes could expand to any size.
+
+    torch writes none that is (`PyTorchStreamWriter`), but its reader expands them. What is no archive is passed over.
+    """
+    packed = next((info for info in _records(path) if info.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise CheckpointError(
+            f"{path}: its record {shortened(packed.filename)} is compressed ({packed.compress_size:,} bytes for "
+            f"{packed.file_size:,}), which torch.save does not do; save it again"
+        )
+
+
+def _records(path: Path) -> list[zipfile.ZipInfo]:
+    """The records of a zip archive; none if the file is no archive. Raises CheckpointError if they cannot be read."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return []
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
+        # torch's own reader of archives accepts some that Python's does not.
+        raise CheckpointError(
+            f"{path}: its list of records cannot be read ({_first_line(error)}); download or save it again"
+        ) from error
 
 
 def _load_with(path: Path, own: Mapping[str, type[PlainState]]) -> tuple[Any, bool]:
@@ -321,15 +350,7 @@ def _check_records(path: Path, tensors: Mapping[str, StateTensor]) -> None:
 
     A mapped storage has the length that the pickle claims; torch does not compare it with the length of the record.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            stored = [info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED]
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
-        # torch's own reader of archives accepts some that Python's does not.
-        raise CheckpointError(
-            f"{path}: its list of records cannot be read ({_first_line(error)}); download or save it again"
-        ) from error
-    free = Counter(info.file_size for info in stored if "/data/" in info.filename)
+    free = Counter(info.file_size for info in _records(path) if "/data/" in info.filename)
     seen = set()
     for name, tensor in tensors.items():
         storage = tensor.values.untyped_storage()

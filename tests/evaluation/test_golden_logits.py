@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gguf_tools.errors import InputError
+from gguf_tools.evaluation import golden_logits
 from gguf_tools.evaluation.golden_logits import read_golden
 
 
@@ -46,6 +47,14 @@ def test_headers_that_are_not_pythons_syntax(tmp_path: Path, header: str) -> Non
     with pytest.raises(InputError, match="golden logits cannot be read") as found:
         read_golden(written(tmp_path / "g.npz", broken))
     assert "\n" not in str(found.value)
+
+
+def test_an_archive_that_expands_without_bound_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "g.npz", saved(np.zeros((2, 30_000), np.float32)), zipfile.ZIP_DEFLATED)
+    assert len(read_golden(path)) == 1
+    monkeypatch.setattr(golden_logits, "LEAST", 1000)
+    with pytest.raises(InputError, match=r"they expand to 240,\d+ bytes, more than 32 times the file"):
+        read_golden(path)
 
 
 def test_a_compressed_member_that_is_broken(tmp_path: Path) -> None:
