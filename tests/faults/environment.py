@@ -135,7 +135,18 @@ class NoLlama(Fault):
         says = ("llama-cpp-python", NEEDED, scenario.llama) if scenario.llama else ()
         codes = (3,) if scenario.llama else (scenario.code,)
         setting = partial(self._setting, bench)
-        return [Try(label="", codes=codes, says=says, setting=setting, needs_complete=not scenario.llama)]
+        whole, report = not scenario.llama, ("out/report.json",) if scenario.proves else ()
+        return [
+            Try(
+                label="",
+                codes=codes,
+                says=says,
+                setting=setting,
+                needs_complete=whole,
+                prints=not report,
+                excused=report,
+            )
+        ]
 
     def _setting(self, bench: Bench, _: Place) -> Setting:
         folder = site(bench.folder / self.name.replace(" ", "-"), self.hidden, self.package)

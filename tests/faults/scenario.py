@@ -25,6 +25,8 @@ class Scenario:
     """What tells this scenario from others of the command."""
     llama: str = ""
     """What needs llama.cpp in it, in a word that the error names; empty where the command works without llama-cpp-python."""
+    proves: bool = False
+    """Proves its output with llama.cpp where that is there, and else ends well, with a report that says so."""
     changes: tuple[str, ...] = ()
     """Inputs that it may change, such as a file that is changed in place."""
     recovery: tuple[str, ...] = ()

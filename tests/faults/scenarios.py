@@ -181,6 +181,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         command="search export",
         line="search export {in}/study.db {out}/model.gguf --source {in}/f32.gguf --json {out}/report.json",
+        proves=True,
         cost="slow",
     ),
     Scenario(
