@@ -129,6 +129,17 @@ def windows_of(source: GGUFSource) -> list[int | None]:
     return [window if local else None for local in source.key("attention.sliding_window_pattern")]
 
 
+def with_local_base(source: GGUFSource, n: int, mixer: Attention) -> Attention:
+    """Layer n's attention with the RoPE base of layers with a window, where the file states one of their own.
+
+    llama.cpp: `rope_freq_base_train_swa` in `load_arch_hparams`.
+    """
+    if mixer.rope is None or not source.key("attention.sliding_window_pattern")[n]:
+        return mixer
+    theta = source.number("rope.freq_base_swa", mixer.rope.theta)
+    return replace(mixer, rope=replace(mixer.rope, theta=theta))
+
+
 def lift(source: GGUFSource) -> Model:
     """A file of this architecture as a Model."""
     windows, hidden = windows_of(source), source.integer("embedding_length")
@@ -137,7 +148,7 @@ def lift(source: GGUFSource) -> Model:
         mixer, part = lifting.lift_attention(source, n, Norm(0.0))
         size = hidden // mixer.heads if source.integer("block_count") == LARGE else mixer.head_dim
         cap = source.number("attn_logit_softcapping", 50.0)
-        mixer = replace(mixer, window=windows[n], scale=size**-0.5, softcap=cap)
+        mixer = replace(with_local_base(source, n, mixer), window=windows[n], scale=size**-0.5, softcap=cap)
         ffn, ffn_part = lift_geglu(source, n)
         return Layer(LayerSpec(mixer, ffn, None, None), part | ffn_part)
 

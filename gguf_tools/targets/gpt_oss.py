@@ -115,6 +115,7 @@ def lift(source: GGUFSource) -> Model:
         router = replace(moe.router, logit_bias="moe.logit_bias" in moe_part)
         bias = frozenset(name for name in ("gate", "up", "down") if f"moe.{name}_bias" in moe_part)
         moe = replace(moe, router=router, bias=bias, clamped=GRAPH_CLAMP)
+        mixer = gemma2.with_local_base(source, n, mixer)
         return Layer(LayerSpec(replace(mixer, window=windows[n], sinks=True), moe, norm, norm), part | moe_part)
 
     return lifting.lift_layers(source, layer, "post_attention_norm.weight")

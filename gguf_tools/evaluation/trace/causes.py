@@ -65,7 +65,7 @@ def find_cause(work: Work, n: int, first: PointError) -> tuple[Cause, float | No
     tried = []
     for pair in _tried(work, n, target):
         tried.append(pair)
-        if pair[1] <= NOTHING:  # of those that leave nothing, the first is named
+        if pair[1] <= _nothing(first):  # of those that leave nothing, the first is named
             break
     best = min(tried, key=lambda pair: pair[1], default=None)
     # What is in the file leaves less than the fault in words: nothing of the rounding of its weights.
@@ -87,13 +87,18 @@ def _where(left: float | None, most: float) -> Where:
     return "unknown" if left is None else "file" if left <= most else "engine"
 
 
+def _nothing(first: PointError) -> float:
+    """The NMSE that counts as nothing left of the first bad point's."""
+    return min(NOTHING, first.local.nmse / 10.0)
+
+
 def _named(tried: Sequence[tuple[Named, float]], first: PointError, slack: float) -> tuple[Named, float] | None:
     """The first of the faults that leave about as little as the best one, or `slack`, or None if that one leaves too much."""
     best = min((nmse for _, nmse in tried), default=inf)
     error = first.local.nmse
     if best > max(first.tolerance, ENOUGH * error if error < inf else 0.0) or best > error / 2.0:
         return None
-    return next(pair for pair in tried if pair[1] <= max(4.0 * best, slack, NOTHING))
+    return next(pair for pair in tried if pair[1] <= max(4.0 * best, slack, _nothing(first)))
 
 
 def _tried(work: Work, n: int, target: _Target) -> Iterator[tuple[Hypothesis, float]]:

@@ -163,8 +163,9 @@ def trace(
         progress("trying causes", 0, 1)
         n = OUTSIDE if first.layer is None else first.layer
         cause, left = find_cause(work, n, first)
-        if cause.text is None and contradiction:
-            cause = replace(cause, text=contradiction[0])
+        if contradiction:
+            more = f"; it would also be explained if {cause.text}" if cause.text else ""
+            cause = replace(cause, text=f"{contradiction[0]}{more}", nmse=None)
         first = replace(first, own=left)
         points = [first if point.name == first.name else point for point in points]
     types = work.types

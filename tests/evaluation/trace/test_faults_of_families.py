@@ -134,6 +134,24 @@ def test_an_epsilon_that_a_large_residual_hides(files: Files, tmp_path: Path) ->
     check(traced(bad, source), 0, "mixer_norm", "epsilon is 2e-05, not 1e-05")
 
 
+@pytest.mark.parametrize(("family", "variant"), [("gemma2", "second"), ("gpt-oss", "plain")])
+def test_the_rope_base_of_layers_with_a_window(files: Files, tmp_path: Path, family: str, variant: str) -> None:
+    """Layer 0 has a window; the key is optional, and llama.cpp reads it."""
+    source, file = files(family, variant, "f32")
+    bad = with_key(file, tmp_path / "bad.gguf", "rope.freq_base_swa", f32(777.0))
+    check(traced(bad, source), 0, "attn.q_rope", "the RoPE base is 777, not ")
+
+
+def test_an_epsilon_that_changes_little(files: Files, tmp_path: Path) -> None:
+    """Less than what counts as nothing of larger errors."""
+    source, file = files("qwen3-next", "gated", "f32")
+    bad = with_key(file, tmp_path / "bad.gguf", "attention.layer_norm_rms_epsilon", f32(2e-6))
+    found = traced(bad, source)
+    assert found.first
+    assert found.first.local.nmse < 1e-12
+    check(found, 0, "mixer_norm", "epsilon is 2e-06, not 1e-06")
+
+
 @pytest.mark.parametrize(
     ("family", "variant", "name", "layer", "point", "text"),
     [
