@@ -106,6 +106,7 @@ def lift(source: GGUFSource) -> Model:
     windows = gemma2.windows_of(source)
 
     def layer(n: int, norm: Norm) -> Layer:
+        """Layer n without its norms, whose form is `norm`."""
         mixer, part = lifting.lift_attention(source, n, norm)
         part["attn.sinks"] = source.tensor(f"blk.{n}.attn_sinks.weight")
         moe, moe_part = lifting.lift_moe(source, n)
