@@ -70,7 +70,8 @@ def trace(
 
     Each layer of the reference is fed with what llama.cpp's layer read, so that errors do not pile up: the first point beyond
     what rounding explains is where the fault is. Likely faults are planted in the reference one by one, and the one that gives
-    what llama.cpp computed is named. Exits with 1 if a point is not explained.
+    what llama.cpp computed is named. If every point is explained, weights and metadata are compared where the text does not show
+    them. Exits with 1 if a point is not explained, or the file differs.
     """
     from gguf_tools.evaluation.text_files import read_text
     from gguf_tools.evaluation.trace.pictures import as_html, as_png

@@ -101,7 +101,7 @@ What any engine must compute for this model ({source["family"]}: {model["layers"
 {model["vocab_size"]}), computed in float64 by an implementation in plain torch. SHA-256 of the weights: `{source["digest"]}`.
 
 `golden.safetensors` has the arrays (float32, ids int64), `golden.json` their names with shapes, meanings and tolerances, and
-the prompts. N counts the prompts from 0, L the layers.
+the prompts: token ids, text, greedy tokens, and the text of these (`continuation`). N counts the prompts from 0, L the layers.
 
 | array | meaning |
 |---|---|
