@@ -67,7 +67,7 @@ _OWN: dict[str, tuple[str, ...]] = {
         "tests/tokenizers/test_pickled_encoding.py",
         "--deselect=tests/tokenizers/test_pickled_encoding.py::test_only_if_the_user_accepts_it",
     ),
-    f"{TOKENIZERS}/form.py": ("tests/tokenizers/test_byte_level_rules.py", "tests/tokenizers/test_unigram_rules.py"),
+    f"{TOKENIZERS}/form.py": ("tests/tokenizers/test_byte_level_rules.py",),
     f"{TOKENIZERS}/files.py": ("tests/tokenizers/test_reading_files.py",),
     f"{TOKENIZERS}/slow.py": ("tests/tokenizers/test_slow_rules.py",),
     f"{TOKENIZERS}/unigram.py": ("tests/tokenizers/test_unigram_rules.py",),

@@ -270,3 +270,10 @@ def test_failures_of_the_library_are_one_short_line() -> None:
     for other in (KeyboardInterrupt, ValueError, MemoryError, TokenizerError):
         with pytest.raises(other), guarded(Path("file")):
             raise other
+
+
+def test_what_holds_unless_a_form_says_otherwise() -> None:
+    """All bytes have tokens, text is not normalized, and the text after control tokens is tokenized alike."""
+    form = Form(model="llama", pre="default", kinds={})
+    assert (form.sections, form.nfc, form.bytes_known) == (True, False, frozenset(range(256)))
+    assert (form.ids, form.scores, form.add_space_prefix, form.remove_extra_whitespaces) == (None, None, None, None)
