@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import inf
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from gguf_tools.evaluation.trace.compare import PointError, Points, left_error, mask_for
+from gguf_tools.evaluation.trace.compare import BY_CHOICE, BY_ORDER, PointError, Points, left_error, mask_for
 from gguf_tools.evaluation.trace.feeding import ROPE_TENSORS, feeding
 from gguf_tools.evaluation.trace.hypotheses import Hypothesis, hypotheses
 from gguf_tools.evaluation.trace.in_file import of_layer
@@ -130,6 +131,16 @@ class _Target:
         self.position = work.position if len(self.values) > 1 else None
         self.other_width = "moe.chosen" in mine and not self._chosen(mine)
         self.mask = self._mask(mine)
+        self.before = self._before(mine)
+
+    def _before(self, mine: Points) -> dict[str, tuple[Doubles, float]]:
+        """llama.cpp's values of the points before this one, and the largest NMSE there that a fault may leave."""
+        found = {}
+        for point in takewhile(lambda point: point != self.point, mine):
+            values = self.graph.values(self.n, point, mine[point].shape[1])
+            if values is not None and point not in (*BY_ORDER, *BY_CHOICE, "moe.chosen"):
+                found[point] = values, 10.0 * left_error(mine[point], values) + NOTHING
+        return found
 
     def _chosen(self, mine: Points) -> Points:
         """llama.cpp's selection of experts, if it has as many as `mine`."""
@@ -157,6 +168,9 @@ class _Target:
         found = points.get(self.point)
         if found is None or found.shape != self.values.shape:
             return inf
+        for point, (values, most) in self.before.items():
+            if point in points and points[point].shape == values.shape and left_error(points[point], values) > most:
+                return inf
         if self.point == "moe.chosen":
             return float((np.sort(found, axis=1) != np.sort(self.values, axis=1)).any(axis=1).mean())
         mask = self._mask(points) if self.other_width else self.mask

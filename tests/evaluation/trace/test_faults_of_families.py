@@ -142,6 +142,18 @@ def test_the_rope_base_of_layers_with_a_window(files: Files, tmp_path: Path, fam
     check(traced(bad, source), 0, "attn.q_rope", "the RoPE base is 777, not ")
 
 
+@pytest.mark.parametrize(
+    ("name", "point", "role"), [("attn_output", "mixer_out", "attn.o"), ("ffn_down", "ffn_out", "ffn.down")]
+)
+def test_zeros_are_those_of_the_tensor_that_feeds_the_point(
+    files: Files, tmp_path: Path, name: str, point: str, role: str
+) -> None:
+    """Zeros in an earlier tensor would give the same, but for the points before."""
+    source, file = files("arcee", "plain", "f32")
+    bad = planted(file, tmp_path / "bad.gguf", (f"blk.1.{name}.weight", nothing))
+    check(traced(bad, source), 1, point, f"the tensor is not loaded: zeros ({role})")
+
+
 def test_an_epsilon_that_changes_little(files: Files, tmp_path: Path) -> None:
     """Less than what counts as nothing of larger errors."""
     source, file = files("qwen3-next", "gated", "f32")
