@@ -38,6 +38,8 @@ MOST_DIMS = 8
 """Sizes of heads that are tried where one token does not settle it."""
 GOAL = 1e-9
 """NMSE at which a stage needs no further changes."""
+COARSE = 3e-4
+"""The same for logits in 16 bits, whose rounding leaves as much on longer prompts."""
 SCALINGS: tuple[Scaling, ...] = (
     *(LinearScaling(float(factor)) for factor in (2, 4, 8, 16)),
     *(Llama3Scaling(factor, 1.0, 4.0, context) for factor in (8.0, 32.0) for context in (64, 8192)),
@@ -64,7 +66,7 @@ def solve_pattern(
     `left` is the NMSE on one token, which no pattern takes away. With `coarse` logits several patterns may come near, so that all
     are tried, and several go on to longer prompts.
     """
-    goal = max(GOAL, (3 if coarse else 30) * left)
+    goal = max(COARSE, 3 * left) if coarse else max(GOAL, 30 * left)
     fitted = _enumerated(engine, choices, batches[0], goal, coarse=coarse, tell=tell)
     kept = [option for option, _ in fitted[: CARRIED[1]]]
     best = fitted[0]
@@ -84,8 +86,8 @@ def _enumerated(
 ) -> list[tuple[Choices, float]]:
     """The patterns that explain a few tokens best, the usual ones first, and where none of those fits, all."""
     tried = [option for one in choices for option in dict.fromkeys(options(engine.assignment, one))]
-    tried.sort(key=lambda option: not _usual(option))
-    count = len(tried) if coarse else sum(map(_usual, tried))
+    tried.sort(key=_rarity)
+    count = sum(_rarity(option) <= (1 if coarse else 0) for option in tried)
     scored: list[tuple[float, int]] = []
     fitted: list[tuple[Choices, float]] = []
     for first, last in ((0, count), (count, len(tried))):
@@ -109,10 +111,11 @@ def _enumerated(
     return sorted(more, key=lambda item: item[1]) + fitted[4:]
 
 
-def _usual(option: Choices) -> bool:
-    """Whether a pattern is like that of most decoders."""
-    whole = option.dims is None or option.dims / option.head_dim in USUAL_PARTS
-    return whole and not option.backwards and option.scale is None and option.qk_norm != "after"
+def _rarity(option: Choices) -> int:
+    """0 for a pattern like that of most decoders, 1 for one that some have, 2 for one that rotates a rare part of the heads."""
+    if option.dims is not None and option.dims / option.head_dim not in USUAL_PARTS:
+        return 2
+    return int(option.backwards or option.scale is not None or option.qk_norm == "after")
 
 
 def options(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
@@ -145,9 +148,10 @@ def _attention(assignment: Assignment, choices: Choices) -> Iterator[Choices]:
         yield choices
         return
     dims = [choices.head_dim]
-    # Where fused rows are grouped by head, the size of the heads shows on one token.
+    # Where fused rows are grouped by head, the size of the heads shows on one token; so it does by norms of each head.
     by_head = any(form.fused for form in choices.forms) and choices.qkv[1] == "kv_heads"
-    if attention.q == attention.kv and not by_head and not any(group.head_norms for group in assignment.groups):
+    by_head |= any(group.head_norms and group.head_norms[0].squeezed != (attention.q,) for group in assignment.groups)
+    if attention.q == attention.kv and not by_head:
         dims = head_dims(attention)[:MOST_DIMS]
     normed = any(group.head_norms for group in assignment.groups) or _placed(choices)
     offsets = {choices.head_offset, 0.0, 1.0} if normed else {choices.head_offset}

@@ -33,10 +33,10 @@ class Search:
     tell: Callable[[int, float], None] = lambda *_: None
     turns: bool = False
     scores: dict[Choices, float] = field(default_factory=dict)
-    _queues: dict[Hashable, list[tuple[float, int, Choices]]] = field(default_factory=dict)
+    queues: dict[Hashable, list[tuple[float, int, Choices]]] = field(default_factory=dict)
     _order: count[int] = field(default_factory=count)
-    _lowest: float = float("inf")
-    _better: tuple[float, int] = (float("inf"), 0)
+    _lowest: float = field(default=float("inf"), init=False)
+    _better: tuple[float, int] = field(default=(float("inf"), 0), init=False)
 
     @property
     def best(self) -> Choices:
@@ -47,7 +47,7 @@ class Search:
         """The score of a candidate, computed once unless it is given; it is queued to be changed."""
         if score is not None or choices not in self.scores:
             self.scores[choices] = found = self.score(choices) if score is None else score
-            queue = self._queues.setdefault(kind(choices.forms[0]), [])
+            queue = self.queues.setdefault(kind(choices.forms[0]), [])
             heapq.heappush(queue, (found, next(self._order), choices))
             self._lowest = min(self._lowest, found)
             if found < 0.9 * self._better[0]:
@@ -59,7 +59,7 @@ class Search:
         """The best candidate found before the goal is reached, or budget or patience are spent."""
         self._better = self._better[0], len(self.scores)
         while not self._ended(goal):
-            waiting = [queue for queue in self._queues.values() if queue]
+            waiting = [queue for queue in self.queues.values() if queue]
             if not waiting:
                 break
             for queue in waiting if self.turns else [min(waiting)]:
@@ -78,7 +78,7 @@ class Search:
         best = found
         for _, changed in singles:
             if self._ended(goal):
-                heapq.heappush(self._queues[kind(choices.forms[0])], item)  # the rest is for when the search goes on
+                heapq.heappush(self.queues[kind(choices.forms[0])], item)  # the rest is for when the search goes on
                 return
             best = min(best, self.add(changed))
         if best > 0.9 * found:

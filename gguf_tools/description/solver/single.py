@@ -23,7 +23,7 @@ PATIENCE = 150
 """Evaluations without a better candidate after which scales are fitted."""
 SCALES = range(-4, 9)
 """Powers of 2 that the embeddings are multiplied by where no usual scale fits."""
-CANDIDATES, BEST = 6, 2
+CANDIDATES, BEST = 8, 3
 """Candidates whose scales are fitted briefly, and those of them that are fitted to the end."""
 WORK = 3e11
 """Weights × tokens that the search on one-token prompts may multiply before all forms are tried."""
@@ -54,7 +54,9 @@ def search_scales(
     def plain(choices: Choices) -> Sequence[moves.Move]:
         return tuple(moves.one_token(engine.assignment, choices))
 
-    search = Search(lambda choices: engine.error(choices, batch), plain, budget, PATIENCE, told)
+    # With multipliers, even the right structure leaves much before they are fitted.
+    patience = PATIENCE // 3 if begin[0].multipliers else PATIENCE
+    search = Search(lambda choices: engine.error(choices, batch), plain, budget, patience, told)
     search.add(begin[0])
     if _alternated(engine, batch, goal, search, stuck=1):
         return search.best, search.scores[search.best]
@@ -64,14 +66,19 @@ def search_scales(
             search.add(choices)
         if _alternated(engine, batch, goal, search, stuck=1):
             return search.best, search.scores[search.best]
-    search.moves = lambda choices: (*plain(choices), *moves.scalings(choices))
+    # What was fitted may lie in a valley of its own: begin again from what was not, with other scales of the embeddings.
+    usual = moves.embedding_scales(engine.assignment)
+    again = replace(search, moves=lambda choices: (*plain(choices), *moves.scalings(choices)), scores={}, queues={})
+    for choices, score in search.scores.items():
+        if choices.embedding_scale in usual and choices.residual_scale == choices.router_scale == 1.0:
+            again.add(choices, score)
     for choices in begin:
         for power in SCALES:
-            search.add(replace(choices, embedding_scale=2.0**power))
+            again.add(replace(choices, embedding_scale=2.0**power))
     more = MORE * budget // FIRST
-    search.budget, search.patience = len(search.scores) + ROUNDS * more, more
-    _alternated(engine, batch, goal, search, stuck=STUCK)
-    return search.best, search.scores[search.best]
+    again.budget, again.patience = len(again.scores) + ROUNDS * more, more
+    _alternated(engine, batch, goal, again, stuck=STUCK)
+    return min(((one.best, one.scores[one.best]) for one in (search, again)), key=lambda item: item[1])
 
 
 def _alternated(engine: Engine, batch: Batch, goal: float, search: Search, stuck: int) -> bool:
@@ -101,10 +108,21 @@ def _fits(engine: Engine, batch: Batch, search: Search) -> list[Fitted]:
         different.setdefault(alike, choices)
         if len(different) == CANDIDATES:
             break
-    brief = [fit_batch(engine, batch, one, _names(one)[0], 2) for one in different.values()]
+    scaled = [unnormed(engine, batch, one) for one in [*different.values()][:BEST] if one.embedding_normed]
+    brief = [fit_batch(engine, batch, one, _names(one)[0], 2) for one in (*different.values(), *scaled)]
     brief.sort(key=lambda item: item[1])
     tries = [fit_batch(engine, batch, one, names, 6) for one, _ in brief[:BEST] for names in _names(one)]
     return [_plain_scale(engine, batch, *one) for one in tries if SANE[0] < one[0].eps < SANE[1]]
+
+
+def unnormed(engine: Engine, batch: Batch, choices: Choices) -> Choices:
+    """The choices without a norm of the embeddings, with the factor on them in its place that comes nearest.
+
+    A norm of embeddings of nearly the same size acts nearly like a factor on them, so that one hides the other.
+    """
+    plain = replace(choices, embedding_normed=False, residual_scale=1.0)
+    scaled = [replace(plain, embedding_scale=2.0 ** (power / 2)) for power in range(2 * SCALES[0], 2 * SCALES[-1] + 1)]
+    return min(scaled, key=lambda one: engine.error(one, batch))
 
 
 def _names(choices: Choices) -> list[tuple[str, ...]]:

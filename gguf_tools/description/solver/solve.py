@@ -27,6 +27,8 @@ FLIPS = 30
 """How much larger the error of logits in 16 bits may be where rounding changes which experts are selected."""
 DISCRETE = 1e-5
 """NMSE on one-token prompts below which only continuous choices and GELU's two forms can still be wrong."""
+NEARBY = 0.1
+"""NMSE below which a candidate is fitted beside one with a smaller error."""
 SNAPPED = (
     *("embedding_scale", "residual_scale", "logit_scale", "logit_softcap", "router_scale"),
     *("scale", "softcap", "alibi", "theta", "eps"),
@@ -142,7 +144,8 @@ class _Solver:
                 found, error = self._small(best)
         elif error > self.given.floor / 10:
             others = [one for kind, one in singles if kind == "activation"]
-            fits = [self._small(one) for one in others if self.engine.error(one, self.one) < DISCRETE]
+            others += [single.unnormed(self.engine, self.one, found)] if found.embedding_normed else []
+            fits = [self._small(one) for one in others if self.engine.error(one, self.one) < NEARBY]
             found, error = min([(found, error), *fits], key=lambda item: item[1])
         return found, error
 
