@@ -167,7 +167,7 @@ class Reference:
         self.layers: Sequence[Weights] = (
             StreamedLayers(model.layers, dtype) if streamed else [load_layer(layer, dtype) for layer in model.layers]
         )
-        self._limits = _limits(model.spec)
+        self._limits = frequency_limits(model.spec)
 
     @classmethod
     def assembled(cls, spec: ModelSpec, weights: Weights, layers: Sequence[Weights], dtype: torch.dtype) -> Reference:
@@ -178,7 +178,7 @@ class Reference:
         """
         self = cls.__new__(cls)
         self.spec, self.dtype, self.weights, self.layers = spec, dtype, weights, list(layers)
-        self._limits = _limits(spec)
+        self._limits = frequency_limits(spec)
         return self
 
     def changed(self, spec: ModelSpec, weights: Weights) -> Reference:
@@ -302,7 +302,7 @@ class Reference:
         return x
 
 
-def _limits(spec: ModelSpec) -> list[int]:
+def frequency_limits(spec: ModelSpec) -> list[int]:
     """The lengths beyond which some layer's rope has other frequencies (LongRoPE)."""
     ropes = {layer.mixer.rope for layer in spec.layers if isinstance(layer.mixer, Attention) and layer.mixer.rope}
     scalings = [rope.scaling for rope in ropes if isinstance(rope.scaling, LongRopeScaling)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import cycle, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.formats.gguf.source import gguf_digest, open_gguf
 from gguf_tools.formats.safetensors import Stored, write_safetensors
 from gguf_tools.model.spec import Model
+from gguf_tools.reference.decoder import frequency_limits
 from gguf_tools.sources.checkpoint import open_checkpoint
 from gguf_tools.targets.registry import lift
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
@@ -92,20 +93,26 @@ def prompts_for(
 ) -> list[Prompt]:
     """The texts as prompts; without a tokenizer, sequences of random tokens that depend on the vocabulary's size only.
 
-    Prompts that are not given are cut, to `TOKENS` tokens and so that their float32 logits take at most `most_bytes`.
+    Prompts that are not given are cut, to `TOKENS` tokens and so that their float32 logits take at most `most_bytes`. LongRoPE's
+    frequencies depend on the length, and in llama.cpp on that of the context, a multiple of 256: where prompts and their
+    continuations would have both, all are beyond the limit.
     """
     fitting = TOKENS if most_bytes is None else most_bytes // (4 * PROMPTS * model.spec.vocab_size)
     most = max(1, min(TOKENS, fitting, model.spec.context_length - NEW))
+    room = min(most + NEW, model.spec.context_length - NEW)
+    limits = [limit for limit in frequency_limits(model.spec) if limit < room]
+    least = max(limits, default=0) + 1
+    most = max(most, least)
     if tokenizer is None:
         rng = np.random.default_rng(_SEED)
-        size = model.spec.vocab_size
-        return [Prompt(tokens=tuple(rng.integers(0, size, n).tolist())) for n in (most, max(1, most // 2), 1)]
+        lengths = [max(least, length) for length in (most, most // 2, 1)]
+        return [Prompt(tokens=tuple(rng.integers(0, model.spec.vocab_size, length).tolist())) for length in lengths]
     given = texts or [prompt.text for prompt in base_prompts()[:PROMPTS]]
     made = []
     for text in given:
         ids = tuple(encoded(tokenizer, text, True))
-        if texts is None and len(ids) > most:
-            made.append(Prompt(tokens=ids[:most]))  # cut within the text, so that no text stands for it
+        if texts is None and ids and not least <= len(ids) <= most:  # no text stands for a part of it, nor for more
+            made.append(Prompt(tokens=tuple(islice(cycle(ids), max(least, min(most, len(ids)))))))
         elif ids:
             made.append(Prompt(tokens=ids, text=text))
     return made
