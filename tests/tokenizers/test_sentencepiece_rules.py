@@ -348,3 +348,10 @@ def test_spaces_that_are_dropped_where_merges_are_plain(tmp_path: Path, collapse
     assert tokenizer.pre == "sarvam-moe"
     assert tokenizer.limits == ((EXTRA_SPACES,) if collapsed else ())
     assert not differing(folder, tokenizer)
+
+
+def test_tokens_across_spaces_where_nothing_splits_at_them(tmp_path: Path) -> None:
+    merges = [*EVERY, ["a", "▁"], ["a", "▁a"], ["a▁", "a"]]
+    folder = written(tmp_path, merges=merges, more=["a▁", "a▁a"])
+    assert loaded(folder).model == "llama"
+    assert not differing(folder, loaded(folder))

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from gguf_tools.errors import CheckpointError, TokenizerError
+from gguf_tools.tokenizers.pretokenizers import LLAMA3
 from gguf_tools.tokenizers.vocabulary import LOWEST, MOST_TOKENS, Tokenizer, load_tokenizer
 from tests.tokenizers.test_sentencepiece_rules import written as sentencepiece_folder
-from tests.tokenizers.tokenizers_for_tests import SPECIAL, byte_level_folder, llama_vocabulary
+from tests.tokenizers.tokenizers_for_tests import BYTE_LEVEL, SPECIAL, byte_level_folder, llama_vocabulary
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 END = SPECIAL[0]
@@ -306,3 +307,23 @@ def test_tokenizers_are_shown_and_compared_by_what_is_written(tmp_path: Path) ->
     shown = repr(tokenizer)
     assert not any(name in shown for name in ("charsmap", "bytes_known", "_plain", "_parsing"))
     assert "pre='gpt-2'" in shown
+
+
+def test_an_approximation_needs_consent(tmp_path: Path) -> None:
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": LLAMA3.replace("{1,3}", "{1,2}")},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    steps = [split, {**BYTE_LEVEL, "use_regex": False}]
+    folder = byte_level_folder(tmp_path, document={"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}})
+    with pytest.raises(TokenizerError, match="--allow-approximate accepts"):
+        loaded(folder)
+    assert loaded(folder, approximate=True).approximation
+
+
+def test_a_vocabulary_of_which_nothing_can_be_stored(tmp_path: Path) -> None:
+    tokenizer = loaded(byte_level_folder(tmp_path, (), model={"vocab": {"\0": 0}, "merges": []}), 3)
+    assert tokenizer.tokens == ("[PAD0]", "[PAD1]", "[PAD2]")
+    assert "vocabulary padded from 0 to 3" in tokenizer.notes
