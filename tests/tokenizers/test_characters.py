@@ -108,13 +108,20 @@ def test_merges_put_a_character_together_from_its_bytes() -> None:
     assert (form.model, form.pre, form.kinds) == ("gpt2", "gpt-2", {7: TokenType.CONTROL})
     (limit,) = form.limits
     assert "the vocabulary has 5 characters" in limit.note
-    assert [limit.affects(text) for text in ("", "aé", "ab")] == [False, False, True]
+    assert [limit.affects(text) for text in ("", "aé", "aé中è\n", "ab")] == [False, False, False, True]
 
 
-@pytest.mark.parametrize("text", ["\ud7ff", "\ue000", "\ud800"])
-def test_characters_at_the_ends_of_the_surrogates(text: str) -> None:
+def test_long_texts_are_shortened() -> None:
+    with pytest.raises(TokenizerError) as error:
+        put_together(pickle.dumps({"itos": {0: "x" * 50}}), Path(NAME))
+    assert f"the token 0 is '{'x' * 38}…; expected one character" in str(error.value)
+
+
+@pytest.mark.parametrize("code", [0xD7FF, 0xD800, 0xDFFF, 0xE000])
+def test_characters_at_the_ends_of_the_surrogates(code: int) -> None:
+    text = chr(code)
     meta = pickle.dumps({"itos": {0: text}})
-    if "\ud800" <= text <= "\udfff":
+    if 0xD800 <= code <= 0xDFFF:
         with pytest.raises(TokenizerError, match="expected one character"):
             put_together(meta, Path(NAME))
         return

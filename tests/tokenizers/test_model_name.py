@@ -127,6 +127,13 @@ def test_names_that_mean_nothing_stay(tmp_path: Path, backend: str, name: str) -
     probe(tokenizer, named(tmp_path, tokenizer, name).encode)
 
 
+def test_a_name_that_changes_nothing_here_stays(tmp_path: Path, backend: str) -> None:
+    """There is no [MASK] whose spaces llama.cpp would strip; another token strips its own."""
+    tokenizer = tokenizer_with(tmp_path, backend, [*SPECIAL, AddedToken("<l>", lstrip=True)])
+    settled = settled_name("modern-bert", tokenizer)
+    assert (settled.name, settled.notes, settled.tokenizer) == ("modern-bert", (), tokenizer)
+
+
 def test_plain_names_are_plain() -> None:
     for name in ("phi-3", "phi3phi-3", "phi-phi33", "modern-bert phi3", "PHI-3-MODERN-BERT"):
         assert plain_name(plain_name(name)) == plain_name(name) != name

@@ -121,6 +121,7 @@ def test_only_if_the_user_accepts_it(tmp_path: Path) -> None:
     ("value", "kind", "message"),
     [
         ({"pat_str": "a"}, CheckpointError, "holds no tiktoken.Encoding; write it as plain data"),
+        ({}, CheckpointError, "holds no tiktoken.Encoding"),
         ([1], CheckpointError, "holds no tiktoken.Encoding"),
         (Path("x"), CheckpointError, "is not a pickle of plain values"),
         ({"pat_str": 1, "mergeable_ranks": {}, "special_tokens": {}}, CheckpointError, "pat_str is a int"),
@@ -175,6 +176,11 @@ def state(special: dict[Any, Any], ranks: dict[Any, Any] = BYTES) -> bytes:
     [
         (
             {"<|bos|>": 256, "<|assistant_end|>": 257, "<|endoftext|>": 258},
+            {"bos_token": "<|bos|>", "eos_token": "<|assistant_end|>", "add_bos_token": True},
+            {"eos_token_id": [257, 256]},
+        ),
+        (
+            {"<|bos|>": 256, "<|assistant_end|>": 257},
             {"bos_token": "<|bos|>", "eos_token": "<|assistant_end|>", "add_bos_token": True},
             {"eos_token_id": [257, 256]},
         ),
