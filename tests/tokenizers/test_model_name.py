@@ -89,7 +89,10 @@ def test_the_name_stays_where_it_says_what_the_tokenizer_does(tmp_path: Path, ba
     assert any("stripped by the tokenizer" in note for note in tokenizer.notes)
     settled = settled_name("Phi-3 mini", tokenizer)
     assert (settled.name, settled.notes) == ("Phi-3 mini", ())
-    assert not any("swallowed" in note for note in settled.tokenizer.notes)
+    assert set(tokenizer.notes) - set(settled.tokenizer.notes) == {tokenizer.stripping.note}
+    assert set(tokenizer.limits) - set(settled.tokenizer.limits) == {
+        limit for limit in tokenizer.limits if limit.note == tokenizer.stripping.note
+    }
     assert set(settled.tokenizer.probe_tokens) == {token.content for token in PHI3_TOKENS}
     # Now the tokens that swallow spaces are proved as well, which needs the name.
     probe(settled.tokenizer, named(tmp_path, tokenizer, settled.name).encode)
@@ -132,6 +135,11 @@ def test_a_name_that_changes_nothing_here_stays(tmp_path: Path, backend: str) ->
     tokenizer = tokenizer_with(tmp_path, backend, [*SPECIAL, AddedToken("<l>", lstrip=True)])
     settled = settled_name("modern-bert", tokenizer)
     assert (settled.name, settled.notes, settled.tokenizer) == ("modern-bert", (), tokenizer)
+
+
+def test_long_names_are_shortened(tmp_path: Path, backend: str) -> None:
+    (note,) = settled_name("phi3" + "x" * 80, tokenizer_with(tmp_path, backend, SPECIAL)).notes
+    assert f"not 'phi3{'x' * 55}…': llama.cpp" in note
 
 
 def test_plain_names_are_plain() -> None:
