@@ -187,12 +187,14 @@ class Bench:
         if one.twice:
             completes.append(self._twice(scenario))
         # A change in place that a full disk stops half-way stays resumable, as after a kill, and its error says so.
-        half_done = bool(scenario.recovery) and any(place.inputs.glob(".*.tinyq-journal"))
+        in_place = bool(scenario.recovery) and any(place.inputs.glob(".*.tinyq-journal"))
+        # SQLite keeps what it could not move into the database in a journal beside it, and reads it there.
+        half_done = in_place or any(place.inputs.glob("*.db-wal"))
         spoilt = any(f"in/{name}" in one.excused for name in scenario.changes)
         expected = Expected(
             codes=one.codes,
             good=scenario.code,
-            says=(*one.says, *(["journal" if spoilt else "--undo"] if half_done and not one.killed else [])),
+            says=(*one.says, *(["journal" if spoilt else "--undo"] if in_place and not one.killed else [])),
             killed=one.killed,
             half_done=half_done,
             excused=one.excused,
