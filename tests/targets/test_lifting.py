@@ -17,7 +17,7 @@ from gguf_tools.model.rope import LinearScaling, Rope, YarnScaling
 from gguf_tools.model.spec import GatedMLP, Model, Norm, Router, SharedExpert
 from gguf_tools.targets import lifting, lowering
 from gguf_tools.targets.names import rename
-from gguf_tools.targets.registry import lift, target_named
+from gguf_tools.targets.registry import NoTargetError, lift, target_named
 from gguf_tools.tensors.base import InMemory, Tensor
 from tests.random_model import CONTEXT, HIDDEN, named
 from tests.targets.forms import FORMS, PLAIN_SHARED, SQUARE, stored
@@ -264,6 +264,14 @@ def test_where_metadata_and_tensors_contradict_each_other_the_file_is_named() ->
     file = changed(made("llama"), tensors={"token_embd.weight": wrong})
     with pytest.raises(CheckpointError, match=r"made\.gguf: is not a valid llama model .*; write the file again"):
         lift(file)
+
+
+def test_an_architecture_without_a_target_is_named_with_the_file() -> None:
+    file = made("llama")
+    other = replace(file.header.metadata["general.architecture"], value="orion")
+    header = replace(file.header, metadata={**file.header.metadata, "general.architecture": other})
+    with pytest.raises(NoTargetError, match=r"made\.gguf: tinyq has no torch reference for the architecture orion"):
+        lift(replace(file, header=header))
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen35", "gpt2"])
