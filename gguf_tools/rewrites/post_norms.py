@@ -88,8 +88,10 @@ def _identity(model: Model) -> Model:
         """The layer with its constants, and with norms that give what they get."""
         old, tensors = layer.spec, dict(layer.tensors)
         ffn, mixer = old.feed_forward, old.mixer
-        if not isinstance(ffn, GatedMLP) or not isinstance(mixer, Attention) or not (old.mixer_norm and old.ffn_norm):
-            return layer
+        assert isinstance(ffn, GatedMLP)  # as `_bare` has seen, and the rest
+        assert isinstance(mixer, Attention)
+        assert old.mixer_norm
+        assert old.ffn_norm
         tensors["mixer_norm"] = norm_weights(tensors.get("mixer_norm"), old.mixer_norm)
         for name in ("q", "k", "v", "gate"):
             if f"attn.{name}" in tensors:

@@ -326,15 +326,16 @@ def _charsmap(value: object, where: str) -> bytes:
     except ValueError as error:
         raise CheckpointError(f"{where}: precompiled_charsmap is not base64 ({error})") from error
     size = int.from_bytes(data[:4], "little")
-    if size % 4 or size + 4 >= len(data) or not _stays_within(data[4 : 4 + size], data[4 + size :]):
+    texts = data[4 + size :]
+    if size % 4 or not texts.endswith(b"\0") or not _stays_within(data[4 : 4 + size], len(texts)):
         raise CheckpointError(
             f"{where}: precompiled_charsmap of {len(data)} bytes is broken; expected the length of a table, the table and texts"
         )
     return data
 
 
-def _stays_within(table: bytes, texts: bytes) -> bool:
-    """Whether no path through the table leads out of it, and its values are the starts of `texts`, which end in NUL.
+def _stays_within(table: bytes, texts: int) -> bool:
+    """Whether no path through the table leads out of it, and its values lie within so many bytes of texts.
 
     The table is a double array of 32-bit units (darts-clone): the child of unit i for byte c is i ^ offset ^ c, and where bit 8
     is set, the unit i ^ offset holds a value, with bit 31 set (`xcda_array_view` of llama.cpp).
@@ -343,7 +344,7 @@ def _stays_within(table: bytes, texts: bytes) -> bool:
     inner = units < 1 << 31
     target = np.arange(len(units)) ^ ((units >> 10) << ((units & 512) >> 6))
     # A byte changes the last eight bits.
-    if not len(units) or (target[inner] | 255).max(initial=0) >= len(units) or not texts.endswith(b"\0"):
+    if not len(units) or (target[inner] | 255).max(initial=0) >= len(units):
         return False
     leaves = target[inner & (units & 256 != 0)]
-    return bool((units[leaves] >= 1 << 31).all() and ((units[~inner] & 0x7FFFFFFF) < len(texts)).all())
+    return bool((units[leaves] >= 1 << 31).all() and ((units[~inner] & 0x7FFFFFFF) < texts).all())

@@ -356,7 +356,6 @@ def _rows(
             text = f"[PAD{number}]"
             while text in taken:
                 text += "_"
-            taken.add(text)
         tokens.append(text)
     empty = types.count(TokenType.UNUSED)
     last = max(names, default=-1) + 1

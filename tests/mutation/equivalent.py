@@ -24,6 +24,9 @@ class Equivalent:
 ROWS_AT_A_TIME = "sets how many rows are computed at a time, and so the memory, not the result"
 NOT_ZERO = "any number but 0 is true"
 TWO_AXES = "axis 1 is the last axis of an array with two"
+SAME_DOUBLE = "one more is the same number in a double"
+NO_HEAD_NORMS = "is the norm of queries and keys, which the architecture does not have"
+TAKEN_BEFORE = "the targets that build on it have taken its value before a mutant can act; theirs are tried"
 FOR_ANNOTATIONS = "what is imported is used in annotations alone, which are not computed"
 EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
     "gguf_tools/rewrites/router.py": (
@@ -31,6 +34,45 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
             "if not np.all(bias == bias[0]):",
             "whether all are equal can be asked of any one, and there are more experts than are selected",
             ("0 → 1",),
+        ),
+    ),
+    "gguf_tools/rewrites/approximations.py": (
+        Equivalent("agreement += float((capped.argmax(-1) == plain.argmax(-1)).sum())", TWO_AXES, ("-1 → +1",)),
+    ),
+    "gguf_tools/rewrites/heads.py": (
+        Equivalent(
+            "factors = np.sqrt(2.0) * np.concatenate([share, rest], axis=1).reshape(-1)",
+            "numpy finds a size for any negative number",
+            ("1 → 2",),
+        ),
+    ),
+    "gguf_tools/rewrites/rope_pairs.py": (Equivalent("STILL = 1e30", SAME_DOUBLE),),
+    "gguf_tools/targets/granite_swa.py": (Equivalent("NO_SINK = -1e30", SAME_DOUBLE),),
+    **{
+        f"gguf_tools/targets/{name}.py": (
+            Equivalent("mixer, part = lifting.lift_attention(source, n, Norm(0.0))", NO_HEAD_NORMS, ("0.0 → 1.0",)),
+        )
+        for name in ("glm4", "gptneox", "nemotron", "phi3")
+    },
+    "gguf_tools/targets/granite_hybrid.py": (
+        Equivalent(
+            "if len({moe.shared is None for moe in moes(spec)}) > 1:",
+            "a set of truth values has as many members as that of their opposites",
+            ("moe.shared is None → moe.shared is not None",),
+        ),
+    ),
+    "gguf_tools/targets/step35.py": (
+        Equivalent(
+            'values: Metadata = {"feed_forward_length": u32(dense or (moe.width if moe else 0))}',
+            "a layer of this architecture has a dense feed-forward or experts",
+            ("0 → 1",),
+        ),
+    ),
+    "gguf_tools/targets/hybrid.py": (
+        Equivalent(
+            "EXPRESSES = DECODER | ATTENTION | PAIRS_HALF | PARTIAL_ROPE | ROPE_SCALING | QK_NORM | ATTENTION_GATE | "
+            "LINEAR_ATTENTION",
+            TAKEN_BEFORE,
         ),
     ),
     "gguf_tools/tokenizers/byte_level.py": (
@@ -64,6 +106,7 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
     ),
     "gguf_tools/tokenizers/files.py": (Equivalent("LARGEST_SCORE = 1e30", "one more is the same number in a double"),),
     "gguf_tools/tokenizers/vocabulary.py": (
+        Equivalent("if not isinstance(model.get(key, False), bool):", "either is a truth value", ("False → True",)),
         Equivalent(
             "return list(backend.encode(text, add_special_tokens=False).ids)",
             "a backend has no post-processor that would add any",
@@ -78,6 +121,11 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
         ),
     ),
     "gguf_tools/tokenizers/added_tokens.py": (
+        Equivalent(
+            "for other in ordered[at : at + 3]:",
+            "those that begin so follow each other, and two of them at most are passed over",
+            ("3 → 4",),
+        ),
         Equivalent(
             "if len(token) > 1 and token[0] in mixed_by_first:", "all characters of the token are the same", ("0 → 1",)
         ),
@@ -109,6 +157,7 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
         ),
     ),
     "gguf_tools/tokenizers/sentencepiece.py": (
+        Equivalent("shortest, longer_later = 0, False", "both are set anew at the first merge"),
         Equivalent("place, until = -1, -1", "the first rank is 0, after any negative number", ("1 → 2",)),
         Equivalent("for cut in range(1, len(token)):", "an empty half is no character and no merged token", ("1 → 0",)),
     ),
@@ -167,6 +216,7 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
         ),
     ),
     "gguf_tools/evaluation/card/statistics.py": (
+        Equivalent("corrected = [0.0] * count", "every entry is set", ("0.0 → 1.0",)),
         Equivalent(
             "for _ in range(60):", "an interval of 1 is halved beyond what a double tells apart", ("60 → 61", "60 → 59")
         ),

@@ -71,7 +71,10 @@ _OWN: dict[str, tuple[str, ...]] = {
     f"{TOKENIZERS}/files.py": ("tests/tokenizers/test_reading_files.py",),
     f"{TOKENIZERS}/slow.py": ("tests/tokenizers/test_slow_rules.py",),
     f"{TOKENIZERS}/unigram.py": ("tests/tokenizers/test_unigram_rules.py",),
-    f"{TOKENIZERS}/vocabulary.py": ("tests/tokenizers/test_vocabulary_rules.py",),
+    f"{TOKENIZERS}/vocabulary.py": (
+        "tests/tokenizers/test_vocabulary_rules.py",
+        "tests/tokenizers/test_unigram_rules.py",
+    ),
     f"{TOKENIZERS}/special.py": ("tests/tokenizers/test_special.py",),
     f"{TOKENIZERS}/sentencepiece.py": (
         "tests/tokenizers/test_sentencepiece_rules.py",

@@ -321,6 +321,17 @@ def test_facts_of_architectures_that_count_layers_in_their_own_way() -> None:
             facts("llama", block_count=2, **{"attention.head_count": bad})
 
 
+def test_layers_of_multi_token_prediction_do_not_count_for_the_size() -> None:
+    """What llama.cpp takes for a 70B model (LLM_TYPE_70B) has 80 layers without them."""
+    tensors = [TensorFacts(f"blk.{n}.attn_v.weight", (256, 256)) for n in range(80)]
+
+    def types(layers: int, nextn: int) -> list[object]:
+        model = ModelFacts(arch="qwen2", n_layer=layers, n_head=8, n_head_kv=1, n_layer_nextn=nextn)
+        return [made.type for made in recipes.assign(recipes.recipe("q4_k_s"), model, tensors)]
+
+    assert types(81, 1) == types(80, 0) != types(81, 0)
+
+
 @pytest.mark.parametrize("name", ["q4_k_s", "q4_k_m", "q3_k_m", "iq2_xs", "iq2_m"])
 def test_tensors_count_by_layer_unless_the_order_of_the_file_is_asked_for(name: str) -> None:
     """Rules count in the order of llama.cpp's loader: layers as numbers, names as bytes."""

@@ -246,7 +246,10 @@ FORMS: dict[str, list[Model]] = {
         model([layer(replace(LLAMA, rope=replace(TURNED, scaling=FACTORS)), EXPERTS)] * 2),
         model([layer(replace(LLAMA, rope=replace(TURNED, scaling=LinearScaling(2.5))))]),
     ],
-    "mamba2": [model([layer(SPACE, None, ffn_norm=None)] * 2, tied=tied) for tied in (True, False)],
+    "mamba2": [
+        *(model([layer(SPACE, None, ffn_norm=None)] * 2, tied=tied) for tied in (True, False)),
+        model([layer(replace(SPACE, heads=1, head_dim=1, groups=1), None, ffn_norm=None)]),
+    ],
     "nemotron": [
         model([layer(replace(SQUARE, rope=PARTIAL, bias=bias), MLP(20, "relu2", biases), LAYER_NORM)] * 2)
         for bias, biases in ((ALL, frozenset({"up", "down"})), (frozenset("k"), frozenset({"down"})))
@@ -266,7 +269,7 @@ FORMS: dict[str, list[Model]] = {
             [WHOLE, WHOLE],
         )
     ],
-    "olmoe": [model([layer(replace(WHOLE, kv_heads=3, bias=QKV), BARE_WEIGHTS)] * 2)],
+    "olmoe": [model([layer(replace(WHOLE, kv_heads=3, bias=QKV), BARE_WEIGHTS)] * layers) for layers in (2, 1)],
     "phi2": [
         model(
             [layer(replace(SQUARE, rope=PARTIAL, bias=ALL), GELU, LAYER_NORM, ffn_norm=None, parallel=True)] * 2,
@@ -274,8 +277,8 @@ FORMS: dict[str, list[Model]] = {
         )
     ],
     "phi3": [
-        model([layer(replace(SQUARE, bias=QKV, rope=replace(PARTIAL, scaling=scaling)))] * 2, tied=tied)
-        for scaling, tied in ((LONG, False), (None, True))
+        model([layer(replace(SQUARE, bias=QKV, rope=replace(PARTIAL, scaling=scaling)))] * layers, tied=tied)
+        for scaling, tied, layers in ((LONG, False, 2), (None, True, 2), (None, False, 1))
     ],
     "qwen2": [
         model([layer(replace(SQUARE, bias=bias))] * 2, tied=tied) for bias, tied in ((QKV, False), (frozenset(), True))

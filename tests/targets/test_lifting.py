@@ -14,7 +14,7 @@ from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf.header import Field, GGUFHeader, ValueType
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.rope import LinearScaling, Rope, YarnScaling
-from gguf_tools.model.spec import GatedMLP, Model, Norm, Router, SharedExpert
+from gguf_tools.model.spec import Attention, GatedMLP, Model, ModelSpec, Norm, Router, SharedExpert
 from gguf_tools.targets import lifting, lowering
 from gguf_tools.targets.names import rename
 from gguf_tools.targets.registry import NoTargetError, lift, target_named
@@ -296,3 +296,19 @@ def test_a_role_without_a_name_is_an_error_of_the_program() -> None:
         "first": tensor,
         "second": tensor,
     }
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt-oss"])
+def test_layers_with_a_window_have_the_rope_base_that_the_file_states_for_them(name: str) -> None:
+    """llama.cpp: rope_freq_base_train_swa; without the key it is the base of the others."""
+    plain = read(made(name)).spec
+    found = [(mixer.window is not None, rope.theta) for mixer, rope in turned(plain)]
+    assert {windowed for windowed, _ in found} == {True, False}
+    wanted = [77.0 if windowed else theta for windowed, theta in found]
+    assert [rope.theta for _, rope in turned(read(changed(made(name), {"rope.freq_base_swa": 77})).spec)] == wanted
+
+
+def turned(spec: ModelSpec) -> list[tuple[Attention, Rope]]:
+    """The attention of each layer, with its rope."""
+    mixers = [layer.mixer for layer in spec.layers]
+    return [(mixer, mixer.rope) for mixer in mixers if isinstance(mixer, Attention) and mixer.rope]

@@ -21,6 +21,7 @@ from gguf_tools.tokenizers.sentencepiece import (
     convert_sentencepiece,
     is_sentencepiece,
     leading_space,
+    merged,
     no_space_after,
 )
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
@@ -251,6 +252,21 @@ def test_a_control_token_that_llama_cpp_merges_from_plain_text_is_a_limit(tmp_pa
         assert bos not in tokenizer.encode(text)
         assert (llama.encode(text) == tokenizer.encode(text)) != limit.affects(text)
     assert not differing(folder, tokenizer)
+
+
+def test_merged_tokens_with_a_space_are_found_after_an_added_token() -> None:
+    limit = merged({"▁ab"}, ["<x>"])
+    assert [limit.affects(text) for text in ("ab", "c ab", "<x>ab", "<x>b", "cab")] == [True, True, True, False, False]
+
+
+def test_control_tokens_of_several_characters_are_no_letters(tmp_path: Path) -> None:
+    """llama.cpp merges nothing to them, so that text that spells them out is the same for both."""
+    size = len(CONTROL) + len(BYTES) + len(LETTERS) + len(WORDS)
+    added = [{"id": size + n, "content": content, "special": True} for n, content in enumerate(("<x>", "#"))]
+    tokenizer = load_tokenizer(written(tmp_path, added=added), size + 2)
+    (limit,) = [limit for limit in tokenizer.limits if "also matches" in limit.note]
+    assert "'#'" in limit.note
+    assert "'<x>'" not in limit.note
 
 
 def test_line_ends_are_never_merged_with_text(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gguf_tools.errors import CheckpointError, TokenizerError
+from gguf_tools.tokenizers.pretokenizers import Limit
 from gguf_tools.tokenizers.probe import probe
 from gguf_tools.tokenizers.unigram import (
     FIRST_SPACE,
@@ -19,8 +20,10 @@ from gguf_tools.tokenizers.unigram import (
     LAST_SPACE,
     NO_SPACE,
     ONLY_SPACES,
+    ROUNDING,
     WHITE_SPACE,
     WRITTEN_SPACE,
+    in_parts,
     white_space,
 )
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
@@ -254,6 +257,7 @@ LEAST = "the least score, which decides about unknown characters"
         (PIECES, (), {"unk_id": -1}, r"model\.unk_id is -1"),
         (PIECES, (), {"unk_id": len(PIECES)}, "model.unk_id is 8; llama.cpp needs an unknown token among the 8 pieces"),
         ([*PIECES, ["▁a▁b", -1.0]], (), {}, "Metaspace splits at every space, but there is a piece '▁a▁b'"),
+        ([*PIECES, ["a▁", -1.0]], (), {}, "Metaspace splits at every space, but there is a piece 'a▁'"),
         ([["<unk>", 0.0], ["</s>", 0.0]], (), {}, LEAST),
         ([["<unk>", -9.0], ["</s>", 0.0], ["a", -8.0]], (), {}, LEAST),
         ([["<unk>", 0.0], ["</s>", -9.0], ["a", -8.0]], (), {}, LEAST),
@@ -281,6 +285,34 @@ def test_models_that_llama_cpp_has(tmp_path: Path, pieces: Any, steps: Any, mode
     assert load_tokenizer(folder, ROWS).token_types[model.get("unk_id", 0)] == 2
 
 
+def test_flags_that_are_absent_have_the_librarys_values(tmp_path: Path) -> None:
+    """Bytes are no fallback, and Metaspace splits: both sides then give the same."""
+    folder = written(tmp_path, [], [{key: value for key, value in metaspace().items() if key != "split"}])
+    document = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    del document["model"]["byte_fallback"]
+    (folder / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+    tokenizer = load_tokenizer(folder, ROWS)
+    assert ROUNDING not in tokenizer.notes  # which is of SentencePiece's own sums
+    assert not differing(folder, tokenizer)
+    document["model"]["vocab"].append(["a▁b", -1.0])
+    (folder / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+    with pytest.raises(TokenizerError, match="Metaspace splits at every space, but there is a piece 'a▁b'"):
+        load_tokenizer(folder, ROWS)
+
+
+def test_words_that_are_split_stay_so(tmp_path: Path) -> None:
+    """WhitespaceSplit has split already, whatever a Metaspace after it does."""
+    folder = written(tmp_path, [TABLE], [WORDS, metaspace(split=False)], pieces=[*PIECES, ["a▁b", -1.0]])
+    with pytest.raises(TokenizerError, match="Metaspace splits at every space, but there is a piece 'a▁b'"):
+        load_tokenizer(folder, ROWS)
+
+
+def test_the_longest_added_token_parts_a_text() -> None:
+    limit = in_parts(Limit("", lambda text: text.startswith(" ")), ["a", "ab"])
+    assert limit.affects("cab c")
+    assert not limit.affects("cabc c")
+
+
 def test_an_added_token_may_have_a_space_in_it(tmp_path: Path) -> None:
     pieces = [*PIECES, ["x▁y", -1.0]]
     folder = written(tmp_path, [], [metaspace()], pieces=pieces)
@@ -298,6 +330,7 @@ def test_an_added_token_may_have_a_space_in_it(tmp_path: Path) -> None:
         # 255 units: a byte may lead beyond them
         (table({}, 255), False),
         (table({0: 255 << 10}), True),
+        (table({0: 1}), True),  # the byte after the length is not of it
         (table({0: 256 << 10}), False),
         (table({0: 256 << 10}, 512), True),
         (table({0: 1 << 10 | 512}), False),
@@ -328,7 +361,11 @@ def test_tables_of_characters(tmp_path: Path, step: Any, good: bool) -> None:
     assert tokenizer.charsmap == base64.b64decode(step["precompiled_charsmap"])
 
 
-@pytest.mark.parametrize("value", ["A", "é", "AAA?"])
+STRAY = TABLE["precompiled_charsmap"][:4] + "!" + TABLE["precompiled_charsmap"][4:]
+"""A table with a character between that base64 does not have."""
+
+
+@pytest.mark.parametrize("value", ["A", "é", "AAA?", STRAY])
 def test_a_table_that_is_no_base64(tmp_path: Path, value: str) -> None:
     step = {"type": "Precompiled", "precompiled_charsmap": value}
     with pytest.raises(CheckpointError, match="precompiled_charsmap is not base64"):
@@ -353,6 +390,7 @@ def test_white_space_that_the_table_leaves(tmp_path: Path) -> None:
     assert set(WHITE_SPACE) == every - separators - {" "}
     assert "(U+0085)" in white_space("\x85").note
     assert "(U+0085, U+00A0, U+2000)" in white_space("\x85\xa0\u2000").note
+    assert "(U+0085, U+00A0, U+2000, …)" in white_space("\x85\xa0\u2000\u2001").note
     assert not differing(tmp_path, tokenizer, ["".join(parts) for parts in product("ab \t\n", repeat=3)])
 
 

@@ -26,6 +26,14 @@ def loaded(folder: Path, rows: int = 300, **options: Any) -> Tokenizer:
     return load_tokenizer(folder, rows, **options)
 
 
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path / "tokenizer", ())
+    (folder / "tokenizer.json").rename(tmp_path / "elsewhere.json")
+    (folder / "tokenizer.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: is a symbolic link to .*, outside the folder"):
+        loaded(folder)
+
+
 def test_the_rows(tmp_path: Path) -> None:
     added: list[Mapping[str, Any]] = [{"content": "<c>", "special": True}, {"content": "<u>"}]
     tokenizer = loaded(byte_level_folder(tmp_path, added), BYTES + 4)
