@@ -224,18 +224,31 @@ def _is_about(test: str, case: Case) -> bool:
     return {"test_oracle": case.expected.oracle, "test_logits": bool(case.expected.target)}.get(test, True)
 
 
+def _with_types(about: Sequence[Case]) -> list[tuple[Case, str]]:
+    """Each variant in F32; the first one of each target in all other types too, and the rest in one of them by turns."""
+    pairs, had = list[tuple[Case, str]](), set[str | None]()
+    for n, case in enumerate(about):
+        others = list(TYPICAL)
+        chosen = [others[n % len(others)]] if case.expected.target in had else others
+        had.add(case.expected.target)
+        pairs += [(case, name) for name in ("f32", *chosen)]
+    return pairs
+
+
 class _VariantTests:
     """Base of tests with an argument `case`, one per variant of `families`, which must be registered."""
 
     families: ClassVar[Sequence[Family]] = ()
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """pytest's hook: parametrizes a test with the variants and the types that apply."""
-        if "case" in metafunc.fixturenames:
-            about = [case for case in cases(self.families) if _is_about(metafunc.function.__name__, case)]
-            metafunc.parametrize("case", about, ids=str)
+        """pytest's hook: parametrizes a test with the variants that apply, and where it asks for it with types of weights."""
+        if "case" not in metafunc.fixturenames:
+            return
+        about = [case for case in cases(self.families) if _is_about(metafunc.function.__name__, case)]
         if "type_name" in metafunc.fixturenames:
-            metafunc.parametrize("type_name", ["f32", *TYPICAL])
+            metafunc.parametrize(("case", "type_name"), _with_types(about), ids=str)
+        else:
+            metafunc.parametrize("case", about, ids=str)
 
 
 class FamilyTests(_VariantTests):

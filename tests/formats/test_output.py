@@ -201,10 +201,10 @@ def test_a_scratch_folder_that_cannot_be_filled_leaves_nothing_open(
 ) -> None:
     make = Path.mkdir
 
-    def full(path: Path) -> None:
+    def full(path: Path, mode: int = 0o777) -> None:
         if path.name == "files":
             raise OSError(errno.ENOSPC, "No space left on device")
-        make(path)
+        make(path, mode)
 
     monkeypatch.setattr(Path, "mkdir", full)
     before = sorted(os.listdir("/proc/self/fd"))
