@@ -37,6 +37,7 @@ EQUIVALENT: dict[str, tuple[Equivalent, ...]] = {
         ),
     ),
     "gguf_tools/rewrites/approximations.py": (
+        Equivalent("p, q = capped.log_softmax(-1), plain.log_softmax(-1)", TWO_AXES, ("-1 → +1",)),
         Equivalent("agreement += float((capped.argmax(-1) == plain.argmax(-1)).sum())", TWO_AXES, ("-1 → +1",)),
     ),
     "gguf_tools/rewrites/heads.py": (
