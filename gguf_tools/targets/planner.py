@@ -48,10 +48,10 @@ class Plan:
     rewrites: tuple[Rewrite, ...]
     model: Model
     extra_parameters: int
-    extra_cache: int = 0
+    extra_cache: int
+    nmse: float
     approximation: Approximation | None = None
     fits: tuple[Fit, ...] = ()
-    nmse: float = 0.0
 
     def lower(self) -> Lowered:
         """The rewritten model as the target's metadata and tensors."""
