@@ -123,6 +123,12 @@ def note(name: str, found: Figures) -> None:
     FIGURES.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
+WHY = """Most are of four kinds, which change no file: the first of layers that are all the same in what is asked of them
+(`[0]`), where another would do but in a model of one layer; rows and columns of zeros, of which the first alone is
+taken (`Filled`); the norm of queries and keys in architectures that have none (`Norm(0.0)`); and a default of 0 that
+becomes 1 in the next step (`or 1.0`). The rest are bounds and defaults at which no test looks."""
+
+
 def page(subjects: Mapping[str, Subject], known: dict[str, Figures]) -> str:
     """The page: a table of the modules and groups, then the survivors and the equivalent mutants of each."""
     rows, survivors, samples = [], [], []
@@ -157,7 +163,7 @@ def page(subjects: Mapping[str, Subject], known: dict[str, Figures]) -> str:
         "",
     ]
     if survivors:
-        parts += ["## Survivors", "", "| module | line | change |", "|---|---|---|", *survivors, ""]
+        parts += ["## Survivors", "", WHY, "", "| module | line | change |", "|---|---|---|", *survivors, ""]
     parts += ["## Equivalent mutants", "", "| module | line | reason |", "|---|---|---|"]
     parts += [
         f"| `{module}` | {_code(known.line)} | {known.reason} |"
