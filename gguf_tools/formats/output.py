@@ -297,6 +297,8 @@ def check_folder(path: Path, force: bool, marks: Collection[str] = MARKS) -> Non
     With `force` a folder is replaced only if it is empty or has one of the files `marks`.
     """
     _state(path)
+    if path.is_symlink() and not path.exists():
+        raise OutputError(f"{path}: is a symbolic link to {os.readlink(path)}, which does not exist; remove the link")
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file, but a folder is written; choose another name")
     if path.exists() and not force:

@@ -404,3 +404,14 @@ def test_a_file_that_appears_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     with pytest.raises(CheckpointError, match="a: appeared while it was read"):
         watch.check()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_is_not_made_through_a_link_to_nothing(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with (
+        pytest.raises(OutputError, match="is a symbolic link to nowhere, which does not exist"),
+        atomic_folder(tmp_path / "out", force=force),
+    ):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
