@@ -20,7 +20,7 @@ DONE = (0,)
 PRECIOUS = b"precious"
 UNSHARE = ("unshare", "--mount", "--map-root-user", "--")
 _READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
-REPORTS = ("--json", "--csv", "--markdown")
+REPORTS = ("--json", "--html", "--csv", "--markdown")
 """Options that take a stream, too."""
 
 
