@@ -77,11 +77,9 @@ def trace(
     from gguf_tools.evaluation.trace.pictures import as_html, as_png
     from gguf_tools.evaluation.trace.report import COLOURS, TraceReport
     from gguf_tools.evaluation.trace.run import trace as run
-    from gguf_tools.formats.watch import Watch
     from surgery.donors import operate_recorded
 
     check_outputs({"--json": json_path, "--html": html, "--png": png}, force=force)
-    watch = Watch.over([file])
     with stage_bars(quiet, file.name) as progress:
         found = run(
             file,
@@ -96,7 +94,6 @@ def trace(
             threads=threads,
             progress=progress or (lambda *_: None),
         )
-    watch.check()
     write_json(found.as_dict(), json_path, force=force)
     if html is not None:
         write_text(as_html(found), html, "--html", force=force)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.evaluation.trace.compare import PointError
-from gguf_tools.evaluation.trace.report import budget, columns, growth, severity, summary
+from gguf_tools.evaluation.trace.report import CLEAN, budget, columns, growth, severity, summary
 from gguf_tools.evaluation.trace.run import Trace
 from gguf_tools.text import for_terminal
 
@@ -77,7 +77,7 @@ EVERY = 30
 def as_html(trace: Trace) -> str:
     """The verdict, the summary, the heatmap with each error on hover, and the growth by layer; text from files is escaped."""
     names, layers, cells = _grid(trace)
-    title = html.escape(for_terminal(f"tinyq trace {trace.path.name}"))
+    title = _safe(f"tinyq trace {trace.path.name}")
     facts = "".join(f"<dt>{_safe(name)}</dt><dd>{_safe(text)}</dd>" for name, text in summary(trace).rows)
     head = "".join(f'<th class="n">{n if len(layers) <= EVERY or n % 5 == 0 else ""}</th>' for n in layers)
     rows = []
@@ -85,9 +85,8 @@ def as_html(trace: Trace) -> str:
         row = "".join(_cell(cells.get((n, name))) for n in layers)
         worst = max((cells[n, name].local.nmse for n in layers if (n, name) in cells), default=0.0)
         rows.append(f'<tr><th>{html.escape(name)}</th>{row}<td class="w">{worst:.1e}</td></tr>')
-    verdict = trace.verdict or "every point is explained by rounding"
     sections = [
-        f'<p class="verdict{" bad" if trace.verdict else ""}">{_safe(verdict)}</p><dl>{facts}</dl>',
+        f'<p class="verdict{" bad" if trace.verdict else ""}">{_safe(trace.verdict or CLEAN)}</p><dl>{facts}</dl>',
         f'<h2>Error of each point, layer by layer</h2><p class="key">{_key()}</p>'
         f'<div class="map"><table><tr><th>layer</th>{head}<th>largest NMSE</th></tr>{"".join(rows)}</table></div>',
     ]

@@ -19,6 +19,7 @@ ROWS = 12
 """Most rows in a table of points."""
 SHADES = "·░▒▓█"
 """Errors in tenths of their tolerances' logarithms: explained ones light, unexplained ones black."""
+CLEAN = "every point is explained by rounding"
 COLOURS = {"█": "red", "▓": "yellow", "▒": "yellow"}
 """Colours of the map in a terminal."""
 
@@ -238,10 +239,10 @@ def summary(trace: Trace) -> Facts:
         facts += [("unseen", f"{one.text} ({_place(one)})") for one in trace.unseen[:ROWS]]
         more = len(trace.unseen) - ROWS
         facts += [("", f"… and {more} more")] if more > 0 else []
-        text = "every point is explained by rounding, but the file differs where this text does not show it"
+        text = f"{CLEAN}, but the file differs where this text does not show it"
         return Facts([*facts, ("verdict", text)], width=10)
     if first is None:
-        return Facts([*facts, ("verdict", "every point is explained by rounding")], width=10)
+        return Facts([*facts, ("verdict", CLEAN)], width=10)
     local = first.local
     facts += [
         (

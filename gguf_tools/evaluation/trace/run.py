@@ -21,10 +21,12 @@ from gguf_tools.evaluation.trace.routing import Routing, routing_of
 from gguf_tools.evaluation.trace.unseen import Unseen, unseen
 from gguf_tools.evaluation.trace.work import Work
 from gguf_tools.formats.gguf.source import GGUFSource, open_gguf
+from gguf_tools.formats.watch import Watch
 from gguf_tools.model.spec import Model
 from gguf_tools.progress import StageProgress
 from gguf_tools.reference.observe import OUTSIDE
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.sources.inputs import source_files
 from gguf_tools.targets.registry import lift
 
 TOKENS = 48
@@ -70,11 +72,15 @@ class Trace:
     def verdict(self) -> str:
         """What is wrong with the file, in words with its cause; "" if nothing is."""
         if self.first is not None:
-            cause = f": {self.cause.text}" if self.cause and self.cause.text else ""
-            return f"{self.first.name} is not what the reference computes{cause}"
+            return f"{self.first.name} is not what the reference computes{self.because}"
         if self.unseen:
             return f"differs from the source where this text does not show it: {self.unseen[0].text}"
         return ""
+
+    @property
+    def because(self) -> str:
+        """The cause of the first bad point, to be put behind a sentence on it; "" if it was not found."""
+        return f": {self.cause.text}" if self.cause and self.cause.text else ""
 
     def _first_bad(self) -> dict[str, Any] | None:
         """The first bad point, or what differs unseen; None if there is neither."""
@@ -134,11 +140,12 @@ def trace(
 
     `reference` is found as `tinyq eval` finds it, if it is not given. The first `tokens` tokens of `text` are read, by default of
     built-in prompts. `position` limits the comparison to that token; `decode` also reads the tokens one by one, and `budget`
-    rounds each tensor alone. Errors as `find_reference`, and UnsupportedError if the reference has no intermediates that could be
-    compared.
+    rounds each tensor alone. Errors as `find_reference`, UnsupportedError if the reference has no intermediates that could be
+    compared, and CheckpointError if a file changes meanwhile.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     found = find_reference(path, reference, operate)
+    watch = Watch.over([*source_files(path), *source_files(found.path)])
     source = open_gguf(path)
     expected = expected_of(found, source)
     with Runtime(path, RuntimeOptions(threads=threads)) as runtime:
@@ -169,7 +176,7 @@ def trace(
         first = replace(first, own=left)
         points = [first if point.name == first.name else point for point in points]
     types = work.types
-    return Trace(
+    made = Trace(
         path=path,
         reference=found.path,
         architecture=source.architecture,
@@ -185,6 +192,8 @@ def trace(
         unseen=() if first else unseen(work),
         notes=(*expected.notes, found.note, *contradiction),
     )
+    watch.check()
+    return made
 
 
 def _own(source: GGUFSource) -> tuple[Model | None, tuple[str, ...]]:
@@ -203,8 +212,7 @@ def first_bad(path: Path, reference: Path | None, operate: Operate | None, threa
         return ""  # the measurement stands without it
     if found.first is None:
         return f"{path}: {found.verdict}" if found.verdict else ""
-    cause = f": {found.cause.text}" if found.cause and found.cause.text else ""
-    return f"{path}: the first bad point is {found.first.name}{cause}"
+    return f"{path}: the first bad point is {found.first.name}{found.because}"
 
 
 def _tokens(runtime: Runtime, text: str | None, count: int) -> list[int]:

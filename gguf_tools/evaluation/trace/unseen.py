@@ -20,7 +20,7 @@ from gguf_tools.formats.gguf.source import GGUFTensor
 from gguf_tools.model.spec import Model
 from gguf_tools.reference.observe import OUTSIDE
 from gguf_tools.tensors.base import Tensor
-from gguf_tools.tensors.error import ratio
+from gguf_tools.tensors.error import nmse
 from quant.encode import FloatArray, decode_rows, encode_rows
 from quant.types import TensorType
 
@@ -55,8 +55,7 @@ def unseen(work: Work) -> tuple[Unseen, ...]:
 def _stated(clean: Model, own: Model) -> Iterator[Unseen]:
     """Values of the metadata, each once, at the first layer that has it."""
     found: dict[str, int | None] = {}
-    bare = (replace(model.spec, layers=()) for model in (clean, own))
-    for text, _ in stated_otherwise(next(bare), next(bare)):
+    for text, _ in stated_otherwise(replace(clean.spec, layers=()), replace(own.spec, layers=())):
         if text.split()[0] not in EFFECTLESS:
             found.setdefault(text, None)
     for n, (spec, stated) in enumerate(zip(clean.spec.layers, own.spec.layers, strict=False)):
@@ -150,17 +149,16 @@ def _unlike(
         rounded = _rounded(a, kind, mine.columns)
         unequal = rounded != b if len(mine.shape) > 1 else ~np.isclose(rounded, b, rtol=SLACK, atol=0.0)
         for row in np.flatnonzero(unequal.any(axis=1)):
-            allowed = EXACT + FACTOR * _error(a[row], rounded[row])
-            if exact or (start + int(row) not in (read or ()) and not _error(a[row], b[row]) <= allowed):
+            allowed = EXACT + FACTOR * nmse(a[row], rounded[row])
+            if exact or (start + int(row) not in (read or ()) and not nmse(a[row], b[row]) <= allowed):
                 bad.append(start + int(row))
     if not bad:
         return ""
     label = work.label(n, role, both[1])
     if exact:
         spec = work.expected.model.spec.layers[n] if n != OUTSIDE else None
-        pair = (torch.from_numpy(one.array()) for one in (mine, theirs))
-        held = torch.from_numpy(_rounded(next(pair).numpy(), kind, mine.columns))
-        return f"{label}: {told_apart(held, next(pair), spec, role)}"
+        held = torch.from_numpy(_rounded(mine.array(), kind, mine.columns))
+        return f"{label}: {told_apart(held, torch.from_numpy(theirs.array()), spec, role)}"
     name = "expert" if len(mine.shape) == 3 else "row"
     return f"{label}: {listed(name, bad)} differ{'' if len(bad) > 1 else 's'} from the source's"
 
@@ -171,9 +169,3 @@ def _rounded(values: FloatArray, kind: TensorType | None, columns: int) -> Float
         return values
     rows = np.ascontiguousarray(values, np.float32).reshape(-1, columns)
     return decode_rows(encode_rows(rows, kind), kind, columns).reshape(values.shape)
-
-
-def _error(a: FloatArray, b: FloatArray) -> float:
-    """The NMSE of b against a."""
-    exact, found = a.astype(np.float64), b.astype(np.float64)
-    return ratio(float(np.square(exact - found).sum()), float(np.square(exact).sum()))
