@@ -17,14 +17,17 @@ DEQUANTIZE = f"load it in transformers, call the model's dequantize(), save it i
 
 @dataclass(frozen=True)
 class Packing:
-    """A packing that cannot be read: what it is (`what`), a pattern of its tensors' names, and what the user can do."""
+    """A packing that cannot be read: what it is (`what`), a pattern of its tensors' names, and what the user can do.
+
+    `integers`: others have tensors of these names too, but not of integers.
+    """
 
     what: str
     pattern: str
     advice: str
+    integers: bool = False
 
 
-HQQ = "is packed by HQQ"
 PACKINGS = (
     Packing(
         "belongs to a LoRA adapter",
@@ -41,7 +44,12 @@ PACKINGS = (
         r".*\.(quant_state\.bitsandbytes__\w+|absmax|nested_absmax|quant_map)",
         DEQUANTIZE,
     ),
-    Packing(HQQ, r".*\.W_q", f"dequantize it with hqq, save it in 16 bit and convert that, {ORIGINAL}"),
+    Packing(
+        "is packed by HQQ",
+        r".*\.W_q",
+        f"dequantize it with hqq, save it in 16 bit and convert that, {ORIGINAL}",
+        integers=True,  # a query projection may have this name
+    ),
 )
 CODES = re.compile(r".*\.(qweight|weight_packed)|.*_proj_blocks")
 """Names of packed integers in the formats that `unpack` reads, if the config names another method."""
@@ -51,9 +59,8 @@ def refuse_packed(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint itself. Raises UnsupportedError, naming a tensor, for an adapter or weights stored as packed integers."""
     for packing in PACKINGS:
         pattern = re.compile(packing.pattern)
-        for name in checkpoint.tensors:
-            own_name = packing.what == HQQ and checkpoint.tensors[name].dtype not in INTEGERS  # a query projection
-            if pattern.fullmatch(name) and not own_name:
+        for name, tensor in checkpoint.tensors.items():
+            if pattern.fullmatch(name) and (tensor.dtype in INTEGERS or not packing.integers):
                 raise UnsupportedError(f"{checkpoint.path}: tensor {name} {packing.what}; {packing.advice}")
     for name, tensor in checkpoint.tensors.items():
         if tensor.dtype in INTEGERS and (name.endswith(".weight") or CODES.fullmatch(name)):
