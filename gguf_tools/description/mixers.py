@@ -40,9 +40,8 @@ def build_mixer(
     head_norms = group.head_norms[::-1] if choices.heads_exchanged else group.head_norms
     roles_of_norms = HEAD_FIELDS[-len(head_norms) :] if head_norms else ()  # a single one is that of k
     sources = [Source(slot.name, (role,)) for slot, role in zip(head_norms, roles_of_norms, strict=True)]
-    ways = per_head_roles(group, form, dim) if group.per_head and not form.beside else []
-    vectors = ways[choices.per_head % len(ways)] if ways else ()
-    sources += [Source(slot.name, (role,)) for slot, role in zip(group.per_head, vectors, strict=False)]
+    vectors = _vectors(group, form, choices) if group.per_head and not form.beside else ()
+    sources += _of_vectors(group, vectors)
     sizes = [slot.squeezed for slot in head_norms]
     whole = (
         HEAD_FIELDS[0] in norms or len(sizes) == 1 or (sizes == [(form.q,), (form.kv,)] and sizes != [(dim,), (dim,)])
@@ -75,9 +74,7 @@ def build_mixer(
 
 def state_space(group: Group, form: Form, choices: Choices, roles: set[str]) -> tuple[Mamba2, list[Source]]:
     """The state space of a layer, and the sources of its vectors."""
-    ways = per_head_roles(group, form, choices.head_dim)
-    vectors = ways[choices.per_head % len(ways)] if ways else ()
-    sources = [Source(slot.name, (role,)) for slot, role in zip(group.per_head, vectors, strict=False)]
+    sources = _of_vectors(group, _vectors(group, form, choices))
     norm = NormSlots(group.inner_norm) if group.inner_norm else None
     sources += norm.sources("ssm.norm") if norm else ()
     biased = [name for name, role in (("in", "ssm.z_bias"), ("o", "ssm.o_bias")) if role in roles]
@@ -101,8 +98,6 @@ def _fit(group: Group, roles: Sequence[str], sizes: Mapping[str, int]) -> bool:
 
 def _linear_attention(group: Group, form: Form, choices: Choices) -> tuple[DeltaNet, list[Source]]:
     """The linear attention of a layer, and the sources of its vectors."""
-    ways = per_head_roles(group, form, choices.head_dim)
-    vectors = ways[choices.per_head % len(ways)] if ways else ()
     return DeltaNet(
         key_heads=choices.key_heads,
         value_heads=form.heads,
@@ -111,7 +106,18 @@ def _linear_attention(group: Group, form: Form, choices: Choices) -> tuple[Delta
         kernel=form.kernel,
         norm=Norm(choices.eps, choices.inner_offset),
         decay=choices.decay,
-    ), [Source(slot.name, (role,)) for slot, role in zip(group.per_head, vectors, strict=False)]
+    ), _of_vectors(group, _vectors(group, form, choices))
+
+
+def _vectors(group: Group, form: Form, choices: Choices) -> tuple[str, ...]:
+    """The roles of a group's vectors with a number for each head, in the way that was chosen."""
+    ways = per_head_roles(group, form, choices.head_dim)
+    return ways[choices.per_head % len(ways)] if ways else ()
+
+
+def _of_vectors(group: Group, vectors: Sequence[str]) -> list[Source]:
+    """The sources of these vectors."""
+    return [Source(slot.name, (role,)) for slot, role in zip(group.per_head, vectors, strict=False)]
 
 
 def per_head_roles(group: Group, form: Form, dim: int) -> list[tuple[str, ...]]:
