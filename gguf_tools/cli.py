@@ -18,7 +18,7 @@ import click
 from gguf_tools import __version__, signals
 from gguf_tools.errors import TinyqError
 from gguf_tools.formats.opened import forget_opened
-from gguf_tools.formats.scratch import temporary_folder
+from gguf_tools.formats.temporary_folder import temporary_folder
 from gguf_tools.text import expected, sentence, shortened
 
 COMMANDS = {

@@ -18,7 +18,8 @@ from gguf_tools.commands.common import examples, quiet_option, threads_option, t
 from gguf_tools.commands.sources import whole_source
 from gguf_tools.errors import InputError, OutputError, TinyqError
 from gguf_tools.evaluation.harness_installed import require_harness
-from gguf_tools.formats.scratch import temporary_folder, working_folder
+from gguf_tools.formats.scratch import working_folder
+from gguf_tools.formats.temporary_folder import temporary_folder
 from gguf_tools.runtime.process import Runtime
 from gguf_tools.text import one_line, shortened
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from gguf_tools.errors import OutputError
-from gguf_tools.formats.scratch import temporary_folder, unnamed_file, working_folder
+from gguf_tools.formats.scratch import unnamed_file, working_folder
+from gguf_tools.formats.temporary_folder import temporary_folder
 
 
 def test_the_folder_is_tempfiles_own_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
