@@ -41,8 +41,8 @@ def traced(file: Path, source: Path) -> Trace:
     return trace(file, source, tokens=TOKENS, threads=1)
 
 
-def check(found: Trace, layer: int | None, point: str, cause: str) -> None:
-    """The first bad point, and a part of the cause that leaves what rounding explains."""
+def check(found: Trace, layer: int | None, point: str, cause: str, tensor: str | None = None) -> None:
+    """The first bad point, a part of the cause that leaves what rounding explains, and one of the tensors that it is in."""
     assert found.first is not None
     assert (found.first.layer, found.first.point) == (layer, point), found.first
     assert found.cause
@@ -51,6 +51,7 @@ def check(found: Trace, layer: int | None, point: str, cause: str) -> None:
     assert found.cause.nmse is not None
     assert found.cause.nmse <= found.first.tolerance
     assert found.cause.where == "file"
+    assert tensor is None or tensor in found.cause.tensors
 
 
 def exchanged(one: int, other: int) -> Callable[[Floats], Floats]:
@@ -114,9 +115,7 @@ def test_tensors_of_qwen3_moe(
 ) -> None:
     source, file = files("qwen3-moe", "plain", kind)
     found = traced(planted(file, tmp_path / "bad.gguf", (name, function)), source)
-    check(found, 1, point, cause)
-    assert found.cause
-    assert name in found.cause.tensors
+    check(found, 1, point, cause, name)
 
 
 def test_a_bias_that_is_not_loaded(files: Files, tmp_path: Path) -> None:
@@ -248,9 +247,7 @@ def test_state_space(files: Files, tmp_path: Path, family: str, layer: int, coun
     for name, function, point, cause in faults[:count]:
         full = f"blk.{layer}.{name}"
         found = traced(planted(file, tmp_path / "bad.gguf", (full, function)), source)
-        check(found, layer, point, cause)
-        assert found.cause
-        assert full in found.cause.tensors
+        check(found, layer, point, cause, full)
 
 
 def test_embedding_norm(files: Files, tmp_path: Path) -> None:
