@@ -14,6 +14,7 @@ import click
 from gguf_tools.commands.common import check_outputs, examples, show_part, takes_stdout, write_json
 from gguf_tools.commands.sources import whole_source
 from gguf_tools.commands.talk_options import MOST_BYTES, Printer, decoded, talk_options
+from gguf_tools.commands.waking import woken
 from gguf_tools.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _messages(terminal: bool, interrupts: _Interrupts) -> Iterator[str]:
     while True:
         try:
             interrupts.reading = terminal
-            line = input(PROMPT) if terminal else _line()
+            line = _typed() if terminal else _line()
         except KeyboardInterrupt:
             if not terminal:
                 raise
@@ -140,6 +141,12 @@ def _messages(terminal: bool, interrupts: _Interrupts) -> Iterator[str]:
             interrupts.reading = False
         if line.strip():
             yield line.strip()
+
+
+def _typed() -> str:
+    """The next line that is typed. Raises EOFError at the end."""
+    with woken():
+        return input(PROMPT)
 
 
 def _line() -> str:
