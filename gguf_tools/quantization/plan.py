@@ -129,6 +129,7 @@ def prepare(request: QuantizeRequest) -> Quantization:
     except InputError as error:
         raise InputError(f"{header.path}: {error}") from None
     choices = assign(wanted, model, facts, replace(request.options, file_order=request.keep_split))
+    _refuse_undecodable(header.path, tensors, choices)
     require_importance(wanted, facts, choices, importance)
     if not request.allow_requantize:
         _refuse_quantized(header.path, tensors, choices)
@@ -172,6 +173,16 @@ def _ordered(sources: Sequence[GGUFHeader], keep: bool) -> tuple[GGUFTensor, ...
     if not keep:
         tensors.sort(key=lambda tensor: (layer_of(tensor.entry.name), tensor.entry.name.encode()))
     return tuple(tensors)
+
+
+def _refuse_undecodable(path: Path, tensors: Sequence[GGUFTensor], choices: Sequence[TypeChoice]) -> None:
+    """Raise InputError for a matrix of integers or doubles that the recipe would encode."""
+    for tensor, choice in zip(tensors, choices, strict=True):
+        if not tensor.is_numeric and choice.type is not tensor.entry.type:
+            raise InputError(
+                f"{path}: tensor {choice.name} is stored as {tensor.entry.type}, from which llama.cpp cannot quantize; expected "
+                "f32, f16 or bf16; write the file again"
+            )
 
 
 def _refuse_quantized(path: Path, tensors: Sequence[GGUFTensor], choices: Sequence[TypeChoice]) -> None:

@@ -6,16 +6,17 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 
 from gguf_tools.api.options import byte_count
-from gguf_tools.errors import InputError
+from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import read_header
-from gguf_tools.formats.gguf.source import gguf_tensors
+from gguf_tools.formats.gguf.source import gguf_tensors, open_gguf
 from tests.conftest import Ran
 from tests.quant.quant_models import FAMILIES, write
 from tests.surgery.surgery_files import with_metadata
@@ -177,6 +178,27 @@ def test_integers_are_copied(tmp_path: Path, tinyq: Tinyq) -> None:
     tensors = {tensor.entry.name: tensor for tensor in gguf_tensors(read_header(tmp_path / "out.gguf"))}
     assert tensors["blk.0.ids"].read(0, 24).tobytes() == np.arange(6, dtype=np.int32).tobytes()
     assert tensors["blk.0.ffn_up.weight"].dtype == "q8_0"
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float64])
+def test_a_matrix_of_integers_or_doubles_is_not_quantized(tmp_path: Path, tinyq: Tinyq, kind: type) -> None:
+    """Nor compared by its values: equal bytes are equal, and all else differs."""
+    values: Any = np.arange(256).reshape(4, 64).astype(kind)
+    given = with_tensor(tmp_path / "in.gguf", values)
+    name = "i32" if kind is np.int32 else "f64"
+    for type_name in ("q8_0", "f16", "f32"):
+        ran = tinyq("quantize", given, tmp_path / "out.gguf", type_name)
+        refused(ran, f"{given}: tensor blk.0.ffn_up.weight is stored as {name}, from which llama.cpp cannot", tmp_path)
+    assert tinyq("diff", given, given).code == 0
+    values[1, 2] += 1
+    for other in (values, values.astype(np.float32)):
+        ran = tinyq("diff", given, with_tensor(tmp_path / "other.gguf", other))
+        assert ran.code == 1
+        assert "differs from" in ran.err
+        assert "first in tensor blk.0.ffn_up.weight (values)" in ran.err
+    source = open_gguf(given)
+    with pytest.raises(CheckpointError, match=f"tensor blk.0.ffn_up.weight is stored as {name}, which llama.cpp does not"):
+        source.tensor("blk.0.ffn_up.weight").flat(0, 1)
 
 
 def test_outputs_are_not_inputs(source: Path, tmp_path: Path, tinyq: Tinyq) -> None:

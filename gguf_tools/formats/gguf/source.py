@@ -17,7 +17,7 @@ from gguf_tools.formats.digest import FileDigest
 from gguf_tools.formats.gguf.header import GGUFHeader, TensorEntry
 from gguf_tools.formats.gguf.split import joined_header, read_parts
 from gguf_tools.tensors.base import NARROW, Tensor
-from quant.encode import FloatArray, RawArray, decode_rows
+from quant.encode import FloatArray, RawArray, can_decode, decode_rows
 from quant.types import F32, TensorType
 
 
@@ -41,8 +41,18 @@ class GGUFTensor(Tensor):
     def sources(self) -> tuple[str, ...]:
         return (self.entry.name,)
 
+    @property
+    def is_numeric(self) -> bool:
+        """Whether ggml can decode the tensor's type to float32: integers and doubles it only copies."""
+        return can_decode(self.entry.type)
+
     def flat(self, start: int, stop: int) -> FloatArray:
         dtype = self.entry.type
+        if not self.is_numeric:
+            raise CheckpointError(
+                f"{self.file.path}: tensor {self.entry.name} is stored as {dtype}, which llama.cpp does not compute with; "
+                "expected a type of weights such as f32; write the file again"
+            )
         first, last = start // dtype.block, -(-stop // dtype.block)
         offset = self.data_offset + self.entry.offset + first * dtype.block_bytes
         raw = self.file.read(offset, (last - first) * dtype.block_bytes)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gguf_tools.formats.gguf.source import GGUFTensor
 from gguf_tools.progress import ByteProgress
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.tensors.error import ratio
@@ -67,6 +68,20 @@ class TensorDifference:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def is_numeric(tensor: Tensor) -> bool:
+    """Whether the tensor has weights to compare: integers and doubles of a GGUF are only copied by llama.cpp."""
+    return not isinstance(tensor, GGUFTensor) or tensor.is_numeric
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of GGUF files have the same type and the same bytes."""
+    if not (isinstance(a, GGUFTensor) and isinstance(b, GGUFTensor)) or a.entry.type is not b.entry.type:
+        return False
+    count = a.entry.nbytes
+    pieces = ((start, min(PIECE, count - start)) for start in range(0, count, PIECE))
+    return count == b.entry.nbytes and all(np.array_equal(a.read(*piece), b.read(*piece)) for piece in pieces)
 
 
 def tensor_error(a: Tensor, b: Tensor, progress: ByteProgress = lambda _: None) -> Error:
