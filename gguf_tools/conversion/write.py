@@ -10,6 +10,7 @@ from pathlib import Path
 from gguf_tools.conversion.background import Background
 from gguf_tools.conversion.general_metadata import HUB_PAGES
 from gguf_tools.conversion.plan import Conversion
+from gguf_tools.errors import LlamaError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.adapters import RecordedAdapter, adapters_metadata
 from gguf_tools.formats.gguf.header import (
@@ -118,22 +119,31 @@ def execute_all(
             for stream, metadata, (conversion, _) in zip(streams, placed, wanted, strict=True)
         ]
         if prove_header:
-            prove_header(Path(streams[0].name), first.tokenizer)
+            _proved(prove_header, Path(streams[0].name), first, outs[0])
         with Encoder(threads) as encoder:
             groups = _groups([conversion for conversion, _ in wanted], targets, allow_nonfinite)
             write_groups(encoder, groups, progress)
-        for stream, target, metadata, (conversion, _) in zip(streams, targets, placed, wanted, strict=True):
+        for stream, target, metadata, (conversion, out) in zip(streams, targets, placed, wanted, strict=True):
             target.file.finish()
             metadata[keys.SOURCE_DIGEST] = string(digest.result())
             stream.seek(0)
             stream.write(pack_header(metadata, conversion.layout.entries, conversion.layout.alignment))
             stream.flush()
             if prove:
-                prove(Path(stream.name), conversion.tokenizer)
+                _proved(prove, Path(stream.name), conversion, out)
     return tuple(
         _converted(conversion, out, size, target.tally)
         for (conversion, out), size, target in zip(wanted, sizes, targets, strict=True)
     )
+
+
+def _proved(prove: Prove, path: Path, conversion: Conversion, out: Path) -> None:
+    """Prove the temporary file at `path`; an error of llama.cpp names the output instead, as the temporary file is gone then."""
+    try:
+        prove(path, conversion.tokenizer)
+    except LlamaError as error:
+        told = str(error).replace(f"{path}: ", "")
+        raise LlamaError(f"{out}: the converted file does not run, so nothing was written: {told}") from error
 
 
 def _converted(conversion: Conversion, out: Path, size: int, tally: Tally) -> Converted:

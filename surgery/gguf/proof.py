@@ -105,16 +105,18 @@ class SurgeryProof:
         self._source = plan.file.header.path
         self._why = plan.file.architecture.beyond_stream
         self._base: SourceRun | None = None
+        self._runs = True
         self._halved: set[int] = set()
         self.proved: Proved | None = None
         if not self._why:
             try:
                 self._base = SourceRun.of(plan)
             except (LlamaError, InputError) as error:
+                self._runs = False
                 self._why = f"llama.cpp does not run the source as a language model ({error})"
             except NoStreamError as error:
                 self._why = str(error)
-        if demanded and self._base is None and not self._computed:
+        if demanded and self._base is None and not (self._runs and self._computed):
             raise UnsupportedError(f"{self._source}: cannot be proved: {self._why}; --no-prove writes it without")
 
     @property
@@ -124,20 +126,22 @@ class SurgeryProof:
 
     def __call__(self, path: Path) -> None:
         """Run the result at `path` and compare; sets `proved`."""
+        reference, why = None, ""
         try:
             layers, worst, logits, count = self._by_layers(path) if self._base else (0, 0.0, None, 0)
+            computed = self._computed if self._runs else []
+            if computed:
+                reference, why = _by_reference(self._plan, path)
         except LlamaError as error:
-            raise LlamaError(f"{self._source}: the result does not run, so nothing was written: {error}") from error
+            told = str(error).replace(f"{path}: ", "")
+            raise LlamaError(f"{self._source}: the result does not run, so nothing was written: {told}") from error
         unproved = [self._why] if self._base is None else list(self._base.notes)
-        reference, computed = None, self._computed
-        if computed:
-            reference, why = _by_reference(self._plan, path)
-            if why:
-                one = len(computed) == 1
-                named = ", ".join(map(str, computed[:8])) + (", …" if len(computed) > 8 else "")
-                grafted = any(isinstance(self._plan.stack[n], Original) for n in computed)
-                made = "computed or grafted" if grafted else "computed"
-                unproved.append(f"layer{'' if one else 's'} {named}, which {'is' if one else 'are'} {made}: {why}")
+        if why:
+            one = len(computed) == 1
+            named = ", ".join(map(str, computed[:8])) + (", …" if len(computed) > 8 else "")
+            grafted = any(isinstance(self._plan.stack[n], Original) for n in computed)
+            made = "computed or grafted" if grafted else "computed"
+            unproved.append(f"layer{'' if one else 's'} {named}, which {'is' if one else 'are'} {made}: {why}")
         self.proved = Proved(
             layers=layers,
             worst=worst,

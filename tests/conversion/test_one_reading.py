@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,11 @@ from gguf_tools.bundled import bundled_model
 from gguf_tools.conversion.plan import open_source, prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute, execute_all
-from gguf_tools.errors import InputError
+from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.formats.gguf.header import read_header
 from gguf_tools.formats.gguf.imatrix import write_imatrix
 from gguf_tools.tensors.base import Tensor
+from gguf_tools.tokenizers.vocabulary import Tokenizer
 from quant.encode import FloatArray, RawArray
 from quant.imatrix import ImportanceMatrix, Statistics
 from quant.types import TensorType
@@ -127,3 +129,24 @@ def test_one_type_that_cannot_be_written_leaves_no_file(sources: dict[str, Path]
     with pytest.raises(InputError, match=r"blk\.0\.attn_q\.weight"):
         execute_all(wanted)
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("when", ["prove_header", "prove"])
+def test_a_file_that_llama_cpp_refuses_is_named_as_the_user_named_it(
+    sources: dict[str, Path], tmp_path: Path, when: str
+) -> None:
+    """The temporary file that was tried is gone when the error is read."""
+    out = tmp_path / "out.gguf"
+
+    def refuses(path: Path, _: Tokenizer) -> None:
+        assert path != out
+        raise LlamaError(f"{path}: llama.cpp failed (load): the model cannot be loaded")
+
+    planned = prepare(Request(source=next(iter(sources.values())), type="f32"))
+    proof: dict[str, Any] = {when: refuses}
+    with pytest.raises(LlamaError) as raised:
+        execute(planned, out, **proof)
+    assert str(raised.value) == (
+        f"{out}: the converted file does not run, so nothing was written: llama.cpp failed (load): the model cannot be loaded"
+    )
+    assert not list(tmp_path.iterdir())

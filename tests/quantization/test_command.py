@@ -197,7 +197,9 @@ def test_a_matrix_of_integers_or_doubles_is_not_quantized(tmp_path: Path, tinyq:
         assert "differs from" in ran.err
         assert "first in tensor blk.0.ffn_up.weight (values)" in ran.err
     source = open_gguf(given)
-    with pytest.raises(CheckpointError, match=f"tensor blk.0.ffn_up.weight is stored as {name}, which llama.cpp does not"):
+    with pytest.raises(
+        CheckpointError, match=f"tensor blk.0.ffn_up.weight is stored as {name}, which llama.cpp does not"
+    ):
         source.tensor("blk.0.ffn_up.weight").flat(0, 1)
 
 

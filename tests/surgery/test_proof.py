@@ -171,8 +171,14 @@ def test_what_cannot_be_proved_is_said_or_refused(tmp_path: Path) -> None:
     told = operate(broken, tmp_path / "b.gguf", "swap(0:1)", threads=1).proof
     assert told is not None
     assert "llama.cpp does not run the source" in told.unproved[0]
-    with pytest.raises(UnsupportedError, match="cannot be proved"):
-        operate(broken, tmp_path / "no.gguf", "swap(0:1)", prove=True)
+    told = operate(broken, tmp_path / "c.gguf", "scale(0@0.5)", threads=1).proof
+    assert told is not None
+    assert [line.partition(" (")[0] for line in told.unproved] == [
+        "llama.cpp does not run the source as a language model"
+    ]
+    for recipe in ("swap(0:1)", "scale(0@0.5)"):
+        with pytest.raises(UnsupportedError, match="cannot be proved"):
+            operate(broken, tmp_path / "no.gguf", recipe, prove=True)
 
 
 def test_in_place_is_taken_back_where_the_proof_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

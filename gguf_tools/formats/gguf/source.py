@@ -47,6 +47,7 @@ class GGUFTensor(Tensor):
         return can_decode(self.entry.type)
 
     def flat(self, start: int, stop: int) -> FloatArray:
+        """The elements `start` to `stop`, decoded. Raises CheckpointError for integers and doubles."""
         dtype = self.entry.type
         if not self.is_numeric:
             raise CheckpointError(
