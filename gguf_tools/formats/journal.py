@@ -245,7 +245,8 @@ def _create(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """The file's descriptor, open for reading and writing and locked. Raises InputError for links and non-regular files."""
+    """The file's descriptor, open for reading and writing and locked. Raises InputError for links of either kind, and for what is
+    not a regular file."""
     if path.is_symlink():
         raise InputError(f"{path}: is a symbolic link; give its target, {os.path.realpath(path)}")
     if path.exists() and not path.is_file():
@@ -258,6 +259,13 @@ def _locked(path: Path) -> Iterator[int]:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not os.path.samestat(os.fstat(file), os.lstat(path)):
             raise InputError(f"{path}: was replaced by another run; run the command again")
+        names = os.fstat(file).st_nlink
+        if names > 1:
+            # The others would change too, and their readers would not see the journal.
+            raise InputError(
+                f"{path}: has {names} names (hard links), which would all change; write to another file, or replace it by a "
+                "copy of itself"
+            )
         yield file
     except OSError as error:
         begun = os.path.lexists(journal_path(path))

@@ -30,7 +30,8 @@ from gguf_tools.formats.temporary import (
     remove_leftovers,
 )
 
-MARKS = ("config.json", "golden.json")
+GOLDEN = "golden.json"
+MARKS = ("config.json", GOLDEN)
 """Files by which folders are known that tinyq writes: checkpoints and golden values."""
 Check = Callable[[], None]
 """Called when an output is complete but not yet renamed; if it raises, the output is discarded."""
@@ -294,7 +295,8 @@ def atomic_folder(
 def check_folder(path: Path, force: bool, marks: Collection[str] = MARKS) -> None:
     """Raise OutputError if `path` cannot be written as a folder.
 
-    With `force` a folder is replaced only if it is empty or has one of the files `marks`.
+    With `force` a folder is replaced only if it is empty, or has one of the files `marks` and no subfolder: what lies deeper is
+    not tinyq's, but for golden values of several models, which have a folder each.
     """
     _state(path)
     if path.is_symlink() and not path.exists():
@@ -306,6 +308,13 @@ def check_folder(path: Path, force: bool, marks: Collection[str] = MARKS) -> Non
     if path.exists() and any(path.iterdir()) and not any((path / mark).exists() for mark in marks):
         raise OutputError(
             f"{path}: is a folder without {' or '.join(marks)}, and --force replaces only such folders; choose another name"
+        )
+    deeper = sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.exists() else []
+    if (path / GOLDEN).exists():
+        deeper = [name for name in deeper if not (path / name / GOLDEN).exists()]
+    if deeper:
+        raise OutputError(
+            f"{path}: has the subfolder {deeper[0]}, and --force replaces only folders without; move it, or choose another name"
         )
     if not path.resolve().parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")

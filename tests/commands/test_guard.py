@@ -372,3 +372,19 @@ def test_inputs_of_cards_and_matrices_that_change(tinyq: Tinyq, place: Place, mo
     ran = tinyq("imatrix", "--merge", place.matrix, "-o", place.out / "a.gguf")
     assert "m.gguf: changed while it was read" in ran.err
     assert list(place.out.iterdir()) == []
+
+
+def test_a_file_with_two_names_is_not_changed_in_place(tinyq: Tinyq, place: Place, tmp_path: Path) -> None:
+    file = place.file
+    assert tinyq("edit", file, "--in-place", "--name", "a").code == 0
+    other, before = tmp_path / "backup" / "of.gguf", file.read_bytes()
+    other.parent.mkdir()
+    other.hardlink_to(file)
+    for args in (["edit", file, "--in-place", "--name", "b"], ["edit", file, "--in-place", "--name", "longer" * 999],
+                 ["edit", other, "--in-place", "--name", "b"], ["edit", file, "--undo"],
+                 ["surgery", file, "--in-place", "--swap", "0:1"]):  # fmt: skip
+        ran = tinyq(*args)
+        assert (ran.code, "has 2 names (hard links), which would all change" in ran.err) == (2, True), ran.err
+    assert other.read_bytes() == before
+    other.unlink()
+    assert tinyq("edit", file, "--undo").code == 0

@@ -16,7 +16,7 @@ import pytest
 
 from gguf_tools.errors import CheckpointError, OutputError
 from gguf_tools.formats import commit
-from gguf_tools.formats.output import atomic_folder, atomic_output, atomic_outputs, check_outputs
+from gguf_tools.formats.output import atomic_folder, atomic_output, atomic_outputs, check_folder, check_outputs
 from gguf_tools.formats.temporary import scratch_folder
 from gguf_tools.formats.watch import Watch
 
@@ -240,6 +240,35 @@ def test_a_linked_folder_is_replaced_where_it_lies(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "far" / "real" / "config.json").read_text() == "2"
     assert (files(tmp_path), files(tmp_path / "far")) == (["far", "link"], ["real"])
+
+
+def test_force_replaces_no_subfolder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "checkpoint-500").mkdir(parents=True)
+    (out / "checkpoint-500" / "config.json").write_text("precious")
+    (out / "config.json").write_text("1")
+    with pytest.raises(OutputError, match="has the subfolder checkpoint-500, .* move it"), atomic_folder(out, force=True):
+        raise AssertionError("entered")
+    (out / "checkpoint-500").rename(tmp_path / "moved")
+    with atomic_folder(out, force=True) as folder:
+        # One that another process makes meanwhile is kept too.
+        (folder / "config.json").write_text("2")
+        (out / "meanwhile").mkdir()
+        pytest.raises(OutputError, check_folder, out, True)
+        (out / "meanwhile").rmdir()
+    assert (files(tmp_path), files(out)) == (["moved", "out"], ["config.json"])
+
+
+def test_force_replaces_golden_values_of_several_models(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for folder in (out, out / "llama", out / "qwen3"):
+        folder.mkdir()
+        (folder / "golden.json").write_text("{}")
+    (out / "llama" / "checkpoint").mkdir()
+    check_folder(out, True)
+    (out / "mine").mkdir()
+    with pytest.raises(OutputError, match="has the subfolder mine"):
+        check_folder(out, True)
 
 
 def test_a_folder_that_a_killed_run_had_moved_away_comes_back(tmp_path: Path) -> None:
