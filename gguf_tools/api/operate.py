@@ -19,6 +19,7 @@ from gguf_tools.formats.watch import Watch
 from gguf_tools.machine import available_cores
 from gguf_tools.progress import StageProgress
 from gguf_tools.sources.adapters.adapter import GivenAdapter, adapter_files
+from gguf_tools.sources.checkpoint import MARKS
 from gguf_tools.sources.hub import cached_name, local_source
 from gguf_tools.sources.inputs import source_files
 from surgery.auto import is_auto, resolve
@@ -95,7 +96,7 @@ def operate(
     measured_on = [] if text is None else [Path(text)]
     recipe_file = [Path(recipe)] if isinstance(recipe, str | Path) and os.path.isfile(recipe) else []
     if not dry_run:
-        folders = ["OUT"] if not _is_gguf(source) else []
+        folders = {} if _is_gguf(source) else {"OUT": MARKS}
         check_outputs(outputs, [*read, *recipe_file, *measured_on], force=force, folders=folders)
     completed = _completed(source) if in_place and not dry_run else None
     watch = Watch.over(read)

@@ -122,7 +122,7 @@ def publish(
 
     def check(read: Sequence[Path]) -> None:
         if not dry_run:
-            check_outputs({"--out": out}, read, force=force, folders={"--out"}, marks=(CHECKSUMS,))
+            check_outputs({"--out": out}, read, force=force, folders={"--out": (CHECKSUMS,)})
             require_own(out)
 
     asked = conversion_request(

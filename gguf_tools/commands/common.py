@@ -259,17 +259,15 @@ def check_outputs(
     *,
     force: bool,
     outputs: Mapping[str, Path | None] | None = None,
-    folders: Collection[str] = (),
+    folders: Mapping[str, Collection[str]] = {},
     read: Collection[Path] = (),
-    marks: Collection[str] | None = None,
 ) -> None:
     """Raise OutputError, before any work, if the running command may not write an output (`formats.output.check_outputs`).
 
     `reports` may be streams (-, /dev/stdout, a pipe); `outputs` may not. All other parameters that are existing paths count as
-    inputs, with all files that opening them reads; so do the files `read`. `marks` are those of `formats.output.check_folder`.
+    inputs, with all files that opening them reads; so do the files `read`.
     """
     from gguf_tools.formats.gguf.split import is_part_name
-    from gguf_tools.formats.output import MARKS
     from gguf_tools.formats.output import check_outputs as check
     from gguf_tools.sources.inputs import source_files
 
@@ -277,7 +275,7 @@ def check_outputs(
     files = {option: Path(path) for option, path in reports.items() if path is not None and str(path) != "-"}
     files = {option: path for option, path in files.items() if not _is_stream(path)}
     inputs = [*read, *(file for path in _given_paths() for file in source_files(path))]
-    check({**outputs, **files}, inputs, force=force, folders=folders, marks=MARKS if marks is None else marks)
+    check({**outputs, **files}, inputs, force=force, folders=folders)
     for option, path in files.items():
         for other in outputs.values():
             if other and is_part_name(path, other) and path.parent.resolve() == other.parent.resolve():

@@ -68,13 +68,13 @@ def golden(
     from gguf_tools.evaluation.golden.suite import write_suite
     from gguf_tools.evaluation.golden.write import write_golden
     from gguf_tools.evaluation.text_files import read_lines
-    from gguf_tools.formats.output import atomic_folder
+    from gguf_tools.formats.output import GOLDEN, atomic_folder
 
     folder = _folder(source, out, all_out)
-    check_outputs({"--json": json_path}, force=force, outputs={"OUT": folder}, folders=("OUT",))
+    check_outputs({"--json": json_path}, force=force, outputs={"OUT": folder}, folders={"OUT": (GOLDEN,)})
     texts = [line for line, _ in read_lines(prompts)] if prompts else None
     made: object
-    with stage_bars(quiet, folder.name) as progress, atomic_folder(folder, force=force) as place:
+    with stage_bars(quiet, folder.name) as progress, atomic_folder(folder, force=force, marks=(GOLDEN,)) as place:
         if all_out is not None:
             made = write_suite(
                 place,

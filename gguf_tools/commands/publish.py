@@ -105,7 +105,7 @@ def publish(
         _refuse_others(source)
     place = out or (Path(to.rpartition("/")[2]) if to and not is_published(source) else None)
     outputs = {} if dry_run or place is None else {"--out": place}
-    check_outputs({"--json": json_path}, force=force, outputs=outputs, folders=("--out",), marks=(CHECKSUMS,))
+    check_outputs({"--json": json_path}, force=force, outputs=outputs, folders={"--out": (CHECKSUMS,)})
     with stage_bars(quiet) as progress:
         result = run(
             source,

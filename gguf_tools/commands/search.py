@@ -211,7 +211,7 @@ def report_command(
     from surgery.search.storage import storage_url
 
     made = {} if png is None or png.is_dir() else {"--png": png}
-    check_outputs({"--json": json_path, "--html": html}, force=force, outputs=made, folders=("--png",))
+    check_outputs({"--json": json_path, "--html": html}, force=force, outputs=made, folders={"--png": ()})
     report = SearchReport(read_board(Ledger.open(storage_url(storage), study)))
     if png is not None:
         from surgery.search.plots import plot_paths, write_plots

@@ -77,9 +77,12 @@ def surgery(
     If an in-place change was interrupted, --in-place completes it first; without ops it does only that.
     """
     from gguf_tools import operate
+    from gguf_tools.sources.checkpoint import MARKS
 
     written = {} if dry_run else {"OUT": out, "--save-recipe": save_recipe}
-    check_outputs({"--json": json_path}, force=force, outputs=written, folders=() if source.is_file() else ("OUT",))
+    check_outputs(
+        {"--json": json_path}, force=force, outputs=written, folders={} if source.is_file() else {"OUT": MARKS}
+    )
     with stage_bars(quiet, (out or source).name) as progress:
         result = operate(
             source,

@@ -31,8 +31,7 @@ from gguf_tools.formats.temporary import (
 )
 
 GOLDEN = "golden.json"
-MARKS = ("config.json", GOLDEN)
-"""Files by which folders are known that tinyq writes: checkpoints and golden values."""
+"""The file by which a folder of golden values is known."""
 Check = Callable[[], None]
 """Called when an output is complete but not yet renamed; if it raises, the output is discarded."""
 
@@ -42,16 +41,19 @@ def check_outputs(
     inputs: Iterable[Path],
     *,
     force: bool,
-    folders: Collection[str] = (),
-    marks: Collection[str] = MARKS,
+    folders: Mapping[str, Collection[str]] = {},
 ) -> None:
     """Raise OutputError if one of a command's outputs may not be written; call it before any work.
 
-    `outputs` maps the option or argument to its path; for options in `folders` the output is a folder. An output must not be
-    an input or another output (by any name or link), nor lie inside another output, nor exist unless `force`; `marks` is that of
-    `check_folder`.
+    `outputs` maps the option or argument to its path; for options in `folders` the output is a folder, known by files of these
+    names (`marks` of `check_folder`). An output must not be an input or another output (by any name or link), nor contain an
+    input, nor lie inside another output, nor exist unless `force`.
     """
+    inputs = tuple(inputs)
     read = {key for path in inputs for key in _identities(path)}
+    # Of an input that is a link, the link itself and what it leads to.
+    near = [(path, Path(os.path.realpath(name))) for path in inputs for name in (path, path.parent / "_")]
+    around_inputs = {parent: path for path, real in near for parent in real.parents}
     used: dict[tuple[object, ...], str] = {}
     for option, path in outputs.items():
         if path is None:
@@ -59,11 +61,13 @@ def check_outputs(
         mine = _identities(path)
         if mine & read:
             raise OutputError(f"{path}: is also an input of this command; give {option} another path")
+        real = Path(os.path.realpath(path))
         if option in folders:
-            check_folder(path, force, marks)
+            check_folder(path, force, folders[option])
+            if real in around_inputs:
+                raise OutputError(f"{path}: contains the input {around_inputs[real]}; give {option} another path")
         else:
             check_output(path, force)
-        real = Path(os.path.realpath(path))
         other = next((used[key] for key in mine if key in used), None)
         around = next((used[str(parent),] for parent in real.parents if (str(parent),) in used), None)
         if other or around:
@@ -242,12 +246,12 @@ def _reported(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_folder(
-    path: Path, *, force: bool = False, size: int = 0, check: Check | None = None, marks: Collection[str] = MARKS
+    path: Path, *, marks: Collection[str], force: bool = False, size: int = 0, check: Check | None = None
 ) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends without an error, and is removed otherwise.
 
-    If `path` is a symbolic link to a folder, that folder is replaced and the link stays. `size` and the errors are those of
-    `atomic_output`, `marks` is that of `check_folder`.
+    If `path` is a symbolic link to a folder, that folder is replaced and the link stays. `marks` are those of `check_folder`;
+    `size` and the errors are those of `atomic_output`.
     """
     check_folder(path, force, marks)
     target = Path(os.path.realpath(path))
@@ -292,11 +296,11 @@ def atomic_folder(
                 os.close(lock)
 
 
-def check_folder(path: Path, force: bool, marks: Collection[str] = MARKS) -> None:
+def check_folder(path: Path, force: bool, marks: Collection[str]) -> None:
     """Raise OutputError if `path` cannot be written as a folder.
 
-    With `force` a folder is replaced only if it is empty, or has one of the files `marks` and no subfolder: what lies deeper is
-    not tinyq's, but for golden values of several models, which have a folder each.
+    With `force` a folder is replaced only if it is empty, or has one of the files `marks`, which say what it holds, and no
+    subfolder: what lies deeper is not tinyq's, but for golden values of several models, which have a folder each.
     """
     _state(path)
     if path.is_symlink() and not path.exists():
@@ -310,7 +314,7 @@ def check_folder(path: Path, force: bool, marks: Collection[str] = MARKS) -> Non
             f"{path}: is a folder without {' or '.join(marks)}, and --force replaces only such folders; choose another name"
         )
     deeper = sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.exists() else []
-    if (path / GOLDEN).exists():
+    if GOLDEN in marks:
         deeper = [name for name in deeper if not (path / name / GOLDEN).exists()]
     if deeper:
         raise OutputError(

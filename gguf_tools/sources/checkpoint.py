@@ -46,6 +46,8 @@ TIED = ("lm_head.weight", "embed_tokens.weight")
 """How the names of the output projection and the token embedding end, which may be one tensor."""
 DESCRIPTION = "tinyq.toml"
 """The name of a description of the tensors, for a decoder that no family knows."""
+MARKS = (CONFIG, DESCRIPTION)
+"""Files by which the folder of a checkpoint is known, among those that tinyq writes."""
 STEP = re.compile(r"model_(\d+)\.pt")
 """nanochat's name of the weights after some step; its config is in meta_NNNNNN.json under `META_KEY`."""
 META_KEY = "model_config"

@@ -37,6 +37,7 @@ from gguf_tools.sources.checkpoint import (
     DESCRIPTION,
     INDEX,
     LIT_CONFIG,
+    MARKS,
     PARAMS,
     SINGLE,
     TORCH_INDEX,
@@ -161,7 +162,7 @@ def write_checkpoint(
     files = _files_beside(plan.checkpoint)
     refuse_links_out(plan.checkpoint.folder, files)
     size = plan.size + sum(file.stat().st_size for file in files)
-    with atomic_folder(out, force=force, size=size, check=check) as folder:
+    with atomic_folder(out, force=force, size=size, check=check, marks=MARKS) as folder:
         for file in files:
             _copy(file, folder / file.name)
         if plan.config or plan.checkpoint.description is None:

@@ -374,6 +374,20 @@ def test_inputs_of_cards_and_matrices_that_change(tinyq: Tinyq, place: Place, mo
     assert list(place.out.iterdir()) == []
 
 
+def test_a_folder_that_contains_an_input_is_not_replaced(tinyq: Tinyq, place: Place) -> None:
+    made = place.out / "made"
+    assert tinyq("surgery", place.source, made, "--swap", "0:1").code == 0
+    ran = tinyq("surgery", place.source, made, "--recipe", made / "tinyq-recipe.toml", "--force")
+    assert (ran.code, "made: contains the input" in ran.err) == (2, True), ran.err
+    inside = place.golden / "model.gguf"
+    shutil.copy(place.file, inside)
+    ran = tinyq("golden", inside, place.golden, "--force")
+    assert (ran.code, "golden: contains the input" in ran.err) == (2, True), ran.err
+    assert inside.exists()
+    # Golden values do not replace a checkpoint, such as the one that the file was made from.
+    assert "without golden.json" in tinyq("golden", place.file, made, "--force").err
+
+
 def test_a_file_with_two_names_is_not_changed_in_place(tinyq: Tinyq, place: Place, tmp_path: Path) -> None:
     file = place.file
     assert tinyq("edit", file, "--in-place", "--name", "a").code == 0

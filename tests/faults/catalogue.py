@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import at_moments, at_steps, environment, on_paths
+from tests.faults import at_moments, at_steps, environment, on_paths, permissions
 from tests.faults.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -10,6 +10,7 @@ FAULTS: tuple[Fault, ...] = (
     *at_steps.faults(),
     *at_moments.faults(),
     *on_paths.faults(),
+    *permissions.faults(),
 )
 
 

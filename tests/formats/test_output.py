@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,19 @@ import pytest
 
 from gguf_tools.errors import CheckpointError, OutputError
 from gguf_tools.formats import commit
-from gguf_tools.formats.output import atomic_folder, atomic_output, atomic_outputs, check_folder, check_outputs
+from gguf_tools.formats.output import (
+    GOLDEN,
+    atomic_folder,
+    atomic_output,
+    atomic_outputs,
+    check_folder,
+    check_outputs,
+)
 from gguf_tools.formats.temporary import scratch_folder
 from gguf_tools.formats.watch import Watch
 
 MARK = "0123456789abcdef"
+MARKS = ("config.json",)
 
 
 def files(folder: Path) -> list[str]:
@@ -75,7 +84,9 @@ def test_no_output_is_another(tmp_path: Path, way: str) -> None:
 def test_no_output_lies_in_a_folder_that_is_one(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="is inside the output of OUT"):
-        check_outputs({"OUT": tmp_path / "out", "--json": tmp_path / "out" / "a"}, [], force=True, folders=["OUT"])
+        check_outputs(
+            {"OUT": tmp_path / "out", "--json": tmp_path / "out" / "a"}, [], force=True, folders={"OUT": MARKS}
+        )
 
 
 @pytest.mark.parametrize(
@@ -130,8 +141,11 @@ def test_two_runs_to_one_output(tmp_path: Path) -> None:
             write(out, force=True)
         write(tmp_path / "other")
     assert out.read_bytes() == b"first"
-    second = atomic_folder(tmp_path / "folder")
-    with atomic_folder(tmp_path / "folder"), pytest.raises(OutputError, match="another process is writing it"):
+    second = atomic_folder(tmp_path / "folder", marks=MARKS)
+    with (
+        atomic_folder(tmp_path / "folder", marks=MARKS),
+        pytest.raises(OutputError, match="another process is writing it"),
+    ):
         second.__enter__()
 
 
@@ -174,7 +188,7 @@ def test_long_names_leave_room_for_temporary_ones(tmp_path: Path, name: str) -> 
     write(tmp_path / name)
     write(tmp_path / name, b"newer", force=True)
     assert files(tmp_path) == [name]
-    with atomic_folder(tmp_path / ("b" + name[1:])) as folder:
+    with atomic_folder(tmp_path / ("b" + name[1:]), marks=MARKS) as folder:
         (folder / "config.json").write_text("{}")
     paths = [tmp_path / f"{n}{name[1:]}" for n in "xy"]
     with atomic_outputs([(path, 0) for path in paths]) as streams:
@@ -232,10 +246,10 @@ def test_an_output_in_a_scratch_folder_does_not_wait_for_its_lock(tmp_path: Path
 
 def test_a_linked_folder_is_replaced_where_it_lies(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
-    with atomic_folder(tmp_path / "far" / "real") as folder:
+    with atomic_folder(tmp_path / "far" / "real", marks=MARKS) as folder:
         (folder / "config.json").write_text("1")
     (tmp_path / "link").symlink_to("far/real")
-    with atomic_folder(tmp_path / "link", force=True) as folder:
+    with atomic_folder(tmp_path / "link", force=True, marks=MARKS) as folder:
         (folder / "config.json").write_text("2")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "far" / "real" / "config.json").read_text() == "2"
@@ -247,14 +261,18 @@ def test_force_replaces_no_subfolder(tmp_path: Path) -> None:
     (out / "checkpoint-500").mkdir(parents=True)
     (out / "checkpoint-500" / "config.json").write_text("precious")
     (out / "config.json").write_text("1")
-    with pytest.raises(OutputError, match="has the subfolder checkpoint-500, .* move it"), atomic_folder(out, force=True):
+    with (
+        pytest.raises(OutputError, match="has the subfolder checkpoint-500, and --force"),
+        atomic_folder(out, force=True, marks=MARKS),
+    ):
         raise AssertionError("entered")
     (out / "checkpoint-500").rename(tmp_path / "moved")
-    with atomic_folder(out, force=True) as folder:
+    with atomic_folder(out, force=True, marks=MARKS) as folder:
         # One that another process makes meanwhile is kept too.
         (folder / "config.json").write_text("2")
         (out / "meanwhile").mkdir()
-        pytest.raises(OutputError, check_folder, out, True)
+        with pytest.raises(OutputError):
+            check_folder(out, True, MARKS)
         (out / "meanwhile").rmdir()
     assert (files(tmp_path), files(out)) == (["moved", "out"], ["config.json"])
 
@@ -265,10 +283,33 @@ def test_force_replaces_golden_values_of_several_models(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "golden.json").write_text("{}")
     (out / "llama" / "checkpoint").mkdir()
-    check_folder(out, True)
+    check_folder(out, True, (GOLDEN,))
     (out / "mine").mkdir()
     with pytest.raises(OutputError, match="has the subfolder mine"):
-        check_folder(out, True)
+        check_folder(out, True, (GOLDEN,))
+
+
+def test_force_replaces_no_folder_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "golden.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"is a folder without config\.json, and --force"):
+        check_folder(tmp_path, True, MARKS)
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "below/recipe.toml"])
+def test_a_folder_that_contains_an_input_is_not_replaced(tmp_path: Path, name: str) -> None:
+    recipe = tmp_path / "out" / name
+    recipe.parent.mkdir(parents=True)
+    recipe.touch()
+    (tmp_path / "out" / "golden.json").touch()
+    (recipe.parent / "golden.json").touch()
+    (tmp_path / "link").symlink_to("out/" + name)
+    (recipe.parent / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").touch()
+    for given in (recipe, tmp_path / "link", recipe.parent / "link"):
+        with pytest.raises(
+            OutputError, match=f"out: contains the input {re.escape(str(given))}; give OUT another path"
+        ):
+            check_outputs({"OUT": tmp_path / "out"}, [given], force=True, folders={"OUT": (GOLDEN,)})
 
 
 def test_a_folder_that_a_killed_run_had_moved_away_comes_back(tmp_path: Path) -> None:
@@ -276,7 +317,7 @@ def test_a_folder_that_a_killed_run_had_moved_away_comes_back(tmp_path: Path) ->
     old.mkdir()
     (old / "config.json").write_text("precious")
     (tmp_path / f".out.{MARK}.tmp").mkdir()
-    with pytest.raises(OutputError, match="exists already"), atomic_folder(tmp_path / "out"):
+    with pytest.raises(OutputError, match="exists already"), atomic_folder(tmp_path / "out", marks=MARKS):
         raise AssertionError("entered")
     assert files(tmp_path) == ["out"]
     assert (tmp_path / "out" / "config.json").read_text() == "precious"
@@ -440,7 +481,7 @@ def test_a_folder_is_not_made_through_a_link_to_nothing(tmp_path: Path, force: b
     (tmp_path / "out").symlink_to("nowhere")
     with (
         pytest.raises(OutputError, match="is a symbolic link to nowhere, which does not exist"),
-        atomic_folder(tmp_path / "out", force=force),
+        atomic_folder(tmp_path / "out", force=force, marks=MARKS),
     ):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

@@ -21,6 +21,7 @@ from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.families.registry import build_model
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.formats.gguf.source import gguf_digest, open_gguf
+from gguf_tools.formats.output import GOLDEN
 from gguf_tools.formats.safetensors import Stored, write_safetensors
 from gguf_tools.model.spec import Model
 from gguf_tools.reference.decoder import frequency_limits
@@ -29,7 +30,7 @@ from gguf_tools.targets.registry import lift
 from gguf_tools.tokenizers.vocabulary import Tokenizer, load_tokenizer
 
 FORMAT = 1
-DATA, FACTS, README = "golden.safetensors", "golden.json", "README.md"
+DATA, FACTS, README = "golden.safetensors", GOLDEN, "README.md"
 PROMPTS = 3
 """Prompts that are used by default."""
 TOKENS = 24
