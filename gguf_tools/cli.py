@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -69,6 +70,16 @@ COMMANDS = {
 FAULT = 70
 """Exit code (EX_SOFTWARE of sysexits.h) for an unexpected error."""
 DEBUG = "TINYQ_DEBUG"
+ADVICE = {
+    errno.EACCES: "check its permissions and those of its folder",
+    errno.EPERM: "check its permissions and those of its folder",
+    errno.ENOSPC: "free some space on the disk",
+    errno.EDQUOT: "free some space on the disk, of which your share is used up",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "end other programs, which have too many files open",
+    errno.ENOMEM: "free memory, or use a smaller input",
+}
+"""What to do about an error of the system, by its number."""
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -229,7 +240,8 @@ def _explained(error: BaseException) -> int:
             return 0  # the reader closed the pipe
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
-            return _fail(f"{where}{error.strerror or error}", TinyqError.exit_code)
+            advice = ADVICE.get(error.errno or 0, "check the path and the disk")
+            return _fail(f"{where}{error.strerror or error}; {advice}; {signals.left()}", TinyqError.exit_code)
         case ModuleNotFoundError(name=str(name)) if name.split(".")[0] in PACKAGES:
             package = PACKAGES[name.split(".")[0]]
             return _fail(

@@ -25,6 +25,7 @@ from gguf_tools.formats.temporary import (
     create_folder,
     folder_lock,
     is_ours,
+    is_temporary,
     lock_folder,
     refuse_second,
     remove_leftovers,
@@ -136,7 +137,7 @@ def atomic_outputs(
     streams: list[BinaryIO] = []
     begun = False
     try:
-        with _reported(paths[0]), folder_lock(paths[0].parent):
+        with _reported(*paths), folder_lock(paths[0].parent):
             settle(paths)
             for path in paths:
                 check_output(path, force)
@@ -145,14 +146,14 @@ def atomic_outputs(
                     streams.append(opened.enter_context(create_file(path)))
                     moves.append((Path(os.fsdecode(streams[-1].name)), path))
         require_room(paths[0], sum(size for _, size in outputs))
-        with _reported(paths[0]):
+        with _reported(*paths):
             yield tuple(streams)
             for stream in streams:
                 stream.flush()
                 os.fsync(stream.fileno())
         if check:
             check()
-        with _reported(paths[0]), folder_lock(paths[0].parent):
+        with _reported(*paths), folder_lock(paths[0].parent):
             # Another process may have created the output in the meantime.
             for stream, (temporary, path) in zip(streams, moves, strict=True):
                 check_output(path, force)
@@ -236,12 +237,27 @@ def check_set(paths: Sequence[Path], inputs: Iterable[Path], size: int, *, force
 
 
 @contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def _reported(*outputs: Path) -> Iterator[None]:
+    """Turn the OSErrors of writing outputs, all in one folder, into OutputErrors; those that name another file, such as an input,
+    stay."""
     try:
         yield
     except OSError as error:
+        named = error.filename
+        if isinstance(named, str | bytes) and not _is_part(Path(os.fsdecode(named)), outputs):
+            raise
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        raise OutputError(f"{path}: could not be written ({reason}); nothing was left behind") from error
+        raise OutputError(f"{outputs[0]}: could not be written ({reason}); nothing was left behind") from error
+
+
+def _is_part(file: Path, outputs: Sequence[Path]) -> bool:
+    """Whether `file` is an output, their folder, or lies in an output or in what stands for it until it is complete."""
+    places = [place for path in outputs for place in (path, Path(os.path.realpath(path)))]
+    around = (file, *file.parents)
+    return any(
+        place in around or file == place.parent or any(is_temporary(one.name, place) for one in around)
+        for place in places
+    )
 
 
 @contextlib.contextmanager

@@ -206,8 +206,12 @@ def test_a_wrong_usage_is_one_line(tinyq: Tinyq, args: list[str], expected: str)
         (ThresholdError("short"), 1, "tinyq: short\n"),
         (LlamaError("aborted"), 3, "tinyq: aborted\n"),
         (KeyboardInterrupt(), 130, "tinyq: interrupted; no output was left behind\n"),
-        (PermissionError(13, "Permission denied", "/some/file"), 2, "tinyq: /some/file: Permission denied\n"),
-        (OSError("odd"), 2, "tinyq: odd\n"),
+        (
+            PermissionError(13, "Permission denied", "/some/file"),
+            2,
+            "tinyq: /some/file: Permission denied; check its permissions and those of its folder; no output was left behind\n",
+        ),
+        (OSError("odd"), 2, "tinyq: odd; check the path and the disk; no output was left behind\n"),
     ],
 )
 def test_errors_become_a_line_and_an_exit_code(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -485,3 +486,28 @@ def test_a_folder_is_not_made_through_a_link_to_nothing(tmp_path: Path, force: b
     ):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+# Errors of the system
+
+
+@pytest.mark.parametrize("output", [atomic_output, atomic_folder])
+def test_an_error_of_reading_is_not_said_to_be_one_of_writing(tmp_path: Path, output: Callable[..., Any]) -> None:
+    given: dict[str, Any] = {} if output is atomic_output else {"marks": MARKS}
+    for missing in ("input", "out.input", "folder/out"):
+        with pytest.raises(FileNotFoundError), output(tmp_path / "out", **given):
+            (tmp_path / missing).read_bytes()
+    with pytest.raises(OutputError, match="out: could not be written"), output(tmp_path / "out", **given):
+        raise OSError(errno.EIO, "Input/output error")
+    assert files(tmp_path) == []
+
+
+def test_an_error_below_a_temporary_folder_is_one_of_writing(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far")
+    with (
+        pytest.raises(OutputError, match="link/out: could not be written"),
+        atomic_folder(tmp_path / "link" / "out", marks=MARKS) as folder,
+    ):
+        (folder / "none" / "file").touch()
+    assert files(tmp_path / "far") == []
