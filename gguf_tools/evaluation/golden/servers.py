@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -15,14 +17,24 @@ from gguf_tools.evaluation.golden.check import Check, Compared, FirstBad, check_
 from gguf_tools.evaluation.golden.read import GoldenFiles, GoldenPrompt, finite
 from gguf_tools.evaluation.golden.values import Doubles
 from gguf_tools.evaluation.metrics import log_softmax
+from gguf_tools.runtime.silence import current_limit
+from gguf_tools.sources.hub.threads import within
 from gguf_tools.text import one_line, shortened
 
-SECONDS = 120.0
 MOST_ANSWER = 1 << 26
 """Most bytes of a server's answer."""
 TOP = 5
 """Largest log probabilities that are asked for."""
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the prompts are for the server that was named."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """None, so that the redirect is answered as an error."""
+
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay())
 """Asks the given server itself, and no proxy."""
 CLOSE = 0.02
 """Largest difference of log probabilities: servers run F16 caches, and print few digits."""
@@ -39,15 +51,29 @@ def check_server(golden: GoldenFiles, url: str, model: str) -> Check:
     (`/v1/completions` with `logprobs`) is given the prompt's text, and its log probabilities are compared by their size; if it
     returns none, its greedy text is compared. Raises InputError if there is no such server, or it refuses a prompt.
     """
-    if not url.startswith(("http://", "https://")):
-        raise InputError(f"{url}: is no address of a server; expected http://HOST:PORT")
-    url = url.rstrip("/")
+    url = _address(url)
     status, answer = _post(f"{url}/completion", _body(golden.prompts[0], 1))
     if status == 200 and isinstance(answer, dict) and ("completion_probabilities" in answer or answer.get("tokens")):
         return _by_ids(golden, url)
     if status in REFUSALS and (said := _message(answer)):
         raise InputError(f"{url}/completion: the server refuses prompt 0 (status {status}: {said})")
     return by_text(golden, url, model)
+
+
+def _address(url: str) -> str:
+    """The address of a server, without slashes at its end. Raises InputError for one that no request can be sent to."""
+    try:
+        parts = urlsplit(url)
+        plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#\\")
+        fits = plain and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        user = parts.username is not None
+    except ValueError:
+        fits = user = False
+    if user:  # not shown: it may have a password
+        raise InputError("--server has a user name in its address, which is not supported; expected http://HOST:PORT")
+    if not fits:
+        raise InputError(f"{url}: is no address of a server; expected http://HOST:PORT")
+    return url.rstrip("/")
 
 
 def _body(prompt: GoldenPrompt, count: int) -> dict[str, Any]:
@@ -67,22 +93,30 @@ def _by_ids(golden: GoldenFiles, url: str) -> Check:
     compared, first, unsaid = [], None, []
     total = 0
     for n, prompt in enumerate(golden.prompts):
-        top, ids = _next_tokens(url, n, prompt)
+        top, ids, said = _next_tokens(url, n, prompt)
         expected = _log_softmax(golden, n)
-        gaps = {token: abs(expected[token] - value) for token, value in top.items() if 0 <= token < len(expected)}
+        if any(not 0 <= token < len(expected) for token in (*top, *ids)):
+            raise InputError(
+                f"{url}: has token ids outside the vocabulary of {len(expected)} tokens; is it this model?"
+            )
+        largest = np.sort(expected)[::-1]
+        # The values must be those of the tokens, and the largest that there are.
+        gaps = {
+            token: max(abs(expected[token] - value), abs(largest[place] - value))
+            for place, (token, value) in enumerate(sorted(top.items(), key=lambda pair: -pair[1]))
+        }
         worst = max(gaps, key=lambda token: gaps[token], default=None)
-        if worst is None and top:
-            raise InputError(f"{url}: its token ids are outside the vocabulary of {len(expected)} tokens")
         if worst is None:
             unsaid.append(str(n))
         else:
             compared.append(Compared(name=f"log probabilities after prompt {n}", nmse=gaps[worst], tolerance=CLOSE))
         if worst is not None and first is None and gaps[worst] > CLOSE:
-            said = f"{expected[worst]:.4f} for token {worst}"
+            place = sorted(top.values(), reverse=True).index(top[worst])
+            words = f"{expected[worst]:.4f} for token {worst}, {largest[place]:.4f} as number {place + 1} by size"
             first = FirstBad(
-                prompt=n, position=len(prompt.tokens) - 1, point="logits", expected=said, found=f"{top[worst]:.4f}"
+                prompt=n, position=len(prompt.tokens) - 1, point="logits", expected=words, found=f"{top[worst]:.4f}"
             )
-        total += len(ids)
+        total += said
         first = first or check_greedy(golden, n, ids, CLOSE)
     notes = [
         f"compared: {TOP} log probabilities after each prompt (largest difference instead of an NMSE), and greedy tokens"
@@ -97,8 +131,9 @@ def _by_ids(golden: GoldenFiles, url: str) -> Check:
     )
 
 
-def _next_tokens(url: str, n: int, prompt: GoldenPrompt) -> tuple[dict[int, float], list[int]]:
-    """The largest log probabilities of the token after a prompt by id, and the ids of the greedy continuation.
+def _next_tokens(url: str, n: int, prompt: GoldenPrompt) -> tuple[dict[int, float], list[int], int]:
+    """The largest log probabilities of the token after a prompt by id, the ids of the greedy continuation, and how many of
+    them the server returned.
 
     llama.cpp's server gives no log probabilities of a token that ends within a character, and stops after an end-of-text token,
     after which the golden tokens are taken as they are (`tools/server/server-context.cpp`, `process_token`).
@@ -114,13 +149,17 @@ def _next_tokens(url: str, n: int, prompt: GoldenPrompt) -> tuple[dict[int, floa
         steps = answers[0].get("completion_probabilities") or []
         top = {int(one["id"]): finite(one["logprob"]) for one in steps[0]["top_logprobs"]} if steps else {}
         ids = [int(token) for token in answers[1]["tokens"]]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if prompt.greedy and not ids:
+            raise ValueError("no tokens")
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise InputError(
-            f"{url}/completion: answers without ids and log probabilities for prompt {n} ({error!r})"
+            f"{url}/completion: answers without ids and log probabilities for prompt {n} ({shortened(repr(error), 160)}); "
+            "expected llama.cpp's server with return_tokens and n_probs"
         ) from error
+    returned = len(ids)
     if answers[1].get("stop_type") == "eos":
-        ids += prompt.greedy[len(ids) :]
-    return top, ids
+        ids += prompt.greedy[returned:]
+    return top, ids, returned
 
 
 def by_text(golden: GoldenFiles, url: str, model: str) -> Check:
@@ -207,7 +246,9 @@ def _completed(url: str, model: str, prompt: GoldenPrompt, count: int) -> tuple[
             values = [finite(one["logprob"]) for one in said["content"][0]["top_logprobs"]]
         else:
             values = [finite(value) for value in said["top_logprobs"][0].values()]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        if not values:
+            return text, None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
         shown = _message(answer) or shortened(one_line(json.dumps(answer) if answer is not None else "nothing"), 160)
         raise InputError(
             f"{url}/v1/completions: returned no completion (status {status}: {shown}); expected an OpenAI-compatible server"
@@ -229,18 +270,39 @@ def _log_softmax(golden: GoldenFiles, n: int) -> Doubles:
 
 
 def _post(url: str, body: Mapping[str, Any]) -> tuple[int, Any]:
-    """The status and the JSON of the answer, None if it is no JSON. Raises InputError if nothing answers."""
+    """The status and the JSON of the answer, None if it is no JSON. Raises InputError if nothing answers within --timeout."""
     data = json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    limit = current_limit()
+
+    def answered() -> tuple[int, Any]:
+        try:
+            with _DIRECT.open(request, timeout=limit) as response:
+                return int(response.status), _json(_bounded(response, url))
+        except urllib.error.HTTPError as error:
+            if 300 <= error.code < 400 and (place := error.headers.get("Location")):
+                raise InputError(
+                    f"{url}: the server redirects to {shortened(one_line(place), 120)}; give the address of a server that answers"
+                ) from error
+            return int(error.code), _json(_bounded(error, url))
+
     try:
-        with _DIRECT.open(request, timeout=SECONDS) as response:
-            return int(response.status), _json(response.read(MOST_ANSWER))
-    except urllib.error.HTTPError as error:
-        return int(error.code), _json(error.read(MOST_ANSWER))
-    except (OSError, ValueError) as error:
+        return within(limit, answered)
+    except TimeoutError as error:
         raise InputError(
-            f"{url}: no server answers ({one_line(str(error))}); start it, or give another address"
+            f"{url}: the server gave no complete answer within {limit:g} s; give a longer --timeout, or check the server"
         ) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        said = shortened(one_line(str(error) or repr(error)), 160)
+        raise InputError(f"{url}: no server answers ({said}); start it, or give another address") from error
+
+
+def _bounded(response: Any, url: str) -> bytes:
+    """The bytes of an answer. Raises InputError if there are more than an answer can have."""
+    data = bytes(response.read(MOST_ANSWER + 1))
+    if len(data) > MOST_ANSWER:
+        raise InputError(f"{url}: the answer has more than {MOST_ANSWER >> 20} MiB; check the server")
+    return data
 
 
 def _json(data: bytes) -> Any:

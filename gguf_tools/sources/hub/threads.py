@@ -42,6 +42,17 @@ def waited(future: Future[T]) -> T:
     return future.result()
 
 
+def within(seconds: float | None, function: Callable[[], T]) -> T:
+    """The result of a function, which a thread runs. Raises TimeoutError after `seconds`, its own error if it fails before.
+
+    For requests whose server may send a byte now and then without end, which no timeout of a socket notices. The thread goes on.
+    """
+    future = started(function)
+    if future not in wait([future], timeout=seconds).done:
+        raise TimeoutError
+    return future.result()
+
+
 def for_each(function: Callable[[S], object], items: Iterable[S], at_once: int) -> None:
     """Call the function with each item, in `at_once` threads. Raises the first error."""
     left = list(items)

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from safetensors.numpy import load_file, save_file
 from gguf_tools.bundled import bundled_model
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.conformance import Case, transformers_logits
-from gguf_tools.evaluation.golden import engines
 from gguf_tools.evaluation.golden.check import Check, check_arrays
 from gguf_tools.evaluation.golden.engines import check_command, check_gguf
 from gguf_tools.evaluation.golden.meanings import MEANINGS
@@ -29,6 +29,7 @@ from gguf_tools.evaluation.golden.read import read_dump, read_golden_files
 from gguf_tools.evaluation.golden.suite import name_of, suite_cases, write_suite
 from gguf_tools.evaluation.golden.values import kind_of
 from gguf_tools.evaluation.golden.write import write_golden
+from gguf_tools.runtime.silence import silence_limit
 from tests.evaluation.golden.conftest import Place
 from tests.evaluation.trace.planting import planted
 
@@ -224,7 +225,9 @@ def test_a_command_that_fails(place: Place) -> None:
     [
         ("print('\\x00 loading … done')", "printed no token ids for prompt 0; expected 8"),
         ("import os; os.kill(os.getpid(), 11)", "ended with exit code -11"),
-        ("import time; time.sleep(60)", "timed out after 0.5 seconds"),
+        ("import time; time.sleep(60)", "did not end within 0.5 s; give a longer --timeout"),
+        ("import os\nwhile True: os.write(1, b'7 ' * 9999)", "printed more than 16 MiB"),
+        ("import os; os.read(0, 1) or os.kill(os.getpid(), 9)", "ended with exit code -9"),
         ("import sys; sys.stdout.buffer.write(bytes(range(256)) * 999)", None),
     ],
 )
@@ -234,9 +237,28 @@ def test_a_command_that_misbehaves(place: Place, monkeypatch: pytest.MonkeyPatch
     if error is None:  # the digits among the bytes are not the golden tokens
         assert not check_command(golden, command, "").passed
         return
-    monkeypatch.setattr(engines, "SECONDS", 0.5 if "sleep" in code else 120.0)
-    with pytest.raises(InputError, match=re.escape(error)):
+    with silence_limit(0.5 if "sleep" in code else 120.0), pytest.raises(InputError, match=re.escape(error)):
         check_command(golden, command, "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc for a process")
+def test_what_a_command_leaves_behind_is_ended(place: Place, tmp_path: Path) -> None:
+    """A process that it started holds its stdout open, and would for an hour."""
+    golden = read_golden_files(place.golden)
+    token, pid = golden.prompts[0].greedy[0], tmp_path / "pid"
+    script = f"sleep 3600 & echo $! > {pid}; echo {token}"
+    assert check_command(golden, f"sh -c {shlex.quote(script)} {{tokens}}", "").first
+    state = Path(f"/proc/{pid.read_text().strip()}/stat")
+    for _ in range(500):  # a process that was killed is there until it is waited for
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.02)
+    raise AssertionError("it still runs")
+
+
+def test_a_command_with_an_open_quote(place: Place) -> None:
+    with pytest.raises(InputError, match="cannot be split into words"):
+        check_command(read_golden_files(place.golden), "engine '{tokens}", "")
 
 
 def test_a_command_that_prints_too_few_tokens(place: Place) -> None:
