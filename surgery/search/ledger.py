@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_tools.errors import InputError
 from gguf_tools.text import shortened
 from surgery.search.records import STAGES, Entry, Measured, Record, State
-from surgery.search.storage import HEARTBEAT, load_optuna, opened_storage, reported, shown_url, unusable
+from surgery.search.storage import HEARTBEAT, SQLITE, load_optuna, opened_storage, reported, shown_url, unusable
 
 if TYPE_CHECKING:
     import optuna
@@ -78,10 +78,8 @@ class Ledger:
     def open(cls, url: str, name: str | None) -> Ledger:
         """A study that is there; InputError where it is not, or where it is not said which of several."""
         optuna = load_optuna()
-        if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-            raise InputError(
-                f"{url.removeprefix('sqlite:///')}: there is no such study; expected a file or a storage URL"
-            )
+        if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).is_file():
+            raise InputError(f"{url.removeprefix(SQLITE)}: there is no such study; expected a file or a storage URL")
         backend = opened_storage(url, make=False)
         try:
             names = sorted(optuna.get_all_study_names(backend))

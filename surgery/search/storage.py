@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
+import sqlite3
+import stat
 import time
 import warnings
 from collections.abc import Callable
@@ -21,6 +24,9 @@ HEARTBEAT = 3
 """Seconds between two signs of life of a worker."""
 GRACE = 20
 """Seconds without one after which a trial is given to another worker."""
+SQLITE = "sqlite:///"
+TABLES = ("stud", "trial", "version_info", "alembic_version", "sqlite_")
+"""How the names of the tables begin that Optuna and SQLite make."""
 PAUSE = 0.5
 """Seconds before the tables of a storage are tried again that another worker is making."""
 
@@ -71,15 +77,22 @@ def load_optuna() -> Any:
 
 
 def storage_url(storage: str) -> str:
-    """The URL of a storage as SQLAlchemy takes it: a path is that of an SQLite file, PostgreSQL's driver is psycopg."""
+    """The URL of a storage as SQLAlchemy takes it: a path is that of an SQLite file, PostgreSQL's driver is psycopg.
+
+    Raises InputError for a path with a question mark, after which SQLAlchemy reads options instead of the path.
+    """
     if "://" not in storage:
-        return f"sqlite:///{Path(storage).absolute()}"
+        if "?" in storage:
+            raise InputError(f"{storage}: has a question mark, which a database's path cannot have; give another path")
+        return f"{SQLITE}{Path(storage).absolute()}"
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", storage)
 
 
 def opened_storage(url: str, *, make: bool) -> optuna.storages.RDBStorage:
     """Optuna's storage at a URL, with heartbeats, its tables made with `make`; InputError where it cannot be used."""
     storages = load_optuna().storages
+    if url.startswith(SQLITE):
+        _refuse_other(Path(url.removeprefix(SQLITE).partition("?")[0]), url, make)
     # SQLite's writers wait for each other instead of failing at once.
     engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     for last in (False, False, True):
@@ -93,7 +106,7 @@ def opened_storage(url: str, *, make: bool) -> optuna.storages.RDBStorage:
             )
             if make and url.startswith("sqlite"):
                 _relax(made)
-            if url.startswith("sqlite:///") and os.path.exists(file := url.removeprefix("sqlite:///")):
+            if url.startswith(SQLITE) and os.path.exists(file := url.removeprefix(SQLITE)):
                 note_opened(os.stat(file))
             return made
         except Exception as error:
@@ -102,6 +115,31 @@ def opened_storage(url: str, *, make: bool) -> optuna.storages.RDBStorage:
                 raise unusable(url, error) from error
             time.sleep(PAUSE)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _refuse_other(path: Path, url: str, make: bool) -> None:
+    """Raise InputError for a file that holds anything but studies, before tables are made in it; `make` is whether they will be.
+
+    A link is followed only to read: it may have come with a folder from elsewhere, and lead out of it.
+    """
+    if make and path.is_symlink():
+        raise InputError(f"{path}: is a symbolic link; give its target, {os.path.realpath(path)}, with --storage")
+    if not path.exists():
+        return
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputError(f"{path}: is not a regular file; give a study's database")
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)
+        ) as database:
+            names = [str(name) for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    except (sqlite3.Error, OSError) as error:
+        raise unusable(url, error) from error
+    # Another worker may be making the tables, one after the other.
+    other = [name for name in names if not name.startswith(TABLES)]
+    if other or not (names or make):
+        holds = f"the table {other[0]}" if other else "no table"
+        raise InputError(f"{path}: holds {holds}, and is no database of studies; give another path or URL")
 
 
 def _relax(backend: optuna.storages.RDBStorage) -> None:
@@ -125,4 +163,6 @@ def unusable(url: str, error: Exception) -> InputError:
     """The error for a storage that cannot be used; the first line of the database's own error says why."""
     cause = error.__cause__ or error
     reason = str(cause).strip().splitlines()
-    return InputError(f"{shown_url(url)}: the storage cannot be used ({reason[0] if reason else type(cause).__name__})")
+    name = shown_url(url.removeprefix(SQLITE))
+    why = reason[0] if reason else type(cause).__name__
+    return InputError(f"{name}: the storage cannot be used ({why}); give another, or remove the cause")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -220,6 +222,7 @@ def test_a_candidate_on_which_llama_cpp_fails_is_failed_with_its_last_lines(
         (("--objective", "no_module:score"), "cannot be imported"),
         (("--alpha", "2"), "--alpha 2: 2 is out of range"),
         (("--size", "4..2"), "is descending"),
+        (("--storage", "a?b.db"), "a?b.db: has a question mark"),
         (("--storage", "postgresql://user:secret@127.0.0.1:1/x"), "***@127.0.0.1:1/x: the storage cannot be used"),
     ],
 )
@@ -242,6 +245,25 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path, tinyq: T
     assert found.code == 2
     assert "the storage cannot be used" in found.err
     assert other.read_bytes() == before
+
+
+def test_a_database_of_something_else_is_refused_and_kept(tmp_path: Path, tinyq: Tinyq) -> None:
+    other = tmp_path / "cookies.sqlite"
+    with contextlib.closing(sqlite3.connect(other)) as database:
+        database.execute("CREATE TABLE cookies (name)")
+        database.commit()
+    before = other.read_bytes()
+    found = tinyq(*search_line(tmp_path, "--storage", other))
+    assert (found.code, "holds the table cookies, and is no database of studies" in found.err) == (2, True)
+    assert "holds the table cookies" in tinyq("search", "report", other).err
+    link = tmp_path / "link.db"
+    link.symlink_to("elsewhere.db")
+    assert "is a symbolic link; give its target" in tinyq(*search_line(tmp_path, "--storage", link)).err
+    (tmp_path / "empty").touch()
+    assert "holds no table, and is no database" in tinyq("search", "report", tmp_path / "empty").err
+    os.mkfifo(tmp_path / "pipe")
+    assert "is not a regular file" in tinyq(*search_line(tmp_path, "--storage", tmp_path / "pipe")).err
+    assert (other.read_bytes(), (tmp_path / "elsewhere.db").exists()) == (before, False)
 
 
 def test_compose_and_sample_go_on_from_what_was_found(tmp_path: Path, tinyq: Tinyq) -> None:
