@@ -11,15 +11,17 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from gguf_tools import __version__, signals
-from gguf_tools.errors import TinyqError
+from gguf_tools.errors import TinyqError, exhausted
 from gguf_tools.formats.opened import forget_opened
 from gguf_tools.formats.temporary_folder import temporary_folder
+from gguf_tools.machine import drop, prepare_for_limits, reader_gone
 from gguf_tools.text import expected, sentence, shortened
 
 COMMANDS = {
@@ -75,16 +77,33 @@ ADVICE = {
     errno.EPERM: "check its permissions and those of its folder",
     errno.ENOSPC: "free some space on the disk",
     errno.EDQUOT: "free some space on the disk, of which your share is used up",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "end other programs, which have too many files open",
-    errno.ENOMEM: "free memory, or use a smaller input",
 }
 """What to do about an error of the system, by its number."""
 _ROOT = Path(__file__).resolve().parents[1]
 
 
+@contextlib.contextmanager
+def _without_pipes() -> Iterator[None]:
+    """Handle a BrokenPipeError here, since click exits with 1 on any: a help text that nobody reads (`| head`) is no error."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        if not isinstance(sys.stdout, io.TextIOBase) or not reader_gone(sys.stdout.fileno()):
+            raise TinyqError(f"a pipe or a connection was closed by its other end; {signals.left()}") from error
+        drop(sys.stdout.fileno())
+        raise click.exceptions.Exit(0) from error
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module only when that command is used."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _without_pipes():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _without_pipes():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -92,6 +111,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        prepare_for_limits()
         module, _, function = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), function)
         return command
@@ -195,6 +215,8 @@ def _drained(code: int) -> int:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
+    except BrokenPipeError:
+        drop(sys.stdout.fileno())
     except (OSError, ValueError) as error:
         code = code or _explained(error)
         with contextlib.suppress(OSError):
@@ -223,9 +245,10 @@ def _explained(error: BaseException) -> int:
     number = signals.received()
     if number or isinstance(error, KeyboardInterrupt | click.Abort):
         return _fail(signals.sentence(number or signal.SIGINT), signals.exit_code(number or signal.SIGINT))
+    lacking = exhausted(error)
     match error:
         case TinyqError():
-            return _fail(str(error), error.exit_code)
+            return _fail(f"{error}; {lacking[1]}" if lacking else str(error), error.exit_code)
         case click.exceptions.Exit():
             return error.exit_code
         case click.exceptions.NoArgsIsHelpError():
@@ -236,8 +259,9 @@ def _explained(error: BaseException) -> int:
             return _fail(f"{error.format_message().rstrip('.')}; see {path} --help", error.exit_code)
         case click.ClickException():
             return _fail(error.format_message(), error.exit_code)
-        case BrokenPipeError():
-            return 0  # the reader closed the pipe
+        case _ if lacking:
+            where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+            return _fail(f"{where}{lacking[0]}; {signals.left()}; {lacking[1]}", TinyqError.exit_code)
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             advice = ADVICE.get(error.errno or 0, "check the path and the disk")
@@ -246,11 +270,6 @@ def _explained(error: BaseException) -> int:
             package = PACKAGES[name.split(".")[0]]
             return _fail(
                 f"{package} is not installed, and this command needs it; pip install {package}", TinyqError.exit_code
-            )
-        case MemoryError():
-            return _fail(
-                f"out of memory; {signals.left()}; free memory, or use a smaller input",
-                TinyqError.exit_code,
             )
     return _fail(
         f"internal error of tinyq: {_name_of(error)}; {signals.left()}; please report it with this line, the command "

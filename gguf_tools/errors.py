@@ -6,6 +6,7 @@ line prints it and exits with the exception's `exit_code`. Any other exception t
 
 from __future__ import annotations
 
+import errno
 import math
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from quant.errors import InputError, LlamaError, TinyqError
 
 __all__ = [
     "AMOUNT",
+    "FILES",
+    "MEMORY",
+    "PROCESSES",
     "SCORE",
     "SHARE",
     "Bounds",
@@ -24,6 +28,7 @@ __all__ = [
     "TinyqError",
     "TokenizerError",
     "UnsupportedError",
+    "exhausted",
     "is_read_error",
 ]
 
@@ -61,6 +66,34 @@ def is_read_error(error: BaseException) -> bool:
             return not isinstance(cause, FileNotFoundError | NotADirectoryError)
         cause = cause.__cause__
     return False
+
+
+Lack = tuple[str, str]
+"""What the process has run out of, and what to do about it."""
+MEMORY: Lack = ("out of memory", "free memory, raise its limit (ulimit -v), or use a smaller input")
+PROCESSES: Lack = (
+    "no process or thread could be started",
+    "raise the limits on them and on memory (ulimit -u, ulimit -v)",
+)
+FILES: Lack = ("too many files are open", "raise the limit on open files (ulimit -n)")
+_BY_NUMBER = {errno.ENOMEM: MEMORY, errno.EMFILE: FILES, errno.ENFILE: FILES}
+_NOT_MAPPED = ("failed to map segment", "cannot allocate memory")
+
+
+def exhausted(error: BaseException) -> Lack | None:
+    """What the process has run out of, and what to do about it; None if neither the error nor a cause of it says so."""
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, MemoryError):
+            return MEMORY
+        if isinstance(one, ImportError) and any(text in str(one).lower() for text in _NOT_MAPPED):
+            return MEMORY
+        if isinstance(one, RuntimeError) and "can't start new thread" in str(one):
+            return PROCESSES
+        if isinstance(one, OSError) and one.errno in _BY_NUMBER:
+            return _BY_NUMBER[one.errno]
+        one = one.__cause__ or one.__context__
+    return None
 
 
 @dataclass(frozen=True)

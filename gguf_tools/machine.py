@@ -1,9 +1,18 @@
-"""Cores, threads and memory of the machine."""
+"""Cores, threads and memory of the machine; limits on them; pipes that nobody reads."""
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
+import select
 from pathlib import Path
+
+from gguf_tools.errors import MEMORY, TinyqError
+
+LEAST_MEMORY = 192 << 20
+"""Bytes of address space below which not even numpy can be imported."""
+_FEW_PROCESSES = 1024
 
 
 def available_cores() -> int:
@@ -50,3 +59,40 @@ def available_memory() -> int | None:
     except (OSError, ValueError, IndexError):
         pass  # another system, or no control group
     return min(found) if found else None
+
+
+def prepare_for_limits() -> None:
+    """Raise TinyqError where no thread can be started, or the address space is too small; called before numpy is imported.
+
+    numpy's OpenBLAS starts a thread for each core when it is imported, each with memory of its own. Where they cannot be
+    started it prints several lines and ends the process, so that under a limit it is told to start none.
+    """
+    try:
+        _thread.start_new_thread(lambda: None, ())
+    except RuntimeError as error:
+        raise TinyqError(f"tinyq cannot begin: {error}") from error
+    with contextlib.suppress(ImportError, OSError, ValueError):  # another system
+        import resource
+
+        memory, _ = resource.getrlimit(resource.RLIMIT_AS)
+        processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+        if memory != resource.RLIM_INFINITY and memory < LEAST_MEMORY:
+            raise TinyqError(
+                f"the address space is limited to {memory >> 20:,} MiB, and tinyq needs {LEAST_MEMORY >> 20} MiB at least; "
+                f"{MEMORY[1]}"
+            )
+        if memory != resource.RLIM_INFINITY or 0 <= processes < _FEW_PROCESSES:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def reader_gone(descriptor: int) -> bool:
+    """Whether a descriptor is a pipe or a socket whose other end is closed."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def drop(descriptor: int) -> None:
+    """Have what is written to a descriptor from now on go nowhere."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), descriptor)

@@ -1,4 +1,4 @@
-"""Handling SIGINT, SIGTERM and SIGHUP in the `tinyq` command: a one-line message, no traceback, no temporary files left.
+"""Handling SIGINT, SIGTERM, SIGHUP and SIGXCPU in the `tinyq` command: a one-line message, no traceback, no temporary files left.
 
 While a command runs, a signal raises an exception, so that temporary files are removed. In a `held` block, such as between the
 creation of a file and the recording of its name, it is deferred to the end of the block. While modules are imported, and after
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import NoReturn
 
-HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU") if hasattr(signal, name))
 GRACE = 2.0
 """Seconds for which further signals are ignored, because the process is cleaning up after the first."""
 
 
 class EndedError(BaseException):
-    """SIGTERM or SIGHUP arrived. Not an Exception, so that no `except Exception` handles it."""
+    """SIGTERM, SIGHUP or SIGXCPU arrived. Not an Exception, so that no `except Exception` handles it."""
 
 
 class _State:
@@ -115,6 +115,8 @@ def exit_code(number: int) -> int:
 def sentence(number: int) -> str:
     """The message for a command ended by this signal."""
     how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    if how.endswith("SIGXCPU"):
+        how += " (the limit on processor time, ulimit -t)"
     return f"{how}; {left()}"
 
 

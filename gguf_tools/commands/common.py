@@ -17,6 +17,7 @@ import click
 
 from gguf_tools.errors import AMOUNT, Bounds, OutputError
 from gguf_tools.formats.opened import was_opened
+from gguf_tools.machine import drop
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.runtime.silence import DEFAULT_SECONDS, silence_limit
 from gguf_tools.signals import left
@@ -170,10 +171,11 @@ def show_part(text: str, *, err: bool = False) -> None:
 
 
 def _echo(text: str, *, nl: bool = True, err: bool = False) -> None:
+    """Print a text. What nobody reads any more (`| head`) is dropped: the command goes on to its outputs and its exit code."""
     try:
         click.echo(text, nl=nl, err=err)
     except BrokenPipeError:
-        raise
+        drop((sys.stderr if err else sys.stdout).fileno())
     except OSError as error:
         stream = "stderr" if err else "stdout"
         raise OutputError(f"{stream}: could not be written ({error.strerror}); {left()}") from error

@@ -7,6 +7,7 @@ those that still have temporary names finishes the set and needs neither disk sp
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -14,18 +15,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gguf_tools.errors import OutputError
-from gguf_tools.formats.temporary import create_file, is_temporary, stem
+from gguf_tools.formats.temporary import create_file, is_temporary, readable, stem
 from gguf_tools.formats.text_file import load_json
 
 MAX_JOURNAL = 1 << 26
 """Most bytes of a journal: enough for 65,535 files with two long names each."""
+_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""Errors of `fsync` that mean that the file system does not do it for folders."""
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's entries (which makes a rename durable), to the disk. Raises OSError if that fails."""
+    """Flush a file, or a folder's entries (which makes a rename durable), to the disk. Raises OSError if that fails.
+
+    Some file systems (SMB, FUSE) cannot flush a folder, and say so; their renames are as durable as they make them.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise
     finally:
         os.close(descriptor)
 
@@ -44,6 +53,7 @@ def begin(moves: Sequence[tuple[Path, Path]]) -> None:
     with create_file(first) as stream:
         temporary = Path(os.fsdecode(stream.name))
         try:
+            readable(stream)
             stream.write(json.dumps([[a.name, b.name] for a, b in moves]).encode())
             stream.flush()
             os.fsync(stream.fileno())
@@ -51,7 +61,11 @@ def begin(moves: Sequence[tuple[Path, Path]]) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    sync(first.parent)
+    try:
+        sync(first.parent)
+    except OSError:
+        commit_path(first).unlink(missing_ok=True)
+        raise
 
 
 def finish(moves: Sequence[tuple[Path, Path]]) -> None:

@@ -29,7 +29,7 @@ from gguf_tools.formats.commit import sync
 from gguf_tools.formats.copying import copy_range
 from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.output import atomic_output
-from gguf_tools.formats.temporary import create_file, remove_leftovers, temporaries
+from gguf_tools.formats.temporary import create_file, readable, remove_leftovers, temporaries
 from gguf_tools.formats.text_file import Kind, load_json, read_bytes
 from gguf_tools.progress import ByteProgress
 
@@ -231,6 +231,7 @@ def _create(path: Path, data: bytes) -> None:
     with create_file(path) as stream:
         temporary = Path(os.fsdecode(stream.name))
         try:
+            readable(stream)
             view = memoryview(data)
             while view:
                 view = view[os.write(stream.fileno(), view) :]
@@ -256,7 +257,8 @@ def _locked(path: Path) -> Iterator[int]:
     except OSError as error:
         raise OutputError(f"{path}: cannot be changed in place ({error.strerror}); write to another file") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         if not os.path.samestat(os.fstat(file), os.lstat(path)):
             raise InputError(f"{path}: was replaced by another run; run the command again")
         names = os.fstat(file).st_nlink

@@ -104,6 +104,14 @@ def create_file(path: Path, mode: int = 0o666) -> BinaryIO:
     return stream
 
 
+def readable(stream: BinaryIO) -> None:
+    """Let the owner of a file read it again, whatever the umask: for a journal, which the next run reads."""
+    mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+    if mode & 0o600 != 0o600:
+        with contextlib.suppress(OSError):  # a file system without modes
+            os.fchmod(stream.fileno(), mode | 0o600)
+
+
 def is_ours(temporary: Path, descriptor: int) -> bool:
     """Whether the path `temporary` still refers to the file open as `descriptor`."""
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from gguf_tools import signals
-from gguf_tools.errors import InputError, LlamaError
+from gguf_tools.errors import PROCESSES, InputError, LlamaError
 from gguf_tools.formats.scratch import ADVICE, unnamed_file
 from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
@@ -51,15 +51,21 @@ class Child:
                 raise LlamaError(
                     f"{self.path}: llama.cpp cannot be started: cannot create a file for its log ({error.strerror}); {ADVICE}"
                 ) from error
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "gguf_tools.runtime.worker", str(os.getpid()), starter],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                bufsize=0,
-                cwd=_ROOT,  # where `-m` finds this package, and no user's file shadows a module
-                env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONSAFEPATH": ""},
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "gguf_tools.runtime.worker", str(os.getpid()), starter],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._log,
+                    bufsize=0,
+                    cwd=_ROOT,  # where `-m` finds this package, and no user's file shadows a module
+                    env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONSAFEPATH": ""},
+                )
+            except OSError as error:
+                self._log.close()
+                raise LlamaError(
+                    f"{self.path}: llama.cpp cannot be started: no process can be started ({error.strerror}); {PROCESSES[1]}"
+                ) from error
 
     def close(self) -> None:
         """Kill the process; it has nothing to save."""

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: one line, the exit code that a shell expects, nothing left behind, at any moment."""
+"""SIGINT, SIGTERM, SIGHUP and SIGXCPU: one line, the exit code that a shell expects, nothing left behind, at any moment."""
 
 from __future__ import annotations
 
@@ -64,6 +64,16 @@ def test_a_signal_at_any_moment_is_one_line(
         child.send_signal(number)
         out, err = child.communicate(timeout=30)
     assert (child.returncode, out, err) == (ENDS[number][0], "", ENDS[number][1] + "\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_end_of_the_processor_time_is_one_line(qwen3_folder: Path, tmp_path: Path) -> None:
+    """The kernel sends SIGXCPU each second from the soft limit (ulimit -t) on, and SIGKILL at the hard one."""
+    with begun("gguf_tools.conversion.write:write_groups", "convert", qwen3_folder, tmp_path / "out.gguf") as child:
+        child.send_signal(signal.SIGXCPU)
+        out, err = child.communicate(timeout=30)
+    said = "tinyq: ended by SIGXCPU (the limit on processor time, ulimit -t); no output was left behind\n"
+    assert (child.returncode, out, err) == (152, "", said)
     assert list(tmp_path.iterdir()) == []
 
 

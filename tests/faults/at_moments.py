@@ -73,6 +73,38 @@ class Kill(AtMoment):
     cheap = False
 
 
+class HangUp(AtMoment):
+    name = "SIGHUP"
+    about = "SIGHUP at a random moment, as when a terminal is closed"
+    number = signal.SIGHUP
+
+
+class Quit(AtMoment):
+    name = "SIGQUIT"
+    about = "SIGQUIT (Ctrl-\\) at a random moment; judged after the next run"
+    number = signal.SIGQUIT
+    killed = True
+    cheap = False
+
+
+class Stopped(Fault):
+    name = "stopped and continued"
+    about = "all its processes are stopped at a random moment (Ctrl-Z), and go on later"
+    cheap = False
+
+    def tries(self, bench: Bench, scenario: Scenario, most: int) -> list[Try]:
+        draw = random.Random(f"{self.name}:{scenario.name}")
+        longest = bench.reference(scenario).seconds
+        moments = [draw.uniform(0.0, longest) for _ in range(max(most // 2, 1))]
+        return [
+            Try(label=f"after {seconds:.3f} s", codes=(scenario.code,), setting=partial(self._setting, seconds))
+            for seconds in moments
+        ]
+
+    def _setting(self, seconds: float, _: Place) -> Setting:
+        return Setting(number=signal.SIGSTOP, seconds=seconds, pause=1.0)
+
+
 class TwoAtOnce(Fault):
     name = "two at once"
     about = "the same command twice at once, to the same outputs: one may refuse, and what stands in the end is of one whole run"
@@ -152,4 +184,4 @@ def _worse(first: Ended, second: Ended, good: int) -> Ended:
 
 def faults() -> Iterator[Fault]:
     """The faults of this module."""
-    yield from (Interrupt(), Terminate(), Kill(), TwoAtOnce(), StoppedInside())
+    yield from (Interrupt(), Terminate(), Kill(), HangUp(), Quit(), Stopped(), TwoAtOnce(), StoppedInside())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,8 @@ class Try:
     """Runs the command, where that is more than one run."""
     instead: Mapping[str, str] = field(default_factory=dict)
     """Other paths, relative to the place, for outputs by name."""
+    below: str = ""
+    """A folder, below the usual one, for the place."""
     replacing: bool = False
     """The outputs are there already, and --force is given."""
     force: bool = False
@@ -95,10 +98,11 @@ class Bench:
             self._library = self._library or shim.build(self.folder)
             return self._library
 
-    def place(self, scenario: Scenario) -> Place:
-        """A new place with the scenario's inputs."""
+    def place(self, scenario: Scenario, below: str = "") -> Place:
+        """A new place with the scenario's inputs, in a folder `below` one of its own."""
         # Names are of one length: reports hold paths, and files that hold them keep their size.
-        return Place.made(self.folder / f"w{next(self._numbers):07}", scenario, self.materials, self.program)
+        top = self.folder / f"w{next(self._numbers):07}"
+        return Place.made(top / below, scenario, self.materials, self.program)
 
     def reference(self, scenario: Scenario) -> Reference:
         """The run without a fault, made once."""
@@ -160,7 +164,7 @@ class Bench:
 
     def attempt(self, fault: str, scenario: Scenario, one: Try) -> Verdict:
         """Run it and judge it."""
-        place = self.place(scenario)
+        place = self.place(scenario, one.below)
         try:
             return self._judged(fault, scenario, one, place)
         finally:
@@ -236,5 +240,5 @@ class Bench:
 
 def normalised(ended: Ended, place: Place) -> Ended:
     """What was printed, without the place's own path."""
-    own = str(place.folder)
+    own = os.fsencode(place.folder).decode("utf-8", "replace")
     return replace(ended, out=ended.out.replace(own, "{work}"), err=ended.err.replace(own, "{work}"))

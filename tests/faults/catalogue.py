@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from tests.faults import at_moments, at_steps, environment, on_paths, permissions
+from tests.faults import at_moments, at_steps, environment, limits, on_paths, permissions, surroundings
 from tests.faults.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
     *environment.faults(),
+    *surroundings.faults(),
+    *limits.faults(),
     *at_steps.faults(),
     *at_moments.faults(),
     *on_paths.faults(),

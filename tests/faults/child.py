@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from tests.faults.place import Place
 from tests.faults.shim import Shim, ShimState
@@ -24,11 +24,12 @@ STEP = 5.0
 GRACE = 60.0
 """Seconds in which processes that a command started must be gone after its end, on a machine that has other work."""
 _LIMITED = """
-import os, resource, sys
-limit = int(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+import json, os, resource, sys
+for number, limit in json.loads(sys.argv[1]):
+    resource.setrlimit(number, (limit, resource.getrlimit(number)[1]))
 os.execv(sys.argv[2], sys.argv[2:])
 """
+STREAMS = ("stdin", "stdout", "stderr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +39,18 @@ class Setting:
     environment: Mapping[str, str] = field(default_factory=dict)
     wrapper: tuple[str, ...] = ()
     """A command that runs the rest of its arguments."""
-    file_limit: int | None = None
-    """The longest file that the process may write, in bytes (RLIMIT_FSIZE)."""
+    limits: Mapping[int, int] = field(default_factory=dict)
+    """Soft limits by their number, such as the longest file that the process may write, in bytes (RLIMIT_FSIZE)."""
     shim: Shim | None = None
     number: int = 0
     """A signal that is sent after `seconds` from when the command can handle it."""
     seconds: float = 0.0
-    stdout: str = ""
-    """Where stdout goes: a path, or "closed"; to a pipe by default."""
+    pause: float = 0.0
+    """Seconds after which the processes that the signal stopped go on; 0 where it stops none. It is sent to all of them."""
+    streams: Mapping[str, str] = field(default_factory=dict)
+    """Where stdin, stdout and stderr lead by name: a path, "closed", or "unread", a pipe that nobody reads; pipes by default."""
+    without: tuple[str, ...] = ()
+    """Variables of the environment that it has not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +80,8 @@ class Running:
         """Start it; `number` tells several in one place apart."""
         self.setting, self.place = setting, place
         command = [*place.program, *arguments]
-        if setting.file_limit is not None:
-            command = [sys.executable, "-c", _LIMITED, str(setting.file_limit), *command]
+        if setting.limits:
+            command = [sys.executable, "-c", _LIMITED, json.dumps(list(setting.limits.items())), *command]
         environment = {
             "PATH": os.environ.get("PATH", ""),
             "LANG": "C.UTF-8",
@@ -92,21 +97,30 @@ class Running:
         if setting.shim:
             self.state = ShimState(beside(place, f"shim-{number}"))
             environment |= setting.shim.environment(self.state)
-        stdout: int | BinaryIO = subprocess.PIPE
-        if setting.stdout not in ("", "closed"):
-            stdout = open(setting.stdout, "wb")  # noqa: SIM115
-        wrapper = ("sh", "-c", 'exec "$@" >&-', "sh") if setting.stdout == "closed" else ()
-        self.process = subprocess.Popen(
-            [*setting.wrapper, *wrapper, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            cwd=place.folder / "home",
-            env=environment,
-            start_new_session=True,
-        )
-        if not isinstance(stdout, int):
-            stdout.close()
+        for name in setting.without:
+            environment.pop(name, None)
+        closed = [f"{n}>&-" for n, name in enumerate(STREAMS) if setting.streams.get(name) == "closed"]
+        wrapper = ("sh", "-c", f'exec "$@" {" ".join(closed)}', "sh") if closed else ()
+        streams = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            **{name: _opened(where) for name, where in setting.streams.items() if where != "closed"},
+        }
+        try:
+            self.process = subprocess.Popen(
+                [*setting.wrapper, *wrapper, *command],
+                cwd=place.folder / "home",
+                env=environment,
+                start_new_session=True,
+                stdin=streams["stdin"],
+                stdout=streams["stdout"],
+                stderr=streams["stderr"],
+            )
+        finally:
+            for descriptor in streams.values():
+                if descriptor >= 0:
+                    os.close(descriptor)
 
     def finish(self) -> Ended:
         """Disturb it as the setting says, wait for its end, and look what it left."""
@@ -117,7 +131,11 @@ class Running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(self.setting.seconds)
             reached = self.process.poll() is None
-            if reached:
+            if reached and self.setting.pause:
+                os.killpg(self.process.pid, self.setting.number)
+                time.sleep(self.setting.pause)
+                os.killpg(self.process.pid, signal.SIGCONT)
+            elif reached:
                 self.process.send_signal(self.setting.number)
         else:
             reached = True
@@ -188,6 +206,15 @@ class Running:
             return True
         caught = next(int(line.split()[1], 16) for line in text.splitlines() if line.startswith("SigCgt"))
         return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def _opened(where: str) -> int:
+    """A descriptor of a path for reading and writing, or of a pipe whose other end is closed."""
+    if where != "unread":
+        return os.open(where, os.O_RDWR)
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
 
 
 def beside(place: Place, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ class FileLimit(Fault):
         return [Try(label=f"{n:,} bytes", codes=WRONG, setting=partial(self._setting, n)) for n in limits]
 
     def _setting(self, limit: int, _: Place) -> Setting:
-        return Setting(file_limit=limit)
+        return Setting(limits={resource.RLIMIT_FSIZE: limit})
 
 
 class SmallDisk(Fault):
@@ -122,7 +123,7 @@ class BadStdout(Fault):
         ]
 
     def _setting(self, where: str, _: Place) -> Setting:
-        return Setting(stdout=where)
+        return Setting(streams={"stdout": where})
 
 
 class NoLlama(Fault):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -55,13 +56,13 @@ class Place:
         """The arguments of a scenario's line; `instead` gives other paths for outputs by name."""
         for name, path in instead.items():
             line = line.replace(f"{{out}}/{name}", shlex.quote(str(path)))
-        line = line.replace("{in}", str(self.inputs)).replace("{out}", str(self.outputs))
+        line = line.replace("{in}", shlex.quote(str(self.inputs))).replace("{out}", shlex.quote(str(self.outputs)))
         return [*shlex.split(line), *(["--force"] if force else [])]
 
     def remove(self) -> None:
         """Remove all of it."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        for path in self.folder.parent.glob(f"{self.folder.name}.*"):
+        for path in self.folder.parent.glob(f"{glob.escape(self.folder.name)}.*"):
             path.unlink()
 
 
@@ -87,11 +88,21 @@ class Snapshot:
         for container in [path for path in containers if path.is_dir() and not path.is_symlink()]:
             paths.remove(container)
             paths += sorted(container.iterdir())
-        own = str(place.folder).encode()
+        own = spellings(place.folder)
         return cls({str(path.relative_to(place.folder)): _entry(path, own, scenario.varies) for path in paths})
 
 
-def _entry(path: Path, own: bytes, varies: Collection[str]) -> Entry:
+def spellings(folder: Path) -> list[bytes]:
+    """A folder's path as files have it: its bytes, or in a JSON text, where each byte without a character is escaped."""
+    raw = os.fsencode(folder)
+    texts = [
+        json.dumps(str(folder)),
+        *(json.dumps(raw.decode(code, "surrogateescape"), ensure_ascii=False) for code in ("utf-8", "ascii")),
+    ]
+    return list(dict.fromkeys([raw, *(text[1:-1].encode("utf-8", "backslashreplace") for text in texts)]))
+
+
+def _entry(path: Path, own: Collection[bytes], varies: Collection[str]) -> Entry:
     """Kind and contents of a file, a link, a device or a folder with all below it."""
     state = os.lstat(path)
     if stat.S_ISLNK(state.st_mode):
@@ -101,7 +112,9 @@ def _entry(path: Path, own: bytes, varies: Collection[str]) -> Entry:
         return ("folder", *below)
     if not stat.S_ISREG(state.st_mode):
         return ("device", str(state.st_rdev), str(stat.S_IFMT(state.st_mode)))
-    data = path.read_bytes().replace(own, b"{work}")
+    data = path.read_bytes()
+    for spelling in own:
+        data = data.replace(spelling, b"{work}")
     if path.name in varies:
         with contextlib.suppress(ValueError):
             return ("file", str(_form(json.loads(data))))

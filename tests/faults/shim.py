@@ -9,8 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-READ, ROOM, CHANGE = 1, 2, 4
-"""Kinds of operations: reading; what needs room on the disk; other changes of a folder."""
+READ, ROOM, CHANGE, LACK, PROCESS, THREAD = 1, 2, 4, 8, 16, 32
+"""Kinds of operations: reading; what needs room on the disk; other changes of a folder; what simple file systems lack; new
+processes; new threads."""
 STATE = 4096
 _SOURCE = Path(__file__).with_name("shim.c")
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -397,6 +398,45 @@ def test_a_disk_that_is_full_at_the_journal_leaves_the_old_set(
         write_set(three, b"new")
     assert {path.read_bytes() for path in three} == {b"old"}
     assert files(three[0].parent) == [path.name for path in three]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_folder_that_cannot_be_flushed(three: list[Path], monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Some file systems have no flush for folders; on others it may fail, and then nothing is renamed."""
+    write_set(three, b"old", force=False)
+    fsync = os.fsync
+
+    def step(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", step)
+    if code == errno.EIO:
+        with pytest.raises(OutputError, match="Input/output error"):
+            write_set(three, b"new")
+    else:
+        write_set(three, b"new")
+    assert {path.read_bytes() for path in three} == {b"old" if code == errno.EIO else b"new"}
+    assert files(three[0].parent) == [path.name for path in three]
+
+
+def test_a_journal_can_be_read_whatever_the_umask(three: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int] = []
+    sync = commit.sync
+
+    def step(path: Path) -> None:
+        modes.extend(stat.S_IMODE(other.stat().st_mode) for other in path.glob(".*.tinyq-commit"))
+        sync(path)
+
+    monkeypatch.setattr(commit, "sync", step)
+    before = os.umask(0o777)
+    try:
+        write_set(three, b"new")
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in three} == {0}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -78,6 +79,16 @@ def test_llama_runs_what_was_changed_in_place(file: Path, tmp_path: Path) -> Non
     whole = operated(file, tmp_path / "new.gguf", "swap(1:10)")
     in_place(file, "swap(1:10)")
     assert nmse(llama(file)[0], llama(whole)[0]) == 0.0
+
+
+def test_a_file_system_without_locks_is_no_obstacle(twelve: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    in_place(file, "swap(1:10)")
+    undo(file)
+    assert file.read_bytes() == twelve.read_bytes()
 
 
 def test_undo_takes_changes_back_one_by_one(twelve: Path, file: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_tools.errors import CheckpointError, InputError
+from gguf_tools.errors import CheckpointError, InputError, exhausted
 from gguf_tools.formats.gguf.values import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -127,13 +127,18 @@ class GGUFHeader:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether `path` is a regular file, or stands for a remote one, that starts with GGUF's magic."""
+    """Whether `path` is a regular file, or stands for a remote one, that starts with GGUF's magic.
+
+    Raises OSError only where no more files can be opened.
+    """
     try:
         if not path.is_file() and not remote_at(path):  # opening a pipe would wait for a writer
             return False
         with open_raw(path) as stream:
             return stream.read(4) == MAGIC
-    except OSError:
+    except OSError as error:
+        if exhausted(error):
+            raise
         return False
 
 
