@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import io
 import os
@@ -18,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from gguf_tools import __version__, signals
-from gguf_tools.errors import TinyqError, exhausted
+from gguf_tools.errors import TinyqError, advice, exhausted
 from gguf_tools.formats.opened import forget_opened
 from gguf_tools.formats.temporary_folder import temporary_folder
 from gguf_tools.machine import drop, prepare_for_limits, reader_gone
@@ -72,13 +71,6 @@ COMMANDS = {
 FAULT = 70
 """Exit code (EX_SOFTWARE of sysexits.h) for an unexpected error."""
 DEBUG = "TINYQ_DEBUG"
-ADVICE = {
-    errno.EACCES: "check its permissions and those of its folder",
-    errno.EPERM: "check its permissions and those of its folder",
-    errno.ENOSPC: "free some space on the disk",
-    errno.EDQUOT: "free some space on the disk, of which your share is used up",
-}
-"""What to do about an error of the system, by its number."""
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -264,8 +256,7 @@ def _explained(error: BaseException) -> int:
             return _fail(f"{where}{lacking[0]}; {signals.left()}; {lacking[1]}", TinyqError.exit_code)
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
-            advice = ADVICE.get(error.errno or 0, "check the path and the disk")
-            return _fail(f"{where}{error.strerror or error}; {advice}; {signals.left()}", TinyqError.exit_code)
+            return _fail(f"{where}{error.strerror or error}; {advice(error)}; {signals.left()}", TinyqError.exit_code)
         case ModuleNotFoundError(name=str(name)) if name.split(".")[0] in PACKAGES:
             package = PACKAGES[name.split(".")[0]]
             return _fail(

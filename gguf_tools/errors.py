@@ -19,6 +19,7 @@ __all__ = [
     "PROCESSES",
     "SCORE",
     "SHARE",
+    "ArgumentError",
     "Bounds",
     "CheckpointError",
     "InputError",
@@ -28,9 +29,14 @@ __all__ = [
     "TinyqError",
     "TokenizerError",
     "UnsupportedError",
+    "advice",
     "exhausted",
     "is_read_error",
 ]
+
+
+class ArgumentError(InputError, TypeError):
+    """An argument of a function of the public API has a wrong type; names the argument and what it takes."""
 
 
 class CheckpointError(InputError):
@@ -53,6 +59,25 @@ class ThresholdError(TinyqError):
     """A measured value misses a threshold given by the user, or a check found a difference (exit code 1)."""
 
     exit_code = 1
+
+
+_ADVICE = {
+    errno.EACCES: "check its permissions and those of its folder",
+    errno.EPERM: "check its permissions and those of its folder",
+    errno.ENOSPC: "free some space on the disk",
+    errno.EDQUOT: "free some space on the disk, of which your share is used up",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "give a path that can be written",
+    errno.EISDIR: "give the path of a file",
+    errno.EEXIST: "give another path",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "give a path without a loop of links",
+}
+
+
+def advice(error: OSError) -> str:
+    """What to do about an error of the operating system, for the end of a message."""
+    return _ADVICE.get(error.errno or 0, "check the path and the disk")
 
 
 def is_read_error(error: BaseException) -> bool:

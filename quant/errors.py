@@ -6,11 +6,20 @@ do.
 
 from __future__ import annotations
 
+import re
+
+_BREAK = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+"""Where `str.splitlines` breaks a line."""
+
 
 class TinyqError(Exception):
     """Base of all expected failures; `exit_code` is the exit status of the command line."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """The message on one line: a path or a value in it may have line breaks, which are escaped."""
+        return _BREAK.sub(lambda found: ascii(found[0])[1:-1], super().__str__())
 
 
 class InputError(TinyqError):

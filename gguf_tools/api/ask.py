@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast, get_args
 
+from gguf_tools.api.checked import checked
 from gguf_tools.api.options import at_least, one_of
 from gguf_tools.api.results.conversation import AskResult
 from gguf_tools.runtime.interface import Sampling
@@ -13,6 +14,7 @@ from gguf_tools.runtime.process import KVType, RuntimeOptions
 from gguf_tools.sources.hub import Reading, local_source
 
 
+@checked
 def ask(
     model: str | Path,
     question: str,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gguf_tools.api.checked import checked
 from gguf_tools.api.options import Donors, TensorTypes, counted, size_target
 from gguf_tools.api.request import conversion_request
 from gguf_tools.api.results.conversion import ConvertResult
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gguf_tools.evaluation.proof import Proof
 
 
+@checked
 def convert(
     source: str | Path,
     out: str | Path,
@@ -122,6 +124,8 @@ def convert(
     )
     request, read = asked.request, asked.read
     size = size_target(target_bpw, target_size, calibration, sensitivity)
+    if calibration is not None and size is None and not allow_approximate:
+        raise InputError("--calibration needs --target-bpw, --target-size or --allow-approximate; give one of them")
     chosen = None
     if size is None:
         conversion = _prepared(request, progress)

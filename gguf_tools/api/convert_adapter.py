@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gguf_tools.api.checked import checked
 from gguf_tools.api.options import adapters_of, at_least, counted, optional_path
 from gguf_tools.api.results.adapter import AdapterResult
 from gguf_tools.conversion.adapter import adapter_inputs, plan_adapter, write_adapter
@@ -16,6 +17,7 @@ from gguf_tools.progress import StageProgress
 from gguf_tools.sources.hub import local_source
 
 
+@checked
 def convert_adapter(
     adapter: str | Path,
     out: str | Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gguf_tools.api.checked import checked
 from gguf_tools.api.options import at_least, optional_path
 from gguf_tools.api.results.description import DescribeResult
 from gguf_tools.description.describe import Found, find, text_of
@@ -20,6 +21,7 @@ from gguf_tools.sources.restore import restore
 MAX_CONTEXT = (1 << 31) - 1
 
 
+@checked
 def describe(
     checkpoint: str | Path,
     out: str | Path | None = None,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gguf_tools.api.checked import checked
 from gguf_tools.api.options import counted, optional_path
 from gguf_tools.api.results.editing import EditResult
 from gguf_tools.editing.copies import write_copies
@@ -28,6 +29,7 @@ Values = Mapping[str, Any] | Sequence[str]
 """Values by key (or `KEY:TYPE`), or texts such as `general.name=Tiny`, as on the command line."""
 
 
+@checked
 def edit(
     source: str | Path,
     out: str | Path | None = None,
@@ -66,12 +68,14 @@ def edit(
         raise InputError(f"{name}: lies in the hub's cache, whose files other programs read too; give OUT instead")
     given = bool(values or unset or rename or header is not None)
     if undo:
-        if out is not None or given or dry_run:
+        if out is not None or given or in_place or dry_run or prove is not None:
             raise InputError(
-                "--undo undoes the last change in place and takes no OUT, edits or --dry-run; give FILE alone"
+                "--undo undoes the last change in place and takes no OUT, edits or other options; give FILE alone"
             )
         return EditResult(source=source, undone=journal.undo(source))
-    _check_asked(source, out, values, unset, rename, header, in_place=in_place, dry_run=dry_run, given=given)
+    _check_asked(
+        source, out, values, unset, rename, header, in_place=in_place, prove=prove, dry_run=dry_run, given=given
+    )
     completed = _completed(source) if in_place and not dry_run else None
     if not given:
         return EditResult(source=source, in_place="completed", completed=completed or "")
@@ -113,6 +117,7 @@ def _check_asked(
     header: str | Path | None,
     *,
     in_place: bool,
+    prove: bool | None,
     dry_run: bool,
     given: bool,
 ) -> None:
@@ -123,6 +128,10 @@ def _check_asked(
         raise InputError(f"{source}: the output is missing; give OUT, or --in-place to change the file itself")
     if header is not None and (values or unset or rename):
         raise InputError("--from states the whole header and takes no other edits; give only one of them")
+    if prove is not None and not given:
+        raise InputError(
+            f"--{'' if prove else 'no-'}prove: there is no edit; give one, such as --set general.name=Tiny"
+        )
     if not given and not in_place:
         raise InputError("there is no edit; give one, such as --set general.name=Tiny, or print the header with --show")
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
-from gguf_tools.api.options import adapters_of, at_least, card_options, one_of
+from gguf_tools.api.checked import checked
+from gguf_tools.api.options import adapters_of, at_least, card_options, one_of, refuse_card_options, refuse_of_suite
 from gguf_tools.api.results.evaluation import EvaluateResult
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluation.prompts import load_prompts
@@ -26,17 +27,9 @@ _FIDELITY_ONLY = {
     "--dtype": "f32",
     "--no-speed": True,
 }
-_CARD_ONLY = {
-    "--questions": "general",
-    "--repeat-set": 1,
-    "--held-out": None,
-    "--weight": None,
-    "--thinking": False,
-    "--answer-tokens": 128,
-    "--think-tokens": 1024,
-}
 
 
+@checked
 def evaluate(
     models: str | Path | Sequence[str | Path],
     *,
@@ -87,10 +80,10 @@ def evaluate(
     at_least("--context", context)
     at_least("--threads", threads)
     if suite == "card":
-        _refuse(_FIDELITY_ONLY, (reference, lora, oracle, prompts, dtype, speed), "fidelity")
+        refuse_of_suite(_FIDELITY_ONLY, (reference, lora, oracle, prompts, dtype, speed), "fidelity")
     if suite == "fidelity":
         given = (questions, repeat_set, held_out, weights, thinking, answer_tokens, think_tokens)
-        _refuse(_CARD_ONLY, given, "card")
+        refuse_card_options(given)
     named = [models] if isinstance(models, str | Path) else list(models)
     paths = [local_source(model, Reading.WHOLE) for model in named]
     if not paths:
@@ -140,10 +133,3 @@ def evaluate(
     if not scores:
         raise LlamaError(result.failures)
     return result
-
-
-def _refuse(defaults: Mapping[str, object], given: Sequence[object], suite: str) -> None:
-    """Raise InputError for an option of `suite` that differs from its default, because that suite is not run."""
-    for (option, default), value in zip(defaults.items(), given, strict=True):
-        if value != default:
-            raise InputError(f"{option} needs --suite {suite} or all")

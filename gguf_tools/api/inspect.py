@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gguf_tools.api.checked import checked
 from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.remote import remote_at
 from gguf_tools.formats.watch import Watch
@@ -15,6 +16,7 @@ from gguf_tools.sources.hub import Reading, local_source, shown_source
 from gguf_tools.sources.inputs import source_files
 
 
+@checked
 def inspect(path: str | Path) -> Inspection:
     """Describe a checkpoint or a GGUF: layers, sizes, types, tokenizer, provenance, planned conversion: `tinyq inspect`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gguf_tools.api.checked import checked
 from gguf_tools.api.options import Donors, at_least, recipe_of
 from gguf_tools.api.results.model import LoadedModel
 from gguf_tools.errors import InputError
@@ -19,6 +20,7 @@ from surgery.donors import operate_with_donors
 from surgery.recipe import Recipe
 
 
+@checked
 def load_model(
     source: str | Path,
     *,

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from gguf_tools import signals
+from gguf_tools.api.checked import checked
 from gguf_tools.api.options import Donors, adapters_of, at_least, counted, optional_path, recipe_of
 from gguf_tools.api.results.surgery import OperateResult, SurgeryPlan
 from gguf_tools.errors import InputError
@@ -35,6 +36,7 @@ PROVED_BYTES = 10**9
 """A GGUF of fewer bytes is run in llama.cpp before and after surgery, unless that is declined."""
 
 
+@checked
 def operate(
     source: str | Path,
     out: str | Path | None = None,
@@ -82,14 +84,21 @@ def operate(
     source, out = local_source(source), optional_path(out)
     at_least("--threads", threads)
     if undo:
-        if out is not None or recipe:
-            raise InputError("--undo undoes the last in-place change and takes no OUT or ops; give SOURCE alone")
+        others = (out, recipe, donors, lora, in_place, save_recipe, text, dry_run, allow_nonfinite)
+        if any(others) or assume_independent_layers or prove is not None:
+            raise InputError(
+                "--undo undoes the last in-place change and takes no OUT, ops or other options; give SOURCE alone"
+            )
         return OperateResult(source=source, undone=journal.undo(source))
     _check_place(source, out, in_place, dry_run)
     adapters = adapters_of(lora)
     if adapters and _is_gguf(source):
         raise InputError(f"{source}: is a GGUF, into which --lora cannot be merged; give the checkpoint")
     parsed = Recipe() if recipe is None else recipe_of(recipe, donors)
+    if save_recipe is not None and not parsed:
+        raise InputError("--save-recipe: there is no op to save; give one, such as --swap 1:3")
+    if text is not None and not is_auto(parsed):
+        raise InputError("--text: no op measures; give one such as --delete auto:2")
     read = [file for path in (source, *(donor.path for donor in parsed.donors)) for file in source_files(path)]
     read += [file for adapter in adapters for file in adapter_files(adapter.path)]
     outputs = {"OUT": out, "--save-recipe": optional_path(save_recipe)}
@@ -110,8 +119,6 @@ def operate(
             raise InputError("--lora: an op that measures would not see the adapter; merge it into a folder first")
         tell = None if progress is None else partial(progress, "measuring")
         parsed, choice = resolve(parsed, source, optional_path(text), out or source, threads, tell)
-    elif text is not None:
-        raise InputError("--text: no op measures; give one such as --delete auto:2")
     plan = _planned(source, parsed, assume_independent_layers, adapters)
     target = source if in_place else out
     if dry_run:
@@ -155,6 +162,8 @@ def _is_gguf(source: Path) -> bool:
 def _planned(source: Path, recipe: Recipe, assume: bool, adapters: Sequence[GivenAdapter]) -> SurgeryPlan:
     if _is_gguf(source):
         return plan_gguf(open_layered(source, assume_independent=assume), recipe)
+    if assume:
+        raise InputError(f"{source}: is a checkpoint; --assume-independent-layers is for a GGUF; leave it out")
     return plan_checkpoint(source, recipe, adapters)
 
 

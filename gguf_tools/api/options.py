@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gguf_tools.evaluation.card.suite import CardOptions
     from surgery.recipe import Recipe
 
-TensorTypes = Mapping[str, str] | Iterable[str]
+TensorTypes = Mapping[str, str] | Iterable[str] | str
 """Types by regular expression: a mapping, or strings REGEX=TYPE; the last that matches a tensor's name wins."""
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) *(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
@@ -156,6 +156,30 @@ def card_options(
         completion_tokens=completion_tokens,
         weights=checked_weights(dict(weights or {})),
     )
+
+
+CARD_DEFAULTS = {
+    "--questions": "general",
+    "--repeat-set": 1,
+    "--held-out": None,
+    "--weight": None,
+    "--thinking": False,
+    "--answer-tokens": 128,
+    "--think-tokens": 1024,
+}
+"""The options of the card suite, and the values that they have when they are not given."""
+
+
+def refuse_card_options(given: Sequence[object]) -> None:
+    """Raise InputError for an option of the card suite (in the order of `CARD_DEFAULTS`), because that suite is not run."""
+    refuse_of_suite(CARD_DEFAULTS, given, "card")
+
+
+def refuse_of_suite(defaults: Mapping[str, object], given: Sequence[object], suite: str) -> None:
+    """Raise InputError for an option of `suite` that differs from its default, because that suite is not run."""
+    for (option, default), value in zip(defaults.items(), given, strict=True):
+        if value != default:
+            raise InputError(f"{option} needs --suite {suite} or all")
 
 
 def counted(progress: StageProgress | None, stage: str, total: int) -> ByteProgress:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
-from gguf_tools.api.options import Donors, TensorTypes, at_least, card_options, counted, one_of
+from gguf_tools.api.checked import checked
+from gguf_tools.api.options import Donors, TensorTypes, at_least, card_options, counted, one_of, refuse_card_options
 from gguf_tools.api.request import conversion_request
 from gguf_tools.api.results.publication import PublishResult
 from gguf_tools.conversion.plan import Conversion, Opened, open_source, prepare
@@ -35,6 +36,7 @@ TYPES = ("q8_0", "q6_k", "q4_k_m")
 SUITES = ("none", "fidelity", "card", "all")
 
 
+@checked
 def publish(
     source: str | Path,
     out: str | Path | None = None,
@@ -116,6 +118,12 @@ def publish(
             "describe the files with `tinyq card`"
         )
     one_of("--suite", suite, SUITES)
+    if suite not in ("card", "all"):
+        refuse_card_options((questions, repeat_set, held_out, weights, thinking, answer_tokens, think_tokens))
+    if private and to is None:
+        raise InputError("--private is for the repository of --to; give --to OWNER/NAME")
+    if calibration is not None and not allow_approximate:
+        raise InputError("--calibration needs --allow-approximate; add it")
     one_of("--kv-type", kv_type, get_args(KVType))
     at_least("--context", context)
     wanted = _types(types)

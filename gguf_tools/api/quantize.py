@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gguf_tools.api.checked import checked
 from gguf_tools.api.options import (
     TensorTypes,
     at_least,
@@ -24,6 +25,7 @@ from gguf_tools.sources.hub import Reading, local_source
 from gguf_tools.sources.inputs import source_files
 
 
+@checked
 def quantize(
     source: str | Path,
     out: str | Path,
@@ -65,6 +67,8 @@ def quantize(
     target = size_target(target_bpw, target_size, calibration, sensitivity)
     if (type is None) == (target is None):
         raise InputError("exactly one of TYPE, --target-bpw and --target-size is expected; give one of them")
+    if calibration is not None and target is None:
+        raise InputError("--calibration needs --target-bpw or --target-size; give one of them")
     request = QuantizeRequest(
         source=local_source(source, Reading.WHOLE),
         type=(type or "q8_0").lower(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gguf_tools.api.checked import checked
 from gguf_tools.api.options import at_least, byte_count, counted
 from gguf_tools.api.results.editing import ReshapeResult
 from gguf_tools.editing.copies import write_copies
@@ -15,6 +16,7 @@ from gguf_tools.sources.hub import Reading, local_source
 from gguf_tools.sources.inputs import source_files
 
 
+@checked
 def split(
     source: str | Path,
     out: str | Path,
@@ -43,6 +45,7 @@ def split(
     return _written(plan, Path(out), watch, dry_run=dry_run, force=force, progress=progress)
 
 
+@checked
 def merge(
     source: str | Path,
     out: str | Path,

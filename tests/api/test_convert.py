@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gguf_tools import ConvertResult, convert
-from gguf_tools.errors import CheckpointError, InputError, OutputError, TokenizerError
+from gguf_tools.errors import ArgumentError, CheckpointError, InputError, OutputError, TokenizerError
 from gguf_tools.formats.gguf.header import read_header
 from surgery.recipe import parse_text
 from tests.api.conftest import Told
@@ -96,7 +96,7 @@ def refused(folder: Path) -> list[str]:
         ({"target_size": -5}, InputError, "--target-size is -5; expected a size"),
         ({"context_length": 0}, InputError, "--context-length is 0; expected an integer from 1 to 2147483647"),
         ({"threads": 0}, InputError, "--threads is 0; expected an integer of at least 1"),
-        ({"threads": True}, InputError, "--threads is True"),
+        ({"threads": True}, ArgumentError, "convert: threads is True (bool); expected int or None"),
         ({"tensor_types": "ffn"}, InputError, "expected REGEX=TYPE"),
         ({"tensor_types": {"(": "f16"}}, InputError, "is not a regular expression"),
         ({"tensor_types": {"(" * 5000: "f16"}}, InputError, "is not a regular expression"),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gguf_tools.errors import CheckpointError
+from gguf_tools.errors import CheckpointError, OutputError
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.header import Field, GGUFHeader, Metadata, ValueType, align, i32, read_header, string
 from gguf_tools.formats.links import refuse_links_out
@@ -27,7 +27,12 @@ _NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf"
 
 
 def part_path(path: Path, number: int, count: int) -> Path:
-    """The path of shard `number` (from 0) of `count`, for an output named `path` (or for the path of any of its shards)."""
+    """The path of shard `number` (from 0) of `count`, for an output named `path` (or for the path of any of its shards).
+
+    Raises OutputError for a path without a name, such as the current folder.
+    """
+    if not path.name:
+        raise OutputError(f"{path}: is a folder; expected a file; give the path of the file to write")
     match = _NAME.fullmatch(path.name)
     prefix = match["prefix"] if match else path.name.removesuffix(".gguf")
     return path.with_name(f"{prefix}-{number + 1:05d}-of-{count:05d}.gguf")
