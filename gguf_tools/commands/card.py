@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from gguf_tools.commands.card_options import card_options, page_options, parsed_card_options
+from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, page_options, parsed_card_options
 from gguf_tools.commands.common import (
     check_outputs,
     examples,
     output_options,
+    refuse_given,
     show,
     stage_bars,
     takes_stdout,
@@ -93,9 +94,11 @@ def card(
     from surgery.donors import operate_recorded
     from surgery.told import tell_surgery
 
+    if suite not in ("card", "all"):
+        refuse_given(("baselines", *CARD_OPTION_NAMES), "needs --suite card or all")
+    if study is None:
+        refuse_given(("study_name",), "needs --study")
     found = "" if study is None else _search_section(study, study_name)
-    if baselines and suite not in ("card", "all"):
-        raise click.UsageError("--baseline needs --suite card or all")
     page = out or files[0].parent / CARD
     second = page.parent / MODELFILE if modelfile else None
     outputs = [path for path in (page, second) if path]

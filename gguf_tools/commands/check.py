@@ -13,6 +13,7 @@ from gguf_tools.commands.common import (
     force_option,
     json_option,
     quiet_option,
+    refuse_given,
     table_options,
     threads_option,
     timeout_option,
@@ -84,6 +85,14 @@ def check(
 
     if sum(option is not None for option in (dump, gguf, server, command)) != 1:
         raise click.UsageError("exactly one of --dump, --gguf, --server and --command is needed")
+    if server is None and command is None:
+        refuse_given(("model",), "needs --server or --command")
+    else:
+        refuse_given(
+            ("arithmetic", "max_nmse"), "needs --dump or --gguf: of a server or a command, tokens are compared"
+        )
+    if gguf is None:
+        refuse_given(("threads", "timeout"), "needs --gguf")
     check_outputs({"--json": json_path}, force=force)
     files = read_golden_files(golden)
     if dump is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from gguf_tools.errors import AMOUNT, Bounds, OutputError
 from gguf_tools.formats.opened import was_opened
@@ -282,6 +283,26 @@ def check_outputs(
         for other in outputs.values():
             if other and is_part_name(path, other) and path.parent.resolve() == other.parent.resolve():
                 raise OutputError(f"{path}: is the name of a shard of {other}; give {option} another path")
+
+
+def given_parameters() -> list[click.Parameter]:
+    """The running command's parameters that its command line gives, in the order of the help."""
+    context = click.get_current_context()
+    return [
+        param
+        for param in context.command.params
+        if context.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE
+    ]
+
+
+def refuse_given(names: Collection[str], why: str) -> None:
+    """Raise click.UsageError (`OPTION why`) for one of these parameters that the command line gives.
+
+    For options that do nothing beside the others given: who gives one believes that it has an effect.
+    """
+    for param in given_parameters():
+        if param.name in names:
+            raise click.UsageError(f"{param.opts[0]} {why}")
 
 
 WRITTEN = ("answers", "out", "save_recipe", "json_path", "csv_path", "markdown", "html", "png", "all_out")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from gguf_tools.commands.adapter_options import lora_option
 from gguf_tools.commands.common import (
@@ -14,6 +13,7 @@ from gguf_tools.commands.common import (
     examples,
     nonfinite_option,
     output_options,
+    refuse_given,
     stage_bars,
     table_options,
     timeout_option,
@@ -181,7 +181,7 @@ def convert(
 WITH_BASE = frozenset(
     {
         *("source", "out", "base", "type_name", "target", "text_only", "as_family", "describe", "dry_run", "force"),
-        *("threads", "json_path", "quiet"),
+        *("threads", "json_path", "quiet", "wide", "layout", "download"),
     }
 )
 """The parameters that the conversion of an adapter has."""
@@ -189,11 +189,8 @@ WITH_BASE = frozenset(
 
 def _refuse_other_options() -> None:
     """Raise click.UsageError for an option that the conversion of an adapter does not have."""
-    context = click.get_current_context()
-    for param in context.command.params:
-        given = context.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE
-        if given and param.name not in WITH_BASE and param.name in context.params:
-            raise click.UsageError(f"{param.opts[0]} and --base exclude each other: an adapter has no such option")
+    names = {param.name or "" for param in click.get_current_context().command.params}
+    refuse_given(names - WITH_BASE, "and --base exclude each other: an adapter has no such option")
     if given_options():
         raise click.UsageError("layer surgery and --base exclude each other: operate on the base, or merge with --lora")
 

@@ -12,6 +12,7 @@ from gguf_tools.commands.common import (
     force_option,
     json_option,
     quiet_option,
+    refuse_given,
     show,
     stage_bars,
     takes_stdout,
@@ -70,6 +71,7 @@ def describe(
     if checked is not None:
         if out is not None or golden is not None or oracle is not None:
             raise InputError("--check compares a description with the tensors alone; omit -o, --golden and --oracle")
+        refuse_given(("context_length",), "and --check exclude each other: a description states its own")
         _check(checked, checkpoint, json_path, force, quiet)
         return
     from gguf_tools import describe as run

@@ -10,6 +10,7 @@ from gguf_tools.commands.common import (
     check_outputs,
     examples,
     force_option,
+    given_parameters,
     json_option,
     quiet_option,
     show_part,
@@ -106,9 +107,8 @@ def edit(
     if name is not None:
         values = (*values, f"general.name:str={_literal(name)}")
     names = _pairs(renamed)
-    edits = bool(values or unset or names or header)
     if shown:
-        if edits or out is not None or in_place or undo or dry_run or json_path is not None:
+        if {param.name for param in given_parameters()} - {"source", "shown", "arrays"}:
             raise click.UsageError(
                 "--show prints the header as it is, and takes no OUT and no other options but --arrays"
             )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from gguf_tools.commands.adapter_options import lora_option
 from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, parsed_weights
@@ -17,6 +16,7 @@ from gguf_tools.commands.common import (
     force_option,
     json_option,
     quiet_option,
+    refuse_given,
     show_report,
     stage_bars,
     table_options,
@@ -228,8 +228,6 @@ def _first_bad(result: EvaluateResult, reference: Path | None, threads: int | No
 
 def _check_options(suite: str) -> None:
     """Raise click.UsageError for an option or threshold of a suite that is not run."""
-    context = click.get_current_context()
     for names, other in ((_FIDELITY_ONLY, "fidelity"), (_CARD_ONLY, "card")):
-        for param in context.command.params if suite not in (other, "all") else ():
-            if param.name in names and context.get_parameter_source(param.name) == ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"{param.opts[0]} needs --suite {other} or all")
+        if suite not in (other, "all"):
+            refuse_given(names, f"needs --suite {other} or all")

@@ -12,6 +12,7 @@ from gguf_tools.commands.common import (
     force_option,
     json_option,
     quiet_option,
+    refuse_given,
     show,
     stage_bars,
     takes_stdout,
@@ -98,6 +99,7 @@ def _folder(source: Path | None, out: Path | None, all_out: Path | None) -> Path
     if all_out is not None:
         if source is not None:
             raise click.UsageError("--all writes its own models; give either --all OUT/ or SOURCE OUT/")
+        refuse_given(("prompts", "tokens"), "and --all exclude each other: its models get the built-in prompts")
         return all_out
     if source is None or out is None:
         raise click.UsageError("SOURCE and OUT/ are needed, or --all OUT/")

@@ -12,6 +12,7 @@ from gguf_tools.commands.common import (
     check_outputs,
     examples,
     output_options,
+    refuse_given,
     show_report,
     stage_bars,
     table_options,
@@ -82,6 +83,8 @@ def imatrix(
         raise InputError(f"{model}: given without a TEXT; give MODEL.gguf and TEXT, or only --merge FILE")
     if model is None and not merge:
         raise InputError("there is no model and no matrix; give MODEL.gguf and TEXT, or --merge FILE")
+    if model is None:
+        refuse_given(_COLLECTING, "needs MODEL.gguf and TEXT: matrices are merged as they are")
     if model is not None and out is None:
         raise InputError("the output file is missing; give it with -o FILE")
     check_outputs({"--json": json_path}, force=force, outputs={"--out": out})
@@ -110,6 +113,10 @@ def imatrix(
     if not quiet and not takes_stdout(json_path):
         wrote = [("wrote", f"{out} ({human_bytes(size)})")] if out is not None and size is not None else []
         show_report(report(matrix, found, wrote))
+
+
+_COLLECTING = ("chunk", "chunks", "process_output", "parse_special", "gpu_layers", "threads", "timeout")
+"""The parameters that say how a text is read."""
 
 
 def report_dict(

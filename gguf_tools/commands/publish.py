@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from gguf_tools.commands.adapter_options import lora_option
 from gguf_tools.commands.card_options import card_options, page_options, parsed_weights
 from gguf_tools.commands.common import (
     check_outputs,
     examples,
+    given_parameters,
     nonfinite_option,
     output_options,
     stage_bars,
@@ -128,14 +128,7 @@ _FOR_UPLOADS = ("source", "out", "to", "private", "dry_run", "force", "json_path
 
 def _refuse_others(source: Path) -> None:
     """Raise click.UsageError for an option that says how to convert or measure, where SOURCE is only uploaded."""
-    context = click.get_current_context()
-    given = [
-        param.opts[0]
-        for param in context.command.params
-        if param.name
-        and param.name not in _FOR_UPLOADS
-        and context.get_parameter_source(param.name) == ParameterSource.COMMANDLINE
-    ]
+    given = [param.opts[0] for param in given_parameters() if param.name not in _FOR_UPLOADS]
     given += [f"--{name}" for name, _ in given_options()]
     if given:
         raise click.UsageError(

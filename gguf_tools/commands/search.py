@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from gguf_tools.commands.common import (
     force_option,
     json_option,
     quiet_option,
+    refuse_given,
     show_report,
     table_options,
     takes_stdout,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 MAIN = "run"
 """The action of `tinyq search SOURCE`, whose name is left out."""
+STRATEGIES, OBJECTIVES = ("single", "compose"), ("card",)
+"""What is searched, and measured, by default."""
 
 
 class WithMain(click.Group):
@@ -133,6 +137,7 @@ def run(
     from surgery.search.run import SearchRequest, search_in_processes
     from surgery.search.storage import storage_url
 
+    _refuse_idle(strategy or STRATEGIES, objective or OBJECTIVES)
     check_outputs({"--json": json_path, "--html": html}, force=force)
     held_out = card.pop("held_out")
     chosen = parsed_card_options(**card, held_out=held_out or "rest", text=text)
@@ -140,8 +145,8 @@ def run(
         source=source,
         storage=storage_url(storage or f"{source.stem}.search.db"),
         study=study or source.stem,
-        objectives=objective or ("card",),
-        strategies=strategy or ("single", "compose"),
+        objectives=objective or OBJECTIVES,
+        strategies=strategy or STRATEGIES,
         card=chosen,
         options=RuntimeOptions(threads=threads, kv_type=kv_type, flash_attn=flash_attn, gpu_layers=gpu_layers),
         budget=budget,
@@ -174,6 +179,15 @@ def run(
             _write(SearchReport(board), json_path, html, force=force, shown=not quiet)
         raise
     _write(SearchReport(read_board(ledger)), json_path, html, force=force, shown=not quiet)
+
+
+def _refuse_idle(strategies: Collection[str], objectives: Collection[str]) -> None:
+    """Raise click.UsageError for an option of a strategy or an objective that is not used."""
+    of_strategies = {"compose": ("beam",), "sample": ("seed",), "blocks": ("size", "stride")}
+    for strategy in of_strategies.keys() - set(strategies):
+        refuse_given(of_strategies[strategy], f"needs --strategy {strategy}")
+    if "card" not in objectives:
+        refuse_given(("weights", "thinking", "answer_tokens", "think_tokens"), "needs --objective card")
 
 
 def _write(report: SearchReport, json_path: str | None, html: str | None, *, force: bool, shown: bool = True) -> None:
