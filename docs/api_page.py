@@ -22,9 +22,9 @@ keywords are the command's options, with underscores for dashes; errors name the
 Importing `gguf_tools` imports nothing else; a function's module is imported on first use.
 
 - **Errors** are the exceptions of `gguf_tools.errors`, with one-line messages: `TinyqError` and its subclasses `InputError` (with
-  subclasses `CheckpointError`, `UnsupportedError`, `TokenizerError`, `ArgumentError`), `OutputError`, `ThresholdError` and `LlamaError`. An
-  argument of another type than the signature states is an `ArgumentError`, which is a `TypeError` too. After an error no output
-  is left.
+  subclasses `CheckpointError`, `UnsupportedError`, `TokenizerError`, `ArgumentError`), `OutputError`, `ThresholdError` and
+  `LlamaError`. An argument whose type is not that of the signature is an `ArgumentError`, which is a `TypeError` too. After an
+  error no output is left.
 - **Results** have `as_dict()`, the report that the command writes with `--json`. `print(result)` prints the command's summary,
   notebooks show it as HTML. Names read from files are escaped in both.
 - **Progress**: `progress` is called as `progress(stage, done, total)`; stages such as "reading" and "writing" count weights or

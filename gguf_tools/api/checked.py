@@ -34,6 +34,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        """The function, after its arguments were looked at."""
         bound = signature.bind(*args, **kwargs)
         _check(function, bound)
         try:
