@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.inert import STAND_INS, PlainState, plain_class
+from gguf_tools.formats.pickle_calls import ADVICE, broken, check_calls, first_line
 from gguf_tools.formats.safetensors import MOST_NAME, MOST_TENSORS
 from gguf_tools.formats.text_file import check_regular
 from gguf_tools.tensors.base import Tensor
@@ -54,13 +55,14 @@ MOST_VALUES, DEEPEST, LARGE = 100_000, 8, 1 << 64
 """Of a pickled config: the number of values, the levels of lists and dicts, and the integers that are larger than any setting."""
 EXTRA_STATE = "_extra_state"
 """Last component of the name of what `nn.Module.get_extra_state` returns (TransformerEngine): module settings, not weights."""
-ADVICE = "save the weights alone (torch.save(model.state_dict(), …)), or as safetensors"
 
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 """torch's dtype names → safetensors' dtype names, which tinyq uses throughout."""
+NUMBERS = re.compile(r"float(64|32|16)|bfloat16|float8_\w+|u?int(64|32|16|8)|bool")
+"""dtypes whose elements torch converts to float64; bits8 or float4_e2m1fn_x2 (two in a byte) it only stores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +160,7 @@ def read_state_dict(path: Path) -> StateDict:
         )
     tensors = {name: _checked(path, name, value, mapped) for name, value in named.items() if not _is_extra(name, value)}
     if mapped:
-        _check_records(path, tensors)
+        _check_records(path, {name: named[name] for name in tensors})
     if tensors and not any(tensor.size for tensor in tensors.values()):
         raise CheckpointError(
             f"{path}: all tensors are empty, as DeepSpeed's ZeRO stage 3 saves them (the weights are partitioned over one file "
@@ -256,6 +258,7 @@ def _load(path: Path) -> tuple[Any, bool]:
     CheckpointError if the file is broken or would run code when loaded.
     """
     _refuse_compressed(path)
+    check_calls(path, zipfile.is_zipfile(path))
     own: dict[str, type[PlainState]] = {}
     while True:
         try:
@@ -263,7 +266,7 @@ def _load(path: Path) -> tuple[Any, bool]:
         except pickle.UnpicklingError as error:
             asked = re.search(r"GLOBAL ([\w.]+)", str(error))
             if asked is None:
-                raise CheckpointError(f"{path}: not a torch state dict ({_first_line(error)}); {ADVICE}") from error
+                raise CheckpointError(f"{path}: not a torch state dict ({first_line(error)}); {ADVICE}") from error
             stand_in = None if asked[1] in own or len(own) == MOST_CLASSES else plain_class(asked[1])
             if stand_in is None:
                 raise CheckpointError(
@@ -295,7 +298,7 @@ def _records(path: Path) -> list[zipfile.ZipInfo]:
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         # torch's own reader of archives accepts some that Python's does not.
         raise CheckpointError(
-            f"{path}: its list of records cannot be read ({_first_line(error)}); download or save it again"
+            f"{path}: its list of records cannot be read ({first_line(error)}); download or save it again"
         ) from error
 
 
@@ -315,45 +318,48 @@ def _load_with(path: Path, own: Mapping[str, type[PlainState]]) -> tuple[Any, bo
         raise
     except Exception as error:
         # torch.load raises errors of any class for broken or hostile files.
-        raise CheckpointError(
-            f"{path}: cannot be read as a torch state dict ({_first_line(error)}); download or save it again"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+        raise broken(path, error) from error
 
 
 def _checked(path: Path, name: str, value: object, mapped: bool) -> StateTensor:
-    """`value` as a StateTensor. Raises CheckpointError for a tensor that is sparse, quantized, without data or expanded."""
+    """`value` as a StateTensor.
+
+    Raises CheckpointError for a tensor that is sparse, nested, quantized, without data, expanded or of a type without numbers.
+    """
     import torch
 
     if not isinstance(value, torch.Tensor):
         raise CheckpointError(f"{path}: {name} is a {type(value).__name__}; expected a tensor; {ADVICE}")
-    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.device.type != "cpu":
         raise CheckpointError(
-            f"{path}: tensor {name} is sparse, quantized or without data; expected a dense tensor; {ADVICE}"
+            f"{path}: tensor {name} is sparse, nested, quantized or without data; expected a dense tensor; {ADVICE}"
         )
     # A tensor expanded by strides of zero could claim any size.
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise CheckpointError(
             f"{path}: tensor {name} of shape {tuple(value.shape)} has more elements than its storage; save a contiguous copy"
         )
+    kind = str(value.dtype).removeprefix("torch.")
+    if not value.is_complex() and not NUMBERS.fullmatch(kind):
+        raise CheckpointError(
+            f"{path}: tensor {name} is stored as {kind}, whose elements are no numbers to torch; save it in float32, float16 or "
+            "bfloat16"
+        )
     if value.is_complex():
         value = torch.view_as_real(value.resolve_conj())
-    return StateTensor(name, value.detach(), mapped)
+    # What was computed, as the conjugate was, lies in other memory than the file's, which must not be given back.
+    return StateTensor(name, value.detach(), mapped and not value.untyped_storage().resizable())
 
 
-def _check_records(path: Path, tensors: Mapping[str, StateTensor]) -> None:
-    """Raise CheckpointError if a storage's length matches no unused record of the zip archive.
+def _check_records(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the length of a torch tensor's storage matches no unused record of the zip archive.
 
     A mapped storage has the length that the pickle claims; torch does not compare it with the length of the record.
     """
     free = Counter(info.file_size for info in _records(path) if "/data/" in info.filename)
     seen = set()
     for name, tensor in tensors.items():
-        storage = tensor.values.untyped_storage()
+        storage = tensor.untyped_storage()
         if storage.data_ptr() in seen or not storage.nbytes():
             continue
         seen.add(storage.data_ptr())

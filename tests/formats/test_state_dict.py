@@ -238,7 +238,7 @@ def test_an_expanded_tensor_cannot_claim_room(tmp_path: Path) -> None:
     [
         ([1, 2], "holds a list; expected a state dict"),
         ({"a": 1}, "a is a int; expected a tensor"),
-        ({"w": torch.eye(3).to_sparse()}, "tensor w is sparse, quantized or without data"),
+        ({"w": torch.eye(3).to_sparse()}, "tensor w is sparse, nested, quantized or without data"),
     ],
 )
 def test_what_is_no_state_dict(tmp_path: Path, value: object, what: str) -> None:
