@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub.faults import CHUNK
+from tests.hub.faults import CHUNK, Fault
 from tests.hub.repositories import Blob
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class Exchange(BaseHTTPRequestHandler):
         self.drained = False
         self.fault = self.hub.faults.take(self.command, self.url_path)
         try:
+            if self.fault and self.fault.raw:
+                self._send_raw(self.fault)
             if self.fault and self.fault.status:
                 raise Refusal(self.fault.status, "as the test asked", headers=self.fault.headers)
             self._dispatch()
@@ -88,6 +90,13 @@ class Exchange(BaseHTTPRequestHandler):
                     storage=self.storage,
                 ),
             )
+
+    def _send_raw(self, fault: Fault) -> None:
+        """Send the bytes of a fault, until the client closes the connection."""
+        for piece in fault.raw:
+            self.wfile.write(piece)
+            time.sleep(fault.delay)
+        raise BrokenTransfer
 
     do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815 - the names that http.server calls
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 class Fault:
     """Something that goes wrong with the next `times` requests whose method is `method` and whose path matches `path`.
 
-    `status` answers with that code (and `headers`) instead of the content; `break_after` closes the connection after so many
+    `raw` sends these bytes as they are, with `delay` seconds after each piece, and closes the connection; `status` answers with
+    that code (and `headers`) instead of the content; `break_after` closes the connection after so many
     bytes of the content, sent or received; `delay` waits so many seconds before each chunk of `CHUNK` bytes; `skip` lets so
     many matching requests pass first.
     """
@@ -25,6 +26,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     break_after: int | None = None
     delay: float = 0.0
+    raw: Sequence[bytes] = ()
 
     def matches(self, method: str, path: str) -> bool:
         """Whether the fault concerns a request. Faults that have occurred `times` times concern none."""

@@ -7,9 +7,11 @@ import importlib
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.sources.hub.names import HubName
@@ -24,8 +26,12 @@ FIRST_CONTACT = 2
 """Attempts to reach the hub for a name that may have been meant as a path."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds before a request is repeated: they double, up to the longest; a server may ask for more (Retry-After)."""
+TOLD = 10.0
+"""Seconds from which on a wait is announced."""
 LONGEST_ASKED = 600.0
 """Most seconds that a server's Retry-After is obeyed."""
+LASTING = ("UnsupportedProtocol", "TooManyRedirects", "LocalProtocolError")
+"""Failures of the transport that come again with the same request."""
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 """Status codes after which the same request may succeed."""
 
@@ -46,9 +52,15 @@ class TransientError(Exception):
 
 def require_hub(wanted: str) -> Any:
     """The module huggingface_hub. Raises InputError, naming what is `wanted`, if it is not installed or too old."""
+    check_endpoint()
     try:
         hub = importlib.import_module("huggingface_hub")
         importlib.import_module("huggingface_hub.hf_api")  # what the library itself needs
+    except ValueError as error:
+        raise InputError(
+            f"{wanted}: huggingface_hub cannot be used with the variables of this environment that begin with HF_ "
+            f"({shortened(one_line(str(error)), 160)}); check their values"
+        ) from error
     except ImportError as error:
         raise InputError(
             f"{wanted}: no such file or folder; to read a repository of that name from the hub, huggingface_hub is needed "
@@ -61,6 +73,29 @@ def require_hub(wanted: str) -> Any:
             f"{hub.__version__} is installed; {INSTALL}"
         )
     return hub
+
+
+def check_endpoint() -> None:
+    """Raise InputError if HF_ENDPOINT is set to what is no address; huggingface_hub fails with it while it is imported."""
+    url = os.environ.get("HF_ENDPOINT", "")
+    try:
+        parts = urlsplit(url)
+        fits = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+            and not parts.query + parts.fragment
+        )
+        user = parts.username is not None
+    except ValueError:
+        fits = user = False
+    if user:  # not shown: it may have a password
+        raise InputError("HF_ENDPOINT has a user name in its address, which is not supported; use HF_TOKEN for a token")
+    if url and not (fits and url.isascii() and url.isprintable() and " " not in url):
+        raise InputError(
+            f"HF_ENDPOINT is {shortened(one_line(url), 120)!r}, which is no address; expected one such as "
+            "https://huggingface.co, or unset it"
+        )
 
 
 @contextlib.contextmanager
@@ -99,7 +134,9 @@ def unreachable(error: BaseException) -> bool:
     """Whether an error says that no answer came from the hub: no connection, a timeout, or offline mode."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-    return isinstance(error, HTTPError | OfflineModeIsEnabled) and not isinstance(error, HfHubHTTPError)
+    return isinstance(error, HTTPError | OfflineModeIsEnabled | TransientError) and not isinstance(
+        error, HfHubHTTPError
+    )
 
 
 def transient(error: BaseException) -> TransientError | None:
@@ -109,7 +146,9 @@ def transient(error: BaseException) -> TransientError | None:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return TransientError(f"status {status}", asked_wait(error.response)) if status in TRANSIENT else None
-    if isinstance(error, OfflineModeIsEnabled) or not unreachable(error):
+    if isinstance(error, TransientError):
+        return error
+    if isinstance(error, OfflineModeIsEnabled) or not unreachable(error) or type(error).__name__ in LASTING:
         return None
     return TransientError(_transport(error))
 
@@ -117,7 +156,9 @@ def transient(error: BaseException) -> TransientError | None:
 def asked_wait(response: Any) -> float | None:
     """The seconds that a response asks to wait before the next request (Retry-After), None if it does not say."""
     text = response.headers.get("Retry-After", "").strip()
-    return min(float(text), LONGEST_ASKED) if text.isdigit() else None
+    if not (text.isascii() and text.isdigit()):
+        return None
+    return min(float(text[:9]), LONGEST_ASKED) if len(text) <= 9 else LONGEST_ASKED
 
 
 def repeated(call: Callable[[], T], name: HubName, *, known: bool = False) -> T:
@@ -126,12 +167,16 @@ def repeated(call: Callable[[], T], name: HubName, *, known: bool = False) -> T:
     while True:
         try:
             return call()
+        except InputError:
+            raise
         except Exception as error:
             again = transient(error)
             attempt += 1
             most = FIRST_CONTACT if unreachable(error) and not known else ATTEMPTS
             if again is None or attempt >= most:
                 raise explained(error, name, known=known) from error
+            if (again.wait or 0) > TOLD:
+                warnings.warn(f"{name}: {again.what}; the request is repeated in {again.wait:g} s", stacklevel=2)
             pause(attempt, again.wait)
 
 
@@ -176,6 +221,8 @@ def explained(error: BaseException, name: HubName, *, known: bool = False) -> Ex
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return HubError(f"{name}: {place}{error.strerror or shortened(one_line(str(error)), 200)}")
+    if type(error).__name__ == "InvalidURL":
+        return HubError(f"{name}: {shortened(one_line(str(error)), 200)}; check HF_ENDPOINT")
     return error if isinstance(error, Exception) else HubError(str(name))
 
 
@@ -207,7 +254,12 @@ def _refused(error: Any, name: HubName, where: str, known: bool) -> HubError:
     if status == 429:
         way = "wait some minutes" if token else f"wait some minutes, or {LOG_IN}, which raises the limit"
         return HubError(f"{name}: the hub {endpoint()} limits the number of requests (429); {way}")
-    return HubError(f"{name}: the hub {endpoint()} answered with status {status} {said}".rstrip() + "; try again later")
+    return HubError(f"{name}: the hub {endpoint()} answered with status {status} {said}".rstrip() + "; " + _way(status))
+
+
+def _way(status: int) -> str:
+    """What to do about an answer of this status."""
+    return "try again later" if status in TRANSIENT or status >= 500 else "check the name, HF_ENDPOINT and the proxy"
 
 
 def _has_token() -> bool:
@@ -218,4 +270,8 @@ def _has_token() -> bool:
 
 def _transport(error: BaseException) -> str:
     """A failure of the connection in a few words."""
+    if isinstance(error, TransientError):
+        return error.what
+    if type(error).__name__ == "LocalProtocolError":  # its message has the header, which may be the token
+        return "a header that cannot be sent"
     return shortened(one_line(str(error)), 120) or type(error).__name__

@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from gguf_tools.errors import InputError
 from gguf_tools.sources.hub.client import (
     ATTEMPTS,
     HubError,
     TransientError,
+    endpoint,
     explained,
     pause,
     repeated,
     transient,
 )
 from gguf_tools.sources.hub.names import HubName
+from gguf_tools.sources.hub.requests import LEAST, PUBLIC, body, checked, headers, opened, origin, resolved
 
-PIECE = 1 << 16
-"""Bytes that are taken from a response at a time."""
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+SKIPPED = 128 << 20
+"""Most bytes of a file that is read from its start each time, of a server that does not send parts of files."""
 ETAG = re.compile(r"[\w.-]{8,128}", re.ASCII)
 """An ETag, which names a file of the cache."""
 EXPIRED = (401, 403)
@@ -34,11 +37,12 @@ EXPIRED = (401, 403)
 
 @dataclass(frozen=True)
 class Listed:
-    """A file as a repository lists it: its path there, its size in bytes, and the SHA-256 of a file in LFS."""
+    """A file as a repository lists it: its path there, its size in bytes, the SHA-256 of a file in LFS, and its git object id."""
 
     path: str
     size: int
     sha256: str | None
+    oid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,17 @@ class HubFile:
         while len(data) < stop - start:
             before = len(data)
             try:
-                with self._response(start + before, stop) as response:
-                    for piece in response.iter_raw(PIECE):
-                        data += piece
+                with self._response(start + before, stop) as (response, skipped):
+                    for piece in body(response, skipped + stop - start - before):
+                        data += piece[skipped:]
+                        skipped = max(skipped - len(piece), 0)
                 if len(data) < stop - start:
                     raise TransientError(f"the connection ended at byte {start + len(data)}")
+            except InputError:
+                raise
             except Exception as error:
                 again = error if isinstance(error, TransientError) else transient(error)
-                failed = 1 if len(data) > before else failed + 1
+                failed = 1 if len(data) - before >= LEAST else failed + 1
                 if again is None:
                     raise explained(error, self.name, known=True) from error
                 if failed == ATTEMPTS:
@@ -93,55 +100,63 @@ class HubFile:
                 if failed > 1 or (again.wait or 0) > 1:
                     warnings.warn(f"{self.name}: {again.what}; the request is repeated", stacklevel=2)
                 pause(failed, again.wait)
-        if len(data) > stop - start:
-            raise HubError(f"{self.name}: the hub sent more bytes than were asked for; run the command again")
         return data
 
     @contextlib.contextmanager
-    def _response(self, start: int, stop: int) -> Iterator[Any]:
-        """The response to a request for a range, checked. Raises TransientError, HubError, or what huggingface_hub raises."""
-        from huggingface_hub import constants, get_session
-        from huggingface_hub.utils import hf_raise_for_status
+    def _response(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
+        """The response to a request for a range, checked, and how many of its bytes come before the range.
 
+        Raises TransientError, HubError, or what huggingface_hub raises.
+        """
         link = self._resolved()
-        headers = {**link.headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        session, timeout = get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with session.stream("GET", link.url, headers=headers, timeout=timeout, follow_redirects=False) as response:
+        with opened("GET", link.url, {**link.headers, "Range": f"bytes={start}-{stop - 1}"}) as response:
             if response.status_code in EXPIRED and not link.on_hub:
                 self._forget(link)
                 raise TransientError("the link to the file expired", 0.0)
             if response.is_redirect:
                 self._forget(link)
                 raise TransientError("the file moved", 0.0)
-            hf_raise_for_status(response)
-            found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if response.status_code != 206 or not found:
-                raise HubError(
-                    f"{self.name}: {urlsplit(link.url).netloc} does not send parts of files (status {response.status_code}); "
-                    "download the repository with `hf download` and give the folder"
-                )
-            if int(found[1]) != start or int(found[3]) != self.size:
-                raise self._changed(f"bytes {found[1]} of {found[3]}, expected {start} of {self.size}")
-            yield response
+            checked(response)
+            yield response, self._before(response, link, start, stop)
+
+    def _before(self, response: Any, link: Link, start: int, stop: int) -> int:
+        """How many bytes a response has before byte `start`. Raises HubError unless it has those up to `stop` too."""
+        if response.status_code == 200 and (start == 0 or self.size <= SKIPPED):
+            length = response.headers.get("Content-Length", str(self.size))
+            if length != str(self.size):
+                raise self._changed(f"{length[:20]} bytes, expected {self.size}")
+            if stop < self.size and self.size > SKIPPED:
+                raise self._no_parts(response, link)
+            return start
+        found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if response.status_code != 206 or not found:
+            raise self._no_parts(response, link)
+        if int(found[1]) != start or int(found[3]) != self.size:
+            raise self._changed(f"bytes {found[1]} of {found[3]}, expected {start} of {self.size}")
+        return 0
+
+    def _no_parts(self, response: Any, link: Link) -> HubError:
+        return HubError(
+            f"{self.name}: {urlsplit(link.url).netloc} does not send parts of files (status {response.status_code}); "
+            "download the repository with `hf download` and give the folder"
+        )
 
     def _resolved(self) -> Link:
         """Where the content lies; asked for once, and again when that expires. Raises HubError if it is another content."""
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers
-
         with self._lock:
             if self._link is None:
-                url = hf_hub_url(self.name.repository, str(self.name.file), revision=self.name.revision)
-                found = repeated(lambda: get_hf_file_metadata(url, token=None), self.name, known=True)
+                found = repeated(lambda: resolved(self.name), self.name, known=True)
                 if found.size not in (None, self.size):
                     raise self._changed(f"{found.size} bytes, expected {self.size}")
                 if self.etag not in (None, found.etag) or (self.sha256 and found.etag != self.sha256):
-                    raise self._changed(f"the version {found.etag}, expected {self.etag or self.sha256}")
+                    raise self._changed(f"the version {str(found.etag)[:80]}, expected {self.etag or self.sha256}")
                 if not ETAG.fullmatch(found.etag or ""):
-                    raise HubError(f"{self.name}: the hub states the version {str(found.etag)[:80]!r}; expected a hash")
+                    raise HubError(
+                        f"{self.name}: the hub states the version {str(found.etag)[:80]!r}; expected a hash; check HF_ENDPOINT"
+                    )
                 self.etag = found.etag
-                on_hub = urlsplit(found.location)[:2] == urlsplit(url)[:2]
-                self._link = Link(found.location, build_hf_headers() if on_hub else {}, on_hub)
+                on_hub = origin(found.url) in (origin(endpoint()), origin(PUBLIC))
+                self._link = Link(found.url, headers() if on_hub else {"Accept-Encoding": "identity"}, on_hub)
             return self._link
 
     def _forget(self, link: Link) -> None:

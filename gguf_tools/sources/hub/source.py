@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.split import all_parts
@@ -32,14 +33,22 @@ from gguf_tools.sources.hub.client import (
 )
 from gguf_tools.sources.hub.file import HubFile, Listed
 from gguf_tools.sources.hub.names import WEIGHTS, HubName, parse_name
+from gguf_tools.sources.hub.requests import described
 from gguf_tools.sources.hub.threads import for_each
 from gguf_tools.sources.hub.window import Window
+from gguf_tools.text import human_bytes
 
 SMALL = re.compile(r"(additional_chat_templates/)?[^/]+\.(json|jinja|txt|model|md|toml|yaml|tiktoken|pkl)")
 """Paths of the files that describe the weights of a repository."""
 COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 SMALL_BYTES = 128 << 20
 """Most bytes of such a file; others of that name are left on the hub."""
+MOST_SMALL, MOST_SMALL_BYTES = 1000, 2 << 30
+"""Most such files of a repository, and most bytes that they have together."""
+LONGEST_NAME = 255
+"""Most bytes of a part of a path, as on most file systems."""
+LARGEST = 1 << 50
+"""Most bytes of a file that is believed."""
 AT_ONCE = 8
 """Small files that are downloaded at a time."""
 STATE_DICTS = (r"pytorch_model.*\.bin", r"consolidated\.\d+\.pth", r"[^/]+\.(pt|pth|bin|ckpt)")
@@ -112,7 +121,7 @@ def _opened(name: HubName, reading: Reading, progress: Progress) -> Path:
     if listed is None:
         return folder if reading is Reading.BESIDE else _from_cache(at_commit, folder)
     files = {each.path: each for each in listed}
-    _download_small(at_commit, [path for path, each in files.items() if _is_small(each)])
+    _download_small(at_commit, [each for each in files.values() if _is_small(each)])
     record_revision(name, commit)
     wanted = [] if reading is Reading.BESIDE else _weights(name, files)
     missing = [files[path] for path in wanted if not (folder / path).exists()]
@@ -128,34 +137,40 @@ def _opened(name: HubName, reading: Reading, progress: Progress) -> Path:
 
 def _listing(name: HubName) -> tuple[str, list[Listed] | None]:
     """The commit of a name, and the files that the hub lists for it; without a connection, the commit in the cache and None."""
-    from huggingface_hub import HfApi
-
     kept = cached_commit(name)
     if is_offline() and kept:
         return kept, None
     try:
-        info = repeated(lambda: HfApi().model_info(name.repository, revision=name.revision, files_metadata=True), name)
+        info = repeated(lambda: described(name), name)
     except HubError as error:
         if kept is None or error.__cause__ is None or not unreachable(error.__cause__):
             raise
         warnings.warn(f"the hub cannot be asked about {name}; commit {kept[:12]} in its cache is read", stacklevel=2)
         return kept, None
-    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
+    commit, siblings = info.get("sha"), info.get("siblings")
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise HubError(
             f"{name}: {endpoint()} does not name the commit; expected a hub of Hugging Face's kind; check HF_ENDPOINT"
         )
-    listed = []
-    for each in info.siblings or []:
-        size = -1 if each.size is None else each.size
-        listed.append(Listed(each.rfilename, size, each.lfs.sha256 if each.lfs else None))
-    return info.sha, [each for each in listed if is_usable(each)]
+    listed = [_listed(each) for each in (siblings if isinstance(siblings, list) else []) if isinstance(each, dict)]
+    return commit, [each for each in listed if is_usable(each)]
+
+
+def _listed(sibling: dict[str, Any]) -> Listed:
+    """A file as the hub lists it; its values may be of any type."""
+    lfs = sibling.get("lfs")
+    sha256 = lfs.get("sha256", "") if isinstance(lfs, dict) else None
+    return Listed(sibling.get("rfilename", ""), sibling.get("size", -1), sha256, sibling.get("blobId"))
 
 
 def is_usable(file: Listed) -> bool:
     """Whether what the hub lists of a file is of the expected form, and its path lies within the repository."""
-    parts = file.path.split("/") if isinstance(file.path, str) and file.path.isprintable() else [""]
+    if not isinstance(file.path, str) or not file.path.isprintable():
+        return False
+    parts = file.path.split("/")
     safe = "\\" not in file.path and not {"", ".", ".."} & set(parts)
-    sized = type(file.size) is int and file.size >= 0
+    safe = safe and all(len(part.encode()) <= LONGEST_NAME for part in parts)
+    sized = type(file.size) is int and 0 <= file.size <= LARGEST
     return safe and sized and (file.sha256 is None or SHA256.fullmatch(str(file.sha256)) is not None)
 
 
@@ -175,15 +190,17 @@ def _is_small(file: Listed) -> bool:
     return SMALL.fullmatch(file.path) is not None and file.size <= SMALL_BYTES
 
 
-def _download_small(name: HubName, paths: Sequence[str]) -> None:
+def _download_small(name: HubName, files: Sequence[Listed]) -> None:
     """Download these files into the cache, those that it does not have. Raises HubError."""
-    from huggingface_hub import hf_hub_download
-
-    def download(path: str) -> None:
-        one = replace(name, file=path)
-        repeated(lambda: hf_hub_download(name.repository, path, revision=name.revision), one, known=True)
-
-    for_each(download, paths, AT_ONCE)
+    total = sum(each.size for each in files)
+    if len(files) > MOST_SMALL or total > MOST_SMALL_BYTES:
+        raise HubError(
+            f"{name}: has {len(files):,} files of {human_bytes(total)} beside its weights, expected {MOST_SMALL:,} of "
+            f"{human_bytes(MOST_SMALL_BYTES)} at most; download what you need with `hf download` and give the folder"
+        )
+    folder = snapshot(name, name.revision)
+    missing = [each for each in files if not (folder / each.path).exists()]
+    for_each(store, [HubFile(replace(name, file=each.path), each, folder / each.path) for each in missing], AT_ONCE)
 
 
 def _weights(name: HubName, files: dict[str, Listed]) -> list[str]:
