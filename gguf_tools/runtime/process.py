@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.formats.gguf.header import is_gguf
+from gguf_tools.formats.gguf.split import read_parts
 from gguf_tools.machine import physical_cores
 from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.channel import Array, Frame
@@ -90,7 +91,11 @@ class Runtime:
     """
 
     def __init__(self, path: Path, options: RuntimeOptions | None = None) -> None:
-        """Raises InputError if `path` is not a GGUF file. The process starts when the context is entered."""
+        """Read the header, and those of the other shards; the process starts when the context is entered.
+
+        Raises InputError if `path` is not a GGUF file, CheckpointError for one that is broken or half changed, or whose shards
+        are not of one model, all of which llama.cpp may run.
+        """
         self.path = Path(path)
         self.options = options or RuntimeOptions()
         self._child = Child(self.path)
@@ -101,6 +106,7 @@ class Runtime:
             raise InputError(f"{self.path}: {found}; give a GGUF file")
         if not is_gguf(self.path):
             raise InputError(f"{self.path}: does not start with 'GGUF'; give a GGUF file")
+        read_parts(self.path)
 
     def __enter__(self) -> Runtime:
         """Start the worker process and load the model. If that fails, the process is ended and LlamaError raised."""

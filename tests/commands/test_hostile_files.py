@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gguf_tools.formats.gguf.header import read_header
+from gguf_tools.formats.journal import journal_path
 from tests.conftest import Ran
 from tests.tiny_gguf import dense_tensors, write_dense
 
@@ -399,3 +400,17 @@ def test_a_journal_that_is_none(tinyq: Tinyq, tmp_path: Path, content: str) -> N
         args = ("surgery", path, way) if way == "--undo" else ("surgery", path, "--swap", "0:1", way)
         assert "is not a journal or undo record written by tinyq" in one_line(tinyq(*args))
     assert path.read_bytes() == before
+
+
+def test_half_of_two_models_is_not_run(bounded: Tinyq, tmp_path: Path) -> None:
+    """Shards of two runs, and an interrupted change in place: llama.cpp runs both, so that the commands look first."""
+    for chat in (False, True):
+        whole = write_dense(tmp_path / "whole.gguf", chat=chat)
+        (tmp_path / str(chat)).mkdir()
+        assert bounded("split", whole, tmp_path / str(chat) / "m.gguf", "--max-tensors", 12).code == 0
+    mixed, second = sorted((tmp_path / "True").glob("*.gguf"))[:2]
+    shutil.copy(tmp_path / "False" / second.name, second)
+    journal_path(whole).write_text("{}")
+    for file, message in ((mixed, "belongs to another model"), (whole, "an in-place change was interrupted")):
+        for line in (("ask", file, "hi"), ("chat", file), ("lm-eval", file, "--tasks", "x"), ("eval", file)):
+            assert message in one_line(bounded(*line))
