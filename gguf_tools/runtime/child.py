@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from gguf_tools import signals
-from gguf_tools.errors import PROCESSES, InputError, LlamaError
+from gguf_tools.errors import PROCESSES, CheckpointError, InputError, LlamaError, TinyqError
 from gguf_tools.formats.scratch import ADVICE, unnamed_file
 from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
@@ -144,7 +144,8 @@ class Child:
             how = f"ended with exit code {code}"
         message = self._message(op, f"its process {how}", log_start, ended=True)
         self.close()
-        return LlamaError(message)
+        why = _contradiction(self.path) if code < 0 and not silence.passed else ""
+        return LlamaError(f"{message}; {why}" if why else message)
 
     def _message(self, op: str, problem: str, log_start: int, *, ended: bool = False) -> str:
         size = self.log_size()
@@ -162,3 +163,17 @@ class Child:
     def read_log(self, start: int, end: int) -> str:
         """These bytes of llama.cpp's log."""
         return os.pread(self._log.fileno(), end - start, start).decode("utf-8", errors="replace")
+
+
+def _contradiction(path: Path) -> str:
+    """What tinyq finds wrong in a file on which llama.cpp's process ended; "" if nothing."""
+    from gguf_tools.formats.gguf.source import open_gguf
+    from gguf_tools.targets.registry import lift
+
+    try:
+        lift(open_gguf(path))
+    except CheckpointError as error:
+        return str(error).replace(f"{path}: ", "")
+    except TinyqError:
+        pass
+    return ""

@@ -136,6 +136,12 @@ def lift_delta(source: GGUFSource, n: int, norm: Norm) -> tuple[DeltaNet, LayerT
     """Layer n's DeltaNet with q, k and v split, the inverse of `join_delta`; without beta and alpha."""
     key_heads, value_heads = source.integer("ssm.group_count"), source.integer("ssm.time_step_rank")
     dim, kernel = source.integer("ssm.state_size"), source.integer("ssm.conv_kernel")
+    inner = source.integer("ssm.inner_size")
+    if inner != value_heads * dim:
+        raise CheckpointError(
+            f"{source.path}: metadata {source.architecture}.ssm.inner_size is {inner}; expected {value_heads * dim}, "
+            f"ssm.time_step_rank {value_heads} times ssm.state_size {dim}; write the file again"
+        )
     spec = DeltaNet(
         key_heads=key_heads,
         value_heads=value_heads,

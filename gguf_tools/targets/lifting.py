@@ -182,7 +182,7 @@ def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rop
     """The RoPE that llama.cpp computes for a file, by its `rope.*` keys; `dims` overrides `rope.dimension_count`."""
     theta = source.number("rope.freq_base", 10000.0)
     dims = source.integer("rope.dimension_count", head_dim) if dims is None else dims
-    factor = source.number("rope.scaling.factor", 0.0)
+    factor = source.number("rope.scaling.factor", source.number("rope.scale_linear", 0.0))  # its old name
     if theta <= 0 or dims % 2 or not 0 < dims <= head_dim:
         raise CheckpointError(
             f"{source.path}: rope.freq_base is {theta:g} and rope rotates {dims} of {head_dim} dimensions; expected a base "
@@ -198,8 +198,13 @@ def lift_rope(source: GGUFSource, head_dim: int, dims: int | None = None) -> Rop
     if kind == "yarn":
         magnitude = default_magnitude(factor) * source.number("rope.scaling.attn_factor", 1.0)
         original = source.integer("rope.scaling.original_context_length", source.integer("context_length"))
+        if original < 1:
+            raise CheckpointError(
+                f"{source.path}: the original context of YaRN is {original} tokens (rope.scaling.original_context_length, or "
+                "context_length); expected at least 1; write the file again"
+            )
         scaling = YarnScaling(factor=factor, original_context=original, attention_factor=magnitude)
-    elif kind == "linear" and factor:
+    elif kind != "none" and factor:
         scaling = LinearScaling(factor)
     return Rope(theta, dims, "half", scaling)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gguf_tools.errors import UnsupportedError
+from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf.header import Metadata, u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.rope import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling, frequencies
@@ -180,7 +180,13 @@ def lift_factors(source: GGUFSource, rope: Rope) -> Rope:
             f"{source.path}: has both YaRN and {FREQUENCY_FACTORS}, which tinyq does not support together"
         )
     factor = rope.scaling.factor if isinstance(rope.scaling, LinearScaling) else 1.0
-    values = source.tensors[FREQUENCY_FACTORS].array().astype(np.float64) * factor
+    found = source.tensors[FREQUENCY_FACTORS]
+    if found.shape != (rope.dims // 2,):
+        raise CheckpointError(
+            f"{source.path}: tensor {FREQUENCY_FACTORS} has shape {found.shape}; expected {(rope.dims // 2,)}, one factor "
+            "for each pair; write the file again"
+        )
+    values = found.array().astype(np.float64) * factor
     return replace(rope, scaling=FactorScaling(tuple(values.tolist())))
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gguf_tools.errors import CheckpointError
+from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf.header import f32, string, u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.rope import LongRopeScaling, Rope
@@ -89,6 +89,10 @@ def _lift_factors(source: GGUFSource, rope: Rope) -> Rope:
     """The rope with the file's two sets of factors, if it has them."""
     if SHORT not in source.tensors:
         return rope
+    if rope.scaling is not None:
+        raise UnsupportedError(
+            f"{source.path}: has both rope.scaling.factor and {SHORT}, which tinyq does not support together"
+        )
     sets = {name: source.tensor(name).array().astype(np.float64) for name in (SHORT, LONG)}
     for name, values in sets.items():
         if values.shape != (rope.dims // 2,):

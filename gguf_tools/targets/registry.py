@@ -10,6 +10,7 @@ from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import Model
 from gguf_tools.targets.base import Target
+from gguf_tools.targets.lift_checks import check_keys, check_model
 from gguf_tools.text import expected
 
 
@@ -44,12 +45,23 @@ class NoTargetError(UnsupportedError):
 
 
 def lift(source: GGUFSource) -> Model:
-    """A GGUF file as a Model. Raises NoTargetError for an architecture without a target."""
+    """A GGUF file as a Model.
+
+    Raises NoTargetError for an architecture without a target, CheckpointError for a file that contradicts itself, and
+    UnsupportedError for what no reference computes.
+    """
     target = next((target for target in all_targets() if target.name == source.architecture), None)
     if target is None:
         raise NoTargetError(source)
     try:
-        return target.lift(source)
+        check_keys(source)
+        model = target.lift(source)
+        check_model(source, model)
+        return model
+    except CheckpointError as error:
+        if str(source.path) in str(error):
+            raise
+        raise CheckpointError(f"{source.path}: {error}; write the file again") from error
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # Metadata and tensors contradict each other in a way that the lifters do not check.
         raise CheckpointError(

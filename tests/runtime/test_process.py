@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from gguf_tools.errors import CheckpointError, InputError, LlamaError
+from gguf_tools.formats.gguf.header import f32
 from gguf_tools.runtime.log import buffer_sizes, decisive_lines
 from gguf_tools.runtime.process import Runtime, RuntimeOptions
 from gguf_tools.runtime.silence import Silence, silence_limit
+from tests.surgery.surgery_files import with_metadata
 from tests.tiny_gguf import CONTEXT, EOS, VOCAB, dense_tensors, write_dense
 
 LENGTHS = (1, 5, 17, 70, 120)
@@ -273,6 +275,14 @@ def test_broken_files(tmp_path: Path, fault: str, message: str) -> None:
 def test_truncated_files_are_refused_before_a_process_starts(tmp_path: Path, fault: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         Runtime(broken_file(tmp_path, fault))
+
+
+def test_a_crash_says_what_in_the_file_is_wrong(tmp_path: Path, dense: Path) -> None:
+    """llama.cpp's assertion names a line of its source."""
+    path = with_metadata(dense, tmp_path / "m.gguf", {"qwen3.attention.layer_norm_rms_epsilon": f32(-1e-6)})
+    said = r"was ended by SIGABRT: .*GGML_ASSERT.* failed; the epsilon of a norm is -1e-06 \("
+    with Runtime(path, RuntimeOptions(threads=1)) as runtime, pytest.raises(LlamaError, match=said):
+        runtime.greedy([[1, 2]], 3)
 
 
 def test_killed_in_the_midst(dense: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -312,3 +313,74 @@ def turned(spec: ModelSpec) -> list[tuple[Attention, Rope]]:
     """The attention of each layer, with its rope."""
     mixers = [layer.mixer for layer in spec.layers]
     return [(mixer, mixer.rope) for mixer in mixers if isinstance(mixer, Attention) and mixer.rope]
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"block_count": 513}, "block_count is 513; expected 1 to 512"),
+        ({"nextn_predict_layers": 9}, "nextn_predict_layers is 9; expected at most block_count"),
+        ({"expert_count": 1025}, "expert_count is 1025; expected at most 1024"),
+        ({"expert_count": 2}, "expert_used_count is 0; expected 1 to 2, expert_count"),
+        ({"expert_used_count": (0, 3)}, "expert_used_count is 3; expected 0, as expert_count is"),
+        ({"expert_used_count": "two"}, "expert_used_count is 'two'; expected numbers from 0"),
+        ({"rope.scaling.type": "ntk"}, "rope.scaling.type is 'ntk'; expected one of none, linear, yarn, longrope"),
+        ({"attention.layer_norm_rms_epsilon": -1e-5}, "the epsilon of a norm is -1e-05"),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 0},
+            "the original context of YaRN is 0 tokens",
+        ),
+    ],
+)
+def test_numbers_on_which_llama_cpp_ends_its_process_are_refused(keys: Mapping[str, Any], says: str) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(says)) as raised:
+        lift(changed(made("llama"), keys))
+    assert str(raised.value).startswith("made.gguf: ")
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"attention.causal": False}, "llama.attention.causal is false"),
+        ({"expert_count": 4, "expert_used_count": 2, "expert_group_count": 2}, "llama.expert_group_count is 2"),
+        ({"rope.scaling.attn_factor": 1.3}, "llama.rope.scaling.attn_factor is 1.3 beside neither YaRN nor LongRoPE"),
+    ],
+)
+def test_keys_that_every_architecture_reads_and_no_lifter_does_are_refused(keys: Mapping[str, Any], says: str) -> None:
+    with pytest.raises(UnsupportedError, match=says):
+        lift(changed(made("llama"), keys))
+
+
+@pytest.mark.parametrize(
+    ("keys", "scaling"),
+    [
+        ({"rope.scale_linear": 2.0}, LinearScaling(2.0)),
+        ({"rope.scaling.factor": 4.0, "rope.scale_linear": 2.0}, LinearScaling(4.0)),
+        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}, LinearScaling(2.0)),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 2.0}, None),
+    ],
+)
+def test_the_factor_under_its_old_name_and_beside_each_type(keys: Mapping[str, Any], scaling: object) -> None:
+    assert lifting.lift_rope(source(keys), 8) == Rope(10000.0, 8, "half", scaling)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(1,), (4, 2), (64,)])
+def test_divisors_of_frequencies_of_another_number(shape: tuple[int, ...]) -> None:
+    factors = InMemory(np.ones(shape, np.float32), ("rope_freqs.weight",))
+    with pytest.raises(
+        CheckpointError, match=r"tensor rope_freqs.weight has shape \(.*; expected \(\d+,\), one factor for each"
+    ):
+        lift(changed(made("llama"), tensors={"rope_freqs.weight": factors}))
+
+
+def test_the_width_of_linear_attention_is_that_of_its_heads() -> None:
+    with pytest.raises(CheckpointError, match=r"qwen3next.ssm.inner_size is 1; expected \d+, ssm.time_step_rank"):
+        lift(changed(made("qwen3next"), {"ssm.inner_size": 1}))
+
+
+def test_a_tensor_of_another_shape_is_named_with_its_file() -> None:
+    wrong = InMemory(np.ones((3, 3), np.float32), ("blk.0.attn_q.weight",))
+    with pytest.raises(
+        CheckpointError, match=r"^made.gguf: tensor blk.0.attn_q.weight has shape \(3, 3\); expected .*; write the"
+    ):
+        lift(changed(made("llama"), tensors={"blk.0.attn_q.weight": wrong}))

@@ -1,0 +1,99 @@
+"""Checks of a GGUF that is read as a model, whatever its architecture.
+
+llama.cpp reads some keys for every architecture (`llama_model_base::load_hparams`), of which some change what it computes though
+no lifter reads them; numbers out of range end its process by a failed assertion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.norms import Norm
+from gguf_tools.model.rope import LongRopeScaling, Rope, YarnScaling
+from gguf_tools.model.spec import Attention, Model
+
+MOST_LAYERS, MOST_EXPERTS = 512, 1024
+"""LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama-hparams.h."""
+SCALINGS = ("none", "linear", "yarn", "longrope")
+"""The values of rope.scaling.type that llama.cpp knows; it ends its process for others."""
+ADVICE = "write the file again"
+
+
+def check_keys(source: GGUFSource) -> None:
+    """Check the keys that llama.cpp reads for every architecture.
+
+    Raises CheckpointError for values for which it ends its process, UnsupportedError for those that tinyq does not compute.
+    """
+    count, experts = source.integer("block_count"), source.integer("expert_count", 0)
+    used, groups = _most(source, "expert_used_count"), source.integer("expert_group_count", 0)
+    kind = source.key("rope.scaling.type", "linear")
+    wrong = {
+        "block_count": not 0 < count <= MOST_LAYERS and (count, f"1 to {MOST_LAYERS}"),
+        "nextn_predict_layers": (nextn := source.integer("nextn_predict_layers", 0)) > count
+        and (nextn, f"at most block_count, {count}"),
+        "expert_count": experts > MOST_EXPERTS and (experts, f"at most {MOST_EXPERTS}"),
+        "expert_used_count": not (0 < used <= experts or used == experts == 0)
+        and (used, f"1 to {experts}, expert_count" if experts else "0, as expert_count is"),
+        "rope.scaling.type": kind not in SCALINGS and (repr(kind)[:40], f"one of {', '.join(SCALINGS)}"),
+    }
+    for key, found in wrong.items():
+        if found:
+            raise CheckpointError(
+                f"{source.path}: metadata {source.architecture}.{key} is {found[0]}; expected {found[1]}; {ADVICE}"
+            )
+    if not source.key("attention.causal", True):
+        raise _unsupported(source, "attention.causal is false: every token would see those after it")
+    if groups > 1:
+        raise _unsupported(source, f"expert_group_count is {groups}: experts would be selected from some groups alone")
+
+
+def check_model(source: GGUFSource, model: Model) -> None:
+    """Check numbers of a lifted model. Raises CheckpointError for one out of range, UnsupportedError as `check_keys`."""
+    ropes = []
+    for part in _parts(model.spec):
+        if isinstance(part, Norm) and not 0.0 <= part.eps < float("inf"):
+            raise CheckpointError(
+                f"{source.path}: the epsilon of a norm is {part.eps:g} (metadata {source.architecture}.attention.layer_norm_*"
+                f"epsilon); expected 0 or more; {ADVICE}"
+            )
+        if isinstance(part, Attention) and part.rope:
+            ropes.append(part.rope)
+    factor = source.number("rope.scaling.attn_factor", 1.0)
+    if factor != 1.0 and ropes and not any(_has_magnitude(rope) for rope in ropes):
+        raise _unsupported(source, f"rope.scaling.attn_factor is {factor:g} beside neither YaRN nor LongRoPE")
+
+
+def _has_magnitude(rope: Rope) -> bool:
+    return isinstance(rope.scaling, YarnScaling | LongRopeScaling)
+
+
+def _parts(spec: Any) -> Iterator[Any]:
+    """The parts of a spec, the innermost too; equal layers once."""
+    yield spec
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        for part in dict.fromkeys(value) if isinstance(value, tuple) else (value,):
+            if is_dataclass(part):
+                yield from _parts(part)
+
+
+def _most(source: GGUFSource, name: str) -> int:
+    """The largest number of a key that has one for the model or one for each layer; 0 without it."""
+    stated = source.key(name, 0)
+    numbers = stated if isinstance(stated, tuple) else (stated,)
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise CheckpointError(
+            f"{source.path}: metadata {source.architecture}.{name} is {repr(stated)[:60]}; expected numbers from 0; {ADVICE}"
+        )
+    return max(numbers, default=0)
+
+
+def _unsupported(source: GGUFSource, why: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{source.path}: {source.architecture}.{why}, which tinyq's reference does not compute; compare the file with "
+        "transformers' own code (--reference FOLDER), or score it as llama.cpp runs it (tinyq eval FILE --suite card)"
+    )
