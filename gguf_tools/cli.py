@@ -147,7 +147,9 @@ def tinyq(verbose: bool) -> None:
 
 
 PACKAGES = {
+    "gguf": "gguf",
     "jinja2": "jinja2",
+    "numpy": "numpy",
     "safetensors": "safetensors",
     "tokenizers": "tokenizers",
     "torch": "torch",

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar, cast
 
 import click
 from click.core import ParameterSource
@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from gguf_tools.errors import AMOUNT, Bounds, OutputError
 from gguf_tools.formats.opened import was_opened
 from gguf_tools.machine import drop
-from gguf_tools.progress import ByteProgress, StageProgress
+from gguf_tools.progress import ByteProgress, ProgressStream, StageProgress
 from gguf_tools.runtime.silence import DEFAULT_SECONDS, silence_limit
 from gguf_tools.signals import left
 from gguf_tools.tables import View, terminal_view
@@ -334,7 +334,11 @@ def progress_bar(total: int, label: str, quiet: bool) -> Iterator[ByteProgress]:
         return f"{human_bytes(done)} of {human_bytes(total)}"
 
     with click.progressbar(
-        length=total, label=cut_middle(printable(label), LABEL), file=sys.stderr, item_show_func=shown, width=0
+        length=total,
+        label=cut_middle(printable(label), LABEL),
+        file=cast(TextIO, ProgressStream()),
+        item_show_func=shown,
+        width=0,
     ) as bar:
 
         def advance(count: int) -> None:
@@ -408,5 +412,4 @@ class _Bars:
 
 
 def _write(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    ProgressStream().write(text)

@@ -144,11 +144,15 @@ def _publish(work: Path, output: Path) -> None:
 
 def _execute(arguments: Any) -> None:
     """Run the harness. Raises InputError with the harness's message if it fails, TinyqError as our model class raises it."""
+    from lm_eval import evaluator
     from lm_eval.utils import setup_logging
 
     import gguf_tools.evaluation.harness  # noqa: F401  (registers the model class)
 
     setup_logging(logging.WARNING)
+    if not _in_repository():
+        # The harness records the commit of the current folder; outside of a repository git prints an error on that.
+        setattr(evaluator, "get_git_commit_hash", lambda: None)  # noqa: B010
     try:
         arguments.func(arguments)
     except TinyqError:
@@ -159,6 +163,15 @@ def _execute(arguments: Any) -> None:
             f"lm-evaluation-harness stopped: {type(error).__name__}{': ' if said else ''}{said}"
             " (TINYQ_DEBUG=1 shows where)"
         ) from error
+
+
+def _in_repository() -> bool:
+    """Whether the current folder lies in a git repository."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return False
+    return any((folder / ".git").exists() for folder in (here, *here.parents))
 
 
 def _parsed(options: Sequence[str]) -> Any:

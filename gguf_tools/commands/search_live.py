@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from gguf_tools.progress import ProgressStream
 from gguf_tools.text import cut_middle, printable
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ class Live:
     """Draws where a search stands on stderr, over what it drew before; nothing if `quiet` or stderr is no terminal."""
 
     def __init__(self, quiet: bool) -> None:
-        self._on = not quiet and sys.stderr.isatty()
+        self._stream = ProgressStream()
+        self._on = not quiet and self._stream.isatty()
         self._lines = 0
         self._drawn = 0.0
         self._stage = ""
@@ -51,8 +52,7 @@ class Live:
         lines = [self._status(standing, now), *best_lines(standing)]
         width = shutil.get_terminal_size().columns - 1
         self._clear()
-        sys.stderr.write("".join(cut_middle(printable(line), width) + "\n" for line in lines))
-        sys.stderr.flush()
+        self._stream.write("".join(cut_middle(printable(line), width) + "\n" for line in lines))
         self._lines = len(lines)
 
     def _status(self, standing: Standing, now: float) -> str:
@@ -67,8 +67,7 @@ class Live:
     def _clear(self) -> None:
         """Remove what was drawn."""
         if self._lines:
-            sys.stderr.write(f"\033[{self._lines}F\033[J")
-            sys.stderr.flush()
+            self._stream.write(f"\033[{self._lines}F\033[J")
             self._lines = 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +20,34 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+class Gone(Terminal):
+    """A terminal that was closed, whose descriptor is another file's."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.file = path.open("wb", buffering=0)
+
+    def write(self, text: str) -> int:
+        os.write(self.file.fileno(), text.encode())
+        raise OSError(errno.EIO, "Input/output error")
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+
+def test_a_terminal_that_is_closed_ends_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with (gone := Gone(tmp_path / "shown")).file:
+        monkeypatch.setattr(sys, "stderr", gone)
+        with stage_bars(quiet=False) as progress:
+            assert progress
+            for done in range(3):
+                progress("tensors", done, 3)
+                progress("writing", done, 2000)
+    shown = (tmp_path / "shown").read_text()
+    assert "tensors 0 of 3" in shown
+    assert "writing" not in shown
 
 
 def terminal(patch: pytest.MonkeyPatch) -> Terminal:

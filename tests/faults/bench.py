@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -102,7 +103,9 @@ class Bench:
         """A new place with the scenario's inputs, in a folder `below` one of its own."""
         # Names are of one length: reports hold paths, and files that hold them keep their size.
         top = self.folder / f"w{next(self._numbers):07}"
-        return Place.made(top / below, scenario, self.materials, self.program)
+        begin = f"{scenario.setup}\nfrom gguf_tools.__main__ import main\nmain()"
+        program = (sys.executable, "-c", begin) if scenario.setup else self.program
+        return Place.made(top / below, scenario, self.materials, program)
 
     def reference(self, scenario: Scenario) -> Reference:
         """The run without a fault, made once."""
@@ -154,10 +157,10 @@ class Bench:
         """Put outputs at their places that differ from those that will be written: of a run before."""
         reference = self.reference(scenario)
         for name, entry in reference.complete.entries.items():
-            path = place.folder / name
+            path = place.path_of(name)
             if name.startswith("out/") and entry is not None:
                 path.parent.mkdir(exist_ok=True)
-                copy(reference.kept / name, path)
+                copy(replace(place, folder=reference.kept).path_of(name), path)
                 for file in path.rglob("*") if path.is_dir() else [path]:
                     with file.open("ab") as stream:
                         stream.write(b"old")

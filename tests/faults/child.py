@@ -91,6 +91,8 @@ class Running:
             # A limit on files would leave truncated modules in the caches of everything installed.
             "PYTHONDONTWRITEBYTECODE": "1",
             "HF_HUB_OFFLINE": "1",
+            # lm-evaluation-harness keeps the data of tasks there.
+            "HF_DATASETS_CACHE": str(place.folder.parent / "datasets"),
             **setting.environment,
         }
         self.state: ShimState | None = None

@@ -59,6 +59,18 @@ class Place:
         line = line.replace("{in}", shlex.quote(str(self.inputs))).replace("{out}", shlex.quote(str(self.outputs)))
         return [*shlex.split(line), *(["--force"] if force else [])]
 
+    def name_of(self, path: Path) -> str:
+        """The name of an entry: its path in the place, without the place's own path (lm-evaluation-harness writes it)."""
+        return str(path.relative_to(self.folder)).replace(self._in_names, "{work}")
+
+    def path_of(self, name: str) -> Path:
+        """The path of an entry by its name."""
+        return self.folder / name.replace("{work}", self._in_names)
+
+    @property
+    def _in_names(self) -> str:
+        return str(self.folder).replace("/", "__")
+
     def remove(self) -> None:
         """Remove all of it."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -89,7 +101,7 @@ class Snapshot:
             paths.remove(container)
             paths += sorted(container.iterdir())
         own = spellings(place.folder)
-        return cls({str(path.relative_to(place.folder)): _entry(path, own, scenario.varies) for path in paths})
+        return cls({place.name_of(path): _entry(path, own, scenario.varies) for path in paths})
 
 
 def spellings(folder: Path) -> list[bytes]:
@@ -105,6 +117,9 @@ def spellings(folder: Path) -> list[bytes]:
 def _entry(path: Path, own: Collection[bytes], varies: Collection[str]) -> Entry:
     """Kind and contents of a file, a link, a device or a folder with all below it."""
     state = os.lstat(path)
+    if path.parent.name in varies and stat.S_ISDIR(state.st_mode):
+        # Names with dates in them.
+        return ("folder", *sorted(other.suffix for other in path.rglob("*")))
     if stat.S_ISLNK(state.st_mode):
         return ("link", os.readlink(path))
     if stat.S_ISDIR(state.st_mode):

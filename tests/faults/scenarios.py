@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from tests.faults.scenario import Scenario
 
+SMALL_DEMO = """
+import gguf_tools
+from gguf_tools.commands import demo
+
+whole = gguf_tools.evaluate
+brief = {"oracle": "none", "speed": False, "tokens": 2, "answer_tokens": 2, "think_tokens": 2}
+gguf_tools.evaluate = lambda *files, **options: whole(*files, **{**options, **brief})
+demo.TYPES, demo.STORY_TOKENS = ("f32", "q8_0"), 4
+"""
+"""Two types instead of five, and a few tokens of each answer and story."""
 SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         command="convert",
@@ -195,7 +205,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(command="inspect", variant="GGUF", line="inspect {in}/f32.gguf --json {out}/report.json", tells=True),
     Scenario(
         command="demo",
-        line="demo --out {out}/files --json {out}/report.json",
+        setup=SMALL_DEMO,
+        line="demo --model dense --out {out}/files --json {out}/report.json",
         llama="run",
         containers=("files",),
         progress=("converting ", "evaluating"),
