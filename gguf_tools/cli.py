@@ -164,7 +164,10 @@ def main(args: list[str] | None = None) -> NoReturn:
     Exit codes: 0 success, 1 a threshold was missed, 2 bad usage or input, 3 llama.cpp failed, 70 an internal error; 130 and
     143, as is usual, after SIGINT and SIGTERM.
     """
-    _open_streams()
+    try:
+        _open_streams()
+    except OSError as error:  # a system without /dev/null
+        sys.exit(_explained(error))
     signals.raise_them()
     warnings.formatwarning = _warning_line
     for stream in (sys.stdout, sys.stderr):

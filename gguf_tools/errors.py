@@ -31,6 +31,7 @@ __all__ = [
     "UnsupportedError",
     "advice",
     "exhausted",
+    "exhausted_in_words",
     "is_read_error",
 ]
 
@@ -102,7 +103,12 @@ PROCESSES: Lack = (
 )
 FILES: Lack = ("too many files are open", "raise the limit on open files (ulimit -n)")
 _BY_NUMBER = {errno.ENOMEM: MEMORY, errno.EMFILE: FILES, errno.ENFILE: FILES}
-_NOT_MAPPED = ("failed to map segment", "cannot allocate memory")
+_IN_WORDS = {
+    "failed to map segment": MEMORY,
+    "cannot allocate memory": MEMORY,
+    "memoryerror": MEMORY,
+    "can't start new thread": PROCESSES,
+}
 
 
 def exhausted(error: BaseException) -> Lack | None:
@@ -111,14 +117,17 @@ def exhausted(error: BaseException) -> Lack | None:
     while one is not None:
         if isinstance(one, MemoryError):
             return MEMORY
-        if isinstance(one, ImportError) and any(text in str(one).lower() for text in _NOT_MAPPED):
-            return MEMORY
-        if isinstance(one, RuntimeError) and "can't start new thread" in str(one):
-            return PROCESSES
+        if isinstance(one, ImportError | RuntimeError) and (lack := exhausted_in_words(str(one))):
+            return lack
         if isinstance(one, OSError) and one.errno in _BY_NUMBER:
             return _BY_NUMBER[one.errno]
         one = one.__cause__ or one.__context__
     return None
+
+
+def exhausted_in_words(text: str) -> Lack | None:
+    """The same of an error's text, such as that of another process."""
+    return next((lack for words, lack in _IN_WORDS.items() if words in text.lower()), None)
 
 
 @dataclass(frozen=True)

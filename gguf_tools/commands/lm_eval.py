@@ -150,7 +150,7 @@ def _execute(arguments: Any) -> None:
     import gguf_tools.evaluation.harness  # noqa: F401  (registers the model class)
 
     setup_logging(logging.WARNING)
-    if not _in_repository():
+    if not in_repository():
         # The harness records the commit of the current folder; outside of a repository git prints an error on that.
         setattr(evaluator, "get_git_commit_hash", lambda: None)  # noqa: B010
     try:
@@ -165,7 +165,7 @@ def _execute(arguments: Any) -> None:
         ) from error
 
 
-def _in_repository() -> bool:
+def in_repository() -> bool:
     """Whether the current folder lies in a git repository."""
     try:
         here = Path.cwd()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from gguf_tools import signals
-from gguf_tools.errors import PROCESSES, CheckpointError, InputError, LlamaError, TinyqError
+from gguf_tools.errors import PROCESSES, CheckpointError, InputError, LlamaError, TinyqError, exhausted_in_words
 from gguf_tools.formats.scratch import ADVICE, unnamed_file
 from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
@@ -153,8 +153,9 @@ class Child:
         reason = decisive_lines(self.read_log(max(log_start, first), size))
         if ended and not reason:
             reason = last_lines(self.read_log(first, size))
-        line = f"{self.path}: llama.cpp failed ({op}): {problem}" + (f": {reason}" if reason else "")
-        return " ".join(line.split())
+        line = f"{self.path}: llama.cpp failed ({op}): {problem}" + (f": {reason}" if reason not in problem else "")
+        lack = exhausted_in_words(line)
+        return " ".join(line.split()) + (f"; {lack[1]}" if lack else "")
 
     def log_size(self) -> int:
         """Bytes of llama.cpp's log so far."""

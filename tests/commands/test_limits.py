@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gguf_tools import cli
-from gguf_tools.errors import PROCESSES, LlamaError, OutputError
+from gguf_tools.errors import MEMORY, PROCESSES, LlamaError, OutputError
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.runtime.child import Child
 from tests.conftest import Ran
@@ -91,3 +91,14 @@ def test_llama_cpp_without_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Child(tmp_path / "a.gguf").start()
     said = f"a.gguf: llama.cpp cannot be started: no process can be started (Resource temporarily unavailable); {PROCESSES[1]}"
     assert str(caught.value).endswith(said)
+
+
+def test_a_process_of_llama_cpp_that_has_no_memory_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line says once what is wrong, though the log and the answer both have it."""
+    child = Child(tmp_path / "a.gguf")
+    said = "ImportError: libz.so.1: failed to map segment from shared object"
+    monkeypatch.setattr(child, "log_size", lambda: len(said))
+    monkeypatch.setattr(child, "read_log", lambda *_: said)
+    assert child._message("load", said, 0) == f"{tmp_path}/a.gguf: llama.cpp failed (load): {said}; {MEMORY[1]}"

@@ -18,6 +18,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gguf_tools import convert
+from gguf_tools.commands.lm_eval import in_repository
 from gguf_tools.errors import InputError
 from tests.conftest import Ran
 from tests.tiny_gguf import write_dense
@@ -291,6 +292,18 @@ def test_the_harness_lists_its_own_options(tinyq: Callable[..., Ran]) -> None:
     ran = tinyq("lm-eval", "--harness-help")
     assert ran.code == 0
     assert "--num_fewshot" in ran.out
+
+
+def test_git_is_only_asked_in_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere it prints an error, which the harness passes over and the user sees."""
+    monkeypatch.chdir(tmp_path)
+    assert not in_repository()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert in_repository()
+    (tmp_path / "below").rmdir()
+    assert not in_repository()
 
 
 def test_without_the_harness_one_line_says_how(
