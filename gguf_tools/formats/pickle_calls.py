@@ -12,6 +12,7 @@ import _compat_pickle
 import io
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -115,7 +116,8 @@ class CallReader(pickle._Unpickler):
         self._check(what.name, args)
         if what.name == "_codecs.encode" and args:
             return args[0]  # the bytes, of which only the number counts
-        return {} if what.name == "collections.OrderedDict" and not args else Made(what.name, args)
+        # With attributes: a module's state dict has `_metadata`.
+        return OrderedDict[Any, Any]() if what.name == "collections.OrderedDict" and not args else Made(what.name, args)
 
     def _check(self, name: str, args: tuple[Any, ...]) -> None:
         """Raise CheckpointError for a call that torch must not make."""

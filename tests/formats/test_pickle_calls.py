@@ -120,6 +120,7 @@ def test_what_programs_save_passes(tmp_path: Path, zipped: bool) -> None:
     tensor.note = "kept"  # type: ignore[attr-defined]
     values: dict[str, object] = {
         "model": weights,
+        "module": torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3)).state_dict(),
         "typed": tensor,
         "sparse": torch.eye(3).to_sparse(),
         "quantized": torch.quantize_per_channel(torch.eye(3), torch.ones(3), torch.zeros(3), 0, torch.qint8),
