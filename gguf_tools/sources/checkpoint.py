@@ -27,7 +27,7 @@ from gguf_tools.sources.consolidated import consolidated_files, is_one_of_severa
 from gguf_tools.sources.inputs import beside_files
 from gguf_tools.sources.names import plain_names
 from gguf_tools.sources.packing import Packing
-from gguf_tools.sources.tying import ties
+from gguf_tools.sources.shards import merge_shards
 from gguf_tools.tensors.base import Tensor
 from gguf_tools.text import shortened
 
@@ -42,8 +42,6 @@ PARAMS = "params.json"
 """Meta's name for the config."""
 LIT, LIT_CONFIG = "lit_model.pth", "model_config.yaml"
 """litgpt's names for weights and config; the config.json in such a folder is of the model that it was made from."""
-TIED = ("lm_head.weight", "embed_tokens.weight")
-"""How the names of the output projection and the token embedding end, which may be one tensor."""
 DESCRIPTION = "tinyq.toml"
 """The name of a description of the tensors, for a decoder that no family knows."""
 MARKS = (CONFIG, DESCRIPTION)
@@ -356,45 +354,16 @@ def _open_sharded(path: Path, index: Path) -> Checkpoint:
     metadata: dict[str, str] = {}
     for shard in sorted(set(map(str, weight_map.values()))):
         # The name is untrusted: it must not be a path out of the folder.
-        if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise CheckpointError(f"{index}: names the shard {shard!r}; expected a plain file name; download it again")
+        if shard not in weight_map.values() or Path(shard).name != shard or shard in ("", ".", ".."):
+            raise CheckpointError(
+                f"{index}: names the shard {shortened(repr(shard))}; expected a plain file name; download it again"
+            )
         if not present(path / shard):
             raise CheckpointError(f"{path / shard}: missing, though {index.name} lists it as a shard; download it")
         refuse_links_out(path, [path / shard])
         opened = _open_file(path / shard)
         shards[shard] = opened.tensors
         metadata |= opened.metadata
-    merged, notes = _merged(path, index, weight_map, shards, config)
+    merged, notes = merge_shards(path, index, weight_map, shards, config)
     files = tuple(path / shard for shard in shards)
     return Checkpoint(path=path, config=config, tensors=merged, weight_files=files, metadata=metadata, notes=notes)
-
-
-def _merged(
-    path: Path,
-    index: Path,
-    weight_map: Mapping[str, object],
-    shards: Mapping[str, Mapping[str, Tensor]],
-    config: Mapping[str, Any],
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The shards' tensors in the order of the index, and a note if the index lists a tied tensor that no shard holds.
-
-    Raises CheckpointError if index and shards disagree about any other tensor.
-    """
-    merged: dict[str, Tensor] = {}
-    notes: tuple[str, ...] = ()
-    for name, shard in weight_map.items():
-        tensor = shards[str(shard)].get(name)
-        if tensor is not None:
-            merged[name] = tensor
-        elif name.endswith(TIED) and ties(config):
-            notes = (f"{index.name} lists {name}, but no shard holds it: it is tied to the token embedding",)
-        else:
-            raise CheckpointError(
-                f"{path / str(shard)}: tensor {name} is missing, though {index.name} lists it there; download the file again"
-            )
-    unlisted = [name for tensors in shards.values() for name in tensors if name not in merged]
-    if unlisted:
-        raise CheckpointError(
-            f"{index}: does not list tensor {unlisted[0]}, which a shard holds; download index and shards again"
-        )
-    return merged, notes

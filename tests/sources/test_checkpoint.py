@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.sources.checkpoint import CONFIG, INDEX, SINGLE, open_checkpoint, read_json
@@ -144,7 +146,9 @@ def test_an_index_with_values_of_other_kinds(sharded_folder: Path, copied: Copy,
     def change(weight_map: dict[str, object]) -> None:
         weight_map["model.norm.weight"] = value
 
-    assert "missing" in refused(change_index(copied(sharded_folder), change))  # type: ignore[arg-type]
+    message = refused(change_index(copied(sharded_folder), change))  # type: ignore[arg-type]
+    assert f"{INDEX}: names the shard" in message
+    assert "expected a plain file name" in message
 
 
 def test_an_index_that_names_a_tensor_which_no_shard_has(sharded_folder: Path, copied: Copy) -> None:
@@ -158,6 +162,25 @@ def test_an_index_that_names_a_tensor_which_no_shard_has(sharded_folder: Path, c
 def test_an_index_that_leaves_a_tensor_out(sharded_folder: Path, copied: Copy) -> None:
     folder = change_index(copied(sharded_folder), lambda weight_map: weight_map.pop("model.norm.weight"))
     assert "does not list tensor model.norm.weight, which a shard holds" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "equal"), [(lambda t: t, True), (lambda t: t + 1, False), (lambda t: t[:-1], False)]
+)
+def test_a_tensor_that_two_shards_hold(
+    sharded_folder: Path, copied: Copy, change: Callable[[torch.Tensor], torch.Tensor], equal: bool
+) -> None:
+    """transformers takes the last shard's, whatever the index lists."""
+    folder = copied(sharded_folder)
+    name = "model.norm.weight"
+    listed = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"][name]
+    other = next(path for path in sorted(folder.glob("model-*.safetensors")) if path.name != listed)
+    extra = change(load_file(folder / listed)[name]).clone()
+    save_file({**load_file(other), name: extra}, other, {"format": "pt"})
+    if equal:
+        assert open_checkpoint(folder).tensors[name].shape == extra.shape
+    else:
+        assert f"{other}: tensor {name} has other values than in {listed}, where the index lists it" in refused(folder)
 
 
 def test_a_truncated_shard_is_named(sharded_folder: Path, copied: Copy) -> None:
