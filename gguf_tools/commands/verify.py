@@ -179,8 +179,11 @@ def _summary(found: Verification) -> list[tuple[str, str]]:
 
 
 def _good(found: Verification) -> str:
+    """The verdict where nothing differs."""
     if found.count("unknown"):
         return "nothing differs, but not everything could be compared"
-    if found.count("consistent"):
-        return "matches its source, up to differences that an importance matrix or float rounding explains"
-    return "matches its source, byte for byte"
+    unread = any(entry.verdict == "unknown" and entry.key.startswith("tokenizer.") for entry in found.metadata)
+    what = "the weights match their source" if unread else "matches its source"
+    how = "up to differences that an importance matrix or float rounding explains"
+    rest = "; the vocabulary could not be compared" if unread else ""
+    return f"{what}, {how if found.count('consistent') else 'byte for byte'}{rest}"

@@ -161,9 +161,10 @@ class Bench:
             if name.startswith("out/") and entry is not None:
                 path.parent.mkdir(exist_ok=True)
                 copy(replace(place, folder=reference.kept).path_of(name), path)
-                for file in path.rglob("*") if path.is_dir() else [path]:
-                    with file.open("ab") as stream:
-                        stream.write(b"old")
+                for file in (path, *path.rglob("*")):
+                    if file.is_file():
+                        with file.open("ab") as stream:
+                            stream.write(b"old")
 
     def attempt(self, fault: str, scenario: Scenario, one: Try) -> Verdict:
         """Run it and judge it."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gguf_tools.commands.verify import report
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Operation, Request
 from gguf_tools.conversion.write import execute
@@ -125,6 +126,11 @@ def test_a_tokenizer_elsewhere_or_nowhere(sources: Sources, tmp_path: Path) -> N
     assert without.differing == ()
     assert "the vocabulary is not verified" in without.notes[-1]
     assert next(e for e in without.metadata if e.key == "tokenizer.ggml.tokens").verdict == "unknown"
+    verdicts = [
+        str(report(one)).splitlines()[-1] for one in (without, verify(file, source, tokenizer=folder, threads=1))
+    ]
+    assert "weights match their source, byte for byte; the vocabulary could not be compared" in verdicts[0]
+    assert "matches its source, byte for byte" in verdicts[1]
     found = verify(file, source, tokenizer=folder, threads=1)
     assert next(e for e in found.metadata if e.key == "tokenizer.ggml.tokens").verdict == "identical"
 
