@@ -67,6 +67,11 @@ class Ledger:
         except Exception as error:
             raise unusable(url, error) from error
         difference = next((key for key in setup if found.get(key) != setup[key]), None)
+        if difference == "source":
+            raise InputError(
+                f"{shown_url(url)}: the study {name} was begun with another file than {path} is now; give that, or another "
+                "--study or --storage"
+            )
         if difference is not None:
             raise InputError(
                 f"{shown_url(url)}: the study {name} was begun with {difference} {found.get(difference)!r}, and this command "

@@ -20,6 +20,7 @@ from gguf_tools import __version__
 from gguf_tools.errors import InputError, TinyqError
 from gguf_tools.evaluation.card.suite import CardOptions
 from gguf_tools.formats.gguf.source import gguf_digest
+from gguf_tools.formats.watch import Watch as FileWatch
 from gguf_tools.machine import available_cores
 from gguf_tools.runtime.process import RuntimeOptions
 from surgery.search.agenda import Rung
@@ -105,8 +106,10 @@ def search(request: SearchRequest, watch: Watch) -> Ledger:
     """Run the search, or go on with it, until nothing is left to measure; returns its study.
 
     Several processes that run the same request on one storage share the work. InputError for options that do not fit the model,
-    and for a study that was begun with others; LlamaError where llama.cpp fails on the base.
+    and for a study that was begun with others; LlamaError where llama.cpp fails on the base; CheckpointError where the source
+    changes meanwhile.
     """
+    files = FileWatch.over(path for path in (request.source, request.teacher) if path is not None)
     objectives = parse_objectives(request.objectives)
     items = split_items(
         request.card.choice,
@@ -135,12 +138,14 @@ def search(request: SearchRequest, watch: Watch) -> Ledger:
         # Before the storage is touched: this runs llama.cpp.
         stages = stages_of(objectives, bench, prune=request.prune)
         setup = request.setup(space, items)
+        files.check()
         directions = [objective.direction for objective in objectives]
         ledger = Ledger.create(request.storage, request.study, setup, directions, str(request.source.resolve()))
         population = Population(plan, bench, objectives)
 
         work(ledger, stages, objectives, population.grow, request.keep, watch)
         _confirm(request, ledger, bench, objectives, setup, watch)
+    files.check()
     return ledger
 
 

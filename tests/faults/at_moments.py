@@ -79,14 +79,6 @@ class HangUp(AtMoment):
     number = signal.SIGHUP
 
 
-class Quit(AtMoment):
-    name = "SIGQUIT"
-    about = "SIGQUIT (Ctrl-\\) at a random moment; judged after the next run"
-    number = signal.SIGQUIT
-    killed = True
-    cheap = False
-
-
 class Stopped(Fault):
     name = "stopped and continued"
     about = "all its processes are stopped at a random moment (Ctrl-Z), and go on later"
@@ -184,4 +176,4 @@ def _worse(first: Ended, second: Ended, good: int) -> Ended:
 
 def faults() -> Iterator[Fault]:
     """The faults of this module."""
-    yield from (Interrupt(), Terminate(), Kill(), HangUp(), Quit(), Stopped(), TwoAtOnce(), StoppedInside())
+    yield from (Interrupt(), Terminate(), Kill(), HangUp(), Stopped(), TwoAtOnce(), StoppedInside())

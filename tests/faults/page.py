@@ -117,7 +117,7 @@ def page(counts: Counts, commands: Sequence[str], faults: Sequence[Fault] = FAUL
     rows.insert(1, [":---", *["---:"] * (len(commands) + 1)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     listed = "\n".join(
-        f"- **{fault.name}**: {fault.about}. `python -m tests.faults --fault '{fault.name}'`" for fault in faults
+        f'- **{fault.name}**: {fault.about}. `python -m tests.faults --fault "{fault.name}"`' for fault in faults
     )
     ways = (
         "## What each fault is\n\nThe command at the end of a line runs that row again, with `--scenario COMMAND` one cell "

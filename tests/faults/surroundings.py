@@ -22,7 +22,8 @@ _GONE = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
 _NO_RIGHTS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
 _OTHER_DISK = 'mount -t tmpfs none "$1" && shift && exec "$@"'
 _READ_ONLY_HOME = 'mount --bind . . && mount -o remount,bind,ro . && exec "$@"'
-_FAR = 3600 * 24 * 365
+YEAR = 3600 * 24 * 365
+"""Seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class Different(Fault):
     def _setting(self, bench: Bench, way: Way, place: Place) -> Setting:
         values = {name: value.replace("{place}", str(place.folder)) for name, value in way.environment.items()}
         wrapper = tuple(part.replace("{place}", str(place.folder)) for part in way.wrapper)
+        if "FAULT_CLOCK" in values:
+            values["LD_PRELOAD"] = str(bench.library)
         return Setting(environment=values, without=way.without, streams=way.streams, wrapper=wrapper)
 
 
@@ -80,9 +83,12 @@ class OtherStreams(Different):
     )
 
 
-class NoHome(Different):
-    name = "no home"
-    about = "HOME is missing, empty, a file or read-only, or the caches of Hugging Face and others are no folders"
+class OddFolders(Different):
+    name = "home and other folders"
+    about = (
+        "HOME is missing, empty, a file or read-only, the caches of Hugging Face and others are no folders, the current folder "
+        "was removed, or TMPDIR is on another disk than the outputs"
+    )
     ways = (
         Way(label="not set", without=("HOME",)),
         Way(label="empty", environment={"HOME": ""}),
@@ -93,21 +99,20 @@ class NoHome(Different):
             label="no caches",
             environment=dict.fromkeys(("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), "/dev/null/x"),
         ),
+        Way(label="no current folder", wrapper=("sh", "-c", _GONE, "sh")),
+        Way(label="TMPDIR on a disk of its own", wrapper=(*UNSHARE, "sh", "-c", _OTHER_DISK, "sh", "{place}/tmp")),
     )
 
     def why_not(self) -> str:
         return no_mounts()
 
 
-class GoneFolder(Different):
-    name = "current folder removed"
-    about = "the folder in which the command starts is removed before"
-    ways = (Way(label="removed", wrapper=("sh", "-c", _GONE, "sh")),)
-
-
 class OddSettings(Different):
-    name = "settings"
-    about = "variables of Python, terminals and threads with unusual or senseless values"
+    name = "settings and dates"
+    about = (
+        "variables of Python, terminals and threads have unusual or senseless values, the clock stands in 1975 or 2060, or the "
+        "inputs are dated before 1970 or far ahead"
+    )
     ways = (
         Way(label="optimized", environment={"PYTHONOPTIMIZE": "2"}),
         Way(label="warnings are errors", environment={"PYTHONWARNINGS": "error"}),
@@ -132,7 +137,14 @@ class OddSettings(Different):
         ),
         Way(label="no such locale", environment={"LC_ALL": "xx_YY.latin1", "PYTHONIOENCODING": "latin1"}, prints=False),
         Way(label="date of sources", environment={"SOURCE_DATE_EPOCH": "x", "TZ": "Nowhere/None"}),
+        Way(label="1975", environment={"FAULT_CLOCK": str(-51 * YEAR)}),
+        Way(label="2060", environment={"FAULT_CLOCK": str(34 * YEAR)}),
+        Way(label="inputs of 1969", prepare=lambda place: _dated(place, -1000)),
+        Way(label="inputs of 2242", prepare=lambda place: _dated(place, 1 << 33)),
     )
+
+    def why_not(self) -> str:
+        return shim.why_not()
 
 
 class OddNames(Different):
@@ -156,25 +168,6 @@ class OddNames(Different):
         Way(label="long path", below="/".join(["p" * 200] * 18), prints=False),
         Way(label="longest path", below="/".join(["p" * 250] * 16)[:3990], may_fail=True, prints=False),
     )
-
-
-class Times(Different):
-    name = "clock and dates"
-    about = "the clock stands in 1975 or in 2060, or the inputs are dated before 1970 or far ahead"
-
-    def why_not(self) -> str:
-        return shim.why_not()
-
-    ways = (
-        Way(label="1975", environment={"FAULT_CLOCK": str(-51 * _FAR)}),
-        Way(label="2060", environment={"FAULT_CLOCK": str(34 * _FAR)}),
-        Way(label="inputs of 1969", prepare=lambda place: _dated(place, -1000)),
-        Way(label="inputs of 2242", prepare=lambda place: _dated(place, 1 << 33)),
-    )
-
-    def _setting(self, bench: Bench, way: Way, place: Place) -> Setting:
-        loaded = {"LD_PRELOAD": str(bench.library)} if way.environment else {}
-        return Setting(environment={**way.environment, **loaded})
 
 
 def _dated(place: Place, seconds: int) -> None:
@@ -219,16 +212,6 @@ class SimpleDisk(Fault):
         return Setting(shim=Shim(library=bench.library, under=f"{place.folder}/", kinds=LACK, at=1, do="full", value=1))
 
 
-class OtherDisk(Different):
-    name = "TMPDIR on another disk"
-    about = "TMPDIR is another file system than that of the outputs"
-    ways = (Way(label="tmpfs", wrapper=(*UNSHARE, "sh", "-c", _OTHER_DISK, "sh", "{place}/tmp")),)
-
-    def why_not(self) -> str:
-        return no_mounts()
-
-
 def faults() -> Iterator[Fault]:
     """The faults of this module."""
-    yield from (OtherStreams(), NoHome(), GoneFolder(), OddSettings(), OddNames(), Times(), Umask())
-    yield from (SimpleDisk(), OtherDisk())
+    yield from (OtherStreams(), OddFolders(), OddSettings(), OddNames(), Umask(), SimpleDisk())

@@ -49,4 +49,4 @@ def test_every_fault_has_a_row_and_the_command_that_runs_it() -> None:
     text = page({}, COMMANDS)
     for fault in FAULTS:
         assert f"| {fault.name} | ? | ? | ? | ? |" in text
-        assert f"- **{fault.name}**: {fault.about}. `python -m tests.faults --fault '{fault.name}'`" in text
+        assert f'- **{fault.name}**: {fault.about}. `python -m tests.faults --fault "{fault.name}"`' in text

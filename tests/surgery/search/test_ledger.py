@@ -52,6 +52,13 @@ def made(tmp_path: Path) -> Callable[[str], Ledger]:
     return lambda name: Ledger.create(storage_url(str(tmp_path / name)), "study", {}, ["minimize"], "")
 
 
+def test_a_study_of_another_file_names_the_file(tmp_path: Path) -> None:
+    url = storage_url(str(tmp_path / "study.db"))
+    Ledger.create(url, "study", {"source": "a"}, ["minimize"], "/some/model.gguf")
+    with pytest.raises(InputError, match=r"was begun with another file than /some/model\.gguf is now; give that"):
+        Ledger.create(url, "study", {"source": "b"}, ["minimize"], "/some/model.gguf")
+
+
 @pytest.mark.parametrize("added", [1, 4, 8, 9])
 def test_half_a_generation_is_completed_before_it_is_measured(made: Callable[[str], Ledger], added: int) -> None:
     """Another worker was adding the candidates when this one came, or died in the middle."""

@@ -20,6 +20,7 @@ import pytest
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.header import read_header
 from surgery.search.ledger import Ledger
+from surgery.search.run import SearchRequest
 from surgery.search.storage import storage_url
 from tests.conftest import Ran
 from tests.surgery.search.search_files import LAYERS, environment, search_line
@@ -131,6 +132,23 @@ def test_a_study_that_was_begun_with_other_options_is_not_mixed_with_these(
     assert found.code == 2
     assert "was begun with strategies ['single', 'blocks']" in found.err
     assert "another --study or --storage" in found.err
+
+
+def test_a_source_that_changes_before_the_study_begins_is_named(
+    searched: tuple[Path, dict[str, Any]], tinyq: Tinyq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = searched
+    setup = SearchRequest.setup
+
+    def changing(request: SearchRequest, *others: Any) -> dict[str, Any]:
+        os.utime(request.source, (0, 0))
+        return setup(request, *others)
+
+    monkeypatch.setattr(SearchRequest, "setup", changing)
+    found = tinyq(*search_line(folder, "--strategy", "single", "--storage", tmp_path / "other.db"))
+    assert found.code == 2
+    assert f"{folder / 'model.gguf'}: changed while it was read" in found.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_killed_at_any_moment_no_finished_trial_is_lost_or_run_again(tmp_path: Path) -> None:
