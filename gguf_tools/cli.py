@@ -183,6 +183,9 @@ def main(args: list[str] | None = None) -> NoReturn:
         code = _explained(error)
     if signals.received():
         signals.ignore_them()
+        # CPython remembers a KeyboardInterrupt in a text that was executed, as dataclasses does, until the next such text, and
+        # `python -m` then ends itself by SIGINT, whatever the exit code (run_eval_code_obj in Python/pythonrun.c).
+        exec("")
     sys.exit(_drained(code))
 
 

@@ -47,6 +47,4 @@ def ask_command(model: Path, question: str, force: bool, json_path: str | None, 
 def _from_stdin() -> str:
     """The text on stdin. Raises InputError if it is too long or not UTF-8."""
     data = sys.stdin.buffer.read(MOST_BYTES + 1) if sys.stdin is not None else b""
-    if len(data) > MOST_BYTES:
-        raise InputError(f"stdin: has more than {MOST_BYTES:,} bytes; expected a question")
     return decoded(data).strip()

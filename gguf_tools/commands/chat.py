@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PROMPT = "> "
+STEP_SECONDS = 2.0
+"""Seconds that an answer has to end after Ctrl-C, before another Ctrl-C ends the command."""
 
 
 @click.command("chat", epilog=examples('chat model.gguf --system "Answer briefly." --temperature 0.7'))
@@ -46,6 +49,8 @@ def chat(
     quiet: bool,
 ) -> None:
     """Chat with MODEL, a GGUF, in the terminal: each line is a message. Ctrl-C ends an answer, Ctrl-D the chat.
+
+    If llama.cpp hangs, Ctrl-C again after two seconds ends the chat.
 
     llama.cpp runs in a child process. When the context is full, the oldest messages are left out, with a note. Messages may also
     come over a pipe, one per line; answers go to stdout, thoughts and notes to stderr. --json writes the conversation at its end.
@@ -92,16 +97,22 @@ def chat(
 
 
 class _Interrupts:
-    """Whether Ctrl-C was pressed; while a message is typed, it interrupts the reading instead."""
+    """Whether Ctrl-C was pressed; while a message is typed, it interrupts the reading instead.
+
+    llama.cpp is asked to stop between two steps, which it does not reach if its process hangs; another Ctrl-C then ends the chat.
+    """
 
     def __init__(self) -> None:
         self.pending = False
         self.reading = False
+        self._when = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.reading:
+        now = time.monotonic()
+        if self.reading or (self.pending and now - self._when > STEP_SECONDS):
             raise KeyboardInterrupt
-        self.pending = True
+        if not self.pending:
+            self.pending, self._when = True, now
 
 
 @contextlib.contextmanager
@@ -139,8 +150,21 @@ def _messages(terminal: bool, interrupts: _Interrupts) -> Iterator[str]:
             return
         finally:
             interrupts.reading = False
-        if line.strip():
+        if not _is_text(line):
+            show_part(
+                "tinyq: what was typed is not UTF-8; set the terminal to UTF-8, or type the message again\n", err=True
+            )
+        elif line.strip():
             yield line.strip()
+
+
+def _is_text(line: str) -> bool:
+    """Whether a line has no bytes that could not be decoded, which Python keeps as lone surrogates."""
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _typed() -> str:
@@ -151,7 +175,7 @@ def _typed() -> str:
 
 def _line() -> str:
     """The next line of stdin. Raises EOFError at its end, InputError for what is not UTF-8."""
-    data = sys.stdin.buffer.readline(MOST_BYTES)
+    data = sys.stdin.buffer.readline(MOST_BYTES + 1)
     if not data:
         raise EOFError
     return decoded(data)

@@ -77,6 +77,7 @@ def check(
     """Compare an engine with the golden values in the folder GOLDEN, written by tinyq golden.
 
     Says pass, or the first thing that differs (prompt, position, point, expected and found values), and exits with 1 then.
+    --timeout also bounds each answer of a server and each run of a command.
     """
     from gguf_tools.evaluation.golden.check import check_arrays
     from gguf_tools.evaluation.golden.engines import check_command, check_gguf
@@ -92,7 +93,9 @@ def check(
             ("arithmetic", "max_nmse"), "needs --dump or --gguf: of a server or a command, tokens are compared"
         )
     if gguf is None:
-        refuse_given(("threads", "timeout"), "needs --gguf")
+        refuse_given(("threads",), "needs --gguf")
+    if dump is not None:
+        refuse_given(("timeout",), "needs --gguf, --server or --command")
     check_outputs({"--json": json_path}, force=force)
     files = read_golden_files(golden)
     if dump is not None:

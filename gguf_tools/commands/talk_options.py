@@ -68,7 +68,9 @@ MOST_BYTES = 4_000_000
 
 
 def decoded(data: bytes) -> str:
-    """A message from stdin. Raises InputError if it is not UTF-8."""
+    """A message from stdin. Raises InputError if it is too long or not UTF-8."""
+    if len(data) > MOST_BYTES:
+        raise InputError(f"stdin: a message has more than {MOST_BYTES:,} bytes; shorten it")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 
 DEFAULT_SECONDS = 600.0
+LONGEST_SECONDS = 1e9
+"""What a longer limit is taken for; threads and sockets wait for about ten times as long at most."""
 _SLICE = 0.5
 
 
@@ -23,7 +25,7 @@ def current_limit() -> float | None:
 @contextlib.contextmanager
 def silence_limit(seconds: float | None) -> Iterator[None]:
     """Set the value of `current_limit` to `seconds`, in all threads, until the block ends."""
-    before, _Limit.seconds = _Limit.seconds, seconds
+    before, _Limit.seconds = _Limit.seconds, None if seconds is None else min(seconds, LONGEST_SECONDS)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ IDLE = {
     "check {folder} --server http://127.0.0.1:9 --arithmetic f16": "--arithmetic needs --dump or --gguf",
     "check {folder} --command 'engine {{tokens}}' --max-nmse 1": "--max-nmse needs --dump or --gguf",
     "check {folder} --dump {file} --threads 2": "--threads needs --gguf",
-    "check {folder} --server http://127.0.0.1:9 --timeout 9": "--timeout needs --gguf",
+    "check {folder} --dump {file} --timeout 9": "--timeout needs --gguf, --server or --command",
     "golden --all {out} --tokens 3": "--tokens and --all exclude each other",
     "golden --all {out} --prompts {file}": "--prompts and --all exclude each other",
     "describe {folder} --check {file} --context-length 7": "--context-length and --check exclude each other",

@@ -231,6 +231,33 @@ def test_ctrl_c_at_a_random_moment(qwen3_folder: Path, seed: int) -> None:
     assert err.strip() in ("", ENDS[signal.SIGINT][1])
 
 
+EXECUTED = """
+import os, signal
+from gguf_tools import __main__, cli
+def run(args):
+    try:
+        exec("os.kill(os.getpid(), signal.SIGINT)\\nwhile True: pass")
+    except KeyboardInterrupt as error:
+        return cli._explained(error)
+cli.run = run
+__main__.main()
+"""
+
+
+def test_an_interrupt_in_executed_text_has_the_exit_code_too(tmp_path: Path) -> None:
+    """As in the methods of a dataclass, which are made of a text; `python -m` ends itself by SIGINT after one."""
+    (tmp_path / "executed.py").write_text(EXECUTED)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-m", "executed"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.strip()) == ENDS[signal.SIGINT]
+
+
 def test_exit_codes_are_those_of_a_shell() -> None:
     signals.forget()  # what other tests have written
     assert {number: (signals.exit_code(number), f"tinyq: {signals.sentence(number)}") for number in ENDS} == ENDS

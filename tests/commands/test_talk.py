@@ -101,6 +101,8 @@ def test_the_api_streams(chat: Path, says: Callable[[str], None]) -> None:
         (("ask", "{chat}", " "), b"", "the question is empty"),
         (("ask", "{chat}", "-"), b"\xff", "stdin: a message is not UTF-8 (byte 1 of it)"),
         (("ask", "{chat}", "-"), b" \n", "the question is empty"),
+        (("ask", "{chat}", "-"), b"x" * 4_000_001, "stdin: a message has more than 4,000,000 bytes"),
+        (("chat", "{chat}"), "\xe9".encode() * 2_000_001, "stdin: a message has more than 4,000,000 bytes"),
         (("ask", "{gone}", "Q"), b"", "does not exist; give a GGUF file"),
         (("ask", "{chat}", "Q", "--temperature", "-1"), b"", "temperature is -1.0; expected a number from 0 to 100"),
         (("ask", "{chat}", "x" * 300), b"", "tokens, but the context has 256"),
@@ -165,6 +167,8 @@ def next_token(self, previous, sampling):
     time.sleep(0.01)
     return self.tokenize("z")[0]
 Runtime.next_token = next_token
+from gguf_tools.commands import chat
+chat.STEP_SECONDS = 0.1
 from gguf_tools.cli import main
 main(sys.argv[1:])
 """
@@ -239,6 +243,44 @@ def test_sigterm_ends_a_chat(chat: Path) -> None:
         terminal.child.send_signal(signal.SIGTERM)
         terminal.until(b"ended by SIGTERM")
         assert terminal.child.wait(60) == 143
+    finally:
+        terminal.child.kill()
+        terminal.child.wait()
+        os.close(terminal.own)
+
+
+def test_what_is_typed_in_another_encoding_is_said_so(chat: Path) -> None:
+    terminal = Terminal("chat", chat)
+    try:
+        terminal.until(b"> ")
+        terminal.type(b"\xff\xfe\n")
+        terminal.until(b"what was typed is not UTF-8")
+        terminal.until(b"> ")
+        terminal.type(b"\x04")
+        assert terminal.child.wait(60) == 0
+    finally:
+        terminal.child.kill()
+        terminal.child.wait()
+        os.close(terminal.own)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the child in /proc")
+def test_another_ctrl_c_ends_a_chat_whose_llama_cpp_hangs(chat: Path) -> None:
+    terminal = Terminal("chat", chat, "--tokens", "100000", "--context", "200000")
+    try:
+        terminal.until(b"> ")
+        terminal.type(b"hello\n")
+        terminal.until(b"zzz")
+        pid = terminal.child.pid
+        (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(worker), signal.SIGSTOP)
+        terminal.type(b"\x03")
+        terminal.until(b"^C")
+        time.sleep(0.2)
+        terminal.type(b"\x03")
+        terminal.until(b"interrupted")
+        assert terminal.child.wait(60) == 130
+        assert not Path(f"/proc/{worker}").exists()
     finally:
         terminal.child.kill()
         terminal.child.wait()
