@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gguf_tools.errors import UnsupportedError
 from gguf_tools.formats.gguf.header import u32
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.spec import FeedForward, Layer, LayerSpec, Model, ModelSpec, Norm
@@ -18,7 +19,6 @@ from gguf_tools.targets import lifting, lowering, names
 from gguf_tools.targets.base import Lowered, Target
 from gguf_tools.targets.limits import (
     ATTENTION,
-    CORRECTED_SCORES,
     DECODER,
     DENSE,
     EXPERTS,
@@ -51,7 +51,7 @@ EXPRESSES = (
     | ROPE_SCALING
     | DENSE
     | EXPERTS
-    | (CORRECTED_SCORES - {"Router.score=sigmoid"})
+    | {"Router.score_bias"}
     | SHARED_EXPERT
     | NO_SHARED_GATE
 )
@@ -71,7 +71,13 @@ def lower(model: Model) -> Lowered:
 
 
 def lift(source: GGUFSource) -> Model:
-    """A file of this architecture as a Model."""
+    """A file of this architecture as a Model. Raises UnsupportedError if only every so many layers have experts."""
+    step = source.integer("interleave_moe_layer_step")
+    if step != 1:
+        raise UnsupportedError(
+            f"{source.path}: {NAME}.interleave_moe_layer_step is {step}; expected 1, since tinyq does not support experts in "
+            "every so many layers"
+        )
 
     def layer(n: int, norm: Norm) -> Layer:
         ffn: FeedForward

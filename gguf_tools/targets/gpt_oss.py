@@ -63,7 +63,6 @@ EXPRESSES = (
         "MoE.bias=down",
         "MoE.clamped=ClampedSwiGLU",
         "Router.logit_bias",
-        "Router.scale",
     }
 )
 

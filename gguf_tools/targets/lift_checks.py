@@ -20,6 +20,8 @@ MOST_LAYERS, MOST_EXPERTS = 512, 1024
 """LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama-hparams.h."""
 SCALINGS = ("none", "linear", "yarn", "longrope")
 """The values of rope.scaling.type that llama.cpp knows; it ends its process for others."""
+LIFTED_SIZES = ("step35",)
+"""Architectures whose lifter reads the sizes of layers with a window (`…_swa`)."""
 ADVICE = "write the file again"
 
 
@@ -47,8 +49,27 @@ def check_keys(source: GGUFSource) -> None:
             )
     if not source.key("attention.causal", True):
         raise _unsupported(source, "attention.causal is false: every token would see those after it")
+    if source.key("attention.sliding_window", 0) and source.architecture not in LIFTED_SIZES:
+        _check_sizes(source)
     if groups > 1:
         raise _unsupported(source, f"expert_group_count is {groups}: experts would be selected from some groups alone")
+
+
+def _check_sizes(source: GGUFSource) -> None:
+    """Raise UnsupportedError if layers with a window have heads, or rotate dimensions, of another number."""
+    per_head = source.integer("embedding_length", 0) // max(1, _most(source, "attention.head_count"))
+    width = source.integer("attention.key_length", per_head)
+    sizes = {
+        "attention.key_length": width,
+        "attention.value_length": source.integer("attention.value_length", per_head),
+        "rope.dimension_count": source.integer("rope.dimension_count", width),
+    }
+    for key, size in sizes.items():
+        local = source.integer(f"{key}_swa", size)
+        if local != size:
+            raise _unsupported(
+                source, f"{key}_swa is {local}, and {key} {size}: layers with a window differ from the others"
+            )
 
 
 def check_model(source: GGUFSource, model: Model) -> None:

@@ -143,11 +143,14 @@ def lift_ungated(source: GGUFSource, n: int, activation: Activation) -> tuple[ML
     return MLP(part["ffn.up"].shape[0], activation, bias), part | biases
 
 
-def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True) -> tuple[MoE, LayerTensors]:
-    """Layer n's routed experts (softmax router, renormalised or not), and its shared expert if the file has one."""
+def lift_moe(source: GGUFSource, n: int, *, normalised: bool = True, scaled: bool = False) -> tuple[MoE, LayerTensors]:
+    """Layer n's routed experts (softmax router, renormalised or not), and its shared expert if the file has one.
+
+    `scaled`: the architecture reads `expert_weights_scale`; llama.cpp ignores the key for all others.
+    """
     part = lift_named(source, n, names.MOE_NAMES)
     experts, width, _ = source.tensor(f"blk.{n}.ffn_gate_exps.weight").shape
-    scale = source.number("expert_weights_scale", 0.0) or 1.0
+    scale = (source.number("expert_weights_scale", 0.0) or 1.0) if scaled else 1.0
     used = source.integer("expert_used_count")
     if not 0 < used <= experts:
         raise CheckpointError(f"{source.path}: expert_used_count is {used}, but layer {n} has {experts} experts")
@@ -172,7 +175,7 @@ def lift_scored_moe(source: GGUFSource, n: int, gating: int = lowering.SIGMOID) 
             f"{source.path}: {source.architecture}.expert_gating_func is {stated}, which tinyq does not support; "
             f"{lowering.SOFTMAX} (softmax) and {lowering.SIGMOID} (sigmoid) are"
         )
-    moe, part = lift_moe(source, n, normalised=bool(source.key("expert_weights_norm", False)))
+    moe, part = lift_moe(source, n, normalised=bool(source.key("expert_weights_norm", False)), scaled=True)
     score: Literal["softmax", "sigmoid"] = "sigmoid" if stated == lowering.SIGMOID else "softmax"
     router = replace(moe.router, score=score, score_bias="moe.router_bias" in part)
     return replace(moe, router=router), part

@@ -204,7 +204,7 @@ def _lift_experts(source: GGUFSource, n: int) -> tuple[MoE, LayerTensors]:
     """Layer n's experts, with the router that `expert_gating_func` and `expert_weights_norm` describe."""
     if source.integer("expert_gating_func", lowering.SIGMOID) != SOFTMAX_OF_CHOSEN:
         return lifting.lift_scored_moe(source, n)
-    moe, part = lift_moe(source, n)
+    moe, part = lift_moe(source, n, scaled=True)
     return replace(moe, router=replace(moe.router, selection_bias="moe.router_bias" in part)), part
 
 

@@ -28,7 +28,7 @@ _EXPRESSED = {
     "ernie4_5-moe": """
         tied; norm offset; linear scaling; YaRN; YaRN with a factor; bias on q; bias on k; bias on v; a window
         as long as the context; more heads; heads as wide as the model; experts; experts last; one expert; all
-        experts; all experts, not renormalised; all experts, renormalised; router scale; no router scale; no
+        experts; all experts, not renormalised; all experts, renormalised; no
         router bias; another router; another number of experts; experts of another width; plain shared expert;
         wide shared expert; odd shared expert; no shared expert; no shared expert in one layer; plain shared
         expert of another width
@@ -73,7 +73,7 @@ _EXPRESSED = {
         norm offset; linear scaling; YaRN; YaRN with a factor; no bias on q; no bias on k; no bias on v; no bias
         on o; window; window in one layer; no window; a window as long as the context; a window that is almost
         as long; more heads; heads as wide as the model; one expert; all experts; all experts, not renormalised;
-        all experts, renormalised; router scale; no router bias; bias on moe.gate; bias on moe.up; bias on
+        all experts, renormalised; no router bias; bias on moe.gate; bias on moe.up; bias on
         moe.down
     """,
     "gptneox": """

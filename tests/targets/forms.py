@@ -140,7 +140,7 @@ FORMS: dict[str, list[Model]] = {
     "ernie4_5-moe": [
         model([layer(LLAMA), layer(LLAMA), layer(LLAMA, replace(EXPERTS, router=router, shared=shared))])
         for router, shared in (
-            (Router(top_k=2, score_bias=True, scale=2.5), PLAIN_SHARED),
+            (Router(top_k=2, score_bias=True), PLAIN_SHARED),
             (Router(top_k=2), None),
         )
     ],
@@ -194,14 +194,7 @@ FORMS: dict[str, list[Model]] = {
     ],
     "gpt-oss": [
         model([layer(_window(SINKS), OSS), layer(SINKS, OSS)]),
-        model(
-            [
-                layer(
-                    replace(SINKS, rope=replace(HALF, scaling=YARN)),
-                    replace(OSS, router=replace(OSS.router, scale=2.0)),
-                )
-            ]
-        ),
+        model([layer(replace(SINKS, rope=replace(HALF, scaling=YARN)), OSS)]),
     ],
     "gptneox": [
         model([layer(replace(SQUARE, rope=PARTIAL, bias=ALL), GELU, LAYER_NORM, parallel=parallel)] * 2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import gguf
@@ -16,7 +16,9 @@ import pytest
 
 from gguf_tools.formats.gguf.header import Field, ValueType
 from gguf_tools.model.rope import LinearScaling, LongRopeScaling, YarnScaling
-from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, Mamba2, Model, ModelSpec, MoE, ShortConv
+from gguf_tools.model.spec import Attention, DeltaNet, GatedMLP, Layer, Mamba2, Model, ModelSpec, MoE, Router, ShortConv
+from gguf_tools.rewrites.router import FOLDED_ROUTER_SCALE
+from gguf_tools.targets.planner import plan
 from gguf_tools.targets.registry import all_targets, target_named
 from tests.oracle import nmse, reference
 from tests.random_model import CONTEXT, HIDDEN, VOCAB, named, random_model
@@ -337,3 +339,24 @@ def fits(field: Field) -> bool:
     types = {bool: {ValueType.BOOL}, float: {ValueType.FLOAT32}, str: {ValueType.STRING}}
     counts = {ValueType.UINT32, ValueType.INT32} if field.element else {ValueType.UINT32}
     return kind in types.get(type(value), counts)
+
+
+def test_who_reads_a_scale_of_the_experts_weights() -> None:
+    """`LLM_KV_EXPERT_WEIGHTS_SCALE` in llama.cpp's src/models: the other graphs would leave the scale out in silence."""
+    assert {target.name for target in all_targets() if "Router.scale" in target.expresses} == {"glm4moe", "step35"}
+
+
+def test_a_scale_that_no_key_holds_is_folded_into_the_experts() -> None:
+    """The architecture with the bias of the scores, which a softmax has here."""
+    model = FORMS["ernie4_5-moe"][0]
+    router = Router(top_k=2, score_bias=True, scale=2.5)
+    last = model.layers[-1]
+    assert isinstance(last.spec.feed_forward, MoE)
+    spec = replace(last.spec, feed_forward=replace(last.spec.feed_forward, router=router))
+    scaled = model.with_layers([*model.layers[:-1], Layer(spec, last.tensors)])
+    found = plan(scaled, "ernie4_5-moe")
+    assert FOLDED_ROUTER_SCALE in found.rewrites
+    lowered = found.lower()
+    assert "ernie4_5-moe.expert_weights_scale" not in lowered.metadata
+    written = next(tensor.tensor for tensor in lowered.tensors if tensor.name == "blk.2.ffn_down_exps.weight")
+    assert np.allclose(written.array(), 2.5 * last.tensors["moe.down"].array(), rtol=1e-6)

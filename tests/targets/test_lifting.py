@@ -197,8 +197,11 @@ def test_experts_that_are_used(used: int, fine: bool) -> None:
 
 @pytest.mark.parametrize(("scale", "read_as"), [(None, 1.0), (0.0, 1.0), (1.0, 1.0), (2.5, 2.5)])
 def test_the_scale_of_expert_weights(scale: float | None, read_as: float) -> None:
+    """Of architectures that read it; llama.cpp ignores the key for the others."""
+    file = changed(made("glm4moe"), {"expert_weights_scale": scale})
+    assert lifting.lift_scored_moe(file, 1)[0].router.scale == read_as
     file = changed(made("qwen3moe"), {"expert_weights_scale": scale})
-    assert lifting.lift_moe(file, 0)[0].router == Router(top_k=2, scale=read_as)
+    assert lifting.lift_moe(file, 0)[0].router == Router(top_k=2)
 
 
 def test_a_gate_of_a_shared_expert_may_be_a_matrix_of_one_row() -> None:
@@ -371,6 +374,20 @@ def test_divisors_of_frequencies_of_another_number(shape: tuple[int, ...]) -> No
         CheckpointError, match=r"tensor rope_freqs.weight has shape \(.*; expected \(\d+,\), one factor for each"
     ):
         lift(changed(made("llama"), tensors={"rope_freqs.weight": factors}))
+
+
+@pytest.mark.parametrize("key", ["attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"])
+def test_layers_with_a_window_that_have_other_sizes_are_refused(key: str) -> None:
+    file = made("cohere2")
+    full = file.integer(key.removesuffix("_swa"), 8)
+    assert lift(changed(file, {key: full})).spec == lift(file).spec
+    with pytest.raises(UnsupportedError, match=f"cohere2.{key} is {full // 2}, and .* layers with a window differ"):
+        lift(changed(file, {key: full // 2}))
+
+
+def test_experts_in_every_so_many_layers_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="interleave_moe_layer_step is 2; expected 1"):
+        lift(changed(made("ernie4_5-moe"), {"interleave_moe_layer_step": 2}))
 
 
 def test_the_width_of_linear_attention_is_that_of_its_heads() -> None:
