@@ -14,6 +14,7 @@ from quant.errors import InputError, LlamaError, TinyqError
 
 __all__ = [
     "AMOUNT",
+    "BITS",
     "FILES",
     "MEMORY",
     "PROCESSES",
@@ -153,3 +154,4 @@ class Bounds:
 SHARE = Bounds("a share from 0 to 1, such as 0.97 for 97%", high=1.0)
 SCORE = Bounds("a score from 0 to 100", high=100.0)
 AMOUNT = Bounds("a number of at least 0")
+BITS = Bounds("a number above 0, at most 64", high=64.0, above=True)

@@ -13,6 +13,10 @@ from gguf_tools.errors import MEMORY, TinyqError
 LEAST_MEMORY = 192 << 20
 """Bytes of address space below which not even numpy can be imported."""
 _FEW_PROCESSES = 1024
+MOST_THREADS = 512
+"""Most threads that llama.cpp computes with (`GGML_MAX_N_THREADS`); many more than there are cores only take time."""
+MOST_COUNT = (1 << 31) - 1
+"""Largest number that llama.cpp's settings hold (`int32_t`); a larger one would silently become another."""
 
 
 def available_cores() -> int:

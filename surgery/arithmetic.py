@@ -42,6 +42,7 @@ class Rounded(Computed):
         """Elements `start` to `stop` in float64, before rounding."""
 
     def flat(self, start: int, stop: int) -> FloatArray:
+        """Elements `start` to `stop`, rounded; InputError where rounding makes one infinite."""
         # NaN and infinite values of the source are passed on; the writer counts or refuses them.
         with np.errstate(invalid="ignore", over="ignore"):
             values = self.values(start, stop)
@@ -49,7 +50,10 @@ class Rounded(Computed):
         finite = np.isfinite(values)
         if not np.isfinite(rounded[finite]).all():
             peak = float(np.abs(values[finite]).max())
-            raise InputError(f"tensor {', '.join(self.sources[:2])} would reach {peak:g}, too large for {self.dtype}")
+            raise InputError(
+                f"tensor {', '.join(self.sources[:2])} would reach {peak:g}, too large for {self.dtype}; "
+                "give smaller weights or factors"
+            )
         return rounded
 
 

@@ -175,7 +175,7 @@ def parse_file_text(text: str, path: Path) -> Recipe:
     try:
         data = load_toml(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"recipe {path}: not valid TOML ({error})") from error
+        raise InputError(f"recipe {path}: not valid TOML ({error}); correct it") from error
     steps, layers = data.get("steps"), data.get("layers")
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
         raise InputError(

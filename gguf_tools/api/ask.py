@@ -9,6 +9,7 @@ from typing import cast, get_args
 from gguf_tools.api.checked import checked
 from gguf_tools.api.options import at_least, one_of
 from gguf_tools.api.results.conversation import AskResult
+from gguf_tools.machine import MOST_COUNT, MOST_THREADS
 from gguf_tools.runtime.interface import Sampling
 from gguf_tools.runtime.process import KVType, RuntimeOptions
 from gguf_tools.sources.hub import Reading, local_source
@@ -47,8 +48,8 @@ def ask(
 
     one_of("--kv-type", kv_type, get_args(KVType))
     at_least("--tokens", tokens)
-    at_least("--context", context)
-    at_least("--threads", threads)
+    at_least("--context", context, 1, MOST_COUNT)
+    at_least("--threads", threads, 1, MOST_THREADS)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     options = RuntimeOptions(
         kv_type=cast(KVType, kv_type),

@@ -25,6 +25,8 @@ LONGEST = (4095, 255)
 
 TEXTS = ("recipe", "surgery")
 """Parameters whose text need not be a path."""
+EMPTY = ("question", "system")
+"""Parameters whose text may be empty: it says something else than None, or is refused with what it should be."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -60,6 +62,8 @@ def _check(function: Callable[..., Any], bound: inspect.BoundArguments) -> None:
         if not _accepts(hint, value):
             found = f"{reprlib.repr(value)} ({type(value).__name__})"
             raise ArgumentError(f"{function.__name__}: {name} is {found}; expected {_shown(hint)}")
+        if value == "" and isinstance(value, str) and name not in (*EMPTY, *TEXTS):
+            raise InputError(f"{function.__name__}: {name} is empty; give a value, or leave it out")
         if _names_files(hint) and not (name in TEXTS and isinstance(value, str)):
             _check_paths(name, value)
 

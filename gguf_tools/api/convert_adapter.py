@@ -13,6 +13,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.formats.output import check_outputs
 from gguf_tools.formats.watch import Watch
+from gguf_tools.machine import MOST_THREADS
 from gguf_tools.progress import StageProgress
 from gguf_tools.sources.hub import local_source
 
@@ -44,7 +45,7 @@ def convert_adapter(
     an adapter can be merged by `convert`. Other errors as those of `convert`.
     """
     out = Path(out)
-    at_least("--threads", threads)
+    at_least("--threads", threads, 1, MOST_THREADS)
     if as_family and describe:
         raise InputError("--as and --describe exclude each other; give one of them")
     request = Request(

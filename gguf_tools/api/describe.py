@@ -12,13 +12,12 @@ from gguf_tools.description.solver.moves import starts
 from gguf_tools.errors import InputError
 from gguf_tools.formats.output import atomic_output, check_outputs
 from gguf_tools.formats.watch import Watch
+from gguf_tools.machine import MOST_COUNT
 from gguf_tools.progress import StageProgress
 from gguf_tools.sources.checkpoint import Checkpoint, open_checkpoint
 from gguf_tools.sources.hub import Reading, local_source
 from gguf_tools.sources.inputs import source_files
 from gguf_tools.sources.restore import restore
-
-MAX_CONTEXT = (1 << 31) - 1
 
 
 @checked
@@ -43,7 +42,7 @@ def describe(
 
     Raises InputError or a subclass for a checkpoint whose tensors match no decoder, and for unusable evidence.
     """
-    at_least("--context-length", context_length, 1, MAX_CONTEXT)
+    at_least("--context-length", context_length, 1, MOST_COUNT)
     if golden is not None and oracle is not None:
         raise InputError("--golden and --oracle exclude each other; give one of them")
     path, target = local_source(checkpoint, Reading.WHOLE), optional_path(out)

@@ -13,6 +13,7 @@ from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.evaluation.prompts import load_prompts
 from gguf_tools.evaluation.tables import ordered
 from gguf_tools.evaluation.text_files import read_text
+from gguf_tools.machine import MOST_COUNT, MOST_THREADS
 from gguf_tools.progress import StageProgress
 from gguf_tools.runtime.process import KVType, RuntimeOptions
 from gguf_tools.sources.hub import Reading, local_source
@@ -77,8 +78,8 @@ def evaluate(
     one_of("--kv-type", kv_type, get_args(KVType))
     one_of("--dtype", dtype, DTYPES)
     at_least("--tokens", tokens)
-    at_least("--context", context)
-    at_least("--threads", threads)
+    at_least("--context", context, 1, MOST_COUNT)
+    at_least("--threads", threads, 1, MOST_THREADS)
     if suite == "card":
         refuse_of_suite(_FIDELITY_ONLY, (reference, lora, oracle, prompts, dtype, speed), "fidelity")
     if suite == "fidelity":

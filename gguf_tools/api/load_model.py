@@ -12,6 +12,7 @@ from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.families.registry import build_published
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.formats.gguf.source import open_gguf
+from gguf_tools.machine import MOST_COUNT
 from gguf_tools.sources.checkpoint import open_checkpoint
 from gguf_tools.sources.hub import local_source
 from gguf_tools.sources.restore import restore
@@ -39,7 +40,7 @@ def load_model(
     recipe does not fit the model.
     """
     path = local_source(source)
-    at_least("--context-length", context_length)
+    at_least("--context-length", context_length, 1, MOST_COUNT)
     if path.is_file() and is_gguf(path):
         if text_only or context_length is not None or as_family is not None:
             raise InputError(

@@ -17,7 +17,7 @@ from gguf_tools.formats import journal
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.formats.output import Check, check_outputs
 from gguf_tools.formats.watch import Watch
-from gguf_tools.machine import available_cores
+from gguf_tools.machine import MOST_THREADS, available_cores
 from gguf_tools.progress import StageProgress
 from gguf_tools.sources.adapters.adapter import GivenAdapter, adapter_files
 from gguf_tools.sources.checkpoint import MARKS
@@ -82,7 +82,7 @@ def operate(
     `force`, is the source, or cannot be written.
     """
     source, out = local_source(source), optional_path(out)
-    at_least("--threads", threads)
+    at_least("--threads", threads, 1, MOST_THREADS)
     if undo:
         others = (out, recipe, donors, lora, in_place, save_recipe, text, dry_run, allow_nonfinite)
         if any(others) or assume_independent_layers or prove is not None:

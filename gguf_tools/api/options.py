@@ -5,14 +5,13 @@ Errors name an argument by its command-line option.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_tools.allocation.target import SizeTarget
-from gguf_tools.errors import InputError
+from gguf_tools.errors import BITS, InputError
 from gguf_tools.progress import ByteProgress, StageProgress
 from gguf_tools.sources.adapters.adapter import GivenAdapter, parse_adapter
 from gguf_tools.sources.hub import Reading, local_source
@@ -90,8 +89,7 @@ def size_target(
         return None
     if target_bpw is not None and target_size is not None:
         raise InputError("--target-bpw and --target-size exclude each other; give one of them")
-    if target_bpw is not None and not 0 < target_bpw < math.inf:
-        raise InputError(f"--target-bpw is {target_bpw!r}; expected a number above 0")
+    BITS.check("--target-bpw", target_bpw)
     size = None if target_size is None else byte_count(target_size, "--target-size")
     return SizeTarget(target_bpw, size, optional_path(calibration), optional_path(sensitivity))
 

@@ -17,6 +17,7 @@ from gguf_tools.errors import InputError
 from gguf_tools.evaluation.vocabulary import prove_vocabulary
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.formats.output import check_outputs
+from gguf_tools.machine import MOST_COUNT
 from gguf_tools.progress import StageProgress
 from gguf_tools.publishing.folder import CHECKSUMS, checked_files, is_published, require_own
 from gguf_tools.publishing.names import base_models_of, check_names
@@ -125,7 +126,7 @@ def publish(
     if calibration is not None and not allow_approximate:
         raise InputError("--calibration needs --allow-approximate; add it")
     one_of("--kv-type", kv_type, get_args(KVType))
-    at_least("--context", context)
+    at_least("--context", context, 1, MOST_COUNT)
     wanted = _types(types)
 
     def check(read: Sequence[Path]) -> None:

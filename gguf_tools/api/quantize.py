@@ -18,6 +18,7 @@ from gguf_tools.api.results.quantization import QuantizeResult
 from gguf_tools.errors import InputError
 from gguf_tools.formats.output import check_outputs
 from gguf_tools.formats.watch import Watch
+from gguf_tools.machine import MOST_THREADS
 from gguf_tools.progress import StageProgress
 from gguf_tools.quantization.plan import QuantizeRequest, prepare
 from gguf_tools.quantization.write import check_room, execute
@@ -63,7 +64,7 @@ def quantize(
     exists without `force`, is the source, or cannot be written.
     """
     out = Path(out)
-    at_least("--threads", threads)
+    at_least("--threads", threads, 1, MOST_THREADS)
     target = size_target(target_bpw, target_size, calibration, sensitivity)
     if (type is None) == (target is None):
         raise InputError("exactly one of TYPE, --target-bpw and --target-size is expected; give one of them")
@@ -76,7 +77,7 @@ def quantize(
         imatrix=optional_path(imatrix),
         allow_requantize=allow_requantize,
         keep_split=keep_split,
-        split_max_size=byte_count(split_max_size, "--split-max-size") if split_max_size else None,
+        split_max_size=byte_count(split_max_size, "--split-max-size") if split_max_size is not None else None,
     )
     beside = [path for path in (request.imatrix, optional_path(calibration), optional_path(sensitivity)) if path]
     read = [*source_files(request.source), *beside]

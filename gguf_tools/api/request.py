@@ -11,13 +11,12 @@ from gguf_tools.conversion.request import AUTO, Request
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.formats.watch import Watch
+from gguf_tools.machine import MOST_COUNT, MOST_THREADS
 from gguf_tools.sources.adapters.adapter import adapter_files
 from gguf_tools.sources.hub import Reading, local_source
 from gguf_tools.sources.inputs import source_files
 from surgery.conversion import operation_of
 from surgery.recipe import Recipe
-
-MAX_CONTEXT = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ def conversion_request(
     `check` is called with the paths that will be read, before any is, to check the outputs. With `dry_run` the donors of
     `surgery` are not read for their digests. `sensitivity` is only listed as read.
     """
-    at_least("--context-length", context_length, 1, MAX_CONTEXT)
-    at_least("--threads", threads)
+    at_least("--context-length", context_length, 1, MOST_COUNT)
+    at_least("--threads", threads, 1, MOST_THREADS)
     if as_family and describe:
         raise InputError("--as and --describe exclude each other; give one of them")
     source, tokenizer = local_source(source), tokenizer and local_source(tokenizer, Reading.BESIDE)

@@ -21,6 +21,7 @@ from gguf_tools.commands.common import (
 )
 from gguf_tools.commands.engine_options import engine_options
 from gguf_tools.commands.sources import whole_source
+from gguf_tools.commands.values import FilePath, Text
 
 CARD = "README.md"
 MODELFILE = "Modelfile"
@@ -28,10 +29,10 @@ MODELFILE = "Modelfile"
 
 @click.command("card", epilog=examples("card hf/ q8_0.gguf q4_k_m.gguf --modelfile"))
 @click.argument("source", type=whole_source())
-@click.argument("files", nargs=-1, required=True, metavar="FILES…", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, metavar="FILES…", type=FilePath())
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help=f"The model card to write; by default {CARD} in the first file's folder.",
 )
@@ -41,18 +42,21 @@ MODELFILE = "Modelfile"
 @click.option(
     "--baseline",
     "baselines",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     multiple=True,
     metavar="FILE",
     help="Compare the first of FILES with this GGUF (the original, an earlier version) on the same questions; repeatable.",
 )
 @click.option(
     "--study",
+    type=Text(),
     metavar="STUDY",
     help="Add the leaderboard of a search (tinyq search), by its file or storage URL.",
 )
-@click.option("--study-name", metavar="NAME", help="Which study, where STUDY holds several.")
-@click.option("--base-model", metavar="OWNER/NAME", help="Hub id of the model that the files were converted from.")
+@click.option("--study-name", type=Text(), metavar="NAME", help="Which study, where STUDY holds several.")
+@click.option(
+    "--base-model", type=Text(), metavar="OWNER/NAME", help="Hub id of the model that the files were converted from."
+)
 @page_options
 @engine_options
 @timeout_option

@@ -9,7 +9,9 @@ import click
 
 from gguf_tools.commands.common import F
 from gguf_tools.commands.completion import completer, score_parts
+from gguf_tools.commands.values import Text
 from gguf_tools.errors import InputError
+from gguf_tools.machine import MOST_COUNT
 
 if TYPE_CHECKING:
     from gguf_tools.evaluation.card.suite import CardOptions
@@ -67,7 +69,7 @@ CARD_OPTION_NAMES = ("questions", "repeat_set", "held_out", "weights", "thinking
 
 
 _PAGE_OPTIONS = (
-    click.option("--quantized-by", metavar="NAME", help="Author of the files."),
+    click.option("--quantized-by", type=Text(), metavar="NAME", help="Author of the files."),
     click.option(
         "--suite",
         type=click.Choice(["none", "fidelity", "card", "all"]),
@@ -77,7 +79,7 @@ _PAGE_OPTIONS = (
     ),
     click.option(
         "--context",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, MOST_COUNT),
         help="Context length, in tokens, for which memory is stated; by default 4096, or the model's if that is shorter.",
     ),
 )

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from gguf_tools.commands.common import (
-    Number,
     check_outputs,
     examples,
     force_option,
@@ -19,19 +18,20 @@ from gguf_tools.commands.common import (
     timeout_option,
     write_report,
 )
+from gguf_tools.commands.values import FilePath, Number
 from gguf_tools.errors import AMOUNT, ThresholdError
 from gguf_tools.text import one_line
 
 
 @click.command(epilog=examples("check golden/ --server http://127.0.0.1:8080"))
-@click.argument("golden", metavar="GOLDEN/", type=click.Path(path_type=Path))
+@click.argument("golden", metavar="GOLDEN/", type=FilePath())
 @click.option(
     "--dump",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="The engine's arrays under the golden names (.safetensors or .npz), as many as it can give.",
 )
-@click.option("--gguf", type=click.Path(path_type=Path), metavar="FILE", help="Run this GGUF in llama.cpp.")
+@click.option("--gguf", type=FilePath(), metavar="FILE", help="Run this GGUF in llama.cpp.")
 @click.option(
     "--server", metavar="URL", help="A running server that returns log probabilities: llama.cpp's, or OpenAI-like."
 )

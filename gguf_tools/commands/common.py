@@ -16,9 +16,10 @@ from typing import Any, Protocol, TextIO, TypeVar, cast
 import click
 from click.core import ParameterSource
 
-from gguf_tools.errors import AMOUNT, Bounds, OutputError
+from gguf_tools.commands.values import Number
+from gguf_tools.errors import AMOUNT, OutputError
 from gguf_tools.formats.opened import was_opened
-from gguf_tools.machine import drop
+from gguf_tools.machine import MOST_THREADS, drop
 from gguf_tools.progress import ByteProgress, ProgressStream, StageProgress
 from gguf_tools.runtime.silence import DEFAULT_SECONDS, silence_limit
 from gguf_tools.signals import left
@@ -35,26 +36,13 @@ LABEL = 36
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Number(click.types.FloatParamType):
-    """The type of an option with a number in a range, out of which it says what was expected; NaN is in none."""
-
-    def __init__(self, bounds: Bounds) -> None:
-        self.bounds = bounds
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number, or a usage error."""
-        number = super().convert(value, param, ctx)
-        fault = self.bounds.fault(number)
-        if fault:
-            self.fail(f"it {fault}", param, ctx)
-        return float(number)
-
-
 json_option = click.option(
     "--json", "json_path", metavar="FILE", help="Write the report as JSON to FILE (- for stdout)."
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, is_eager=True, help="No progress bars and no summary.")
-threads_option = click.option("--threads", type=click.IntRange(min=1), help="Number of threads; by default all cores.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, MOST_THREADS), help="Number of threads; by default all cores."
+)
 timeout_option = click.option(
     "--timeout",
     type=Number(AMOUNT),

@@ -24,6 +24,7 @@ from gguf_tools.commands.source_options import source_options
 from gguf_tools.commands.sources import download_option, streamed_source
 from gguf_tools.commands.surgery_options import WithSurgery, given_options, given_recipe
 from gguf_tools.commands.type_options import type_options
+from gguf_tools.commands.values import FilePath
 
 
 @click.command(
@@ -37,7 +38,7 @@ from gguf_tools.commands.type_options import type_options
     ),
 )
 @click.argument("source", type=streamed_source())
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=FilePath())
 @click.option(
     "--type",
     "type_name",
@@ -58,7 +59,7 @@ from gguf_tools.commands.type_options import type_options
 @source_options
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Calibration text for --allow-approximate (default: a built-in one), --target-bpw and --target-size (default: generated "
     "by the model).",

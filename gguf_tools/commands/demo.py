@@ -25,6 +25,7 @@ from gguf_tools.commands.common import (
     timeout_option,
     write_json,
 )
+from gguf_tools.commands.values import FilePath
 from gguf_tools.errors import LlamaError
 from gguf_tools.formats.scratch import working_folder
 from gguf_tools.tables import UNKNOWN, Block, Column, Facts, Lines, Report, Table, View
@@ -43,7 +44,7 @@ STORIES = ("llama.cpp, F32", "torch")
 
 @click.command(epilog=examples("demo --model dense"))
 @click.option("--model", type=click.Choice(MODELS), default="hybrid", show_default=True, help="The bundled model.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Keep the files in DIR.")
+@click.option("--out", type=FilePath(), metavar="DIR", help="Keep the files in DIR.")
 @table_options
 @timeout_option
 @force_option

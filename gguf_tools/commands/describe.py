@@ -19,17 +19,17 @@ from gguf_tools.commands.common import (
     write_json,
 )
 from gguf_tools.commands.sources import whole_source
+from gguf_tools.commands.values import FilePath
 from gguf_tools.errors import InputError, ThresholdError
+from gguf_tools.machine import MOST_COUNT
 
 
 @click.command(epilog=examples("describe best.pt -o model.toml --golden golden.npz"))
 @click.argument("checkpoint", type=whole_source())
-@click.option(
-    "--out", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where to write it; by default stdout."
-)
+@click.option("--out", "-o", type=FilePath(), metavar="FILE", help="Where to write it; by default stdout.")
 @click.option(
     "--golden",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Logits of the model's own code (.npz or .safetensors), from which the choices are solved.",
 )
@@ -37,13 +37,13 @@ from gguf_tools.errors import InputError, ThresholdError
 @click.option(
     "--check",
     "checked",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Say what this description lacks for CHECKPOINT, and write nothing.",
 )
 @click.option(
     "--context-length",
-    type=click.IntRange(min=1, max=(1 << 31) - 1),
+    type=click.IntRange(1, MOST_COUNT),
     metavar="N",
     help="The number of positions that the model was trained for.",
 )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from gguf_tools.commands.common import (
-    Number,
     check_outputs,
     examples,
     force_option,
@@ -21,6 +20,7 @@ from gguf_tools.commands.common import (
     write_json,
 )
 from gguf_tools.commands.sources import streamed_source
+from gguf_tools.commands.values import Number
 from gguf_tools.errors import AMOUNT, ThresholdError
 from gguf_tools.tables import Block, Column, Facts, Lines, Report, Table
 from gguf_tools.text import one_line, shortened

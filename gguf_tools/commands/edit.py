@@ -20,6 +20,7 @@ from gguf_tools.commands.common import (
     write_report,
 )
 from gguf_tools.commands.completion import keys_of_file, tensors_of_file
+from gguf_tools.commands.values import FilePath
 
 
 @click.command(
@@ -30,8 +31,8 @@ from gguf_tools.commands.completion import keys_of_file, tensors_of_file
         "edit model.gguf out.gguf --from header.toml",
     )
 )
-@click.argument("source", metavar="FILE.gguf", type=click.Path(path_type=Path))
-@click.argument("out", metavar="[OUT.gguf]", type=click.Path(path_type=Path), required=False)
+@click.argument("source", metavar="FILE.gguf", type=FilePath())
+@click.argument("out", metavar="[OUT.gguf]", type=FilePath(), required=False)
 @click.option(
     "--set",
     "values",
@@ -54,7 +55,7 @@ from gguf_tools.commands.completion import keys_of_file, tensors_of_file
 @click.option(
     "--from",
     "header",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE.toml",
     help="Take the whole header from a file that --show printed and that was edited.",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from gguf_tools.commands.common import F
+from gguf_tools.machine import MOST_COUNT
 
 _OPTIONS = (
     click.option(
@@ -15,7 +16,13 @@ _OPTIONS = (
         help="Type of llama.cpp's KV cache.",
     ),
     click.option("--flash-attn", is_flag=True, help="Use llama.cpp's flash attention."),
-    click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all."),
+    click.option(
+        "--gpu-layers",
+        type=click.IntRange(-1, MOST_COUNT),
+        default=0,
+        show_default=True,
+        help="Layers on the GPU; -1 for all.",
+    ),
 )
 
 

@@ -10,7 +10,6 @@ import click
 from gguf_tools.commands.adapter_options import lora_option
 from gguf_tools.commands.card_options import CARD_OPTION_NAMES, card_options, parsed_weights
 from gguf_tools.commands.common import (
-    Number,
     check_outputs,
     examples,
     force_option,
@@ -28,7 +27,9 @@ from gguf_tools.commands.common import (
 )
 from gguf_tools.commands.engine_options import engine_options
 from gguf_tools.commands.sources import whole_source
+from gguf_tools.commands.values import FilePath, Number
 from gguf_tools.errors import AMOUNT, SCORE, SHARE, ThresholdError
+from gguf_tools.machine import MOST_COUNT
 from gguf_tools.tables import Lines, Report
 
 if TYPE_CHECKING:
@@ -71,10 +72,8 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score", "show_answers", "answers")
     show_default=True,
     help="What to measure: fidelity to the reference, answers to questions (card), or both.",
 )
-@click.option(
-    "--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Prompts, one per line, or JSON Lines."
-)
-@click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="Text for the perplexity.")
+@click.option("--prompts", type=FilePath(), metavar="FILE", help="Prompts, one per line, or JSON Lines.")
+@click.option("--text", type=FilePath(), metavar="FILE", help="Text for the perplexity.")
 @click.option(
     "--tokens",
     type=click.IntRange(min=1),
@@ -85,7 +84,7 @@ _CARD_ONLY = (*CARD_OPTION_NAMES, "min_score", "show_answers", "answers")
 @engine_options
 @click.option(
     "--context",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_COUNT),
     help="Context length in tokens, by default as long as needed; --text is compared in pieces of this length (else of 512).",
 )
 @click.option(

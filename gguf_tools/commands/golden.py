@@ -20,15 +20,16 @@ from gguf_tools.commands.common import (
 )
 from gguf_tools.commands.completion import completer, family_names
 from gguf_tools.commands.sources import whole_source
+from gguf_tools.commands.values import FilePath
 
 
 @click.command(epilog=examples("golden hf/ golden/ --points"))
 @click.argument("source", metavar="[SOURCE]", required=False, type=whole_source())
-@click.argument("out", metavar="[OUT/]", required=False, type=click.Path(path_type=Path))
+@click.argument("out", metavar="[OUT/]", required=False, type=FilePath())
 @click.option(
     "--all",
     "all_out",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="OUT/",
     help="Instead of SOURCE: a folder for each family and variant that tinyq makes small checkpoints of.",
 )
@@ -43,7 +44,7 @@ from gguf_tools.commands.sources import whole_source
 @click.option(
     "--points", is_flag=True, help="Every named intermediate too, routing choices and recurrent states included."
 )
-@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Prompts, one text per line.")
+@click.option("--prompts", type=FilePath(), metavar="FILE", help="Prompts, one text per line.")
 @click.option("--tokens", type=click.IntRange(min=0), default=8, show_default=True, help="Tokens to generate greedily.")
 @force_option
 @json_option

@@ -21,7 +21,9 @@ from gguf_tools.commands.common import (
     write_json,
 )
 from gguf_tools.commands.sources import whole_source
+from gguf_tools.commands.values import FilePath
 from gguf_tools.errors import InputError
+from gguf_tools.machine import MOST_COUNT
 from gguf_tools.tables import Column, Facts, Lines, Report, Table
 from gguf_tools.text import human_bytes
 
@@ -33,11 +35,11 @@ SHOWN = 10
 
 @click.command(epilog=examples("imatrix model.gguf text.txt -o model.imatrix.gguf"))
 @click.argument("model", metavar="[MODEL.gguf", required=False, type=whole_source())
-@click.argument("text", metavar="TEXT]", required=False, type=click.Path(path_type=Path))
-@click.option("--out", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where to write the matrix.")
+@click.argument("text", metavar="TEXT]", required=False, type=FilePath())
+@click.option("--out", "-o", type=FilePath(), metavar="FILE", help="Where to write the matrix.")
 @click.option(
     "--merge",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     multiple=True,
     metavar="FILE",
     help="Add this matrix (GGUF or old .dat); repeatable. Sufficient without MODEL and TEXT.",
@@ -46,7 +48,13 @@ SHOWN = 10
 @click.option("--chunks", type=click.IntRange(min=1), help="Most chunks to process.")
 @click.option("--process-output", is_flag=True, help="Collect statistics for output.weight too.")
 @click.option("--parse-special", is_flag=True, help='Parse special tokens ("<|…|>") in the text.')
-@click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
+@click.option(
+    "--gpu-layers",
+    type=click.IntRange(-1, MOST_COUNT),
+    default=0,
+    show_default=True,
+    help="Layers on the GPU; -1 for all.",
+)
 @table_options
 @timeout_option
 @output_options

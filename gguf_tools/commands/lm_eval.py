@@ -20,6 +20,7 @@ from gguf_tools.errors import InputError, OutputError, TinyqError
 from gguf_tools.evaluation.harness_installed import require_harness
 from gguf_tools.formats.scratch import working_folder
 from gguf_tools.formats.temporary_folder import temporary_folder
+from gguf_tools.machine import MOST_COUNT
 from gguf_tools.runtime.process import Runtime
 from gguf_tools.text import one_line, shortened
 
@@ -52,9 +53,15 @@ def _harness_help(context: click.Context, _: click.Parameter, wanted: bool) -> N
     help="Type of llama.cpp's KV cache.",
 )
 @click.option("--flash-attn", is_flag=True, help="Use llama.cpp's flash attention.")
-@click.option("--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
 @click.option(
-    "--context", type=click.IntRange(min=1), help="Context length in tokens; by default the training context."
+    "--gpu-layers",
+    type=click.IntRange(-1, MOST_COUNT),
+    default=0,
+    show_default=True,
+    help="Layers on the GPU; -1 for all.",
+)
+@click.option(
+    "--context", type=click.IntRange(1, MOST_COUNT), help="Context length in tokens; by default the training context."
 )
 @timeout_option
 @threads_option

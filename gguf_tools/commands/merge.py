@@ -17,11 +17,12 @@ from gguf_tools.commands.common import (
     write_report,
 )
 from gguf_tools.commands.sources import whole_source
+from gguf_tools.commands.values import FilePath
 
 
 @click.command(epilog=examples("merge model-00001-of-00003.gguf model.gguf"))
 @click.argument("source", metavar="SHARD.gguf", type=whole_source())
-@click.argument("out", metavar="OUT.gguf", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.gguf", type=FilePath())
 @click.option("--dry-run", is_flag=True, help="Show the size of the file, and write nothing.")
 @table_options
 @force_option

@@ -26,6 +26,7 @@ from gguf_tools.commands.source_options import source_options
 from gguf_tools.commands.sources import whole_source
 from gguf_tools.commands.surgery_options import WithSurgery, given_options, given_recipe
 from gguf_tools.commands.type_options import tensor_type_options
+from gguf_tools.commands.values import FilePath
 
 TYPES = "q8_0,q6_k,q4_k_m"
 
@@ -50,7 +51,7 @@ TYPES = "q8_0,q6_k,q4_k_m"
 @click.option(
     "--out",
     "-o",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="DIR",
     help="The folder to write; with --to by default the repository's NAME.",
 )
@@ -66,7 +67,7 @@ TYPES = "q8_0,q6_k,q4_k_m"
 @source_options
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Calibration text for --allow-approximate; by default a built-in one.",
 )

@@ -35,6 +35,7 @@ from gguf_tools.commands.search_options import (
     storage_options,
 )
 from gguf_tools.commands.sources import whole_source
+from gguf_tools.commands.values import FilePath, Text
 from gguf_tools.signals import EndedError
 
 if TYPE_CHECKING:
@@ -202,12 +203,10 @@ def _write(report: SearchReport, json_path: str | None, html: str | None, *, for
 
 
 @search.command("report", epilog=examples("search report model.search.db --html search.html"))
-@click.argument("storage", metavar="STUDY")
-@click.option("--study", metavar="NAME", help="Which study, where STUDY holds several.")
+@click.argument("storage", metavar="STUDY", type=Text())
+@click.option("--study", type=Text(), metavar="NAME", help="Which study, where STUDY holds several.")
 @click.option("--html", metavar="FILE", help="Write the report as one self-contained HTML page to FILE.")
-@click.option(
-    "--png", type=click.Path(path_type=Path), metavar="DIR", help="Write the pictures to DIR (needs matplotlib)."
-)
+@click.option("--png", type=FilePath(), metavar="DIR", help="Write the pictures to DIR (needs matplotlib).")
 @table_options
 @force_option
 @json_option
@@ -237,11 +236,11 @@ def report_command(
 
 
 @search.command("export", epilog=examples("search export model.search.db --rank 1 champion.gguf"))
-@click.argument("storage", metavar="STUDY")
-@click.argument("out", metavar="OUT.gguf", type=click.Path(path_type=Path))
-@click.option("--study", metavar="NAME", help="Which study, where STUDY holds several.")
+@click.argument("storage", metavar="STUDY", type=Text())
+@click.argument("out", metavar="OUT.gguf", type=FilePath())
+@click.option("--study", type=Text(), metavar="NAME", help="Which study, where STUDY holds several.")
 @click.option("--rank", type=click.IntRange(min=1), default=1, show_default=True, help="Which candidate.")
-@click.option("--source", type=click.Path(path_type=Path), metavar="FILE", help="The base, if it is not where it was.")
+@click.option("--source", type=FilePath(), metavar="FILE", help="The base, if it is not where it was.")
 @threads_option
 @force_option
 @json_option
@@ -272,9 +271,7 @@ def export(
 
 @search.command("profile", epilog=examples("search profile model.gguf"))
 @click.argument("source", metavar="SOURCE.gguf", type=whole_source())
-@click.option(
-    "--text", type=click.Path(path_type=Path), metavar="FILE", help="Text to read; by default that of --questions."
-)
+@click.option("--text", type=FilePath(), metavar="FILE", help="Text to read; by default that of --questions.")
 @click.option(
     "--questions", metavar="SET", default="general", show_default=True, help="Question set whose text is read."
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import click
 
 from gguf_tools.commands.common import F
+from gguf_tools.commands.values import FilePath, Text
 from gguf_tools.errors import InputError
 
 MOST_BLOCK = 512
@@ -73,17 +73,16 @@ _SEARCH = (
         metavar="TYPE",
         help="Also measure SOURCE quantized to this type, which any deletion has to beat; repeatable.",
     ),
+    click.option("--teacher", type=FilePath(), metavar="FILE", help="kl: a larger GGUF with the same tokenizer."),
+    click.option("--text", type=FilePath(), metavar="FILE", help="Text; every second passage is held out."),
+    click.option("--held-out-text", type=FilePath(), metavar="FILE", help="Text that confirms instead."),
     click.option(
-        "--teacher", type=click.Path(path_type=Path), metavar="FILE", help="kl: a larger GGUF with the same tokenizer."
-    ),
-    click.option(
-        "--text", type=click.Path(path_type=Path), metavar="FILE", help="Text; every second passage is held out."
-    ),
-    click.option(
-        "--held-out-text", type=click.Path(path_type=Path), metavar="FILE", help="Text that confirms instead."
-    ),
-    click.option(
-        "--device", default="cpu", show_default=True, metavar="NAME", help="Where torch scores texts: cpu, or cuda."
+        "--device",
+        type=Text(),
+        default="cpu",
+        show_default=True,
+        metavar="NAME",
+        help="Where torch scores texts: cpu, or cuda.",
     ),
     click.option("--no-pruning", is_flag=True, help="Measure every candidate on the objective."),
 )
@@ -97,11 +96,14 @@ _STORAGE = (
     ),
     click.option(
         "--storage",
+        type=Text(),
         metavar="URL",
         help="Where the study is kept: a file (SQLite), or a URL such as postgresql://host/base, which many machines may share. "
         "By default SOURCE's name with .search.db, in the current folder.",
     ),
-    click.option("--study", metavar="NAME", help="Name of the study in the storage; by default SOURCE's name."),
+    click.option(
+        "--study", type=Text(), metavar="NAME", help="Name of the study in the storage; by default SOURCE's name."
+    ),
     click.option("--html", metavar="FILE", help="Write the report as one self-contained HTML page to FILE."),
 )
 

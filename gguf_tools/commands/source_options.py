@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from gguf_tools.commands.common import F
 from gguf_tools.commands.completion import architectures, completer, families
 from gguf_tools.commands.sources import described_source
+from gguf_tools.commands.values import FilePath
+from gguf_tools.machine import MOST_COUNT
 
 _OPTIONS = (
     click.option(
@@ -27,7 +27,7 @@ _OPTIONS = (
     click.option("--drop-tokens", is_flag=True, help="Leave out tokens without a row in the embedding."),
     click.option(
         "--context-length",
-        type=click.IntRange(min=1, max=(1 << 31) - 1),
+        type=click.IntRange(1, MOST_COUNT),
         metavar="N",
         help="Context length to record, overriding the checkpoint's.",
     ),
@@ -47,7 +47,7 @@ _OPTIONS = (
     ),
     click.option(
         "--describe",
-        type=click.Path(path_type=Path),
+        type=FilePath(),
         metavar="FILE",
         help="A description of the tensors (`tinyq describe`), for a decoder that no family knows; by default SOURCE's "
         "tinyq.toml.",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_tools.commands.common import progress_bar
+from gguf_tools.commands.values import FilePath
 from gguf_tools.progress import ByteProgress
 
 if TYPE_CHECKING:
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 _DOWNLOAD = "tinyq.download"
 
 
-class SourcePath(click.Path):
+class SourcePath(FilePath):
     """A path, or a name on the hub, which becomes the path of a folder or a file in the hub's cache.
 
     `reading` is the name of a `Reading`: how much of a source on the hub the command needs.
     """
 
     def __init__(self, reading: str) -> None:
-        super().__init__(path_type=Path)
+        super().__init__()
         self.reading = reading
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:

@@ -17,13 +17,14 @@ from gguf_tools.commands.common import (
     write_report,
 )
 from gguf_tools.commands.sources import whole_source
+from gguf_tools.commands.values import FilePath
 
 
 @click.command(
     epilog=examples("split model.gguf parts/model --max-size 2G", "split model.gguf model --max-tensors 128")
 )
 @click.argument("source", metavar="FILE.gguf", type=whole_source())
-@click.argument("out", metavar="OUT_PREFIX", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT_PREFIX", type=FilePath())
 @click.option(
     "--max-size", metavar="SIZE", help="Most tensor data of a shard, such as 2G (powers of 1000; 2GiB of 1024)."
 )

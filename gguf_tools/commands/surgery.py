@@ -18,6 +18,7 @@ from gguf_tools.commands.common import (
 )
 from gguf_tools.commands.sources import download_option, streamed_source
 from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
+from gguf_tools.commands.values import FilePath
 
 
 @click.command(
@@ -27,14 +28,14 @@ from gguf_tools.commands.surgery_options import WithSurgery, given_recipe
     ),
 )
 @click.argument("source", type=streamed_source())
-@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.argument("out", type=FilePath(), required=False)
 @lora_option("SOURCE, a checkpoint, first")
 @click.option("--in-place", is_flag=True, help="Change SOURCE, a GGUF, itself; only for reordering whole layers.")
 @click.option("--undo", is_flag=True, help="Undo the last in-place change of SOURCE.")
-@click.option("--save-recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write the ops to a TOML file.")
+@click.option("--save-recipe", type=FilePath(), metavar="FILE", help="Write the ops to a TOML file.")
 @click.option(
     "--text",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Text for ops that measure (--delete auto:N, --drop-experts auto:N%); by default a built-in one.",
 )

@@ -18,6 +18,7 @@ from gguf_tools.commands.common import (
 )
 from gguf_tools.commands.engine_options import engine_options
 from gguf_tools.errors import InputError
+from gguf_tools.machine import MOST_COUNT
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--system", metavar="TEXT", help="System prompt."),
@@ -55,7 +56,9 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--seed", type=int, default=0, show_default=True, help="Seed of the draws; the same gives the same reply."
     ),
     engine_options,
-    click.option("--context", type=click.IntRange(min=1), help="Most tokens of the context; by default the model's."),
+    click.option(
+        "--context", type=click.IntRange(1, MOST_COUNT), help="Most tokens of the context; by default the model's."
+    ),
     timeout_option,
     threads_option,
     force_option,

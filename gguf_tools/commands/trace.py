@@ -23,6 +23,7 @@ from gguf_tools.commands.common import (
     write_text,
 )
 from gguf_tools.commands.sources import whole_source
+from gguf_tools.commands.values import FilePath
 from gguf_tools.errors import ThresholdError
 from gguf_tools.text import one_line
 
@@ -30,9 +31,7 @@ from gguf_tools.text import one_line
 @click.command(epilog=examples("trace out.gguf --reference hf/ --html trace.html"))
 @click.argument("file", metavar="FILE.gguf", type=whole_source())
 @click.option("--reference", type=whole_source(), metavar="SOURCE", help="Checkpoint to compare with.")
-@click.option(
-    "--text", type=click.Path(path_type=Path), metavar="FILE", help="Text to read; by default built-in prompts."
-)
+@click.option("--text", type=FilePath(), metavar="FILE", help="Text to read; by default built-in prompts.")
 @click.option(
     "--tokens", type=click.IntRange(min=1), default=48, show_default=True, help="Number of tokens of the text to read."
 )

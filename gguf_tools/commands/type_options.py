@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from gguf_tools.commands.common import F, Number
+from gguf_tools.commands.common import F
 from gguf_tools.commands.completion import assigned_type, completer, tensor_types
-from gguf_tools.errors import Bounds
+from gguf_tools.commands.values import FilePath, Number
+from gguf_tools.errors import BITS
 
 _TENSORS = (
     click.option(
@@ -28,7 +27,7 @@ _TENSORS = (
     click.option("--pure", is_flag=True, help="Use one type for all quantized tensors."),
     click.option(
         "--imatrix",
-        type=click.Path(path_type=Path),
+        type=FilePath(),
         metavar="FILE",
         help="Importance matrix (see `tinyq imatrix`), GGUF or old .dat.",
     ),
@@ -36,7 +35,7 @@ _TENSORS = (
 _SIZE = (
     click.option(
         "--target-bpw",
-        type=Number(Bounds("a number above 0", above=True)),
+        type=Number(BITS),
         metavar="BITS",
         help="Select each tensor's type by measured sensitivity, for this many bits per weight; instead of a type.",
     ),
@@ -45,7 +44,7 @@ _SIZE = (
     ),
     click.option(
         "--sensitivity",
-        type=click.Path(path_type=Path),
+        type=FilePath(),
         metavar="FILE",
         help="JSON report of an earlier run, or of `tinyq trace --budget`, to take the sensitivity from instead of measuring it.",
     ),

@@ -22,6 +22,7 @@ from gguf_tools.commands.common import (
     write_json,
 )
 from gguf_tools.commands.sources import download_option, streamed_source, whole_source
+from gguf_tools.commands.values import FilePath
 from gguf_tools.errors import ThresholdError
 from gguf_tools.tables import Column, Facts, Lines, Report, Table
 from gguf_tools.text import one_line
@@ -47,13 +48,13 @@ NAMED = 4
 @lora_option("SOURCE; by default those that FILE records")
 @click.option(
     "--imatrix",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="The importance matrix that FILE was quantized with.",
 )
 @click.option(
     "--tokenizer",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     metavar="DIR",
     help="Folder of the tokenizer, if it is not SOURCE's.",
 )

@@ -29,7 +29,7 @@ def parse_description(text: str, path: Path) -> Description:
     try:
         data = load_toml(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML ({shortened(str(error), 200)})") from error
+        raise InputError(f"{path}: not valid TOML ({shortened(str(error), 200)}); correct it") from error
     lines = _lines(text)
     stated = Description(path=path, model={}, norm={}, layer={}, lines=lines)
     for key in data:

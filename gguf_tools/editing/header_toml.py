@@ -146,7 +146,7 @@ def read_header_toml(path: Path, header: GGUFHeader) -> tuple[list[Assignment], 
     try:
         data = load_toml(read_text(path, Kind.HEADER, InputError))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML ({shortened(str(error), 200)})") from error
+        raise InputError(f"{path}: not valid TOML ({shortened(str(error), 200)}); correct it") from error
     for name, table in data.items():
         if name not in ("metadata", "tensors") or not isinstance(table, dict):
             raise InputError(f"{path}: {shortened(name)} is not known; expected the tables [metadata] and [tensors]")

@@ -136,7 +136,7 @@ class Child:
             process.kill()
             code = process.wait()
         if silence.passed:
-            how = f"made no progress for {silence.seconds:g} s and was stopped"
+            how = f"made no progress for {silence.seconds:g} s and was stopped (see --timeout)"
         elif code < 0:
             name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else str(-code)
             how = f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

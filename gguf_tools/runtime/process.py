@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gguf_tools.errors import InputError, LlamaError
 from gguf_tools.formats.gguf.header import is_gguf
 from gguf_tools.formats.gguf.split import read_parts
-from gguf_tools.machine import physical_cores
+from gguf_tools.machine import MOST_COUNT, MOST_THREADS, physical_cores
 from gguf_tools.progress import CountProgress
 from gguf_tools.runtime.channel import Array, Frame
 from gguf_tools.runtime.child import Child
@@ -77,10 +77,14 @@ class RuntimeOptions:
             raise InputError(f"cache type is {self.kv_type!r}; expected f32, f16 or q8_0")
         if self.kv_type == "q8_0" and not self.flash_attn:
             raise InputError("cache type q8_0 needs flash attention in llama.cpp; turn flash attention on")
-        for name in ("threads", "context_length"):
+        for name, least, most in (
+            ("threads", 1, MOST_THREADS),
+            ("context_length", 1, MOST_COUNT),
+            ("gpu_layers", -1, MOST_COUNT),
+        ):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; expected at least 1")
+            if value is not None and not least <= value <= most:
+                raise InputError(f"{name} is {value}; expected a whole number from {least} to {most}")
 
 
 class Runtime:
@@ -153,7 +157,7 @@ class Runtime:
     @property
     def threads(self) -> int:
         """The number of threads that compute."""
-        return self.options.threads or physical_cores()
+        return self.options.threads or min(physical_cores(), MOST_THREADS)
 
     @property
     def pid(self) -> int | None:

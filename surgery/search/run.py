@@ -21,7 +21,7 @@ from gguf_tools.errors import InputError, TinyqError
 from gguf_tools.evaluation.card.suite import CardOptions
 from gguf_tools.formats.gguf.source import gguf_digest
 from gguf_tools.formats.watch import Watch as FileWatch
-from gguf_tools.machine import available_cores
+from gguf_tools.machine import MOST_THREADS, available_cores
 from gguf_tools.runtime.process import RuntimeOptions
 from surgery.search.agenda import Rung
 from surgery.search.bench import Bench
@@ -205,7 +205,7 @@ def search_in_processes(request: SearchRequest, watch: Watch, workers: int) -> L
 
     The others end with this one, however it ends.
     """
-    threads = max(1, (request.options.threads or available_cores()) // workers)
+    threads = min(max(1, (request.options.threads or available_cores()) // workers), MOST_THREADS)
     request = replace(request, options=replace(request.options, threads=threads))
     _use_threads(threads)
     context = multiprocessing.get_context("spawn")

@@ -92,8 +92,8 @@ def test_signatures_and_docstrings_are_those_of_the_functions() -> None:
         assert "kwargs" not in inspect.signature(function).parameters
 
 
-@pytest.mark.parametrize("out", ["", ".", "/"])
-def test_the_name_of_shards_is_not_a_folders(tmp_path: Path, out: str) -> None:
+@pytest.mark.parametrize("out", [Path(""), ".", "/"])
+def test_the_name_of_shards_is_not_a_folders(tmp_path: Path, out: str | Path) -> None:
     with pytest.raises(OutputError, match="is a folder; expected a file"):
         split(write_dense(tmp_path / "a.gguf"), out, max_tensors=3)
 

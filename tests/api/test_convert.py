@@ -95,7 +95,7 @@ def refused(folder: Path) -> list[str]:
         ({"target_size": "9" * 5000 + "G"}, InputError, "expected less than 2^63 bytes"),
         ({"target_size": -5}, InputError, "--target-size is -5; expected a size"),
         ({"context_length": 0}, InputError, "--context-length is 0; expected an integer from 1 to 2147483647"),
-        ({"threads": 0}, InputError, "--threads is 0; expected an integer of at least 1"),
+        ({"threads": 0}, InputError, "--threads is 0; expected an integer from 1 to 512"),
         ({"threads": True}, ArgumentError, "convert: threads is True (bool); expected int or None"),
         ({"tensor_types": "ffn"}, InputError, "expected REGEX=TYPE"),
         ({"tensor_types": {"(": "f16"}}, InputError, "is not a regular expression"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gguf_tools.errors import InputError
+from gguf_tools.runtime.process import RuntimeOptions
 from tests.conftest import Ran
 from tests.tiny_gguf import write_dense
 
@@ -60,3 +62,29 @@ def test_an_option_without_an_effect_is_refused(tinyq: Tinyq, qwen3_folder: Path
     assert IDLE[line] in ran.err
     assert ran.err.count("\n") == 1
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("ask {file} Hi --threads 513", "'--threads': 513 is not in the range 1<=x<=512"),
+        ("ask {file} Hi --context 2147483648", "'--context': 2147483648 is not in the range 1<=x<=2147483647"),
+        ("ask {file} Hi --gpu-layers -2", "'--gpu-layers': -2 is not in the range -1<=x<=2147483647"),
+        ("imatrix {file} {file} -o {out} --gpu-layers 4294967296", "'--gpu-layers': 4294967296 is not in the range"),
+    ],
+)
+def test_numbers_that_llama_cpp_would_cut_off_are_refused(tinyq: Tinyq, tmp_path: Path, line: str, said: str) -> None:
+    file = write_dense(tmp_path / "a.gguf")
+    ran = tinyq(*shlex.split(line.format(file=file, out=tmp_path / "out.gguf")))
+    assert ran.code == 2
+    assert said in ran.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"threads": 513}, {"threads": 0}, {"context_length": 1 << 31}, {"gpu_layers": -2}, {"gpu_layers": 1 << 31}],
+)
+def test_llama_cpps_settings_have_bounds(options: dict[str, int]) -> None:
+    (name,) = options
+    with pytest.raises(InputError, match=f"^{name} is {options[name]}; expected a whole number from "):
+        RuntimeOptions(**options)  # type: ignore[arg-type]

@@ -313,7 +313,9 @@ def test_a_stopped_process_that_takes_no_request_is_a_failure(dense: Path) -> No
         assert runtime.pid is not None
         runtime.options = RuntimeOptions(threads=1, timeout=0.5)
         os.kill(runtime.pid, signal.SIGSTOP)
-        with pytest.raises(LlamaError, match=r"made no progress for 0\.5 s and was stopped: its log ends: \S"):
+        with pytest.raises(
+            LlamaError, match=r"made no progress for 0\.5 s and was stopped \(see --timeout\): its log ends: \S"
+        ):
             runtime.tokenize("a" * (1 << 20))
         assert runtime.pid is None
 

@@ -13,6 +13,7 @@ import numpy as np
 from gguf.constants import TokenType
 
 from gguf_tools import __version__
+from gguf_tools.errors import InputError, is_read_error
 from gguf_tools.evaluation.golden.meanings import MEANINGS, readme
 from gguf_tools.evaluation.golden.values import Array, Prompt, Values, golden_values, kind_of, tolerances
 from gguf_tools.evaluation.prompts import base_prompts
@@ -78,8 +79,6 @@ def opened(source: Path) -> tuple[Model, Tokenizer | None, str]:
         return lift(open_gguf(source)), None, gguf_digest(source)
     checkpoint = open_checkpoint(source)
     model = build_model(checkpoint, check_type=check_model_type)
-    from gguf_tools.errors import InputError, is_read_error
-
     try:
         tokenizer = load_tokenizer(checkpoint.folder, model.spec.vocab_size, config=checkpoint.config, drop_tokens=True)
     except InputError as error:
@@ -130,10 +129,21 @@ def write_golden(
 ) -> Golden:
     """Write the golden files of `source` into the existing folder; `most_bytes` limits the logits of prompts that are not given.
 
-    Errors as opening the source.
+    Errors as opening the source; InputError for more tokens than the context holds, and for texts without a tokenizer.
     """
     model, tokenizer, digest = opened(source)
-    values = golden_values(model, prompts_for(model, tokenizer, texts, most_bytes), new_tokens, points=points)
+    if texts is not None and tokenizer is None:
+        raise InputError(
+            f"{source}: has no tokenizer that --prompts can be read with (of a GGUF it is not read); give a checkpoint with one, "
+            "or leave --prompts out"
+        )
+    prompts = prompts_for(model, tokenizer, texts, most_bytes)
+    longest, context = max((len(prompt.tokens) for prompt in prompts), default=0), model.spec.context_length
+    if new_tokens > max(NEW, context - longest):
+        raise InputError(
+            f"{new_tokens} tokens after a prompt of {longest} do not fit into the context of {context}; give fewer --tokens"
+        )
+    values = golden_values(model, prompts, new_tokens, points=points)
     allowed = tolerances(model, values)
     arrays = _arrays(values)
     write_safetensors(folder / DATA, [_stored(name, array) for name, array in arrays.items()], {"format": "golden"})

@@ -70,6 +70,16 @@ def test_an_arithmetic_that_explains_any_logits_has_no_tolerances(tmp_path: Path
         check_arrays(golden, golden.arrays, "engine", "f16")
 
 
+def test_what_the_source_cannot_give_is_refused(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no tokenizer that --prompts can be read with"):
+        write_golden(place.file, tmp_path, texts=["a"])
+    with pytest.raises(
+        InputError, match=r"^1000000000 tokens after a prompt of 24 do not fit into the context of \d+; "
+    ):
+        write_golden(place.source, tmp_path, new_tokens=10**9)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_names_that_are_not_utf_8_and_a_readme_of_one_heading(tmp_path: Path) -> None:
     source = tmp_path / os.fsdecode(b"a\xff\n# b")
     shutil.copytree(bundled_model("dense"), source)
