@@ -12,17 +12,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
-from gguf_tools.errors import InputError, OutputError
+from gguf_tools.errors import InputError, OutputError, TinyqError
 from gguf_tools.progress import StageProgress
 from gguf_tools.publishing.names import is_full_id
-from gguf_tools.sources.hub.client import ATTEMPTS, INSTALL, endpoint, pause, quiet_library, transient
+from gguf_tools.sources.hub.client import (
+    ATTEMPTS,
+    INSTALL,
+    TransientError,
+    endpoint,
+    pause,
+    quiet_library,
+    require_hub,
+    transient,
+)
+from gguf_tools.sources.hub.requests import files_of, headers, json_at
+from gguf_tools.sources.hub.threads import within
 from gguf_tools.text import one_line, shortened
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write"
 ALONE = 1 << 16
 """Bytes from which on a file is sent before the commit, if the hub keeps such files apart (LFS); others go with the commit."""
+ANSWER_SECONDS = 600.0
+"""Most seconds for a request and its answer, and as many more as what is sent takes at `SLOWEST`."""
+SLOWEST = 10_000
+"""Bytes of an upload in a second."""
 T = TypeVar("T")
 
 
@@ -71,17 +86,23 @@ def look(repository: str) -> Remote:
     hub = _library(repository)
     if hub.get_token() is None:
         raise OutputError(f"{repository}: uploading needs a token; {LOG_IN}")
-    user = _asked(repository, hub.HfApi().whoami)
+    headers()
+    user = _asked(repository, lambda: _object("/api/whoami-v2"))
     owner = repository.partition("/")[0]
-    spaces = [user.get("name"), *(each.get("name") for each in user.get("orgs", []))]
+    orgs = user.get("orgs")
+    spaces = [
+        user.get("name"),
+        *(each.get("name") for each in (orgs if isinstance(orgs, list) else []) if _is_map(each)),
+    ]
     if owner.lower() not in [str(name).lower() for name in spaces if name]:
         raise OutputError(
             f"{repository}: the token is that of {user.get('name')}, who is neither {owner} nor a member of it; {LOG_IN}"
         )
-    role = ((user.get("auth") or {}).get("accessToken") or {}).get("role")
-    if role == "read":
+    auth = user.get("auth")
+    token = auth.get("accessToken") if _is_map(auth) else None
+    if _is_map(token) and token.get("role") == "read":
         raise OutputError(f"{repository}: the token may only read; {LOG_IN}")
-    return _remote(hub, repository)
+    return _remote(repository)
 
 
 def upload(
@@ -105,7 +126,7 @@ def upload(
     with quiet_library():
         try:
             _asked(repository, lambda: api.create_repo(repository, private=private, exist_ok=True))
-            remote = _remote(hub, repository)
+            remote = _remote(repository)
             refuse_replacing(remote, remote.others(names, folder), force=force)
             changed = [name for name in names if not remote.has(name, folder / name)]
             sizes = {name: (folder / name).stat().st_size for name in changed}
@@ -116,7 +137,7 @@ def upload(
             for name, addition in zip(changed, additions, strict=True):
                 _tell(progress, done, total)
                 if sizes[name] >= ALONE:
-                    _asked(repository, partial(api.preupload_lfs_files, repository, [addition]))
+                    _asked(repository, partial(api.preupload_lfs_files, repository, [addition]), sizes[name])
                 done += sizes[name]
             _tell(progress, done, total)
             commit = _asked(
@@ -124,6 +145,7 @@ def upload(
                 lambda: api.create_commit(
                     repository, additions, commit_message=message, parent_commit=remote.commit, num_threads=1
                 ),
+                total,
             )
         except OutputError as error:
             raise OutputError(f"{error}; {go_on}") from error
@@ -146,28 +168,49 @@ def _tell(progress: StageProgress | None, done: int, total: int) -> None:
 
 
 def _library(repository: str) -> Any:
-    """The module huggingface_hub. Raises InputError if it is not installed."""
+    """The module huggingface_hub. Raises InputError if it is not installed, or cannot be used in this environment."""
     try:
-        return importlib.import_module("huggingface_hub")
+        importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise InputError(f"{repository}: uploading needs huggingface_hub; {INSTALL}") from error
+    except ValueError:
+        pass  # said in detail there:
+    return require_hub(repository)
 
 
-def _remote(hub: Any, repository: str) -> Remote:
+def _is_map(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a value of an answer is an object."""
+    return isinstance(value, dict)
+
+
+def _object(path: str) -> dict[str, Any]:
+    """The JSON object that the hub answers at a path. Raises OutputError if it answers something else."""
+    found = json_at(path)
+    if isinstance(found, str):
+        raise OutputError(found)
+    return found
+
+
+def _remote(repository: str) -> Remote:
     """The repository's files, without any if it does not exist."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    def described() -> Any:
+    def described() -> dict[str, Any] | None:
         try:
-            return hub.HfApi().model_info(repository, files_metadata=True)
+            return _object(f"/api/models/{repository}?blobs=true")
         except RepositoryNotFoundError:
             return None
 
     found = _asked(repository, described)
     if found is None:
         return Remote(repository=repository, commit=None, files={})
-    files = {each.rfilename: each.lfs.sha256 if each.lfs else each.blob_id for each in found.siblings or []}
-    return Remote(repository=repository, commit=found.sha, files=files)
+    files = {path: sha256 or oid for path, _, sha256, oid in files_of(found) if isinstance(path, str)}
+    commit = found.get("sha")
+    return Remote(
+        repository=repository,
+        commit=commit if isinstance(commit, str) else None,
+        files={path: digest if isinstance(digest, str) else "" for path, digest in files.items()},
+    )
 
 
 def _commit_url(remote: Remote) -> str:
@@ -185,13 +228,19 @@ def _digests(path: Path) -> tuple[str, str]:
     return plain.hexdigest(), git.hexdigest()
 
 
-def _asked(repository: str, call: Callable[[], T]) -> T:
-    """The result of a request, repeated after errors that may pass. Raises OutputError, in one line."""
-    attempt = 0
+def _asked(repository: str, call: Callable[[], T], size: int = 0) -> T:
+    """The result of a request that sends `size` bytes, repeated after errors that may pass. Raises OutputError, in one line."""
+    attempt, limit = 0, ANSWER_SECONDS + size / SLOWEST
     while True:
         attempt += 1
         try:
-            return call()
+            return within(limit, call)
+        except TimeoutError as error:
+            raise OutputError(
+                f"{repository}: the hub gave no answer within {limit:.0f} s; check the connection"
+            ) from error
+        except TinyqError as error:
+            raise OutputError(f"{repository}: {error}") from error
         except Exception as error:
             cause = _cause(error)
             again = transient(cause)
@@ -234,9 +283,20 @@ def _explained(error: Exception, repository: str) -> Exception:
         if status == 429:
             return OutputError(f"{repository}: the hub limits the number of requests (429); wait some minutes")
         return OutputError(f"{repository}: the hub answered with status {status}" + (f" ({said})" if said else ""))
-    if isinstance(error, HTTPError):
-        what = shortened(one_line(str(error)), 120) or type(error).__name__
+    if isinstance(error, HTTPError | TransientError):
+        what = (
+            error.what
+            if isinstance(error, TransientError)
+            else shortened(one_line(str(error)), 120) or type(error).__name__
+        )
         return OutputError(f"{repository}: the hub {endpoint()} cannot be reached ({what}); check the connection")
     if isinstance(error, OSError | ValueError):
         return OutputError(f"{repository}: could not be uploaded ({shortened(one_line(str(error)), 200)})")
-    return error
+    if isinstance(error, MemoryError):
+        return error
+    said = shortened(
+        one_line(f"{type(error).__name__}: {error}"), 160
+    )  # the library takes answers to be of the right form
+    return OutputError(
+        f"{repository}: the hub's answer was not understood ({said}); check HF_ENDPOINT, or try again later"
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -71,10 +71,17 @@ def headers() -> dict[str, str]:
 
 def described(name: HubName) -> dict[str, Any]:
     """The hub's description of a repository at a revision: its commit (`sha`), and its files with their sizes (`siblings`)."""
-    url = f"{endpoint()}/api/models/{name.repository}/revision/{quote(name.revision, safe='')}?blobs=true"
+    found = json_at(f"/api/models/{name.repository}/revision/{quote(name.revision, safe='')}?blobs=true")
+    if isinstance(found, str):
+        raise HubError(f"{one_line(str(name))}: no such file or folder, and {found}")
+    return found
+
+
+def json_at(path: str) -> dict[str, Any] | str:
+    """The JSON object that the hub answers at a path; for an answer that is none, what it is instead and what to do."""
 
     def read() -> tuple[Any, bytes]:
-        with opened("GET", url, headers(), follow=True, patience=START_SECONDS) as response:
+        with opened("GET", endpoint() + path, headers(), follow=True, patience=START_SECONDS) as response:
             checked(response)
             return response, b"".join(body(response, MOST_LISTING))
 
@@ -82,18 +89,29 @@ def described(name: HubName) -> dict[str, Any]:
         response, data = within(LISTING_SECONDS, read)
     except TimeoutError as error:
         raise TransientError(f"no complete answer within {LISTING_SECONDS:g} s") from error
-    try:
-        if response.status_code != 200:
-            raise ValueError("another status than 200")
-        found = load_json(data)
-        if not isinstance(found, dict):
-            raise ValueError("no object")
-    except (ValueError, RecursionError) as error:
-        kind = shortened(one_line(response.headers.get("Content-Type") or "no type"), 60)
-        raise HubError(
-            f"{one_line(str(name))}: no such file or folder, and {endpoint()} does not answer as a hub of Hugging Face's kind "
-            f"(status {response.status_code}, {kind}); check HF_ENDPOINT, and whether a proxy or a log-in page answers"
-        ) from error
+    with contextlib.suppress(ValueError, RecursionError):
+        found = load_json(data) if response.status_code == 200 else None
+        if isinstance(found, dict):
+            return found
+    kind = shortened(one_line(response.headers.get("Content-Type") or "no type"), 60)
+    return (
+        f"{endpoint()} does not answer as a hub of Hugging Face's kind (status {response.status_code}, {kind}); check "
+        "HF_ENDPOINT, and whether a proxy or a log-in page answers"
+    )
+
+
+def files_of(description: Mapping[str, Any]) -> list[tuple[Any, Any, Any, Any]]:
+    """The path, the size, the SHA-256 and the git object id of each file that a description lists, of whatever type they are.
+
+    The SHA-256 is None of a file that is not in LFS, and "" of one whose SHA-256 is not stated.
+    """
+    listed = description.get("siblings")
+    found = []
+    for each in listed if isinstance(listed, list) else []:
+        if isinstance(each, dict):
+            lfs = each.get("lfs")
+            sha256 = lfs.get("sha256", "") if isinstance(lfs, dict) else None
+            found.append((each.get("rfilename", ""), each.get("size", -1), sha256, each.get("blobId")))
     return found
 
 

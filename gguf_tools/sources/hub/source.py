@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.split import all_parts
@@ -33,7 +32,7 @@ from gguf_tools.sources.hub.client import (
 )
 from gguf_tools.sources.hub.file import HubFile, Listed
 from gguf_tools.sources.hub.names import WEIGHTS, HubName, parse_name
-from gguf_tools.sources.hub.requests import described
+from gguf_tools.sources.hub.requests import described, files_of
 from gguf_tools.sources.hub.threads import for_each
 from gguf_tools.sources.hub.window import Window
 from gguf_tools.text import human_bytes
@@ -147,20 +146,13 @@ def _listing(name: HubName) -> tuple[str, list[Listed] | None]:
             raise
         warnings.warn(f"the hub cannot be asked about {name}; commit {kept[:12]} in its cache is read", stacklevel=2)
         return kept, None
-    commit, siblings = info.get("sha"), info.get("siblings")
+    commit = info.get("sha")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise HubError(
             f"{name}: {endpoint()} does not name the commit; expected a hub of Hugging Face's kind; check HF_ENDPOINT"
         )
-    listed = [_listed(each) for each in (siblings if isinstance(siblings, list) else []) if isinstance(each, dict)]
+    listed = [Listed(*each) for each in files_of(info)]
     return commit, [each for each in listed if is_usable(each)]
-
-
-def _listed(sibling: dict[str, Any]) -> Listed:
-    """A file as the hub lists it; its values may be of any type."""
-    lfs = sibling.get("lfs")
-    sha256 = lfs.get("sha256", "") if isinstance(lfs, dict) else None
-    return Listed(sibling.get("rfilename", ""), sibling.get("size", -1), sha256, sibling.get("blobId"))
 
 
 def is_usable(file: Listed) -> bool:
