@@ -112,8 +112,32 @@ def lm_eval(
     _check_folder(output)
     with working_folder("tinyq-lm-eval") as work:
         arguments.output_path = str(work / output.name)
-        _execute(arguments)
+        with saved(output):
+            _execute(arguments)
         _publish(work, output)
+
+
+@contextlib.contextmanager
+def saved(output: Path) -> Iterator[None]:
+    """Raise OutputError at the end if the harness could not write some of its results, which it only logs."""
+    said: list[str] = []
+
+    def passes(record: logging.LogRecord) -> bool:
+        lost = record.getMessage().startswith("Could not save")
+        said.extend([record.getMessage()] if lost else [])
+        return not lost
+
+    logger = logging.getLogger("lm_eval.loggers.evaluation_tracker")
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
+    if said:
+        raise OutputError(
+            f"{output}: lm-evaluation-harness could not write all of its results ({said[0]}); is {temporary_folder()} full? "
+            "nothing was left behind"
+        )
 
 
 def _check_folder(output: Path) -> None:

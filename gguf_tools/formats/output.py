@@ -29,6 +29,7 @@ from gguf_tools.formats.temporary import (
     lock_folder,
     refuse_second,
     remove_leftovers,
+    remove_tree,
 )
 
 GOLDEN = "golden.json"
@@ -303,11 +304,11 @@ def atomic_folder(
     finally:
         with signals.held():
             if temporary:
-                shutil.rmtree(temporary, ignore_errors=True)
+                remove_tree(temporary)
             if old and os.path.lexists(old):
                 if not os.path.lexists(target):
                     old.rename(target)
-                shutil.rmtree(old, ignore_errors=True)
+                remove_tree(old)
             for lock in locks:
                 os.close(lock)
 

@@ -166,8 +166,16 @@ def scratch_folder(path: Path, *, alone: bool = True, advice: str = "choose anot
 
 def _remove_folder(folder: Path, lock: int) -> None:
     with signals.held():
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         os.close(lock)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all in it, as far as possible; what fails once, such as on a busy file server, is tried again."""
+    for _ in range(2):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
 
 
 def refuse_second(path: Path) -> None:
@@ -187,7 +195,7 @@ def remove_leftovers(path: Path) -> None:
         if suffix == "old" and not os.path.lexists(path):
             other.rename(path)
         elif other.is_dir():
-            shutil.rmtree(other, ignore_errors=True)
+            remove_tree(other)
         else:
             other.unlink(missing_ok=True)
 

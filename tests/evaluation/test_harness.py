@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -18,8 +19,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gguf_tools import convert
-from gguf_tools.commands.lm_eval import in_repository
-from gguf_tools.errors import InputError
+from gguf_tools.commands.lm_eval import in_repository, saved
+from gguf_tools.errors import InputError, OutputError
 from tests.conftest import Ran
 from tests.tiny_gguf import write_dense
 
@@ -292,6 +293,22 @@ def test_the_harness_lists_its_own_options(tinyq: Callable[..., Ran]) -> None:
     ran = tinyq("lm-eval", "--harness-help")
     assert ran.code == 0
     assert "--num_fewshot" in ran.out
+
+
+def test_results_that_the_harness_could_not_write_are_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It only logs so, and goes on."""
+
+    def harness() -> None:
+        logger = logging.getLogger("lm_eval.loggers.evaluation_tracker")
+        with saved(tmp_path / "out"):
+            logger.warning("Could not save sample results")
+            logger.warning("Could not gate the repository")
+
+    with pytest.raises(OutputError, match=r"could not write all of its results \(Could not save sample results\)"):
+        harness()
+    assert [record.getMessage() for record in caplog.records] == ["Could not gate the repository"]
 
 
 def test_git_is_only_asked_in_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

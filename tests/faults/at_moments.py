@@ -45,7 +45,7 @@ class AtMoment(Fault):
                     setting=setting,
                     killed=self.killed,
                     replacing=n % 2 == 1 and bool(scenario.outputs),
-                    needs_complete=not brief,
+                    needs_complete=self.killed or not brief,  # after a kill the next run goes to its end
                 )
             )
         return tries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -103,3 +104,20 @@ def test_a_file_has_no_name(tmp_path: Path) -> None:
     with unnamed_file("tinyq-test", tmp_path) as stream:
         stream.write(b"text")
         assert not list(tmp_path.iterdir())
+
+
+def test_a_removal_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink, failed = os.unlink, [False]
+
+    def busy(path: str, *, dir_fd: int | None = None) -> None:
+        if not failed[0]:
+            failed[0] = True
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", busy)
+    with working_folder("tinyq-test", tmp_path) as folder:
+        (folder / "a").write_text("a")
+        (folder / "b").write_text("b")
+    assert failed[0]
+    assert list(tmp_path.iterdir()) == []
