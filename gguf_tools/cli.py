@@ -20,7 +20,7 @@ from gguf_tools import __version__, signals
 from gguf_tools.errors import TinyqError, advice, exhausted
 from gguf_tools.formats.opened import forget_opened
 from gguf_tools.formats.temporary_folder import temporary_folder
-from gguf_tools.machine import drop, prepare_for_limits, reader_gone
+from gguf_tools.machine import drop, prepare_for_limits, reader_gone, require_current_folder
 from gguf_tools.text import expected, sentence, shortened
 
 COMMANDS = {
@@ -103,6 +103,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        require_current_folder()
         prepare_for_limits()
         module, _, function = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), function)

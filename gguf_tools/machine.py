@@ -89,6 +89,14 @@ def prepare_for_limits() -> None:
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+def require_current_folder() -> None:
+    """Raise TinyqError where the current folder was removed: relative paths fail in it, and torch's MKL ends the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise TinyqError("the current folder was removed; change to another one (cd)") from error
+
+
 def reader_gone(descriptor: int) -> bool:
     """Whether a descriptor is a pipe or a socket whose other end is closed."""
     poll = select.poll()

@@ -102,3 +102,13 @@ def test_a_process_of_llama_cpp_that_has_no_memory_says_what_to_do(
     monkeypatch.setattr(child, "log_size", lambda: len(said))
     monkeypatch.setattr(child, "read_log", lambda *_: said)
     assert child._message("load", said, 0) == f"{tmp_path}/a.gguf: llama.cpp failed (load): {said}; {MEMORY[1]}"
+
+
+def test_a_current_folder_that_was_removed_is_one_line(
+    tinyq: Tinyq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    said = "tinyq: the current folder was removed; change to another one (cd)\n"
+    assert tinyq("inspect", tmp_path) == Ran(2, "", said)

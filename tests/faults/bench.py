@@ -144,7 +144,7 @@ class Bench:
         try:
             before = Snapshot.of(place, scenario)
             run(place, place.arguments(scenario.line))
-            ended = run(place, place.arguments(scenario.line, force=True))
+            ended = run(place, place.arguments(scenario.line, force=scenario.takes_force))
             return Complete.of(before, Snapshot.of(place, scenario), normalised(ended, place))
         finally:
             place.remove()
@@ -185,7 +185,9 @@ class Bench:
             ended = one.act(self, scenario, place)
         else:
             instead = {name: place.folder / path for name, path in one.instead.items()}
-            arguments = place.arguments(scenario.line, instead, force=one.replacing or one.force)
+            arguments = place.arguments(
+                scenario.line, instead, force=(one.replacing or one.force) and scenario.takes_force
+            )
             ended = run(place, arguments, one.setting(place))
         ended = normalised(ended, place)
         completes = [Complete(entries={}, out="")]
@@ -235,7 +237,7 @@ class Bench:
             failed = [one for one in rest if one.code]
             ended = replace(failed[0], code=NEITHER) if failed else ended
         else:
-            ended = run(place, place.arguments(scenario.line, force=True))
+            ended = run(place, place.arguments(scenario.line, force=scenario.takes_force))
         ended = normalised(ended, place)
         found = Found(before=before, after=Snapshot.of(place, scenario), ended=ended)
         good = None if scenario.recovery else scenario.code

@@ -41,6 +41,8 @@ class Scenario:
     """Outputs that differ from run to run, such as a measured time, of which only the form is compared; "stdout" is one too."""
     code: int = 0
     """The exit code without a fault."""
+    takes_force: bool = True
+    """Whether it has --force; a command whose outputs get new names each time has not."""
     setup: str = ""
     """Python statements before the command begins, which make it smaller where no option does."""
     cost: Literal["quick", "slow", "long"] = "quick"

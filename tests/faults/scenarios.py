@@ -112,6 +112,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         line="lm-eval {in}/f32.gguf --tasks {in}/task.yaml --output_path {out}/results --log_samples",
         llama="run",
         containers=("results",),
+        takes_force=False,
         varies=("results", "stdout"),
         cost="long",
     ),

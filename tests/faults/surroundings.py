@@ -13,7 +13,7 @@ from tests.faults.at_steps import WRONG
 from tests.faults.bench import Bench, Change, Try
 from tests.faults.child import Setting
 from tests.faults.fault import Fault, some
-from tests.faults.on_paths import UNSHARE, no_mounts
+from tests.faults.on_paths import REFUSED, UNSHARE, no_mounts
 from tests.faults.place import Place
 from tests.faults.scenario import Scenario
 from tests.faults.shim import LACK, Shim
@@ -39,6 +39,8 @@ class Way:
     """The folder, below the place's usual one, that the place is in."""
     prepare: Change | None = None
     may_fail: bool = False
+    refused: str = ""
+    """What the line says with which the command ends, where it does nothing."""
     prints: bool = True
 
 
@@ -52,7 +54,8 @@ class Different(Fault):
         return [
             Try(
                 label=way.label,
-                codes=(*WRONG, scenario.code) if way.may_fail else (scenario.code,),
+                codes=REFUSED if way.refused else (*WRONG, scenario.code) if way.may_fail else (scenario.code,),
+                says=(way.refused,) if way.refused else (),
                 setting=partial(self._setting, bench, way),
                 prepare=way.prepare,
                 below=way.below,
@@ -99,7 +102,7 @@ class OddFolders(Different):
             label="no caches",
             environment=dict.fromkeys(("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), "/dev/null/x"),
         ),
-        Way(label="no current folder", wrapper=("sh", "-c", _GONE, "sh")),
+        Way(label="no current folder", wrapper=("sh", "-c", _GONE, "sh"), refused="the current folder was removed"),
         Way(label="TMPDIR on a disk of its own", wrapper=(*UNSHARE, "sh", "-c", _OTHER_DISK, "sh", "{place}/tmp")),
     )
 
