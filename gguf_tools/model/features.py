@@ -124,6 +124,16 @@ def layer_features(layer: LayerSpec, spec: ModelSpec) -> tuple[Feature, ...]:
     return tuple(dict.fromkeys(_of(Place(spec, (spec, layer)))))
 
 
+def parts_of(part: Any) -> Iterator[Any]:
+    """A part of a spec, or the whole, and all parts within it; equal layers once."""
+    yield part
+    for entry in fields(part):
+        value = getattr(part, entry.name)
+        for inner in dict.fromkeys(value) if isinstance(value, tuple) else (value,):
+            if is_dataclass(inner):
+                yield from parts_of(inner)
+
+
 def undeclared(found: Iterable[Feature], expressed: Collection[str]) -> list[str]:
     """Descriptions of the features whose keys are not in `expressed`; for a part that is not, only that of the part itself."""
     lacking = (feature for feature in found if feature.key not in expressed)

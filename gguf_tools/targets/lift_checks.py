@@ -6,12 +6,9 @@ no lifter reads them; numbers out of range end its process by a failed assertion
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any
-
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf.source import GGUFSource
+from gguf_tools.model.features import parts_of
 from gguf_tools.model.norms import Norm
 from gguf_tools.model.rope import LongRopeScaling, Rope, YarnScaling
 from gguf_tools.model.spec import Attention, Model
@@ -22,6 +19,8 @@ SCALINGS = ("none", "linear", "yarn", "longrope")
 """The values of rope.scaling.type that llama.cpp knows; it ends its process for others."""
 LIFTED_SIZES = ("step35",)
 """Architectures whose lifter reads the sizes of layers with a window (`…_swa`)."""
+IN_SECTIONS = ("glm4", "glm4moe")
+"""Architectures whose graph rotates by sections (`rope.dimension_sections`) where the file has them."""
 ADVICE = "write the file again"
 
 
@@ -51,6 +50,8 @@ def check_keys(source: GGUFSource) -> None:
         raise _unsupported(source, "attention.causal is false: every token would see those after it")
     if source.key("attention.sliding_window", 0) and source.architecture not in LIFTED_SIZES:
         _check_sizes(source)
+    if source.architecture in IN_SECTIONS and _most(source, "rope.dimension_sections"):
+        raise _unsupported(source, "rope.dimension_sections are stated: a head would rotate in sections")
     if groups > 1:
         raise _unsupported(source, f"expert_group_count is {groups}: experts would be selected from some groups alone")
 
@@ -75,7 +76,7 @@ def _check_sizes(source: GGUFSource) -> None:
 def check_model(source: GGUFSource, model: Model) -> None:
     """Check numbers of a lifted model. Raises CheckpointError for one out of range, UnsupportedError as `check_keys`."""
     ropes = []
-    for part in _parts(model.spec):
+    for part in parts_of(model.spec):
         if isinstance(part, Norm) and not 0.0 <= part.eps < float("inf"):
             raise CheckpointError(
                 f"{source.path}: the epsilon of a norm is {part.eps:g} (metadata {source.architecture}.attention.layer_norm_*"
@@ -90,16 +91,6 @@ def check_model(source: GGUFSource, model: Model) -> None:
 
 def _has_magnitude(rope: Rope) -> bool:
     return isinstance(rope.scaling, YarnScaling | LongRopeScaling)
-
-
-def _parts(spec: Any) -> Iterator[Any]:
-    """The parts of a spec, the innermost too; equal layers once."""
-    yield spec
-    for field in fields(spec):
-        value = getattr(spec, field.name)
-        for part in dict.fromkeys(value) if isinstance(value, tuple) else (value,):
-            if is_dataclass(part):
-                yield from _parts(part)
 
 
 def _most(source: GGUFSource, name: str) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gguf_tools.errors import UnsupportedError
+from gguf_tools.model.features import parts_of
+from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import Model
 from gguf_tools.rewrites.approximations import Approximation, Fit, Tokens
 from gguf_tools.rewrites.base import Rewrite
@@ -70,6 +72,7 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
     adds more weights than one that saves them (`Approximation.saves`). Raises UnsupportedError with what each target does not
     support if no target expresses the model.
     """
+    _refuse_degenerate(model)
     candidates = [target_named(target)] if target else list(all_targets())
     plans, refusals, steps = [], [], _Steps()
     for candidate in candidates:
@@ -101,6 +104,37 @@ def plan(model: Model, target: str | None = None, calibration: Callable[[], Toke
     )
     lacking = _listed(refusals, model.preferred_targets)
     raise UnsupportedError(f"no llama.cpp architecture expresses this {model.family} model exactly: {lacking}{hints}")
+
+
+FACTORS = (
+    "scale",
+    "softcap",
+    "clip",
+    "residual_scale",
+    "input_scale",
+    "embedding_scale",
+    "logit_scale",
+    "logit_softcap",
+)
+"""Fields of the spec's parts that llama.cpp does not apply where they are 0."""
+
+
+def _refuse_degenerate(model: Model) -> None:
+    """Raise UnsupportedError for numbers that no llama.cpp file holds: factors of 0, and a RoPE base below 1.
+
+    A file's factor of 0 says that there is none. Below 1 angles grow with the dimension, beyond what float32 tells apart.
+    """
+    for part in parts_of(model.spec):
+        zero = next((name for name in FACTORS if getattr(part, name, None) == 0), None)
+        if zero:
+            raise UnsupportedError(
+                f"the {model.family} model has a {zero} of 0, which llama.cpp reads as none; expected another number: correct "
+                "the config"
+            )
+        if isinstance(part, Rope) and part.theta < 1:
+            raise UnsupportedError(
+                f"the {model.family} model has a RoPE base of {part.theta:g}; expected at least 1: correct the config"
+            )
 
 
 def _listed(refusals: list[tuple[int, str, str]], preferred: Sequence[str]) -> str:

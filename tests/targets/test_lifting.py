@@ -385,6 +385,13 @@ def test_layers_with_a_window_that_have_other_sizes_are_refused(key: str) -> Non
         lift(changed(file, {key: full // 2}))
 
 
+@pytest.mark.parametrize("name", ["glm4", "glm4moe"])
+def test_a_rotation_in_sections_is_refused(name: str) -> None:
+    assert lift(changed(made(name), {"rope.dimension_sections": (0, 0, 0, 0)})).spec == lift(made(name)).spec
+    with pytest.raises(UnsupportedError, match="rope.dimension_sections are stated"):
+        lift(changed(made(name), {"rope.dimension_sections": (4, 2, 2, 0)}))
+
+
 def test_experts_in_every_so_many_layers_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="interleave_moe_layer_step is 2; expected 1"):
         lift(changed(made("ernie4_5-moe"), {"interleave_moe_layer_step": 2}))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gguf_tools.errors import UnsupportedError
+from gguf_tools.model.rope import Rope
 from gguf_tools.model.spec import Attention, Model, ModelSpec
 from gguf_tools.rewrites.approximations import Approximated, Approximation, LogitFit, Tokens
 from gguf_tools.rewrites.base import Rewrite
@@ -336,3 +337,24 @@ def test_what_is_lacking_is_told_once(among: Among) -> None:
     target = made("one", PLAIN, "this", "this", "that")
     target = replace(target, expresses=target.expresses - {"Attention.qk_norm=Norm"})
     assert target.lacks(PLAIN.spec) == ["q/k norm", "this", "that"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda spec: replace(spec, logit_scale=0.0), "has a logit_scale of 0, which llama.cpp reads as none"),
+        (lambda spec: replace(spec, logit_softcap=0.0), "has a logit_softcap of 0"),
+        (lambda spec: with_mixer(spec, clip=0.0), "has a clip of 0"),
+        (lambda spec: with_mixer(spec, softcap=0.0), "has a softcap of 0"),
+        (lambda spec: with_mixer(spec, rope=Rope(0.5, 8)), "has a RoPE base of 0.5; expected at least 1"),
+    ],
+)
+def test_numbers_that_no_file_holds(change: Callable[[ModelSpec], ModelSpec], says: str) -> None:
+    with pytest.raises(UnsupportedError, match=says):
+        plan(replace(PLAIN, spec=change(PLAIN.spec)))
+
+
+def with_mixer(spec: ModelSpec, **fields: Any) -> ModelSpec:
+    """The spec with fields of the attention changed."""
+    layers = (replace(one, mixer=replace(one.mixer, **fields)) for one in spec.layers)
+    return replace(spec, layers=tuple(layers))
