@@ -50,9 +50,13 @@ def lower_as(name: str) -> Callable[[Model], Lowered]:
 
 
 def lift_scale(source: GGUFSource, mixer: Attention) -> Attention:
-    """The attention with the file's scale of scores, 1/√head_dim for 0 or none, and without rope if the file says so."""
+    """The attention with the file's scale of scores, 1/√head_dim for 0 or none, and without rope if the file says so.
+
+    `granitemoe` has rope whatever the file says (`granite-moe.cpp` does not read the key).
+    """
     scale = source.number("attention.scale", 0.0) or None
-    return replace(mixer, scale=scale, rope=mixer.rope if source.key(FINETUNED, True) else None)
+    roped = source.architecture == "granitemoe" or source.key(FINETUNED, True)
+    return replace(mixer, scale=scale, rope=mixer.rope if roped else None)
 
 
 def lift_scales(source: GGUFSource, model: Model) -> Model:

@@ -60,6 +60,7 @@ def lift(source: GGUFSource) -> Model:
                 f"{source.path}: {NAME}.{key} is {value:g}; expected 1, since tinyq does not support it"
             )
     pattern = [bool(windowed) for windowed in source.key("attention.sliding_window_pattern")]
+    roped = list(source.key("attention.rope_pattern", ()))
     window = int(source.key("attention.sliding_window"))
 
     def sinks(n: int) -> LayerTensors:
@@ -68,7 +69,8 @@ def lift(source: GGUFSource) -> Model:
         return {"attn.sinks": found} if float(found.array().max()) > NO_SINK else {}
 
     def change(n: int, mixer: Attention) -> Attention:
-        return replace(mixer, window=window if pattern[n] else None, sinks=bool(sinks(n)))
+        rope = mixer.rope if n >= len(roped) or roped[n] else None
+        return replace(mixer, rope=rope, window=window if pattern[n] else None, sinks=bool(sinks(n)))
 
     return llama.lift_with(source, change, sinks)
 

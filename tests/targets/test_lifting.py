@@ -388,8 +388,23 @@ def test_layers_with_a_window_that_have_other_sizes_are_refused(key: str) -> Non
 @pytest.mark.parametrize("name", ["glm4", "glm4moe"])
 def test_a_rotation_in_sections_is_refused(name: str) -> None:
     assert lift(changed(made(name), {"rope.dimension_sections": (0, 0, 0, 0)})).spec == lift(made(name)).spec
-    with pytest.raises(UnsupportedError, match="rope.dimension_sections are stated"):
+    with pytest.raises(UnsupportedError, match=r"rope\.dimension_sections are stated"):
         lift(changed(made(name), {"rope.dimension_sections": (4, 2, 2, 0)}))
+
+
+def test_layers_without_rope_by_the_keys_that_each_graph_reads() -> None:
+    swa = lift(changed(made("granite_swa"), {"attention.rope_pattern": (True, False)}))
+    assert [_attention(swa, n).rope is None for n in range(2)] == [False, True]
+    moe = changed(made("granitemoe"), {"rope.scaling.finetuned": False})
+    assert lift(moe).spec == lift(made("granitemoe")).spec
+    plain = lift(changed(made("granite"), {"rope.scaling.finetuned": False}))
+    assert _attention(plain, 0).rope is None
+
+
+def _attention(model: Model, n: int) -> Attention:
+    mixer = model.spec.layers[n].mixer
+    assert isinstance(mixer, Attention)
+    return mixer
 
 
 def test_experts_in_every_so_many_layers_are_refused() -> None:
