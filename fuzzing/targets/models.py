@@ -16,9 +16,11 @@ from gguf_tools.errors import InputError, OutputError
 from gguf_tools.evaluation.reference_source import find_reference
 from gguf_tools.families.registry import load_model, own_families
 from gguf_tools.formats.gguf.header import Field, Metadata, ValueType, pack_header, place, read_header
+from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.inspection.report import inspect
 from gguf_tools.quantization.plan import QuantizeRequest, prepare
 from gguf_tools.targets.planner import plan
+from gguf_tools.targets.registry import lift
 from gguf_tools.verification.metadata import compare_metadata
 from quant.errors import InputError as QuantInputError
 from quant.types import TensorType, tensor_type
@@ -28,23 +30,8 @@ from surgery.gguf.layers import open_layered
 from surgery.gguf.rewrite import plan_gguf
 from surgery.recipe import parse_text
 
-VARIANTS = (
-    *(
-        ("llama", "plain"),
-        ("llama", "yarn"),
-        ("mixtral", "plain"),
-        ("qwen2", "window"),
-        ("qwen2-moe", "plain"),
-        ("phi3", None),
-    ),
-    *(
-        ("qwen3", "window"),
-        ("qwen3-moe", "plain"),
-        ("qwen3-next", "irregular"),
-        ("qwen3.5", "dense"),
-        ("qwen3.5", "moe"),
-    ),
-)
+MORE = (("llama", "yarn"), ("mixtral", "plain"), ("qwen2", "window"), ("qwen3", "window"), ("qwen3-next", "irregular"))
+"""Variants beside the first of each target."""
 RECIPES = (
     "swap(0:1)",
     "interpolate(0:1, 0.5) + delete(0) + duplicate(0)",
@@ -146,11 +133,21 @@ OWN: tuple[Any, ...] = (
 )
 
 
-def _document(family: str, variant: str | None, folder: Path) -> dict[str, Any]:
+def _variants() -> tuple[tuple[str, str], ...]:
+    """(family, variant): one that is converted exactly to each target, and `MORE`."""
+    first: dict[str, tuple[str, str]] = {}
+    for family in own_families():
+        for variant, expected in family.variants.items():
+            if family.tiny and expected.target and not expected.approximate and not expected.text_only:
+                first.setdefault(expected.target, (family.name, variant))
+    return tuple(dict.fromkeys((*first.values(), *MORE)))
+
+
+def _document(family: str, variant: str, folder: Path) -> dict[str, Any]:
     """The metadata and the tensors' shapes of a converted variant; a value stands with its type."""
     found = next(one for one in own_families() if one.name == family)
     assert found.tiny
-    found.tiny(folder, variant or next(iter(found.variants)), 1)
+    found.tiny(folder, variant, 1)
     lowered = plan(load_model(folder)).lower()
     architecture = Field(ValueType.STRING, lowered.architecture)
     metadata = {"general.architecture": architecture} | lowered.metadata
@@ -247,7 +244,8 @@ def _model(folder: Path) -> Prepared:
     path = folder / "model.gguf"
     recipes = [parse_text(text) for text in RECIPES]
     seeds = [
-        json.dumps(_document(family, variant, folder / f"{n}")).encode() for n, (family, variant) in enumerate(VARIANTS)
+        json.dumps(_document(family, variant, folder / f"{n}")).encode()
+        for n, (family, variant) in enumerate(_variants())
     ]
     expected = _metadata(json.loads(seeds[0]))
 
@@ -265,6 +263,8 @@ def _model(folder: Path) -> Prepared:
             os.truncate(stream.fileno(), len(header) + count)
         found = inspect(path)
         opened = read_header(path)
+        with contextlib.suppress(InputError):
+            lift(open_gguf(path))
         compare_metadata(opened, expected, dict(opened.metadata))
         with contextlib.suppress(InputError):
             find_reference(path, operate=operate_recorded)

@@ -19,8 +19,15 @@ SCALINGS = ("none", "linear", "yarn", "longrope")
 """The values of rope.scaling.type that llama.cpp knows; it ends its process for others."""
 LIFTED_SIZES = ("step35",)
 """Architectures whose lifter reads the sizes of layers with a window (`…_swa`)."""
-IN_SECTIONS = ("glm4", "glm4moe")
-"""Architectures whose graph rotates by sections (`rope.dimension_sections`) where the file has them."""
+UNREAD = {
+    "glm4": ("rope.dimension_sections",),
+    "glm4moe": ("rope.dimension_sections",),
+    "hunyuan-dense": ("rope.scaling.alpha",),
+    "lfm2": ("attention.sliding_window",),
+    "lfm2moe": ("attention.sliding_window",),
+}
+"""Keys that an architecture's graph reads where they are not 0, and its lifter does not: rotation in sections, another base of
+rope, windows."""
 ADVICE = "write the file again"
 
 
@@ -50,8 +57,10 @@ def check_keys(source: GGUFSource) -> None:
         raise _unsupported(source, "attention.causal is false: every token would see those after it")
     if source.key("attention.sliding_window", 0) and source.architecture not in LIFTED_SIZES:
         _check_sizes(source)
-    if source.architecture in IN_SECTIONS and _most(source, "rope.dimension_sections"):
-        raise _unsupported(source, "rope.dimension_sections are stated: a head would rotate in sections")
+    for key in UNREAD.get(source.architecture, ()):
+        stated = source.key(key, 0)
+        if any(stated) if isinstance(stated, tuple) else stated:
+            raise _unsupported(source, f"{key} is {repr(stated)[:40]}")
     if groups > 1:
         raise _unsupported(source, f"expert_group_count is {groups}: experts would be selected from some groups alone")
 

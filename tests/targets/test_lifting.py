@@ -385,11 +385,22 @@ def test_layers_with_a_window_that_have_other_sizes_are_refused(key: str) -> Non
         lift(changed(file, {key: full // 2}))
 
 
-@pytest.mark.parametrize("name", ["glm4", "glm4moe"])
-def test_a_rotation_in_sections_is_refused(name: str) -> None:
-    assert lift(changed(made(name), {"rope.dimension_sections": (0, 0, 0, 0)})).spec == lift(made(name)).spec
-    with pytest.raises(UnsupportedError, match=r"rope\.dimension_sections are stated"):
-        lift(changed(made(name), {"rope.dimension_sections": (4, 2, 2, 0)}))
+@pytest.mark.parametrize(
+    ("name", "key", "none", "value"),
+    [
+        ("glm4", "rope.dimension_sections", (0, 0, 0, 0), (4, 2, 2, 0)),
+        ("glm4moe", "rope.dimension_sections", (0, 0, 0, 0), (4, 2, 2, 0)),
+        ("hunyuan-dense", "rope.scaling.alpha", 0.0, 50.0),
+        ("lfm2", "attention.sliding_window", 0, 5),
+        ("lfm2moe", "attention.sliding_window", 0, 5),
+    ],
+)
+def test_keys_that_an_architectures_graph_reads_and_its_lifter_does_not(
+    name: str, key: str, none: object, value: object
+) -> None:
+    assert lift(changed(made(name), {key: none})).spec == lift(made(name)).spec
+    with pytest.raises(UnsupportedError, match=re.escape(f"{name}.{key} is {value}")):
+        lift(changed(made(name), {key: value}))
 
 
 def test_layers_without_rope_by_the_keys_that_each_graph_reads() -> None:
