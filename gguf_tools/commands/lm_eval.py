@@ -99,10 +99,14 @@ def lm_eval(
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     Runtime(model)  # refuses what is no GGUF, before the harness reads its thousands of tasks
     arguments = _parsed(options)
+    if arguments is None:  # the harness has shown its help
+        return
     if arguments.model is not None:
         raise click.UsageError("--model cannot be given: the model is FILE.gguf, run by tinyq")
     if not (arguments.tasks or arguments.config):
         raise click.UsageError("no tasks are given; give --tasks TASK…, such as --tasks arc_easy")
+    if "pretrained" in (arguments.model_args or {}):
+        raise click.UsageError("--model_args cannot have pretrained: the model is FILE.gguf")
     arguments.model = "tinyq"
     arguments.model_args = {"pretrained": str(model), **settings, **(arguments.model_args or {})}
     output = Path(arguments.output_path) if arguments.output_path else None
@@ -111,10 +115,12 @@ def lm_eval(
         return
     _check_folder(output)
     with working_folder("tinyq-lm-eval") as work:
-        arguments.output_path = str(work / output.name)
+        # Not under a name that the user gives: "..", for one, leads out of the folder.
+        named = output.suffix == ".json"
+        arguments.output_path = str(work / (output.name if named else "results"))
         with saved(output):
             _execute(arguments)
-        _publish(work, output)
+        _publish(work if named else work / "results", output.parent if named else output, output)
 
 
 @contextlib.contextmanager
@@ -153,14 +159,14 @@ def _check_folder(output: Path) -> None:
         raise OutputError(f"{output}: the folder {existing} is not writable; give --output_path another folder")
 
 
-def _publish(work: Path, output: Path) -> None:
-    """Move what the harness has written below `work` to where it would have written it itself, all or nothing."""
+def _publish(work: Path, place: Path, output: Path) -> None:
+    """Move what the harness has written below `work` to `place`, all or nothing; `output` is --output_path for errors."""
     from gguf_tools.formats.output import atomic_outputs
 
     files = sorted(path for path in work.rglob("*") if path.is_file())
     if not any(file.suffix == ".json" for file in files):  # the harness only logs that it could not write them
         raise OutputError(f"{output}: lm-evaluation-harness could not write its results; is {temporary_folder()} full?")
-    targets = [output.parent / file.relative_to(work) for file in files]
+    targets = [place / file.relative_to(work) for file in files]
     try:
         for folder in dict.fromkeys(target.parent for target in targets):
             folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,15 @@ from gguf_tools import signals
 from gguf_tools.errors import PROCESSES, CheckpointError, InputError, LlamaError, TinyqError, exhausted_in_words
 from gguf_tools.formats.scratch import ADVICE, unnamed_file
 from gguf_tools.progress import CountProgress
-from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
+from gguf_tools.runtime.channel import (
+    Array,
+    ChannelClosedError,
+    Frame,
+    NoFrameError,
+    await_begin,
+    read_frame,
+    write_frame,
+)
 from gguf_tools.runtime.log import decisive_lines, last_lines
 from gguf_tools.runtime.silence import Silence
 from quant.installed import require_llama_cpp
@@ -38,10 +46,12 @@ class Child:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._process: subprocess.Popen[bytes] | None = None
+        self._begun = False
 
     def start(self) -> None:
         """Start the process; LlamaError where llama-cpp-python is missing or too old, or no log can be made."""
         require_llama_cpp(PURPOSE)
+        self._begun = False
         starter = "main" if threading.current_thread() is threading.main_thread() else "thread"
         with signals.held():
             try:
@@ -112,19 +122,26 @@ class Child:
         try:
             with silence:
                 write_frame(cast(RawIOBase, process.stdin), {"op": op, **header}, array)
-                while (frame := read_frame(cast(RawIOBase, process.stdout))).header["kind"] == "progress":
+                if not self._begun:
+                    await_begin(cast(RawIOBase, process.stdout))
+                    self._begun = True
+                while (frame := read_frame(cast(RawIOBase, process.stdout))).header.get("kind") == "progress":
                     silence.sign()
                     if progress is not None:
                         progress(frame.header["done"], frame.header["total"])
+        except NoFrameError as error:
+            message = self._message(op, f"its process sent what is no answer ({error})", log_start, ended=True)
+            self.close()
+            raise LlamaError(message) from error
         except ChannelClosedError:
             raise self._died(op, process, log_start, silence) from None
         except BaseException:
             # Interrupted inside an answer: its remaining bytes would be read as the next answer.
             self.close()
             raise
-        if frame.header["kind"] == "refused":
+        if frame.header.get("kind") == "refused":
             raise InputError(f"{self.path}: {frame.header['message']}")
-        if frame.header["kind"] == "error":
+        if frame.header.get("kind") == "error":
             raise LlamaError(self._message(op, frame.header["message"], log_start))
         return frame
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from gguf_tools.errors import LlamaError
-from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, read_frame, write_frame
+from gguf_tools.runtime.channel import Array, ChannelClosedError, Frame, begin, read_frame, write_frame
 
 _WATCH_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -45,6 +45,8 @@ def main() -> None:
     requests = FileIO(os.dup(0), "rb")
     answers = FileIO(os.dup(1), "wb")
     os.dup2(2, 1)
+    with contextlib.suppress(ChannelClosedError):  # which the answer to the first request notices too
+        begin(answers)
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     queue: SimpleQueue[Frame] = SimpleQueue()
