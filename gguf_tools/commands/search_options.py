@@ -9,6 +9,7 @@ import click
 from gguf_tools.commands.common import F
 from gguf_tools.commands.values import FilePath, Text
 from gguf_tools.errors import InputError
+from gguf_tools.machine import MOST_COUNT
 
 MOST_BLOCK = 512
 """Largest block; llama.cpp holds no more layers."""
@@ -39,7 +40,9 @@ _SEARCH = (
     click.option(
         "--beam", type=click.IntRange(min=1), default=4, show_default=True, help="compose: recipes extended a round."
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="sample: seed of the sampler."),
+    click.option(
+        "--seed", type=click.IntRange(0, MOST_COUNT), default=0, show_default=True, help="sample: seed of the sampler."
+    ),
     click.option("--layers", metavar="I..J", help="Layers that ops may name; by default all."),
     click.option("--allow", multiple=True, metavar="OP", help="Try only this op; repeatable."),
     click.option("--forbid", multiple=True, metavar="OP", help="Do not try this op; repeatable."),

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from gguf_tools.errors import InputError
 from gguf_tools.evaluation.card.statistics import Float
 from gguf_tools.model.spec import LayerSpec, Model
 from gguf_tools.reference import Reference
 from gguf_tools.reference.weights import Weights, load_layer
+from gguf_tools.text import shortened
 from surgery.algebra import Layer, Original, Stack, identity
 from surgery.model import rebuilt
 
@@ -37,6 +39,22 @@ class LayerProfile:
     update_norm: float
     influence: float
     angle: float
+
+
+def check_device(name: str) -> None:
+    """Raise InputError unless torch computes on the device of this name here."""
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (
+        RuntimeError,
+        AssertionError,
+        ImportError,
+        ValueError,
+    ) as error:  # the last two: a backend that is not installed
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"--device {name}: torch cannot compute there ({shortened(reason, 160)}); give cpu, or cuda where torch has it"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from gguf_tools.machine import MOST_THREADS, available_cores
 from gguf_tools.runtime.process import RuntimeOptions
 from surgery.search.agenda import Rung
 from surgery.search.bench import Bench
+from surgery.search.engine import check_device
 from surgery.search.items import Items, split_items
 from surgery.search.ledger import HELD_OUT as HELD_OUT_STUDY
 from surgery.search.ledger import Ledger
@@ -33,6 +34,8 @@ from surgery.search.records import HELD_OUT, QUESTIONS, Record
 from surgery.search.space import Space, Strategy, kinds_of
 from surgery.search.strategy import Plan, Population
 from surgery.search.worker import Watch, work
+
+CPU = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class SearchRequest:
     teacher: Path | None = None
     own_text: bool = False
     held_out_text: Path | None = None
-    device: str = "cpu"
+    device: str = CPU
     prune: bool = True
 
     def setup(self, space: Space, items: Items) -> dict[str, Any]:
@@ -111,6 +114,8 @@ def search(request: SearchRequest, watch: Watch) -> Ledger:
     """
     files = FileWatch.over(path for path in (request.source, request.teacher) if path is not None)
     objectives = parse_objectives(request.objectives)
+    if request.device != CPU:
+        check_device(request.device)
     items = split_items(
         request.card.choice,
         questions=any(objective.stage == QUESTIONS for objective in objectives),

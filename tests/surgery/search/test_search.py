@@ -235,6 +235,9 @@ def test_a_candidate_on_which_llama_cpp_fails_is_failed_with_its_last_lines(
     [
         (("--layers", "2..9"), "--layers 2..9: the model has layers 0 to 3"),
         (("--layers", "a"), "--layers a: is no range"),
+        (("--device", "nothing"), "--device nothing: torch cannot compute there (Expected one of cpu, cuda"),
+        (("--device", "meta"), "--device meta: torch cannot compute there"),
+        (("--seed", "-1", "--strategy", "sample"), "'--seed': -1 is not in the range 0<=x<=2147483647"),
         (("--allow", "swop"), "op 'swop' is not known"),
         (("--objective", "nothing"), "--objective nothing: is not known"),
         (("--objective", "no_module:score"), "cannot be imported"),
