@@ -10,7 +10,7 @@ import errno
 import math
 from dataclasses import dataclass
 
-from quant.errors import InputError, LlamaError, TinyqError
+from quant.errors import ArgumentError, InputError, LlamaError, TinyqError
 
 __all__ = [
     "AMOUNT",
@@ -35,10 +35,6 @@ __all__ = [
     "exhausted_in_words",
     "is_read_error",
 ]
-
-
-class ArgumentError(InputError, TypeError):
-    """An argument of a function of the public API has a wrong type; names the argument and what it takes."""
 
 
 class CheckpointError(InputError):

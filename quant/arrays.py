@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quant.encode import Block, FloatArray, RawArray, RowRange, can_decode, decode_rows, encode_block, row_ranges
-from quant.errors import InputError
+from quant.errors import ArgumentError, InputError
 from quant.options import writable_type
 from quant.types import BF16, F16, F32, TensorType, row_bytes, tensor_type
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 else:
     ArrayLike = Any
+
+T = TypeVar("T")
 
 
 def quantize(array: ArrayLike, type: str, importance: ArrayLike | None = None, threads: int = 0) -> bytes:
@@ -32,13 +34,17 @@ def quantize(array: ArrayLike, type: str, importance: ArrayLike | None = None, t
     Raises InputError for a type that cannot be written, rows that are not whole blocks of it, weights that are NaN, infinite or
     too large for it, and importances of another shape. Sources: `ggml_quantize_chunk`, `llama_tensor_quantize_impl`.
     """
-    dtype = writable_type(type)
-    rows, source = _rows(np.asarray(array))
+    dtype = writable_type(_of_type("type", type, str))
+    _of_type("threads", threads, int)
+    given = _array("array", array)
+    rows, source = _rows(given)
     n, k = rows.shape
     out = np.empty((n, row_bytes(dtype, k)), np.uint8)
-    shape = np.shape(array)
+    shape = given.shape
     matrices = prod(shape[:-2]) if len(shape) > 2 else 1
-    columns = None if importance is None else _importance(np.asarray(importance, np.float32), matrices, k)
+    columns = (
+        None if importance is None else _importance(_array("importance", importance).astype(np.float32), matrices, k)
+    )
     by_matrix = columns is not None and len(columns) > 1
 
     def encode(part: RowRange) -> None:
@@ -62,16 +68,42 @@ def dequantize(data: bytes | bytearray | memoryview | NDArray[Any], type: str, s
     Raises InputError for a type that ggml cannot decode, rows that are not whole blocks, and a wrong number of bytes. Source: the
     type's `to_float` (`ggml_get_type_traits`).
     """
-    dtype = tensor_type(type)
+    dtype = tensor_type(_of_type("type", type, str))
     if not can_decode(dtype):
         raise InputError(f"type {dtype.name} is not one of weights, so there are no floats to decode")
-    if not shape:
+    lengths = _of_type("shape", shape, tuple)
+    if not lengths:
         raise InputError("shape is (); expected the lengths of one axis or more")
-    raw = np.frombuffer(data, np.uint8)
+    if not all(_of_type("shape", length, int) >= 0 for length in lengths):
+        raise InputError(f"shape is {shape}; expected lengths of at least 0")
+    try:
+        raw = np.frombuffer(data, np.uint8)
+    except TypeError as error:
+        raise ArgumentError(f"data is of {data.__class__.__name__}; expected bytes or an array of them") from error
+    except ValueError as error:
+        raise InputError(f"data cannot be read as bytes ({error}); give them contiguous") from error
     n, k = prod(shape[:-1]), shape[-1]
     if raw.size != n * row_bytes(dtype, k):
         raise InputError(f"data has {raw.size} bytes; expected {n * row_bytes(dtype, k)} for {shape} in {dtype.name}")
     return decode_rows(raw.reshape(n, -1), dtype, k).reshape(shape)
+
+
+def _of_type(name: str, value: Any, kind: type[T]) -> T:
+    """The value of an argument, or ArgumentError if it is not of this type; a bool is no int."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ArgumentError(f"{name} is {value!r:.80} ({value.__class__.__name__}); expected {kind.__name__}")
+    return value
+
+
+def _array(name: str, value: Any) -> NDArray[Any]:
+    """The argument as an array of numbers, or InputError where numpy makes none of it."""
+    try:
+        found = np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{name} is no array of numbers ({error}); give one of numpy's") from error
+    if found.dtype.kind in "OSUc":
+        raise InputError(f"{name} has values of {found.dtype}; expected real numbers")
+    return found
 
 
 def _rows(array: NDArray[Any]) -> tuple[RawArray, TensorType]:

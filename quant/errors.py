@@ -26,6 +26,10 @@ class InputError(TinyqError):
     """A source, an option or a file is invalid or unsuitable (exit code 2)."""
 
 
+class ArgumentError(InputError, TypeError):
+    """An argument of a public function has a wrong type; names the argument and what it takes (exit code 2)."""
+
+
 class LlamaError(TinyqError):
     """llama.cpp failed or its process died; the message has its last log lines (exit code 3)."""
 

@@ -28,6 +28,7 @@ from gguf_tools.commands.common import (
 )
 from gguf_tools.commands.engine_options import engine_options
 from gguf_tools.commands.search_options import (
+    MOST_BLOCK,
     parsed_layers,
     parsed_numbers,
     parsed_sizes,
@@ -157,7 +158,7 @@ def run(
         layers=parsed_layers(layers),
         allow=allow,
         forbid=forbid,
-        reach=reach,
+        reach=min(reach, MOST_BLOCK),
         alphas=parsed_numbers("--alpha", alpha),
         factors=parsed_numbers("--factor", factor),
         sizes=parsed_sizes(size),

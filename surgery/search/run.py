@@ -36,6 +36,8 @@ from surgery.search.strategy import Plan, Population
 from surgery.search.worker import Watch, work
 
 CPU = "cpu"
+FEW = 4
+"""Workers that any machine may run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +210,12 @@ def space_of(request: SearchRequest, bench: Bench) -> Space:
 def search_in_processes(request: SearchRequest, watch: Watch, workers: int) -> Ledger:
     """`search`, shared among processes of this machine, this one included; the threads are shared out among them.
 
-    The others end with this one, however it ends.
+    The others end with this one, however it ends. Raises InputError for more workers than the machine has cores, and than
+    `FEW`: each takes the memory of a model and of torch.
     """
+    most = max(available_cores(), FEW)
+    if workers > most:
+        raise InputError(f"--workers {workers}: this machine has {available_cores()} cores; give at most {most}")
     threads = min(max(1, (request.options.threads or available_cores()) // workers), MOST_THREADS)
     request = replace(request, options=replace(request.options, threads=threads))
     _use_threads(threads)

@@ -103,6 +103,9 @@ def test_a_model_has_the_checkpoints_weights_and_logits(qwen3_folder: Path) -> N
         expected = network(torch.tensor([tokens])).logits[0].numpy()
     assert loaded.logits(tokens).shape == expected.shape
     assert np.allclose(loaded.logits(tokens), expected, atol=1e-4, rtol=1e-4)
+    for wrong in ([], [-1], [loaded.spec.vocab_size], "text", [1.5], 3):
+        with pytest.raises(InputError, match="expected one or more token ids from 0 to "):
+            loaded.logits(wrong)  # type: ignore[arg-type]
 
 
 def test_a_model_from_a_gguf_is_the_checkpoints(qwen3_folder: Path, exact_file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -108,3 +109,20 @@ def test_neither_torch_nor_the_other_packages_are_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["288", "True"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: quant.quantize([[1.0] * 32], 8), r"type is 8 \(int\); expected str"),  # type: ignore[arg-type]
+        (lambda: quant.quantize([[1.0] * 32], "q8_0", threads=float("nan")), "threads is nan"),  # type: ignore[arg-type]
+        (lambda: quant.quantize([["a"] * 32], "q8_0"), "array has values of <U1; expected real numbers"),
+        (lambda: quant.quantize([[1.0], [1.0, 2.0]], "f32"), "array is no array of numbers"),
+        (lambda: quant.dequantize(b"", "f32", [4]), r"shape is \[4\] \(list\); expected tuple"),  # type: ignore[arg-type]
+        (lambda: quant.dequantize(b"", "f32", (-1, 4)), "expected lengths of at least 0"),
+        (lambda: quant.dequantize("text", "f32", (1,)), "data is of str; expected bytes"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_a_wrong_type(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.api.results.gguf import TENSOR_COLUMNS
+from gguf_tools.errors import InputError
 from gguf_tools.model.spec import Model, ModelSpec
 from gguf_tools.tables import Block, Facts, Lines, Shown, Table
 from gguf_tools.tensors.base import Tensor
@@ -61,8 +63,16 @@ class LoadedModel(Shown):
         return Reference(self.model)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.floating]:
-        """The torch reference's logits for a sequence of token ids, shape (length, vocabulary)."""
-        (found,) = self.reference.logits([tokens])
+        """The torch reference's logits for a sequence of token ids, shape (length, vocabulary).
+
+        Raises InputError for ids that the vocabulary does not have, and for none.
+        """
+        most = self.spec.vocab_size - 1
+        known = not isinstance(tokens, str) and isinstance(tokens, Iterable)
+        ids = list(tokens) if known else []
+        if not ids or not all(isinstance(one, int | np.integer) and 0 <= one <= most for one in ids):
+            raise InputError(f"tokens are {reprlib.repr(tokens)}; expected one or more token ids from 0 to {most}")
+        (found,) = self.reference.logits([[int(one) for one in ids]])
         return found
 
     def as_dict(self) -> dict[str, Any]:

@@ -243,6 +243,7 @@ def test_a_candidate_on_which_llama_cpp_fails_is_failed_with_its_last_lines(
         (("--objective", "no_module:score"), "cannot be imported"),
         (("--alpha", "2"), "--alpha 2: 2 is out of range"),
         (("--size", "4..2", "--strategy", "blocks"), "is descending"),
+        (("--workers", "256"), "--workers 256: this machine has"),
         (("--storage", "a?b.db"), "a?b.db: has a question mark"),
         (("--storage", "postgresql://user:secret@127.0.0.1:1/x"), "***@127.0.0.1:1/x: the storage cannot be used"),
     ],
