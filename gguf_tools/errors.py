@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import errno
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from quant.errors import ArgumentError, InputError, LlamaError, TinyqError
 
@@ -34,6 +37,7 @@ __all__ = [
     "exhausted",
     "exhausted_in_words",
     "is_read_error",
+    "named_instead",
 ]
 
 
@@ -76,6 +80,19 @@ _ADVICE = {
 def advice(error: OSError) -> str:
     """What to do about an error of the operating system, for the end of a message."""
     return _ADVICE.get(error.errno or 0, "check the path and the disk")
+
+
+@contextmanager
+def named_instead(temporary: Path, named: Path, what: str) -> Iterator[None]:
+    """A block that runs a temporary file in llama.cpp: an error names the user's file, and says `what` the other is.
+
+    The temporary file is gone when the error is read.
+    """
+    try:
+        yield
+    except LlamaError as error:
+        told = str(error).replace(f"{temporary}: ", "").replace(str(temporary), str(named))
+        raise LlamaError(f"{named}: {what}: {told}") from error
 
 
 def is_read_error(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from gguf_tools.conversion.calibration import calibration_text
 from gguf_tools.conversion.plan import prepare
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute
-from gguf_tools.errors import InputError
+from gguf_tools.errors import InputError, named_instead
 from gguf_tools.evaluation.text_files import read_text
 from gguf_tools.evaluation.type_check import check_model_type
 from gguf_tools.formats.gguf.header import is_gguf
@@ -88,7 +88,8 @@ def resolve(
         with scratch_folder(beside) as folder:
             request = Request(source=source, threads=threads or 0, check_type=check_model_type)
             file = execute(prepare(request), folder / "measured.gguf", threads=request.workers).path
-            found = measure(file, content, threads, progress)
+            with named_instead(file, source, "its converted form does not run"):
+                found = measure(file, content, threads, progress)
     ops = resolved(first, found)
     return replace(recipe, ops=(*ops, *rest)), Choice(first, ops, found, name)
 

@@ -13,7 +13,7 @@ from gguf_tools.conversion.plan import Conversion
 from gguf_tools.conversion.request import Request
 from gguf_tools.conversion.write import execute as write_conversion
 from gguf_tools.conversion.write import placed_metadata
-from gguf_tools.errors import InputError
+from gguf_tools.errors import InputError, named_instead
 from gguf_tools.evaluation.sensitivity import Sensitivity
 from gguf_tools.formats.temporary import scratch_folder
 from gguf_tools.progress import StageProgress
@@ -22,6 +22,8 @@ from gguf_tools.quantization.plan import Quantization, QuantizeRequest
 from gguf_tools.quantization.write import execute as write_quantization
 from gguf_tools.tensors.base import Tensor
 from quant.options import TypeOptions
+
+RUN = "its F32 form, on which the types are measured, does not run"
 
 
 def prepare_conversion(
@@ -43,7 +45,8 @@ def prepare_conversion(
             exact = conversion.prepare(replace(request, type="f32", options=TypeOptions(), imatrix=None), opened)
             write_conversion(exact, scratch, threads=request.workers)
             threads = request.threads or None
-            return measure(scratch, sources, free, plan.importance, target.calibration, threads, progress)
+            with named_instead(scratch, request.source, RUN):
+                return measure(scratch, sources, free, plan.importance, target.calibration, threads, progress)
 
     chosen = choose(target, sources, plan.choices, frame, measuring)
     made = conversion.prepare(replace(request, options=replace(request.options, types=chosen.types)), opened)
@@ -79,7 +82,8 @@ def prepare_quantization(
             scratch = folder / "scratch.gguf"
             exact = quantization.prepare(QuantizeRequest(source=request.source, type="f32", allow_requantize=True))
             write_quantization(exact, scratch, threads=threads)
-            return measure(scratch, sources, free, plan.importance, target.calibration, threads or None, progress)
+            with named_instead(scratch, request.source, RUN):
+                return measure(scratch, sources, free, plan.importance, target.calibration, threads or None, progress)
 
     chosen = choose(target, sources, plan.choices, frame, measuring)
     return quantization.prepare(replace(request, options=replace(request.options, types=chosen.types))), chosen

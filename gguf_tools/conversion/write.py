@@ -10,7 +10,7 @@ from pathlib import Path
 from gguf_tools.conversion.background import Background
 from gguf_tools.conversion.general_metadata import HUB_PAGES
 from gguf_tools.conversion.plan import Conversion
-from gguf_tools.errors import LlamaError
+from gguf_tools.errors import named_instead
 from gguf_tools.formats.gguf import keys
 from gguf_tools.formats.gguf.adapters import RecordedAdapter, adapters_metadata
 from gguf_tools.formats.gguf.header import (
@@ -138,12 +138,9 @@ def execute_all(
 
 
 def _proved(prove: Prove, path: Path, conversion: Conversion, out: Path) -> None:
-    """Prove the temporary file at `path`; an error of llama.cpp names the output instead, as the temporary file is gone then."""
-    try:
+    """Prove the temporary file at `path`; an error of llama.cpp names the output instead."""
+    with named_instead(path, out, "the converted file does not run, so nothing was written"):
         prove(path, conversion.tokenizer)
-    except LlamaError as error:
-        told = str(error).replace(f"{path}: ", "")
-        raise LlamaError(f"{out}: the converted file does not run, so nothing was written: {told}") from error
 
 
 def _converted(conversion: Conversion, out: Path, size: int, tally: Tally) -> Converted:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_tools.errors import InputError, LlamaError, UnsupportedError
+from gguf_tools.errors import InputError, LlamaError, UnsupportedError, named_instead
 from gguf_tools.tensors.error import nmse
 from surgery.algebra import HALVES, Edited, Half, Halves, Layer, Original, Scaled, SwapExperts
 from surgery.gguf.layers import GGUFSpace
@@ -127,14 +127,11 @@ class SurgeryProof:
     def __call__(self, path: Path) -> None:
         """Run the result at `path` and compare; sets `proved`."""
         reference, why = None, ""
-        try:
+        with named_instead(path, self._source, "the result does not run, so nothing was written"):
             layers, worst, logits, count = self._by_layers(path) if self._base else (0, 0.0, None, 0)
             computed = self._computed if self._runs else []
             if computed:
                 reference, why = _by_reference(self._plan, path)
-        except LlamaError as error:
-            told = str(error).replace(f"{path}: ", "")
-            raise LlamaError(f"{self._source}: the result does not run, so nothing was written: {told}") from error
         unproved = [self._why] if self._base is None else list(self._base.notes)
         if why:
             one = len(computed) == 1

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_tools.errors import InputError, UnsupportedError
+from gguf_tools.errors import InputError, UnsupportedError, named_instead
 from gguf_tools.evaluation.card.parts import overall, parts_of
 from gguf_tools.evaluation.card.questions import CardSet, Choice
 from gguf_tools.evaluation.card.results import CardReport, Passage
@@ -279,7 +279,8 @@ class Bench:
         path = self._folder / f"{entry.key}.gguf"
         try:
             self.write(entry, path)
-            yield path
+            with named_instead(path, self.source, f"the candidate {entry.name} does not run"):
+                yield path
         finally:
             path.unlink(missing_ok=True)
 

@@ -22,7 +22,7 @@ from gguf_tools.conversion.write import execute
 from gguf_tools.errors import InputError
 from gguf_tools.evaluation.metrics import kl_divergence
 from gguf_tools.evaluation.sensitivity import errors, overwrite
-from gguf_tools.formats.gguf.header import read_header
+from gguf_tools.formats.gguf.header import read_header, u32
 from gguf_tools.formats.gguf.source import open_gguf
 from gguf_tools.quantization.plan import QuantizeRequest
 from gguf_tools.quantization.plan import prepare as prepare_quantize
@@ -33,6 +33,7 @@ from quant.encode import decode_rows, encode_rows
 from quant.recipes import TypeChoice
 from quant.types import F16, Q3_K, Q4_0, Q4_K, Q6_K, Q8_0
 from tests.conftest import Ran
+from tests.surgery.surgery_files import with_metadata
 from tests.tiny_models import checkpoint, dense
 
 KINDS = (Q4_0, Q4_K, Q6_K, Q8_0)
@@ -283,3 +284,15 @@ def test_bad_sizes(source: Path, tmp_path: Path, tinyq: Callable[..., Ran], argu
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert says in ran.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_source_that_does_not_run_is_named_and_not_the_file_to_measure_on(
+    source: Path, text: Path, tmp_path: Path, tinyq: Callable[..., Ran]
+) -> None:
+    broken = with_metadata(source, tmp_path / "broken.gguf", {"qwen3.attention.head_count_kv": u32(4)})
+    ran = tinyq("quantize", broken, tmp_path / "out.gguf", "--target-bpw", 7, "--calibration", text)
+    assert ran.code == 3
+    said = f"tinyq: {broken}: its F32 form, on which the types are measured, does not run: llama.cpp failed (load): "
+    assert ran.err.startswith(said)
+    assert "scratch" not in ran.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.gguf"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gguf_tools.errors import named_instead
 from gguf_tools.evaluation.sensitivity import Sensitivity, divergence, measured, overwrite, read_texts
 from gguf_tools.evaluation.trace.expected import Expected
 from gguf_tools.formats.gguf.source import GGUFSource, GGUFTensor, open_gguf
@@ -90,7 +91,8 @@ def budget_of(
         execute(prepare(request), path, threads=threads or 0)
         scratch = open_gguf(path)
         overwrite(scratch, sources)
-        with Runtime(path, RuntimeOptions(threads=threads)) as runtime:
+        options = RuntimeOptions(threads=threads)
+        with named_instead(path, source.path, "its F32 form does not run"), Runtime(path, options) as runtime:
             probes = {name: [kind] for name, kind in types.items()}
             found = measured(runtime, scratch, sources, probes, {}, [tokens], progress)
             texts = read_texts(runtime, [tokens])
