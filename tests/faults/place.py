@@ -118,8 +118,8 @@ def _entry(path: Path, own: Collection[bytes], varies: Collection[str]) -> Entry
     """Kind and contents of a file, a link, a device or a folder with all below it."""
     state = os.lstat(path)
     if path.parent.name in varies and stat.S_ISDIR(state.st_mode):
-        # Names with dates in them.
-        return ("folder", *sorted(other.suffix for other in path.rglob("*")))
+        # Names with dates in them, of which each run adds its own.
+        return ("folder", *sorted({other.suffix for other in path.rglob("*")}))
     if stat.S_ISLNK(state.st_mode):
         return ("link", os.readlink(path))
     if stat.S_ISDIR(state.st_mode):
