@@ -21,6 +21,23 @@ from tests.faults.verdict import Complete, Expected, Found, complaints, unsettle
 NEITHER = -1000
 """Stands for an exit code where none of two runs ended well, or a later one failed."""
 ALL_KINDS = shim.READ | shim.ROOM | shim.CHANGE
+_SMALLER = """
+from gguf_tools import cli
+from gguf_tools.__main__ import main
+
+found = cli.LazyGroup.get_command
+
+
+def get_command(*arguments):
+    command = found(*arguments)
+    exec({setup!r}, {{}})
+    return command
+
+
+cli.LazyGroup.get_command = get_command
+main()
+"""
+"""Runs a scenario's `setup` when the command has been imported, so that its checks of the surroundings come first."""
 Change = Callable[[Place], None]
 
 
@@ -103,8 +120,7 @@ class Bench:
         """A new place with the scenario's inputs, in a folder `below` one of its own."""
         # Names are of one length: reports hold paths, and files that hold them keep their size.
         top = self.folder / f"w{next(self._numbers):07}"
-        begin = f"{scenario.setup}\nfrom gguf_tools.__main__ import main\nmain()"
-        program = (sys.executable, "-c", begin) if scenario.setup else self.program
+        program = (sys.executable, "-c", _SMALLER.format(setup=scenario.setup)) if scenario.setup else self.program
         return Place.made(top / below, scenario, self.materials, program)
 
     def reference(self, scenario: Scenario) -> Reference:
