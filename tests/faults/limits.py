@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import resource
+import signal
 from collections.abc import Iterator
 from functools import partial
 
@@ -61,7 +62,7 @@ class ProcessorTime(Limited):
     about = "RLIMIT_CPU, 1 to 4 seconds: SIGXCPU arrives when they are used up"
     number = resource.RLIMIT_CPU
     limits, unit = (1, 2, 3, 4), "s"
-    codes = (*WRONG, 152)
+    codes = (*WRONG, 128 + signal.SIGXCPU, -signal.SIGXCPU)
 
 
 class NoProcesses(Fault):

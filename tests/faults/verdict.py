@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from tests.faults.child import Ended
 from tests.faults.place import Entry, Snapshot
 
-DURING_EXIT = (-signal.SIGINT, -signal.SIGTERM)
+DURING_EXIT = (-signal.SIGINT, -signal.SIGTERM, -signal.SIGXCPU)
 """Exit codes of a signal that came when the command was done and Python had taken its handlers away, which leaves nothing on
 stderr. With a line there it was interrupted: `python -m` ends by SIGINT itself, in place of the exit code 130, if the exception
 passed through code that `exec` made of a text (`Py_RunMain`)."""
