@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,6 +19,7 @@ from tests.faults.scenario import Scenario
 from tests.faults.shim import Shim
 from tests.faults.verdict import Complete, Expected, Found, complaints, unsettled
 
+OPENMP = "libgomp: Thread creation failed"
 NEITHER = -1000
 """Stands for an exit code where none of two runs ended well, or a later one failed."""
 ALL_KINDS = shim.READ | shim.ROOM | shim.CHANGE
@@ -77,6 +79,8 @@ class Try:
     twice: bool = False
     """Two runs, one after the other, are complete too."""
     prints: bool = True
+    without_threads: bool = False
+    """No thread can be started, which OpenMP's library answers by ending the process; that is judged as SIGKILL is."""
     needs_complete: bool = True
     """Whether the verdict needs to know what a run without a fault leaves; not where the command must do nothing."""
 
@@ -206,6 +210,9 @@ class Bench:
             )
             ended = run(place, arguments, one.setting(place))
         ended = normalised(ended, place)
+        if one.without_threads and OPENMP in ended.err:
+            one = replace(one, killed=True, codes=(-signal.SIGKILL,))
+            ended = replace(ended, code=-signal.SIGKILL, err="")
         completes = [Complete(entries={}, out="")]
         if one.needs_complete:
             found_ones = [self.reference_on(scenario, changed) for changed in ({}, one.changed)]

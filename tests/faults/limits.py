@@ -68,7 +68,8 @@ class ProcessorTime(Limited):
 class NoProcesses(Fault):
     name = "no processes or threads"
     about = (
-        "from a chosen one on, no process and no thread can be started (EAGAIN), as where a limit on them is reached"
+        "from a chosen one on, no process and no thread can be started (EAGAIN), as where a limit on them is reached; where "
+        "OpenMP's library, with which torch computes, gets none, it ends the process, which is judged as SIGKILL is"
     )
     cheap = False
 
@@ -83,7 +84,12 @@ class NoProcesses(Fault):
         chosen = random.Random(f"{self.name}:{scenario.name}").sample(made, min(most, len(made)))
         names = {PROCESS: "process", THREAD: "thread", PROCESS | THREAD: "process or thread"}
         return [
-            Try(label=f"{names[kinds]} {n}", codes=WRONG, setting=partial(self._setting, bench, kinds, n))
+            Try(
+                label=f"{names[kinds]} {n}",
+                codes=WRONG,
+                setting=partial(self._setting, bench, kinds, n),
+                without_threads=True,
+            )
             for kinds, n in chosen
         ]
 
