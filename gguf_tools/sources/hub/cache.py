@@ -34,9 +34,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def cache_folder() -> Path:
     """The cache (HF_HUB_CACHE, or `hub` in HF_HOME), made if it does not exist. Raises HubError."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE)
+    folder = _place()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,8 +44,15 @@ def cache_folder() -> Path:
     return folder
 
 
+def _place() -> Path:
+    """Where the cache is, whether it exists or not."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
 def _storage(name: HubName) -> Path:
-    return cache_folder() / f"models--{name.repository.replace('/', '--')}"
+    return _place() / f"models--{name.repository.replace('/', '--')}"
 
 
 def snapshot(name: HubName, commit: str) -> Path:
@@ -102,6 +107,7 @@ def store(file: HubFile, progress: Callable[[int], None] = lambda _: None) -> No
     or is not what the hub says it is, or the disk has no room.
     """
     file.resolve()
+    cache_folder()
     storage = _storage(file.name)
     blob = storage / "blobs" / str(file.etag)
     lock = storage.parent / ".locks" / storage.name / f"{file.etag}.lock"

@@ -146,6 +146,13 @@ def test_offline_needs_the_weights_in_the_cache(hub: Hub, commit: str, monkeypat
     assert local_source(NAME, Reading.BESIDE).name == commit
 
 
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_name_that_no_hub_knows_makes_no_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    refused("org/nothing")
+    assert not Path(constants.HF_HUB_CACHE).exists()
+
+
 def test_only_what_describes_the_weights_is_downloaded_beside_them(hub: Hub, qwen3_folder: Path) -> None:
     files: dict[str, bytes | Path] = {path.name: path for path in qwen3_folder.iterdir()}
     files |= {"modeling.py": b"raise SystemExit", "onnx/config.json": b"{}", "a.gguf": b"GGUF", "img.png": b"PNG"}
