@@ -201,7 +201,7 @@ def test_a_wrong_usage_is_one_line(tinyq: Tinyq, args: list[str], expected: str)
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (TinyqError("a\nb  c"), 2, "tinyq: a b c\n"),
+        (TinyqError("a\nb  c"), 2, "tinyq: a\\nb c\n"),
         (OutputError("out"), 2, "tinyq: out\n"),
         (ThresholdError("short"), 1, "tinyq: short\n"),
         (LlamaError("aborted"), 3, "tinyq: aborted\n"),

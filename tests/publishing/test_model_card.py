@@ -330,7 +330,7 @@ def test_the_worst_names_stay_in_their_place(tinyq: Tinyq, tmp_path: Path) -> No
         (("--base-model", "no id"), "--base-model is 'no id'; expected a hub id (owner/name)"),
         (("--questions", "nowhere"), "nowhere: is neither a question set"),
         (("--context", "100000"), "the model's context has 256 tokens, but --context is 100000"),
-        (("--context", "9" * 30), "the model's context has 256 tokens"),
+        (("--context", "9" * 30), "'--context': " + "9" * 30 + " is not in the range"),
         (("--base-model", "../.."), "--base-model is '../..'; expected a hub id (owner/name)"),
         (("--quantized-by", "a\n---\nb"), "--quantized-by is 'a\\n---\\nb'; expected a name of printable characters"),
         (("--json", "nowhere/x.json"), "the folder nowhere does not exist"),
