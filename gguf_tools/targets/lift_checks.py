@@ -86,7 +86,7 @@ def check_model(source: GGUFSource, model: Model) -> None:
     """Check numbers of a lifted model. Raises CheckpointError for one out of range, UnsupportedError as `check_keys`."""
     ropes = []
     for part in parts_of(model.spec):
-        if isinstance(part, Norm) and not 0.0 <= part.eps < float("inf"):
+        if isinstance(part, Norm) and part.eps < 0.0:
             raise CheckpointError(
                 f"{source.path}: the epsilon of a norm is {part.eps:g} (metadata {source.architecture}.attention.layer_norm_*"
                 f"epsilon); expected 0 or more; {ADVICE}"

@@ -27,7 +27,9 @@ _RECIPES = (
     f"{_BYTES}::test_the_first_layers_of_a_deep_model_with_an_importance_matrix",
 )
 _REWRITES = ("tests/rewrites", "tests/surgery/test_rewrites.py")
-_TARGETS = tuple(f"tests/targets/test_{name}.py" for name in ("each_target", "lifting", "limits", "planner", "bounds"))
+_TARGETS = tuple(
+    f"tests/targets/test_{name}.py" for name in ("each_target", "lifting", "lift_checks", "limits", "planner", "bounds")
+)
 """Those of tests/targets that need no llama.cpp."""
 _OWN: dict[str, tuple[str, ...]] = {
     "quant/rules.py": _RECIPES,
@@ -81,7 +83,7 @@ _OWN: dict[str, tuple[str, ...]] = {
         "tests/tokenizers/test_added_tokens.py",
     ),
 }
-_SHARED = ("base", "lifting", "limits", "lowering", "names", "planner", "registry")
+_SHARED = ("base", "lift_checks", "lifting", "limits", "lowering", "names", "planner", "registry")
 """The modules of the targets' package that are not one architecture's."""
 
 
