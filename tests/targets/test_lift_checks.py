@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from gguf_tools.errors import CheckpointError, UnsupportedError
+from gguf_tools.model.rope import YarnScaling
+from gguf_tools.targets import lifting
 from gguf_tools.targets.lift_checks import check_keys
 from gguf_tools.targets.registry import lift
 from tests.targets.test_lifting import changed, made
@@ -82,3 +84,14 @@ def test_the_epsilon_of_a_norm(eps: float, good: bool) -> None:
         return
     with pytest.raises(CheckpointError, match=r"the epsilon of a norm is -1e-30|epsilon is inf; expected a number"):
         lift(source)
+
+
+def test_yarn_with_an_original_context_of_one_token() -> None:
+    keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 1}
+    scaling = lifting.lift_rope(changed(made("llama"), keys), 8).scaling
+    assert isinstance(scaling, YarnScaling)
+    assert scaling.original_context == 1
+
+
+def test_a_base_of_rope_of_one() -> None:
+    assert lifting.lift_rope(changed(made("llama"), {"rope.freq_base": 1.0}), 8, 8).theta == 1.0
