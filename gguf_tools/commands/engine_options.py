@@ -7,6 +7,13 @@ import click
 from gguf_tools.commands.common import F
 from gguf_tools.machine import MOST_COUNT
 
+gpu_layers_option = click.option(
+    "--gpu-layers",
+    type=click.IntRange(-1, MOST_COUNT),
+    default=0,
+    show_default=True,
+    help="Layers on the GPU; -1 for all.",
+)
 _OPTIONS = (
     click.option(
         "--kv-type",
@@ -16,13 +23,7 @@ _OPTIONS = (
         help="Type of llama.cpp's KV cache.",
     ),
     click.option("--flash-attn", is_flag=True, help="Use llama.cpp's flash attention."),
-    click.option(
-        "--gpu-layers",
-        type=click.IntRange(-1, MOST_COUNT),
-        default=0,
-        show_default=True,
-        help="Layers on the GPU; -1 for all.",
-    ),
+    gpu_layers_option,
 )
 
 

@@ -20,10 +20,10 @@ from gguf_tools.commands.common import (
     timeout_option,
     write_json,
 )
+from gguf_tools.commands.engine_options import gpu_layers_option
 from gguf_tools.commands.sources import whole_source
 from gguf_tools.commands.values import FilePath
 from gguf_tools.errors import InputError
-from gguf_tools.machine import MOST_COUNT
 from gguf_tools.tables import Column, Facts, Lines, Report, Table
 from gguf_tools.text import human_bytes
 
@@ -48,13 +48,7 @@ SHOWN = 10
 @click.option("--chunks", type=click.IntRange(min=1), help="Most chunks to process.")
 @click.option("--process-output", is_flag=True, help="Collect statistics for output.weight too.")
 @click.option("--parse-special", is_flag=True, help='Parse special tokens ("<|…|>") in the text.')
-@click.option(
-    "--gpu-layers",
-    type=click.IntRange(-1, MOST_COUNT),
-    default=0,
-    show_default=True,
-    help="Layers on the GPU; -1 for all.",
-)
+@gpu_layers_option
 @table_options
 @timeout_option
 @output_options

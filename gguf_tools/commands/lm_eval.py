@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from gguf_tools.commands.common import examples, quiet_option, threads_option, timeout_option
+from gguf_tools.commands.engine_options import engine_options
 from gguf_tools.commands.sources import whole_source
 from gguf_tools.errors import InputError, OutputError, TinyqError
 from gguf_tools.evaluation.harness_installed import require_harness
@@ -45,21 +46,7 @@ def _harness_help(context: click.Context, _: click.Parameter, wanted: bool) -> N
 )
 @click.argument("model", metavar="FILE.gguf", type=whole_source())
 @click.argument("options", nargs=-1, required=True, metavar="--tasks TASK… [HARNESS OPTIONS]", type=click.UNPROCESSED)
-@click.option(
-    "--kv-type",
-    type=click.Choice(["f32", "f16", "q8_0"]),
-    default="f32",
-    show_default=True,
-    help="Type of llama.cpp's KV cache.",
-)
-@click.option("--flash-attn", is_flag=True, help="Use llama.cpp's flash attention.")
-@click.option(
-    "--gpu-layers",
-    type=click.IntRange(-1, MOST_COUNT),
-    default=0,
-    show_default=True,
-    help="Layers on the GPU; -1 for all.",
-)
+@engine_options
 @click.option(
     "--context", type=click.IntRange(1, MOST_COUNT), help="Context length in tokens; by default the training context."
 )
