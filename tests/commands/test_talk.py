@@ -175,7 +175,7 @@ main(sys.argv[1:])
 
 
 class Terminal:
-    """A command on a terminal of its own."""
+    """A command on a terminal of its own, killed at the end of a `with` block."""
 
     def __init__(self, *args: object) -> None:
         own, other = pty.openpty()
@@ -190,6 +190,14 @@ class Terminal:
         os.close(other)
         self.own = own
         self.seen = b""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.child.kill()
+        self.child.wait()
+        os.close(self.own)
 
     def until(self, text: bytes, seconds: float = 120.0) -> None:
         """Read until the text has come."""
@@ -213,8 +221,7 @@ def _controlling() -> None:
 
 
 def test_ctrl_c_ends_an_answer_and_ctrl_d_the_chat(chat: Path) -> None:
-    terminal = Terminal("chat", chat, "--tokens", "100000", "--context", "200000")
-    try:
+    with Terminal("chat", chat, "--tokens", "100000", "--context", "200000") as terminal:
         terminal.until(b"Ctrl-C ends an answer, Ctrl-D the chat")
         terminal.until(b"> ")
         for _ in range(2):
@@ -230,44 +237,29 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_chat(chat: Path) -> None:
         terminal.until(b"> ")
         terminal.type(b"\x04")
         assert terminal.child.wait(60) == 0
-    finally:
-        terminal.child.kill()
-        terminal.child.wait()
-        os.close(terminal.own)
 
 
 def test_sigterm_ends_a_chat(chat: Path) -> None:
-    terminal = Terminal("chat", chat)
-    try:
+    with Terminal("chat", chat) as terminal:
         terminal.until(b"> ")
         terminal.child.send_signal(signal.SIGTERM)
         terminal.until(b"ended by SIGTERM")
         assert terminal.child.wait(60) == 143
-    finally:
-        terminal.child.kill()
-        terminal.child.wait()
-        os.close(terminal.own)
 
 
 def test_what_is_typed_in_another_encoding_is_said_so(chat: Path) -> None:
-    terminal = Terminal("chat", chat)
-    try:
+    with Terminal("chat", chat) as terminal:
         terminal.until(b"> ")
         terminal.type(b"\xff\xfe\n")
         terminal.until(b"what was typed is not UTF-8")
         terminal.until(b"> ")
         terminal.type(b"\x04")
         assert terminal.child.wait(60) == 0
-    finally:
-        terminal.child.kill()
-        terminal.child.wait()
-        os.close(terminal.own)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the child in /proc")
 def test_another_ctrl_c_ends_a_chat_whose_llama_cpp_hangs(chat: Path) -> None:
-    terminal = Terminal("chat", chat, "--tokens", "100000", "--context", "200000")
-    try:
+    with Terminal("chat", chat, "--tokens", "100000", "--context", "200000") as terminal:
         terminal.until(b"> ")
         terminal.type(b"hello\n")
         terminal.until(b"zzz")
@@ -281,7 +273,3 @@ def test_another_ctrl_c_ends_a_chat_whose_llama_cpp_hangs(chat: Path) -> None:
         terminal.until(b"interrupted")
         assert terminal.child.wait(60) == 130
         assert not Path(f"/proc/{worker}").exists()
-    finally:
-        terminal.child.kill()
-        terminal.child.wait()
-        os.close(terminal.own)
