@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from gguf_tools.errors import ArgumentError, InputError, advice, exhausted
+from gguf_tools.formats.temporary import MAX_NAME
 
 P = ParamSpec("P")
 R = TypeVar("R")
-LONGEST = (4095, 255)
-"""Most bytes of a path and of a name in it (PATH_MAX and NAME_MAX of Linux)."""
-
+MAX_PATH = 4095
+"""Most bytes of a path on Linux (PATH_MAX)."""
 TEXTS = ("recipe", "surgery")
 """Parameters whose text need not be a path."""
 EMPTY = ("question", "system")
@@ -62,7 +62,7 @@ def _check(function: Callable[..., Any], bound: inspect.BoundArguments) -> None:
         if not _accepts(hint, value):
             found = f"{reprlib.repr(value)} ({type(value).__name__})"
             raise ArgumentError(f"{function.__name__}: {name} is {found}; expected {_shown(hint)}")
-        if value == "" and isinstance(value, str) and name not in (*EMPTY, *TEXTS):
+        if isinstance(value, str) and not value and name not in (*EMPTY, *TEXTS):
             raise InputError(f"{function.__name__}: {name} is empty; give a value, or leave it out")
         if _names_files(hint) and not (name in TEXTS and isinstance(value, str)):
             _check_paths(name, value)
@@ -119,16 +119,18 @@ def _shown(hint: Any) -> str:
 
 def _check_paths(name: str, value: Any) -> None:
     """Raise InputError for a path, or one among several, that no file can have."""
-    several = isinstance(value, Collection) and not isinstance(value, str)
-    for one in (value.values() if isinstance(value, Mapping) else value) if several else (value,):
+    if isinstance(value, Mapping):
+        value = value.values()
+    for one in value if isinstance(value, Collection) and not isinstance(value, str) else (value,):
         if not isinstance(one, str | Path):
             continue
         text = str(one)
         shown = reprlib.repr(text)
         if "\0" in text:
             raise InputError(f"{name} is {shown}: a path has no NUL characters; remove them")
-        if len(os.fsencode(text)) > LONGEST[0] or any(len(os.fsencode(part)) > LONGEST[1] for part in text.split("/")):
+        raw = os.fsencode(text)
+        if len(raw) > MAX_PATH or any(len(part) > MAX_NAME for part in raw.split(b"/")):
             raise InputError(
-                f"{name} is {shown}: is longer than file systems allow ({LONGEST[0]} bytes, {LONGEST[1]} of a name); give a "
+                f"{name} is {shown}: is longer than file systems allow ({MAX_PATH} bytes, {MAX_NAME} of a name); give a "
                 "shorter path"
             )
