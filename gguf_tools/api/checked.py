@@ -128,7 +128,10 @@ def _check_paths(name: str, value: Any) -> None:
         shown = reprlib.repr(text)
         if "\0" in text:
             raise InputError(f"{name} is {shown}: a path has no NUL characters; remove them")
-        raw = os.fsencode(text)
+        try:
+            raw = os.fsencode(text)
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name} is {shown}: a path has no lone surrogates; remove them") from error
         if len(raw) > MAX_PATH or any(len(part) > MAX_NAME for part in raw.split(b"/")):
             raise InputError(
                 f"{name} is {shown}: is longer than file systems allow ({MAX_PATH} bytes, {MAX_NAME} of a name); give a "

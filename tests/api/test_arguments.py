@@ -57,7 +57,7 @@ def test_a_wrong_type_is_refused_before_any_work(function: Callable[..., Any], n
 
 @pytest.mark.parametrize(("function", "name"), parameters("Path"))
 def test_a_path_that_no_file_can_have_is_an_input_error(function: Callable[..., Any], name: str) -> None:
-    for path in (Path("a\0b"), Path("a" * 256), Path("a/" * 2100)):
+    for path in (Path("a\0b"), Path("a\ud800b"), Path("a" * 256), Path("a/" * 2100)):
         with pytest.raises(InputError, match=f"^{name} is .*; (remove them|give a shorter path)$"):
             function(**arguments(function, **{name: {"B": path} if name == "donors" else path}))
 
