@@ -221,7 +221,7 @@ def _drained(code: int) -> int:
     except (OSError, ValueError) as error:
         code = code or _explained(error)
         with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop(sys.stdout.fileno())
     return code
 
 
@@ -247,6 +247,7 @@ def _explained(error: BaseException) -> int:
     if number or isinstance(error, KeyboardInterrupt | click.Abort):
         return _fail(signals.sentence(number or signal.SIGINT), signals.exit_code(number or signal.SIGINT))
     lacking = exhausted(error)
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
     match error:
         case TinyqError():
             return _fail(f"{error}; {lacking[1]}" if lacking else str(error), error.exit_code)
@@ -261,10 +262,8 @@ def _explained(error: BaseException) -> int:
         case click.ClickException():
             return _fail(error.format_message(), error.exit_code)
         case _ if lacking:
-            where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
             return _fail(f"{where}{lacking[0]}; {signals.left()}; {lacking[1]}", TinyqError.exit_code)
         case OSError():
-            where = f"{error.filename}: " if error.filename else ""
             return _fail(f"{where}{error.strerror or error}; {advice(error)}; {signals.left()}", TinyqError.exit_code)
         case ModuleNotFoundError(name=str(name)) if name.split(".")[0] in PACKAGES:
             package = PACKAGES[name.split(".")[0]]
