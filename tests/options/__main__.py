@@ -14,11 +14,13 @@ from pathlib import Path
 from tests.options.attack import Attack, pairs, values
 from tests.options.run import Bench
 
+KINDS = {"values": values, "pairs": pairs}
+
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.options", description=__doc__)
-    parser.add_argument("--only", choices=["values", "pairs"], help="only odd values, or only pairs of options")
+    parser.add_argument("--only", choices=list(KINDS), help="only odd values, or only pairs of options")
     parser.add_argument("--seed", type=int, default=0, help="of the order (default %(default)s)")
     parser.add_argument("--count", type=int, help="how many command lines (default: all)")
     parser.add_argument("--scenario", action="append", metavar="NAME", help="only this command, or one way to run it")
@@ -33,7 +35,9 @@ def drawn(options: argparse.Namespace) -> list[Attack]:
     """The command lines that are asked for, in the seed's order; of scenarios of one command, any."""
     found = [
         one
-        for one in (*(values() if options.only != "pairs" else ()), *(pairs() if options.only != "values" else ()))
+        for kind, made in KINDS.items()
+        if options.only in (None, kind)
+        for one in made()
         if (not options.scenario or {one.scenario.name, one.scenario.command} & set(options.scenario))
         and (not options.cost or one.scenario.cost in options.cost)
     ]
