@@ -42,9 +42,9 @@ def quantize(array: ArrayLike, type: str, importance: ArrayLike | None = None, t
     out = np.empty((n, row_bytes(dtype, k)), np.uint8)
     shape = given.shape
     matrices = prod(shape[:-2]) if len(shape) > 2 else 1
-    columns = (
-        None if importance is None else _importance(_array("importance", importance).astype(np.float32), matrices, k)
-    )
+    columns = None
+    if importance is not None:
+        columns = _importance(_array("importance", importance).astype(np.float32, copy=False), matrices, k)
     by_matrix = columns is not None and len(columns) > 1
 
     def encode(part: RowRange) -> None:
@@ -71,10 +71,9 @@ def dequantize(data: bytes | bytearray | memoryview | NDArray[Any], type: str, s
     dtype = tensor_type(_of_type("type", type, str))
     if not can_decode(dtype):
         raise InputError(f"type {dtype.name} is not one of weights, so there are no floats to decode")
-    lengths = _of_type("shape", shape, tuple)
-    if not lengths:
+    if not _of_type("shape", shape, tuple):
         raise InputError("shape is (); expected the lengths of one axis or more")
-    if not all(_of_type("shape", length, int) >= 0 for length in lengths):
+    if not all(_of_type("shape", length, int) >= 0 for length in shape):
         raise InputError(f"shape is {shape}; expected lengths of at least 0")
     try:
         raw = np.frombuffer(data, np.uint8)
