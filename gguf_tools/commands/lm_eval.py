@@ -22,7 +22,7 @@ from gguf_tools.evaluation.harness_installed import require_harness
 from gguf_tools.formats.scratch import working_folder
 from gguf_tools.formats.temporary_folder import temporary_folder
 from gguf_tools.machine import MOST_COUNT
-from gguf_tools.runtime.process import Runtime
+from gguf_tools.runtime.process import headers_to_run
 from gguf_tools.text import one_line, shortened
 
 LONGEST = 300
@@ -84,7 +84,7 @@ def lm_eval(
     settings |= {"max_length": context} if context is not None else {}
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
-    Runtime(model)  # refuses what is no GGUF, before the harness reads its thousands of tasks
+    headers_to_run(model)  # refuses what is no GGUF, before the harness reads its thousands of tasks
     arguments = _parsed(options)
     if arguments is None:  # the harness has shown its help
         return

@@ -29,7 +29,8 @@ GROWTH = 1024
 def runtime_for(path: Path, options: RuntimeOptions) -> Runtime:
     """The process of a file, with as many threads as its size deserves. Raises InputError if it is not a GGUF."""
     runtime = Runtime(path, options)
-    return Runtime(path, replace(options, threads=options.threads or useful_threads(runtime.path.stat().st_size)))
+    runtime.options = replace(options, threads=options.threads or useful_threads(path.stat().st_size))
+    return runtime
 
 
 @dataclass(frozen=True, kw_only=True)

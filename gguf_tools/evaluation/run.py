@@ -30,7 +30,7 @@ from gguf_tools.progress import StageProgress
 from gguf_tools.reference import Reference
 from gguf_tools.runtime.facts import EngineFacts, engine_facts
 from gguf_tools.runtime.interface import ModelInfo, Speed
-from gguf_tools.runtime.process import Runtime, RuntimeOptions
+from gguf_tools.runtime.process import Runtime, RuntimeOptions, headers_to_run
 from gguf_tools.sources.adapters.adapter import GivenAdapter
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
@@ -229,8 +229,7 @@ def measure_files(
     fails on is added to `failed` and the next one is measured; without such a list that is a LlamaError.
     """
     for path in paths:
-        Runtime(path, options)  # raises if the file is not a GGUF
-        refuse_adapter(read_parts(path)[0])  # raises if it is truncated or broken
+        refuse_adapter(headers_to_run(path)[0])
     oracles = Oracles(parse_oracle(fidelity.oracle)) if fidelity else None
     shared = Checkpoints()
     sources = [

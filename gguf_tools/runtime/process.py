@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_tools.errors import InputError, LlamaError
-from gguf_tools.formats.gguf.header import is_gguf
+from gguf_tools.formats.gguf.header import GGUFHeader, is_gguf
 from gguf_tools.formats.gguf.split import read_parts
 from gguf_tools.machine import MOST_COUNT, MOST_THREADS, physical_cores
 from gguf_tools.progress import CountProgress
@@ -87,6 +87,21 @@ class RuntimeOptions:
                 raise InputError(f"{name} is {value}; expected a whole number from {least} to {most}")
 
 
+def headers_to_run(path: Path) -> tuple[GGUFHeader, ...]:
+    """The headers of the shards of a file that llama.cpp is to run; `path` may be any of them.
+
+    Raises InputError if `path` is not a GGUF file, CheckpointError for one that is broken or half changed, or whose shards are
+    not of one model, all of which llama.cpp may run.
+    """
+    if not path.is_file():
+        other = "is not a regular file" if path.exists() else "does not exist"
+        found = "is a folder" if path.is_dir() else other
+        raise InputError(f"{path}: {found}; give a GGUF file")
+    if not is_gguf(path):
+        raise InputError(f"{path}: does not start with 'GGUF'; give a GGUF file")
+    return read_parts(path)
+
+
 class Runtime:
     """One model in a llama.cpp process; a context manager. Not thread-safe.
 
@@ -95,22 +110,12 @@ class Runtime:
     """
 
     def __init__(self, path: Path, options: RuntimeOptions | None = None) -> None:
-        """Read the header, and those of the other shards; the process starts when the context is entered.
-
-        Raises InputError if `path` is not a GGUF file, CheckpointError for one that is broken or half changed, or whose shards
-        are not of one model, all of which llama.cpp may run.
-        """
+        """The process starts when the context is entered. Raises what `headers_to_run` raises."""
         self.path = Path(path)
         self.options = options or RuntimeOptions()
         self._child = Child(self.path)
         self._info: ModelInfo | None = None
-        if not self.path.is_file():
-            other = "is not a regular file" if self.path.exists() else "does not exist"
-            found = "is a folder" if self.path.is_dir() else other
-            raise InputError(f"{self.path}: {found}; give a GGUF file")
-        if not is_gguf(self.path):
-            raise InputError(f"{self.path}: does not start with 'GGUF'; give a GGUF file")
-        read_parts(self.path)
+        headers_to_run(self.path)
 
     def __enter__(self) -> Runtime:
         """Start the worker process and load the model. If that fails, the process is ended and LlamaError raised."""
