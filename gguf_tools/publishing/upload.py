@@ -26,6 +26,7 @@ from gguf_tools.sources.hub.client import (
     quiet_library,
     require_hub,
     transient,
+    transport,
 )
 from gguf_tools.sources.hub.requests import files_of, headers, json_at
 from gguf_tools.sources.hub.threads import within
@@ -284,19 +285,14 @@ def _explained(error: Exception, repository: str) -> Exception:
             return OutputError(f"{repository}: the hub limits the number of requests (429); wait some minutes")
         return OutputError(f"{repository}: the hub answered with status {status}" + (f" ({said})" if said else ""))
     if isinstance(error, HTTPError | TransientError):
-        what = (
-            error.what
-            if isinstance(error, TransientError)
-            else shortened(one_line(str(error)), 120) or type(error).__name__
-        )
-        return OutputError(f"{repository}: the hub {endpoint()} cannot be reached ({what}); check the connection")
+        said = f"the hub {endpoint()} cannot be reached ({transport(error)})"
+        return OutputError(f"{repository}: {said}; check the connection")
     if isinstance(error, OSError | ValueError):
         return OutputError(f"{repository}: could not be uploaded ({shortened(one_line(str(error)), 200)})")
     if isinstance(error, MemoryError):
         return error
-    said = shortened(
-        one_line(f"{type(error).__name__}: {error}"), 160
-    )  # the library takes answers to be of the right form
+    # The library takes answers to be of the right form.
+    said = shortened(one_line(f"{type(error).__name__}: {error}"), 160)
     return OutputError(
         f"{repository}: the hub's answer was not understood ({said}); check HF_ENDPOINT, or try again later"
     )

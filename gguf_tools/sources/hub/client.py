@@ -150,7 +150,7 @@ def transient(error: BaseException) -> TransientError | None:
         return error
     if isinstance(error, OfflineModeIsEnabled) or not unreachable(error) or type(error).__name__ in LASTING:
         return None
-    return TransientError(_transport(error))
+    return TransientError(transport(error))
 
 
 def asked_wait(response: Any) -> float | None:
@@ -158,7 +158,7 @@ def asked_wait(response: Any) -> float | None:
     text = response.headers.get("Retry-After", "").strip()
     if not (text.isascii() and text.isdigit()):
         return None
-    return min(float(text[:9]), LONGEST_ASKED) if len(text) <= 9 else LONGEST_ASKED
+    return min(float(text), LONGEST_ASKED)
 
 
 def repeated(call: Callable[[], T], name: HubName, *, known: bool = False) -> T:
@@ -216,7 +216,7 @@ def explained(error: BaseException, name: HubName, *, known: bool = False) -> Ex
     if isinstance(error, errors.HfHubHTTPError):
         return _refused(error, name, where, known)
     if unreachable(error):
-        said = f"the hub {endpoint()} cannot be reached ({_transport(error)})"
+        said = f"the hub {endpoint()} cannot be reached ({transport(error)})"
         return HubError(f"{where}{_joined(known)}{said}; check the {'' if known else 'name and the '}connection")
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
@@ -268,7 +268,7 @@ def _has_token() -> bool:
     return get_token() is not None
 
 
-def _transport(error: BaseException) -> str:
+def transport(error: BaseException) -> str:
     """A failure of the connection in a few words."""
     if isinstance(error, TransientError):
         return error.what

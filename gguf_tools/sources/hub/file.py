@@ -88,7 +88,7 @@ class HubFile:
             except InputError:
                 raise
             except Exception as error:
-                again = error if isinstance(error, TransientError) else transient(error)
+                again = transient(error)
                 failed = 1 if len(data) - before >= LEAST else failed + 1
                 if again is None:
                     raise explained(error, self.name, known=True) from error
