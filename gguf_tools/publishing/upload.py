@@ -28,7 +28,7 @@ from gguf_tools.sources.hub.client import (
     transient,
     transport,
 )
-from gguf_tools.sources.hub.requests import files_of, headers, json_at
+from gguf_tools.sources.hub.requests import files_of, json_at
 from gguf_tools.sources.hub.threads import within
 from gguf_tools.text import one_line, shortened
 
@@ -87,8 +87,7 @@ def look(repository: str) -> Remote:
     hub = _library(repository)
     if hub.get_token() is None:
         raise OutputError(f"{repository}: uploading needs a token; {LOG_IN}")
-    headers()
-    user = _asked(repository, lambda: _object("/api/whoami-v2"))
+    user = _asked(repository, lambda: json_at("/api/whoami-v2"))
     owner = repository.partition("/")[0]
     orgs = user.get("orgs")
     spaces = [
@@ -184,21 +183,13 @@ def _is_map(value: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict)
 
 
-def _object(path: str) -> dict[str, Any]:
-    """The JSON object that the hub answers at a path. Raises OutputError if it answers something else."""
-    found = json_at(path)
-    if isinstance(found, str):
-        raise OutputError(found)
-    return found
-
-
 def _remote(repository: str) -> Remote:
     """The repository's files, without any if it does not exist."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     def described() -> dict[str, Any] | None:
         try:
-            return _object(f"/api/models/{repository}?blobs=true")
+            return json_at(f"/api/models/{repository}?blobs=true")
         except RepositoryNotFoundError:
             return None
 

@@ -71,14 +71,12 @@ def headers() -> dict[str, str]:
 
 def described(name: HubName) -> dict[str, Any]:
     """The hub's description of a repository at a revision: its commit (`sha`), and its files with their sizes (`siblings`)."""
-    found = json_at(f"/api/models/{name.repository}/revision/{quote(name.revision, safe='')}?blobs=true")
-    if isinstance(found, str):
-        raise HubError(f"{one_line(str(name))}: no such file or folder, and {found}")
-    return found
+    path = f"/api/models/{name.repository}/revision/{quote(name.revision, safe='')}?blobs=true"
+    return json_at(path, f"{one_line(str(name))}: no such file or folder, and ")
 
 
-def json_at(path: str) -> dict[str, Any] | str:
-    """The JSON object that the hub answers at a path; for an answer that is none, what it is instead and what to do."""
+def json_at(path: str, asked: str = "") -> dict[str, Any]:
+    """The JSON object that the hub answers at a path. Raises HubError, which begins with what was `asked`, if it is none."""
 
     def read() -> tuple[Any, bytes]:
         with opened("GET", endpoint() + path, headers(), follow=True, patience=START_SECONDS) as response:
@@ -94,8 +92,8 @@ def json_at(path: str) -> dict[str, Any] | str:
         if isinstance(found, dict):
             return found
     kind = shortened(one_line(response.headers.get("Content-Type") or "no type"), 60)
-    return (
-        f"{endpoint()} does not answer as a hub of Hugging Face's kind (status {response.status_code}, {kind}); check "
+    raise HubError(
+        f"{asked}{endpoint()} does not answer as a hub of Hugging Face's kind (status {response.status_code}, {kind}); check "
         "HF_ENDPOINT, and whether a proxy or a log-in page answers"
     )
 
