@@ -7,7 +7,6 @@ with the file that was not complete; nothing is visible before the commit, which
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,6 @@ from gguf_tools.progress import StageProgress
 from gguf_tools.publishing.names import is_full_id
 from gguf_tools.sources.hub.client import (
     ATTEMPTS,
-    INSTALL,
     TransientError,
     endpoint,
     pause,
@@ -169,13 +167,7 @@ def _tell(progress: StageProgress | None, done: int, total: int) -> None:
 
 def _library(repository: str) -> Any:
     """The module huggingface_hub. Raises InputError if it is not installed, or cannot be used in this environment."""
-    try:
-        importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise InputError(f"{repository}: uploading needs huggingface_hub; {INSTALL}") from error
-    except ValueError:
-        pass  # said in detail there:
-    return require_hub(repository)
+    return require_hub(repository, "uploading", "uploading needs huggingface_hub")
 
 
 def _is_map(value: Any) -> TypeGuard[dict[str, Any]]:

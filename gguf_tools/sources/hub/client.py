@@ -50,8 +50,15 @@ class TransientError(Exception):
     wait: float | None = None
 
 
-def require_hub(wanted: str) -> Any:
-    """The module huggingface_hub. Raises InputError, naming what is `wanted`, if it is not installed or too old."""
+def require_hub(
+    wanted: str,
+    use: str = "reading from the hub",
+    needed: str = "no such file or folder; to read a repository of that name from the hub, huggingface_hub is needed",
+) -> Any:
+    """The module huggingface_hub. Raises InputError, naming what is `wanted`, if it is not installed or too old.
+
+    `use` says in the error what it is for, and `needed` that it is not there.
+    """
     check_endpoint()
     try:
         hub = importlib.import_module("huggingface_hub")
@@ -62,14 +69,11 @@ def require_hub(wanted: str) -> Any:
             f"({shortened(one_line(str(error)), 160)}); check their values"
         ) from error
     except ImportError as error:
-        raise InputError(
-            f"{wanted}: no such file or folder; to read a repository of that name from the hub, huggingface_hub is needed "
-            f"({one_line(str(error)) or 'not installed'}): {INSTALL}"
-        ) from error
+        raise InputError(f"{wanted}: {needed} ({one_line(str(error)) or 'not installed'}): {INSTALL}") from error
     version = tuple(int(part) for part in hub.__version__.split(".")[:2] if part.isdigit())
     if version < OLDEST:
         raise InputError(
-            f"{wanted}: reading from the hub needs huggingface_hub {'.'.join(map(str, OLDEST))} or later; "
+            f"{wanted}: {use} needs huggingface_hub {'.'.join(map(str, OLDEST))} or later; "
             f"{hub.__version__} is installed; {INSTALL}"
         )
     return hub
