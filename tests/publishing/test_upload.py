@@ -295,6 +295,14 @@ def test_without_the_library(source: Path, tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "out").exists()
 
 
+def test_a_library_that_is_too_old(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.__version__", "0.36.0")
+    with pytest.raises(
+        InputError, match=rf"^{NAME}: uploading needs huggingface_hub 1\.0 or later; 0\.36\.0 is installed"
+    ):
+        publish(folder, to=NAME)
+
+
 def test_the_card_passes_the_hub_s_own_check(hub: Hub, folder: Path) -> None:
     import huggingface_hub
 
