@@ -198,9 +198,6 @@ def explained(error: BaseException, name: HubName, *, known: bool = False) -> Ex
 
     page = f"{endpoint()}/{name.repository}"
     where = one_line(str(name)) if known else f"{one_line(str(name))}: no such file or folder"
-    cause = error.__cause__
-    if isinstance(error, errors.LocalEntryNotFoundError) and cause and not is_offline():
-        return explained(cause, name, known=known)
     if isinstance(error, errors.GatedRepoError):
         way = f"accept its licence at {page}"
         if _has_token():
@@ -212,9 +209,9 @@ def explained(error: BaseException, name: HubName, *, known: bool = False) -> Ex
         return HubError(f"{name}: the hub has disabled this repository; see {page}")
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{name}: the repository has no revision {name.revision}; see {page}/commits/main")
-    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError):
         return HubError(f"{name}: the repository has no such file; see {page}/tree/{name.revision}")
-    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         said = "what is needed of it is not in the hub's cache, and HF_HUB_OFFLINE forbids to download it"
         return HubError(f"{where}{_joined(known)}{said}; check the name or unset HF_HUB_OFFLINE")
     if isinstance(error, errors.HfHubHTTPError):
