@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
 import stat
 import warnings
@@ -18,18 +17,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf_tools.sources.hub.client import HubError
+from gguf_tools.sources.hub.client import TOLD, HubError
 from gguf_tools.sources.hub.file import HubFile
-from gguf_tools.sources.hub.names import HubName
+from gguf_tools.sources.hub.names import COMMIT, HubName
 from gguf_tools.sources.hub.window import in_order
 from gguf_tools.text import human_bytes
 
 PART = ".tinyq-part"
 """How the name of a blob ends that is not complete."""
 PIECE = 1 << 20
-TOLD = 10.0
-"""Seconds after which it is said that another process holds a file's lock."""
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def cache_folder() -> Path:
@@ -75,7 +71,7 @@ def _recorded(path: Path) -> str | None:
             text = stream.read(100).decode("ascii").strip()
     except (OSError, ValueError):
         return None
-    return text if _COMMIT.fullmatch(text) else None
+    return text if COMMIT.fullmatch(text) else None
 
 
 def _regular(path: Path, flags: int) -> BinaryIO:
@@ -181,7 +177,7 @@ def _complete(file: HubFile, part: Path, progress: Callable[[int], None]) -> Non
 
 def _digest(file: HubFile) -> tuple[Any, str | None]:
     """What computes a file's digest, begun, and the digest that the hub states: of a file in LFS its SHA-256, else its git id."""
-    if file.sha256 is None and file.etag == file.listed.oid and _COMMIT.fullmatch(str(file.etag)):
+    if file.sha256 is None and file.etag == file.listed.oid and COMMIT.fullmatch(str(file.etag)):
         return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False), file.etag
     return hashlib.sha256(), file.sha256
 

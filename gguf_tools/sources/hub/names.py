@@ -16,7 +16,8 @@ _NAME = re.compile(
     re.ASCII,
 )
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""The hash of a commit, and the id of any other object of git."""
 MAIN = "main"
 
 
@@ -40,7 +41,7 @@ class HubName:
     @property
     def is_commit(self) -> bool:
         """Whether the revision is the full hash of a commit."""
-        return _COMMIT.fullmatch(self.revision) is not None
+        return COMMIT.fullmatch(self.revision) is not None
 
 
 def parse_name(text: str) -> HubName | None:

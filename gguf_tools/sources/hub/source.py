@@ -31,7 +31,7 @@ from gguf_tools.sources.hub.client import (
     unreachable,
 )
 from gguf_tools.sources.hub.file import HubFile, Listed
-from gguf_tools.sources.hub.names import WEIGHTS, HubName, parse_name
+from gguf_tools.sources.hub.names import COMMIT, WEIGHTS, HubName, parse_name
 from gguf_tools.sources.hub.requests import described, files_of
 from gguf_tools.sources.hub.threads import for_each
 from gguf_tools.sources.hub.window import Window
@@ -39,7 +39,7 @@ from gguf_tools.text import human_bytes
 
 SMALL = re.compile(r"(additional_chat_templates/)?[^/]+\.(json|jinja|txt|model|md|toml|yaml|tiktoken|pkl)")
 """Paths of the files that describe the weights of a repository."""
-COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SMALL_BYTES = 128 << 20
 """Most bytes of such a file; others of that name are left on the hub."""
 MOST_SMALL, MOST_SMALL_BYTES = 1000, 2 << 30
@@ -123,8 +123,7 @@ def _opened(name: HubName, reading: Reading, progress: Progress) -> Path:
     _download_small(at_commit, [each for each in files.values() if _is_small(each)])
     record_revision(name, commit)
     wanted = [] if reading is Reading.BESIDE else _weights(name, files)
-    missing = [files[path] for path in wanted if not (folder / path).exists()]
-    hub_files = [HubFile(replace(at_commit, file=each.path), each, folder / each.path) for each in missing]
+    hub_files = _missing(at_commit, [files[path] for path in wanted])
     in_ranges = [file for file in hub_files if file.local.suffix in IN_RANGES[reading]]
     if in_ranges:
         window = _window(cache_folder())
@@ -190,9 +189,13 @@ def _download_small(name: HubName, files: Sequence[Listed]) -> None:
             f"{name}: has {len(files):,} files of {human_bytes(total)} beside its weights, expected {MOST_SMALL:,} of "
             f"{human_bytes(MOST_SMALL_BYTES)} at most; download what you need with `hf download` and give the folder"
         )
-    folder = snapshot(name, name.revision)
-    missing = [each for each in files if not (folder / each.path).exists()]
-    for_each(store, [HubFile(replace(name, file=each.path), each, folder / each.path) for each in missing], AT_ONCE)
+    for_each(store, _missing(name, files), AT_ONCE)
+
+
+def _missing(name: HubName, files: Sequence[Listed]) -> list[HubFile]:
+    """Those of the files of a commit that the cache does not have."""
+    places = [(each, snapshot(name, name.revision) / each.path) for each in files]
+    return [HubFile(replace(name, file=each.path), each, place) for each, place in places if not place.exists()]
 
 
 def _weights(name: HubName, files: dict[str, Listed]) -> list[str]:
