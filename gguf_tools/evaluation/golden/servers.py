@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from gguf_tools.evaluation.golden.read import GoldenFiles, GoldenPrompt, finite
 from gguf_tools.evaluation.golden.values import Doubles
 from gguf_tools.evaluation.metrics import log_softmax
 from gguf_tools.runtime.silence import current_limit
+from gguf_tools.sources.hub.addresses import has_user, is_server
 from gguf_tools.sources.hub.threads import within
 from gguf_tools.text import one_line, shortened
 
@@ -62,16 +62,9 @@ def check_server(golden: GoldenFiles, url: str, model: str) -> Check:
 
 def _address(url: str) -> str:
     """The address of a server, without slashes at its end. Raises InputError for one that no request can be sent to."""
-    try:
-        parts = urlsplit(url)
-        plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#\\")
-        fits = plain and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        user = parts.username is not None
-    except ValueError:
-        fits = user = False
-    if user:  # not shown: it may have a password
+    if has_user(url):
         raise InputError("--server has a user name in its address, which is not supported; expected http://HOST:PORT")
-    if not fits:
+    if not is_server(url):
         raise InputError(f"{url}: is no address of a server; expected http://HOST:PORT")
     return url.rstrip("/")
 

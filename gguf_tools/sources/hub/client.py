@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from gguf_tools.errors import CheckpointError, InputError
+from gguf_tools.sources.hub.addresses import has_user, is_server
 from gguf_tools.sources.hub.names import HubName
 from gguf_tools.text import one_line, shortened
 
@@ -82,20 +82,9 @@ def require_hub(
 def check_endpoint() -> None:
     """Raise InputError if HF_ENDPOINT is set to what is no address; huggingface_hub fails with it while it is imported."""
     url = os.environ.get("HF_ENDPOINT", "")
-    try:
-        parts = urlsplit(url)
-        fits = (
-            parts.scheme in ("http", "https")
-            and parts.hostname
-            and parts.port != 0
-            and not parts.query + parts.fragment
-        )
-        user = parts.username is not None
-    except ValueError:
-        fits = user = False
-    if user:  # not shown: it may have a password
+    if has_user(url):
         raise InputError("HF_ENDPOINT has a user name in its address, which is not supported; use HF_TOKEN for a token")
-    if url and not (fits and url.isascii() and url.isprintable() and " " not in url):
+    if url and not is_server(url):
         raise InputError(
             f"HF_ENDPOINT is {shortened(one_line(url), 120)!r}, which is no address; expected one such as "
             "https://huggingface.co, or unset it"

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gguf_tools.errors import InputError
+from gguf_tools.sources.hub.addresses import origin
 from gguf_tools.sources.hub.client import (
     ATTEMPTS,
     HubError,
@@ -24,7 +25,7 @@ from gguf_tools.sources.hub.client import (
     transient,
 )
 from gguf_tools.sources.hub.names import HubName
-from gguf_tools.sources.hub.requests import LEAST, PUBLIC, body, checked, headers, opened, origin, resolved
+from gguf_tools.sources.hub.requests import LEAST, PUBLIC, body, checked, headers, opened, resolved
 
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 SKIPPED = 128 << 20

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from gguf_tools.formats.text_file import load_json
+from gguf_tools.sources.hub.addresses import is_url, origin
 from gguf_tools.sources.hub.client import HubError, TransientError, endpoint
 from gguf_tools.sources.hub.names import HubName
 from gguf_tools.sources.hub.threads import within
@@ -26,7 +27,6 @@ LISTING_SECONDS = 120.0
 MOST_LISTING = 32 << 20
 """Most bytes of it, which is room for about 100,000 files."""
 MOST_REDIRECTS = 20
-LONGEST_URL = 8192
 LEAST = 16 << 10
 """Fewer bytes than these count as nothing: in `PATIENCE` seconds of a transfer, and of a request that broke."""
 PATIENCE = 60.0
@@ -132,22 +132,6 @@ def resolved(name: HubName) -> Resolved:
         if origin(url) not in homes:
             return Resolved(url=url, etag=_etag(found), size=_number(found, "X-Linked-Size"))
     raise HubError(f"{name}: the hub redirects more than {MOST_REDIRECTS} times; check HF_ENDPOINT")
-
-
-def origin(url: str) -> tuple[str, str, int]:
-    """The scheme, the host and the port of a URL."""
-    parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
-
-
-def is_url(text: str) -> bool:
-    """Whether a request can be sent to this address: http or https, a host, a port that exists, no characters out of ASCII."""
-    try:
-        scheme, host, port = origin(text)
-    except ValueError:
-        return False
-    plain = text.isascii() and text.isprintable() and " " not in text and len(text) <= LONGEST_URL
-    return plain and scheme in ("http", "https") and bool(host) and port > 0
 
 
 @contextlib.contextmanager

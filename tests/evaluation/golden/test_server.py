@@ -286,6 +286,7 @@ def test_no_server_answers(place: Place) -> None:
         "http://u@127.0.0.1",
         "http://a b",
         "http://127.0.0.1:99999",
+        "http://127.0.0.1:0",
         "http://[::1",
         "http://127.0.0.1:1/?x",
         "http://\x1b",
@@ -297,9 +298,10 @@ def test_an_address_that_no_request_can_be_sent_to(place: Place, url: str) -> No
         check_server(read_golden_files(place.golden), url, "")
 
 
-def test_the_password_in_an_address_is_not_shown(place: Place) -> None:
+@pytest.mark.parametrize("port", [":1", ":0", ":99999", ":1/?x"])
+def test_the_password_in_an_address_is_not_shown(place: Place, port: str) -> None:
     with pytest.raises(InputError, match="user name") as caught:
-        check_server(read_golden_files(place.golden), "http://user:secret@127.0.0.1:1", "")
+        check_server(read_golden_files(place.golden), f"http://user:secret@127.0.0.1{port}", "")
     assert "secret" not in str(caught.value)
 
 

@@ -256,7 +256,17 @@ def test_a_token_that_is_none_is_not_shown(hub: Hub, commit: str, monkeypatch: p
 
 @pytest.mark.parametrize(
     "url",
-    ["127.0.0.1", "ftp://x", "http://", "http://a b", "http://x:abc", "http://[::1", "http://x/?a", "http://\xe9"],
+    [
+        "127.0.0.1",
+        "ftp://x",
+        "http://",
+        "http://a b",
+        "http://x:0",
+        "http://x:abc",
+        "http://[::1",
+        "http://x/?a",
+        "http://\xe9",
+    ],
 )
 def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", url)
@@ -264,8 +274,9 @@ def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch, url: str) -> 
         local_source(NAME)
 
 
-def test_the_password_of_an_endpoint_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://user:s3cret@127.0.0.1")
+@pytest.mark.parametrize("place", ["@127.0.0.1", "@127.0.0.1:99999", "@[::1", "/@127.0.0.1", "@127.0.0.1/?x"])
+def test_the_password_of_an_endpoint_is_not_shown(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", f"http://user:s3cret{place}")
     with pytest.raises(InputError, match="user name") as caught:
         local_source(NAME)
     assert "s3cret" not in str(caught.value)
