@@ -104,7 +104,7 @@ def _by_ids(golden: GoldenFiles, url: str) -> Check:
         else:
             compared.append(Compared(name=f"log probabilities after prompt {n}", nmse=gaps[worst], tolerance=CLOSE))
         if worst is not None and first is None and gaps[worst] > CLOSE:
-            place = sorted(top.values(), reverse=True).index(top[worst])
+            place = list(gaps).index(worst)
             words = f"{expected[worst]:.4f} for token {worst}, {largest[place]:.4f} as number {place + 1} by size"
             first = FirstBad(
                 prompt=n, position=len(prompt.tokens) - 1, point="logits", expected=words, found=f"{top[worst]:.4f}"
