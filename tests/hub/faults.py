@@ -33,6 +33,11 @@ class Fault:
         return self.times > 0 and method == self.method and re.search(self.path, path) is not None
 
 
+def whole(body: bytes, status: str = "200 OK", headers: str = "") -> bytes:
+    """An answer of HTTP with this body, for `Fault.raw`; each of the headers ends with a line break."""
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode("latin-1") + body
+
+
 CHUNK = 64 << 10
 """Bytes that the server sends at once."""
 

@@ -12,7 +12,7 @@ from gguf_tools.publishing import upload as module
 from gguf_tools.publishing.upload import look, upload
 from gguf_tools.sources.hub import client, requests
 from tests.hub.client import use
-from tests.hub.faults import Fault
+from tests.hub.faults import Fault, whole
 from tests.hub.server import Hub
 
 NAME = "me/tiny-GGUF"
@@ -40,22 +40,22 @@ def here(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-def answer(body: bytes, status: str = "200 OK", headers: str = "Content-Type: application/json\r\n") -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode("latin-1") + body
-
-
+JSON = "Content-Type: application/json\r\n"
 ANSWERS = {
     "garbage": bytes(range(256)),
-    "html": answer(b"<html>log in</html>", headers="Content-Type: text/html\r\n"),
-    "null": answer(b"null"),
-    "numbers for all": answer(
+    "html": whole(b"<html>log in</html>", headers="Content-Type: text/html\r\n"),
+    "null": whole(b"null", headers=JSON),
+    "numbers for all": whole(
         json.dumps(
             dict.fromkeys(("name", "orgs", "auth", "sha", "siblings", "url", "objects", "files", "commitUrl"), 5)
-        ).encode()
+        ).encode(),
+        headers=JSON,
     ),
-    "lists of numbers": answer(json.dumps({"orgs": [5], "siblings": [5], "objects": [5], "files": [5]}).encode()),
-    "half an address": answer(b"", "307 X", "Location: http://[::1\r\n"),
-    "a wait of other digits": answer(b"", "429 X", "Retry-After: \xb2\r\n"),
+    "lists of numbers": whole(
+        json.dumps({"orgs": [5], "siblings": [5], "objects": [5], "files": [5]}).encode(), headers=JSON
+    ),
+    "half an address": whole(b"", "307 X", "Location: http://[::1\r\n"),
+    "a wait of other digits": whole(b"", "429 X", "Retry-After: \xb2\r\n"),
 }
 ROUTES = {
     "whoami": ("GET", "/api/whoami"),
@@ -110,6 +110,6 @@ def test_another_account_named_oddly(hub: Hub, monkeypatch: pytest.MonkeyPatch, 
     use(hub, monkeypatch, tmp_path / "home")
     monkeypatch.setenv("HF_TOKEN", "hf_me")
     body = json.dumps({"name": ["me"], "orgs": {"a": 1}, "auth": {"accessToken": [1]}}).encode()
-    hub.fail(Fault(path="/api/whoami", raw=[answer(body)]))
+    hub.fail(Fault(path="/api/whoami", raw=[whole(body, headers=JSON)]))
     with pytest.raises(OutputError, match="who is neither me nor a member of it"):
         look(NAME)

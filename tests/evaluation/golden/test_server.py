@@ -30,6 +30,7 @@ from gguf_tools.evaluation.golden.write import write_golden
 from gguf_tools.runtime.silence import silence_limit
 from tests.evaluation.golden.conftest import Place
 from tests.evaluation.trace.planting import planted
+from tests.hub.faults import whole
 
 WAIT = 120.0
 
@@ -335,10 +336,6 @@ class Raw:
         self._socket.close()
 
 
-def whole(body: bytes, status: int = 200, headers: str = "") -> bytes:
-    return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
-
-
 START = b"HTTP/1.1 200 OK\r\n"
 IDS = '{"completion_probabilities": [{"top_logprobs": [{"id": %s, "logprob": -1}]}], "tokens": [%s]}'
 
@@ -354,8 +351,11 @@ IDS = '{"completion_probabilities": [{"top_logprobs": [{"id": %s, "logprob": -1}
         (START + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "no server answers"),
         (START + b"Transfer-Encoding: chunked\r\n\r\n10\r\n{}", "no server answers"),
         (b"HTTP/1.1 100 Continue\r\n\r\nabc", "no server answers"),
-        (whole(b"", 302, "Location: http://127.0.0.1:1/\r\n"), "redirects to http://127.0.0.1:1/; give the address"),
-        (whole(b"", 307, "Location: file:///etc/passwd\r\n"), "redirects to file:///etc/passwd"),
+        (
+            whole(b"", "302 X", "Location: http://127.0.0.1:1/\r\n"),
+            "redirects to http://127.0.0.1:1/; give the address",
+        ),
+        (whole(b"", "307 X", "Location: file:///etc/passwd\r\n"), "redirects to file:///etc/passwd"),
         (whole(b"[" * 100_000), "returned no completion"),
         (whole((IDS % ("Infinity", "1")).encode()), "answers without ids"),
         (whole((IDS % ("1", "-Infinity")).encode()), "answers without ids"),

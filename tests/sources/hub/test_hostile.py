@@ -21,7 +21,7 @@ from gguf_tools.sources.hub import HubError, HubName, Reading, cache, client, lo
 from gguf_tools.sources.hub.cache import cached_commit, snapshot, store
 from gguf_tools.sources.hub.file import HubFile, Listed
 from gguf_tools.sources.hub.source import is_usable
-from tests.hub.faults import Fault
+from tests.hub.faults import Fault, whole
 from tests.hub.repositories import Blob
 from tests.hub.server import Hub
 from tests.sources.hub.test_source import weights
@@ -54,10 +54,6 @@ def file(hub: Hub) -> HubFile:
     sha = hub.add("org/model", {PATH: DATA})
     name = HubName("org/model", sha, PATH)
     return HubFile(name, Listed(PATH, len(DATA), Blob(DATA).sha256), snapshot(name, sha) / PATH)
-
-
-def whole(body: bytes, status: str = "200 OK", headers: str = "") -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode("latin-1") + body
 
 
 def endless(start: bytes, piece: bytes) -> list[bytes]:
