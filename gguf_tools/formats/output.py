@@ -53,9 +53,8 @@ def check_outputs(
     """
     inputs = tuple(inputs)
     read = {key for path in inputs for key in _identities(path)}
-    # Of an input that is a link, the link itself and what it leads to.
-    near = [(path, Path(os.path.realpath(name))) for path in inputs for name in (path, path.parent / "_")]
-    around_inputs = {parent: path for path, real in near for parent in real.parents}
+    # Of an input that is a link, those of the link and of what it leads to.
+    around_inputs = {folder: path for path in inputs for folder in (*_folders(path.parent), *_folders(path))}
     used: dict[tuple[object, ...], str] = {}
     for option, path in outputs.items():
         if path is None:
@@ -85,6 +84,12 @@ def _identities(path: Path) -> set[tuple[object, ...]]:
         state = os.stat(path)
         found.add((state.st_dev, state.st_ino))
     return found
+
+
+def _folders(path: Path) -> tuple[Path, ...]:
+    """A path with its links resolved, and all folders that it lies in."""
+    real = Path(os.path.realpath(path))
+    return (real, *real.parents)
 
 
 def check_output(path: Path, force: bool) -> None:
@@ -326,16 +331,18 @@ def check_folder(path: Path, force: bool, marks: Collection[str]) -> None:
         raise OutputError(f"{path}: is a file, but a folder is written; choose another name")
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already; choose another name or overwrite it with --force")
-    if path.exists() and any(path.iterdir()) and not any((path / mark).exists() for mark in marks):
+    inside = sorted(path.iterdir()) if path.exists() else []
+    if inside and not any((path / mark).exists() for mark in marks):
         raise OutputError(
             f"{path}: is a folder without {' or '.join(marks)}, and --force replaces only such folders; choose another name"
         )
-    deeper = sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.exists() else []
+    deeper = [entry for entry in inside if entry.is_dir()]
     if GOLDEN in marks:
-        deeper = [name for name in deeper if not (path / name / GOLDEN).exists()]
+        deeper = [entry for entry in deeper if not (entry / GOLDEN).exists()]
     if deeper:
         raise OutputError(
-            f"{path}: has the subfolder {deeper[0]}, and --force replaces only folders without; move it, or choose another name"
+            f"{path}: has the subfolder {deeper[0].name}, and --force replaces only folders without; move it, or choose another "
+            "name"
         )
     if not path.resolve().parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")

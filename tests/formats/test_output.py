@@ -306,6 +306,7 @@ def test_a_folder_that_contains_an_input_is_not_replaced(tmp_path: Path, name: s
     (recipe.parent / "golden.json").touch()
     (tmp_path / "link").symlink_to("out/" + name)
     (recipe.parent / "link").symlink_to(tmp_path / "elsewhere")
+    (recipe.parent / "_").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").touch()
     for given in (recipe, tmp_path / "link", recipe.parent / "link"):
         with pytest.raises(
