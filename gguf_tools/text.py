@@ -52,6 +52,12 @@ def shortened(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def first_line(error: BaseException, limit: int = 160) -> str:
+    """The first line of an exception's text, cut to `limit` characters, or its class where it has no text."""
+    lines = str(error).strip().splitlines()
+    return shortened(lines[0], limit) if lines else type(error).__name__
+
+
 def printable(text: str) -> str:
     """Untrusted text with control characters (line breaks too) and lone surrogates escaped."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)

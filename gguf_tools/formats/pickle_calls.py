@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from gguf_tools.errors import CheckpointError
-from gguf_tools.text import shortened
+from gguf_tools.text import first_line, shortened
 
 ADVICE = "save the weights alone (torch.save(model.state_dict(), …)), or as safetensors"
 
@@ -161,19 +161,12 @@ def check_calls(path: Path, archive: bool) -> None:
     Raises CheckpointError as `CallReader`, for a broken file, and for an older file that lacks a storage which it refers to.
     """
     try:
-        missing = set() if archive else _check_older(path)
-        if archive:
-            _check_archive(path)
+        (_check_archive if archive else _check_older)(path)
     except CheckpointError:
         raise
     except Exception as error:
         # A pickle of random bytes raises errors of any class.
         raise broken(path, error) from error
-    if missing:
-        raise CheckpointError(
-            f"{path}: does not hold storage {shortened(str(min(map(str, missing))))}, to which its pickle refers; the file is "
-            "corrupt, download or save it again"
-        )
 
 
 def _check_archive(path: Path) -> None:
@@ -184,8 +177,8 @@ def _check_archive(path: Path) -> None:
     CallReader(io.BytesIO(reader.get_record("data.pkl")), path).load()
 
 
-def _check_older(path: Path) -> set[Any]:
-    """Check the pickles of a file that is no archive; the keys of storages that it does not hold, which torch would not fill.
+def _check_older(path: Path) -> None:
+    """Check the pickles of a file that is no archive, and that it holds all storages: others torch would not fill.
 
     Source: torch/serialization.py, `_legacy_load`: a number, the format's version, the system, the value, the storages' keys.
     """
@@ -193,13 +186,18 @@ def _check_older(path: Path) -> set[Any]:
 
     with path.open("rb") as stream:
         if CallReader(stream, path).load() != torch.serialization.MAGIC_NUMBER:
-            return set()  # torch reads no further
+            return  # torch reads no further
         for _ in ("version", "system"):
             CallReader(stream, path).load()
         value = CallReader(stream, path)
         value.load()
         held = CallReader(stream, path).load()
-    return value.storages - set(held if isinstance(held, list) else ())
+    missing = value.storages - set(held if isinstance(held, list) else ())
+    if missing:
+        raise CheckpointError(
+            f"{path}: does not hold storage {shortened(min(map(str, missing)))}, to which its pickle refers; the file is "
+            "corrupt, download or save it again"
+        )
 
 
 def broken(path: Path, error: Exception) -> CheckpointError:
@@ -207,12 +205,6 @@ def broken(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path}: cannot be read as a torch state dict ({first_line(error)}); download or save it again"
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's text, or its class."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
 
 
 def _kind(value: object) -> str:
@@ -247,6 +239,6 @@ def _size(tensor: Made) -> int | None:
 def _stored(tensor: Made) -> int | None:
     """The number of elements of a rebuilt tensor's storage, or None if it does not say."""
     storage = tensor.args[0] if tensor.args else None
-    known = isinstance(storage, Made) and isinstance(storage.args, tuple) and len(storage.args) > 4
-    count = storage.args[4] if isinstance(storage, Made) and known else None
+    said = storage.args if isinstance(storage, Made) else ()
+    count = said[4] if isinstance(said, tuple) and len(said) > 4 else None
     return count if type(count) is int else None

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import CheckpointError
 from gguf_tools.formats.inert import STAND_INS, PlainState, plain_class
-from gguf_tools.formats.pickle_calls import ADVICE, broken, check_calls, first_line
+from gguf_tools.formats.pickle_calls import ADVICE, broken, check_calls
 from gguf_tools.formats.safetensors import MOST_NAME, MOST_TENSORS
 from gguf_tools.formats.text_file import check_regular
 from gguf_tools.tensors.base import Tensor
-from gguf_tools.text import shortened
+from gguf_tools.text import first_line, shortened
 from quant.encode import FloatArray
 
 if TYPE_CHECKING:
@@ -258,11 +258,13 @@ def _load(path: Path) -> tuple[Any, bool]:
     CheckpointError if the file is broken or would run code when loaded.
     """
     _refuse_compressed(path)
-    check_calls(path, zipfile.is_zipfile(path))
+    # Files written before torch 1.6 are not zip archives: they cannot be memory-mapped and are read whole.
+    mapped = zipfile.is_zipfile(path)
+    check_calls(path, mapped)
     own: dict[str, type[PlainState]] = {}
     while True:
         try:
-            return _load_with(path, own)
+            return _load_with(path, own, mapped), mapped
         except pickle.UnpicklingError as error:
             asked = re.search(r"GLOBAL ([\w.]+)", str(error))
             if asked is None:
@@ -302,18 +304,16 @@ def _records(path: Path) -> list[zipfile.ZipInfo]:
         ) from error
 
 
-def _load_with(path: Path, own: Mapping[str, type[PlainState]]) -> tuple[Any, bool]:
+def _load_with(path: Path, own: Mapping[str, type[PlainState]], mapped: bool) -> Any:
     """The result of `torch.load` with these stand-ins beside the usual ones. Raises UnpicklingError for any other class."""
     import torch
 
     try:
-        # Files written before torch 1.6 are not zip archives: they cannot be memory-mapped and are read whole.
-        mapped = zipfile.is_zipfile(path)
         stand_ins: list[Any] = [*STAND_INS, *((stand_in, name) for name, stand_in in own.items())]
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             # torch warns about the format of a broken file before it raises; the error is enough.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), mapped
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise
     except Exception as error:

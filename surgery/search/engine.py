@@ -20,7 +20,7 @@ from gguf_tools.evaluation.card.statistics import Float
 from gguf_tools.model.spec import LayerSpec, Model
 from gguf_tools.reference import Reference
 from gguf_tools.reference.weights import Weights, load_layer
-from gguf_tools.text import shortened
+from gguf_tools.text import first_line
 from surgery.algebra import Layer, Original, Stack, identity
 from surgery.model import rebuilt
 
@@ -45,15 +45,10 @@ def check_device(name: str) -> None:
     """Raise InputError unless torch computes on the device of this name here."""
     try:
         torch.zeros(1, device=name).cpu()
-    except (
-        RuntimeError,
-        AssertionError,
-        ImportError,
-        ValueError,
-    ) as error:  # the last two: a backend that is not installed
-        reason = str(error).strip().partition("\n")[0]
+    # The last two: a backend that is not installed.
+    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
         raise InputError(
-            f"--device {name}: torch cannot compute there ({shortened(reason, 160)}); give cpu, or cuda where torch has it"
+            f"--device {name}: torch cannot compute there ({first_line(error)}); give cpu, or cuda where torch has it"
         ) from error
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from gguf_tools.errors import InputError
 from gguf_tools.formats.opened import note_opened
+from gguf_tools.text import first_line
 
 if TYPE_CHECKING:
     import optuna
@@ -162,7 +163,7 @@ def shown_url(url: str) -> str:
 def unusable(url: str, error: Exception) -> InputError:
     """The error for a storage that cannot be used; the first line of the database's own error says why."""
     cause = error.__cause__ or error
-    reason = str(cause).strip().splitlines()
     name = shown_url(url.removeprefix(SQLITE))
-    why = reason[0] if reason else type(cause).__name__
-    return InputError(f"{name}: the storage cannot be used ({why}); give another, or remove the cause")
+    return InputError(
+        f"{name}: the storage cannot be used ({first_line(cause, 400)}); give another, or remove the cause"
+    )
