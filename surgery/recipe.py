@@ -27,7 +27,7 @@ from typing import Any
 
 from gguf_tools.errors import InputError
 from gguf_tools.formats.output import atomic_output
-from gguf_tools.formats.text_file import Kind, load_toml, read_text
+from gguf_tools.formats.text_file import Kind, parse_toml, read_text
 from gguf_tools.text import expected
 from surgery.algebra import Stack, identity
 from surgery.ops import Op, op_named, parse_op
@@ -172,10 +172,7 @@ def read_file(path: Path) -> Recipe:
 
 def parse_file_text(text: str, path: Path) -> Recipe:
     """The recipe in the text of a TOML file; `path` is named in errors, and donors' paths are relative to its folder."""
-    try:
-        data = load_toml(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"recipe {path}: not valid TOML ({error}); correct it") from error
+    data = parse_toml(text, f"recipe {path}")
     steps, layers = data.get("steps"), data.get("layers")
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
         raise InputError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from gguf_tools.description.schema import EXPERT, LAYER, Description, KeyPath, Override, Source, has_layer
 from gguf_tools.errors import InputError
-from gguf_tools.formats.text_file import Kind, load_toml, read_text
+from gguf_tools.formats.text_file import Kind, parse_toml, read_text
 from gguf_tools.text import shortened
 
 TABLES = ("model", "norm", "layer", "layers", "tensors", "unused")
@@ -26,10 +26,7 @@ def read_description(path: Path) -> Description:
 
 def parse_description(text: str, path: Path) -> Description:
     """The description in `text`, which `path` names in errors. Raises InputError, naming the line, if it is broken."""
-    try:
-        data = load_toml(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML ({shortened(str(error), 200)}); correct it") from error
+    data = parse_toml(text, path)
     lines = _lines(text)
     stated = Description(path=path, model={}, norm={}, layer={}, lines=lines)
     for key in data:

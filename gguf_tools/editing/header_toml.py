@@ -32,7 +32,7 @@ from gguf_tools.editing.values import FLOATS, FieldType, made, named_type, type_
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.header import Field, GGUFHeader, TensorEntry, ValueType
 from gguf_tools.formats.gguf.values import NUMBERS
-from gguf_tools.formats.text_file import Kind, load_toml, read_text
+from gguf_tools.formats.text_file import Kind, parse_toml, read_text
 from gguf_tools.text import shortened
 
 LONG = 64
@@ -143,10 +143,7 @@ def read_header_toml(path: Path, header: GGUFHeader) -> tuple[list[Assignment], 
 
     Raises InputError, naming the key, if it is broken, or keeps an array that the GGUF does not have.
     """
-    try:
-        data = load_toml(read_text(path, Kind.HEADER, InputError))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML ({shortened(str(error), 200)}); correct it") from error
+    data = parse_toml(read_text(path, Kind.HEADER, InputError), path)
     for name, table in data.items():
         if name not in ("metadata", "tensors") or not isinstance(table, dict):
             raise InputError(f"{path}: {shortened(name)} is not known; expected the tables [metadata] and [tensors]")

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeGuard
 
 from gguf_tools.errors import CheckpointError, InputError
 from gguf_tools.formats.opened import note_opened
+from gguf_tools.text import shortened
 
 PIECE = 1 << 16
 """Bytes that are read at a time from a file that is longer than the system says."""
@@ -149,6 +150,14 @@ def parse_json(text: str | bytes, path: Path, error: type[InputError] = Checkpoi
         raise error(f"{path}: not valid JSON (it is nested too deeply); correct it or download it again") from problem
     except ValueError as problem:  # too many values, a number of thousands of digits, or bytes that are not UTF-8
         raise error(f"{path}: not valid JSON ({problem}); correct it or download it again") from problem
+
+
+def parse_toml(text: str, path: str | Path) -> dict[str, Any]:
+    """The tables of TOML text read from `path`. Raises InputError, naming the line, if it is broken or nested too deeply."""
+    try:
+        return load_toml(text)
+    except (ValueError, RecursionError) as problem:
+        raise InputError(f"{path}: not valid TOML ({shortened(str(problem), 200)}); correct it") from problem
 
 
 def is_finite(value: object) -> TypeGuard[int | float]:
