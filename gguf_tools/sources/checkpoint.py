@@ -352,9 +352,10 @@ def _open_sharded(path: Path, index: Path) -> Checkpoint:
         raise CheckpointError(f"{index}: has no weight_map; download it again")
     shards: dict[str, Mapping[str, Tensor]] = {}
     metadata: dict[str, str] = {}
+    texts = {shard for shard in weight_map.values() if isinstance(shard, str)}
     for shard in sorted(set(map(str, weight_map.values()))):
         # The name is untrusted: it must not be a path out of the folder.
-        if shard not in weight_map.values() or Path(shard).name != shard or shard in ("", ".", ".."):
+        if shard not in texts or Path(shard).name != shard or shard in ("", ".", ".."):
             raise CheckpointError(
                 f"{index}: names the shard {shortened(repr(shard))}; expected a plain file name; download it again"
             )
