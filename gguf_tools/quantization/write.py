@@ -21,7 +21,7 @@ from gguf_tools.machine import available_cores
 from gguf_tools.progress import ByteProgress
 from gguf_tools.quantization.plan import OutputPart, Quantization
 from gguf_tools.tensors.blocks import NonFinite, Tally, tensor_blocks
-from quant.encode import Block, ByteArray, Encoder, can_decode
+from quant.encode import Block, ByteArray, Encoder
 from quant.finite import first_nonfinite
 from quant.narrowing import Narrowing
 from quant.recipes import TypeChoice
@@ -108,7 +108,7 @@ def _pairs(plan: Quantization, part: OutputPart, *, decodable: bool) -> list[tup
     """A part's tensors that ggml can decode, or those that it cannot, in file order."""
     mine = slice(part.start, part.stop)
     pairs = zip(plan.choices[mine], plan.tensors[mine], strict=True)
-    return [pair for pair in pairs if can_decode(pair[1].entry.type) == decodable]
+    return [pair for pair in pairs if pair[1].is_numeric == decodable]
 
 
 def _blocks(plan: Quantization, part: OutputPart, allow_nonfinite: bool) -> Iterator[Block]:

@@ -58,6 +58,11 @@ class Tensor(ABC):
         raise TypeError(f"{', '.join(self.sources)} is computed, so it has no stored bytes")
 
     @property
+    def is_numeric(self) -> bool:
+        """Whether `flat` has the elements: not of a GGUF's integers and doubles, which llama.cpp only copies."""
+        return True
+
+    @property
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)

@@ -12,7 +12,7 @@ from gguf_tools.formats.watch import Watch
 from gguf_tools.inspection.difference.inside import changed_inside
 from gguf_tools.inspection.difference.layers import Source, as_recipe, layers_of, recognised, sentences
 from gguf_tools.inspection.difference.sides import Side, open_sides
-from gguf_tools.inspection.difference.tensors import Error, TensorDifference, is_numeric, same_bytes, tensor_error
+from gguf_tools.inspection.difference.tensors import Error, TensorDifference, same_bytes, tensor_error
 from gguf_tools.progress import CountProgress
 from gguf_tools.sources.inputs import source_files
 from gguf_tools.tensors.base import Tensor
@@ -118,7 +118,7 @@ def difference(
         progress(done, max(total, done))
 
     found = [_compared(name, one, other, advance) for name in names if not _may_lack(name, one, other)]
-    mine, theirs = (layers_of({k: t for k, t in side.tensors.items() if is_numeric(t)}) for side in (one, other))
+    mine, theirs = (layers_of({k: t for k, t in side.tensors.items() if t.is_numeric}) for side in (one, other))
     lines: list[str] = []
     recipe: str | None = ""
     changed = any(tensor.status not in ("equal", "type") and tensor.name.startswith("blk.") for tensor in found)
@@ -160,7 +160,7 @@ def _compared(name: str, a: Side, b: Side, advance: Any) -> TensorDifference:
     if _squeezed(one) != _squeezed(other):
         advance(one.size)
         return replace(made, status="shape")
-    if not (is_numeric(one) and is_numeric(other)):
+    if not (one.is_numeric and other.is_numeric):
         advance(one.size)
         if same_bytes(one, other):
             return made

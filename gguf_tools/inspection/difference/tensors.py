@@ -70,11 +70,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def is_numeric(tensor: Tensor) -> bool:
-    """Whether the tensor has weights to compare: integers and doubles of a GGUF are only copied by llama.cpp."""
-    return not isinstance(tensor, GGUFTensor) or tensor.is_numeric
-
-
 def same_bytes(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of GGUF files have the same type and the same bytes."""
     if not (isinstance(a, GGUFTensor) and isinstance(b, GGUFTensor)) or a.entry.type is not b.entry.type:
