@@ -11,13 +11,12 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import InputError
 from gguf_tools.text import shortened
 from surgery.search.records import STAGES, Entry, Measured, Record, State
-from surgery.search.storage import HEARTBEAT, SQLITE, load_optuna, opened_storage, reported, shown_url, unusable
+from surgery.search.storage import HEARTBEAT, database_file, load_optuna, opened_storage, reported, shown_url, unusable
 
 if TYPE_CHECKING:
     import optuna
@@ -83,8 +82,9 @@ class Ledger:
     def open(cls, url: str, name: str | None) -> Ledger:
         """A study that is there; InputError where it is not, or where it is not said which of several."""
         optuna = load_optuna()
-        if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).is_file():
-            raise InputError(f"{url.removeprefix(SQLITE)}: there is no such study; expected a file or a storage URL")
+        file = database_file(url)
+        if file and not file.is_file():
+            raise InputError(f"{file}: there is no such study; expected a file or a storage URL")
         backend = opened_storage(url, make=False)
         try:
             names = sorted(optuna.get_all_study_names(backend))

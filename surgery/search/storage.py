@@ -89,11 +89,17 @@ def storage_url(storage: str) -> str:
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", storage)
 
 
+def database_file(url: str) -> Path | None:
+    """The file that an SQLite URL names, without the options after it; None for other databases."""
+    return Path(url.removeprefix(SQLITE).partition("?")[0]) if url.startswith(SQLITE) else None
+
+
 def opened_storage(url: str, *, make: bool) -> optuna.storages.RDBStorage:
     """Optuna's storage at a URL, with heartbeats, its tables made with `make`; InputError where it cannot be used."""
     storages = load_optuna().storages
-    if url.startswith(SQLITE):
-        _refuse_other(Path(url.removeprefix(SQLITE).partition("?")[0]), url, make)
+    file = database_file(url)
+    if file:
+        _refuse_other(file, url, make)
     # SQLite's writers wait for each other instead of failing at once.
     engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     for last in (False, False, True):
@@ -107,8 +113,8 @@ def opened_storage(url: str, *, make: bool) -> optuna.storages.RDBStorage:
             )
             if make and url.startswith("sqlite"):
                 _relax(made)
-            if url.startswith(SQLITE) and os.path.exists(file := url.removeprefix(SQLITE)):
-                note_opened(os.stat(file))
+            if file and file.exists():
+                note_opened(file.stat())
             return made
         except Exception as error:
             # Workers that begin at the same time make the tables at the same time; one of them is refused.
