@@ -6,6 +6,8 @@ no lifter reads them; numbers out of range end its process by a failed assertion
 
 from __future__ import annotations
 
+from typing import Any
+
 from gguf_tools.errors import CheckpointError, UnsupportedError
 from gguf_tools.formats.gguf.source import GGUFSource
 from gguf_tools.model.features import parts_of
@@ -39,19 +41,19 @@ def check_keys(source: GGUFSource) -> None:
     count, experts = source.integer("block_count"), source.integer("expert_count", 0)
     used, groups = _most(source, "expert_used_count"), source.integer("expert_group_count", 0)
     kind = source.key("rope.scaling.type", "linear")
-    wrong = {
-        "block_count": not 0 < count <= MOST_LAYERS and (count, f"1 to {MOST_LAYERS}"),
-        "nextn_predict_layers": (nextn := source.integer("nextn_predict_layers", 0)) > count
-        and (nextn, f"at most block_count, {count}"),
-        "expert_count": experts > MOST_EXPERTS and (experts, f"at most {MOST_EXPERTS}"),
-        "expert_used_count": not (0 < used <= experts or used == experts == 0)
-        and (used, f"1 to {experts}, expert_count" if experts else "0, as expert_count is"),
-        "rope.scaling.type": kind not in SCALINGS and (repr(kind)[:40], f"one of {', '.join(SCALINGS)}"),
-    }
-    for key, found in wrong.items():
-        if found:
+    nextn = source.integer("nextn_predict_layers", 0)
+    selected = f"1 to {experts}, expert_count" if experts else "0, as expert_count is"
+    checks = (
+        ("block_count", count, 0 < count <= MOST_LAYERS, f"1 to {MOST_LAYERS}"),
+        ("nextn_predict_layers", nextn, nextn <= count, f"at most block_count, {count}"),
+        ("expert_count", experts, experts <= MOST_EXPERTS, f"at most {MOST_EXPERTS}"),
+        ("expert_used_count", used, 0 < used <= experts or used == experts == 0, selected),
+        ("rope.scaling.type", repr(kind)[:40], kind in SCALINGS, f"one of {', '.join(SCALINGS)}"),
+    )
+    for key, found, fits, expected in checks:
+        if not fits:
             raise CheckpointError(
-                f"{source.path}: metadata {source.architecture}.{key} is {found[0]}; expected {found[1]}; {ADVICE}"
+                f"{source.path}: metadata {source.architecture}.{key} is {found}; expected {expected}; {ADVICE}"
             )
     if not source.key("attention.causal", True):
         raise _unsupported(source, "attention.causal is false: every token would see those after it")
@@ -59,7 +61,7 @@ def check_keys(source: GGUFSource) -> None:
         _check_sizes(source)
     for key in UNREAD.get(source.architecture, ()):
         stated = source.key(key, 0)
-        if any(stated) if isinstance(stated, tuple) else stated:
+        if any(_each(stated)):
             raise _unsupported(source, f"{key} is {repr(stated)[:40]}")
     if groups > 1:
         raise _unsupported(source, f"expert_group_count is {groups}: experts would be selected from some groups alone")
@@ -105,12 +107,17 @@ def _has_magnitude(rope: Rope) -> bool:
 def _most(source: GGUFSource, name: str) -> int:
     """The largest number of a key that has one for the model or one for each layer; 0 without it."""
     stated = source.key(name, 0)
-    numbers = stated if isinstance(stated, tuple) else (stated,)
+    numbers = _each(stated)
     if any(type(number) is not int or number < 0 for number in numbers):
         raise CheckpointError(
             f"{source.path}: metadata {source.architecture}.{name} is {repr(stated)[:60]}; expected numbers from 0; {ADVICE}"
         )
     return max(numbers, default=0)
+
+
+def _each(stated: Any) -> tuple[Any, ...]:
+    """The values of a key that has one for the model or one for each layer."""
+    return stated if isinstance(stated, tuple) else (stated,)
 
 
 def _unsupported(source: GGUFSource, why: str) -> UnsupportedError:
