@@ -86,11 +86,8 @@ def lift_normed(
             return base
         return replace(base, bias=f"{role}_bias" in tensors) if role in tensors else None
 
-    count = source.integer("block_count")
-    if count < 1:
-        raise CheckpointError(f"{source.path}: block_count is {count}; expected at least 1")
     layers = []
-    for n in range(count):
+    for n in range(source.integer("block_count")):
         bare, own = layer(n), lift_named(source, n, names.NORM_NAMES)
         form = replace(bare.spec, mixer_norm=norm("mixer_norm", own), ffn_norm=norm("ffn_norm", own))
         if weighted:
@@ -285,12 +282,9 @@ def lift_ends(source: GGUFSource) -> tuple[dict[str, Tensor], Norm, int]:
     """(tensors outside the layers by role; an RMS norm with the file's epsilon; the number of layers)."""
     part = {"embedding": source.tensor("token_embd.weight")}
     part |= {role: source.tensors[name] for role, name in names.ENDS.items() if name in source.tensors}
-    count = source.integer("block_count")
-    if count < 1:
-        raise CheckpointError(f"{source.path}: block_count is {count}; expected at least 1")
     if "output_norm" not in part:
         source.tensor("output_norm.weight")  # raises
-    return part, Norm(source.number("attention.layer_norm_rms_epsilon")), count
+    return part, Norm(source.number("attention.layer_norm_rms_epsilon")), source.integer("block_count")
 
 
 def lift_dense(source: GGUFSource) -> Model:
