@@ -25,7 +25,7 @@ from gguf_tools.families.registry import build_model
 from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.float8 import FLOAT8
 from gguf_tools.formats.links import refuse_links_out
-from gguf_tools.formats.output import Check, atomic_folder
+from gguf_tools.formats.output import Check, atomic_folder, check_outputs
 from gguf_tools.formats.remote import file_size
 from gguf_tools.formats.safetensors import WIDTHS, Stored, StoredTensor, write_safetensors
 from gguf_tools.formats.state_dict import StateTensor
@@ -45,6 +45,7 @@ from gguf_tools.sources.checkpoint import (
     DescriptionText,
     open_checkpoint,
 )
+from gguf_tools.sources.inputs import source_files
 from gguf_tools.tensors.base import Tensor
 from quant.encode import ByteArray, FloatArray, narrow
 from quant.finite import first_nonfinite
@@ -156,9 +157,9 @@ def write_checkpoint(
     `check` is called before it appears; if it raises, nothing is left. A weight that is NaN or infinite is an InputError without
     `allow_nonfinite`.
     """
-    source, target = plan.checkpoint.path.resolve(), out.resolve()
-    if target == source or source in target.parents or target in source.parents:
-        raise OutputError(f"{out}: contains the source {plan.checkpoint.path}; give another folder")
+    check_outputs({"OUT": out}, source_files(plan.checkpoint.path), force=force, folders={"OUT": MARKS})
+    if plan.checkpoint.path.resolve() in out.resolve().parents:
+        raise OutputError(f"{out}: lies in the source {plan.checkpoint.path}; give another folder")
     files = _files_beside(plan.checkpoint)
     refuse_links_out(plan.checkpoint.folder, files)
     size = plan.size + sum(file.stat().st_size for file in files)

@@ -294,8 +294,13 @@ def test_outputs_do_not_touch_sources_or_strangers(
 ) -> None:
     source = copied(qwen3_folder)
     before = {path.name: path.read_bytes() for path in source.iterdir()}
-    for out in (source, source / "inside", source.parent):
-        with pytest.raises(OutputError):
+    refused = {
+        source: "is also an input",
+        source / "inside": "lies in the source",
+        source.parent: "is a folder without",
+    }
+    for out, why in refused.items():
+        with pytest.raises(OutputError, match=why):
             operated(source, out, "swap(0:1)", force=True)
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
     stranger = tmp_path / "stranger"
