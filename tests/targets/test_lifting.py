@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -319,42 +318,6 @@ def turned(spec: ModelSpec) -> list[tuple[Attention, Rope]]:
 
 
 @pytest.mark.parametrize(
-    ("keys", "says"),
-    [
-        ({"block_count": 513}, "block_count is 513; expected 1 to 512"),
-        ({"nextn_predict_layers": 9}, "nextn_predict_layers is 9; expected at most block_count"),
-        ({"expert_count": 1025}, "expert_count is 1025; expected at most 1024"),
-        ({"expert_count": 2}, "expert_used_count is 0; expected 1 to 2, expert_count"),
-        ({"expert_used_count": (0, 3)}, "expert_used_count is 3; expected 0, as expert_count is"),
-        ({"expert_used_count": "two"}, "expert_used_count is 'two'; expected numbers from 0"),
-        ({"rope.scaling.type": "ntk"}, "rope.scaling.type is 'ntk'; expected one of none, linear, yarn, longrope"),
-        ({"attention.layer_norm_rms_epsilon": -1e-5}, "the epsilon of a norm is -1e-05"),
-        (
-            {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 0},
-            "the original context of YaRN is 0 tokens",
-        ),
-    ],
-)
-def test_numbers_on_which_llama_cpp_ends_its_process_are_refused(keys: Mapping[str, Any], says: str) -> None:
-    with pytest.raises(CheckpointError, match=re.escape(says)) as raised:
-        lift(changed(made("llama"), keys))
-    assert str(raised.value).startswith("made.gguf: ")
-
-
-@pytest.mark.parametrize(
-    ("keys", "says"),
-    [
-        ({"attention.causal": False}, "llama.attention.causal is false"),
-        ({"expert_count": 4, "expert_used_count": 2, "expert_group_count": 2}, "llama.expert_group_count is 2"),
-        ({"rope.scaling.attn_factor": 1.3}, "llama.rope.scaling.attn_factor is 1.3 beside neither YaRN nor LongRoPE"),
-    ],
-)
-def test_keys_that_every_architecture_reads_and_no_lifter_does_are_refused(keys: Mapping[str, Any], says: str) -> None:
-    with pytest.raises(UnsupportedError, match=says):
-        lift(changed(made("llama"), keys))
-
-
-@pytest.mark.parametrize(
     ("keys", "scaling"),
     [
         ({"rope.scale_linear": 2.0}, LinearScaling(2.0)),
@@ -374,33 +337,6 @@ def test_divisors_of_frequencies_of_another_number(shape: tuple[int, ...]) -> No
         CheckpointError, match=r"tensor rope_freqs.weight has shape \(.*; expected \(\d+,\), one factor for each"
     ):
         lift(changed(made("llama"), tensors={"rope_freqs.weight": factors}))
-
-
-@pytest.mark.parametrize("key", ["attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"])
-def test_layers_with_a_window_that_have_other_sizes_are_refused(key: str) -> None:
-    file = made("cohere2")
-    full = file.integer(key.removesuffix("_swa"), 8)
-    assert lift(changed(file, {key: full})).spec == lift(file).spec
-    with pytest.raises(UnsupportedError, match=f"cohere2.{key} is {full // 2}, and .* layers with a window differ"):
-        lift(changed(file, {key: full // 2}))
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "none", "value"),
-    [
-        ("glm4", "rope.dimension_sections", (0, 0, 0, 0), (4, 2, 2, 0)),
-        ("glm4moe", "rope.dimension_sections", (0, 0, 0, 0), (4, 2, 2, 0)),
-        ("hunyuan-dense", "rope.scaling.alpha", 0.0, 50.0),
-        ("lfm2", "attention.sliding_window", 0, 5),
-        ("lfm2moe", "attention.sliding_window", 0, 5),
-    ],
-)
-def test_keys_that_an_architectures_graph_reads_and_its_lifter_does_not(
-    name: str, key: str, none: object, value: object
-) -> None:
-    assert lift(changed(made(name), {key: none})).spec == lift(made(name)).spec
-    with pytest.raises(UnsupportedError, match=re.escape(f"{name}.{key} is {value}")):
-        lift(changed(made(name), {key: value}))
 
 
 def test_layers_without_rope_by_the_keys_that_each_graph_reads() -> None:
@@ -434,3 +370,14 @@ def test_a_tensor_of_another_shape_is_named_with_its_file() -> None:
         CheckpointError, match=r"^made.gguf: tensor blk.0.attn_q.weight has shape \(3, 3\); expected .*; write the"
     ):
         lift(changed(made("llama"), tensors={"blk.0.attn_q.weight": wrong}))
+
+
+def test_yarn_with_an_original_context_of_one_token() -> None:
+    keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 1}
+    scaling = lifting.lift_rope(changed(made("llama"), keys), 8).scaling
+    assert isinstance(scaling, YarnScaling)
+    assert scaling.original_context == 1
+
+
+def test_a_base_of_rope_of_one() -> None:
+    assert lifting.lift_rope(changed(made("llama"), {"rope.freq_base": 1.0}), 8, 8).theta == 1.0
