@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gguf_tools.tables import Column, Facts, Lines, Table
-from gguf_tools.text import as_json, human_bytes, human_count, one_line, printable
+from gguf_tools.text import as_json, first_line, human_bytes, human_count, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,20 @@ def test_one_line() -> None:
 
 HOSTILE = "<b>\x1b[2J\r\n\x9b\u2028\u202e\udcff&\t"
 ESCAPED = "<b>\\x1b[2J\\r\\n\\x9b\\u2028\\u202e\\udcff&\\t"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("\n one\ntwo", "one"),
+        ("", "ValueError"),
+        (" \n", "ValueError"),
+        ("x" * 160, "x" * 160),
+        ("x" * 161, "x" * 159 + "…"),
+    ],
+)
+def test_the_first_line_of_an_error(text: str, line: str) -> None:
+    assert first_line(ValueError(text)) == line
 
 
 def test_control_characters_are_escaped_and_others_stay() -> None:

@@ -59,6 +59,15 @@ def test_a_study_of_another_file_names_the_file(tmp_path: Path) -> None:
         Ledger.create(url, "study", {"source": "b"}, ["minimize"], "/some/model.gguf")
 
 
+def test_a_storage_with_options_after_its_path(tmp_path: Path) -> None:
+    url = storage_url(str(tmp_path / "study.db")) + "?cached_statements=64"
+    Ledger.create(url, "study", {"source": "a"}, ["minimize"], "")
+    assert Ledger.open(url, None).name == "study"
+    (tmp_path / "study.db").unlink()
+    with pytest.raises(InputError, match=r"study\.db: there is no such study"):
+        Ledger.open(url, None)
+
+
 @pytest.mark.parametrize("added", [1, 4, 8, 9])
 def test_half_a_generation_is_completed_before_it_is_measured(made: Callable[[str], Ledger], added: int) -> None:
     """Another worker was adding the candidates when this one came, or died in the middle."""
