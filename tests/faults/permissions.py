@@ -1,4 +1,4 @@
-"""Files and folders that may not be read, searched or written, for root too: it gives up the capabilities that go past modes."""
+"""Files and folders that may not be read, searched or written, for root too: it gives up its capabilities."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from tests.faults.on_paths import REFUSED
 from tests.faults.place import Place
 from tests.faults.scenario import Scenario
 
-_GIVEN_UP = "-dac_override,-dac_read_search,-fowner"
-AS_ANYBODY = ("setpriv", f"--inh-caps={_GIVEN_UP}", f"--bounding-set={_GIVEN_UP}", "--")
+AS_ANYBODY = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--")
+"""Before a command: modes hold for it, though it is root's."""
 FOLDER_MODES = (0o000, 0o300, 0o400)
 """Not at all; not listed; listed, but nothing in it opened."""
+
+
+def no_rights() -> str:
+    """Why capabilities cannot be given up here; empty where they can."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return "only root can look at what it may not read"
+    return "" if shutil.which("setpriv") else "there is no setpriv"
 
 
 class Permission(Fault):
@@ -27,9 +34,7 @@ class Permission(Fault):
     cheap = False
 
     def why_not(self) -> str:
-        if not hasattr(os, "geteuid") or os.geteuid() != 0:
-            return "only root can look at what it may not read"
-        return "" if shutil.which("setpriv") else "there is no setpriv"
+        return no_rights()
 
 
 class NoInput(Permission):

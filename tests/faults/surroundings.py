@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,12 +13,12 @@ from tests.faults.bench import Bench, Change, Try
 from tests.faults.child import Setting
 from tests.faults.fault import Fault, some
 from tests.faults.on_paths import REFUSED, UNSHARE, no_mounts
+from tests.faults.permissions import AS_ANYBODY, no_rights
 from tests.faults.place import Place
 from tests.faults.scenario import Scenario
 from tests.faults.shim import LACK, Shim
 
 _GONE = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
-_NO_RIGHTS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
 _OTHER_DISK = 'mount -t tmpfs none "$1" && shift && exec "$@"'
 _READ_ONLY_HOME = 'mount --bind . . && mount -o remount,bind,ro . && exec "$@"'
 YEAR = 3600 * 24 * 365
@@ -207,18 +206,18 @@ class Umask(Different):
     name = "umask"
     about = "a umask of 077, 0377 or 0777, or a TMPDIR and a home that may not be written, which holds for root too"
 
-    def why_not(self) -> str:
-        return "" if shutil.which("setpriv") and os.geteuid() == 0 else "only root can give up rights (setpriv)"
-
     ways = (
-        Way(label="umask 077", wrapper=(*_NO_RIGHTS, "sh", "-c", 'umask 077; exec "$@"', "sh")),
-        Way(label="umask 0777", wrapper=(*_NO_RIGHTS, "sh", "-c", 'umask 0777; exec "$@"', "sh"), may_fail=True),
-        Way(label="umask 0377", wrapper=(*_NO_RIGHTS, "sh", "-c", 'umask 0377; exec "$@"', "sh"), may_fail=True),
+        Way(label="umask 077", wrapper=(*AS_ANYBODY, "sh", "-c", 'umask 077; exec "$@"', "sh")),
+        Way(label="umask 0777", wrapper=(*AS_ANYBODY, "sh", "-c", 'umask 0777; exec "$@"', "sh"), may_fail=True),
+        Way(label="umask 0377", wrapper=(*AS_ANYBODY, "sh", "-c", 'umask 0377; exec "$@"', "sh"), may_fail=True),
         Way(
             label="TMPDIR and home may not be written",
-            wrapper=(*_NO_RIGHTS, "sh", "-c", 'chmod 555 "$TMPDIR" "$HOME"; exec "$@"', "sh"),
+            wrapper=(*AS_ANYBODY, "sh", "-c", 'chmod 555 "$TMPDIR" "$HOME"; exec "$@"', "sh"),
         ),
     )
+
+    def why_not(self) -> str:
+        return no_rights()
 
 
 class SimpleDisk(Fault):
