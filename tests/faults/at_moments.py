@@ -119,7 +119,7 @@ class TwoAtOnce(Fault):
 
     def _both(self, delay: float, force: bool, bench: Bench, scenario: Scenario, place: Place) -> Ended:
         """Both runs; how that one ended that did worse, or any: what is left is judged by its files."""
-        arguments = place.arguments(scenario.line, force=force and scenario.takes_force)
+        arguments = place.arguments(scenario, force=force)
         first = Running(place, arguments, Setting(), 1)
         time.sleep(delay)
         second = Running(place, arguments, Setting(), 2)
@@ -153,7 +153,7 @@ class StoppedInside(Fault):
 
     def _both(self, n: int, force: bool, bench: Bench, scenario: Scenario, place: Place) -> Ended:
         """The first run until it stops, the second, the rest of the first; as `TwoAtOnce`."""
-        arguments = place.arguments(scenario.line, force=force and scenario.takes_force)
+        arguments = place.arguments(scenario, force=force)
         setting = shimmed(bench, place, "", ROOM | CHANGE, n, "signal", signal.SIGSTOP)
         first = Running(place, arguments, setting, 1)
         # It stops late on a busy machine; a SIGCONT before that would be lost.

@@ -150,7 +150,7 @@ class Bench:
             (place.folder / name).write_bytes(data)
         before = Snapshot.of(place, scenario)
         setting = Setting() if shim.why_not() else Setting(shim=self.counted(place))
-        ended = run(place, place.arguments(scenario.line), setting)
+        ended = run(place, place.arguments(scenario), setting)
         if changed and ended.code != scenario.code:
             return None  # other contents are not as good, such as those that a file is held against
         if ended.code != scenario.code:
@@ -163,8 +163,8 @@ class Bench:
         place = self.place(scenario)
         try:
             before = Snapshot.of(place, scenario)
-            run(place, place.arguments(scenario.line))
-            ended = run(place, place.arguments(scenario.line, force=scenario.takes_force))
+            run(place, place.arguments(scenario))
+            ended = run(place, place.arguments(scenario, force=True))
             return Complete.of(before, Snapshot.of(place, scenario), normalised(ended, place))
         finally:
             place.remove()
@@ -205,9 +205,7 @@ class Bench:
             ended = one.act(self, scenario, place)
         else:
             instead = {name: place.folder / path for name, path in one.instead.items()}
-            arguments = place.arguments(
-                scenario.line, instead, force=(one.replacing or one.force) and scenario.takes_force
-            )
+            arguments = place.arguments(scenario, instead, force=one.replacing or one.force)
             ended = run(place, arguments, one.setting(place))
         ended = normalised(ended, place)
         if one.without_threads and OPENMP in ended.err:
@@ -256,11 +254,11 @@ class Bench:
         """What speaks against the state after the next run, which completes or clears away what a kill left."""
         if scenario.recovery:
             # There may be nothing to complete, which is an error; what follows must go well.
-            ended, *rest = (run(place, place.arguments(line)) for line in scenario.recovery)
+            ended, *rest = (run(place, place.words(line)) for line in scenario.recovery)
             failed = [one for one in rest if one.code]
             ended = replace(failed[0], code=NEITHER) if failed else ended
         else:
-            ended = run(place, place.arguments(scenario.line, force=scenario.takes_force))
+            ended = run(place, place.arguments(scenario, force=True))
         ended = normalised(ended, place)
         found = Found(before=before, after=Snapshot.of(place, scenario), ended=ended)
         good = None if scenario.recovery else scenario.code

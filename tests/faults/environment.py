@@ -73,7 +73,7 @@ class SmallDisk(Fault):
 
     def _run(self, size: int, bench: Bench, scenario: Scenario, place: Place) -> Ended:
         wrapper = (*UNSHARE, "sh", "-c", _SMALL_DISK, "sh", f"{size}k", str(place.outputs))
-        ended = run(place, place.arguments(scenario.line), Setting(wrapper=wrapper))
+        ended = run(place, place.arguments(scenario), Setting(wrapper=wrapper))
         seen = place.outputs.with_name("out.seen")
         if seen.is_dir():  # else the command hung, and was ended with the shell that copies
             place.outputs.rmdir()

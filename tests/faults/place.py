@@ -52,12 +52,18 @@ class Place:
         """Where outputs go."""
         return self.folder / "out"
 
-    def arguments(self, line: str, instead: Mapping[str, Path] = {}, *, force: bool = False) -> list[str]:
-        """The arguments of a scenario's line; `instead` gives other paths for outputs by name."""
+    def arguments(self, scenario: Scenario, instead: Mapping[str, Path] = {}, *, force: bool = False) -> list[str]:
+        """The arguments of a scenario, with --force if it has that; `instead` gives other paths for outputs by name."""
+        line = scenario.line
         for name, path in instead.items():
             line = line.replace(f"{{out}}/{name}", shlex.quote(str(path)))
-        line = line.replace("{in}", shlex.quote(str(self.inputs))).replace("{out}", shlex.quote(str(self.outputs)))
-        return [*shlex.split(line), *(["--force"] if force else [])]
+        return [*self.words(line), *(["--force"] if force and scenario.takes_force else [])]
+
+    def words(self, line: str) -> list[str]:
+        """The arguments of a line that has `{in}` and `{out}`."""
+        return shlex.split(
+            line.replace("{in}", shlex.quote(str(self.inputs))).replace("{out}", shlex.quote(str(self.outputs)))
+        )
 
     def name_of(self, path: Path) -> str:
         """The name of an entry: its path in the place, without the place's own path (lm-evaluation-harness writes it)."""
