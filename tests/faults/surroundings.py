@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from tests.faults import shim
-from tests.faults.at_steps import WRONG
+from tests.faults.at_steps import WRONG, shimmed
 from tests.faults.bench import Bench, Change, Try
 from tests.faults.child import Setting
 from tests.faults.fault import Fault, some
@@ -16,8 +17,9 @@ from tests.faults.on_paths import REFUSED, UNSHARE, no_mounts
 from tests.faults.permissions import AS_ANYBODY, no_rights
 from tests.faults.place import Place
 from tests.faults.scenario import Scenario
-from tests.faults.shim import LACK, Shim
+from tests.faults.shim import LACK
 
+_ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
 _GONE = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
 _OTHER_DISK = 'mount -t tmpfs none "$1" && shift && exec "$@"'
 _READ_ONLY_HOME = 'mount --bind . . && mount -o remount,bind,ro . && exec "$@"'
@@ -61,11 +63,7 @@ class Different(Fault):
         return [
             Try(
                 label=way.label,
-                codes=REFUSED
-                if way.refused
-                else (*WRONG, scenario.code)
-                if self.may_fail(way, scenario)
-                else (scenario.code,),
+                codes=self._codes(way, scenario),
                 says=(way.refused,) if way.refused else (),
                 setting=partial(self._setting, bench, way),
                 prepare=way.prepare,
@@ -75,6 +73,11 @@ class Different(Fault):
             )
             for way in some(self.ways, most, self.name, scenario.name)
         ]
+
+    def _codes(self, way: Way, scenario: Scenario) -> tuple[int, ...]:
+        if way.refused:
+            return REFUSED
+        return (*WRONG, scenario.code) if self.may_fail(way, scenario) else (scenario.code,)
 
     def _setting(self, bench: Bench, way: Way, place: Place) -> Setting:
         values = {name: value.replace("{place}", str(place.folder)) for name, value in way.environment.items()}
@@ -145,11 +148,7 @@ class OddSettings(Different):
         Way(label="one column", environment={"COLUMNS": "1", "TERM": "dumb"}, prints=False),
         Way(label="columns without end", environment={"COLUMNS": "100000", "LINES": "x"}, prints=False),
         Way(label="no terminal", environment={"TERM": "", "COLUMNS": "x"}, without=("LANG", "PATH")),
-        Way(
-            label="ASCII",
-            environment={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"},
-            prints=False,
-        ),
+        Way(label="ASCII", environment=_ASCII, prints=False),
         Way(label="no such locale", environment={"LC_ALL": "xx_YY.latin1", "PYTHONIOENCODING": "latin1"}, prints=False),
         Way(label="date of sources", environment={"SOURCE_DATE_EPOCH": "x", "TZ": "Nowhere/None"}),
         Way(label="1975", environment={"FAULT_CLOCK": str(-51 * YEAR)}),
@@ -167,15 +166,9 @@ class OddNames(Different):
     about = (
         "inputs and outputs lie in a folder whose name has spaces, escapes, a newline or no encoding, or is very long"
     )
-    _ascii: Mapping[str, str] = {
-        "LC_ALL": "C",
-        "PYTHONUTF8": "0",
-        "PYTHONCOERCECLOCALE": "0",
-        "PYTHONIOENCODING": "ascii",
-    }
     ways = (
         Way(label="letters", below="Größe 日本 🙂", prints=False),
-        Way(label="letters, in ASCII", below="Größe 日本 🙂", environment=_ascii, prints=False),
+        Way(label="letters, in ASCII", below="Größe 日本 🙂", environment=_ASCII, prints=False),
         Way(label="signs", below="-a %s{}{0}$(x)`y`'\"\\*?[a]&|;<b>#~", prints=False),
         Way(label="newline", below="a\nb\x1b[31m\r\tc", prints=False),
         Way(label="bytes", below=os.fsdecode(b"a\xff\xfeb"), prints=False),
@@ -236,7 +229,7 @@ class SimpleDisk(Fault):
         return [Try(label="", codes=codes, setting=partial(self._setting, bench))]
 
     def _setting(self, bench: Bench, place: Place) -> Setting:
-        return Setting(shim=Shim(library=bench.library, under=f"{place.folder}/", kinds=LACK, at=1, do="full", value=1))
+        return shimmed(bench, place, "", LACK, 1, "full", errno.EPERM)
 
 
 def faults() -> Iterator[Fault]:
