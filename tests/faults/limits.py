@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import random
 import resource
 import signal
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from tests.faults import shim
 from tests.faults.at_steps import WRONG
 from tests.faults.bench import Bench, Try
 from tests.faults.child import Setting
-from tests.faults.fault import Fault
+from tests.faults.fault import Fault, some
 from tests.faults.place import Place
 from tests.faults.scenario import Scenario
 from tests.faults.shim import PROCESS, THREAD, Shim
@@ -34,10 +33,9 @@ class Limited(Fault):
     cheap = False
 
     def tries(self, bench: Bench, scenario: Scenario, most: int) -> list[Try]:
-        draw = random.Random(f"{self.name}:{scenario.name}")
         return [
             Try(label=f"{n} {self.unit}", codes=self.codes, setting=partial(self._setting, n * self.factor))
-            for n in sorted(draw.sample(self.limits, min(most, len(self.limits))))
+            for n in some(self.limits, most, self.name, scenario.name)
         ]
 
     def _setting(self, limit: int, _: Place) -> Setting:
@@ -81,7 +79,6 @@ class NoProcesses(Fault):
         first = available_cores() + 1
         made = [(kinds, n) for n in (1, first, first + 1, first + 3) for kinds in (PROCESS | THREAD, THREAD)]
         made += [(PROCESS, n) for n in (1, 2, 3)]
-        chosen = random.Random(f"{self.name}:{scenario.name}").sample(made, min(most, len(made)))
         names = {PROCESS: "process", THREAD: "thread", PROCESS | THREAD: "process or thread"}
         return [
             Try(
@@ -90,7 +87,7 @@ class NoProcesses(Fault):
                 setting=partial(self._setting, bench, kinds, n),
                 without_threads=True,
             )
-            for kinds, n in chosen
+            for kinds, n in some(made, most, self.name, scenario.name)
         ]
 
     def _setting(self, bench: Bench, kinds: int, n: int, _: Place) -> Setting:
