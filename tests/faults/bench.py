@@ -19,7 +19,6 @@ from tests.faults.scenario import Scenario
 from tests.faults.shim import Shim
 from tests.faults.verdict import Complete, Expected, Found, complaints, unsettled
 
-OPENMP = "libgomp: Thread creation failed"
 NEITHER = -1000
 """Stands for an exit code where none of two runs ended well, or a later one failed."""
 ALL_KINDS = shim.READ | shim.ROOM | shim.CHANGE
@@ -79,8 +78,8 @@ class Try:
     twice: bool = False
     """Two runs, one after the other, are complete too."""
     prints: bool = True
-    without_threads: bool = False
-    """No thread can be started, which OpenMP's library answers by ending the process; that is judged as SIGKILL is."""
+    aborts: str = ""
+    """What a library says on stderr that answers the fault by ending the process; that is judged as SIGKILL is."""
     needs_complete: bool = True
     """Whether the verdict needs to know what a run without a fault leaves; not where the command must do nothing."""
 
@@ -208,7 +207,7 @@ class Bench:
             arguments = place.arguments(scenario, instead, force=one.replacing or one.force)
             ended = run(place, arguments, one.setting(place))
         ended = normalised(ended, place)
-        if one.without_threads and OPENMP in ended.err:
+        if one.aborts and one.aborts in ended.err:
             one = replace(one, killed=True, codes=(-signal.SIGKILL,))
             ended = replace(ended, code=-signal.SIGKILL, err="")
         completes = [Complete(entries={}, out="")]

@@ -129,18 +129,7 @@ class Running:
         hung = False
         wait_until(self._handles_signals)
         begun = time.monotonic()
-        if self.setting.number:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(self.setting.seconds)
-            reached = self.process.poll() is None
-            if reached and self.setting.pause:
-                os.killpg(self.process.pid, self.setting.number)
-                time.sleep(self.setting.pause)
-                os.killpg(self.process.pid, signal.SIGCONT)
-            elif reached:
-                self.process.send_signal(self.setting.number)
-        else:
-            reached = True
+        reached = not self.setting.number or self._signalled()
         used, since = 0.0, begun
         while True:
             try:
@@ -173,6 +162,19 @@ class Running:
             steps=[(kind, path.removeprefix(f"{self.place.folder}/")) for kind, path in steps],
         )
 
+    def _signalled(self) -> bool:
+        """Send the setting's signal when its time has come; False where the command ended before."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(self.setting.seconds)
+            return False
+        if self.setting.pause:
+            os.killpg(self.process.pid, self.setting.number)
+            time.sleep(self.setting.pause)
+            os.killpg(self.process.pid, signal.SIGCONT)
+        else:
+            self.process.send_signal(self.setting.number)
+        return True
+
     def survivors(self) -> int:
         """How many processes of its session there are, itself left aside."""
         return sum(pid != self.process.pid and fields[0] not in "ZX" for pid, fields in self._session())
@@ -183,20 +185,19 @@ class Running:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def _session(self) -> Iterator[tuple[int, list[str]]]:
-        """The processes of its session: their ids, and the fields of /proc/PID/stat from the state on."""
+        """The processes of its session: their ids, and their fields."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError, IndexError, ValueError):
-                fields = stat.read_text("utf-8", "replace").rpartition(")")[2].split()
+                fields = _fields(stat)
                 if int(fields[3]) == self.process.pid:
                     yield int(stat.parent.name), fields
 
     def stopped(self) -> bool:
         """Whether it was stopped (SIGSTOP), or has ended."""
         try:
-            text = Path(f"/proc/{self.process.pid}/stat").read_text("utf-8", "replace")
+            return _fields(Path(f"/proc/{self.process.pid}/stat"))[0] in "TtZX"
         except OSError:
             return True
-        return text.rpartition(")")[2].split()[0] in "TtZX"
 
     def _handles_signals(self) -> bool:
         """Whether tinyq's own handler of SIGTERM is there, or the process has ended."""
@@ -208,6 +209,11 @@ class Running:
             return True
         caught = next(int(line.split()[1], 16) for line in text.splitlines() if line.startswith("SigCgt"))
         return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def _fields(stat: Path) -> list[str]:
+    """The fields of a /proc/PID/stat from the state on."""
+    return stat.read_text("utf-8", "replace").rpartition(")")[2].split()
 
 
 def _opened(where: str) -> int:

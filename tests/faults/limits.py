@@ -21,6 +21,7 @@ from tests.faults.shim import PROCESS, THREAD, Shim
 MEMORY = (60, 120, 200, 300, 450, 700, 1000, 1500, 2200, 3000)
 """MiB of address space: from where Python just begins to where torch and llama.cpp run."""
 FILES = (6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64)
+OPENMP = "libgomp: Thread creation failed"
 
 
 class Limited(Fault):
@@ -85,7 +86,7 @@ class NoProcesses(Fault):
                 label=f"{names[kinds]} {n}",
                 codes=WRONG,
                 setting=partial(self._setting, bench, kinds, n),
-                without_threads=True,
+                aborts=OPENMP,
             )
             for kinds, n in some(made, most, self.name, scenario.name)
         ]
