@@ -67,8 +67,8 @@ class ProcessorTime(Limited):
 class NoProcesses(Fault):
     name = "no processes or threads"
     about = (
-        "from a chosen one on, no process and no thread can be started (EAGAIN), as where a limit on them is reached; where "
-        "OpenMP's library, with which torch computes, gets none, it ends the process, which is judged as SIGKILL is"
+        "from a chosen one on, no process, no thread or neither can be started (EAGAIN), as where a limit on them is reached; "
+        "where OpenMP's library, with which torch computes, gets none, it ends the process, which is judged as SIGKILL is"
     )
     cheap = False
 

@@ -19,15 +19,17 @@ survived, and how often something was lost (tried/survived/lost). A dash is a fa
 another file in the place of an input where there is none; a question mark is one that has not been tried on it. {total}
 `make faults` runs all and writes this page; `make test` runs a sample.
 
-Each try runs `tinyq` as a user does, in a process and a folder of its own. Where a moment has to be chosen (which write fails,
-when a signal arrives) the choice is drawn with a fixed seed, so that the same command tries the same again; every second time
-the outputs exist already and `--force` is given. The verdict is computed from what is found afterwards. A command survived if
+Each try runs `tinyq` as a user does, in a process and a folder of its own (`demo` with two types and short answers). Where a
+moment has to be chosen (which write fails, when a signal arrives) the choice is drawn with a fixed seed, so that the same command
+tries the same again; at every second write or signal the outputs exist already and `--force` is given. The verdict is computed
+from what is found afterwards. A command survived if
 
 - its exit code is one of those that the fault allows, and no process of it is left;
-- an error is one line on stderr that names the file, and there is never a traceback;
+- an error is one line on stderr, which names the input that could not be read or the path that cannot be an output, and there is
+  never a traceback;
 - inputs are what they were, byte for byte;
-- every output is absent, or the old one, or complete: the same bytes as without a fault; a split set is all old or all new, and
-  what the error line says of outputs is true;
+- every output is absent, or the old one, or complete: the same bytes as without a fault, or the same form where it varies from
+  run to run; a split set is all old or all new, and what the error line says of outputs is true;
 - nothing else is left, in the outputs' folder, in `TMPDIR` or in the home. After SIGKILL the next run, with `--force`, clears
   away or completes what is left, and is judged; a change in place is completed by `--in-place`.
 
