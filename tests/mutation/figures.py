@@ -27,6 +27,11 @@ Mutants that compute the same as the module are declared in `tests/mutation/equi
 aim is that 95 % of the others are killed in the type recipes, rewrites, targets, surgery's positions, tokenizers, metrics and
 statistics. A row without figures has not been measured.
 """
+WHY = """About half are of four kinds, which change no file: the first of layers that are all the same in what is asked of them
+(`[0]`), where another would do but in a model of one layer; rows and columns of zeros, of which the first alone is
+taken (`Filled`); the norm of queries and keys in architectures that have none (`Norm(0.0)`); and a default of 0 that
+becomes 1 in the next step (`or 1.0`). The rest are bounds, defaults and conditions that no test tells from the changed ones."""
+"""What the page says of the survivors."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +128,6 @@ def note(name: str, found: Figures) -> None:
     FIGURES.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-WHY = """Most are of four kinds, which change no file: the first of layers that are all the same in what is asked of them
-(`[0]`), where another would do but in a model of one layer; rows and columns of zeros, of which the first alone is
-taken (`Filled`); the norm of queries and keys in architectures that have none (`Norm(0.0)`); and a default of 0 that
-becomes 1 in the next step (`or 1.0`). The rest are bounds and defaults at which no test looks."""
-
-
 def page(subjects: Mapping[str, Subject], known: dict[str, Figures]) -> str:
     """The page: a table of the modules and groups, then the survivors and the equivalent mutants of each."""
     rows, survivors, samples = [], [], []
@@ -142,7 +141,7 @@ def page(subjects: Mapping[str, Subject], known: dict[str, Figures]) -> str:
             survivors += [
                 f"| `{module}` | {_code(line)} | {_code(change)} |" for module, line, change in found.survivors
             ]
-            if found.drawn:
+            if found.drawn and found.total < found.available:
                 samples.append(
                     f"Of {_name(name, subject)} a random sample was run: {found.total} of {found.available:,} mutants "
                     f"(`--sample {found.drawn.count} --seed {found.drawn.seed}`)."
