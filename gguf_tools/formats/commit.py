@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gguf_tools.errors import OutputError
-from gguf_tools.formats.temporary import create_file, is_temporary, readable, stem
+from gguf_tools.formats.temporary import is_temporary, stem, write_journal
 from gguf_tools.formats.text_file import load_json
 
 MAX_JOURNAL = 1 << 26
@@ -50,17 +50,7 @@ def begin(moves: Sequence[tuple[Path, Path]]) -> None:
     `moves` are (temporary path, final path), all in one folder. If this raises OSError, nothing has been renamed.
     """
     first = moves[0][1]
-    with create_file(first) as stream:
-        temporary = Path(os.fsdecode(stream.name))
-        try:
-            readable(stream)
-            stream.write(json.dumps([[a.name, b.name] for a, b in moves]).encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-            os.replace(temporary, commit_path(first))
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    write_journal(commit_path(first), json.dumps([[a.name, b.name] for a, b in moves]).encode(), first)
     try:
         sync(first.parent)
     except OSError:

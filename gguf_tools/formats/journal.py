@@ -29,7 +29,7 @@ from gguf_tools.formats.commit import sync
 from gguf_tools.formats.copying import copy_range
 from gguf_tools.formats.data_file import DataFile
 from gguf_tools.formats.output import atomic_output
-from gguf_tools.formats.temporary import create_file, readable, remove_leftovers, temporaries
+from gguf_tools.formats.temporary import remove_leftovers, temporaries, write_journal
 from gguf_tools.formats.text_file import Kind, load_json, read_bytes
 from gguf_tools.progress import ByteProgress
 
@@ -228,19 +228,7 @@ def _next_undo(path: Path, records: list[Path]) -> Path:
 
 def _create(path: Path, data: bytes) -> None:
     """Write a journal or an undo record atomically, and flush it."""
-    with create_file(path) as stream:
-        temporary = Path(os.fsdecode(stream.name))
-        try:
-            readable(stream)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(stream.fileno(), view) :]
-            os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            # Such as a full disk: nothing has begun.
-            temporary.unlink(missing_ok=True)
-            raise
+    write_journal(path, data, path)
     sync(path.parent)
 
 

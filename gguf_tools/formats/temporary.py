@@ -104,8 +104,26 @@ def create_file(path: Path, mode: int = 0o666) -> BinaryIO:
     return stream
 
 
-def readable(stream: BinaryIO) -> None:
-    """Let the owner of a file read it again, whatever the umask: for a journal, which the next run reads."""
+def write_journal(path: Path, data: bytes, output: Path) -> None:
+    """Write what the next run reads to `path`, under a temporary name of `output` first; the folder is not flushed.
+
+    Its owner can read it, whatever the umask. Raises OSError, such as for a full disk; then nothing has begun.
+    """
+    with create_file(output) as stream:
+        temporary = Path(os.fsdecode(stream.name))
+        try:
+            _let_owner_read(stream)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(stream.fileno(), view) :]
+            os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _let_owner_read(stream: BinaryIO) -> None:
     mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
     if mode & 0o600 != 0o600:
         with contextlib.suppress(OSError):  # a file system without modes
