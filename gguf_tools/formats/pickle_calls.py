@@ -74,6 +74,7 @@ class CallReader(pickle._Unpickler):
     `load` raises CheckpointError for a call that has no bounds or makes a tensor of other numbers than the file's.
     """
 
+    stack: list[Any]
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
@@ -82,8 +83,6 @@ class CallReader(pickle._Unpickler):
         self.storages: set[Any] = set()
         # What torch.save writes goes through each value once.
         self._budget = max(LEAST_BUDGET, 4 * path.stat().st_size)
-
-    stack: list[Any]
 
     def find_class(self, module: str, name: str) -> Named:
         """The name, as a value: nothing is imported. Python 2's names become today's, as in torch."""
@@ -98,16 +97,11 @@ class CallReader(pickle._Unpickler):
         return Made("", pid)
 
     def load_reduce(self) -> None:
-        """The opcode REDUCE, and (below) NEWOBJ: a call."""
+        """The opcodes REDUCE and NEWOBJ: a call."""
         args = self.stack.pop()
         self.stack[-1] = self._called(self.stack[-1], args)
 
-    def load_newobj(self) -> None:
-        """The opcode NEWOBJ."""
-        self.load_reduce()
-
-    dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = load_reduce
 
     def _called(self, what: object, args: object) -> Any:
         """What a call would return."""
