@@ -19,6 +19,7 @@ from pathlib import Path
 from gguf_tools.errors import InputError
 from gguf_tools.formats.gguf.split import all_parts
 from gguf_tools.formats.remote import RemoteFile, attach, attached_in, bring
+from gguf_tools.formats.temporary import MAX_NAME
 from gguf_tools.progress import ByteProgress
 from gguf_tools.sources.hub.cache import cache_folder, cached_commit, record_revision, snapshot, store
 from gguf_tools.sources.hub.client import (
@@ -44,8 +45,6 @@ SMALL_BYTES = 128 << 20
 """Most bytes of such a file; others of that name are left on the hub."""
 MOST_SMALL, MOST_SMALL_BYTES = 1000, 2 << 30
 """Most such files of a repository, and most bytes that they have together."""
-LONGEST_NAME = 255
-"""Most bytes of a part of a path, as on most file systems."""
 LARGEST = 1 << 50
 """Most bytes of a file that is believed."""
 AT_ONCE = 8
@@ -160,7 +159,7 @@ def is_usable(file: Listed) -> bool:
         return False
     parts = file.path.split("/")
     safe = "\\" not in file.path and not {"", ".", ".."} & set(parts)
-    safe = safe and all(len(part.encode()) <= LONGEST_NAME for part in parts)
+    safe = safe and all(len(part.encode()) <= MAX_NAME for part in parts)
     sized = type(file.size) is int and 0 <= file.size <= LARGEST
     return safe and sized and (file.sha256 is None or SHA256.fullmatch(str(file.sha256)) is not None)
 
